@@ -1,0 +1,6 @@
+"""The options of a training, declared once, and the request, configuration and response made of them."""
+
+from mltrack.config.options import OPTIONS, Option
+from mltrack.config.request import TaskType, TrainingConfig, TrainModelRequest, TrainModelResponse
+
+__all__ = ["OPTIONS", "Option", "TaskType", "TrainModelRequest", "TrainModelResponse", "TrainingConfig"]

@@ -1,0 +1,223 @@
+"""Every option of `mltrack train`, declared once: type, default, range, meaning.
+
+The command line, the README's table, `TrainModelRequest`, `TrainingConfig` and the MLflow params follow from `OPTIONS`.
+Invariant: `Option.parse(text)` and `Option.check(value)` accept exactly the same values, and say the same sentence otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mltrack.errors import ConfigurationError, did_you_mean
+
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option."""
+
+    name: str
+    """As written in Python and after `-P`; the command line accepts `-` for `_`."""
+    kind: str
+    """int, float, bool, text, path, or interval (the word `epoch`, or a number of optimizer steps)."""
+    help: str
+    """One sentence for `--help` and the README's table."""
+    default: Any = None
+    """What holds where neither the user nor the task says otherwise; None: not set."""
+    by_task: bool = False
+    """The default comes from `mltrack.tasks.defaults`."""
+    choices: tuple[str, ...] = ()
+    """Accepted words; empty: any."""
+    minimum: float | None = None
+    """Smallest accepted number, itself accepted unless `above`."""
+    above: bool = False
+    """The minimum itself is not accepted."""
+    maximum: float | None = None
+    """Largest accepted number, itself accepted unless `below`."""
+    below: bool = False
+    """The maximum itself is not accepted."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Other spellings of a choice, such as true for auto."""
+
+    @property
+    def flag(self) -> str:
+        """The spelling of the command line, such as `--learning-rate`."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def accepted(self) -> str:
+        """What would be accepted, for messages and tables."""
+        if self.kind in ("int", "float"):
+            noun = "a whole number" if self.kind == "int" else "a number"
+            low = "" if self.minimum is None else f" {'>' if self.above else '>='} {self.minimum:g}"
+            high = "" if self.maximum is None else f" {'<' if self.below else '<='} {self.maximum:g}"
+            return noun + low + (" and" if low and high else "") + high
+        if self.kind == "bool":
+            return "true or false"
+        if self.kind == "interval":
+            return "epoch, or a whole number of optimizer steps > 0"
+        if self.choices:
+            return "|".join(self.choices)
+        return "a path" if self.kind == "path" else "text"
+
+    def parse(self, text: str) -> Any:
+        """The value that a word of the command line means.
+
+        Raises:
+            ConfigurationError: the word means no accepted value; the message says which would.
+        """
+        word = text.strip()
+        if self.kind in ("int", "float", "interval"):
+            if self.kind == "interval" and word == "epoch":
+                return word
+            try:
+                return self.check(float(word) if self.kind == "float" else int(word))
+            except ValueError:
+                raise self._refused(text) from None
+        if self.kind == "bool":
+            if word.lower() in _TRUE:
+                return True
+            if word.lower() in _FALSE:
+                return False
+            raise self._refused(text)
+        return self.check(text)
+
+    def check(self, value: Any) -> Any:
+        """The value itself, in the option's own type; what Python callers give passes through here.
+
+        Raises:
+            ConfigurationError: the value is outside of what is accepted.
+        """
+        if value is None:
+            if self.default is None or self.by_task:
+                return None
+            raise self._refused(value)
+        checker: Callable[[Any], Any] = getattr(self, f"_check_{self.kind}")
+        return checker(value)
+
+    def _check_int(self, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+            raise self._refused(value)
+        return int(self._in_range(int(value)))
+
+    def _check_float(self, value: Any) -> float:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise self._refused(value)
+        return float(self._in_range(float(value)))
+
+    def _check_bool(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self._refused(value)
+        return value
+
+    def _check_interval(self, value: Any) -> int | str:
+        if value == "epoch":
+            return "epoch"
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise self._refused(value)
+        return value
+
+    def _check_path(self, value: Any) -> str:
+        if not isinstance(value, (str, Path)) or not str(value):
+            raise self._refused(value)
+        return str(value)
+
+    def _check_text(self, value: Any) -> str:
+        if isinstance(value, bool):
+            value = str(value).lower()
+        if not isinstance(value, str) or not value:
+            raise self._refused(value)
+        if not self.choices:
+            return str(value)
+        word = self.aliases.get(value.lower(), value.lower())
+        if word not in self.choices:
+            raise self._refused(value)
+        return word
+
+    def _in_range(self, value: float) -> float:
+        too_low = self.minimum is not None and (value <= self.minimum if self.above else value < self.minimum)
+        too_high = self.maximum is not None and (value >= self.maximum if self.below else value > self.maximum)
+        if too_low or too_high:
+            raise self._refused(value)
+        return value
+
+    def _refused(self, value: Any) -> ConfigurationError:
+        accepted = did_you_mean(str(value), self.choices) if self.choices else f"accepted: {self.accepted}"
+        return ConfigurationError(f"{self.name}: seen {value!r}; {accepted}")
+
+
+def _declare(*options: Option) -> dict[str, Option]:
+    table = {option.name: option for option in options}
+    assert len(table) == len(options), "an option is declared twice"
+    return table
+
+
+TASKS = ("text_classification", "code_generation", "security_classification")
+PRECISIONS = ("auto", "fp16", "bf16", "off")
+
+OPTIONS: dict[str, Option] = _declare(
+    # what is learned, from what
+    Option(name="task", kind="text", default="code_generation", choices=TASKS, help="The task."),
+    Option(name="dataset_path", kind="path", default="stdlib", help="Records: a .json, .jsonl, .jsonl.gz, .csv or .parquet file, or `stdlib`, the interpreter's own standard library."),
+    Option(name="validation_path", kind="path", help="A file of evaluation records; without it, `validation_split` of the records is held out."),
+    Option(name="validation_split", kind="float", default=0.1, minimum=0, above=True, maximum=1, below=True, help="Share of the records held out for evaluation, stratified by label."),
+    Option(name="model_name", kind="text", default="scratch:small", help="`scratch:tiny|small|base`, a Hugging Face hub name, a local folder, or `models:/name@alias`."),
+    Option(name="num_labels", kind="int", minimum=2, help="Number of classes; only checked against the data."),
+    Option(name="max_length", kind="int", by_task=True, minimum=8, help="Longest sequence in tokens; longer ones are cut."),
+    # how long
+    Option(name="epochs", kind="int", by_task=True, minimum=1, help="Passes over the training records."),
+    Option(name="max_steps", kind="int", minimum=1, help="Optimizer steps after which training ends, whatever `epochs` says."),
+    Option(name="early_stopping_patience", kind="int", minimum=1, help="Evaluations without improvement after which training ends; not set: never."),
+    Option(name="early_stopping_min_delta", kind="float", default=0.0, minimum=0, help="Smallest change of the metric that counts as an improvement."),
+    # the optimizer step
+    Option(name="batch_size", kind="int", by_task=True, minimum=1, help="Examples per micro-batch."),
+    Option(name="eval_batch_size", kind="int", minimum=1, help="Examples per evaluation batch; not set: twice `batch_size`. Results do not depend on it."),
+    Option(name="gradient_accumulation_steps", kind="int", default=1, minimum=1, help="Micro-batches per optimizer step."),
+    Option(name="learning_rate", kind="float", by_task=True, minimum=0, above=True, help="Peak learning rate of AdamW."),
+    Option(name="weight_decay", kind="float", default=0.01, minimum=0, help="Decoupled weight decay; never on biases and norms."),
+    Option(name="warmup_steps", kind="int", minimum=0, help="Optimizer steps of linear warmup; wins over `warmup_ratio`."),
+    Option(name="warmup_ratio", kind="float", default=0.06, minimum=0, maximum=1, help="Linear warmup as a share of all optimizer steps."),
+    Option(name="max_grad_norm", kind="float", default=1.0, minimum=0, above=True, help="Gradients are clipped to this norm."),
+    Option(name="gradient_checkpointing", kind="bool", default=False, help="Recompute activations in the backward pass: less memory, more time."),
+    Option(name="use_mixed_precision", kind="text", default="auto", choices=PRECISIONS, aliases={"true": "auto", "false": "off", "fp32": "off", "no": "off"}, help="`auto` takes bf16 where the device has the instruction, fp16 on older GPUs, else off; true means auto, false means off."),
+    Option(name="on_non_finite", kind="text", default="stop", choices=("stop", "skip"), help="What a NaN or infinite loss or gradient does: stop the run, or skip the step and count it."),
+    # evaluation and checkpoints
+    Option(name="eval_every", kind="interval", default="epoch", help="When to evaluate: each epoch, or every so many optimizer steps (and at each epoch's end)."),
+    Option(name="save_every", kind="interval", default="epoch", help="When to save a checkpoint; one is also saved at the end."),
+    Option(name="metric_name", kind="text", default="eval_loss", help="The metric that ranks checkpoints and stops early."),
+    Option(name="metric_mode", kind="text", choices=("min", "max"), help="Whether lower or higher is better; not set: told by the metric's name."),
+    Option(name="max_checkpoints", kind="int", default=3, minimum=1, help="Best checkpoints kept, beside the latest."),
+    Option(name="keep_every", kind="int", minimum=1, help="Also keep each checkpoint whose step is a multiple of this."),
+    # where it runs
+    Option(name="device", kind="text", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="Where the model runs."),
+    Option(name="parallel", kind="text", default="auto", choices=("auto", "none", "dp", "ddp"), help="`auto` uses DataParallel where several GPUs are visible."),
+    Option(name="num_workers", kind="int", default=0, minimum=0, help="Worker processes that collate batches; 0: the trainer's own thread."),
+    Option(name="seed", kind="int", default=42, minimum=0, help="Seeds the split, the order, the weights and the dropout."),
+    Option(name="deterministic", kind="bool", default=False, help="Refuse operations that torch cannot repeat exactly on a GPU (a CPU run repeats as it is)."),
+    # MLflow and the run's folder
+    Option(name="output_dir", kind="path", default="mltrack-runs", help="Folder of the run directories."),
+    Option(name="tracking_uri", kind="text", help="MLflow tracking URI; not set: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory."),
+    Option(name="experiment_name", kind="text", help="MLflow experiment; not set: MLFLOW_EXPERIMENT_NAME, else Default. Ignored under `mlflow run`."),
+    Option(name="run_name", kind="text", help="Name of the run; not set: task and model. Ignored under `mlflow run`."),
+    Option(name="registered_model_name", kind="text", help="Registry name of the best model; not set: `mltrack-<task>`."),
+    Option(name="promote", kind="text", default="auto", choices=("auto", "never", "always"), help="When the new version becomes `champion`: where there is none yet, never, or always."),
+    Option(name="resume", kind="text", default="auto", help="`never`; `latest`: the newest run directory; a run id; `auto`: only the run that MLFLOW_RUN_ID names, if it has a checkpoint."),
+    Option(name="new_run", kind="bool", default=False, help="Continue the resumed run's checkpoint in a new run."),
+    Option(name="offline", kind="bool", default=False, help="Keep everything in the run directory until `mltrack sync`."),
+    Option(name="exit_wait", kind="float", default=600.0, minimum=0, help="Seconds to wait at the end while deliveries to MLflow make progress."),
+    # the rest
+    Option(name="on_bad_record", kind="text", default="stop", choices=("stop", "skip"), help="What a bad record does: stop with its place, or be left out and counted."),
+    Option(name="trust_remote_code", kind="bool", default=False, help="Let a hub model run its own Python code."),
+    Option(name="debug", kind="bool", default=False, help="Show tracebacks."),
+    Option(name="output", kind="text", default="text", choices=("text", "json"), help="`json`: the last line of stdout is the whole response."),
+)  # fmt: skip
+
+
+def setting(name: str) -> Any:
+    """The default of an option, for a dataclass field of the same meaning."""
+    return OPTIONS[name].default

@@ -1,0 +1,111 @@
+"""The errors that mltrack raises, each with the exit code that the command line ends in.
+
+Invariant: a message is one line that says what was seen, where, and what would be accepted.
+A class whose call sites share one sentence builds it from its data.
+
+    MltrackError
+      ConfigurationError      an option, a name, an environment            exit 2
+      DatasetError            a file, a record, a field                    exit 2
+      TrainingError           the run itself                               exit 1
+        NonFiniteLossError    a NaN or infinity before the optimizer step
+        CheckpointError       a checkpoint that cannot be written or read
+      TrackingError           the tracking server or the registry          exit 1
+      Interrupted             SIGINT or SIGTERM, checkpoint written        exit 130, 143
+"""
+
+from __future__ import annotations
+
+import difflib
+import signal
+from collections.abc import Iterable, Sequence
+
+
+class MltrackError(Exception):
+    """Base of all errors that a user can meet."""
+
+    exit_code = 1
+
+
+class ConfigurationError(MltrackError):
+    """An option, a model name or an environment that cannot work."""
+
+    exit_code = 2
+
+
+class DatasetError(MltrackError):
+    """A data file that cannot be used.
+
+    Args:
+        problem: what was seen and what would be accepted.
+        path: the file, where there is one.
+        record: number of the record in its file; the first is 1.
+        field: name of the field in that record.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problem: str, *, path: object = None, record: int | None = None, field: str | None = None):
+        self.problem, self.path, self.record, self.field = problem, path, record, field
+        where = ", ".join(
+            part
+            for part in (
+                str(path) if path is not None else "",
+                f"record {record}" if record is not None else "",
+                f"field '{field}'" if field is not None else "",
+            )
+            if part
+        )
+        super().__init__(f"{where}: {problem}" if where else problem)
+
+
+class TrainingError(MltrackError):
+    """The training itself failed."""
+
+
+class NonFiniteLossError(TrainingError):
+    """A loss or a gradient was NaN or infinite; the weights were not touched by it.
+
+    Args:
+        quantity: "loss" or "gradient norm".
+        value: what was seen.
+        step: the optimizer step that was about to be taken; the first is 1.
+        epoch: 0-based.
+        records: which records the step was made of, as "file: record N" or dataset indices.
+    """
+
+    def __init__(self, quantity: str, value: float, *, step: int, epoch: int, records: Sequence[str]):
+        self.quantity, self.value, self.step, self.epoch, self.records = quantity, value, step, epoch, tuple(records)
+        shown = ", ".join(self.records[:16]) + (", ..." if len(self.records) > 16 else "")
+        super().__init__(
+            f"{quantity} is {value} at step {step} (epoch {epoch + 1}); the weights are those of step {step - 1}; "
+            f"records of this step: {shown}; try a lower learning_rate, or use_mixed_precision=off"
+        )
+
+
+class CheckpointError(TrainingError):
+    """A checkpoint that cannot be written, read or trusted."""
+
+
+class TrackingError(MltrackError):
+    """The tracking server, the artifact store or the registry refused or could not be reached."""
+
+
+class Interrupted(MltrackError):
+    """SIGINT or SIGTERM arrived; the checkpoint that was asked for is written.
+
+    Args:
+        signal_number: 2 or 15; the exit code is 128 plus it.
+    """
+
+    def __init__(self, signal_number: int):
+        self.signal_number = signal_number
+        self.exit_code = 128 + signal_number
+        super().__init__(f"interrupted by {signal.Signals(signal_number).name}")
+
+
+def did_you_mean(seen: str, accepted: Iterable[str]) -> str:
+    """A clause that names the accepted words, the closest first: "accepted: a, b (did you mean 'a'?)"."""
+    words = list(accepted)
+    close = difflib.get_close_matches(str(seen), words, n=1)
+    hint = f" (did you mean '{close[0]}'?)" if close else ""
+    return f"accepted: {', '.join(words)}{hint}"
