@@ -1,0 +1,57 @@
+"""The command line: words to a request, a response to an exit code. Nothing heavy is imported before a command runs.
+
+Exit codes: 0 done, 1 failed, 2 bad input or configuration, 130 and 143 interrupted with a checkpoint written.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from typing import NoReturn
+
+from mltrack.errors import MltrackError
+
+
+def main() -> NoReturn:
+    """Entry point of `mltrack`; ends the process."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line; returns its exit code. An error is one line on stderr, with `--debug true` the traceback too."""
+    import typer
+
+    from mltrack.cli.app import app
+
+    command = typer.main.get_command(app)
+    try:
+        outcome = command.main(args=arguments, prog_name="mltrack", standalone_mode=False)
+        return outcome if isinstance(outcome, int) else 0
+    except MltrackError as error:
+        return _said(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _said("interrupted", 130)
+    except BrokenPipeError:
+        return 0
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a click error: an unknown option or command
+            if type(error).__name__ == "NoArgsIsHelpError":
+                print(error.format_message())
+                return 0
+            line = " ".join(error.format_message().split())
+            where = getattr(getattr(error, "ctx", None), "command_path", "mltrack")
+            return _said(f"{line} See '{where} --help'", 2)
+        if type(error).__name__ in ("Abort", "Exit"):
+            return int(getattr(error, "exit_code", 1))
+        if _debug(arguments):
+            raise
+        return _said(f"{type(error).__name__}: {error} (--debug true shows where)", 1)
+
+
+def _said(line: str, exit_code: int) -> int:
+    print(f"mltrack: {line}", file=sys.stderr)
+    return exit_code
+
+
+def _debug(arguments: list[str]) -> bool:
+    return any(word == "--debug" and following.lower() == "true" for word, following in pairwise(arguments))

@@ -1,0 +1,123 @@
+"""The commands by name; what each does lies in the module of its name."""
+
+from __future__ import annotations
+
+import typer
+
+from mltrack.cli.options import spellings, takes_options, train_options
+
+app = typer.Typer(
+    name="mltrack", help="Fine-tune code models and keep every run in MLflow.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+models = typer.Typer(name="models", help="The model registry.", no_args_is_help=True)
+app.add_typer(models)
+
+URI = typer.Option(
+    None, *spellings("tracking_uri"), help="MLflow tracking URI; not set: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here.", show_default=False
+)
+
+
+def _option(name: str, help: str, default: str | None = None) -> str | None:
+    return typer.Option(default, *spellings(name), help=help, show_default=default is not None)
+
+
+def _train(words: dict[str, str]) -> None:
+    """Train a model; every option may be given to `mlflow run` with -P."""
+    from mltrack.cli.train import train
+
+    raise typer.Exit(train(words))
+
+
+app.command("train")(takes_options(train_options(), _train))
+
+
+@app.command("predict")
+def _predict(
+    model_uri: str = typer.Option(..., *spellings("model_uri"), help="models:/name@alias, models:/name/version, or a model folder."),
+    text: str | None = _option("text", "What the model gets: a description, or code."),
+    input_path: str | None = _option("input_path", "A file with one text a line (.txt), or records (.jsonl, .json, .csv); - is standard input as one text."),
+    max_new_tokens: str | None = _option("max_new_tokens", "Longest completion in tokens."),
+    temperature: str | None = _option("temperature", "0 takes the likeliest token; higher is more random."),
+    output: str | None = _option("output", "text or json.", "text"),
+    tracking_uri: str | None = URI,
+) -> None:
+    """Ask a model: labels with scores, or completions."""
+    from mltrack.cli.predict import predict
+
+    predict(model_uri, text, input_path, max_new_tokens, temperature, output or "text", tracking_uri)
+
+
+@app.command("evaluate")
+def _evaluate(
+    model_uri: str = typer.Option(..., *spellings("model_uri"), help="models:/name@alias, models:/name/version, or a model folder."),
+    dataset_path: str = typer.Option(..., *spellings("dataset_path"), help="Records to evaluate on, or stdlib."),
+    batch_size: str | None = _option("batch_size", "Examples per batch; the result does not depend on it.", "16"),
+    output: str | None = _option("output", "text or json.", "text"),
+    tracking_uri: str | None = URI,
+) -> None:
+    """Evaluate a model on a data set."""
+    from mltrack.cli.predict import evaluate
+
+    evaluate(model_uri, dataset_path, batch_size or "16", output or "text", tracking_uri)
+
+
+@app.command("sync")
+def _sync(
+    run: list[str] = typer.Argument(None, help="Run directories or run ids.", show_default=False),
+    follow: str | None = _option("follow", "A run directory that is being written: deliver until its trainer has ended."),
+    all_runs: str | None = typer.Option(None, "--all", help="true: every run in the output folder.", show_default=False),
+    output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
+    tracking_uri: str | None = URI,
+) -> None:
+    """Complete the delivery of runs to MLflow."""
+    from mltrack.cli.runs import sync_runs
+
+    raise typer.Exit(sync_runs(run or [], follow, all_runs, output_dir or "mltrack-runs", tracking_uri))
+
+
+@app.command("runs")
+def _runs(
+    output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
+    output: str | None = _option("output", "text or json.", "text"),
+) -> None:
+    """List the local runs: state, steps, delivery."""
+    from mltrack.cli.runs import list_runs
+
+    list_runs(output_dir or "mltrack-runs", output or "text")
+
+
+@app.command("doctor")
+def _doctor(tracking_uri: str | None = URI) -> None:
+    """Check this machine: one line each, with the remedy."""
+    from mltrack.cli.doctor import doctor
+
+    raise typer.Exit(doctor(tracking_uri))
+
+
+@models.command("list")
+def _models_list(tracking_uri: str | None = URI) -> None:
+    """The registered models and their aliases."""
+    from mltrack.cli.models import list_models
+
+    list_models(tracking_uri)
+
+
+@models.command("show")
+def _models_show(name: str = typer.Argument(..., help="A registered model."), tracking_uri: str | None = URI) -> None:
+    """The versions of a model."""
+    from mltrack.cli.models import show_model
+
+    show_model(name, tracking_uri)
+
+
+@models.command("promote")
+def _models_promote(
+    name: str = typer.Argument(..., help="A registered model."),
+    version: str = typer.Option(..., "--version", help="Its version."),
+    alias: str | None = _option("alias", "The alias that moves.", "champion"),
+    tracking_uri: str | None = URI,
+) -> None:
+    """Move an alias to a version by hand."""
+    from mltrack.cli.models import promote_model
+
+    promote_model(name, version, alias or "champion", tracking_uri)

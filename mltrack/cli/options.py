@@ -1,0 +1,58 @@
+"""Command-line options made from the declarations in `mltrack.config`: each takes a value and accepts `--a-b` and `--a_b`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import typer
+
+from mltrack.config import OPTIONS, Option
+
+
+def described(option: Option) -> str:
+    """Help text of an option, with what is accepted and the default."""
+    default = "by task" if option.by_task else ("not set" if option.default is None else str(option.default).lower())
+    return f"{option.help} [{option.accepted}; default: {default}]"
+
+
+def spellings(name: str) -> list[str]:
+    """`--learning-rate` and `--learning_rate`."""
+    return list(dict.fromkeys(["--" + name.replace("_", "-"), "--" + name]))
+
+
+def takes_options(names: Mapping[str, Option], command: Callable[[dict[str, str]], None]) -> Callable[..., None]:
+    """A Typer command with one text option a name; `command` gets the words that were typed."""
+
+    def run(**words: str | None) -> None:
+        command({name: word for name, word in words.items() if word is not None})
+
+    parameters = []
+    for name, option in names.items():
+        declared = typer.Option(None, *spellings(name), help=described(option), metavar=option.kind.upper(), show_default=False)
+        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=declared, annotation=str | None))
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__doc__ = command.__doc__
+    return run
+
+
+def train_options() -> dict[str, Option]:
+    """All options of `mltrack train`."""
+    return dict(OPTIONS)
+
+
+def markdown_table() -> str:
+    """The README's table of options."""
+    rows = ["| option | accepted | default | meaning |", "|---|---|---|---|"]
+    for option in OPTIONS.values():
+        default = "by task" if option.by_task else ("-" if option.default is None else f"`{str(option.default).lower()}`")
+        accepted = option.accepted.replace("|", r"\|")
+        rows.append(f"| `{option.name}` | {accepted} | {default} | {option.help.replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
+def as_bool(word: Any) -> bool:
+    """A true/false word of a command that is not `train`."""
+    return bool(Option(name="flag", kind="bool", help="").parse(str(word)))

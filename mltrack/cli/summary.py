@@ -1,0 +1,93 @@
+"""The end of `mltrack train`: what came out, where it lies, and the commands that go on from here."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import TextIO
+
+from mltrack.config import TrainModelRequest, TrainModelResponse
+from mltrack.journal import RunDirectory, RunInfo
+
+SAMPLES_SHOWN = 3
+
+
+def print_summary(request: TrainModelRequest, response: TrainModelResponse, *, file: TextIO) -> None:
+    """Print the summary of a training that got as far as having a run directory."""
+    directory = _directory(request, response)
+    if directory is None:
+        return
+    info = directory.read_run()
+    lines = [""]
+    if response.success:
+        lines += _result(request, response) + _samples(directory)
+    lines += _whereabouts(response, directory, info) + _commands(request, response, directory, info)
+    print("\n".join(lines), file=file, flush=True)
+
+
+def _directory(request: TrainModelRequest, response: TrainModelResponse) -> RunDirectory | None:
+    folders = [Path(path).parent for path in (response.metrics_file, response.model_path) if path]
+    folders += [Path(request.output_dir) / response.run_id] if response.run_id else []
+    found = next((folder for folder in folders if (folder / "run.json").exists()), None)
+    return RunDirectory(found.absolute()) if found is not None else None
+
+
+def _result(request: TrainModelRequest, response: TrainModelResponse) -> list[str]:
+    best = f"{request.metric_name} {response.best_metric:.4f}" if response.best_metric is not None else "no evaluation"
+    where = f" (epoch {response.best_epoch + 1}, step {response.best_step:,})" if response.best_epoch is not None else ""
+    lines = [f"best       {best}{where}"]
+    lines += [f"           {name} {value:.4f}" for name, value in response.baselines.items()]
+    if request.task != "code_generation" and request.dataset_path == "stdlib":
+        lines.append("           the labels are Bandit's opinions, not verified flaws")
+    early = ", stopped early" if response.stopped_early else ""
+    rate = f", {response.tokens_per_second:,.0f} tokens/s" if response.tokens_per_second else ""
+    lines.append(f"trained    {response.steps_run:,} steps, {response.epochs_run} epochs in {response.training_time:.0f} s{rate}{early}")
+    return lines
+
+
+def _samples(directory: RunDirectory) -> list[str]:
+    path = directory.path / "samples.json"
+    if not path.exists():
+        return []
+    lines = ["", "samples (greedy):"]
+    for sample in json.loads(path.read_text(encoding="utf-8"))[:SAMPLES_SHOWN]:
+        lines.append(f"  # {' '.join(sample['description'].split())[:120]}")
+        lines += [f"    {line}" for line in sample["completion"].splitlines()[:8]]
+    return [*lines, ""]
+
+
+def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: RunInfo) -> list[str]:
+    lines = [f"run        {response.run_id} ({response.status}) in {directory.path}"]
+    if response.model_path:
+        lines.append(f"model      {response.model_path}")
+    held = response.registered_model
+    if held:
+        lines.append(f"registry   models:/{held['name']}/{held['version']} ({', '.join('@' + alias for alias in held['aliases'])}) in {info.tracking_uri}")
+    if response.delivery == "pending":
+        lines.append(f"delivery   pending: {_command('mltrack', 'sync', str(directory.path))}")
+    return lines
+
+
+def _commands(request: TrainModelRequest, response: TrainModelResponse, directory: RunDirectory, info: RunInfo) -> list[str]:
+    lines = []
+    if info.tracking_uri.startswith("http"):
+        lines.append(f"open       {info.tracking_uri}/#/experiments/{info.experiment_id}/runs/{info.run_id}")
+    elif info.run_id:
+        lines.append(f"open       {_command('mlflow', 'ui', '--backend-store-uri', info.tracking_uri)}")
+    if response.registered_model:
+        uri = f"models:/{response.registered_model['name']}/{response.registered_model['version']}"
+        text = "Reverse a string" if request.task == "code_generation" else "eval(user_input)"
+        lines.append(f"load       {_command('mltrack', 'predict', '--tracking-uri', info.tracking_uri, '--model-uri', uri, '--text', text)}")
+    if response.checkpoints:
+        words = ["mltrack", "train", "--resume", response.run_id or "latest", "--output-dir", str(directory.path.parent)]
+        words += ["--tracking-uri", info.tracking_uri]
+        words += ["--epochs", str((request.epochs or response.epochs_run) + 1)] if response.success else []
+        lines.append(f"resume     {_command(*words)}")
+    return lines
+
+
+def _command(*words: str) -> str:
+    program = Path(sys.executable).parent / words[0]
+    return shlex.join([str(program) if program.exists() else words[0], *words[1:]])

@@ -1,0 +1,87 @@
+"""`mltrack train`: words to a request, signals to a stop, the response to a summary and an exit code."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Mapping
+from types import FrameType
+
+from mltrack.config import OPTIONS, TrainModelRequest
+from mltrack.errors import ConfigurationError
+
+
+class StopFlag:
+    """Remembers the first SIGINT or SIGTERM; a second one ends the process at once."""
+
+    def __init__(self) -> None:
+        self.signal_number: int | None = None
+
+    def install(self) -> None:
+        """Take over both signals."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._on_signal)
+
+    def __call__(self) -> int | None:
+        """The signal that arrived, or None."""
+        return self.signal_number
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self.signal_number is not None:
+            os._exit(128 + number)
+        self.signal_number = number
+        os.write(2, b"\nstopping after this batch, with a checkpoint; once more ends at once\n")
+
+
+def train(words: Mapping[str, str]) -> int:
+    """Run a training from the words of the command line; returns the exit code."""
+    request = _request(words)
+    stop = StopFlag()
+    stop.install()
+    _quiet(request.debug)
+    from mltrack.hardware import keep_freed_memory
+
+    keep_freed_memory()
+    from mltrack.cli.progress import TrainingProgress
+    from mltrack.cli.summary import print_summary
+    from mltrack.train_model import TrainModelUseCase
+
+    progress = TrainingProgress()
+    use_case = TrainModelUseCase(
+        listeners=[progress], notice=progress.notice, progress=progress.preparing, on_delivery=progress.delivering, stop_requested=stop
+    )
+    try:
+        response = use_case.execute(request)
+    finally:
+        progress.close()
+    if request.output == "json":
+        print(json.dumps(response.to_dict()), flush=True)
+    for line in response.errors:
+        print(f"mltrack: {line}", file=sys.stderr)
+    print_summary(request, response, file=sys.stderr if request.output == "json" else sys.stdout)
+    return response.exit_code
+
+
+def _request(words: Mapping[str, str]) -> TrainModelRequest:
+    problems = []
+    for name, word in words.items():
+        try:
+            OPTIONS[name].parse(word)
+        except ConfigurationError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigurationError("; ".join(problems))
+    return TrainModelRequest.from_words(words)
+
+
+def _quiet(debug: bool) -> None:
+    """Our own lines and errors; the libraries' chatter only with `--debug true`."""
+    logging.basicConfig(level=logging.INFO if debug else logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr)
+    if not debug:
+        warnings.filterwarnings("ignore", module=r"(?!mltrack)")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

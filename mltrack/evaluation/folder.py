@@ -1,0 +1,30 @@
+"""A saved model, evaluated on records: `mltrack evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mltrack.data import DatasetLoader
+from mltrack.hardware import choose_device, choose_precision
+from mltrack.models import resolve_model
+from mltrack.training import Precision, evaluate
+
+
+def evaluate_folder(folder: str | Path, dataset_path: str, *, task: str, batch_size: int) -> dict[str, float]:
+    """The metrics of a model that mltrack trained, by name.
+
+    Raises:
+        DatasetError: a record that cannot be used, or whose label the model does not know.
+        ConfigurationError: the folder holds no such model.
+    """
+    source = resolve_model(str(folder), task)
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    max_length = int(config["mltrack"]["max_length"])
+    mapping = dict(config["label2id"]) if task != "code_generation" else None
+    loader = DatasetLoader(dataset_path, source.tokenizer, task=task, max_length=max_length, label_mapping=mapping)
+    dataset = loader.dataset(loader.records)
+    device = choose_device("auto")
+    model = source.build(label_mapping=mapping, max_length=max_length, seed=0).to(device)
+    metrics, _ = evaluate(model, dataset, batch_size=batch_size, device=device, precision=Precision(choose_precision("auto", device), device))
+    return metrics

@@ -1,0 +1,98 @@
+"""The files that a finished training leaves beside its model: report, confusion matrix, samples, learning curves.
+
+Invariant: they describe the model that is kept (the best), on the evaluation set of the run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mltrack.data import CodeDataset
+from mltrack.errors import Interrupted
+from mltrack.evaluation.figures import confusion_matrix_figure, learning_curves_figure
+from mltrack.evaluation.reports import classification_report
+from mltrack.evaluation.samples import fixed_prompts, generate_samples, syntax_valid_share
+from mltrack.training import AdvancedTrainer, evaluate, label_names
+
+Written = list[tuple[Path, str]]
+"""(file, folder in the run's artifacts)."""
+
+SAMPLE_TOKENS = 128
+
+
+def write_outcome(trainer: AdvancedTrainer, folder: Path, *, stop_requested: Callable[[], int | None]) -> Written:
+    """Write the files of a trained model into `folder` and log what they measured.
+
+    Args:
+        trainer: its model holds the weights that are kept.
+        stop_requested: a signal number ends it.
+
+    Raises:
+        Interrupted: a stop was asked for.
+    """
+
+    def check(*_: int) -> None:
+        signal_number = stop_requested()
+        if signal_number is not None:
+            raise Interrupted(signal_number)
+
+    dataset = trainer.eval_dataset
+    files: Written = [(learning_curves_figure(_curves(trainer.state.history), folder / "learning_curves.png"), "figures")]
+    if dataset is None:
+        return files
+    if dataset.task.is_classification:
+        return files + _classification_files(trainer, dataset, folder, check)
+    return files + _generation_files(trainer, dataset, folder, check)
+
+
+def _classification_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, check: Callable[..., None]) -> Written:
+    names = label_names(dataset) or []
+    _, evaluator = evaluate(
+        trainer.model, dataset, batch_size=trainer.config.effective_eval_batch_size, device=trainer.device, precision=trainer.precision, on_batch=check
+    )
+    report = classification_report(evaluator.labels, evaluator.predictions, names)
+    path = folder / "classification_report.json"
+    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
+    matrix = report["confusion_matrix"]
+    figure = confusion_matrix_figure(matrix["matrix"], matrix["labels"], folder / "confusion_matrix.png")
+    return [(path, "evaluation"), (figure, "figures")]
+
+
+def _generation_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, check: Callable[..., None]) -> Written:
+    check()
+    chosen = fixed_prompts(dataset.records)
+    samples = generate_samples(
+        trainer.model,
+        dataset.tokenizer,
+        [record.description or "" for record in chosen],
+        max_new_tokens=min(SAMPLE_TOKENS, dataset.max_length // 2),
+        references=[record.text for record in chosen],
+        stop_requested=lambda: _ended(check),
+    )
+    check()
+    share = syntax_valid_share(samples)
+    trainer.tracker.log_metrics({"eval_syntax_valid": share}, step=trainer.state.step)
+    path = folder / "samples.json"
+    path.write_text(json.dumps([asdict(sample) for sample in samples], indent=1), encoding="utf-8")
+    return [(path, "evaluation")]
+
+
+def _ended(check: Callable[..., None]) -> bool:
+    try:
+        check()
+    except Interrupted:
+        return True
+    return False
+
+
+def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for entry in history:
+        for name, value in entry.items():
+            if name not in ("epoch", "step") and value is not None and not name.startswith("eval_f1_"):
+                curves.setdefault(name, []).append((entry["step"], value))
+    return curves

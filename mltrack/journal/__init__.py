@@ -1,0 +1,18 @@
+"""The journal: the truth about a run, on local disk. Imports neither torch nor mlflow."""
+
+from mltrack.journal import records
+from mltrack.journal.reader import JournalReader, read_journal
+from mltrack.journal.run_directory import RunDirectory, RunInfo, find_run_directories, find_run_directory, write_json
+from mltrack.journal.writer import JournalWriter
+
+__all__ = [
+    "JournalReader",
+    "JournalWriter",
+    "RunDirectory",
+    "RunInfo",
+    "find_run_directories",
+    "find_run_directory",
+    "read_journal",
+    "records",
+    "write_json",
+]

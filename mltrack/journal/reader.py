@@ -1,0 +1,86 @@
+"""Reading a journal, from any offset, also while it is being written.
+
+Invariant: what is returned was written completely; a damaged stretch is skipped and reported once, a torn tail is the end of the file.
+
+    reader = JournalReader(path)
+    for record in reader.read_new():
+        ...
+    reader.offset       # continue from here later
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from mltrack.errors import TrackingError
+from mltrack.journal.frame import Damage, decode
+from mltrack.journal.records import FORMAT_VERSION, Record
+
+CHUNK_BYTES = 4 << 20
+
+
+class JournalReader:
+    """A position in a journal file.
+
+    Args:
+        path: the file; it may not exist yet.
+        offset: where to begin, as another reader's `offset` told.
+    """
+
+    def __init__(self, path: Path | str, offset: int = 0):
+        self.path = Path(path)
+        self.offset = offset
+        self.damaged: list[tuple[int, int]] = []
+        """(start, end) of the stretches that were skipped, in bytes of the file."""
+
+    def read_new(self) -> Iterator[Record]:
+        """The records written since the last call; `offset` is behind each as it is returned.
+
+        Raises:
+            TrackingError: the journal was written by a newer mltrack.
+        """
+        while True:
+            chunk = self._chunk()
+            base, consumed = self.offset, 0
+            for item in decode(chunk):
+                if isinstance(item, Damage):
+                    if item.torn:
+                        break
+                    self.damaged.append((base + item.start, base + item.end))
+                    consumed = item.end
+                else:
+                    consumed = item.end
+                    self.offset = base + consumed
+                    _refuse_newer(item.record, self.path)
+                    yield item.record
+            self.offset = base + consumed
+            if consumed == 0:
+                return
+
+    def _chunk(self) -> bytes:
+        """Bytes from the offset on that hold at least one whole line, if there is one."""
+        if not self.path.exists():
+            return b""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            chunk = file.read(CHUNK_BYTES)
+            while chunk and b"\n" not in chunk:
+                more = file.read(CHUNK_BYTES)
+                if not more:
+                    break
+                chunk += more
+        return chunk
+
+
+def _refuse_newer(record: Record, path: Path) -> None:
+    if record.get("type") == "journal" and record.get("format_version", 0) > FORMAT_VERSION:
+        raise TrackingError(
+            f"{path}: journal format {record['format_version']} is newer than {FORMAT_VERSION}, the newest that this mltrack reads; "
+            f"install mltrack {record.get('mltrack_version') or 'of the version that wrote it'} or later"
+        )
+
+
+def read_journal(path: Path | str) -> list[Record]:
+    """All intact records of a journal."""
+    return list(JournalReader(path).read_new())

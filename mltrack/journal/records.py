@@ -1,0 +1,91 @@
+"""The records of a journal, as plain dictionaries with a `type`.
+
+Invariant: a timestamp is fixed when the record is made, so that sending it twice stores it once.
+
+| type | fields beside `type` and `time_ms` |
+|---|---|
+| journal | format_version, mltrack_version |
+| metrics | step, epoch or null, values {name: number}, timing {name: number} |
+| drift | step, values {name: [first value, later value]} |
+| params | values {name: text} |
+| tags | values {name: text} |
+| inputs | datasets [{name, digest, source, context, profile}] |
+| artifact | path (relative to the run directory), artifact_path (folder or empty) |
+| checkpoints | kept [{step, epoch, metric_name, metric_value, metrics, path, reasons}], best_step |
+| model | step, path, registered_name, promote, metrics, tags, description |
+| resumed | step, epoch |
+| end | status, exit_code |
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+FORMAT_VERSION = 1
+
+EPOCH_PREFIX = "epoch/"
+"""Metric names under it are counted in finished epochs, all others in optimizer steps."""
+
+Record = dict[str, Any]
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, UTC."""
+    return time.time_ns() // 1_000_000
+
+
+def journal_header(mltrack_version: str) -> Record:
+    """The first record of a file."""
+    return {"type": "journal", "time_ms": now_ms(), "format_version": FORMAT_VERSION, "mltrack_version": mltrack_version}
+
+
+def metrics(step: int, values: Mapping[str, float], timing: Mapping[str, float], *, epoch: int | None = None) -> Record:
+    """Points of one step: `values` are deterministic, `timing` are not."""
+    return {"type": "metrics", "time_ms": now_ms(), "step": step, "epoch": epoch, "values": dict(values), "timing": dict(timing)}
+
+
+def drift(step: int, values: Mapping[str, tuple[float, float]]) -> Record:
+    """Deterministic metrics that came out otherwise when a step was computed again."""
+    return {"type": "drift", "time_ms": now_ms(), "step": step, "values": {name: list(pair) for name, pair in values.items()}}
+
+
+def params(values: Mapping[str, str]) -> Record:
+    """Parameters in the form that the user typed."""
+    return {"type": "params", "time_ms": now_ms(), "values": dict(values)}
+
+
+def tags(values: Mapping[str, str]) -> Record:
+    """Tags of the run."""
+    return {"type": "tags", "time_ms": now_ms(), "values": dict(values)}
+
+
+def inputs(datasets: Sequence[Mapping[str, Any]]) -> Record:
+    """The data sets that the run reads."""
+    return {"type": "inputs", "time_ms": now_ms(), "datasets": [dict(dataset) for dataset in datasets]}
+
+
+def artifact(path: str, artifact_path: str = "") -> Record:
+    """A file of the run directory that belongs into the artifact store."""
+    return {"type": "artifact", "time_ms": now_ms(), "path": path, "artifact_path": artifact_path}
+
+
+def checkpoints(kept: Sequence[Mapping[str, Any]], best_step: int | None) -> Record:
+    """The whole set of checkpoints that stay; what was kept before and is missing here is gone."""
+    return {"type": "checkpoints", "time_ms": now_ms(), "kept": [dict(one) for one in kept], "best_step": best_step}
+
+
+def model(**fields: Any) -> Record:
+    """The model that the run ends with, to be registered."""
+    return {"type": "model", "time_ms": now_ms(), **fields}
+
+
+def resumed(step: int, epoch: int) -> Record:
+    """From which checkpoint the run goes on."""
+    return {"type": "resumed", "time_ms": now_ms(), "step": step, "epoch": epoch}
+
+
+def end(status: str, exit_code: int) -> Record:
+    """The run is over: FINISHED, FAILED or KILLED."""
+    return {"type": "end", "time_ms": now_ms(), "status": status, "exit_code": exit_code}

@@ -1,0 +1,106 @@
+"""Appending to a journal.
+
+Contract:
+- one record is one `write`: once `append` returns, the record survives `kill -9` of the process;
+- one writer: a second one is refused while the first lives;
+- a torn tail that a crash left is closed with a line end and never touched again;
+- the disk gets it (`fdatasync`) on `sync()` and, by a thread of its own, every few seconds.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from pathlib import Path
+
+from mltrack.errors import TrackingError
+from mltrack.journal import records
+from mltrack.journal.frame import encode
+
+SYNC_INTERVAL_S = 5.0
+_fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+
+
+class JournalWriter:
+    """The only writer of one journal file.
+
+    Args:
+        path: created with its folder where it does not exist, else continued.
+        mltrack_version: noted in the header.
+
+    Raises:
+        TrackingError: another process writes this journal, or it cannot be written.
+    """
+
+    def __init__(self, path: Path | str, *, mltrack_version: str = ""):
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        self._dirty = False
+        self._closed = False
+        self._wake = threading.Event()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise TrackingError(f"{self.path}: the journal cannot be opened: {error.strerror}; accepted: a writable output_dir") from error
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self._fd)
+            raise TrackingError(f"{self.path}: another process is writing this journal; wait for it, or choose another output_dir") from error
+        self._start(mltrack_version)
+        self._syncer = threading.Thread(target=self._sync_now_and_then, name="journal-sync", daemon=True)
+        self._syncer.start()
+
+    def append(self, record: records.Record) -> None:
+        """Write one record. Thread-safe; takes microseconds.
+
+        Raises:
+            TrackingError: the disk is full or gone; what was written before stays readable.
+        """
+        self._write(encode(record))
+
+    def sync(self) -> None:
+        """Return when everything appended so far is on the disk."""
+        self._dirty = False
+        _fdatasync(self._fd)
+
+    def sync_soon(self) -> None:
+        """Have the thread of its own force what was appended to the disk now."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """Sync and let the next writer in. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._wake.set()
+        self._syncer.join()
+        self.sync()
+        os.close(self._fd)
+
+    def _start(self, mltrack_version: str) -> None:
+        size = os.fstat(self._fd).st_size
+        if size == 0:
+            self._write(encode(records.journal_header(mltrack_version)))
+        elif os.pread(self._fd, 1, size - 1) != b"\n":
+            self._write(b"\n")
+
+    def _write(self, data: bytes) -> None:
+        with self._lock:
+            try:
+                written = os.write(self._fd, data)
+            except OSError as error:
+                raise TrackingError(f"{self.path}: {len(data)} bytes could not be written: {error.strerror}; what was written before is intact") from error
+            if written != len(data):
+                os.write(self._fd, b"\n")
+                raise TrackingError(f"{self.path}: the disk is full, {len(data)} bytes were needed; what was written before is intact")
+            self._dirty = True
+
+    def _sync_now_and_then(self) -> None:
+        while not self._closed:
+            self._wake.wait(SYNC_INTERVAL_S)
+            self._wake.clear()
+            if self._dirty and not self._closed:
+                self.sync()

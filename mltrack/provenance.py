@@ -1,0 +1,72 @@
+"""Where a run comes from: the code's commit, and the earlier run that it continues."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from mltrack.config import OPTIONS, TrainModelRequest
+from mltrack.errors import ConfigurationError
+from mltrack.journal import RunDirectory, find_run_directories, find_run_directory
+
+NOT_INHERITED = {"resume", "new_run", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output"}
+"""Options that a resumed run takes from its own command line alone."""
+
+
+def git_facts() -> dict[str, str]:
+    """MLflow's own tags for the program, the user and the commit of the working directory, where it is one."""
+    tags = {"mlflow.source.name": Path(sys.argv[0]).name or "python", "mlflow.source.type": "LOCAL", "mlflow.user": getpass.getuser()}
+    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False) if _has_git() else None
+    if found is not None and found.returncode == 0:
+        tags["mlflow.source.git.commit"] = found.stdout.strip()
+    return tags
+
+
+def find_resumed(request: TrainModelRequest) -> RunDirectory | None:
+    """The run directory that the request continues, or None.
+
+    Raises:
+        ConfigurationError: the run that was named is not there.
+    """
+    wanted = request.resume
+    if wanted == "never":
+        return None
+    if wanted == "auto":
+        run_id = os.environ.get("MLFLOW_RUN_ID")
+        found = find_run_directory(request.output_dir, run_id) if run_id else None
+        return found if found is not None and has_checkpoint(found) else None
+    if wanted == "latest":
+        with_checkpoint = [one for one in find_run_directories(request.output_dir) if has_checkpoint(one)]
+        if not with_checkpoint:
+            raise ConfigurationError(f"resume: seen 'latest', but no run in {Path(request.output_dir).absolute()} has a checkpoint; accepted: never, a run id")
+        return with_checkpoint[-1]
+    found = find_run_directory(request.output_dir, wanted)
+    if found is None:
+        known = ", ".join(one.path.name for one in find_run_directories(request.output_dir)[-5:]) or "none"
+        raise ConfigurationError(f"resume: seen '{wanted}', which is no run in {Path(request.output_dir).absolute()}; runs there: {known}")
+    return found
+
+
+def has_checkpoint(directory: RunDirectory) -> bool:
+    """True where at least one checkpoint is complete."""
+    return any(directory.checkpoints.glob("*/metadata.json"))
+
+
+def saved_options(resumed: RunDirectory, request: TrainModelRequest) -> TrainModelRequest:
+    """The resumed run's options; what this request says otherwise than the defaults wins."""
+    saved = json.loads((resumed.path / "config.json").read_text(encoding="utf-8"))
+    values = {f.name: getattr(request, f.name) for f in fields(request)}
+    for name, option in OPTIONS.items():
+        untouched = name not in request.as_typed and values[name] == option.default
+        if untouched and name in saved and name not in NOT_INHERITED:
+            values[name] = saved[name]
+    return TrainModelRequest(**values)
+
+
+def _has_git() -> bool:
+    return any((Path(folder) / "git").exists() for folder in os.environ.get("PATH", "").split(os.pathsep))

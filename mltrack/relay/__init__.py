@@ -1,0 +1,7 @@
+"""The relay: a journal projected onto MLflow, in a process that never imports torch or transformers."""
+
+from mltrack.relay.process import WatchedProcess
+from mltrack.relay.progress import Progress
+from mltrack.relay.sync import follow, sync
+
+__all__ = ["Progress", "WatchedProcess", "follow", "sync"]

@@ -1,0 +1,99 @@
+"""The checkpoints that stay, as logged models of the run; those that no longer stay are gone from the store.
+
+Invariant: after `reconcile` the store holds what the journal says, whatever a crash left there; a registered model is never deleted.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from mltrack.journal import RunDirectory
+from mltrack.relay.progress import Progress
+from mltrack.store import Store, artifacts, light_model, logged_models
+
+STATE_FILES = ("optimizer.safetensors", "optimizer.json", "state.json", "state.safetensors", "metadata.json")
+REQUIRED = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
+
+Save = Callable[[], None]
+
+
+class KeptModels:
+    """The kept checkpoints of one run in one store.
+
+    Args:
+        save: writes `progress` down; called after each acknowledged step.
+    """
+
+    def __init__(self, store: Store, run_id: str, directory: RunDirectory, progress: Progress, save: Save):
+        self._store, self._run_id, self._directory, self._progress, self._save = store, run_id, directory, progress, save
+        self._staging = directory.path / ".relay"
+
+    def reconcile(self, record: Mapping[str, Any]) -> None:
+        """Publish what is new in a `checkpoints` record and prune what is not in it any more."""
+        kept = {str(one["step"]): one for one in record["kept"]}
+        for step, one in kept.items():
+            if step not in self._progress.models:
+                self._publish(one)
+        for step in [step for step in self._progress.models if step not in kept]:
+            self._prune(step)
+        index = [
+            {**{name: one[name] for name in ("step", "epoch", "metric_name", "metric_value", "reasons")}, "model_id": self._progress.models.get(step)}
+            for step, one in kept.items()
+        ]
+        artifacts.put_text(self._store, self._run_id, json.dumps(index, indent=1), "checkpoints/index.json")
+        best = record["best_step"]
+        self._progress.best_model_id = self._progress.models.get(str(best)) if best is not None else None
+
+    def _publish(self, one: Mapping[str, Any]) -> None:
+        folder = self._directory.path / one["path"]
+        step = int(one["step"])
+        self._progress.uploading = f"checkpoint of step {step}"
+        self._save()
+        try:
+            model_id = self._upload_model(folder, step, one)
+            for name in STATE_FILES:
+                if (folder / name).exists():
+                    artifacts.put_file(self._store, self._run_id, folder / name, f"checkpoints/{step}/state")
+        except FileNotFoundError:
+            return  # demoted while it was uploaded; the record that says so comes next
+        finally:
+            self._progress.uploading = None
+            shutil.rmtree(self._staging, ignore_errors=True)
+        self._progress.models[str(step)] = model_id
+        self._save()
+
+    def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any]) -> str:
+        hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        ours = hf_config.get("mltrack", {})
+        staged = self._staging / f"step-{step}"
+        shutil.rmtree(staged, ignore_errors=True)
+        light_model.write_model_folder(
+            folder,
+            staged,
+            task=ours.get("task", "text_classification"),
+            hf_config=hf_config,
+            requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in REQUIRED],
+            source_model_name=ours.get("source_model_name") or hf_config.get("_name_or_path") or "scratch",
+            metadata={"mltrack_run_id": self._run_id, "mltrack_step": step},
+        )
+        return logged_models.publish(
+            self._store,
+            self._run_id,
+            staged,
+            name=f"step-{step:08d}",
+            step=step,
+            tags={"mltrack.epoch": str(one["epoch"] + 1), "mltrack.kept_as": ",".join(one["reasons"])},
+            metrics=one["metrics"],
+            timestamp_ms=self._progress.acknowledged_ms,
+        )
+
+    def _prune(self, step: str) -> None:
+        logged_models.prune(self._store, self._progress.models[step])
+        artifacts.delete(self._store, self._run_id, f"checkpoints/{step}")
+        del self._progress.models[step]
+        self._save()

@@ -1,0 +1,53 @@
+"""How far a delivery is: `delivery.json` in the run directory, replaced whole after each acknowledged request."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from mltrack.journal import RunDirectory, write_json
+from mltrack.journal.records import now_ms
+
+FORMAT_VERSION = 1
+
+
+@dataclass
+class Progress:
+    """What the server has acknowledged."""
+
+    tracking_uri: str = ""
+    run_id: str | None = None
+    offset: int = 0
+    """Bytes of the journal that are delivered."""
+    sent: int = 0
+    """Points acknowledged."""
+    failed: list[str] = field(default_factory=list)
+    """What the server refused, one line each."""
+    models: dict[str, str] = field(default_factory=dict)
+    """{step: id of the logged model}."""
+    best_model_id: str | None = None
+    registered: dict[str, Any] | None = None
+    """name, version, aliases."""
+    uploading: str | None = None
+    """What is being uploaded at this moment."""
+    acknowledged_ms: int = 0
+    end: dict[str, Any] | None = None
+    """The end record, once it was read; a resumed run has none until it ends again."""
+    status: str | None = None
+    """The status that the MLflow run was given."""
+    complete: bool = False
+    format_version: int = FORMAT_VERSION
+
+    @classmethod
+    def read(cls, directory: RunDirectory, tracking_uri: str) -> Progress:
+        """The progress of this directory towards this server; from the start for another server."""
+        content = directory.read_delivery()
+        if content.get("tracking_uri") != tracking_uri:
+            return cls(tracking_uri=tracking_uri)
+        known = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in content.items() if name in known})
+
+    def write(self, directory: RunDirectory) -> None:
+        """Acknowledge what is in here."""
+        self.acknowledged_ms = now_ms()
+        write_json(directory.delivery_file, asdict(self))

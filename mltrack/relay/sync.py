@@ -1,0 +1,103 @@
+"""`mltrack sync`: complete the delivery of a run directory, now or while its trainer runs.
+
+Invariant: one delivery of a directory at a time, by a lock that dies with its holder.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import random
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mltrack.errors import TrackingError
+from mltrack.journal import RunDirectory
+from mltrack.relay.process import WatchedProcess
+from mltrack.relay.progress import Progress
+from mltrack.relay.projection import Projection
+from mltrack.store import StoreUnavailable, connect, default_tracking_uri
+
+INTERVAL_S = 0.5
+"""How long new records may wait for the next request."""
+LONGEST_PAUSE_S = 15.0
+GIVE_UP_S = 600.0
+"""How long a server may be silent after the trainer has ended."""
+log = logging.getLogger("mltrack.relay")
+
+
+def sync(directory: RunDirectory, tracking_uri: str | None = None) -> Progress:
+    """Deliver what is undelivered; may be called any number of times.
+
+    Raises:
+        TrackingError: somebody else is delivering this directory.
+        StoreUnavailable: the server does not answer.
+    """
+    info = directory.read_run()
+    with _lock(directory):
+        projection = Projection(directory, connect(default_tracking_uri(tracking_uri or info.tracking_uri or None)))
+        projection.deliver()
+        if not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive() or projection.progress.end is not None:
+            projection.finish()
+        return projection.progress
+
+
+def follow(directory: RunDirectory) -> Progress:
+    """Deliver until the trainer has ended and everything is acknowledged, through any outage of the server.
+
+    Raises:
+        TrackingError: somebody else is delivering this directory, or the server was silent for too long after the trainer's end.
+    """
+    info = directory.read_run()
+    trainer = WatchedProcess(info.trainer_pid, info.trainer_started)
+    pauses = 0
+    last_success = time.monotonic()
+    with _lock(directory):
+        while True:
+            try:
+                progress = _follow_connected(directory, info.tracking_uri, trainer)
+                log.info("complete: %d points, %d refused", progress.sent, len(progress.failed))
+                return progress
+            except StoreUnavailable as error:
+                if Progress.read(directory, info.tracking_uri).acknowledged_ms / 1000 > time.time() - LONGEST_PAUSE_S:
+                    pauses, last_success = 0, time.monotonic()
+                pauses += 1
+                log.warning("%s", error)
+                if not trainer.is_alive() and time.monotonic() - last_success > GIVE_UP_S:
+                    raise
+                trainer.wait(_pause_s(pauses)) if trainer.is_alive() else time.sleep(min(2.0, _pause_s(pauses)))
+
+
+def _follow_connected(directory: RunDirectory, tracking_uri: str, trainer: WatchedProcess) -> Progress:
+    projection = Projection(directory, connect(tracking_uri))
+    while True:
+        alive = trainer.is_alive()
+        count = projection.deliver()
+        if projection.progress.end is not None or not (alive or count):
+            projection.finish()
+            return projection.progress
+        trainer.wait(INTERVAL_S)
+
+
+def _pause_s(attempt: int) -> float:
+    """Seconds before the next attempt: doubling, with jitter, at most `LONGEST_PAUSE_S`."""
+    return random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_S, 0.25 * 2 ** min(attempt, 10))
+
+
+@contextmanager
+def _lock(directory: RunDirectory) -> Iterator[None]:
+    path = directory.path / "relay.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.pread(descriptor, 32, 0).decode().strip()
+            raise TrackingError(f"{directory.path}: is being delivered by process {holder}; wait for it, see {directory.relay_log}") from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,77 @@
+"""The relay as the trainer sees it: a process of its own that is started, watched and waited for.
+
+Invariant: nothing here talks to the network, and a dead relay or server never costs the training more than the wait at its end.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mltrack.journal import RunDirectory
+
+SILENCE_S = 10.0
+"""How long the end of a training waits after the last request that the server acknowledged."""
+_POLL_S = 0.1
+
+
+class Delivery:
+    """`mltrack sync --follow RUN_DIR`, started for one run directory.
+
+    Args:
+        directory: its run.json names the MLflow run and this process as the trainer.
+    """
+
+    def __init__(self, directory: RunDirectory):
+        self.directory = directory
+        self._stopped = threading.Event()
+        self._process = self._start()
+        self._watcher = threading.Thread(target=self._restart_once, name="relay-watch", daemon=True)
+        self._watcher.start()
+
+    def wait(self, limit_s: float, on_progress: Callable[[dict[str, Any]], None] | None = None) -> str:
+        """Wait for the rest to be delivered; the journal must have its end record.
+
+        Args:
+            limit_s: longest wait while the relay makes progress.
+            on_progress: called with the content of delivery.json now and then.
+
+        Returns:
+            "complete" or "pending".
+        """
+        started = time.time()
+        while self._process.poll() is None or self._watcher.is_alive():
+            delivery = self.directory.read_delivery()
+            if on_progress is not None:
+                on_progress(delivery)
+            acknowledged = delivery.get("acknowledged_ms", 0) / 1000
+            silent = time.time() - max(started, acknowledged)
+            if time.time() - started > limit_s or (silent > SILENCE_S and not delivery.get("uploading")):
+                break
+            self._watcher.join(_POLL_S)
+        self._stopped.set()
+        return "complete" if self.directory.read_delivery().get("complete") else "pending"
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        package_parent = str(Path(__file__).resolve().parents[2])
+        paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+        with self.directory.relay_log.open("ab") as log:
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", "mltrack", "sync", "--follow", str(self.directory.path)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            )
+
+    def _restart_once(self) -> None:
+        if self._process.wait() != 0 and not self._stopped.is_set():
+            self._process = self._start()
+            self._process.wait()

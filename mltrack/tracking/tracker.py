@@ -1,0 +1,349 @@
+"""Metrics of one run: into the journal at once, from there to MLflow by the relay.
+
+Invariant: a logging call is one write to local disk and constant work; it never touches the network. Of a step that is computed
+again after a resume the first value stands.
+
+    tracker = TrainingMetricsTracker(output_dir="logs")
+    tracker.log_metrics({"train_loss": 0.44, "grad_norm": 1.2}, step=101, epoch=0)
+    tracker.get_summary()["best_metrics"]
+    tracker.close()
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import mltrack
+from mltrack.errors import ConfigurationError, TrackingError
+from mltrack.journal import JournalReader, JournalWriter, RunDirectory, RunInfo, records
+from mltrack.store import active_run, default_tracking_uri
+from mltrack.tasks.metrics import metric_mode
+from mltrack.tracking.delivery import Delivery
+from mltrack.tracking.export import entries_of, write_csv_export, write_json_export
+from mltrack.tracking.statistics import BestValue, MetricEntry, MetricStatistics, RunningStatistics
+
+TIMING_WORDS = ("seconds", "per_second", "_ms", "_bytes", "system/", "stall", "utilization")
+"""A metric whose name holds one of these depends on the machine's speed and is never compared after a resume."""
+
+
+class TrainingMetricsTracker:
+    """Records metrics, keeps their statistics, exports them.
+
+    Args:
+        output_dir: folder of the journal and of relative export paths. An earlier journal in it is set aside as
+            `journal.1`, `journal.2`, ... unless `resume` is True.
+        experiment_name: noted in the summary and, where MLflow is behind it, in run.json.
+        auto_save_interval: the journal is forced to the disk every so many logging calls (and every few seconds anyway).
+        run_id: an MLflow run that gets everything, sent by a process of its own. Without it the run that is active in this
+            process, if mlflow is imported here already.
+        tracking_uri: of that run; default: the active run's, else MLFLOW_TRACKING_URI, else the embedded database.
+        resume: continue the journal that lies in `output_dir`.
+        directions: {metric name: "min" or "max"} where the name does not tell.
+        timing: names of further metrics that depend on speed.
+        unbacked: no MLflow yet, whatever is active here; `follow` may come later.
+
+    Raises:
+        TrackingError: the folder cannot be written, or another process writes its journal.
+    """
+
+    def __init__(
+        self,
+        output_dir: str | Path = "mltrack-metrics",
+        experiment_name: str | None = None,
+        auto_save_interval: int = 100,
+        *,
+        run_id: str | None = None,
+        tracking_uri: str | None = None,
+        resume: bool = False,
+        directions: Mapping[str, str] | None = None,
+        timing: Iterable[str] = (),
+        unbacked: bool = False,
+    ):
+        if auto_save_interval < 1:
+            raise ConfigurationError(f"auto_save_interval: seen {auto_save_interval}; accepted: a whole number >= 1")
+        self.directory = RunDirectory(Path(output_dir).absolute())
+        self.experiment_name = experiment_name
+        self.delivery: Delivery | None = None
+        self._auto_save_interval = auto_save_interval
+        self._timing = frozenset(timing)
+        self._is_timing: dict[str, bool] = {}
+        self._directions = dict(directions or {})
+        self._statistics: dict[str, RunningStatistics] = {}
+        self._best: dict[str, BestValue | None] = {}
+        self._calls = 0
+        self._already: dict[tuple[str, int], float] = {}
+        self._drifted: set[str] = set()
+        self._ended = False
+        if not resume:
+            self._set_earlier_aside()
+        for record in JournalReader(self.directory.journal).read_new():
+            for entry in entries_of(record):
+                self._count(entry)
+        self._journal = JournalWriter(self.directory.journal, mltrack_version=mltrack.__version__)
+        if not unbacked:
+            self._back_by_mlflow(run_id, tracking_uri)
+
+    # -- logging
+
+    def log_metric(self, name: str, value: Any, step: int, epoch: int | None = None) -> None:
+        """Record one value at an optimizer step (the first is 1); `epoch` is 0-based."""
+        self.log_metrics({name: value}, step, epoch)
+
+    def log_metrics(self, values: Mapping[str, Any], step: int, epoch: int | None = None) -> None:
+        """Record several values of one step in one write.
+
+        Raises:
+            TrackingError: a value is no single number, or the journal cannot be written.
+        """
+        deterministic: dict[str, float] = {}
+        timing: dict[str, float] = {}
+        for name, value in values.items():
+            number = value if type(value) is float else as_number(name, value)
+            (timing if self._depends_on_speed(name) else deterministic)[name] = number
+        if self._already:
+            self._keep_first(step, deterministic, timing)
+            if not deterministic and not timing:
+                return
+        record = records.metrics(int(step), deterministic, timing, epoch=epoch)
+        self._journal.append(record)
+        for entry in entries_of(record):
+            self._count(entry)
+        self._calls += 1
+        if self._calls % self._auto_save_interval == 0:
+            self._journal.sync_soon()
+
+    def log_epoch_metric(self, name: str, value: Any, epoch: int) -> None:
+        """Record an aggregate of a finished epoch (0-based): `epoch/<name>` at step `epoch + 1`."""
+        self.log_epoch_metrics({name: value}, epoch)
+
+    def log_epoch_metrics(self, values: Mapping[str, Any], epoch: int) -> None:
+        """Record several aggregates of a finished epoch (0-based) in one write."""
+        self.log_metrics({records.EPOCH_PREFIX + name: value for name, value in values.items()}, step=epoch + 1, epoch=epoch)
+
+    def log_params(self, values: Mapping[str, Any]) -> None:
+        """Record parameters; MLflow keeps them as text, and never changes one."""
+        self._journal.append(records.params({name: str(value) for name, value in values.items()}))
+
+    def set_tags(self, values: Mapping[str, Any]) -> None:
+        """Record tags."""
+        self._journal.append(records.tags({name: str(value) for name, value in values.items()}))
+
+    def log_inputs(self, datasets: Sequence[Mapping[str, Any]]) -> None:
+        """Record the data sets that the run reads: name, digest, source, context, profile of each."""
+        self._journal.append(records.inputs(datasets))
+
+    def log_artifact(self, path: str | Path, artifact_path: str = "") -> None:
+        """Have a file of the run directory uploaded into a folder of the run's artifacts."""
+        self._journal.append(records.artifact(self._relative(path), artifact_path))
+
+    def log_checkpoints(self, kept: Sequence[Mapping[str, Any]], best_step: int | None) -> None:
+        """Record which checkpoints stay, and force everything so far to the disk."""
+        kept = [{**one, "path": self._relative(one["path"])} for one in kept]
+        self._journal.append(records.checkpoints(kept, best_step))
+        self._journal.sync()
+
+    def log_model(self, **fields: Any) -> None:
+        """Record the model to be registered (see `mltrack.journal.records`)."""
+        self._journal.append(records.model(**fields))
+
+    def resume_from(self, step: int, epoch: int) -> None:
+        """From now on values of steps past this checkpoint are compared with those that are recorded already.
+
+        Args:
+            step: optimizer steps in the checkpoint.
+            epoch: epochs finished in it.
+        """
+        self._already = {}
+        for record in JournalReader(self.directory.journal).read_new():
+            for entry in entries_of(record):
+                behind = entry.step > (epoch if entry.name.startswith(records.EPOCH_PREFIX) else step)
+                if behind:
+                    self._already.setdefault((entry.name, entry.step), entry.value)
+        self._journal.append(records.resumed(step, epoch))
+
+    # -- reading
+
+    def get_statistics(self, name: str) -> MetricStatistics:
+        """Statistics of a metric; `epoch/` may be left out.
+
+        Raises:
+            TrackingError: no such metric was logged.
+        """
+        key = name if name in self._statistics else records.EPOCH_PREFIX + name
+        if key not in self._statistics:
+            known = sorted(self._statistics)
+            raise TrackingError(f"metric: seen '{name}'; accepted: {', '.join(known) if known else 'nothing was logged yet'}")
+        return self._statistics[key].snapshot()
+
+    def get_summary(self) -> dict[str, Any]:
+        """`best_metrics` {name: {value, step, epoch}}, `statistics` {name: {mean, ...}}, `totals`."""
+        best = {self._shown(key): _best_of(held.entry) for key, held in self._best.items() if held is not None and held.entry is not None}
+        statistics = {self._shown(key): asdict(held.snapshot()) for key, held in self._statistics.items()}
+        totals = {"metrics": len(self._statistics), "points": sum(held.count for held in self._statistics.values())}
+        return {"experiment_name": self.experiment_name, "best_metrics": best, "statistics": statistics, "totals": totals}
+
+    def export_to_json(self, path: str | Path = "metrics.json") -> Path:
+        """Summary and every point; a relative path is under `output_dir`. Returns where it was written."""
+        target = self.directory.path / path
+        write_json_export(self.directory.journal, self.get_summary(), target)
+        return target
+
+    def export_to_csv(self, path: str | Path = "metrics.csv") -> Path:
+        """One line per point; a relative path is under `output_dir`. Returns where it was written."""
+        target = self.directory.path / path
+        write_csv_export(self.directory.journal, target)
+        return target
+
+    # -- end
+
+    def end(self, status: str = "FINISHED", exit_code: int = 0) -> None:
+        """Record how the run ended: FINISHED, FAILED or KILLED. Only the first call counts."""
+        if self._ended:
+            return
+        self._ended = True
+        if self._drifted:
+            self.set_tags({"mltrack.resume_drift": ", ".join(sorted(self._drifted))})
+        self._journal.append(records.end(status, exit_code))
+        self._journal.sync()
+
+    def close(self, *, exit_wait_s: float = 600.0, on_progress: Callable[[dict[str, Any]], None] | None = None) -> str:
+        """End the run if nobody did, let go of the journal, and wait for MLflow to have everything.
+
+        Returns:
+            "complete" or "pending"; "complete" too where there is no MLflow behind it.
+        """
+        self.end()
+        self._journal.close()
+        if self.delivery is None:
+            return "complete"
+        return self.delivery.wait(exit_wait_s, on_progress)
+
+    def __enter__(self) -> TrainingMetricsTracker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if kind is not None:
+            self.end("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED", 1)
+        self.close()
+
+    # -- inside
+
+    def _relative(self, path: str | Path) -> str:
+        return Path(os.path.relpath(Path(path).absolute(), self.directory.path)).as_posix()
+
+    def _depends_on_speed(self, name: str) -> bool:
+        known = self._is_timing.get(name)
+        if known is None:
+            known = self._is_timing[name] = name in self._timing or any(word in name for word in TIMING_WORDS)
+        return known
+
+    def _keep_first(self, step: int, deterministic: dict[str, float], timing: dict[str, float]) -> None:
+        """Drop what is recorded for this step already; note where a deterministic value differs."""
+        differing: dict[str, tuple[float, float]] = {}
+        for values in (deterministic, timing):
+            for name in [name for name in values if (name, step) in self._already]:
+                first, later = self._already.pop((name, step)), values.pop(name)
+                same = first == later or (math.isnan(first) and math.isnan(later))
+                if values is deterministic and not same:
+                    differing[name] = (first, later)
+        if differing:
+            self._drifted.update(differing)
+            self._journal.append(records.drift(step, differing))
+
+    def _count(self, entry: MetricEntry) -> None:
+        running = self._statistics.get(entry.name)
+        if running is None:
+            running = self._statistics[entry.name] = RunningStatistics()
+            self._best[entry.name] = self._new_best(entry.name)
+        running.add(entry.value)
+        best = self._best[entry.name]
+        if best is not None:
+            best.offer(entry)
+
+    def _new_best(self, key: str) -> BestValue | None:
+        name = key.removeprefix(records.EPOCH_PREFIX)
+        if name in self._directions:
+            return BestValue(self._directions[name])
+        try:
+            return BestValue(metric_mode(name))
+        except ConfigurationError:
+            return None
+
+    def _shown(self, key: str) -> str:
+        """`eval_loss` for `epoch/eval_loss`, unless there is an `eval_loss` by step too."""
+        name = key.removeprefix(records.EPOCH_PREFIX)
+        return key if name in self._statistics else name
+
+    def _set_earlier_aside(self) -> None:
+        journal = self.directory.journal
+        if not journal.exists():
+            return
+        JournalWriter(journal).close()
+        number = 1
+        while (aside := journal.with_name(f"journal.{number}")).exists():
+            number += 1
+        journal.rename(aside)
+        self.directory.delivery_file.unlink(missing_ok=True)
+
+    def _back_by_mlflow(self, run_id: str | None, tracking_uri: str | None) -> None:
+        active = active_run() if run_id is None else None
+        if active is not None:
+            run_id, tracking_uri = active
+        if run_id is None:
+            return
+        self.follow(
+            RunInfo(
+                local_id=uuid.uuid4().hex,
+                run_id=run_id,
+                experiment_name=self.experiment_name,
+                tracking_uri=default_tracking_uri(tracking_uri),
+                created_ms=records.now_ms(),
+                owns_status=False,
+                mltrack_version=mltrack.__version__,
+            )
+        )
+
+    def describe(self, info: RunInfo) -> None:
+        """Write run.json, with this process as the trainer."""
+        info.trainer_pid, info.trainer_started = os.getpid(), process_started(os.getpid())
+        self.directory.write_run(info)
+
+    def follow(self, info: RunInfo) -> None:
+        """Write run.json and start the relay, which ends with this process."""
+        self.describe(info)
+        self.delivery = Delivery(self.directory)
+
+
+def as_number(name: str, value: Any) -> float:
+    """A Python number, a Decimal, a numpy scalar or a tensor of one element as a float.
+
+    Raises:
+        TrackingError: anything else; the message names the metric.
+    """
+    try:
+        if isinstance(value, (str, bytes, bool)) or value is None:
+            raise TypeError
+        return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        shown = repr(value)
+        raise TrackingError(f"metric '{name}': seen {shown[:80]} ({type(value).__name__}); accepted: one number") from None
+
+
+def process_started(pid: int) -> float:
+    """When a process was started, seconds since 1970; 0 where it is gone."""
+    import psutil
+
+    try:
+        return psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
+def _best_of(entry: MetricEntry) -> dict[str, Any]:
+    return {"value": entry.value, "step": entry.step, "epoch": entry.epoch}

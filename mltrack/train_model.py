@@ -1,0 +1,429 @@
+"""One training from the request to the response: the nine steps, and the only place that chooses concrete classes.
+
+Invariant: `execute` never raises for bad input or a failed training; the MLflow run ends as the response says.
+
+    response = TrainModelUseCase().execute(TrainModelRequest(task="text_classification", dataset_path="records.jsonl"))
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import traceback
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mltrack
+from mltrack import registry
+from mltrack.checkpoints import CheckpointManager
+from mltrack.config import OPTIONS, TaskType, TrainModelRequest, TrainModelResponse
+from mltrack.data import CodeDataset, DatasetLoader
+from mltrack.errors import ConfigurationError, Interrupted, MltrackError, TrainingError
+from mltrack.evaluation import baselines
+from mltrack.evaluation.outcome import write_outcome
+from mltrack.hardware import choose_device, facts
+from mltrack.journal import RunDirectory, RunInfo, records, write_json
+from mltrack.models import ModelSource, resolve_model, save_pretrained
+from mltrack.provenance import find_resumed, git_facts, saved_options
+from mltrack.store import StoreUnavailable, connect, default_tracking_uri, runs
+from mltrack.tasks import task_for
+from mltrack.tracking import TrainingMetricsTracker
+from mltrack.training import AdvancedTrainer, Listener
+
+log = logging.getLogger("mltrack")
+
+NOT_PARAMS = {"output_dir", "tracking_uri", "experiment_name", "run_name", "resume", "new_run", "offline", "exit_wait", "debug", "output"}
+"""Options that say where a run is kept, not what it computes; they stay out of the MLflow params."""
+
+STEPS = ("validate_request", "load_model", "load_data", "open_tracker", "open_checkpoints", "build_trainer", "train", "save_results", "respond")
+
+
+@dataclass
+class _Run:
+    """What the steps hand on to each other."""
+
+    request: TrainModelRequest
+    response: TrainModelResponse = field(default_factory=TrainModelResponse)
+    resumed: RunDirectory | None = None
+    source: ModelSource | None = None
+    train_dataset: CodeDataset | None = None
+    eval_dataset: CodeDataset | None = None
+    directory: RunDirectory | None = None
+    info: RunInfo | None = None
+    tracker: TrainingMetricsTracker | None = None
+    checkpoints: CheckpointManager | None = None
+    trainer: AdvancedTrainer | None = None
+
+    @property
+    def task(self) -> TaskType:
+        return TaskType(self.request.task)
+
+
+class TrainModelUseCase:
+    """Trains a model as a request says and keeps the run in MLflow.
+
+    Args:
+        listeners: are told of steps and evaluations.
+        notice: takes one line for the user at a time: steps, warnings.
+        progress: called with (what, done, total) while something long is prepared.
+        on_delivery: called with delivery.json's content while the end waits for MLflow.
+        stop_requested: a signal number once the training shall stop with a checkpoint.
+    """
+
+    def __init__(
+        self,
+        *,
+        listeners: Sequence[Listener] = (),
+        notice: Callable[[str], None] = log.info,
+        progress: Callable[[str, int, int], None] | None = None,
+        on_delivery: Callable[[dict[str, Any]], None] | None = None,
+        stop_requested: Callable[[], int | None] = lambda: None,
+    ):
+        self._listeners, self._notice, self._progress = listeners, notice, progress
+        self._on_delivery, self._stop_requested = on_delivery, stop_requested
+
+    def execute(self, request: TrainModelRequest) -> TrainModelResponse:
+        """Run the nine steps.
+
+        Returns:
+            With `success=False`, `errors` and `exit_code` (2 bad input, 1 failed, 130 or 143 interrupted) where a step failed.
+        """
+        run = _Run(request)
+        try:
+            for number, name in enumerate(STEPS, start=1):
+                log.info("step %d of %d: %s", number, len(STEPS), name.replace("_", " "))
+                getattr(self, f"_{name}")(run)
+        except (Exception, KeyboardInterrupt) as error:
+            self._fail(run, error)
+        return run.response
+
+    # 1
+    def _validate_request(self, run: _Run) -> None:
+        problems = run.request.validate()
+        if problems:
+            raise ConfigurationError("; ".join(problems))
+        run.resumed = find_resumed(run.request)
+        if run.resumed is not None:
+            run.request = saved_options(run.resumed, run.request)
+        task = task_for(run.task)
+        run.request = run.request.with_defaults(task.defaults(run.request.model_name))
+        if not run.request.metric_name.startswith("eval_"):
+            raise ConfigurationError(f"metric_name: seen '{run.request.metric_name}'; accepted: eval_loss or another eval_<metric> of {run.task}")
+        choose_device(run.request.device)
+        for name in ("dataset_path", "validation_path"):
+            path = getattr(run.request, name)
+            if path is not None and path != "stdlib" and not Path(path).exists():
+                raise ConfigurationError(f"{name}: seen '{path}', which does not exist; accepted: a data file{', stdlib' if name == 'dataset_path' else ''}")
+
+    # 2
+    def _load_model(self, run: _Run) -> None:
+        """The tokenizer and what is known of the model; its weights follow once the data has told the classes."""
+        request = run.request
+        uri = default_tracking_uri(request.tracking_uri)
+        run.source = resolve_model(
+            request.model_name,
+            run.task,
+            trust_remote_code=request.trust_remote_code,
+            registry_resolver=lambda name: registry.local_folder(name, uri),
+        )
+
+    # 3
+    def _load_data(self, run: _Run) -> None:
+        request, source = run.request, run.source
+        assert source is not None
+        assert request.max_length is not None
+        options: dict[str, Any] = {"task": request.task, "max_length": request.max_length, "on_bad_record": request.on_bad_record, "seed": request.seed}
+        loader = DatasetLoader(request.dataset_path, source.tokenizer, num_labels=request.num_labels, progress=self._part("reading"), **options)
+        if request.validation_path is None:
+            train_records, eval_records = loader.split_records(request.validation_split)
+        else:
+            mapping = loader.label_mapping if run.task.is_classification else None
+            train_records = loader.records
+            eval_records = DatasetLoader(request.validation_path, source.tokenizer, label_mapping=mapping, **options).records
+        for line in loader.skipped:
+            self._notice(f"left out: {line}")
+        if source.kind == "scratch":
+            source.train_tokenizer([text for record in train_records for text in (record.description, record.text) if text])
+        run.train_dataset = loader.dataset(train_records, source.tokenizer)
+        run.eval_dataset = loader.dataset(eval_records, source.tokenizer)
+        share = run.train_dataset.truncated / len(run.train_dataset)
+        if share > 0.2:
+            self._notice(f"{share:.0%} of the training records are longer than max_length={request.max_length} tokens and were cut")
+        self._notice(f"data: {len(run.train_dataset):,} training and {len(run.eval_dataset):,} evaluation records from {request.dataset_path}")
+
+    # 4
+    def _open_tracker(self, run: _Run) -> None:
+        request = run.request
+        run.info = self._open_run(run)
+        run.response.run_id = run.info.run_id or run.info.local_id
+        run.response.experiment_id = run.info.experiment_id
+        continues = run.resumed is not None and not request.new_run
+        run.directory = run.resumed if continues else RunDirectory(Path(request.output_dir).absolute() / (run.info.run_id or run.info.local_id))
+        assert run.directory is not None
+        run.directory.path.mkdir(parents=True, exist_ok=True)
+        write_json(run.directory.path / "config.json", {"mltrack_version": mltrack.__version__, **request.options()})
+        run.tracker = TrainingMetricsTracker(run.directory.path, request.experiment_name, resume=continues, unbacked=True)
+        self._log_what_is_known(run, run.tracker)
+
+    def _open_run(self, run: _Run) -> RunInfo:
+        """The MLflow run: the one that `mlflow run` made, the resumed one, or a new one."""
+        request = run.request
+        given = os.environ.get("MLFLOW_RUN_ID")
+        info = RunInfo(
+            local_id=uuid.uuid4().hex,
+            experiment_name=request.experiment_name,
+            run_name=request.run_name or f"{request.task} {request.model_name}",
+            tracking_uri=default_tracking_uri(request.tracking_uri),
+            task=request.task,
+            created_ms=records.now_ms(),
+            tags={"mltrack.task": request.task, **git_facts()},
+            mltrack_version=mltrack.__version__,
+        )
+        if run.resumed is not None and not request.new_run:
+            info = run.resumed.read_run()
+        elif given is not None:
+            info.run_id = given
+            if request.experiment_name or request.run_name:
+                self._notice("experiment_name and run_name are ignored: MLFLOW_RUN_ID names the run already")
+        if run.resumed is not None and request.new_run:
+            info.tags["mltrack.forked_from"] = run.resumed.read_run().run_id or run.resumed.path.name
+        if request.offline:
+            return info
+        try:
+            store = connect(info.tracking_uri)
+            if info.run_id is None:
+                opened = runs.create_run(
+                    store,
+                    experiment_name=info.experiment_name,
+                    run_name=info.run_name,
+                    tags=info.tags,
+                    idempotency_key=info.local_id,
+                    start_time_ms=info.created_ms,
+                )
+            else:
+                runs.reopen_run(store, info.run_id)
+                opened = runs.get_run(store, info.run_id)
+            info.run_id, info.experiment_id = opened.run_id, opened.experiment_id
+            info.under_mlflow_run = opened.tags.get("mlflow.source.type") == "PROJECT"
+        except StoreUnavailable as error:
+            self._notice(f"{error}; training goes on, everything is kept in the run directory and delivered when the server is back")
+        return info
+
+    def _log_what_is_known(self, run: _Run, tracker: TrainingMetricsTracker) -> None:
+        request, train_dataset, eval_dataset = run.request, run.train_dataset, run.eval_dataset
+        assert train_dataset is not None
+        assert eval_dataset is not None
+        assert run.directory is not None
+        tracker.log_params(
+            {name: request.as_typed.get(name, written(value)) for name, value in request.options().items() if value is not None and name not in NOT_PARAMS}
+        )
+        tracker.set_tags({"mltrack.version": mltrack.__version__, "mltrack.data_digest": train_dataset.digest, **facts()})
+        if run.resumed is None or request.new_run:
+            tracker.set_tags(run.info.tags if run.info is not None else {})
+        tracker.log_inputs(
+            [
+                described_dataset(dataset, context, split)
+                for dataset, context, split in ((train_dataset, "training", "train"), (eval_dataset, "evaluation", "eval"))
+            ]
+        )
+        tracker.log_artifact(run.directory.path / "config.json")
+        self._log_baselines(run, tracker)
+
+    def _log_baselines(self, run: _Run, tracker: TrainingMetricsTracker) -> None:
+        train_dataset, eval_dataset = run.train_dataset, run.eval_dataset
+        assert train_dataset is not None
+        assert eval_dataset is not None
+        if run.task.is_classification:
+            values = baselines.classification_baselines(train_dataset.records, eval_dataset.records, train_dataset.label_mapping)
+        else:
+            values = baselines.unigram_loss(train_dataset, eval_dataset, len(train_dataset.tokenizer))
+        run.response.baselines = {f"baseline_{name}": value for name, value in values.items()}
+        if run.resumed is None or run.request.new_run:
+            tracker.log_metrics(run.response.baselines, step=0)
+
+    # 5
+    def _open_checkpoints(self, run: _Run) -> None:
+        request = run.request
+        assert run.directory is not None
+        assert run.tracker is not None
+        assert run.source is not None
+        run.checkpoints = CheckpointManager(
+            run.directory.checkpoints,
+            max_checkpoints=request.max_checkpoints,
+            metric_name=request.metric_name,
+            mode=request.metric_mode,
+            keep_every=request.keep_every,
+            run_id=run.directory.path.name,
+            on_change=run.tracker.log_checkpoints,
+            tokenizer=run.source.tokenizer,
+        )
+
+    # 6
+    def _build_trainer(self, run: _Run) -> None:
+        request, train_dataset = run.request, run.train_dataset
+        assert run.source is not None
+        assert train_dataset is not None
+        assert request.max_length is not None
+        mapping = train_dataset.label_mapping if run.task.is_classification else None
+        model = run.source.build(label_mapping=mapping, max_length=request.max_length, seed=request.seed)
+        run.trainer = AdvancedTrainer(
+            model,
+            train_dataset,
+            run.eval_dataset,
+            config=request.training_config(),
+            tracker=run.tracker,
+            checkpoint_manager=run.checkpoints,
+            listeners=self._listeners,
+            stop_requested=self._stop_requested,
+        )
+        self._resume(run)
+        self._start_delivery(run)
+        trainer = run.trainer
+        assert run.tracker is not None
+        run.tracker.set_tags(
+            {
+                "mltrack.device": str(trainer.device),
+                "mltrack.precision": trainer.precision.mode,
+                "mltrack.parameters": sum(parameter.numel() for parameter in model.parameters()),
+            }
+        )
+
+    def _resume(self, run: _Run) -> None:
+        assert run.trainer is not None
+        assert run.tracker is not None
+        assert run.checkpoints is not None
+        if run.resumed is None:
+            return
+        held = run.checkpoints
+        if run.request.new_run:
+            held = CheckpointManager(run.resumed.checkpoints, metric_name=run.request.metric_name, run_id=run.resumed.path.name, on_change=lambda *_: None)
+        checkpoint = held.load_latest_checkpoint()
+        if checkpoint is None:
+            raise ConfigurationError(f"resume: {run.resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never")
+        run.trainer.load_checkpoint(checkpoint)
+        state = run.trainer.state
+        run.tracker.resume_from(state.step, state.epoch)
+        self._notice(f"resumed at step {state.step:,} (epoch {state.epoch + 1}) of {run.resumed.path}")
+
+    def _start_delivery(self, run: _Run) -> None:
+        assert run.tracker is not None
+        assert run.info is not None
+        if run.request.offline:
+            run.tracker.describe(run.info)
+        else:
+            run.tracker.follow(run.info)
+
+    # 7
+    def _train(self, run: _Run) -> None:
+        assert run.trainer is not None
+        run.trainer.train()
+
+    # 8
+    def _save_results(self, run: _Run) -> None:
+        directory, trainer, tracker, checkpoints = run.directory, run.trainer, run.tracker, run.checkpoints
+        assert directory is not None
+        assert trainer is not None
+        assert tracker is not None
+        assert checkpoints is not None
+        assert run.source is not None
+        best = checkpoints.load_best_checkpoint() or checkpoints.load_latest_checkpoint()
+        if best is None:
+            raise TrainingError(f"{checkpoints.checkpoint_dir}: no complete checkpoint is left")
+        info = best["metadata"]
+        trainer.model.load_state_dict(best["model_state_dict"])
+        save_pretrained(trainer.model, run.source.tokenizer, directory.model)
+        written_files = write_outcome(trainer, directory.path, stop_requested=self._stop_requested)
+        for path, folder in written_files:
+            tracker.log_artifact(path, folder)
+        for path in (tracker.export_to_json("metrics.json"), tracker.export_to_csv("metrics.csv")):
+            tracker.log_artifact(path)
+        name = run.request.registered_model_name or f"mltrack-{run.request.task}"
+        tracker.log_model(
+            step=info.step,
+            path=str(info.path.relative_to(directory.path)),
+            registered_name=name,
+            promote=run.request.promote,
+            metrics=info.metrics,
+            tags=registry.version_tags(run.request, trainer.train_dataset.digest, info),
+            description=registry.model_card(run.request, name, trainer.train_dataset, info, run.response.baselines),
+        )
+        tracker.end("FINISHED", 0)
+        run.response.success = True
+        run.response.status, run.response.exit_code = "FINISHED", 0
+
+    # 9
+    def _respond(self, run: _Run) -> None:
+        """Fill in what the trainer found, and wait for MLflow to have it."""
+        response, directory = run.response, run.directory
+        if run.trainer is not None:
+            results = run.trainer.results()
+            for name in ("best_metric", "best_epoch", "best_step", "epochs_run", "steps_run", "stopped_early", "training_time", "tokens_per_second"):
+                setattr(response, name, results[name])
+        if run.checkpoints is not None:
+            response.checkpoints = [
+                {"step": one.step, "epoch": one.epoch, "metric_value": one.metric_value, "path": str(one.path)} for one in run.checkpoints.list_checkpoints()
+            ]
+        if directory is not None:
+            response.model_path = str(directory.model) if directory.model.exists() else None
+            response.metrics_file = str(directory.path / "metrics.json") if (directory.path / "metrics.json").exists() else None
+        if run.tracker is not None and directory is not None:
+            delivered = run.tracker.close(exit_wait_s=run.request.exit_wait, on_progress=self._on_delivery)
+            response.delivery = "pending" if run.request.offline else delivered
+            delivery = directory.read_delivery()
+            best = delivery.get("best_model_id")
+            response.model_uri = f"models:/{best}" if best else None
+            response.registered_model = delivery.get("registered")
+
+    def _fail(self, run: _Run, error: BaseException) -> None:
+        """End the run truthfully and say what happened."""
+        response = run.response
+        response.success = False
+        if isinstance(error, KeyboardInterrupt):
+            error = Interrupted(2)
+        response.status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
+        response.exit_code = error.exit_code if isinstance(error, MltrackError) else 1
+        response.errors = [str(error)] if isinstance(error, MltrackError) else [f"{type(error).__name__}: {error}"]
+        log.debug("%s", "".join(traceback.format_exception(error)))
+        if run.request.debug:
+            traceback.print_exception(error)
+        if run.tracker is None:
+            return
+        if run.tracker.delivery is None and not run.request.offline:
+            with suppress(MltrackError):
+                self._start_delivery(run)
+        with suppress(MltrackError):
+            run.tracker.set_tags({"mltrack.failure": response.errors[0]})
+            run.tracker.export_to_json("metrics.json")
+            run.tracker.end(response.status, response.exit_code)
+            self._respond(run)
+
+    def _part(self, what: str) -> Callable[[int, int], None] | None:
+        progress = self._progress
+        return None if progress is None else lambda done, total: progress(what, done, total)
+
+
+def written(value: Any) -> str:
+    """A value as a user would type it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def described_dataset(dataset: CodeDataset, context: str, split: str) -> Mapping[str, Any]:
+    """A data set as an input of the run."""
+    profile: dict[str, Any] = {"records": len(dataset), "tokens": int(dataset.lengths.sum()), "truncated": dataset.truncated}
+    if dataset.task.is_classification:
+        profile["classes"] = dataset.class_counts
+    return {
+        "name": f"{Path(str(dataset.source)).name}-{split}",
+        "digest": dataset.digest[:36],
+        "source": str(dataset.source),
+        "context": context,
+        "profile": json.dumps(profile),
+    }
+
+
+assert OPTIONS.keys() >= NOT_PARAMS

@@ -1,0 +1,45 @@
+"""What `AdvancedTrainer` works with where the caller hands it nothing: options, a local tracker, local checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from mltrack.checkpoints import CheckpointManager
+from mltrack.config import TrainingConfig
+from mltrack.errors import ConfigurationError, did_you_mean
+from mltrack.tracking import TrainingMetricsTracker
+
+OUTPUT_DIR = "mltrack-training"
+
+
+def configure(config: TrainingConfig | None, options: Mapping[str, Any]) -> TrainingConfig:
+    """The configuration with single options replaced.
+
+    Raises:
+        ConfigurationError: an option of that name does not exist, or its value is not accepted.
+    """
+    known = [f.name for f in fields(TrainingConfig)]
+    for name in options:
+        if name not in known:
+            raise ConfigurationError(f"option: seen '{name}'; {did_you_mean(name, known)}")
+    return replace(config or TrainingConfig(), **options)
+
+
+def local_tracker(output_dir: str | Path | None) -> TrainingMetricsTracker:
+    """A tracker in `output_dir`."""
+    return TrainingMetricsTracker(output_dir or OUTPUT_DIR)
+
+
+def local_checkpoints(output_dir: str | Path | None, config: TrainingConfig, mode: str, tokenizer: Any) -> CheckpointManager:
+    """Checkpoints in `output_dir`/checkpoints."""
+    return CheckpointManager(
+        Path(output_dir or OUTPUT_DIR) / "checkpoints",
+        max_checkpoints=config.max_checkpoints,
+        metric_name=config.metric_name,
+        mode=mode,
+        keep_every=config.keep_every,
+        tokenizer=tokenizer,
+    )

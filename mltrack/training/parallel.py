@@ -1,0 +1,98 @@
+"""How one micro-batch is computed: on one device, or split over replicas.
+
+Invariant: a strategy gives the sum of the losses and the number of targets of the whole micro-batch, whatever it was split into.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from mltrack.errors import ConfigurationError
+from mltrack.hardware import visible_gpus
+
+Batch = dict[str, torch.Tensor]
+
+
+class Objective(Protocol):
+    """The part of a task that a strategy needs."""
+
+    def sums(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+
+class Parallel(Protocol):
+    """What the loop needs of a strategy."""
+
+    rank: int
+    world: int
+
+    def sums(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss_sum float32, count int64), both without dimensions."""
+        ...
+
+
+class SingleDevice:
+    """The whole micro-batch at once."""
+
+    rank, world = 0, 1
+
+    def __init__(self, task: Objective):
+        self._task = task
+
+    def sums(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Parallel.sums`."""
+        return self._task.sums(model, batch)
+
+
+class _ReplicaSums(nn.Module):
+    """A model whose forward pass gives its sums shaped [1]: DataParallel gathers along a first dimension."""
+
+    def __init__(self, model: nn.Module, task: Objective):
+        super().__init__()
+        self.model = model
+        self._task = task
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        loss_sum, count = self._task.sums(self.model, batch)
+        return loss_sum.reshape(1), count.reshape(1)
+
+
+class DataParallelReplicas:
+    """The micro-batch split over all visible GPUs of this process.
+
+    Args:
+        task: computes the sums on each replica.
+        wrap: `nn.DataParallel`, or what splits, runs and gathers as it does.
+    """
+
+    rank, world = 0, 1
+
+    def __init__(self, task: Objective, wrap: Callable[[nn.Module], Any] = nn.DataParallel):
+        self._task, self._wrap = task, wrap
+        self._wrapped: tuple[nn.Module, Any] | None = None
+
+    def sums(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `Parallel.sums`."""
+        if self._wrapped is None or self._wrapped[0] is not model:
+            self._wrapped = (model, self._wrap(_ReplicaSums(model, self._task)))
+        loss_sums, counts = self._wrapped[1](batch)
+        return loss_sums.sum(), counts.sum()
+
+
+def choose_parallel(name: str, device: torch.device, task: Objective) -> Parallel:
+    """The strategy that `auto`, `none`, `dp` or `ddp` means here.
+
+    Raises:
+        ConfigurationError: the machine cannot do what was asked for.
+    """
+    gpus = visible_gpus() if device.type == "cuda" else 0
+    if name == "ddp":
+        raise ConfigurationError("parallel: seen 'ddp', which this version does not run; accepted: auto, none, dp")
+    if name == "dp" and gpus < 2:
+        raise ConfigurationError(f"parallel: seen 'dp' with {gpus} visible GPUs; accepted: dp with two or more GPUs, auto, none")
+    if name == "dp" or (name == "auto" and gpus > 1):
+        return DataParallelReplicas(task)
+    return SingleDevice(task)

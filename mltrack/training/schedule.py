@@ -1,0 +1,67 @@
+"""When things happen, and how high the learning rate is, counted in optimizer steps."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from mltrack.config import TrainingConfig
+
+
+@dataclass(frozen=True)
+class Every:
+    """Every so many optimizer steps, or at each epoch's end."""
+
+    interval: int | str
+    """A number of steps, or the word epoch."""
+
+    def due(self, step: int, epoch_over: bool) -> bool:
+        """True where it is time after this step (the first is 1)."""
+        if isinstance(self.interval, int):
+            return step > 0 and step % self.interval == 0
+        return epoch_over
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many optimizer steps a training has."""
+
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+
+    @classmethod
+    def of(cls, config: TrainingConfig, num_batches: int) -> Plan:
+        """The plan for so many micro-batches an epoch; the last group of an epoch may be smaller and is a step too."""
+        steps_per_epoch = math.ceil(num_batches / config.gradient_accumulation_steps)
+        total = config.num_epochs * steps_per_epoch
+        if config.max_steps is not None:
+            total = min(total, config.max_steps)
+        warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * total)
+        return cls(steps_per_epoch, total, warmup)
+
+
+def linear_warmup_decay(optimizer: torch.optim.Optimizer, plan: Plan) -> LambdaLR:
+    """From 0 to the peak in `warmup_steps`, then linearly to 0 at `total_steps`."""
+
+    def factor(step: int) -> float:
+        if step < plan.warmup_steps:
+            return step / max(1, plan.warmup_steps)
+        return max(0.0, (plan.total_steps - step) / max(1, plan.total_steps - plan.warmup_steps))
+
+    return LambdaLR(optimizer, factor)
+
+
+def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices and embeddings, never biases and norms (parameters of fewer than two dimensions)."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+    fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=fused)

@@ -1,0 +1,323 @@
+"""The training loop and nothing else.
+
+It is handed a tracker, a checkpoint manager and a parallel strategy, and knows neither MLflow nor ranks nor where files lie.
+
+Invariants: the gradient of an optimizer step is the sum of its losses over the sum of its targets, however it is cut into
+micro-batches; whatever is due after a step is done exactly once, also when the training was stopped in between; a value that is not
+finite never reaches the weights.
+
+    trainer = AdvancedTrainer(model=model, train_dataset=train_ds, eval_dataset=eval_ds, output_dir="out", num_epochs=3)
+    results = trainer.train()
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from mltrack.checkpoints import CheckpointManager
+from mltrack.checkpoints.state import capture_rng, restore_rng, unwrapped
+from mltrack.config import TrainingConfig
+from mltrack.data import CodeDataset
+from mltrack.errors import ConfigurationError, DatasetError, Interrupted, NonFiniteLossError, did_you_mean
+from mltrack.hardware import choose_device, choose_precision
+from mltrack.tasks import task_for
+from mltrack.tasks.metrics import metric_mode
+from mltrack.tracking import TrainingMetricsTracker
+from mltrack.training.batches import MicroBatch, TrainingBatches
+from mltrack.training.defaults import configure, local_checkpoints, local_tracker
+from mltrack.training.early_stopping import EarlyStopping
+from mltrack.training.evaluate import evaluate
+from mltrack.training.parallel import Parallel, choose_parallel
+from mltrack.training.precision import Precision
+from mltrack.training.schedule import Every, Plan, adamw, linear_warmup_decay
+from mltrack.training.state import TrainingState
+
+MAX_SKIPPED_IN_A_ROW = 10
+
+
+class Listener(Protocol):
+    """Somebody who shows how the training goes."""
+
+    def on_start(self, state: TrainingState, plan: Plan) -> None: ...
+
+    def on_step(self, state: TrainingState, metrics: Mapping[str, float]) -> None: ...
+
+    def on_evaluation_batch(self, done: int, total: int) -> None: ...
+
+    def on_evaluation(self, state: TrainingState, metrics: Mapping[str, float]) -> None: ...
+
+
+class AdvancedTrainer:
+    """Trains a model on a data set.
+
+    Args:
+        model: gives logits for input_ids and attention_mask; it is moved to the device and trained in place.
+        train_dataset: its task decides the loss.
+        eval_dataset: None: no evaluation, no best checkpoint, no early stopping.
+        config: all options; `options` are its fields by name, and win.
+        tracker: where metrics go; default: a local one in `output_dir`.
+        checkpoint_manager: where checkpoints go; default: a local one in `output_dir`.
+        parallel: how a micro-batch is computed; default: as `config.parallel` says.
+        output_dir: folder of the default tracker and checkpoint manager.
+        listeners: are told of every step and evaluation.
+        stop_requested: asked between micro-batches and evaluation batches; a signal number ends the training with a checkpoint.
+
+    Raises:
+        ConfigurationError: an option that is not accepted, or a device that is not there.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        train_dataset: CodeDataset,
+        eval_dataset: CodeDataset | None = None,
+        *,
+        config: TrainingConfig | None = None,
+        tracker: TrainingMetricsTracker | None = None,
+        checkpoint_manager: CheckpointManager | None = None,
+        parallel: Parallel | None = None,
+        output_dir: str | Path | None = None,
+        listeners: Sequence[Listener] = (),
+        stop_requested: Callable[[], int | None] = lambda: None,
+        **options: Any,
+    ):
+        self.config = configure(config, options)
+        self.task = task_for(train_dataset.task)
+        self.device = choose_device(self.config.device)
+        self.precision = Precision(choose_precision(self.config.use_mixed_precision, self.device), self.device)
+        self.parallel = parallel or choose_parallel(self.config.parallel, self.device, self.task)
+        self.model = model.to(self.device)
+        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.batches = TrainingBatches(
+            train_dataset,
+            batch_size=self.config.batch_size,
+            accumulation=self.config.gradient_accumulation_steps,
+            seed=self.config.seed,
+            rank=self.parallel.rank,
+            world=self.parallel.world,
+            num_workers=self.config.num_workers,
+            pin=self.device.type == "cuda",
+        )
+        if not len(train_dataset):
+            raise DatasetError("the training set is empty; accepted: at least one record", path=train_dataset.source)
+        self.plan = Plan.of(self.config, self.batches.num_batches)
+        self.optimizer = adamw(self.model, self.config)
+        self.scheduler = linear_warmup_decay(self.optimizer, self.plan)
+        self.metric_mode = self.config.metric_mode or metric_mode(self.config.metric_name)
+        self.early_stopping = EarlyStopping(self.config.early_stopping_patience, self.config.early_stopping_min_delta, self.metric_mode)
+        self.eval_every, self.save_every = Every(self.config.eval_every), Every(self.config.save_every)
+        self.state = TrainingState()
+        self.tracker = tracker or local_tracker(output_dir)
+        self.checkpoint_manager = checkpoint_manager or local_checkpoints(output_dir, self.config, self.metric_mode, train_dataset.tokenizer)
+        self.listeners = list(listeners)
+        self._owns_tracker = tracker is None
+        self._stop_requested = stop_requested
+        self._rng: dict[str, Any] | None = None
+        if self.config.gradient_checkpointing:
+            getattr(unwrapped(self.model), "gradient_checkpointing_enable")()  # noqa: B009  # a Hugging Face method
+
+    def train(self) -> dict[str, Any]:
+        """Train to the end.
+
+        Returns:
+            best_metric, best_epoch (0-based), best_step, epochs_run, steps_run, training_time (seconds in the loop), tokens_per_second,
+            stopped_early, history (one entry an evaluation).
+
+        Raises:
+            NonFiniteLossError: a loss or gradient is NaN or infinite; the weights are those of the step before.
+            Interrupted: `stop_requested` gave a signal; a checkpoint is written.
+            CheckpointError: a checkpoint could not be written.
+        """
+        self._begin()
+        try:
+            while True:
+                self._close_step()
+                if self._is_over():
+                    break
+                self._take_step(next(self._groups))
+        except Interrupted:
+            self._save_where_it_stands()
+            raise
+        finally:
+            if self._owns_tracker:
+                self.tracker.close()
+        return self.results()
+
+    def results(self) -> dict[str, Any]:
+        """What `train` returns, so far."""
+        state = self.state
+        return {
+            "best_metric": state.best_metric,
+            "best_epoch": state.best_epoch,
+            "best_step": state.best_step,
+            "epochs_run": state.epoch + (1 if state.position else 0),
+            "steps_run": state.step,
+            "training_time": state.seconds,
+            "tokens_per_second": state.tokens / state.seconds if state.seconds else None,
+            "stopped_early": state.stopped_early,
+            "history": state.history,
+        }
+
+    def load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint of such a training when `train` is called."""
+        extra = checkpoint["extra_state"]
+        unwrapped(self.model).load_state_dict(checkpoint["model_state_dict"])
+        self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+        self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
+        self.precision.load_state_dict(checkpoint["scaler_state_dict"] or {})
+        self.state.load_state_dict(extra["training"])
+        self.early_stopping.load_state_dict(extra["early_stopping"])
+        self._rng = extra["rng"]
+
+    # -- the steps of the loop
+
+    def _begin(self) -> None:
+        """Seed everything, or continue every random sequence where the checkpoint left it."""
+        torch.use_deterministic_algorithms(self.config.deterministic)
+        if self._rng is None:
+            random.seed(self.config.seed)
+            np.random.seed(self.config.seed % 2**32)
+            torch.manual_seed(self.config.seed)
+        else:
+            restore_rng(self._rng)
+            self._rng = None
+        self.model.train()
+        self._groups = self._groups_from_here()
+        for listener in self.listeners:
+            listener.on_start(self.state, self.plan)
+
+    def _take_step(self, group: Sequence[MicroBatch]) -> None:
+        """One optimizer step: sum the gradients of the group, check, clip, step."""
+        started = time.perf_counter()
+        self._rng = capture_rng()  # a step that is interrupted is taken again from here
+        targets = sum(batch.targets for batch in group)
+        loss_sum = torch.zeros((), device=self.device)
+        for batch in group:
+            self._poll()
+            with self.precision.autocast():
+                batch_sum, _ = self.parallel.sums(self.model, batch.to(self.device))
+            self.precision.backward(batch_sum / targets)
+            loss_sum += batch_sum.detach()
+        self.precision.unscale(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+        total, grad_norm = map(float, torch.stack([loss_sum.float(), norm.float()]).tolist())  # the only wait for the device in a step
+        learning_rate = self.scheduler.get_last_lr()[0]
+        finite = math.isfinite(total) and math.isfinite(grad_norm)
+        if finite:
+            self.precision.step(self.optimizer)
+            self.scheduler.step()
+            self.state.skipped_in_a_row = 0
+        else:
+            self._refuse_or_skip(total / targets, grad_norm, group)
+        self.optimizer.zero_grad(set_to_none=True)
+        self._rng = None
+        tokens, seconds = sum(batch.tokens for batch in group), time.perf_counter() - started
+        metrics: dict[str, float] = {"learning_rate": learning_rate, "tokens_per_second": tokens / seconds}
+        if finite:
+            self.state.count_step(total, targets, tokens, seconds)
+            metrics = {"train_loss": total / targets, "grad_norm": grad_norm, **metrics}
+        else:
+            self.state.count_skipped(tokens, seconds)
+            metrics["skipped_steps"] = self.state.skipped_steps
+        self.tracker.log_metrics(metrics, step=self.state.step, epoch=self.state.epoch)
+        for listener in self.listeners:
+            listener.on_step(self.state, metrics)
+
+    def _close_step(self) -> None:
+        """Do what is due after the step that was taken last, unless it has been done: evaluate, end the epoch, save."""
+        state = self.state
+        if state.step == state.closed_step:
+            return
+        epoch_over = state.position == self.plan.steps_per_epoch
+        last = state.step >= self.plan.total_steps
+        metrics: dict[str, float] = {}
+        best_before = state.best_step
+        if self.eval_dataset is not None and (epoch_over or last or self.eval_every.due(state.step, epoch_over)):
+            metrics = self._evaluate(self.eval_dataset)
+        taken_in = state.epoch
+        if epoch_over:
+            self.tracker.log_epoch_metrics({**state.epoch_aggregates(), **metrics}, epoch=state.epoch)
+            state.next_epoch()
+            self._groups = self._groups_from_here()
+        state.closed_step = state.step
+        state.stopped_early = self.early_stopping.should_stop and not last
+        improved = state.best_step != best_before
+        if last or improved or state.stopped_early or self.save_every.due(state.step, epoch_over):
+            self._save(taken_in, metrics)
+
+    def _evaluate(self, dataset: CodeDataset) -> dict[str, float]:
+        """Metrics under their `eval_` names, logged, and offered as the best."""
+
+        def on_batch(done: int, total: int) -> None:
+            self._poll()
+            for listener in self.listeners:
+                listener.on_evaluation_batch(done, total)
+
+        started = time.perf_counter()
+        values, _ = evaluate(
+            self.model, dataset, batch_size=self.config.effective_eval_batch_size, device=self.device, precision=self.precision, on_batch=on_batch
+        )
+        metrics = {f"eval_{name}": value for name, value in values.items()}
+        name, state = self.config.metric_name, self.state
+        if name not in metrics:
+            raise ConfigurationError(f"metric_name: seen '{name}'; {did_you_mean(name, metrics)}")
+        self.tracker.log_metrics({**metrics, "eval_seconds": time.perf_counter() - started}, step=state.step, epoch=state.epoch)
+        state.offer_best(metrics[name], self.metric_mode)
+        self.early_stopping.update(metrics[name])
+        train_loss = state.epoch_aggregates().get("train_loss")
+        state.history.append({"epoch": state.epoch, "step": state.step, "train_loss": train_loss, **metrics})
+        for listener in self.listeners:
+            listener.on_evaluation(state, metrics)
+        return metrics
+
+    # -- what the steps are made of
+
+    def _is_over(self) -> bool:
+        return self.state.step >= self.plan.total_steps or self.state.stopped_early
+
+    def _groups_from_here(self) -> Iterator[list[MicroBatch]]:
+        return self.batches.groups(self.state.epoch, self.state.position)
+
+    def _poll(self) -> None:
+        signal_number = self._stop_requested()
+        if signal_number is not None:
+            raise Interrupted(signal_number)
+
+    def _refuse_or_skip(self, loss: float, grad_norm: float, group: Sequence[MicroBatch]) -> None:
+        """Count the step as skipped where that was asked for, or where fp16 finds its scale; raise otherwise."""
+        state = self.state
+        asked_for = self.config.on_non_finite == "skip" and state.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW
+        if not asked_for and not self.precision.skips(finite=False):
+            records = [self.train_dataset.place(number) for batch in group for number in batch.records]
+            quantity, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", grad_norm)
+            raise NonFiniteLossError(quantity, value, step=state.step + 1, epoch=state.epoch, records=records)
+        self.precision.discard(self.optimizer)
+
+    def _save(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.checkpoint_manager.save_checkpoint(
+            model=self.model,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            scaler=self.precision,
+            epoch=epoch,
+            step=self.state.step,
+            metric_value=metrics.get(self.config.metric_name),
+            metrics=metrics,
+            extra_state={"training": self.state.state_dict(), "early_stopping": self.early_stopping.state_dict(), "rng": self._rng or capture_rng()},
+        )
+
+    def _save_where_it_stands(self) -> None:
+        """A checkpoint of the last whole step; the micro-batches after it are computed again."""
+        self.optimizer.zero_grad(set_to_none=True)
+        held = self.checkpoint_manager.get_latest_checkpoint_info()
+        if held is None or held.step != self.state.step:
+            self._save(self.state.epoch, {})
