@@ -1,0 +1,111 @@
+"""Pictures for the run's artifacts: confusion matrix, learning curves.
+
+Invariant: matplotlib's object interface with the Agg canvas only; no global state, no display, and a file that is there is whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_INK, _GRID = "#333333", "#dddddd"
+_LINES = ("#1f6fb2", "#d1602f", "#3a8f5c", "#8a5bb0", "#b08a1f", "#5b6b7b")
+_DPI = 120
+
+
+def confusion_matrix_figure(matrix: Sequence[Sequence[int]], labels: Sequence[str], path: str | Path) -> Path:
+    """Write a PNG: counts, coloured by share of the true class (rows are true classes, columns predicted ones)."""
+    import numpy as np
+
+    counts = np.asarray(matrix, dtype=float)
+    totals = counts.sum(axis=1, keepdims=True)
+    shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
+    side = max(4.0, 1.6 + 0.75 * len(labels))
+    figure, axes = _figure(side + 1.2, side)
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row in range(len(labels)):
+        for column in range(len(labels)):
+            ink = "white" if shares[row, column] > 0.55 else _INK
+            size = 10 if len(labels) <= 8 else 7
+            axes.text(column, row, f"{counts[row, column]:.0f}\n{shares[row, column]:.0%}", ha="center", va="center", color=ink, fontsize=size)
+    names = [_short(label, 24) for label in labels]
+    tilt = 35 if len(labels) > 2 else 0
+    axes.set_xticks(range(len(labels)), names, rotation=tilt, ha="right" if tilt else "center")
+    axes.set_yticks(range(len(labels)), names)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    right = counts.trace() / counts.sum() if counts.sum() else 0.0
+    axes.set_title(f"{counts.sum():.0f} records, {right:.1%} right", fontsize=11)
+    bar = figure.colorbar(picture, ax=axes, fraction=0.046, pad=0.04)
+    bar.set_label("share of the true class")
+    return _write(figure, path)
+
+
+def learning_curves_figure(history: Mapping[str, Sequence[tuple[int, float]]], path: str | Path) -> Path:
+    """Write a PNG of metrics over optimizer steps.
+
+    Args:
+        history: metric -> [(step, value)]. Losses share the first panel, every other metric family its own; at most six panels.
+        path: of the PNG.
+    """
+    panels: dict[str, list[str]] = {}
+    for metric, points in history.items():
+        if any(math.isfinite(value) for _, value in points):
+            panels.setdefault("loss" if metric.endswith("loss") else metric.removeprefix("eval_").removeprefix("train_"), []).append(metric)
+    names = sorted(panels, key=lambda name: (name != "loss", name))[:6]
+    columns = min(2, max(1, len(names)))
+    rows = max(1, -(-len(names) // columns))
+    figure, grid = _figure(5.6 * columns, 3.4 * rows, rows, columns)
+    spots = list(grid.flat) if hasattr(grid, "flat") else [grid]
+    for axes, name in zip(spots, names, strict=False):
+        for colour, metric in zip(_LINES, panels[name], strict=False):
+            points = [(step, value) for step, value in history[metric] if math.isfinite(value)]
+            _curve(axes, points, metric, colour)
+        axes.set_title(name.replace("_", " "), fontsize=11, loc="left")
+        axes.set_xlabel("optimizer step")
+        axes.grid(True, color=_GRID, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    for axes in spots[len(names) :]:
+        axes.axis("off")
+    if not names:
+        spots[0].text(0.5, 0.5, "no points yet", ha="center", va="center", color=_INK)
+    return _write(figure, path)
+
+
+def _curve(axes: Any, points: Sequence[tuple[int, float]], metric: str, colour: str) -> None:
+    """Evaluations as a line with marks; a value for every step as a pale line under its running mean."""
+    steps, values = [step for step, _ in points], [value for _, value in points]
+    if len(points) <= 40:
+        axes.plot(steps, values, color=colour, marker="o", markersize=4, linewidth=1.6, label=metric)
+        return
+    smooth, weight, mean = [], max(0.9, 1 - 20 / len(points)), 0.0
+    for count, value in enumerate(values, start=1):
+        mean = weight * mean + (1 - weight) * value
+        smooth.append(mean / (1 - weight**count))  # without the start's pull to zero, as Adam corrects its moments
+    axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
+    axes.plot(steps, smooth, color=colour, linewidth=1.8, label=f"{metric} (running mean)")
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure, figure.subplots(rows, columns)
+
+
+def _write(figure: Any, path: str | Path) -> Path:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_name(target.name + ".tmp")
+    figure.savefig(unfinished, format="png")
+    unfinished.replace(target)
+    return target
+
+
+def _short(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."

@@ -1,0 +1,138 @@
+"""Completions of fixed prompts, so that two runs of one data set can be read side by side.
+
+Invariant: decoding is greedy and a prompt is made of the same tokens as in training; which prompts are taken depends on the records alone,
+not on their order.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import textwrap
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mltrack.data.dataset import cut_prompt
+from mltrack.data.records import PROMPT_TEMPLATE, Record
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion."""
+
+    description: str
+    completion: str
+    reference: str | None
+    """The completion of the data set, where there is one."""
+    valid: bool
+    """It parses as Python and says something."""
+
+
+def fixed_prompts(eval_records: Sequence[Record], count: int = 16, seed: int = 0) -> list[Record]:
+    """Up to `count` records with different descriptions, chosen by a hash of their content."""
+
+    def rank(record: Record) -> str:
+        return hashlib.sha256(f"{seed}\0{record.description}\0{record.text}".encode("utf-8", "surrogatepass")).hexdigest()
+
+    chosen: dict[str, Record] = {}
+    for record in sorted(eval_records, key=rank):
+        if record.description and record.description not in chosen:
+            chosen[record.description] = record
+        if len(chosen) == count:
+            break
+    return list(chosen.values())
+
+
+def generate_samples(
+    model: Any,
+    tokenizer: Any,
+    descriptions: Sequence[str],
+    *,
+    max_new_tokens: int = 96,
+    prompt_template: str = PROMPT_TEMPLATE,
+    batch_size: int = 8,
+    references: Sequence[str | None] | None = None,
+    stop_requested: Callable[[], bool] | None = None,
+) -> list[Sample]:
+    """Greedy completions, each until its end token or `max_new_tokens`.
+
+    Args:
+        descriptions: one a sample.
+        prompt_template: with a `{description}` in it.
+        references: the completions of the data set, for the table.
+        stop_requested: asked before each batch; the samples that are done by then come back.
+    """
+    model = getattr(model, "module", model)
+    device, was_training = next(model.parameters()).device, model.training
+    limit = getattr(model.config, "max_position_embeddings", None) or tokenizer.model_max_length
+    room = max(1, limit - max_new_tokens)
+    prompts = [_prompt(tokenizer, text, prompt_template) for text in descriptions]
+    prompts = [ids if len(ids) <= room else cut_prompt(tokenizer, ids, room) for ids in prompts]
+    samples: list[Sample] = []
+    model.eval()
+    try:
+        for start in range(0, len(prompts), batch_size):
+            if stop_requested is not None and stop_requested():
+                break
+            for offset, completion in enumerate(_complete(model, tokenizer, prompts[start : start + batch_size], max_new_tokens, device)):
+                i = start + offset
+                samples.append(Sample(descriptions[i], completion, references[i] if references else None, is_valid_python(completion)))
+    finally:
+        model.train(was_training)
+    return samples
+
+
+def _prompt(tokenizer: Any, description: str, prompt_template: str) -> list[int]:
+    """As `mltrack.data.dataset.prompt_ids`, for any template: the begin token where the tokenizer adds one, then the text."""
+    ids: list[int] = tokenizer(prompt_template.format(description=description), add_special_tokens=False).input_ids
+    added: list[int] = tokenizer("x").input_ids
+    begin = tokenizer.bos_token_id
+    return [begin, *ids] if begin is not None and added[:1] == [begin] else ids
+
+
+def _complete(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, device: torch.device) -> list[str]:
+    """A batch, padded on the left so that every prompt ends where its completion begins."""
+    from transformers import GenerationConfig
+
+    longest, padding = max(len(ids) for ids in prompts), tokenizer.pad_token_id
+    rows = [[padding] * (longest - len(ids)) + list(ids) for ids in prompts]
+    mask = [[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts]
+    plan = GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=padding,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        output = model.generate(
+            input_ids=torch.tensor(rows, device=device), attention_mask=torch.tensor(mask, device=device), generation_config=plan, use_cache=True
+        )
+    return [tokenizer.decode(_until(ids, tokenizer.eos_token_id), skip_special_tokens=True) for ids in output[:, longest:].tolist()]
+
+
+def _until(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def syntax_valid_share(samples: Sequence[Sample]) -> float:
+    """Share of the samples that are valid Python; NaN where there is none."""
+    return sum(sample.valid for sample in samples) / len(samples) if samples else float("nan")
+
+
+def is_valid_python(completion: str) -> bool:
+    """It parses, dedented if need be, and holds at least one statement."""
+    for text in (completion, textwrap.dedent(completion)):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a SyntaxWarning is valid Python
+                return bool(ast.parse(text).body)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            continue
+    return False

@@ -1,0 +1,16 @@
+"""A model name -> model and tokenizer: scratch preset, hub name, local folder, or models:/ through a resolver that is handed in.
+
+Synopsis:
+    source = resolve_model("scratch:small", task)
+    source.train_tokenizer(texts)                       # scratch only
+    model = source.build(label_mapping=None, max_length=256, seed=42)
+    save_pretrained(model, source.tokenizer, folder)
+"""
+
+from __future__ import annotations
+
+from mltrack.models.loading import ModelSource, resolve_model, save_pretrained
+from mltrack.models.presets import PRESETS
+from mltrack.models.tokenizers import train_tokenizer
+
+__all__ = ["PRESETS", "ModelSource", "resolve_model", "save_pretrained", "train_tokenizer"]

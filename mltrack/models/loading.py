@@ -1,0 +1,310 @@
+"""`resolve_model`: what a model name means, checked before anything is trained; `ModelSource.build`: the model itself, in fp32.
+
+Invariant: nothing of a model is executed unless `trust_remote_code` says so. Weights are safetensors, or a `.bin` that torch reads with
+`weights_only=True`; every other form is refused. A seeded build leaves torch's global random state as it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from mltrack.config import TaskType
+from mltrack.data.records import PROMPT_TEMPLATE
+from mltrack.errors import CheckpointError, ConfigurationError, MltrackError
+from mltrack.models import presets
+from mltrack.models.hub import find_on_hub, hub_files
+from mltrack.models.tokenizers import train_tokenizer
+from mltrack.models.weights import find_weights
+
+_LOG = logging.getLogger("mltrack.models")
+# learned positions that start behind the padding id, so the table is that much longer than a sequence may be
+_OFFSET_POSITIONS = {"camembert", "data2vec-text", "ibert", "longformer", "luke", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+
+
+class ModelSource:
+    """A model name that has been looked up: its tokenizer, its limits, and how to build it. Made by `resolve_model`.
+
+    Attributes:
+        name: as the user wrote it.
+        kind: scratch, hub, folder or registry.
+        task: what it is for.
+        tokenizer: None for a scratch model until `train_tokenizer`.
+    """
+
+    def __init__(
+        self, name: str, kind: str, task: TaskType, *, location: str = "", config: Any = None, tokenizer: Any = None, options: dict[str, Any] | None = None
+    ):
+        self.name, self.kind, self.task, self.tokenizer = name, kind, task, tokenizer
+        self._location, self._config, self._options = location, config, options or {}
+        self._preset = presets.preset_named(name) if kind == "scratch" else None
+
+    @property
+    def max_positions(self) -> int | None:
+        """Longest sequence in tokens that the model takes; None where it names no limit."""
+        if self._preset is not None:
+            return self._preset.max_positions
+        limit = getattr(self._config, "max_position_embeddings", None)
+        if not isinstance(limit, int) or limit < 1:
+            return None
+        return limit - (self._config.pad_token_id or 0) - 1 if self._config.model_type in _OFFSET_POSITIONS else limit
+
+    def check_max_length(self, max_length: int) -> None:
+        """Refuse a `max_length` that the model cannot take.
+
+        Raises:
+            ConfigurationError: with both numbers.
+        """
+        limit = self.max_positions
+        if limit is not None and max_length > limit:
+            raise ConfigurationError(f"max_length: seen {max_length}, but {self.name} takes at most {limit} tokens; accepted: a whole number <= {limit}")
+
+    def train_tokenizer(self, texts: Iterable[str]) -> Any:
+        """Train and keep the tokenizer of a scratch model, on the texts of the training split only."""
+        assert self._preset is not None, f"{self.name} brings its own tokenizer"
+        kind = "encoder" if self.task.is_classification else "decoder"
+        self.tokenizer = train_tokenizer(texts, self._preset.vocab_size, kind)
+        return self.tokenizer
+
+    def build(self, *, label_mapping: Mapping[str, int] | None, max_length: int, seed: int) -> nn.Module:
+        """The model in fp32 on the CPU, in training mode.
+
+        Args:
+            label_mapping: class -> index for the classifications, None for generation.
+            max_length: longest sequence in tokens, kept in `config.mltrack`.
+            seed: of a scratch model's weights and of a new classification head.
+
+        Raises:
+            ConfigurationError: a length or a model that does not fit the task.
+            CheckpointError: weights that cannot be read, or only by running what is in them.
+        """
+        self.check_max_length(max_length)
+        if self.tokenizer is None:
+            raise ConfigurationError(f"model_name: {self.name} has no tokenizer yet; train it on the training split first (train_tokenizer)")
+        assert (label_mapping is not None) == self.task.is_classification, (self.task, label_mapping)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = self._from_preset(label_mapping) if self._preset is not None else self._from_weights(label_mapping)
+        self._complete(model.config, label_mapping, max_length)
+        if getattr(model, "generation_config", None) is not None:
+            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+                setattr(model.generation_config, name, getattr(model.config, name, None))
+        return model.float().train()
+
+    def _from_preset(self, label_mapping: Mapping[str, int] | None) -> Any:
+        from transformers import LlamaForCausalLM, RobertaForSequenceClassification
+
+        assert self._preset is not None
+        if label_mapping is not None:
+            return RobertaForSequenceClassification(presets.encoder_config(self._preset, self.tokenizer, label_mapping))
+        return LlamaForCausalLM(presets.decoder_config(self._preset, self.tokenizer))
+
+    def _from_weights(self, label_mapping: Mapping[str, int] | None) -> Any:
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+        safetensors = find_weights(self.name, self._files(), self._location)
+        options = self._options | {"use_safetensors": safetensors, "weights_only": True, "dtype": torch.float32, "output_loading_info": True}
+        loaded: Any
+        with _one_line(f"model_name: {self.name}"):
+            config = AutoConfig.from_pretrained(self._location, **self._options)
+            if label_mapping is None:
+                loaded = AutoModelForCausalLM.from_pretrained(self._location, config=config, **options)
+            else:
+                config.id2label = {index: label for label, index in label_mapping.items()}
+                config.label2id = dict(label_mapping)
+                config.problem_type = "single_label_classification"
+                loaded = AutoModelForSequenceClassification.from_pretrained(self._location, config=config, ignore_mismatched_sizes=True, **options)
+        model, info = loaded
+        if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
+            raise ConfigurationError(
+                f"model_name: {self.name} has embeddings for {model.get_input_embeddings().num_embeddings} tokens, its tokenizer has {len(self.tokenizer)}; "
+                "accepted: a tokenizer whose ids the model knows"
+            )
+        new = sorted(set(info["missing_keys"]) | {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]})
+        if new and label_mapping is None:
+            raise CheckpointError(f"{self.name}: {len(new)} weights are missing, such as {new[0]}; accepted: the weights of a whole {type(model).__name__}")
+        if new:
+            _LOG.info("%s: new weights, seeded: %s", self.name, ", ".join(new[:8]))
+        if label_mapping is None:
+            _check_causal(model, self.name)
+        return model
+
+    def _files(self) -> list[str]:
+        if self.kind == "hub":
+            return hub_files(self._location, local_only=self._options["local_files_only"])
+        return [file.name for file in Path(self._location).iterdir() if file.is_file()]
+
+    def _complete(self, config: Any, label_mapping: Mapping[str, int] | None, max_length: int) -> None:
+        """What a saved folder must say about itself."""
+        if label_mapping is not None:
+            config.id2label = {index: label for label, index in sorted(label_mapping.items(), key=lambda item: item[1])}
+            config.label2id = {label: index for index, label in config.id2label.items()}
+        config.pad_token_id = self.tokenizer.pad_token_id
+        for name in ("bos_token_id", "eos_token_id"):
+            if getattr(self.tokenizer, name) is not None:
+                setattr(config, name, getattr(self.tokenizer, name))
+        config.mltrack = {"task": str(self.task), "prompt_template": PROMPT_TEMPLATE, "max_length": max_length}
+
+
+def resolve_model(
+    model_name: str, task: TaskType | str, *, trust_remote_code: bool = False, registry_resolver: Callable[[str], str] | None = None
+) -> ModelSource:
+    """Look a model name up, without reading its weights.
+
+    Args:
+        model_name: scratch:tiny|small|base, a hub name, a local folder, or models:/name@alias.
+        task: decides which head it must be able to have.
+        trust_remote_code: let the model run Python code of its own.
+        registry_resolver: models:/ URI -> local folder.
+
+    Raises:
+        ConfigurationError: one line; a name that means nothing here, a folder that is no model, a model that cannot do the task.
+    """
+    task = TaskType(task)
+    if model_name.startswith("scratch:"):
+        presets.preset_named(model_name)
+        return ModelSource(model_name, "scratch", task)
+    if model_name.startswith("models:/"):
+        if registry_resolver is None:
+            raise ConfigurationError(
+                f"model_name: seen {model_name}, but there is no registry to look in; accepted here: scratch:tiny|small|base, a hub name, a local folder"
+            )
+        return _open("registry", model_name, _folder(model_name, Path(registry_resolver(model_name))), task, trust_remote_code, local_only=True)
+    path = Path(model_name).expanduser()
+    if path.exists():
+        return _open("folder", model_name, _folder(model_name, path), task, trust_remote_code, local_only=True)
+    return _open("hub", model_name, model_name, task, trust_remote_code, local_only=find_on_hub(model_name))
+
+
+def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
+    """Write a Hugging Face folder: config, safetensors, tokenizer. A data-parallel wrapper is taken off."""
+    inner: Any = getattr(model, "module", model)
+    with _quiet():
+        inner.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+
+
+def _folder(name: str, path: Path) -> str:
+    """The folder that has config.json: the one given, or `model/` in it, where MLflow puts what it saved itself."""
+    if not path.is_dir():
+        raise ConfigurationError(f"model_name: {name} is a file; accepted: a folder with config.json, weights and tokenizer")
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    raise ConfigurationError(f"model_name: no config.json in {path}; accepted: a Hugging Face folder with config.json, weights and tokenizer")
+
+
+def _open(kind: str, name: str, location: str, task: TaskType, trust_remote_code: bool, *, local_only: bool) -> ModelSource:
+    from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
+    from transformers.models.auto import modeling_auto
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    options = {"trust_remote_code": trust_remote_code, "local_files_only": local_only}
+    where = f"model_name: {name}"
+    with _one_line(where):
+        raw, _ = PretrainedConfig.get_config_dict(location, local_files_only=local_only)
+    if not isinstance(raw, dict) or not ("model_type" in raw or "auto_map" in raw):
+        raise ConfigurationError(f"{where}: its config.json has no model_type; accepted: the config.json of a Hugging Face model")
+    own_code = raw.get("auto_map") or {}
+    if own_code and not trust_remote_code and raw.get("model_type") not in CONFIG_MAPPING:
+        raise ConfigurationError(f"{where} brings Python code of its own; accepted: a model without, or --trust-remote-code true if you trust its author")
+    with _one_line(where):
+        config = AutoConfig.from_pretrained(location, **options)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(location), **options)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{where}: its tokenizer cannot be loaded ({_first_line(error)}); accepted: tokenizer.json beside config.json") from None
+    head = "AutoModelForSequenceClassification" if task.is_classification else "AutoModelForCausalLM"
+    heads = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if task.is_classification else modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    if type(config) not in heads and not (trust_remote_code and head in own_code):
+        raise ConfigurationError(f"{where} is a {config.model_type}, which {head} does not know; accepted for {task}: a model that it can load")
+    probe = tokenizer("def f(x): return x", add_special_tokens=False).input_ids
+    if all(token == tokenizer.unk_token_id for token in probe):  # transformers makes an empty tokenizer where the files are missing
+        raise ConfigurationError(f"{where}: its tokenizer knows no word, as if its files were missing; accepted: tokenizer.json beside config.json")
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ConfigurationError(f"{where}: its tokenizer has neither a padding nor an end token; accepted: one that has")
+        tokenizer.pad_token = tokenizer.eos_token  # the attention mask and the labels tell padding from an end; the vocabulary stays as it is
+    if not task.is_classification and tokenizer.eos_token_id is None:
+        raise ConfigurationError(f"{where}: its tokenizer has no end token, so a completion could not end; accepted: one with eos_token")
+    tokenizer.padding_side = "right"
+    return ModelSource(name, kind, task, location=location, config=config, tokenizer=tokenizer, options=options)
+
+
+def _tokenizer_folder(location: str) -> str:
+    """Beside the model, or where MLflow's transformers flavor puts it."""
+    beside = Path(location).parent / "components" / "tokenizer"
+    inside = Path(location) / "components" / "tokenizer"
+    if Path(location).is_dir() and not any(Path(location).glob("tokenizer*")):
+        return next((str(folder) for folder in (inside, beside) if folder.is_dir()), location)
+    return location
+
+
+def _check_causal(model: Any, name: str) -> None:
+    """An encoder loaded as a language model sees the answer that it is asked for; its loss would be a fine figure and mean nothing.
+
+    The last of eight tokens is changed: what stands before it may not move, measured by how far the last one's own logits move.
+    """
+    size = model.get_input_embeddings().num_embeddings
+    ids = torch.arange(8).unsqueeze(0) % size
+    changed = ids.clone()
+    changed[0, -1] = (ids[0, -1] + 1) % size
+    model.eval()
+    with torch.inference_mode():
+        moved = (model(input_ids=ids).logits[0] - model(input_ids=changed).logits[0]).float().abs().amax(dim=-1)
+    if moved[:-1].max() > 1e-4 * moved[-1]:
+        raise ConfigurationError(f"model_name: {name} sees the tokens that it should predict (it is an encoder); accepted for code_generation: a decoder")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings, reports and progress bars of transformers: the messages of this module say what matters."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _one_line(where: str) -> Iterator[None]:
+    """Errors of transformers and torch as one line of ours."""
+    import pickle
+
+    from safetensors import SafetensorError
+
+    try:
+        with _quiet():
+            yield
+    except MltrackError:
+        raise
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{where}: its weights are refused: they are no plain tensors, and reading them could run code; accepted: safetensors, or a .bin that holds tensors only"
+        ) from None
+    except (SafetensorError, EOFError) as error:
+        raise CheckpointError(f"{where}: its weights are damaged ({_first_line(error)}); accepted: whole safetensors files") from None
+    except Exception as error:  # transformers raises almost everything: OSError, ValueError, KeyError, AttributeError, RuntimeError, its own
+        raise ConfigurationError(f"{where}: {_first_line(error)}; accepted: a model that transformers can load") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """The first sentence or so of another library's message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."

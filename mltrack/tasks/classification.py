@@ -1,0 +1,94 @@
+"""Text and security classification: cross entropy over the classes; accuracy, F1, precision, recall.
+
+Invariant: losses are summed in float64 in evaluation, so the batch size changes nothing but rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch.nn import functional as F
+
+from mltrack.config import TaskType
+from mltrack.tasks.contract import Batch
+from mltrack.tasks.defaults import defaults_for
+from mltrack.tasks.metrics import classification_metrics
+
+
+@dataclass(frozen=True)
+class Classification:
+    """One label a record."""
+
+    type: TaskType = TaskType.TEXT_CLASSIFICATION
+
+    def defaults(self, model_name: str) -> dict[str, Any]:
+        """Options that the user left open, by name."""
+        return defaults_for(self.type, model_name)
+
+    def sums(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(summed cross entropy in nats, number of examples)."""
+        logits, labels = _logits(model, batch), batch["labels"]
+        return F.cross_entropy(logits, labels, reduction="sum"), (labels != -100).sum()
+
+    def evaluator(self, label_names: Sequence[str] | None = None) -> ClassificationEvaluator:
+        """A new, empty evaluator."""
+        return ClassificationEvaluator(label_names)
+
+
+class ClassificationEvaluator:
+    """Keeps the loss of each batch and each record's label and prediction.
+
+    Attributes:
+        label_names: of the classes, by index; None: the indices that were seen, as words.
+    """
+
+    def __init__(self, label_names: Sequence[str] | None = None):
+        self.label_names = list(label_names) if label_names is not None else None
+        self._losses: list[torch.Tensor] = []
+        self._labels: list[torch.Tensor] = []
+        self._predictions: list[torch.Tensor] = []
+
+    def update(self, model: torch.nn.Module, batch: Batch) -> None:
+        """Add a batch."""
+        logits, labels = _logits(model, batch), batch["labels"]
+        self._losses.append(_float64(F.cross_entropy(logits, labels, reduction="none")).sum())
+        self._labels.append(labels)
+        self._predictions.append(logits.argmax(dim=-1))
+
+    def merge(self, other: Self) -> None:
+        """Add what another evaluator has seen."""
+        self._losses += other._losses
+        self._labels += other._labels
+        self._predictions += other._predictions
+
+    @property
+    def labels(self) -> list[int]:
+        """Class index of each record, in the order in which they came."""
+        return [label for batch in self._labels for label in batch.tolist()]
+
+    @property
+    def predictions(self) -> list[int]:
+        """Predicted class index of each record, in the same order."""
+        return [label for batch in self._predictions for label in batch.tolist()]
+
+    def compute(self) -> dict[str, float]:
+        """loss, accuracy, macro and weighted F1, macro precision and recall, f1_<class>."""
+        labels, predictions = self.labels, self.predictions
+        names = self.label_names if self.label_names is not None else [str(i) for i in range(max([1, *labels, *predictions]) + 1)]
+        loss = math.fsum(value.item() for value in self._losses) / len(labels) if labels else math.nan
+        return {"loss": loss, **classification_metrics(labels, predictions, names)}
+
+
+def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+    """float32 [B, classes]."""
+    output: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    return output.float()
+
+
+def _float64(values: torch.Tensor) -> torch.Tensor:
+    """In float64; on the CPU where the device (mps) has none."""
+    return values.cpu().double() if values.device.type == "mps" else values.double()

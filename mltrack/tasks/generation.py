@@ -1,0 +1,100 @@
+"""Code generation: cross entropy over the completion's tokens; perplexity and token accuracy.
+
+Invariant: a target is a label that is not -100 and has a token before it; the same targets are counted in training, in evaluation and in
+the unigram baseline. Batches are padded on the right: a causal model never looks at what comes later, so no attention mask is passed,
+which lets attention take its fast path.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Self
+
+import torch
+from torch.nn import functional as F
+
+from mltrack.config import TaskType
+from mltrack.tasks.contract import Batch
+from mltrack.tasks.defaults import defaults_for
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A completion for each description."""
+
+    type: TaskType = TaskType.CODE_GENERATION
+
+    def defaults(self, model_name: str) -> dict[str, Any]:
+        """Options that the user left open, by name."""
+        return defaults_for(self.type, model_name)
+
+    def sums(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """(summed cross entropy in nats, number of target tokens)."""
+        logits, targets = _target_logits(model, batch)
+        return F.cross_entropy(logits, targets, reduction="sum"), torch.tensor(len(targets), device=targets.device)
+
+    def evaluator(self, label_names: Sequence[str] | None = None) -> GenerationEvaluator:
+        """A new, empty evaluator; there are no classes to name."""
+        return GenerationEvaluator()
+
+
+class GenerationEvaluator:
+    """Keeps three numbers a batch: loss sum, hits, targets."""
+
+    def __init__(self) -> None:
+        self._losses: list[torch.Tensor] = []
+        self._hits: list[torch.Tensor] = []
+        self._count = 0
+
+    def update(self, model: torch.nn.Module, batch: Batch) -> None:
+        """Add a batch."""
+        logits, targets = _target_logits(model, batch)
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        self._losses.append((losses.cpu() if losses.device.type == "mps" else losses).double().sum())  # mps has no float64
+        self._hits.append((logits.argmax(dim=-1) == targets).sum())
+        self._count += len(targets)
+
+    def merge(self, other: Self) -> None:
+        """Add what another evaluator has seen."""
+        self._losses += other._losses
+        self._hits += other._hits
+        self._count += other._count
+
+    def compute(self) -> dict[str, float]:
+        """loss in nats per target token, perplexity = exp(loss), token_accuracy = share of targets that the model ranks first."""
+        if not self._count:
+            return dict.fromkeys(("loss", "perplexity", "token_accuracy"), math.nan)
+        loss = math.fsum(value.item() for value in self._losses) / self._count
+        hits = sum(int(value) for value in self._hits)
+        return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "token_accuracy": hits / self._count}
+
+
+def _target_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 logits [N, vocabulary] and targets [N] of the N target tokens; the largest matrix of the model is multiplied for these alone."""
+    input_ids, labels = batch["input_ids"], batch["labels"]
+    inner: Any = getattr(model, "module", model)
+    forward: Any = inner.__class__.forward
+    names = _argument_names(forward)
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
+    mask = torch.zeros_like(labels, dtype=torch.bool)  # a position that predicts a target; the length stays the multiple that collate made it
+    mask[:, :-1] = labels[:, 1:] != -100
+    targets = labels[:, 1:][mask[:, :-1]]
+    if "logits_to_keep" in names and _takes_mask(forward):
+        return model(input_ids=input_ids, logits_to_keep=mask, **options).logits.float(), targets
+    return model(input_ids=input_ids, **options).logits[mask].float(), targets
+
+
+@lru_cache
+def _argument_names(forward: Callable[..., Any]) -> frozenset[str]:
+    """Names of the arguments of a model's forward."""
+    return frozenset(inspect.signature(forward).parameters)
+
+
+@lru_cache
+def _takes_mask(forward: Callable[..., Any]) -> bool:
+    """True where `logits_to_keep` may be a boolean mask [B, T]: the model goes through transformers' own slicing function for it."""
+    return "slice_logits_to_keep" in inspect.unwrap(forward).__code__.co_names

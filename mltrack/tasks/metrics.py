@@ -1,0 +1,61 @@
+"""Metrics of labels and predictions, and which way of a metric is better.
+
+Invariant: a metric that a class cannot have (no record, no prediction) is 0, never NaN. Importing this module loads neither torch nor sklearn.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+
+from mltrack.errors import ConfigurationError
+
+_LOWER = {"loss", "perplexity", "ppl", "error", "errors", "mae", "mse", "rmse", "nll"}
+_HIGHER = {"accuracy", "acc", "f1", "precision", "recall", "auc", "valid", "score", "bleu", "exact", "pass"}
+
+
+def metric_mode(name: str) -> str:
+    """ "min" or "max": whether lower or higher is better, told by the words of a metric's name.
+
+    Raises:
+        ConfigurationError: the name does not tell.
+    """
+    stem = re.sub(r"^(eval|test|train|val|validation|baseline)_", "", name.lower().rsplit("/", 1)[-1])
+    if stem.startswith(("f1_", "precision_", "recall_")):  # of a class, which may be called "error"
+        return "max"
+    words = re.split(r"[^a-z0-9]+", stem)
+    if _LOWER.intersection(words):
+        return "min"
+    if _HIGHER.intersection(words):
+        return "max"
+    raise ConfigurationError(f"metric_mode: '{name}' does not tell whether lower or higher is better; accepted: metric_mode=min or metric_mode=max beside it")
+
+
+def classification_metrics(labels: Sequence[int], predictions: Sequence[int], label_names: Sequence[str]) -> dict[str, float]:
+    """accuracy, macro_f1, weighted_f1, macro_precision, macro_recall, f1_<class>.
+
+    The macro averages run over the classes that occur in `labels` or `predictions`: a class that the split does not hold is no failure.
+
+    Args:
+        labels: class index of each record.
+        predictions: predicted class index of each record.
+        label_names: name of each index.
+    """
+    from sklearn.metrics import precision_recall_fscore_support
+
+    names = [f"f1_{name}" for name in label_names]
+    if not labels:
+        return dict.fromkeys(("accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall", *names), math.nan)
+    indices = list(range(len(label_names)))
+    precision, recall, f1, support = precision_recall_fscore_support(labels, predictions, labels=indices, average=None, zero_division=0)
+    seen = sorted({*labels, *predictions})
+    total = len(labels)
+    return {
+        "accuracy": sum(a == b for a, b in zip(labels, predictions, strict=True)) / total,
+        "macro_f1": float(f1[seen].mean()),
+        "weighted_f1": float((f1 * support).sum() / total),
+        "macro_precision": float(precision[seen].mean()),
+        "macro_recall": float(recall[seen].mean()),
+        **{name: float(value) for name, value in zip(names, f1, strict=True)},
+    }

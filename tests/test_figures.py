@@ -1,0 +1,65 @@
+"""The figures and the report behind them."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import pytest
+
+from mltrack.evaluation import classification_report, confusion_matrix_figure, learning_curves_figure
+
+LEVELS = ["safe", "low", "medium", "high", "critical"]
+
+
+def pixels(path: Path) -> tuple[int, int]:
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG\r\n\x1a\n")
+    return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
+
+
+def test_the_report_is_json_and_counts_right():
+    labels, predictions = [0, 0, 1, 1, 3], [0, 1, 1, 1, 3]
+    report = json.loads(json.dumps(classification_report(labels, predictions, LEVELS)))
+    assert report["classes"]["low"] == {"precision": 2 / 3, "recall": 1.0, "f1": pytest.approx(0.8), "support": 2}
+    assert report["classes"]["medium"] == {"precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
+    assert report["confusion_matrix"]["labels"] == LEVELS
+    assert report["confusion_matrix"]["matrix"][0] == [1, 1, 0, 0, 0]
+    assert report["overall"]["accuracy"] == 0.8
+    assert report["records"] == 5
+
+
+def test_the_report_of_nothing_is_a_report():
+    assert classification_report([], [], ["a", "b"])["confusion_matrix"]["matrix"] == [[0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize("labels", [["safe", "unsafe"], LEVELS, [f"a rather long class name {i}" for i in range(12)]])
+def test_a_confusion_matrix_is_drawn(tmp_path: Path, labels: list[str]):
+    matrix = [[(3 * row + column) % 7 * (row != 1) for column in range(len(labels))] for row in range(len(labels))]
+    width, height = pixels(confusion_matrix_figure(matrix, labels, tmp_path / "deep" / "confusion.png"))
+    assert width > 400
+    assert height > 400
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["confusion.png"]
+
+
+def test_learning_curves_are_drawn_without_global_state(tmp_path: Path):
+    loaded = "matplotlib.pyplot" in sys.modules
+    steps = range(1, 301)
+    history = {
+        "train_loss": [(step, 3 / math.sqrt(step) if step != 50 else math.nan) for step in steps],
+        "eval_loss": [(100, 0.6), (200, 0.5), (300, 0.45)],
+        "eval_macro_f1": [(100, 0.4), (200, 0.5), (300, 0.6)],
+        "learning_rate": [(step, 1e-3 * step / 300) for step in steps],
+        "eval_perplexity": [(300, math.inf)],
+    }
+    width, height = pixels(learning_curves_figure(history, tmp_path / "curves.png"))
+    assert width > 800
+    assert height > 400
+    assert ("matplotlib.pyplot" in sys.modules) == loaded
+
+
+@pytest.mark.parametrize("history", [{}, {"train_loss": []}, {"train_loss": [(1, 2.0)]}])
+def test_short_histories_are_drawn_too(tmp_path: Path, history: dict):
+    pixels(learning_curves_figure(history, tmp_path / "curves.png"))
