@@ -1,0 +1,46 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.PHONY: help install demo test check style lock ui
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo    install, train the code generation demo, register its model"
+	@echo "make test    install, run the tests"
+	@echo "make check   lint, format, types, tests"
+	@echo "make ui      the MLflow UI on a free port"
+
+install: $(VENV)/installed
+
+$(VENV)/installed: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: install
+	PATH="$(BIN):$$PATH" mlflow run . --env-manager local -P task=code_generation
+
+test: install
+	$(BIN)/python -m pytest
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest
+
+style: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: install
+	$(BIN)/uv pip compile pyproject.toml --no-header --no-annotate --upgrade -q -o requirements.lock
+	$(BIN)/python -c 'import hashlib, pathlib, re; p = pathlib.Path("conda.yaml"); d = hashlib.sha256(pathlib.Path("requirements.lock").read_bytes()).hexdigest(); p.write_text(re.sub(r"sha256: \w+", "sha256: " + d, p.read_text()))'
+
+ui: install
+	@PORT=$$($(BIN)/python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'); \
+	echo "http://127.0.0.1:$$PORT"; \
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $$PORT
