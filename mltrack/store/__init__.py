@@ -1,0 +1,70 @@
+"""What mltrack does with MLflow, in verbs; the only package that imports mlflow, and the one place for its version cliffs.
+
+Invariant: importing this package loads no mlflow; every error that leaves it is StoreUnavailable (try later), StoreRejected (never again) or another
+TrackingError, one line each; every verb can be called again after being cut off.
+"""
+
+from __future__ import annotations
+
+from mltrack.store import artifacts, light_model, logged_models, params, placement, registry, runs
+from mltrack.store.connection import Store, StoreRejected, StoreUnavailable, active_run, connect, default_tracking_uri, ping, translated
+from mltrack.store.light_model import write_model_folder
+from mltrack.store.logged_models import models_of_run, prune, publish
+from mltrack.store.params import log_params, same_meaning
+from mltrack.store.registry import get_alias, list_models, list_versions, load_pyfunc, register, registered_model_ids, resolve, set_alias
+from mltrack.store.runs import (
+    RunInfo,
+    create_run,
+    delivered_pairs,
+    finish_run,
+    get_run,
+    list_runs,
+    log_inputs,
+    log_points,
+    reopen_run,
+    search_running_runs,
+    set_tags,
+)
+
+__all__ = [
+    "RunInfo",
+    "Store",
+    "StoreRejected",
+    "StoreUnavailable",
+    "active_run",
+    "artifacts",
+    "connect",
+    "create_run",
+    "default_tracking_uri",
+    "delivered_pairs",
+    "finish_run",
+    "get_alias",
+    "get_run",
+    "light_model",
+    "list_models",
+    "list_runs",
+    "list_versions",
+    "load_pyfunc",
+    "log_inputs",
+    "log_params",
+    "log_points",
+    "logged_models",
+    "models_of_run",
+    "params",
+    "ping",
+    "placement",
+    "prune",
+    "publish",
+    "register",
+    "registered_model_ids",
+    "registry",
+    "reopen_run",
+    "resolve",
+    "runs",
+    "same_meaning",
+    "search_running_runs",
+    "set_alias",
+    "set_tags",
+    "translated",
+    "write_model_folder",
+]

@@ -1,0 +1,171 @@
+"""An MLflow model written around a Hugging Face folder: MLmodel and its companions, the weights once.
+
+Invariant: neither torch nor transformers nor mlflow is imported and nothing is inferred, so it takes milliseconds; no training state gets into the model;
+what was read is never written to (large files are hard links).
+
+The folder loads with mlflow.transformers.load_model, with mlflow.pyfunc.load_model (by mltrack_pyfunc.py, shipped in `code/`, which needs no mltrack),
+and with Transformers' own from_pretrained.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib import metadata as distributions
+from pathlib import Path
+from typing import Any
+
+from mltrack.errors import CheckpointError
+from mltrack.store import placement
+
+TRAINING_STATE = {"optimizer.safetensors", "optimizer.json", "state.json", "metadata.json"}
+_MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.vocab", "*.jinja")
+_NOT_TOKENIZER = ("model", "config.json", "generation_config.json")
+_CODE = Path(__file__).parent / "shipped" / "mltrack_pyfunc.py"
+_GENERATION = {"max_new_tokens": 128, "temperature": 0.0}
+
+
+def write_model_folder(
+    checkpoint_dir: str | Path,
+    out_dir: str | Path,
+    *,
+    task: str,
+    hf_config: Mapping[str, Any],
+    requirements: Sequence[str],
+    model_type: str | None = None,
+    tokenizer_type: str | None = None,
+    source_model_name: str = "",
+    metadata: Mapping[str, Any] | None = None,
+) -> Path:
+    """Writes `out_dir`, which must not exist or be empty, and returns it.
+
+    Args:
+        checkpoint_dir: model.safetensors, config.json and tokenizer files; training state beside them is left out.
+        task: code_generation, or one of the classifications.
+        hf_config: laid over the folder's config.json; its key "mltrack" ({"task", "max_length", "prompt_template"}) is what the loader reads.
+        requirements: pip requirements of a process that loads the model, pinned by the caller.
+        model_type, tokenizer_type: class names in transformers; None means the config's first architecture, and AutoTokenizer.
+        source_model_name: what the model was fine-tuned from.
+        metadata: JSON values that stand in MLmodel under `metadata`.
+
+    Raises:
+        CheckpointError: no weights or no config.json in `checkpoint_dir`, or `out_dir` is not empty.
+        FileNotFoundError: `checkpoint_dir` is gone, as a demoted checkpoint is.
+    """
+    import yaml
+
+    source, out = Path(checkpoint_dir), Path(out_dir)
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source} does not exist")
+    files = sorted({path for pattern in _MODEL_FILES for path in source.glob(pattern) if path.name not in TRAINING_STATE})
+    if not any(path.name.startswith("model") and path.suffix == ".safetensors" for path in files):
+        raise CheckpointError(f"{source}: no model.safetensors; a Hugging Face folder with safetensors weights is accepted")
+    if not (source / "config.json").is_file():
+        raise CheckpointError(f"{source}: no config.json; a Hugging Face folder is accepted")
+    if out.exists() and any(out.iterdir()):
+        raise CheckpointError(f"{out} is not empty; a new folder is accepted")
+    tokenizer_dir = out / "components" / "tokenizer"
+    tokenizer_dir.mkdir(parents=True, exist_ok=True)
+    for path in files:
+        if path.name != "config.json":
+            placement.link_or_copy(path, out / path.name)
+        if not path.name.startswith(_NOT_TOKENIZER):
+            placement.link_or_copy(path, tokenizer_dir / path.name)
+    config = {**json.loads((source / "config.json").read_text(encoding="utf-8")), **hf_config}
+    config["mltrack"] = {"task": task, **config.get("mltrack", {})}
+    model_type = model_type or next(iter(config.get("architectures") or []), None)
+    if model_type is None:
+        raise CheckpointError(f"{source}: config.json names no architecture and no model_type was given")
+    _write_json(out / "config.json", config)
+    (out / "code").mkdir()
+    shutil.copyfile(_CODE, out / "code" / _CODE.name)
+    _write_environment(out, requirements)
+    example = _write_example(out, task)
+    model = {
+        "flavors": {
+            "python_function": {
+                "loader_module": _CODE.stem,
+                "code": "code",
+                "env": {"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
+                "python_version": platform.python_version(),
+            },
+            "transformers": _transformers_flavor(task, model_type, tokenizer_type or "AutoTokenizer", source_model_name),
+        },
+        "is_signature_from_type_hint": False,
+        "type_hint_from_example": False,
+        "mlflow_version": distributions.version("mlflow"),
+        "model_size_bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+        "model_uuid": uuid.uuid4().hex,
+        "saved_input_example_info": example,
+        "signature": _signature(task),
+        "utc_time_created": str(datetime.now(UTC).replace(tzinfo=None)),
+    }
+    if metadata:
+        model["metadata"] = dict(metadata)
+    (out / "MLmodel").write_text(yaml.safe_dump(model, default_flow_style=False), encoding="utf-8")
+    return out
+
+
+def identified(ml_model: str, *, model_id: str, run_id: str) -> str:
+    """The text of an MLmodel file that knows which logged model and which run it belongs to."""
+    import yaml
+
+    model = {**yaml.safe_load(ml_model), "model_id": model_id, "run_id": run_id, "artifact_path": f"models:/{model_id}"}
+    return yaml.safe_dump(model, default_flow_style=False)
+
+
+def _transformers_flavor(task: str, model_type: str, tokenizer_type: str, source_model_name: str) -> dict[str, Any]:
+    generates = task == "code_generation"
+    return {
+        "code": None,
+        "components": ["tokenizer"],
+        "instance_type": "TextGenerationPipeline" if generates else "TextClassificationPipeline",
+        "model_binary": ".",
+        "pipeline_model_type": model_type,
+        "source_model_name": source_model_name,
+        "task": "text-generation" if generates else "text-classification",
+        "tokenizer_type": tokenizer_type,
+        "torch_dtype": None,
+        "transformers_version": distributions.version("transformers"),
+    }
+
+
+def _signature(task: str) -> dict[str, str | None]:
+    """One unnamed string in; MLflow refuses a list of plain strings where the column has a name."""
+    signature: dict[str, str | None] = {"inputs": json.dumps([{"type": "string", "required": True}]), "params": None}
+    if task == "code_generation":
+        signature["outputs"] = json.dumps([{"type": "string", "required": True}])
+        kinds = {"max_new_tokens": "long", "temperature": "double"}
+        params = [{"name": name, "default": _GENERATION[name], "shape": None, "type": kind} for name, kind in kinds.items()]
+        signature["params"] = json.dumps([*params, {"name": "stop", "default": [], "shape": [-1], "type": "string"}])
+    else:
+        columns: list[dict[str, Any]] = [{"type": "string", "name": "label"}, {"type": "double", "name": "score"}]
+        scores: dict[str, Any] = {"type": "map", "values": {"type": "double", "required": True}, "name": "scores"}
+        signature["outputs"] = json.dumps([{**column, "required": True} for column in (*columns, scores)])
+    return signature
+
+
+def _write_example(out: Path, task: str) -> dict[str, Any]:
+    texts = ["Return the absolute path of a file"] if task == "code_generation" else ["def add(a, b):\n    return a + b\n"]
+    _write_json(out / "input_example.json", texts)
+    _write_json(out / "serving_input_example.json", {"inputs": texts})
+    return {"artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json", "type": "json_object"}
+
+
+def _write_environment(out: Path, requirements: Sequence[str]) -> None:
+    import yaml
+
+    python = platform.python_version()
+    (out / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
+    conda = {"channels": ["conda-forge"], "dependencies": [f"python={python}", "pip", {"pip": list(requirements)}], "name": "mlflow-env"}
+    virtualenv = {"python": python, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
+    (out / "conda.yaml").write_text(yaml.safe_dump(conda, sort_keys=False), encoding="utf-8")
+    (out / "python_env.yaml").write_text(yaml.safe_dump(virtualenv, sort_keys=False), encoding="utf-8")
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,215 @@
+"""Checkpoints as LoggedModels: published by the light path, pruned with their bytes.
+
+Invariant: one logged model for a (run, step), READY only when all its bytes and its links are there; nothing that a registered version points at is deleted.
+Both verbs can be cut off at any point and called again.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mltrack.store import placement
+from mltrack.store.artifacts import delete_tree, repository
+from mltrack.store.connection import Store, StoreRejected, is_missing, local_path, patient, translated
+from mltrack.store.light_model import identified
+from mltrack.store.runs import CUT_MARK, MAX_DIGEST_LENGTH, cut, legal_name
+
+RUN_TAG = "mltrack.run_id"
+STEP_TAG = "mltrack.step"
+REJECTED_TAG = "mltrack.metrics_rejected"
+MAX_TAG_LENGTH = 8000
+
+
+def publish(
+    store: Store,
+    run_id: str,
+    model_folder: str | Path,
+    *,
+    name: str,
+    step: int,
+    tags: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    timestamp_ms: int,
+    dataset_name: str | None = None,
+    dataset_digest: str | None = None,
+) -> str:
+    """The logged model of this run and step, made where it is missing, and everything of it that is missing.
+
+    Args:
+        model_folder: as light_model.write_model_folder wrote it; only read.
+        metrics: shown beside the model; a NaN or an infinity is left out (MLflow would store a NaN as 0, the best loss of all).
+        timestamp_ms: when the metrics were recorded, for those that the run does not hold at this step. For the others the run's own time is taken:
+            MLflow writes a model's metric on the run too, and with another time it would stand there twice. So send the run's points first.
+
+    Returns:
+        the model id, "m-..."; the model is READY. Metrics that the store rejects are named in the model's tag mltrack.metrics_rejected.
+    """
+    folder = Path(model_folder)
+    with translated(store, f"publishing the model of step {step}"):
+        if not (folder / "MLmodel").is_file():
+            raise StoreRejected(f"{folder}: no MLmodel file; a folder written by write_model_folder is accepted")
+        run = store.client.get_run(run_id)
+        model = _find(store, run.info.experiment_id, run_id, step)
+        if model is None:
+            model = store.client.create_logged_model(
+                run.info.experiment_id,
+                name=_legal_model_name(name),
+                source_run_id=run_id,
+                tags={**{legal_name(key): cut(str(value), MAX_TAG_LENGTH) for key, value in tags.items()}, RUN_TAG: run_id, STEP_TAG: str(step)},
+            )
+        ready = str(model.status) == "READY"
+        if not ready:
+            _store_bytes(store, model, folder, run_id)
+        if model.model_id not in {output.model_id for output in (run.outputs.model_outputs if run.outputs else [])}:
+            from mlflow.entities import LoggedModelOutput
+
+            store.client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+    _log_metrics(store, run, model, metrics, step, timestamp_ms, dataset_name, dataset_digest)
+    if not ready:
+        with translated(store, f"finishing the model of step {step}"):
+            store.client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
+
+
+def prune(store: Store, model_id: str) -> str:
+    """Deletes a logged model and its bytes, unless a registered version points at it.
+
+    Returns:
+        "pruned"; "registered" where it was left alone; "gone" where there was nothing left to do.
+    """
+    with translated(store, f"pruning {model_id}"):
+        if is_registered(store, model_id):
+            return "registered"
+        try:
+            model = store.client.get_logged_model(model_id)
+        except Exception as error:
+            if is_missing(error):
+                return "gone"
+            raise
+        # The bytes first: while the entry is there, a call that was cut off can be repeated.
+        local = local_path(model.artifact_location)
+        if local is None:
+            delete_tree(store, model.artifact_location)
+        else:
+            placement.remove(local)
+            if local.parent.name == model_id:
+                _remove_empty(local.parent)
+        store.client.delete_logged_model(model_id)
+        return "pruned"
+
+
+def is_registered(store: Store, model_id: str) -> bool:
+    """True where any version of any registered model was made from this logged model."""
+    with translated(store, f"asking who uses {model_id}"):
+        return bool(store.client.search_model_versions(f"source_path='models:/{model_id}'", max_results=1))
+
+
+def models_of_run(store: Store, run_id: str) -> list[dict[str, Any]]:
+    """The run's logged models by step: model_id, step, status (PENDING, READY, FAILED), tags, name, artifact_location, metrics."""
+    with translated(store, f"listing the models of run {run_id}"):
+        experiment_id = store.client.get_run(run_id).info.experiment_id
+        models = _search(store, experiment_id, f"tags.`{RUN_TAG}` = '{run_id}'")
+    rows = [
+        {
+            "model_id": model.model_id,
+            "step": int(model.tags.get(STEP_TAG, -1)),
+            "status": str(model.status),
+            "tags": dict(model.tags),
+            "name": model.name,
+            "artifact_location": model.artifact_location,
+            "metrics": {metric.key: metric.value for metric in model.metrics or []},
+        }
+        for model in models
+    ]
+    return sorted(rows, key=lambda row: int(row["step"]))
+
+
+def _store_bytes(store: Store, model: Any, folder: Path, run_id: str) -> None:
+    ml_model = identified((folder / "MLmodel").read_text(encoding="utf-8"), model_id=model.model_id, run_id=run_id)
+    local = local_path(model.artifact_location)
+    if local is not None:
+        local.parent.mkdir(parents=True, exist_ok=True)
+        placement.place_tree(folder, local, instead={"MLmodel": ml_model})
+        return
+    with tempfile.TemporaryDirectory(prefix=placement.TEMPORARY, dir=folder.parent) as parent, patient(store):
+        staged = Path(parent) / "model"
+        placement.copy_tree(folder, staged, instead={"MLmodel": ml_model})
+        repository(store, model.artifact_location).log_artifacts(str(staged))
+
+
+def _log_metrics(
+    store: Store,
+    run: Any,
+    model: Any,
+    metrics: Mapping[str, float],
+    step: int,
+    timestamp_ms: int,
+    dataset_name: str | None,
+    dataset_digest: str | None,
+) -> None:
+    from mlflow.entities import Metric
+
+    run_id = run.info.run_id
+    held = {(metric.key, metric.step) for metric in model.metrics or []}
+    new = {legal_name(key): float(value) for key, value in metrics.items() if math.isfinite(value) and (legal_name(key), step) not in held}
+    if not new:
+        return
+    digest = dataset_digest[:MAX_DIGEST_LENGTH] if dataset_digest else None
+    with translated(store, f"reading the metrics of step {step}"):
+        times = {key: _recorded_ms(store, run, key, step) or timestamp_ms for key in new}
+    rows = [
+        Metric(key, value, int(times[key]), int(step), model_id=model.model_id, dataset_name=dataset_name, dataset_digest=digest, run_id=run_id)
+        for key, value in new.items()
+    ]
+    try:
+        with translated(store, f"sending the metrics of {model.model_id}"):
+            store.client.log_batch(run_id, metrics=rows)
+    except StoreRejected as error:
+        names = ", ".join(row.key for row in rows)
+        with translated(store, f"tagging {model.model_id}"):
+            store.client.set_logged_model_tags(model.model_id, {REJECTED_TAG: cut(f"{names}: {error}", MAX_TAG_LENGTH)})
+
+
+def _recorded_ms(store: Store, run: Any, key: str, step: int) -> int | None:
+    """When the run's point (key, step) was recorded; None where it has none."""
+    last = {metric.key: metric for metric in run.data._metric_objs}.get(key)
+    if last is None or last.step < step:
+        return None
+    if last.step == step:
+        return int(last.timestamp)
+    # An older checkpoint than the last evaluation, which is rare: its metrics have a point an evaluation, not one a step.
+    return next((int(point.timestamp) for point in store.client.get_metric_history(run.info.run_id, key) if point.step == step), None)
+
+
+def _find(store: Store, experiment_id: str, run_id: str, step: int) -> Any:
+    found = _search(store, experiment_id, f"tags.`{RUN_TAG}` = '{run_id}' AND tags.`{STEP_TAG}` = '{step}'")
+    # A READY one wins, should two processes ever have made two.
+    return min(found, key=lambda model: str(model.status) != "READY", default=None)
+
+
+def _search(store: Store, experiment_id: str, where: str) -> list[Any]:
+    models: list[Any] = []
+    token = None
+    while True:
+        page = store.client.search_logged_models([experiment_id], filter_string=where, page_token=token)
+        models.extend(page)
+        token = page.token
+        if not token:
+            return models
+
+
+def _legal_model_name(name: str) -> str:
+    for character in "/:.%\"'":
+        name = name.replace(character, "-")
+    return name[: 250 - len(CUT_MARK)] or "model"
+
+
+def _remove_empty(folder: Path) -> None:
+    try:
+        folder.rmdir()
+    except OSError:  # somebody else's file lies there
+        return

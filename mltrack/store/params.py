@@ -1,0 +1,84 @@
+"""Params are immutable in MLflow and may be there already, in another spelling: compared by meaning, written only where missing.
+
+Invariant: log_params never raises over a value that means the same, and never hides one that does not.
+
+    same_meaning("2e-5", 2e-05)     # True: `mlflow run` logged the shell's text, the program knows a float
+    log_params(store, run_id, {"seed": "1"})   # {} or {"seed": ("0", "1")}: what is there, what was meant
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from mltrack.store.connection import Store, StoreRejected, translated
+from mltrack.store.runs import cut, legal_name
+
+MAX_PARAMS = 100
+MAX_PARAM_LENGTH = 6000
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|infinity|nan)", re.IGNORECASE)
+
+
+def same_meaning(first: Any, second: Any) -> bool:
+    """True where the two are one value: numbers in any notation, booleans in any case, shell quotes or none, and None, "none", "null" and "" alike."""
+    return _meaning(first) == _meaning(second)
+
+
+def log_params(store: Store, run_id: str, params: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Writes the params that the run does not have yet, in requests of 100, each in the text it was given.
+
+    Names are made legal; a text over 6,000 characters is cut with a mark.
+
+    Returns:
+        name -> (what the store holds, what was given), for those that differ in meaning; the caller makes a tag of them.
+    """
+    from mlflow.entities import Param
+
+    wanted = {legal_name(key): cut(_text(value), MAX_PARAM_LENGTH) for key, value in params.items()}
+    for attempt in (1, 2):
+        with translated(store, f"reading the params of run {run_id}"):
+            held = dict(store.client.get_run(run_id).data.params)
+        missing = [Param(key, value) for key, value in wanted.items() if key not in held]
+        try:
+            with translated(store, f"writing {len(missing)} params of run {run_id}"):
+                for start in range(0, len(missing), MAX_PARAMS):
+                    store.client.log_batch(run_id, params=missing[start : start + MAX_PARAMS])
+            break
+        except StoreRejected:
+            if attempt == 2:  # the first time, somebody else may have written one of them since we looked
+                raise
+    return {key: (held[key], value) for key, value in wanted.items() if key in held and not same_meaning(held[key], value)}
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "" if value is None else str(value)
+
+
+def _meaning(value: Any) -> Any:
+    text = _unquoted(_text(value).strip())
+    lowered = text.lower()
+    if lowered in ("", "none", "null"):
+        return None
+    if lowered in ("true", "false"):
+        return lowered == "true", "boolean"  # a pair, since True == 1
+    if _NUMBER.fullmatch(text):
+        if re.fullmatch(r"[+-]?\d+", text):
+            return int(text)
+        number = float(text)
+        return "nan" if number != number else number
+    return text
+
+
+def _unquoted(text: str) -> str:
+    """What a shell would read: `mlflow run` stores the quoted word."""
+    if not text.startswith(("'", '"')):
+        return text
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        return text
+    return words[0] if len(words) == 1 else text

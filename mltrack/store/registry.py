@@ -1,0 +1,249 @@
+"""The model registry in verbs: register, alias, list, resolve, load.
+
+Invariant: a version is made from models:/m-... and once per logged model; what is missing ends in one line that says where it was looked for.
+
+    version = register(store, "mltrack-code_generation", model_id, tags={}, description="")
+    set_alias(store, "mltrack-code_generation", "champion", version)
+    folder = resolve(store, "models:/mltrack-code_generation@champion")
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mltrack.errors import TrackingError
+from mltrack.store.artifacts import repository
+from mltrack.store.connection import Store, StoreRejected, already_exists, as_process_default, is_missing, local_path, patient, translated
+from mltrack.store.runs import cut, legal_name
+
+_MAX_TAG_LENGTH = 8000
+_SOURCE = re.compile(r"models:/(m-[^/]+)$")
+
+
+class ModelUri(NamedTuple):
+    """A models:/ URI in its parts; exactly one of model_id, alias and version is set, except name + latest."""
+
+    model_id: str | None = None
+    name: str | None = None
+    version: str | None = None
+    alias: str | None = None
+
+
+def parse_uri(uri: str) -> ModelUri:
+    """models:/m-..., models:/name/3, models:/name/latest or models:/name@alias."""
+    match = re.fullmatch(r"models:/+(?:(?P<id>m-[0-9a-f]{32})|(?P<name>[^/@]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[\w-]+)))", uri)
+    if match is None:
+        raise StoreRejected(f"'{uri}' names no model; accepted: models:/name@alias, models:/name/3, models:/name/latest, models:/m-...")
+    return ModelUri(match["id"], match["name"], match["version"], match["alias"])
+
+
+def register(store: Store, name: str, model_id: str, tags: Mapping[str, Any] | None = None, description: str | None = None) -> str:
+    """The version of `name` that is made from this logged model, created where it does not exist (the registered model too); "1", "2", ..."""
+    with translated(store, f"registering {model_id} as {name}"):
+        held = [version for version in _search_versions(store, f"source_path='models:/{model_id}'") if version.name == name]
+        if held:
+            return str(min(held, key=lambda version: int(version.version)).version)
+        model = store.client.get_logged_model(model_id)
+        if str(model.status) != "READY":
+            raise StoreRejected(f"{store.shown_uri}: {model_id} is {model.status}, its files are not complete; a READY model is accepted")
+        try:
+            store.client.create_registered_model(name)
+        except Exception as error:
+            if not already_exists(error):
+                raise
+        with as_process_default(store):  # an embedded database looks the logged model up in the process's store
+            version = store.client.create_model_version(
+                name,
+                source=f"models:/{model_id}",
+                run_id=model.source_run_id or None,
+                tags={legal_name(key): cut(str(value), _MAX_TAG_LENGTH) for key, value in (tags or {}).items()},
+                description=description,
+                await_creation_for=0,
+                model_id=model_id,
+            )
+        return str(version.version)
+
+
+def set_alias(store: Store, name: str, alias: str, version: str | int) -> None:
+    """Moves the alias to the version; letters, digits, '_' and '-', not "latest", not "v3"."""
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
+        raise StoreRejected(f"alias '{alias}': accepted are letters, digits, '_' and '-', but not 'latest' and not 'v' with a number")
+    with _looked_for(store, f"models:/{name}/{version}"), translated(store, f"setting {name}@{alias}"):
+        store.client.set_registered_model_alias(name, alias, str(version))
+
+
+def delete_alias(store: Store, name: str, alias: str) -> None:
+    """Takes the alias away; one that is not there is no error."""
+    with _looked_for(store, f"models:/{name}@{alias}"), translated(store, f"removing {name}@{alias}"):
+        store.client.delete_registered_model_alias(name, alias)
+
+
+def get_alias(store: Store, name: str, alias: str) -> str | None:
+    """The version that carries the alias; None where there is no such alias or no such model."""
+    with translated(store, f"reading {name}@{alias}"):
+        return _aliases(store, name).get(alias)
+
+
+def list_models(store: Store) -> list[dict[str, Any]]:
+    """The registered models: name, aliases {alias: version}, description, tags, created_ms, updated_ms."""
+    with translated(store, "listing the registered models"):
+        rows: list[dict[str, Any]] = []
+        token = None
+        while True:
+            page = store.client.search_registered_models(page_token=token)
+            for model in page:
+                rows.append(
+                    {
+                        "name": model.name,
+                        "aliases": {alias: str(version) for alias, version in dict(model.aliases).items()},
+                        "description": model.description or "",
+                        "tags": dict(model.tags),
+                        "created_ms": model.creation_timestamp,
+                        "updated_ms": model.last_updated_timestamp,
+                    }
+                )
+            token = page.token
+            if not token:
+                return rows
+
+
+def list_versions(store: Store, name: str) -> list[dict[str, Any]]:
+    """The versions of a model, newest first: name, version, aliases, model_id, run_id, tags, metrics, description, status, created_ms.
+
+    Raises:
+        TrackingError: no registered model of this name.
+    """
+    with _looked_for(store, f"models:/{name}"), translated(store, f"listing the versions of {name}"):
+        aliases = _aliases(store, name, must_exist=True)
+        rows = []
+        for version in _search_versions(store, f"name='{name}'"):
+            model_id = _model_id(version)
+            rows.append(
+                {
+                    "name": name,
+                    "version": str(version.version),
+                    "aliases": sorted(alias for alias, number in aliases.items() if number == str(version.version)),
+                    "model_id": model_id,
+                    "run_id": version.run_id or None,
+                    "tags": dict(version.tags),
+                    "metrics": _metrics(store, model_id),
+                    "description": version.description or "",
+                    "status": str(version.status),
+                    "created_ms": version.creation_timestamp,
+                }
+            )
+        return sorted(rows, key=lambda row: -int(row["version"]))
+
+
+def registered_model_ids(store: Store) -> set[str]:
+    """The logged models that a registered version points at: never to be deleted."""
+    with translated(store, "listing the registered versions"):
+        return {model_id for version in _search_versions(store, "") if (model_id := _model_id(version))}
+
+
+def resolve(store: Store, uri: str, dst: str | Path | None = None) -> Path:
+    """A local folder with the model's files (MLmodel, config.json, model.safetensors, tokenizer).
+
+    On a local artifact root it is the store's own folder, to be read and not written; elsewhere the files are fetched into `dst`, or a temporary folder
+    that the caller may delete.
+
+    Raises:
+        TrackingError: no such model, version, alias or file; the message names the database and MLFLOW_TRACKING_URI.
+    """
+    with _looked_for(store, uri), translated(store, f"looking for {uri}"):
+        location = _location(store, parse_uri(uri))
+        local = local_path(location)
+        if local is not None:
+            if not local.is_dir():
+                raise TrackingError(f"{uri} in {store.shown_uri} lies in {local}, and that folder is gone; its files were deleted or are on another machine")
+            return local
+        if dst is None:
+            import tempfile
+
+            dst = tempfile.mkdtemp(prefix="mltrack-model-")
+        Path(dst).mkdir(parents=True, exist_ok=True)
+        with patient(store):
+            return Path(repository(store, location).download_artifacts("", str(dst)))
+
+
+def load_pyfunc(store: Store, uri: str) -> Any:
+    """The model as mlflow.pyfunc.PyFuncModel: .predict(["..."])."""
+    folder = resolve(store, uri)
+    import mlflow.pyfunc
+
+    with as_process_default(store):
+        return mlflow.pyfunc.load_model(str(folder))
+
+
+def _location(store: Store, wanted: ModelUri) -> str:
+    if wanted.model_id:
+        return str(store.client.get_logged_model(wanted.model_id).artifact_location)
+    assert wanted.name
+    number = _aliases(store, wanted.name, must_exist=True).get(wanted.alias) if wanted.alias else wanted.version
+    if number == "latest":
+        numbers = [int(version.version) for version in _search_versions(store, f"name='{wanted.name}'")]
+        number = str(max(numbers)) if numbers else None
+    if number is None:
+        aliases = ", ".join(sorted(_aliases(store, wanted.name))) or "none"
+        asked = f"alias '{wanted.alias}'" if wanted.alias else "version"
+        raise TrackingError(f"{wanted.name} in {store.shown_uri} has no {asked}; its aliases: {aliases}; another database is named by MLFLOW_TRACKING_URI")
+    version = store.client.get_model_version(wanted.name, number)
+    model_id = _model_id(version)
+    if model_id:
+        return str(store.client.get_logged_model(model_id).artifact_location)
+    return str(store.client.get_model_version_download_uri(wanted.name, number))
+
+
+def _aliases(store: Store, name: str, *, must_exist: bool = False) -> dict[str, str]:
+    try:
+        return {alias: str(version) for alias, version in dict(store.client.get_registered_model(name).aliases).items()}
+    except Exception as error:
+        if must_exist or not is_missing(error):
+            raise
+        return {}
+
+
+def _search_versions(store: Store, where: str) -> list[Any]:
+    versions: list[Any] = []
+    token = None
+    while True:
+        page = store.client.search_model_versions(where, page_token=token)
+        versions.extend(page)
+        token = page.token
+        if not token:
+            return versions
+
+
+def _model_id(version: Any) -> str | None:
+    match = _SOURCE.match(version.source or "")
+    return match[1] if match else getattr(version, "model_id", None)
+
+
+def _metrics(store: Store, model_id: str | None) -> dict[str, float]:
+    if model_id is None:
+        return {}
+    try:
+        return {metric.key: metric.value for metric in store.client.get_logged_model(model_id).metrics or []}
+    except Exception as error:
+        if is_missing(error):
+            return {}
+        raise
+
+
+class _looked_for:
+    """Says where a missing thing was looked for."""
+
+    def __init__(self, store: Store, uri: str):
+        self.store, self.uri = store, uri
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and is_missing(error):
+            raise StoreRejected(
+                f"no {self.uri} in {self.store.shown_uri}; if it is in another database, set MLFLOW_TRACKING_URI or give --tracking-uri"
+            ) from error

@@ -1,0 +1,256 @@
+"""Runs: made, read, ended, and the points, tags and data sets that are written on them.
+
+Invariant: every verb may be called again after being cut off, with the same arguments, and leaves the store as one call does.
+A run is found again by its idempotency key, a metric point by its fixed timestamp, a data set by its name and digest.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mltrack.store.connection import Store, StoreRejected, already_exists, translated
+
+LOCAL_ID_TAG = "mltrack.local_id"
+MAX_POINTS = 1000
+MAX_TAGS = 100
+MAX_TAG_LENGTH = 8000
+MAX_NAME_LENGTH = 250
+MAX_DIGEST_LENGTH = 36
+CUT_MARK = "...(cut)"
+
+Point = tuple[str, float, int, int]
+"""key, value, timestamp in ms, step"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """What the store knows of a run."""
+
+    run_id: str
+    experiment_id: str
+    status: str
+    """RUNNING, FINISHED, FAILED, KILLED, SCHEDULED"""
+    artifact_uri: str
+    tags: dict[str, str]
+    params: dict[str, str]
+    run_name: str = ""
+    start_time_ms: int = 0
+    end_time_ms: int | None = None
+    metrics: dict[str, float] | None = None
+    """the last value of each metric"""
+
+
+def create_run(
+    store: Store,
+    *,
+    experiment_name: str | None,
+    run_name: str | None,
+    tags: Mapping[str, str],
+    idempotency_key: str,
+    start_time_ms: int,
+) -> RunInfo:
+    """The run that carries `idempotency_key`: found where it exists, else made.
+
+    Args:
+        experiment_name: None means MLFLOW_EXPERIMENT_ID, else MLFLOW_EXPERIMENT_NAME, else "Default". One that does not exist is made.
+    """
+    experiment_id = find_experiment(store, experiment_name)
+    with translated(store, "creating the run"):
+        found = store.client.search_runs([experiment_id], filter_string=f"tags.`{LOCAL_ID_TAG}` = '{_quoted(idempotency_key)}'", max_results=1)
+        if found:
+            return _info(store, found[0])
+        all_tags = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **_legal_tags(tags), LOCAL_ID_TAG: idempotency_key}
+        run = store.client.create_run(experiment_id, start_time=start_time_ms, tags=all_tags, run_name=run_name)
+        return _info(store, run)
+
+
+def find_experiment(store: Store, name: str | None) -> str:
+    """The id of the experiment, made where it does not exist; two processes at once get the same one."""
+    with translated(store, "looking for the experiment"):
+        given_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
+        if name is None and given_id:
+            return str(store.client.get_experiment(given_id).experiment_id)
+        name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
+        experiment = store.client.get_experiment_by_name(name)
+        if experiment is None:
+            try:
+                return str(store.client.create_experiment(name))
+            except Exception as error:
+                experiment = store.client.get_experiment_by_name(name) if already_exists(error) or "UNIQUE" in str(error) else None
+                if experiment is None:
+                    raise
+    if experiment.lifecycle_stage == "deleted":
+        raise StoreRejected(
+            f"{store.shown_uri}: experiment '{name}' is deleted; choose another --experiment-name, or restore it "
+            f"by 'mlflow experiments restore --experiment-id {experiment.experiment_id}'"
+        )
+    return str(experiment.experiment_id)
+
+
+def get_run(store: Store, run_id: str) -> RunInfo:
+    """Raises StoreRejected for a run that this store does not hold."""
+    with translated(store, f"reading run {run_id}"):
+        return _info(store, store.client.get_run(run_id))
+
+
+def reopen_run(store: Store, run_id: str) -> None:
+    """Sets the status RUNNING, as a resumed run needs (MLflow leaves it as it was)."""
+    with translated(store, f"reopening run {run_id}"):
+        store.client.update_run(run_id, status="RUNNING")
+
+
+def finish_run(store: Store, run_id: str, status: str, end_time_ms: int | None = None) -> None:
+    """Sets the final status: FINISHED, FAILED or KILLED."""
+    with translated(store, f"ending run {run_id}"):
+        store.client.set_terminated(run_id, status=status, end_time=end_time_ms)
+
+
+def set_tags(store: Store, run_id: str, tags: Mapping[str, Any]) -> None:
+    """Any number of tags; a value beyond MLflow's 8,000 characters is cut with a mark."""
+    from mlflow.entities import RunTag
+
+    rows = [RunTag(key, value) for key, value in _legal_tags(tags).items()]
+    with translated(store, f"tagging run {run_id}"):
+        for start in range(0, len(rows), MAX_TAGS):
+            store.client.log_batch(run_id, tags=rows[start : start + MAX_TAGS])
+
+
+def log_points(store: Store, run_id: str, points: Sequence[Point]) -> None:
+    """Metric points, in requests of at most 1,000; the same point sent twice is stored once, because its timestamp is the caller's.
+
+    An infinity is stored as the largest finite number of its sign, as MLflow does itself; a NaN stays one (the caller tags both).
+    """
+    from mlflow.entities import Metric
+
+    rows = [Metric(legal_name(key), finite(value), int(timestamp), int(step)) for key, value, timestamp, step in points]
+    with translated(store, f"sending {len(rows)} points of run {run_id}"):
+        for start in range(0, len(rows), MAX_POINTS):
+            store.client.log_batch(run_id, metrics=rows[start : start + MAX_POINTS])
+
+
+def log_inputs(store: Store, run_id: str, inputs: Iterable[Mapping[str, Any]]) -> None:
+    """The run's data sets.
+
+    Args:
+        inputs: each with `name` and `digest` (cut to 36 characters), and maybe `source` (path, URI, or a JSON-able dict), `source_type`,
+            `context` (training, validation, test), `schema` and `profile` (JSON text or JSON-able).
+    """
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    rows = []
+    for given in inputs:
+        source = given.get("source") or ""
+        data = Dataset(
+            name=str(given["name"])[:500],
+            digest=str(given["digest"])[:MAX_DIGEST_LENGTH],
+            source_type=str(given.get("source_type") or "local"),
+            source=json.dumps(source if isinstance(source, Mapping) else {"uri": str(source)}),
+            schema=_json_text(given.get("schema")),
+            profile=_json_text(given.get("profile")),
+        )
+        context = given.get("context")
+        rows.append(DatasetInput(data, [InputTag("mlflow.data.context", str(context))] if context else []))
+    if rows:
+        with translated(store, f"naming the data sets of run {run_id}"):
+            store.client.log_inputs(run_id, datasets=rows)
+
+
+def delivered_pairs(store: Store, run_id: str, keys: Iterable[str], after_step: int) -> set[tuple[str, int]]:
+    """The (key, step) pairs with step > `after_step` that the store holds already: asked once, on a resume without the local journal."""
+    pairs: set[tuple[str, int]] = set()
+    with translated(store, f"reading what run {run_id} holds"):
+        for key in keys:
+            pairs.update((key, metric.step) for metric in store.client.get_metric_history(run_id, legal_name(key)) if metric.step > after_step)
+    return pairs
+
+
+def list_runs(store: Store, experiment_name: str | None = None, *, max_results: int = 50, status: str | None = None) -> list[RunInfo]:
+    """The newest runs first, of one experiment or of all; an experiment that does not exist has none."""
+    with translated(store, "listing the runs"):
+        if experiment_name is None:
+            experiment_ids = [experiment.experiment_id for experiment in _pages(lambda token: store.client.search_experiments(page_token=token))]
+        else:
+            experiment = store.client.get_experiment_by_name(experiment_name)
+            experiment_ids = [experiment.experiment_id] if experiment else []
+        if not experiment_ids:
+            return []
+        where = f"attributes.status = '{status}'" if status else ""
+        found = store.client.search_runs(experiment_ids, filter_string=where, max_results=max_results, order_by=["attributes.start_time DESC"])
+        return [_info(store, run) for run in found]
+
+
+def search_running_runs(store: Store) -> list[RunInfo]:
+    """Runs of mltrack that MLflow believes to be running: the candidates for a reaper, which must look at their processes itself."""
+    return [run for run in list_runs(store, max_results=1000, status="RUNNING") if LOCAL_ID_TAG in run.tags]
+
+
+def legal_name(key: str) -> str:
+    """`key` with what MLflow refuses in a metric's or param's name replaced by '_', at most 250 characters."""
+    name = re.sub(r"[^\w\-. :/]", "_", str(key), flags=re.ASCII)
+    name = re.sub(r"/+", "/", name).strip("/") or "_"
+    name = "/".join("_" if part in (".", "..") else part for part in name.split("/"))
+    return name[:MAX_NAME_LENGTH]
+
+
+def finite(value: float) -> float:
+    """`value`, an infinity brought to the largest finite number of its sign; NaN stays."""
+    return max(-sys.float_info.max, min(sys.float_info.max, float(value))) if value == value else float("nan")
+
+
+def cut(text: str, limit: int) -> str:
+    """`text`, what is beyond `limit` characters replaced by a mark within it."""
+    return text if len(text) <= limit else text[: limit - len(CUT_MARK)] + CUT_MARK
+
+
+def _legal_tags(tags: Mapping[str, Any]) -> dict[str, str]:
+    return {legal_name(key): cut(str(value), MAX_TAG_LENGTH) for key, value in tags.items()}
+
+
+def _info(store: Store, run: Any) -> RunInfo:
+    store.artifact_roots[run.info.run_id] = run.info.artifact_uri
+    return RunInfo(
+        run_id=run.info.run_id,
+        experiment_id=str(run.info.experiment_id),
+        status=str(run.info.status),
+        artifact_uri=run.info.artifact_uri,
+        tags=dict(run.data.tags),
+        params=dict(run.data.params),
+        run_name=run.info.run_name or "",
+        start_time_ms=int(run.info.start_time or 0),
+        end_time_ms=run.info.end_time,
+        metrics=dict(run.data.metrics),
+    )
+
+
+def _pages(request: Any) -> Iterable[Any]:
+    token = None
+    while True:
+        page = request(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _json_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
+
+
+def _quoted(text: str) -> str:
+    if "'" in text:
+        raise StoreRejected(f"the key {text!r} contains a quote; letters, digits and '-' are accepted")
+    return text
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user id without a name
+        return "unknown"

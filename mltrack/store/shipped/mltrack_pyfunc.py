@@ -1,0 +1,166 @@
+"""Loads the model folder that this file was shipped in and predicts from plain strings; needs torch, transformers, numpy and pandas, not mltrack.
+
+Invariant: what comes out does not depend on what else is in the batch (padding is masked, on the left where text is generated), and a completion is
+exactly what the model wrote: without the prompt, without special tokens, leading white space kept.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+
+BATCH_SIZE = 16
+MAX_NEW_TOKENS = 128
+_COLUMNS = ("code", "description", "text")
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Classifier | Generator:
+    """Called by mlflow.pyfunc.load_model; `model_config` may hold "device" and "batch_size"."""
+    folder = Path(path)
+    settings = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("mltrack", {})
+    options = dict(model_config or {})
+    device = options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    kind = Generator if settings.get("task") == "code_generation" else Classifier
+    auto: Any = AutoModelForCausalLM if kind is Generator else AutoModelForSequenceClassification
+    model = auto.from_pretrained(folder).to(device).eval()
+    return kind(model, tokenizer, settings, int(options.get("batch_size", BATCH_SIZE)))
+
+
+class Classifier:
+    """Strings to [{"label": str, "score": float, "scores": {class: probability}}], one a string."""
+
+    def __init__(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], batch_size: int = BATCH_SIZE):
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.max_length = _max_length(settings, model)
+        _need_padding(tokenizer, model)
+
+    def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+        """`data`: a string, strings, an array, a Series or a DataFrame; no params."""
+        texts = _texts(data)
+        labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
+        answers = []
+        for start in range(0, len(texts), self.batch_size):
+            batch = self.tokenizer(
+                texts[start : start + self.batch_size], padding=True, truncation=True, max_length=self.max_length, return_tensors="pt", padding_side="right"
+            )
+            accepted = {name: tensor.to(self.model.device) for name, tensor in batch.items() if name in ("input_ids", "attention_mask")}
+            with torch.inference_mode():
+                rows = self.model(**accepted).logits.float().softmax(dim=-1).cpu().tolist()
+            for row in rows:
+                best = max(range(len(row)), key=row.__getitem__)
+                answers.append({"label": labels[best], "score": row[best], "scores": dict(zip(labels, row, strict=True))})
+        return answers
+
+
+class Generator:
+    """Descriptions to completions, one string each."""
+
+    def __init__(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], batch_size: int = BATCH_SIZE):
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
+        self.template = settings.get("prompt_template") or "{description}"
+        self.max_length = _max_length(settings, model)
+        self.starts = tokenizer.bos_token_id is not None and list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
+        _need_padding(tokenizer, model)
+
+    def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> list[str]:
+        """`params`: max_new_tokens (128), temperature (0: the likeliest token each time), stop (strings; the completion ends before the first of them)."""
+        given = dict(params or {})
+        max_new_tokens = int(given.get("max_new_tokens") or MAX_NEW_TOKENS)
+        temperature = float(given.get("temperature") or 0.0)
+        stop = _stops(given.get("stop"))
+        prompts = [self.template.replace("{description}", text) for text in _texts(data)]
+        completions: list[str] = []
+        for start in range(0, len(prompts), self.batch_size):
+            completions += self._complete(prompts[start : start + self.batch_size], max_new_tokens, temperature, stop)
+        return completions
+
+    def _complete(self, prompts: list[str], max_new_tokens: int, temperature: float, stop: list[str]) -> list[str]:
+        room = max(self.max_length // 2, self.max_length - max_new_tokens)
+        ids = [self._ids(prompt, room) for prompt in prompts]
+        longest = max(len(row) for row in ids)
+        limit = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
+        if longest + max_new_tokens > limit:
+            if len(prompts) > 1:  # each then writes until its own end of the positions, not until the longest prompt's
+                return [self._complete([prompt], max_new_tokens, temperature, stop)[0] for prompt in prompts]
+            max_new_tokens = max(1, limit - longest)
+        pad = self.tokenizer.pad_token_id
+        input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in ids])
+        mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
+        sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        if stop:
+            sampling.update(stop_strings=stop, tokenizer=self.tokenizer)
+        with torch.inference_mode():
+            out = self.model.generate(
+                input_ids=input_ids.to(self.model.device),
+                attention_mask=mask.to(self.model.device),
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad,
+                eos_token_id=self.tokenizer.eos_token_id,
+                **sampling,
+            )
+        return [self._text(row, stop) for row in out[:, longest:].cpu().tolist()]
+
+    def _ids(self, prompt: str, room: int) -> list[int]:
+        """As in training: the start token where the tokenizer adds one, then the prompt, which keeps its end where it is too long."""
+        ids = list(self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
+        start = [self.tokenizer.bos_token_id] if self.starts else []
+        ids = [*start, *ids[max(0, len(start) + len(ids) - room) :]]
+        return ids or [self.tokenizer.eos_token_id]
+
+    def _text(self, ids: list[int], stop: list[str]) -> str:
+        end = self.tokenizer.eos_token_id
+        if end in ids:
+            ids = ids[: ids.index(end)]
+        text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        cuts = [text.index(word) for word in stop if word in text]
+        return text[: min(cuts)] if cuts else text
+
+
+def _texts(data: Any) -> list[str]:
+    if isinstance(data, pd.DataFrame):
+        named = [column for column in _COLUMNS if column in data.columns]
+        if not named and data.shape[1] != 1:
+            raise ValueError(f"columns {list(data.columns)}: one column is accepted, or one of them named {', '.join(_COLUMNS)}")
+        data = data[named[0]] if named else data.iloc[:, 0]
+    if isinstance(data, str):
+        data = [data]
+    elif isinstance(data, Mapping):
+        return _texts(pd.DataFrame(data))
+    elif isinstance(data, (pd.Series, np.ndarray)):
+        data = np.asarray(data).reshape(-1).tolist()
+    texts = list(data)
+    if texts and all(isinstance(text, Mapping) for text in texts):
+        return _texts(pd.DataFrame(texts))
+    wrong = next((text for text in texts if not isinstance(text, str)), None)
+    if wrong is not None:
+        raise ValueError(f"{type(wrong).__name__} given; strings are accepted")
+    return texts
+
+
+def _stops(value: Any) -> list[str]:
+    if value is None:
+        return []
+    words = [value] if isinstance(value, str) else np.asarray(value).reshape(-1).tolist()
+    return [str(word) for word in words if str(word)]
+
+
+def _max_length(settings: Mapping[str, Any], model: Any) -> int:
+    positions = getattr(model.config, "max_position_embeddings", None) or 1 << 30
+    if model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
+        positions -= 2  # its positions start after the padding index
+    return min(int(settings.get("max_length") or 512), positions)
+
+
+def _need_padding(tokenizer: Any, model: Any) -> None:
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
