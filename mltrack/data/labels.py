@@ -1,0 +1,56 @@
+"""Which label is which class index.
+
+Invariant: the mapping is a pure function of the set of labels: sorted, numbers as numbers; the five security classes always in their order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+
+from mltrack.config import TaskType
+from mltrack.data.records import SECURITY_LEVELS, Record, as_task
+from mltrack.errors import DatasetError
+
+
+def make_label_mapping(records: Iterable[Record], task: str) -> dict[str, int]:
+    """Class index per label, in index order; empty for code_generation."""
+    kind = as_task(task)
+    if not kind.is_classification:
+        return {}
+    if kind is TaskType.SECURITY_CLASSIFICATION:
+        return {level: index for index, level in enumerate(SECURITY_LEVELS)}
+    labels = {str(record.label) for record in records}
+    return {label: index for index, label in enumerate(sorted(labels, key=_sort_key(labels)))}
+
+
+def count_labels(records: Iterable[Record], label_mapping: Mapping[str, int]) -> dict[str, int]:
+    """Records per class, in index order; a class without records counts 0."""
+    seen = Counter(record.label for record in records)
+    return {label: seen.get(label, 0) for label in label_mapping}
+
+
+def check_classes(records: list[Record], label_mapping: Mapping[str, int], num_labels: int | None, source: str) -> None:
+    """Refuse a training set that has one class only, or another number of classes than the user said.
+
+    Raises:
+        DatasetError: the message says both numbers.
+    """
+    counts = {label: count for label, count in count_labels(records, label_mapping).items() if count}
+    if len(counts) < 2:
+        seen = ", ".join(f"'{label}'" for label in counts)
+        raise DatasetError(f"one class only: {seen} in all {len(records)} records; accepted: two or more classes", path=source, field="label")
+    if num_labels is not None and num_labels != len(label_mapping):
+        names = ", ".join(list(label_mapping)[:10]) + (", ..." if len(label_mapping) > 10 else "")
+        raise DatasetError(
+            f"num_labels is {num_labels}, but there are {len(label_mapping)} classes: {names}; leave num_labels out or say {len(label_mapping)}",
+            path=source,
+            field="label",
+        )
+
+
+def _sort_key(labels: set[str]) -> Callable[[str], tuple[int, str]]:
+    # "07" and "7" are two labels, so the text breaks the tie
+    numeric = all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in labels)
+    return (lambda label: (int(label), label)) if numeric else (lambda label: (0, label))

@@ -1,0 +1,91 @@
+"""The order in which examples are visited, as micro-batches of indices.
+
+Invariant: a pure function of its arguments; it draws from no global generator, and its position is the number of batches taken.
+
+    for indices in Sampler(dataset.lengths, seed=42, epoch=0, batch_size=8): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from mltrack.errors import ConfigurationError
+
+
+class Sampler:
+    """Micro-batches of one epoch for one rank.
+
+    All ranks cut one common order: micro-step k of the ranks together is the k-th run of `world * batch_size` examples, so that
+    `world` ranks see per optimizer step what one rank with `world` times the accumulation sees. Every rank has the same
+    number of batches; the last one may be ragged, and is empty on ranks for which nothing is left.
+
+    Args:
+        lengths: tokens of each example.
+        seed, epoch: seed the order; equal ones give the same order.
+        rank, world: which of how many ranks.
+        batch_size: examples of a micro-batch.
+        shuffle: False gives the longest examples first (ties in data set order): evaluation pads little and meets its
+            largest batch at once.
+        bucket_window: batches (of all ranks) whose examples are sorted by length before they are cut, the batches being
+            shuffled afterwards; 1 is a plain shuffle.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int] | np.ndarray,
+        seed: int,
+        epoch: int,
+        rank: int = 0,
+        world: int = 1,
+        *,
+        batch_size: int,
+        shuffle: bool = True,
+        bucket_window: int = 1,
+    ):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("bucket_window", bucket_window, 1),
+            ("world", world, 1),
+            ("seed", seed, 0),
+            ("epoch", epoch, 0),
+        ):
+            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+                raise ConfigurationError(f"{name}: seen {value!r}; accepted: a whole number >= {least}")
+        if not 0 <= rank < world:
+            raise ConfigurationError(f"rank: seen {rank!r}; accepted: a whole number >= 0 and < {world}")
+        self._lengths = np.asarray(lengths)
+        self._seed, self._epoch, self._rank, self._world = seed, epoch, rank, world
+        self._batch_size, self._shuffle, self._bucket_window = batch_size, shuffle, bucket_window
+
+    def __len__(self) -> int:
+        """Batches of this rank, the same for every rank."""
+        return -(-len(self._lengths) // (self._batch_size * self._world))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        order = self._order()
+        stride = self._batch_size * self._world
+        for step in range(len(self)):
+            start = step * stride + self._rank * self._batch_size
+            yield order[start : min(start + self._batch_size, (step + 1) * stride)].tolist()
+
+    def _order(self) -> np.ndarray:
+        """All indices of the epoch, in the order in which the ranks together take them."""
+        if not self._shuffle:
+            return np.argsort(-self._lengths, kind="stable")
+        generator = np.random.default_rng([self._seed, self._epoch])
+        order = generator.permutation(len(self._lengths))
+        return order if self._bucket_window == 1 else self._bucketed(order, generator)
+
+    def _bucketed(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        stride = self._batch_size * self._world
+        window = stride * self._bucket_window
+        by_length = [
+            part[np.argsort(-self._lengths[part], kind="stable")] for part in (order[start : start + window] for start in range(0, len(order), window))
+        ]
+        order = np.concatenate(by_length) if by_length else order
+        whole = len(order) // stride
+        # the ragged end stays last: every rank keeps the same number of batches
+        steps = order[: whole * stride].reshape(whole, stride)[generator.permutation(whole)]
+        return np.concatenate([steps.reshape(-1), order[whole * stride :]])

@@ -1,0 +1,96 @@
+"""A split is seeded, stratified, free of duplicates across its sides, and does not depend on the file's order."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from mltrack.data.records import Record
+from mltrack.data.splits import split_records
+from mltrack.errors import ConfigurationError, DatasetError
+
+
+def made(labels: str) -> list[Record]:
+    return [Record(f"code {n}", label, None, "a.jsonl", n) for n, label in enumerate(labels, start=1)]
+
+
+def contents(records: list[Record]) -> list[tuple[str, str | None]]:
+    return [(r.text, r.label) for r in records]
+
+
+@pytest.mark.parametrize("test_size", [0.1, 0.2, 0.5, 0.9])
+def test_sides_are_whole_disjoint_and_of_the_right_size(test_size: float) -> None:
+    records = made("a" * 70 + "b" * 25 + "c" * 5)
+    train, test = split_records(records, test_size, 42, stratify=True)
+    assert sorted(r.number for r in train + test) == list(range(1, 101))
+    assert len(test) == round(100 * test_size)
+    shares = Counter(r.label for r in test)
+    for label, size in (("a", 70), ("b", 25), ("c", 5)):
+        assert abs(shares[label] - size * test_size) < 1
+
+
+@pytest.mark.parametrize("stratify", [True, False])
+def test_the_order_of_the_file_changes_nothing(stratify: bool) -> None:
+    records = made("aab" * 20)
+    shuffled = random.Random(1).sample(records, len(records))
+    first, second = split_records(records, 0.2, 42, stratify=stratify), split_records(shuffled, 0.2, 42, stratify=stratify)
+    assert [contents(side) for side in first] == [contents(side) for side in second]
+
+
+def test_the_seed_changes_the_choice() -> None:
+    records = made("ab" * 50)
+    tests = {tuple(contents(split_records(records, 0.2, seed, stratify=True)[1])) for seed in range(5)}
+    assert len(tests) == 5
+
+
+def test_duplicates_stand_on_one_side() -> None:
+    records = made("a" * 40) + [Record("twin", "a", None, "a.jsonl", 100 + n) for n in range(6)] + [Record("twin", "b", None, "a.jsonl", 200)]
+    for seed in range(20):
+        train, test = split_records(records, 0.3, seed, stratify=False)
+        assert len(train) + len(test) == len(records)
+        assert not {r.text for r in train} & {r.text for r in test}
+
+
+def test_the_same_code_with_another_description_is_no_duplicate() -> None:
+    records = [Record("pass", None, f"does {n}", "a.jsonl", n) for n in range(10)]
+    train, test = split_records(records, 0.2, 0, stratify=False)
+    assert (len(train), len(test)) == (8, 2)
+
+
+def test_every_class_keeps_a_record_in_train() -> None:
+    for seed in range(10):
+        train, test = split_records(made("a" * 20 + "b" * 2 + "c"), 0.9, seed, stratify=True)
+        assert Counter(r.label for r in train) >= Counter("abc")
+        assert "c" not in {r.label for r in test}
+
+
+def test_test_gets_at_least_one_record() -> None:
+    assert len(split_records(made("aab"), 0.01, 0, stratify=True)[1]) == 1
+
+
+@pytest.mark.parametrize(
+    ("records", "stratify", "message"),
+    [
+        (made("a"), False, "a.jsonl: seen 1 record (1 distinct), too few to hold out 0.2 of them; accepted: at least 2 distinct records"),
+        (made("a") * 5, False, "a.jsonl: seen 5 records (1 distinct), too few to hold out 0.2 of them; accepted: at least 2 distinct records"),
+        (
+            made("abc"),
+            True,
+            "a.jsonl: seen 3 records (3 distinct in 3 classes), too few to hold out 0.2 of them; accepted: at least 2 distinct records of one class",
+        ),
+        ([], False, "seen 0 records (0 distinct), too few to hold out 0.2 of them; accepted: at least 2 distinct records"),
+    ],
+)
+def test_too_few_records(records: list[Record], stratify: bool, message: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        split_records(records, 0.2, 0, stratify=stratify)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("test_size", [0, 1, 1.5, -0.1, True, "0.2"])
+def test_share_outside_of_what_is_accepted(test_size: object) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        split_records(made("aabb"), test_size, 0, stratify=True)  # type: ignore[arg-type]
+    assert str(caught.value) == f"test_size: seen {test_size!r}; accepted: a number > 0 and < 1"
