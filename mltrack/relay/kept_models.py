@@ -16,7 +16,7 @@ from mltrack.journal import RunDirectory
 from mltrack.relay.progress import Progress
 from mltrack.store import Store, artifacts, light_model, logged_models
 
-STATE_FILES = ("optimizer.safetensors", "optimizer.json", "state.json", "state.safetensors", "metadata.json")
+STATE_FILES = tuple(sorted(light_model.TRAINING_STATE))
 REQUIRED = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 
 Save = Callable[[], None]
@@ -38,7 +38,7 @@ class KeptModels:
         kept = {str(one["step"]): one for one in record["kept"]}
         for step, one in kept.items():
             if step not in self._progress.models:
-                self._publish(one)
+                self._publish(one, record["time_ms"])
         for step in [step for step in self._progress.models if step not in kept]:
             self._prune(step)
         index = [
@@ -49,13 +49,13 @@ class KeptModels:
         best = record["best_step"]
         self._progress.best_model_id = self._progress.models.get(str(best)) if best is not None else None
 
-    def _publish(self, one: Mapping[str, Any]) -> None:
+    def _publish(self, one: Mapping[str, Any], time_ms: int) -> None:
         folder = self._directory.path / one["path"]
         step = int(one["step"])
         self._progress.uploading = f"checkpoint of step {step}"
         self._save()
         try:
-            model_id = self._upload_model(folder, step, one)
+            model_id = self._upload_model(folder, step, one, time_ms)
             for name in STATE_FILES:
                 if (folder / name).exists():
                     artifacts.put_file(self._store, self._run_id, folder / name, f"checkpoints/{step}/state")
@@ -67,7 +67,7 @@ class KeptModels:
         self._progress.models[str(step)] = model_id
         self._save()
 
-    def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any]) -> str:
+    def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any], time_ms: int) -> str:
         hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         ours = hf_config.get("mltrack", {})
         staged = self._staging / f"step-{step}"
@@ -89,7 +89,7 @@ class KeptModels:
             step=step,
             tags={"mltrack.epoch": str(one["epoch"] + 1), "mltrack.kept_as": ",".join(one["reasons"])},
             metrics=one["metrics"],
-            timestamp_ms=self._progress.acknowledged_ms,
+            timestamp_ms=time_ms,
         )
 
     def _prune(self, step: str) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 from mltrack.errors import CheckpointError
 from mltrack.store import placement
 
-TRAINING_STATE = {"optimizer.safetensors", "optimizer.json", "state.json", "metadata.json"}
+TRAINING_STATE = {"optimizer.safetensors", "optimizer.json", "state.json", "state.safetensors", "metadata.json"}
 _MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.vocab", "*.jinja")
 _NOT_TOKENIZER = ("model", "config.json", "generation_config.json")
 _CODE = Path(__file__).parent / "shipped" / "mltrack_pyfunc.py"

@@ -50,6 +50,10 @@ def load_batches(
         yield MicroBatch(tensors, records, int(dataset.target_counts[records].sum()), int(dataset.lengths[records].sum()))
 
 
+BUCKET_WINDOW = 50
+"""Batches whose examples are sorted by length before they are cut and shuffled: little padding, still a random order."""
+
+
 class TrainingBatches:
     """Groups of micro-batches, one group an optimizer step."""
 
@@ -76,5 +80,5 @@ class TrainingBatches:
             yield group
 
     def _order(self, epoch: int) -> list[list[int]]:
-        sampler = Sampler(self.dataset.lengths, self._seed, epoch, self._rank, self._world, batch_size=self._batch_size)
+        sampler = Sampler(self.dataset.lengths, self._seed, epoch, self._rank, self._world, batch_size=self._batch_size, bucket_window=BUCKET_WINDOW)
         return [list(batch) for batch in sampler]

@@ -1,0 +1,44 @@
+"""Running mltrack and mlflow as a user does: real processes, an environment with nothing but what is needed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BIN = Path(sys.executable).parent
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """The environment's own bin in front of the system's, and nothing that names MLflow's run or server."""
+    kept = {name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL", "TMPDIR", "MLTRACK_CACHE_DIR", "SSL_CERT_FILE") if name in os.environ}
+    return {**kept, "PATH": f"{BIN}:/usr/bin:/bin", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **extra}
+
+
+def run(*words: object, cwd: Path, timeout_s: float = 240, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end; output is captured."""
+    return subprocess.run([str(word) for word in words], cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def mltrack(*words: object, cwd: Path, timeout_s: float = 240, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Run `mltrack ...`."""
+    return run(sys.executable, "-m", "mltrack", *words, cwd=cwd, timeout_s=timeout_s, **extra)
+
+
+def start(*words: object, cwd: Path, **extra: str) -> subprocess.Popen[str]:
+    """Start `mltrack ...` and go on."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "mltrack", *(str(word) for word in words)],
+        cwd=cwd,
+        env=environment(**extra),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+TINY = ("--model-name", "scratch:tiny", "--max-length", "64", "--batch-size", "8", "--learning-rate", "2e-3")
+"""Options of a training that takes seconds."""

@@ -1,0 +1,54 @@
+"""What every test has: telemetry and hub off, an own working directory for MLflow's files, small records of all three tasks."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["HF_HUB_OFFLINE"] = "1"
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
+    os.environ.pop(name, None)
+
+VERBS = ["add", "scale", "shift", "count", "merge", "split", "clamp", "wrap"]
+NOUNS = ["value", "total", "index", "row", "name", "price", "speed", "angle"]
+
+
+def _records(task: str, count: int) -> list[dict[str, str]]:
+    """Distinct small functions whose label or description tells what they do, so that a small model can learn them."""
+    levels = ["safe", "low", "medium", "high", "critical"]
+    bodies = ["return {n} + {i}", "assert {n} != {i}", "open({n} + '{i}')", "eval({n} + '{i}')", "os.system({n} + ' {i}')"]
+    made = []
+    for i in range(count):
+        verb, noun = VERBS[i % len(VERBS)], NOUNS[(i // len(VERBS)) % len(NOUNS)]
+        if task == "code_generation":
+            made.append({"description": f"{verb.capitalize()} the {noun} by {i}", "code": f"def {verb}_{noun}({noun}):\n    return {noun} + {i}"})
+            continue
+        which = i % (5 if task == "security_classification" else 2)
+        body = bodies[which if task == "security_classification" else 3 * which].format(n=noun, i=i)
+        made.append(
+            {"code": f"def {verb}_{noun}({noun}):\n    {body}", "label": levels[which] if task == "security_classification" else ("safe", "unsafe")[which]}
+        )
+    return made
+
+
+@pytest.fixture
+def records_file(tmp_path: Path):
+    """records_file(task, count) -> path of a JSON Lines file."""
+
+    def write(task: str, count: int = 40, name: str | None = None) -> Path:
+        path = tmp_path / (name or f"{task}.jsonl")
+        path.write_text("".join(json.dumps(record) + "\n" for record in _records(task, count)), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The test's own folder as the working directory: the embedded database and the run directories land there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

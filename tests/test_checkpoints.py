@@ -1,0 +1,208 @@
+"""Checkpoints: what is saved comes back equal, what stays is decided by recorded metrics, what is damaged is set aside."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from mltrack import CheckpointManager, CheckpointMetadata
+from mltrack.checkpoints import state
+from mltrack.errors import CheckpointError, ConfigurationError
+
+
+class Tied(nn.Module):
+    """Embedding and output share their weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(10, 4)
+        self.norm = nn.LayerNorm(4)
+        self.out = nn.Linear(4, 10, bias=False)
+        self.out.weight = self.embed.weight
+
+    def forward(self, x):
+        return self.out(self.norm(self.embed(x)))
+
+
+def _trained(steps=3):
+    torch.manual_seed(0)
+    model = Tied()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, betas=(0.8, 0.95))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    for _ in range(steps):
+        model(torch.arange(10)).square().sum().backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+    return model, optimizer, scheduler
+
+
+def _equal(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(_equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(_equal, a, b))
+    return a == b
+
+
+def test_everything_comes_back_equal(tmp_path):
+    model, optimizer, scheduler = _trained()
+    scaler = torch.amp.GradScaler("cpu")
+    manager = CheckpointManager(tmp_path)
+    extra = {"note": "first", "nested": {"list": [1, 2.5, None, True]}, "tensor": torch.arange(3)}
+    manager.save_checkpoint(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, epoch=5, step=1000, metric_value=0.35, extra_state=extra)
+    held = manager.load_best_checkpoint()
+    assert (held["epoch"], held["step"], held["metric_value"]) == (5, 1000, 0.35)
+    assert _equal(held["extra_state"], extra)
+    assert _equal(dict(held["model_state_dict"]), dict(model.state_dict()))
+    other, other_optimizer, other_scheduler = _trained(0)
+    other.load_state_dict(held["model_state_dict"])
+    other_optimizer.load_state_dict(held["optimizer_state_dict"])
+    other_scheduler.load_state_dict(held["scheduler_state_dict"])
+    assert _equal(other_optimizer.state_dict(), optimizer.state_dict())
+    assert other_scheduler.last_epoch == scheduler.last_epoch
+    assert _equal(held["scaler_state_dict"], scaler.state_dict())
+    assert other.out.weight is other.embed.weight
+
+
+def test_tied_weights_are_written_once(tmp_path):
+    model, _, _ = _trained()
+    info = CheckpointManager(tmp_path).save_checkpoint(model=model, epoch=0, step=1, metric_value=1.0)
+    assert info.aliases == {"out.weight": "embed.weight"}
+    assert info.files["model.safetensors"]["bytes"] < 2 * 10 * 4 * 4 + 600
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_the_unwrapped_model_is_saved(tmp_path, wrap):
+    model, _, _ = _trained()
+    CheckpointManager(tmp_path).save_checkpoint(model=wrap(model), epoch=0, step=1)
+    assert set(CheckpointManager(tmp_path).load_latest_checkpoint()["model_state_dict"]) == set(model.state_dict())
+
+
+def test_the_best_the_latest_and_milestones_stay(tmp_path):
+    manager = CheckpointManager(tmp_path, max_checkpoints=2, metric_name="eval_loss", keep_every=40)
+    model, _, _ = _trained()
+    for step, value in ((10, 0.5), (20, 0.3), (30, 0.9), (40, 0.8), (50, 0.3), (60, math.nan), (70, None), (80, 0.7), (90, 0.6)):
+        manager.save_checkpoint(model=model, epoch=0, step=step, metric_value=value)
+    assert [one.step for one in manager.list_checkpoints()] == [20, 40, 50, 80, 90]
+    assert manager.get_best_checkpoint_info().step == 20
+    assert manager.get_latest_checkpoint_info().step == 90
+    assert isinstance(manager.get_best_checkpoint_info(), CheckpointMetadata)
+
+
+def test_higher_is_better_where_the_name_says_so(tmp_path):
+    manager = CheckpointManager(tmp_path, max_checkpoints=1, metric_name="eval_macro_f1")
+    model, _, _ = _trained()
+    for step, value in ((1, 0.2), (2, 0.8), (3, 0.5)):
+        manager.save_checkpoint(model=model, epoch=0, step=step, metric_value=value)
+    assert [one.step for one in manager.list_checkpoints()] == [2, 3]
+
+
+def test_names_of_folders_decide_nothing(tmp_path):
+    manager = CheckpointManager(tmp_path, max_checkpoints=5)
+    model, _, _ = _trained()
+    for step, value in ((1, 0.1), (2, 0.2)):
+        manager.save_checkpoint(model=model, epoch=0, step=step, metric_value=value)
+    (tmp_path / "step-00000001").rename(tmp_path / "zzz")
+    (tmp_path / "step-00000009").mkdir()
+    assert manager.get_latest_checkpoint_info().step == 2
+    assert manager.get_best_checkpoint_info().path == tmp_path / "zzz"
+
+
+def test_only_this_runs_checkpoints_are_deleted(tmp_path):
+    model, _, _ = _trained()
+    CheckpointManager(tmp_path, run_id="theirs", on_change=lambda *_: None).save_checkpoint(model=model, epoch=0, step=1, metric_value=9.0)
+    mine = CheckpointManager(tmp_path, run_id="mine", max_checkpoints=1, on_change=lambda *_: None)
+    for step in (2, 3, 4):
+        mine.save_checkpoint(model=model, epoch=0, step=step, metric_value=1.0 / step)
+    assert [one.step for one in mine.list_checkpoints()] == [4]
+    theirs = CheckpointManager(tmp_path, run_id="theirs", on_change=lambda *_: None).list_checkpoints()
+    assert [one.step for one in theirs] == [1]
+    with pytest.raises(CheckpointError, match="belongs to run theirs"):
+        mine.delete_checkpoint(theirs[0])
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "missing"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_next_is_taken(tmp_path, damage):
+    manager = CheckpointManager(tmp_path)
+    model, _, _ = _trained()
+    manager.save_checkpoint(model=model, epoch=0, step=1, metric_value=0.5)
+    info = manager.save_checkpoint(model=model, epoch=0, step=2, metric_value=0.4)
+    file = info.path / "model.safetensors"
+    content = bytearray(file.read_bytes())
+    if damage == "flip":
+        content[-1] ^= 1
+        file.write_bytes(bytes(content))
+    elif damage == "cut":
+        file.write_bytes(bytes(content[:-1]))
+    else:
+        file.unlink()
+    with pytest.warns(UserWarning, match=r"step-00000002: damaged \(model.safetensors: .*set aside as damaged-step-00000002"):
+        assert manager.load_best_checkpoint()["step"] == 1
+    assert (tmp_path / "damaged-step-00000002").is_dir()
+    assert [one.step for one in manager.list_checkpoints()] == [1]
+
+
+def test_nothing_is_there_before_it_is_complete(tmp_path, monkeypatch):
+    manager = CheckpointManager(tmp_path)
+    model, _, _ = _trained()
+
+    def broken(self, model, folder):
+        (folder / "half").write_text("x")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(CheckpointManager, "_write_model_files", broken)
+    with pytest.raises(CheckpointError, match=r"writing stopped after [\d,]+ bytes: .*No space left on device; [\d,]+ bytes are free"):
+        manager.save_checkpoint(model=model, epoch=0, step=1)
+    assert list(tmp_path.iterdir()) == []
+    assert manager.load_latest_checkpoint() is None
+
+
+def test_leftovers_of_a_killed_writer_are_gone_at_the_next_start(tmp_path):
+    (tmp_path / ".writing-step-00000007-123").mkdir()
+    CheckpointManager(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_saved_is_named_by_its_key(tmp_path):
+    model, _, _ = _trained()
+    with pytest.raises(CheckpointError, match=r"extra_state\.deep\.1: seen object; accepted: JSON values and tensors"):
+        CheckpointManager(tmp_path).save_checkpoint(model=model, epoch=0, step=1, extra_state={"deep": [1, object()]})
+
+
+def test_a_newer_format_is_refused(tmp_path):
+    model, _, _ = _trained()
+    manager = CheckpointManager(tmp_path)
+    info = manager.save_checkpoint(model=model, epoch=0, step=1)
+    path = info.path / "metadata.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format_version": 99}))
+    with pytest.raises(CheckpointError, match="checkpoint format 99 is newer than 1"):
+        manager.list_checkpoints()
+
+
+def test_random_sequences_continue_where_they_were():
+    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    np.random.normal()  # leaves a cached gaussian behind
+    held = state.capture_rng()
+    tensors = {}
+    content = json.loads(json.dumps(state.flatten(held, "rng", tensors)))
+    expected = (random.random(), random.gauss(0, 1), np.random.normal(), np.random.rand(), torch.rand(3))
+    state.restore_rng(state.unflatten(content, tensors))
+    again = (random.random(), random.gauss(0, 1), np.random.normal(), np.random.rand(), torch.rand(3))
+    assert again[:4] == expected[:4]
+    assert torch.equal(again[4], expected[4])
+
+
+def test_bad_options_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="mode: seen 'low'; accepted: min, max"):
+        CheckpointManager(tmp_path, mode="low")
+    with pytest.raises(ConfigurationError, match="max_checkpoints: seen 0"):
+        CheckpointManager(tmp_path, max_checkpoints=0)
