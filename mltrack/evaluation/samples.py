@@ -104,6 +104,7 @@ def _complete(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_
     plan = GenerationConfig(
         do_sample=False,
         num_beams=1,
+        use_cache=True,
         max_new_tokens=max_new_tokens,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=padding,
@@ -111,9 +112,7 @@ def _complete(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_
     )
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        output = model.generate(
-            input_ids=torch.tensor(rows, device=device), attention_mask=torch.tensor(mask, device=device), generation_config=plan, use_cache=True
-        )
+        output = model.generate(input_ids=torch.tensor(rows, device=device), attention_mask=torch.tensor(mask, device=device), generation_config=plan)
     return [tokenizer.decode(_until(ids, tokenizer.eos_token_id), skip_special_tokens=True) for ids in output[:, longest:].tolist()]
 
 
