@@ -81,6 +81,9 @@ def _curve(axes: Any, points: Sequence[tuple[int, float]], metric: str, colour: 
     if len(points) <= 40:
         axes.plot(steps, values, color=colour, marker="o", markersize=4, linewidth=1.6, label=metric)
         return
+    if metric.endswith("learning_rate"):  # exact as it is; a mean would bend its peak
+        axes.plot(steps, values, color=colour, linewidth=1.8, label=metric)
+        return
     smooth, weight, mean = [], max(0.9, 1 - 20 / len(points)), 0.0
     for count, value in enumerate(values, start=1):
         mean = weight * mean + (1 - weight) * value
