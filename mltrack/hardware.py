@@ -89,6 +89,16 @@ def visible_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def yield_idle_cores() -> None:
+    """Let threads that wait for each other sleep soon instead of spinning; call it before torch is imported.
+
+    The OpenMP of GCC spins for milliseconds at each barrier. Where another process (a second training, the relay) has one of the cores,
+    that is time taken from the very thread that is waited for: a step takes ten times as long. A user's own setting wins.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
+
 def keep_freed_memory() -> bool:
     """Let glibc keep the memory of freed tensors and give it out again; True where that took effect.
 

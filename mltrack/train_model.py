@@ -33,7 +33,7 @@ from mltrack.provenance import find_resumed, git_facts, saved_options
 from mltrack.store import StoreUnavailable, connect, default_tracking_uri, runs
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker
-from mltrack.training import AdvancedTrainer, Listener
+from mltrack.training import AdvancedTrainer, Listener, check_metric_name
 
 log = logging.getLogger("mltrack")
 
@@ -112,8 +112,6 @@ class TrainModelUseCase:
             run.request = saved_options(run.resumed, run.request)
         task = task_for(run.task)
         run.request = run.request.with_defaults(task.defaults(run.request.model_name))
-        if not run.request.metric_name.startswith("eval_"):
-            raise ConfigurationError(f"metric_name: seen '{run.request.metric_name}'; accepted: eval_loss or another eval_<metric> of {run.task}")
         choose_device(run.request.device)
         for name in ("dataset_path", "validation_path"):
             path = getattr(run.request, name)
@@ -151,6 +149,7 @@ class TrainModelUseCase:
             source.train_tokenizer([text for record in train_records for text in (record.description, record.text) if text])
         run.train_dataset = loader.dataset(train_records, source.tokenizer)
         run.eval_dataset = loader.dataset(eval_records, source.tokenizer)
+        check_metric_name(run.eval_dataset, request.metric_name)
         share = run.train_dataset.truncated / len(run.train_dataset)
         if share > 0.2:
             self._notice(f"{share:.0%} of the training records are longer than max_length={request.max_length} tokens and were cut")

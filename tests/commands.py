@@ -14,7 +14,15 @@ BIN = Path(sys.executable).parent
 def environment(**extra: str) -> dict[str, str]:
     """The environment's own bin in front of the system's, and nothing that names MLflow's run or server."""
     kept = {name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL", "TMPDIR", "MLTRACK_CACHE_DIR", "SSL_CERT_FILE") if name in os.environ}
-    return {**kept, "PATH": f"{BIN}:/usr/bin:/bin", "MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), **extra}
+    return {
+        **kept,
+        "PATH": f"{BIN}:/usr/bin:/bin",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+        **extra,
+    }
 
 
 def run(*words: object, cwd: Path, timeout_s: float = 240, **extra: str) -> subprocess.CompletedProcess[str]:

@@ -189,7 +189,9 @@ def test_a_newer_format_is_refused(tmp_path):
 
 
 def test_random_sequences_continue_where_they_were():
-    random.seed(3), np.random.seed(3), torch.manual_seed(3)
+    random.seed(3)
+    np.random.seed(3)
+    torch.manual_seed(3)
     np.random.normal()  # leaves a cached gaussian behind
     held = state.capture_rng()
     tensors = {}

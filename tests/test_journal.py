@@ -57,7 +57,7 @@ def test_a_torn_tail_is_an_end_of_file_at_every_byte(tmp_path):
 
 def test_only_damaged_records_are_lost_for_any_flipped_byte(tmp_path):
     whole = _journal(tmp_path / "whole", 20).read_bytes()
-    expected = [step for step in range(1, 21)]
+    expected = list(range(1, 21))
     generator = random.Random(7)
     for _ in range(300):
         position, bit = generator.randrange(len(whole)), 1 << generator.randrange(8)

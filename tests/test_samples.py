@@ -10,8 +10,7 @@ import torch
 
 from mltrack.data.dataset import CodeDataset, prompt_ids
 from mltrack.data.records import PROMPT_TEMPLATE, Record
-from mltrack.errors import Interrupted
-from mltrack.evaluation import evaluate_model, fixed_prompts, generate_samples, syntax_valid_share
+from mltrack.evaluation import fixed_prompts, generate_samples, syntax_valid_share
 from mltrack.evaluation.samples import Sample, _prompt, is_valid_python
 from mltrack.models import resolve_model
 from mltrack.tasks import task_for
@@ -106,31 +105,3 @@ def test_the_share_of_no_sample_is_nan():
     share = syntax_valid_share([])
     assert share != share
     assert syntax_valid_share([Sample("a", "x", None, True), Sample("b", "", None, False)]) == 0.5
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 8, 64])
-def test_evaluate_model_agrees_with_itself(learned: tuple[Any, Any, CodeDataset], batch_size: int):
-    model, _, dataset = learned
-    metrics, _ = evaluate_model(model, dataset, batch_size=batch_size, device=torch.device("cpu"), precision="off")
-    reference, _ = evaluate_model(model, dataset, batch_size=5, device=torch.device("cpu"), precision="off")
-    assert metrics == pytest.approx(reference, rel=1e-6)
-    assert metrics["loss"] < 0.05
-    assert model.training
-
-
-def test_evaluate_model_stops_when_asked(learned: tuple[Any, Any, CodeDataset]):
-    model, _, dataset = learned
-    with pytest.raises(Interrupted):
-        evaluate_model(model, dataset, batch_size=1, device=torch.device("cpu"), precision="off", stop_requested=lambda: True)
-    assert model.training
-
-
-def test_evaluate_model_names_the_classes():
-    records = [Record(text=f"x = {i}", label="ab"[i % 2], description=None, file="x", number=i + 1) for i in range(6)]
-    source = resolve_model("scratch:tiny", "text_classification")
-    tokenizer = source.train_tokenizer([record.text for record in records])
-    dataset = CodeDataset(records, tokenizer, "text_classification", max_length=64)
-    model = source.build(label_mapping=dataset.label_mapping, max_length=64, seed=1)
-    metrics, evaluator = evaluate_model(model, dataset, batch_size=4, device=torch.device("cpu"), precision="off")
-    assert {"loss", "accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall", "f1_a", "f1_b"} == set(metrics)
-    assert len(evaluator.labels) == len(evaluator.predictions) == 6  # type: ignore[attr-defined]

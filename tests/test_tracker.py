@@ -129,7 +129,11 @@ def test_statistics_of_an_unknown_metric_name_those_that_there_are(tmp_path):
 
 
 def test_an_exception_in_the_with_block_ends_the_run_as_failed(tmp_path):
-    with pytest.raises(RuntimeError), TrainingMetricsTracker(tmp_path) as tracker:
-        tracker.log_metric("x", 1.0, step=1)
-        raise RuntimeError("boom")
+    def loop():
+        with TrainingMetricsTracker(tmp_path) as tracker:
+            tracker.log_metric("x", 1.0, step=1)
+            raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        loop()
     assert read_journal(tmp_path / "journal")[-1]["status"] == "FAILED"

@@ -43,8 +43,9 @@ def train(words: Mapping[str, str]) -> int:
     stop = StopFlag()
     stop.install()
     _quiet(request.debug)
-    from mltrack.hardware import keep_freed_memory
+    from mltrack.hardware import keep_freed_memory, yield_idle_cores
 
+    yield_idle_cores()
     keep_freed_memory()
     from mltrack.cli.progress import TrainingProgress
     from mltrack.cli.summary import print_summary

@@ -18,7 +18,6 @@ _HOME = {
     "generate_samples": "samples",
     "syntax_valid_share": "samples",
     "fixed_prompts": "samples",
-    "evaluate_model": "evaluate",
 }
 
 __all__ = list(_HOME)

@@ -99,7 +99,7 @@ class RunDirectory:
 
 def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
     """The run directories in a folder, the oldest first."""
-    root = Path(output_dir)
+    root = Path(output_dir).absolute()
     found = [RunDirectory(entry) for entry in root.iterdir() if (entry / "run.json").is_file()] if root.is_dir() else []
     return sorted(found, key=lambda directory: (directory.read_run().created_ms, directory.path.name))
 

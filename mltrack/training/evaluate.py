@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mltrack.data import CodeDataset, Sampler
+from mltrack.errors import ConfigurationError, did_you_mean
 from mltrack.tasks import task_for
 from mltrack.training.batches import load_batches
 from mltrack.training.precision import Precision
@@ -41,6 +42,17 @@ def evaluate(
     finally:
         model.train(was_training)
     return evaluator.compute(), evaluator
+
+
+def check_metric_name(dataset: CodeDataset, name: str) -> None:
+    """Refuse a metric that an evaluation on this data set does not give.
+
+    Raises:
+        ConfigurationError: with those that it gives.
+    """
+    given = [f"eval_{metric}" for metric in task_for(dataset.task).evaluator(label_names(dataset)).compute()]
+    if name not in given:
+        raise ConfigurationError(f"metric_name: seen '{name}'; {did_you_mean(name, given)}")
 
 
 def label_names(dataset: CodeDataset) -> list[str] | None:

@@ -27,7 +27,7 @@ from mltrack.checkpoints import CheckpointManager
 from mltrack.checkpoints.state import capture_rng, restore_rng, unwrapped
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
-from mltrack.errors import ConfigurationError, DatasetError, Interrupted, NonFiniteLossError, did_you_mean
+from mltrack.errors import DatasetError, Interrupted, NonFiniteLossError
 from mltrack.hardware import choose_device, choose_precision
 from mltrack.tasks import task_for
 from mltrack.tasks.metrics import metric_mode
@@ -35,7 +35,7 @@ from mltrack.tracking import TrainingMetricsTracker
 from mltrack.training.batches import MicroBatch, TrainingBatches
 from mltrack.training.defaults import configure, local_checkpoints, local_tracker
 from mltrack.training.early_stopping import EarlyStopping
-from mltrack.training.evaluate import evaluate
+from mltrack.training.evaluate import check_metric_name, evaluate
 from mltrack.training.parallel import Parallel, choose_parallel
 from mltrack.training.precision import Precision
 from mltrack.training.schedule import Every, Plan, adamw, linear_warmup_decay
@@ -112,6 +112,8 @@ class AdvancedTrainer:
         self.plan = Plan.of(self.config, self.batches.num_batches)
         self.optimizer = adamw(self.model, self.config)
         self.scheduler = linear_warmup_decay(self.optimizer, self.plan)
+        if eval_dataset is not None:
+            check_metric_name(eval_dataset, self.config.metric_name)
         self.metric_mode = self.config.metric_mode or metric_mode(self.config.metric_name)
         self.early_stopping = EarlyStopping(self.config.early_stopping_patience, self.config.early_stopping_min_delta, self.metric_mode)
         self.eval_every, self.save_every = Every(self.config.eval_every), Every(self.config.save_every)
@@ -268,8 +270,6 @@ class AdvancedTrainer:
         )
         metrics = {f"eval_{name}": value for name, value in values.items()}
         name, state = self.config.metric_name, self.state
-        if name not in metrics:
-            raise ConfigurationError(f"metric_name: seen '{name}'; {did_you_mean(name, metrics)}")
         self.tracker.log_metrics({**metrics, "eval_seconds": time.perf_counter() - started}, step=state.step, epoch=state.epoch)
         state.offer_best(metrics[name], self.metric_mode)
         self.early_stopping.update(metrics[name])

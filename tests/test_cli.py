@@ -1,0 +1,169 @@
+"""The command line: fast help, one line an error, exit codes, a live line on a terminal and none elsewhere, the README's table."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import subprocess
+import sys
+
+import commands
+import pytest
+import tiny
+
+from mltrack.cli.options import markdown_table
+from mltrack.config import OPTIONS, TrainModelRequest
+
+
+def test_help_loads_nothing_heavy(tmp_path):
+    script = (
+        "import sys\nfrom mltrack.cli import run\n"
+        "for words in (['--help'], ['train', '--help'], ['models', '--help'], ['sync', '--help']): assert run(words) == 0\n"
+        "heavy = {'torch', 'mlflow', 'transformers', 'sklearn', 'pandas', 'numpy'} & set(sys.modules)\nassert not heavy, heavy\n"
+    )
+    finished = commands.run(sys.executable, "-c", script, cwd=tmp_path, COLUMNS="200")
+    assert finished.returncode == 0, finished.stderr
+    for option in OPTIONS.values():
+        assert option.flag in finished.stdout, option.name
+
+
+def test_both_spellings_of_every_option():
+    from mltrack.cli.options import spellings
+
+    assert spellings("learning_rate") == ["--learning-rate", "--learning_rate"]
+    assert spellings("task") == ["--task"]
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("train", "--task", "code_gen"), r"mltrack: task: seen 'code_gen'; accepted: .* \(did you mean 'code_generation'\?\)"),
+        (("train", "--epochs", "0"), r"mltrack: epochs: seen 0; accepted: a whole number >= 1"),
+        (("train", "--learning-rate", "fast"), r"mltrack: learning_rate: seen 'fast'; accepted: a number > 0"),
+        (("train", "--debug", "maybe"), r"mltrack: debug: seen 'maybe'; accepted: true or false"),
+        (("train", "--learnin-rate", "1"), r"mltrack: No such option.*--learnin-rate.*See 'mltrack train --help'"),
+        (("trian",), r"mltrack: No such command 'trian'\..*See 'mltrack --help'"),
+        (("train", "--dataset-path", "missing.jsonl"), r"mltrack: dataset_path: seen 'missing\.jsonl', which does not exist; accepted: a data file, stdlib"),
+        (("train", "--model-name", "scratch:huge"), r"mltrack: model_name: .*scratch:huge.*scratch:tiny"),
+        (("train", "--resume", "latest"), r"mltrack: resume: seen 'latest', but no run in .* has a checkpoint"),
+        (("predict", "--model-uri", "models:/x@y"), r"mltrack: predict: accepted: exactly one of --text and --input-path"),
+        (("sync", "nowhere"), r"mltrack: sync: seen 'nowhere'; accepted: a run directory, or the id of a run in "),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, words, line):
+    finished = commands.mltrack(*words, cwd=tmp_path)
+    assert finished.returncode == 2, finished.stderr
+    (said,) = finished.stderr.strip().splitlines()
+    assert re.fullmatch(line + ".*", said), said
+
+
+def test_a_bad_record_is_one_line_and_exit_code_2(tmp_path):
+    path = tmp_path / "records.jsonl"
+    path.write_text('{"code": "a", "label": "safe"}\n{"code": "", "label": "safe"}\n')
+    finished = commands.mltrack("train", "--task", "text_classification", "--dataset-path", path, cwd=tmp_path)
+    assert finished.returncode == 2
+    (said,) = finished.stderr.strip().splitlines()
+    assert said.startswith(f"mltrack: {path}, record 2, field 'code': ")
+    assert not (tmp_path / "mlflow.db").exists(), "no run for what could never train"
+
+
+def test_a_contradicting_num_labels_says_both_numbers(tmp_path, records_file):
+    words = ("train", "--task", "text_classification", "--dataset-path", records_file("text_classification"), "--num-labels", "3")
+    finished = commands.mltrack(*words, cwd=tmp_path)
+    assert finished.returncode == 2
+    assert re.search(r"num_labels.*3.*2|2.*num_labels.*3", finished.stderr), finished.stderr
+
+
+def test_json_output_is_the_last_line_and_whole(tmp_path, records_file):
+    words = ("train", "--task", "text_classification", "--dataset-path", records_file("text_classification"), *commands.TINY, "--epochs", "1")
+    finished = commands.mltrack(*words, "--output", "json", "--offline", "true", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    from dataclasses import fields
+
+    from mltrack.config import TrainModelResponse
+
+    assert set(tiny.last_json_line(finished.stdout)) == {f.name for f in fields(TrainModelResponse)}
+
+
+def test_no_control_characters_when_piped(tmp_path, records_file):
+    words = ("train", "--task", "text_classification", "--dataset-path", records_file("text_classification"), *commands.TINY, "--epochs", "1")
+    finished = commands.mltrack(*words, "--offline", "true", cwd=tmp_path)
+    assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", finished.stdout + finished.stderr)
+    for part in ("best       eval_loss", "baseline_majority_macro_f1", "run        ", "delivery   pending: ", "model      "):
+        assert part in finished.stdout
+
+
+def test_a_live_line_on_a_terminal(tmp_path, records_file):
+    words = ["train", "--task", "text_classification", "--dataset-path", str(records_file("text_classification")), *commands.TINY, "--epochs", "12"]
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mltrack", *words, "--offline", "true"],
+        cwd=tmp_path,
+        env=commands.environment(TERM="xterm", COLUMNS="200"),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    except OSError:
+        pass  # the other end is closed
+    assert process.wait(timeout=60) == 0
+    text = seen.decode()
+    assert re.search(r"epoch \d+  step \d+/60  loss \d\.\d{4}  lr \d\.\d\de-0\d  [\d,]+ tokens/s  ETA \d+:\d\d", text), text[-3000:]
+    assert "best " in text
+    assert "\x1b[" in text, "a live line is redrawn in place"
+
+
+def test_the_readme_has_the_table_of_options():
+    readme = (commands.ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"<!-- options -->\n(.*?)\n<!-- /options -->", readme, re.DOTALL)
+    assert shown is not None
+    assert shown[1].strip() == markdown_table(), "regenerate: python -c 'from mltrack.cli.options import markdown_table; print(markdown_table())'"
+
+
+def test_request_and_options_agree():
+    from dataclasses import fields
+
+    names = {f.name for f in fields(TrainModelRequest)} - {"as_typed"}
+    assert names == set(OPTIONS)
+    request = TrainModelRequest()
+    for name, option in OPTIONS.items():
+        assert getattr(request, name) == option.default, name
+    assert request.validate() == []
+
+
+def test_all_problems_of_a_request_at_once():
+    problems = TrainModelRequest(task="x", epochs=-1, batch_size="many", use_mixed_precision="fp8").validate()
+    assert len(problems) == 4
+    assert all("accepted:" in problem for problem in problems)
+
+
+def test_doctor_says_one_line_each(tmp_path):
+    finished = commands.mltrack("doctor", cwd=tmp_path)
+    lines = finished.stdout.strip().splitlines()
+    assert finished.returncode == 0, finished.stdout
+    assert all(line.startswith("ok ") for line in lines)
+    assert any("tracking" in line and "answers" in line for line in lines)
+    (tmp_path / "mlruns" / "0").mkdir(parents=True)
+    (tmp_path / "mlruns" / "0" / "meta.yaml").write_text("x")
+    finished = commands.mltrack("doctor", "--tracking-uri", "http://127.0.0.1:9", cwd=tmp_path)
+    assert finished.returncode == 1
+    bad = [line for line in finished.stdout.splitlines() if line.startswith("BAD")]
+    assert len(bad) == 2
+    assert "move ./mlruns away" in bad[1]
+
+
+def test_an_unreachable_server_costs_the_delivery_not_the_run(tmp_path, records_file):
+    words = ("train", "--task", "text_classification", "--dataset-path", records_file("text_classification"), *commands.TINY, "--epochs", "1")
+    finished = commands.mltrack(*words, "--tracking-uri", "http://127.0.0.1:9", "--exit-wait", "1", "--output", "json", cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    response = tiny.last_json_line(finished.stdout)
+    assert (response["success"], response["delivery"]) == (True, "pending")
+    assert "mltrack sync " in finished.stderr.replace("bin/mltrack", "mltrack")
+    assert json.loads((tmp_path / "mltrack-runs" / response["run_id"] / "metrics.json").read_text())["entries"]

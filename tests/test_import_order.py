@@ -1,0 +1,99 @@
+"""Each layer imports only the layers that stand above it in docs/architecture.md; MLflow is imported in the store alone."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "mltrack"
+PAGE = ROOT / "docs" / "architecture.md"
+ENTRY = {"__init__", "__main__"}
+"""The package's lazy names and `python -m mltrack`: they stand outside of the order."""
+SHIPPED = PACKAGE / "store" / "shipped"
+"""Plain Python that travels with a model; it is loaded by MLflow where mltrack may not be installed."""
+
+
+def layers() -> list[str]:
+    """The names of the page's block, the lowest layer first."""
+    block = re.search(r"## Layout\n.*?```\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None, f"{PAGE}: accepted: a fenced block under '## Layout'"
+    return [line.split()[0].rstrip("/") for line in block[1].splitlines() if line.strip()]
+
+
+def modules() -> list[tuple[Path, str]]:
+    """(file, layer) of every module of the package that is part of the order."""
+    found = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        layer = path.relative_to(PACKAGE).with_suffix("").parts[0]
+        if layer not in ENTRY and SHIPPED not in path.parents:
+            found.append((path, layer))
+    return found
+
+
+def imports(path: Path, package: Path = PACKAGE) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of everything that a file imports, inside functions too."""
+    own = (package.name, *path.relative_to(package).with_suffix("").parts)
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), str(path))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join((*own[: len(own) - node.level], *filter(None, [node.module])))
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+
+
+def violations(path: Path, layer: str, order: list[str], package: Path = PACKAGE) -> list[str]:
+    """What a file imports and may not, one line each."""
+    problems = []
+    for line, name in imports(path, package):
+        head, _, rest = name.partition(".")
+        where = f"{path.relative_to(package.parent)}:{line} imports {name}"
+        if head == "mlflow" and layer != "store":
+            problems.append(f"{where}; only mltrack.store may import mlflow")
+        target = rest.split(".")[0]
+        if head == package.name and target in order and target != layer and order.index(target) > order.index(layer):
+            problems.append(f"{where}, which stands below {layer}")
+    return problems
+
+
+def test_the_page_lists_what_the_package_holds() -> None:
+    assert sorted(set(layers())) == sorted({layer for _, layer in modules()})
+    assert len(layers()) == len(set(layers()))
+
+
+def test_a_name_with_a_slash_is_a_folder() -> None:
+    block = PAGE.read_text(encoding="utf-8").split("## Layout")[1]
+    for layer in layers():
+        written_as_folder = re.search(rf"^{layer}/", block, re.MULTILINE) is not None
+        assert written_as_folder == (PACKAGE / layer).is_dir(), layer
+
+
+def test_no_layer_imports_one_below_it() -> None:
+    order = layers()
+    problems = [problem for path, layer in modules() for problem in violations(path, layer, order)]
+    assert not problems, "\n".join(problems)
+
+
+def test_the_check_sees_each_form_of_a_wrong_import(tmp_path: Path) -> None:
+    package = tmp_path / "mltrack"
+    (package / "data").mkdir(parents=True)
+    forms = {
+        "import mltrack.training.trainer": 1,
+        "from mltrack import training": 1,
+        "from mltrack.training import AdvancedTrainer": 1,
+        "from ..training import AdvancedTrainer": 1,
+        "from .. import training": 1,
+        "def late():\n    from mlflow.entities import Metric": 1,
+        "def late():\n    import mlflow.tracking": 1,
+        "from mltrack.errors import DatasetError": 0,
+        "from mltrack import __version__": 0,
+        "from .labels import LABELS": 0,
+    }
+    for text, expected in forms.items():
+        path = package / "data" / "wrong.py"
+        path.write_text(text + "\n", encoding="utf-8")
+        assert len(violations(path, "data", ["errors", "data", "training"], package)) == expected, text

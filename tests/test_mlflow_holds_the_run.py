@@ -1,0 +1,272 @@
+"""What MLflow holds after a small training: each number once, the kept checkpoints and nothing else, a loadable version."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import commands
+import pytest
+import tiny
+from mlflow import MlflowClient
+from mlflow.entities import ViewType
+
+from mltrack.journal import read_journal
+
+OPTIONS = ("--epochs", "4", "--max-checkpoints", "1", "--eval-every", "2", "--seed", "3")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """(folder, response, client, records file) of a text classification that `mltrack train` ran."""
+    from conftest import _records
+
+    folder = tmp_path_factory.mktemp("held")
+    records = folder / "records.jsonl"
+    records.write_text("".join(json.dumps(record) + "\n" for record in _records("text_classification", 48)))
+    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, *OPTIONS, "--output", "json")
+    finished = commands.mltrack(*words, cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    return folder, tiny.last_json_line(finished.stdout), MlflowClient(f"sqlite:///{folder}/mlflow.db"), records
+
+
+def _journal_points(folder, run_id):
+    found = {}
+    for record in read_journal(folder / "mltrack-runs" / run_id / "journal"):
+        if record["type"] == "metrics":
+            for name, value in {**record["values"], **record["timing"]}.items():
+                found.setdefault(name, []).append((record["step"], value, record["time_ms"]))
+    return found
+
+
+def test_every_point_of_the_journal_is_there_exactly_once_and_in_order(trained):
+    folder, response, client, _ = trained
+    journal = _journal_points(folder, response["run_id"])
+    for name, points in journal.items():
+        held = [(metric.step, metric.value, metric.timestamp) for metric in client.get_metric_history(response["run_id"], name)]
+        assert sorted(held) == sorted(points), name
+    assert set(client.get_run(response["run_id"]).data.metrics) == set(journal)
+
+
+def test_each_optimizer_step_has_its_metrics_once(trained):
+    _, response, client, _ = trained
+    for name in ("train_loss", "learning_rate", "grad_norm", "tokens_per_second"):
+        assert [metric.step for metric in client.get_metric_history(response["run_id"], name)] == list(range(1, response["steps_run"] + 1))
+
+
+def test_epochs_are_aggregated_at_the_number_of_finished_epochs(trained):
+    _, response, client, _ = trained
+    for name in ("train_loss", "train_loss_std", "train_loss_min", "train_loss_max", "eval_loss", "eval_macro_f1", "seconds"):
+        assert [metric.step for metric in client.get_metric_history(response["run_id"], f"epoch/{name}")] == [1, 2, 3, 4]
+
+
+def test_the_run_is_finished_with_params_tags_inputs_and_artifacts(trained):
+    _, response, client, records = trained
+    run = client.get_run(response["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["learning_rate"] == "2e-3", "as typed"
+    assert run.data.params["dataset_path"] == str(records)
+    assert "output" not in run.data.params
+    assert run.data.tags["mltrack.status"] == "FINISHED"
+    assert run.data.tags["mltrack.task"] == "text_classification"
+    assert {held.dataset.name for held in run.inputs.dataset_inputs} == {"records.jsonl-train", "records.jsonl-eval"}
+    names = {file.path for file in client.list_artifacts(response["run_id"])}
+    assert {"config.json", "metrics.json", "metrics.csv", "figures", "evaluation", "checkpoints"} <= names
+
+
+def test_the_best_and_the_latest_checkpoints_are_there_and_no_other_bytes(trained):
+    folder, response, client, _ = trained
+    kept = {one["step"] for one in response["checkpoints"]}
+    assert kept == {response["best_step"], response["steps_run"]}
+    experiment = client.get_run(response["run_id"]).info.experiment_id
+    models = client.search_logged_models([experiment])
+    assert {int(model.tags["mltrack.step"]) for model in models} == kept
+    assert {str(model.status) for model in models} == {"READY"}
+    on_disk = {path.parent.parent.name for path in folder.glob("mlruns/*/models/*/artifacts/model.safetensors")}
+    assert on_disk == {model.model_id for model in models}
+    weights = list(folder.glob("mlruns/**/*.safetensors"))
+    assert sum(path.name == "model.safetensors" for path in weights) == len(kept)
+    assert sum(path.name == "optimizer.safetensors" for path in weights) == len(kept)
+    index = json.loads((folder / "mlruns" / experiment / response["run_id"] / "artifacts/checkpoints/index.json").read_text())
+    assert {one["step"]: one["model_id"] for one in index} == {int(model.tags["mltrack.step"]): model.model_id for model in models}
+
+
+def test_the_best_is_registered_as_challenger_and_first_champion(trained):
+    _, response, client, _ = trained
+    held = response["registered_model"]
+    assert held == {"name": "mltrack-text_classification", "version": "1", "aliases": ["challenger", "champion"]}
+    version = client.get_model_version_by_alias(held["name"], "champion")
+    assert version.source == response["model_uri"]
+    assert version.tags["mltrack.step"] == str(response["best_step"])
+    assert "baseline_majority_macro_f1" in version.description
+
+
+def test_the_response_says_what_happened(trained):
+    folder, response, _, _ = trained
+    assert (response["success"], response["status"], response["exit_code"], response["delivery"]) == (True, "FINISHED", 0, "complete")
+    assert response["errors"] == []
+    assert 0 <= response["best_epoch"] < response["epochs_run"] == 4
+    assert (folder / "mltrack-runs" / response["run_id"] / "model" / "model.safetensors").exists()
+    assert json.loads((folder / "mltrack-runs" / response["run_id"] / "metrics.json").read_text())["summary"]["best_metrics"]["eval_loss"]
+
+
+LOADING = """
+import json, sys, mlflow
+uri = "models:/mltrack-text_classification@champion"
+table = mlflow.pyfunc.load_model(uri).predict(["def f(x):\\n    eval(x)"])
+pipeline = mlflow.transformers.load_model(uri)
+answer = pipeline("def f(x):\\n    eval(x)")[0]
+rows = table.to_dict("records") if hasattr(table, "to_dict") else table
+assert "mltrack" not in sys.modules
+print(json.dumps([rows[0]["label"], rows[0]["score"], answer["label"], answer["score"]]))
+"""
+
+
+def test_mlflow_loads_the_champion_both_ways_and_they_agree(trained):
+    folder, _, _, _ = trained
+    finished = commands.run(sys.executable, "-c", LOADING, cwd=folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", PYTHONPATH="")
+    assert finished.returncode == 0, finished.stderr
+    label, score, same_label, same_score = json.loads(finished.stdout.strip().splitlines()[-1])
+    assert label == same_label
+    assert score == pytest.approx(same_score, abs=1e-4)
+
+
+def test_predict_and_evaluate_by_registry_uri(trained):
+    folder, _, _, records = trained
+    uri = "models:/mltrack-text_classification@champion"
+    finished = commands.mltrack("predict", "--model-uri", uri, "--text", "def f(x):\n    eval(x)", "--output", "json", cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    answer = json.loads(finished.stdout)[0]
+    assert answer["label"] in ("safe", "unsafe")
+    assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-4)
+    found = [
+        json.loads(commands.mltrack("evaluate", "--model-uri", uri, "--dataset-path", records, "--batch-size", size, "--output", "json", cwd=folder).stdout)
+        for size in (1, 64)
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-2)
+    assert found[0].keys() >= {"loss", "accuracy", "macro_f1", "f1_safe"}
+
+
+def test_predict_from_another_folder_says_where_it_looked(trained, tmp_path):
+    finished = commands.mltrack("predict", "--model-uri", "models:/mltrack-text_classification@champion", "--text", "x", cwd=tmp_path)
+    assert finished.returncode == 1
+    line = finished.stderr.strip().splitlines()[-1]
+    assert f"{tmp_path}/mlflow.db" in line
+    assert "MLFLOW_TRACKING_URI" in line
+
+
+def test_models_list_show_and_promote(trained):
+    folder, _, client, records = trained
+    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "1", "--output", "json")
+    second = tiny.last_json_line(commands.mltrack(*words, cwd=folder).stdout)
+    assert second["registered_model"]["aliases"] == ["challenger"], "there is a champion already"
+    name = "mltrack-text_classification"
+    assert commands.mltrack("models", "list", cwd=folder).stdout.strip() == f"{name}  @challenger = 2, @champion = 1"
+    assert commands.mltrack("models", "promote", name, "--version", "2", cwd=folder).stdout.strip() == f"{name}@champion: version 1 -> 2"
+    assert client.get_model_version_by_alias(name, "champion").version in (2, "2")
+    shown = commands.mltrack("models", "show", name, cwd=folder).stdout
+    assert shown.startswith(f"{name}/2  @challenger @champion")
+    missing = commands.mltrack("models", "promote", name, "--version", "9", cwd=folder)
+    assert missing.returncode == 1
+    assert f"{name}: seen version '9'; accepted: 1, 2" in missing.stderr
+
+
+def test_sync_again_sends_nothing_twice(trained):
+    folder, response, client, _ = trained
+    before = len(client.get_metric_history(response["run_id"], "train_loss"))
+    (folder / "mltrack-runs" / response["run_id"] / "delivery.json").unlink()
+    finished = commands.mltrack("sync", response["run_id"], cwd=folder)
+    assert finished.returncode == 0, finished.stderr
+    assert "complete" in finished.stdout
+    assert len(client.get_metric_history(response["run_id"], "train_loss")) == before
+    assert len(client.search_model_versions("name='mltrack-text_classification'")) <= 2
+    kept = [model.tags["mltrack.step"] for model in client.search_logged_models(["0"]) if model.source_run_id == response["run_id"]]
+    assert len(kept) == len(set(kept)) == len(response["checkpoints"])
+
+
+def test_offline_then_sync_makes_one_run(tmp_path, records_file):
+    records = records_file("code_generation", 24)
+    words = ("train", "--task", "code_generation", "--dataset-path", records, *commands.TINY, "--epochs", "1", "--offline", "true", "--output", "json")
+    response = tiny.last_json_line(commands.mltrack(*words, cwd=tmp_path).stdout)
+    assert (response["success"], response["delivery"]) == (True, "pending")
+    assert not (tmp_path / "mlflow.db").exists()
+    for _ in range(2):
+        finished = commands.mltrack("sync", response["run_id"], cwd=tmp_path)
+        assert finished.returncode == 0, finished.stderr
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    runs = client.search_runs(["0"], run_view_type=ViewType.ALL)
+    assert [run.info.status for run in runs] == ["FINISHED"]
+    assert client.get_model_version_by_alias("mltrack-code_generation", "champion").run_id == runs[0].info.run_id
+
+
+def test_a_killed_trainer_leaves_a_failed_run_with_every_point(tmp_path, records_file):
+    """SIGKILL in the middle of an endless training: the relay notices, delivers and tells the truth."""
+    import os
+    import signal
+    import time
+
+    records = records_file("text_classification", 40)
+    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "10000")
+    process = commands.start(*words, cwd=tmp_path)
+    try:
+        deadline = time.monotonic() + 120
+        journal = None
+        while time.monotonic() < deadline and (journal is None or len(tiny.points(journal, "train_loss")) < 30):
+            journal = next(iter(tmp_path.glob("mltrack-runs/*/journal")), None)
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.2)
+        os.kill(process.pid, signal.SIGKILL)
+    finally:
+        process.kill()
+        process.wait()
+    run_id = journal.parent.name
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    while client.get_run(run_id).info.status == "RUNNING":
+        assert time.monotonic() < deadline + 60
+        time.sleep(0.2)
+    assert client.get_run(run_id).info.status == "FAILED"
+    steps = [metric.step for metric in client.get_metric_history(run_id, "train_loss")]
+    assert steps == list(tiny.points(journal, "train_loss"))
+    listed = json.loads(commands.mltrack("runs", "--output", "json", cwd=tmp_path).stdout)
+    assert [(row["run"], row["state"], row["delivery"]) for row in listed] == [(run_id, "FAILED", "complete")]
+
+
+def test_sigterm_ends_with_a_checkpoint_and_resume_continues_the_run(tmp_path, records_file):
+    records = records_file("text_classification", 40)
+    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "10000")
+    process = commands.start(*words, cwd=tmp_path)
+    import time
+
+    journal = None
+    while journal is None or len(tiny.points(journal, "train_loss")) < 10:
+        journal = next(iter(tmp_path.glob("mltrack-runs/*/journal")), None)
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    run_id = journal.parent.name
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    assert client.get_run(run_id).info.status == "KILLED"
+    stopped_at = max(tiny.points(journal, "train_loss"))
+    words = ("train", "--resume", run_id, "--epochs", "10000", "--max-steps", stopped_at + 5, "--output", "json")
+    finished = commands.mltrack(*words, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    response = tiny.last_json_line(finished.stdout)
+    assert (response["run_id"], response["steps_run"]) == (run_id, stopped_at + 5)
+    assert client.get_run(run_id).info.status == "FINISHED"
+    steps = [metric.step for metric in client.get_metric_history(run_id, "train_loss")]
+    assert steps == list(range(1, stopped_at + 6))
+
+
+def test_the_process_does_not_import_mlflow_to_train(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, "-c", "import mltrack, sys; print(sorted({'torch', 'mlflow', 'transformers'} & set(sys.modules)))"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=commands.environment(),
+        cwd=tmp_path,
+    )
+    assert finished.stdout.strip() == "[]"
