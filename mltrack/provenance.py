@@ -14,7 +14,7 @@ from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError
 from mltrack.journal import RunDirectory, find_run_directories, find_run_directory
 
-NOT_INHERITED = {"resume", "new_run", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output"}
+NOT_INHERITED = {"resume", "exact", "new_run", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output"}
 """Options that a resumed run takes from its own command line alone."""
 
 

@@ -30,6 +30,7 @@ from mltrack.hardware import choose_device, facts
 from mltrack.journal import RunDirectory, RunInfo, records, write_json
 from mltrack.models import ModelSource, resolve_model, save_pretrained
 from mltrack.provenance import find_resumed, git_facts, saved_options
+from mltrack.relay import trainer_tags
 from mltrack.store import StoreUnavailable, connect, default_tracking_uri, runs
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker
@@ -37,7 +38,7 @@ from mltrack.training import AdvancedTrainer, Listener, check_metric_name
 
 log = logging.getLogger("mltrack")
 
-NOT_PARAMS = {"output_dir", "tracking_uri", "experiment_name", "run_name", "resume", "new_run", "offline", "exit_wait", "debug", "output"}
+NOT_PARAMS = {"output_dir", "tracking_uri", "experiment_name", "run_name", "resume", "exact", "new_run", "offline", "exit_wait", "debug", "output"}
 """Options that say where a run is kept, not what it computes; they stay out of the MLflow params."""
 
 STEPS = ("validate_request", "load_model", "load_data", "open_tracker", "open_checkpoints", "build_trainer", "train", "save_results", "respond")
@@ -166,7 +167,7 @@ class TrainModelUseCase:
         assert run.directory is not None
         run.directory.path.mkdir(parents=True, exist_ok=True)
         write_json(run.directory.path / "config.json", {"mltrack_version": mltrack.__version__, **request.options()})
-        run.tracker = TrainingMetricsTracker(run.directory.path, request.experiment_name, resume=continues, unbacked=True)
+        run.tracker = TrainingMetricsTracker(run.directory.path, request.experiment_name, resume=continues, unbacked=True, on_disk_full=request.on_disk_full)
         self._log_what_is_known(run, run.tracker)
 
     def _open_run(self, run: _Run) -> RunInfo:
@@ -221,7 +222,7 @@ class TrainModelUseCase:
         tracker.log_params(
             {name: request.as_typed.get(name, written(value)) for name, value in request.options().items() if value is not None and name not in NOT_PARAMS}
         )
-        tracker.set_tags({"mltrack.version": mltrack.__version__, "mltrack.data_digest": train_dataset.digest, **facts()})
+        tracker.set_tags({"mltrack.version": mltrack.__version__, "mltrack.data_digest": train_dataset.digest, **facts(), **trainer_tags()})
         if run.resumed is None or request.new_run:
             tracker.set_tags(run.info.tags if run.info is not None else {})
         tracker.log_inputs(
@@ -304,7 +305,9 @@ class TrainModelUseCase:
         checkpoint = held.load_latest_checkpoint()
         if checkpoint is None:
             raise ConfigurationError(f"resume: {run.resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never")
-        run.trainer.load_checkpoint(checkpoint)
+        changed = run.trainer.load_checkpoint(checkpoint)
+        if changed:
+            run.tracker.set_tags({"mltrack.inexact_resume": "; ".join(changed)})
         state = run.trainer.state
         run.tracker.resume_from(state.step, state.epoch)
         self._notice(f"resumed at step {state.step:,} (epoch {state.epoch + 1}) of {run.resumed.path}")

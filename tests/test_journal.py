@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from mltrack.errors import TrackingError
-from mltrack.journal import JournalReader, JournalWriter, read_journal, records
+from mltrack.journal import DiskFullError, JournalReader, JournalWriter, read_journal, records
 
 
 def _journal(path, count=20):
@@ -136,5 +136,5 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
     writer = JournalWriter(tmp_path / "journal")
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, writer._fd)
-    with pytest.raises(TrackingError, match=r"journal: \d+ bytes could not be written: No space left on device; what was written before is intact"):
+    with pytest.raises(DiskFullError, match=r"journal: \d+ bytes could not be written: No space left on device; what was written before is intact"):
         writer.append(records.end("FINISHED", 0))

@@ -198,9 +198,10 @@ class CheckpointManager:
             self._tracker.close()
 
     def _write_model_files(self, model: nn.Module, folder: Path) -> None:
-        if hasattr(model, "config"):
-            model.config.architectures = [type(model).__name__]
-        for described in (getattr(model, "config", None), getattr(model, "generation_config", None), self.tokenizer):
+        config: Any = getattr(model, "config", None)
+        if config is not None:
+            config.architectures = [type(model).__name__]
+        for described in (config, getattr(model, "generation_config", None), self.tokenizer):
             if described is not None and hasattr(described, "save_pretrained"):
                 described.save_pretrained(folder)
 

@@ -5,16 +5,37 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mltrack import relay, store
 from mltrack.cli.options import as_bool
 from mltrack.errors import ConfigurationError, MltrackError
 from mltrack.journal import JournalReader, RunDirectory, find_run_directories, find_run_directory
 
 
-def list_runs(output_dir: str, output: str) -> None:
-    """Print the local runs, the oldest first."""
+def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None) -> None:
+    """Print the local runs, the oldest first, then the MLflow runs that say RUNNING without a trainer."""
+    _print_local(output_dir, output)
+    if output != "json":
+        _print_orphans(output_dir, as_bool(reap), tracking_uri)
+
+
+def _print_orphans(output_dir: str, reap: bool, tracking_uri: str | None) -> None:
+    uri = store.default_tracking_uri(tracking_uri)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return
+    connected = store.connect(uri)
+    for run_id, directory in relay.orphans(connected, output_dir).items():
+        if reap:
+            print(f"{run_id}: was RUNNING without a trainer, is {relay.reap(connected, run_id, directory)} now")
+        else:
+            print(f"{run_id}: RUNNING in {connected.shown_uri}, but no trainer is behind it; --reap true sets it right")
+
+
+def _print_local(output_dir: str, output: str) -> None:
     rows = [_row(directory) for directory in find_run_directories(output_dir)]
     if output == "json":
         print(json.dumps(rows))
@@ -38,8 +59,6 @@ def list_runs(output_dir: str, output: str) -> None:
 
 def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_dir: str, tracking_uri: str | None) -> int:
     """Deliver; returns the exit code."""
-    from mltrack import relay
-
     if follow is not None:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
         relay.follow(RunDirectory(Path(follow).absolute()))
@@ -49,17 +68,33 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
         raise ConfigurationError("sync: accepted: run directories or run ids, or --all true")
     failed = 0
     for directory in directories:
+        before = directory.read_delivery().get("sent", 0)
         try:
-            progress = relay.sync(directory, tracking_uri)
+            with _bar(directory) as on_progress:
+                progress = relay.sync(directory, tracking_uri, on_progress=on_progress)
         except MltrackError as error:
             failed += 1
             print(f"mltrack: {directory.path.name}: {error}", file=sys.stderr)
             continue
         state = "complete" if progress.complete else "still running"
-        print(f"{directory.path.name}: {state}, {progress.sent:,} points sent, {len(progress.failed)} refused, run {progress.run_id}")
+        there = min(before, progress.sent)
+        print(
+            f"{directory.path.name}: {state}, {progress.sent - there:,} points sent, {there:,} already there, {len(progress.failed)} failed, run {progress.run_id}"
+        )
         for line in progress.failed:
-            print(f"  refused: {line}")
+            print(f"  failed: {line}")
     return 1 if failed else 0
+
+
+@contextmanager
+def _bar(directory: RunDirectory) -> Iterator[Callable[[relay.Progress], None]]:
+    """A progress bar over the journal's bytes, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    with Bar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(directory.path.name, total=directory.journal.stat().st_size)
+        yield lambda progress: bar.update(task, completed=progress.offset)
 
 
 def _named(run: str, output_dir: str) -> RunDirectory:
@@ -70,8 +105,6 @@ def _named(run: str, output_dir: str) -> RunDirectory:
 
 
 def _row(directory: RunDirectory) -> dict[str, Any]:
-    from mltrack.relay import WatchedProcess
-
     info = directory.read_run()
     end, step = None, 0
     for record in JournalReader(directory.journal).read_new():
@@ -81,7 +114,7 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
             end = None
         elif record["type"] == "metrics" and "train_loss" in record["values"]:
             step = max(step, record["step"])
-    alive = WatchedProcess(info.trainer_pid, info.trainer_started).is_alive()
+    alive = relay.WatchedProcess(info.trainer_pid, info.trainer_started).is_alive()
     delivery = directory.read_delivery()
     undelivered = directory.journal.stat().st_size - delivery.get("offset", 0) if directory.journal.exists() else 0
     return {

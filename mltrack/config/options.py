@@ -207,10 +207,12 @@ OPTIONS: dict[str, Option] = _declare(
     Option(name="registered_model_name", kind="text", help="Registry name of the best model; not set: `mltrack-<task>`."),
     Option(name="promote", kind="text", default="auto", choices=("auto", "never", "always"), help="When the new version becomes `champion`: where there is none yet, never, or always."),
     Option(name="resume", kind="text", default="auto", help="`never`; `latest`: the newest run directory; a run id; `auto`: only the run that MLFLOW_RUN_ID names, if it has a checkpoint."),
+    Option(name="exact", kind="bool", default=True, help="Refuse to resume where something that decides the result has changed; false goes on and says so in a tag."),
     Option(name="new_run", kind="bool", default=False, help="Continue the resumed run's checkpoint in a new run."),
     Option(name="offline", kind="bool", default=False, help="Keep everything in the run directory until `mltrack sync`."),
     Option(name="exit_wait", kind="float", default=600.0, minimum=0, help="Seconds to wait at the end while deliveries to MLflow make progress."),
     # the rest
+    Option(name="on_disk_full", kind="text", default="stop", choices=("stop", "continue"), help="What a full disk does: stop the training, or go on without what cannot be written."),
     Option(name="on_bad_record", kind="text", default="stop", choices=("stop", "skip"), help="What a bad record does: stop with its place, or be left out and counted."),
     Option(name="trust_remote_code", kind="bool", default=False, help="Let a hub model run its own Python code."),
     Option(name="debug", kind="bool", default=False, help="Show tracebacks."),

@@ -61,6 +61,8 @@ class TrainingConfig:
     seed: int = setting("seed")
     deterministic: bool = setting("deterministic")
     on_non_finite: str = setting("on_non_finite")
+    on_disk_full: str = setting("on_disk_full")
+    exact: bool = setting("exact")
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -118,10 +120,12 @@ class TrainModelRequest:
     registered_model_name: str | None = None
     promote: str = setting("promote")
     resume: str = setting("resume")
+    exact: bool = setting("exact")
     new_run: bool = setting("new_run")
     offline: bool = setting("offline")
     exit_wait: float = setting("exit_wait")
     on_non_finite: str = setting("on_non_finite")
+    on_disk_full: str = setting("on_disk_full")
     on_bad_record: str = setting("on_bad_record")
     trust_remote_code: bool = setting("trust_remote_code")
     tracking_uri: str | None = None

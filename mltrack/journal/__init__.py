@@ -3,9 +3,10 @@
 from mltrack.journal import records
 from mltrack.journal.reader import JournalReader, read_journal
 from mltrack.journal.run_directory import RunDirectory, RunInfo, find_run_directories, find_run_directory, write_json
-from mltrack.journal.writer import JournalWriter
+from mltrack.journal.writer import DiskFullError, JournalWriter
 
 __all__ = [
+    "DiskFullError",
     "JournalReader",
     "JournalWriter",
     "RunDirectory",

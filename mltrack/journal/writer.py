@@ -22,6 +22,10 @@ SYNC_INTERVAL_S = 5.0
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
+class DiskFullError(TrackingError):
+    """A record could not be written; the journal before it is intact."""
+
+
 class JournalWriter:
     """The only writer of one journal file.
 
@@ -39,6 +43,7 @@ class JournalWriter:
         self._dirty = False
         self._closed = False
         self._wake = threading.Event()
+        self._sync_error: OSError | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -57,7 +62,7 @@ class JournalWriter:
         """Write one record. Thread-safe; takes microseconds.
 
         Raises:
-            TrackingError: the disk is full or gone; what was written before stays readable.
+            DiskFullError: the disk is full or gone; what was written before stays readable.
         """
         self._write(encode(record))
 
@@ -89,13 +94,16 @@ class JournalWriter:
 
     def _write(self, data: bytes) -> None:
         with self._lock:
+            if self._sync_error is not None:
+                error, self._sync_error = self._sync_error, None
+                raise DiskFullError(f"{self.path}: what was written could not be forced to the disk: {error.strerror}") from error
             try:
                 written = os.write(self._fd, data)
             except OSError as error:
-                raise TrackingError(f"{self.path}: {len(data)} bytes could not be written: {error.strerror}; what was written before is intact") from error
+                raise DiskFullError(f"{self.path}: {len(data)} bytes could not be written: {error.strerror}; what was written before is intact") from error
             if written != len(data):
                 os.write(self._fd, b"\n")
-                raise TrackingError(f"{self.path}: the disk is full, {len(data)} bytes were needed; what was written before is intact")
+                raise DiskFullError(f"{self.path}: the disk is full, {len(data)} bytes were needed; what was written before is intact")
             self._dirty = True
 
     def _sync_now_and_then(self) -> None:
@@ -103,4 +111,7 @@ class JournalWriter:
             self._wake.wait(SYNC_INTERVAL_S)
             self._wake.clear()
             if self._dirty and not self._closed:
-                self.sync()
+                try:
+                    self.sync()
+                except OSError as error:
+                    self._sync_error = error  # comes back on the next append

@@ -2,6 +2,7 @@
 
 from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
+from mltrack.relay.reaper import orphans, reap, trainer_tags
 from mltrack.relay.sync import follow, sync
 
-__all__ = ["Progress", "WatchedProcess", "follow", "sync"]
+__all__ = ["Progress", "WatchedProcess", "follow", "orphans", "reap", "sync", "trainer_tags"]

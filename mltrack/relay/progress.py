@@ -23,6 +23,8 @@ class Progress:
     """Points acknowledged."""
     failed: list[str] = field(default_factory=list)
     """What the server refused, one line each."""
+    infinite: list[str] = field(default_factory=list)
+    """Infinite values, which MLflow cannot hold: name, step, sign."""
     models: dict[str, str] = field(default_factory=dict)
     """{step: id of the logged model}."""
     best_model_id: str | None = None

@@ -7,7 +7,8 @@ stored once. What the server refuses is reported and does not hold up the rest.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mltrack.errors import MltrackError
@@ -17,6 +18,7 @@ from mltrack.relay.progress import Progress
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, registry, runs
 
 BATCH_POINTS = 1000
+MAX_INFINITIES_NAMED = 50
 log = logging.getLogger("mltrack.relay")
 
 Point = tuple[str, float, int, int]
@@ -28,10 +30,12 @@ class Projection:
     Args:
         directory: its run.json names the run; an offline one gets its MLflow run here.
         store: the connected tracking server.
+        on_progress: called after each acknowledged request.
     """
 
-    def __init__(self, directory: RunDirectory, store: Store):
+    def __init__(self, directory: RunDirectory, store: Store, on_progress: Callable[[Progress], None] | None = None):
         self.directory, self.store = directory, store
+        self._listeners = [on_progress] if on_progress is not None else []
         self.info = directory.read_run()
         self.progress = Progress.read(directory, store.tracking_uri)
         self._reader = JournalReader(directory.journal, self.progress.offset)
@@ -54,6 +58,7 @@ class Projection:
             count += 1
             if record["type"] == "metrics":
                 self._points.extend(_points(record))
+                self._note_infinities(record)
                 self._behind = self._reader.offset
                 if len(self._points) >= BATCH_POINTS:
                     self._flush()
@@ -73,6 +78,8 @@ class Projection:
         tags = {"mltrack.status": status, "mltrack.delivery": "complete"}
         if recorded is None:
             tags["mltrack.failure"] = "the trainer ended without saying so"
+        if self.progress.infinite:
+            tags["mltrack.infinite_values"] = "; ".join(self.progress.infinite)
         if self._reader.damaged:
             tags["mltrack.journal_damage"] = ", ".join(f"bytes {start}-{stop}" for start, stop in self._reader.damaged)
         runs.set_tags(self.store, self._run_id, tags)
@@ -82,6 +89,12 @@ class Projection:
             self.progress.status = shown
         self.progress.complete = True
         self._save()
+
+    def _note_infinities(self, record: Mapping[str, Any]) -> None:
+        """MLflow stores an infinity as the largest finite number; a tag says where."""
+        for name, value in {**record["values"], **record["timing"]}.items():
+            if math.isinf(value) and len(self.progress.infinite) < MAX_INFINITIES_NAMED:
+                self.progress.infinite.append(f"{name} at step {record['step']}: {value}")
 
     def _open_run(self) -> str:
         info = self.info
@@ -189,6 +202,8 @@ class Projection:
 
     def _save(self) -> None:
         self.progress.write(self.directory)
+        for on_progress in self._listeners:
+            on_progress(self.progress)
 
 
 def _points(record: Mapping[str, Any]) -> list[Point]:

@@ -10,7 +10,7 @@ import logging
 import os
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from mltrack.errors import TrackingError
@@ -28,8 +28,13 @@ GIVE_UP_S = 600.0
 log = logging.getLogger("mltrack.relay")
 
 
-def sync(directory: RunDirectory, tracking_uri: str | None = None) -> Progress:
+def sync(directory: RunDirectory, tracking_uri: str | None = None, *, on_progress: Callable[[Progress], None] | None = None) -> Progress:
     """Deliver what is undelivered; may be called any number of times.
+
+    Args:
+        directory: of the run.
+        tracking_uri: where to; default: where the run belongs.
+        on_progress: called after each acknowledged request.
 
     Raises:
         TrackingError: somebody else is delivering this directory.
@@ -37,7 +42,7 @@ def sync(directory: RunDirectory, tracking_uri: str | None = None) -> Progress:
     """
     info = directory.read_run()
     with _lock(directory):
-        projection = Projection(directory, connect(default_tracking_uri(tracking_uri or info.tracking_uri or None)))
+        projection = Projection(directory, connect(default_tracking_uri(tracking_uri or info.tracking_uri or None)), on_progress)
         projection.deliver()
         if not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive() or projection.progress.end is not None:
             projection.finish()
@@ -54,7 +59,7 @@ def follow(directory: RunDirectory) -> Progress:
     trainer = WatchedProcess(info.trainer_pid, info.trainer_started)
     pauses = 0
     last_success = time.monotonic()
-    with _lock(directory):
+    with _lock(directory, patience_s=GIVE_UP_S):
         while True:
             try:
                 progress = _follow_connected(directory, info.tracking_uri, trainer)
@@ -87,17 +92,27 @@ def _pause_s(attempt: int) -> float:
 
 
 @contextmanager
-def _lock(directory: RunDirectory) -> Iterator[None]:
+def _lock(directory: RunDirectory, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold the directory; somebody else may hold it for so long (an earlier relay that still delivers the run that is resumed)."""
     path = directory.path / "relay.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + patience_s
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.pread(descriptor, 32, 0).decode().strip()
-            raise TrackingError(f"{directory.path}: is being delivered by process {holder}; wait for it, see {directory.relay_log}") from error
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
+                holder = os.pread(descriptor, 32, 0).decode().strip()
+                raise TrackingError(f"{directory.path}: is being delivered by process {holder}; wait for it, see {directory.relay_log}")
+            time.sleep(0.2)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import os
 import uuid
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,7 +22,7 @@ from typing import Any
 
 import mltrack
 from mltrack.errors import ConfigurationError, TrackingError
-from mltrack.journal import JournalReader, JournalWriter, RunDirectory, RunInfo, records
+from mltrack.journal import DiskFullError, JournalReader, JournalWriter, RunDirectory, RunInfo, records
 from mltrack.store import active_run, default_tracking_uri
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking.delivery import Delivery
@@ -46,6 +47,7 @@ class TrainingMetricsTracker:
         resume: continue the journal that lies in `output_dir`.
         directions: {metric name: "min" or "max"} where the name does not tell.
         timing: names of further metrics that depend on speed.
+        on_disk_full: "stop" raises where a record cannot be written, "continue" warns once and goes on without it.
         unbacked: no MLflow yet, whatever is active here; `follow` may come later.
 
     Raises:
@@ -64,12 +66,14 @@ class TrainingMetricsTracker:
         directions: Mapping[str, str] | None = None,
         timing: Iterable[str] = (),
         unbacked: bool = False,
+        on_disk_full: str = "stop",
     ):
         if auto_save_interval < 1:
             raise ConfigurationError(f"auto_save_interval: seen {auto_save_interval}; accepted: a whole number >= 1")
         self.directory = RunDirectory(Path(output_dir).absolute())
         self.experiment_name = experiment_name
         self.delivery: Delivery | None = None
+        self._on_disk_full, self.lost_records = on_disk_full, 0
         self._auto_save_interval = auto_save_interval
         self._timing = frozenset(timing)
         self._is_timing: dict[str, bool] = {}
@@ -111,7 +115,7 @@ class TrainingMetricsTracker:
             if not deterministic and not timing:
                 return
         record = records.metrics(int(step), deterministic, timing, epoch=epoch)
-        self._journal.append(record)
+        self._append(record)
         for entry in entries_of(record):
             self._count(entry)
         self._calls += 1
@@ -128,29 +132,29 @@ class TrainingMetricsTracker:
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Record parameters; MLflow keeps them as text, and never changes one."""
-        self._journal.append(records.params({name: str(value) for name, value in values.items()}))
+        self._append(records.params({name: str(value) for name, value in values.items()}))
 
     def set_tags(self, values: Mapping[str, Any]) -> None:
         """Record tags."""
-        self._journal.append(records.tags({name: str(value) for name, value in values.items()}))
+        self._append(records.tags({name: str(value) for name, value in values.items()}))
 
     def log_inputs(self, datasets: Sequence[Mapping[str, Any]]) -> None:
         """Record the data sets that the run reads: name, digest, source, context, profile of each."""
-        self._journal.append(records.inputs(datasets))
+        self._append(records.inputs(datasets))
 
     def log_artifact(self, path: str | Path, artifact_path: str = "") -> None:
         """Have a file of the run directory uploaded into a folder of the run's artifacts."""
-        self._journal.append(records.artifact(self._relative(path), artifact_path))
+        self._append(records.artifact(self._relative(path), artifact_path))
 
     def log_checkpoints(self, kept: Sequence[Mapping[str, Any]], best_step: int | None) -> None:
         """Record which checkpoints stay, and force everything so far to the disk."""
         kept = [{**one, "path": self._relative(one["path"])} for one in kept]
-        self._journal.append(records.checkpoints(kept, best_step))
+        self._append(records.checkpoints(kept, best_step))
         self._journal.sync()
 
     def log_model(self, **fields: Any) -> None:
         """Record the model to be registered (see `mltrack.journal.records`)."""
-        self._journal.append(records.model(**fields))
+        self._append(records.model(**fields))
 
     def resume_from(self, step: int, epoch: int) -> None:
         """From now on values of steps past this checkpoint are compared with those that are recorded already.
@@ -165,7 +169,7 @@ class TrainingMetricsTracker:
                 behind = entry.step > (epoch if entry.name.startswith(records.EPOCH_PREFIX) else step)
                 if behind:
                     self._already.setdefault((entry.name, entry.step), entry.value)
-        self._journal.append(records.resumed(step, epoch))
+        self._append(records.resumed(step, epoch))
 
     # -- reading
 
@@ -209,7 +213,7 @@ class TrainingMetricsTracker:
         self._ended = True
         if self._drifted:
             self.set_tags({"mltrack.resume_drift": ", ".join(sorted(self._drifted))})
-        self._journal.append(records.end(status, exit_code))
+        self._append(records.end(status, exit_code))
         self._journal.sync()
 
     def close(self, *, exit_wait_s: float = 600.0, on_progress: Callable[[dict[str, Any]], None] | None = None) -> str:
@@ -234,6 +238,16 @@ class TrainingMetricsTracker:
 
     # -- inside
 
+    def _append(self, record: records.Record) -> None:
+        try:
+            self._journal.append(record)
+        except DiskFullError as error:
+            if self._on_disk_full == "stop":
+                raise
+            if not self.lost_records:
+                warnings.warn(f"{error}; going on without it, as on_disk_full=continue says", stacklevel=3)
+            self.lost_records += 1
+
     def _relative(self, path: str | Path) -> str:
         return Path(os.path.relpath(Path(path).absolute(), self.directory.path)).as_posix()
 
@@ -254,7 +268,7 @@ class TrainingMetricsTracker:
                     differing[name] = (first, later)
         if differing:
             self._drifted.update(differing)
-            self._journal.append(records.drift(step, differing))
+            self._append(records.drift(step, differing))
 
     def _count(self, entry: MetricEntry) -> None:
         running = self._statistics.get(entry.name)

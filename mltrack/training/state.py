@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -95,3 +96,8 @@ class TrainingState:
         """Continue from `state_dict()`."""
         for f in fields(self):
             setattr(self, f.name, state[f.name])
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What is not as it was, one clause each: "batch_size is 8, was 4"."""
+    return [f"{name} is {now[name]}, was {then[name]}" for name in now if name in then and now[name] != then[name]]

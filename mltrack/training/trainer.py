@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,7 +28,7 @@ from mltrack.checkpoints import CheckpointManager
 from mltrack.checkpoints.state import capture_rng, restore_rng, unwrapped
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
-from mltrack.errors import DatasetError, Interrupted, NonFiniteLossError
+from mltrack.errors import CheckpointError, ConfigurationError, DatasetError, Interrupted, NonFiniteLossError
 from mltrack.hardware import choose_device, choose_precision
 from mltrack.tasks import task_for
 from mltrack.tasks.metrics import metric_mode
@@ -39,7 +40,7 @@ from mltrack.training.evaluate import check_metric_name, evaluate
 from mltrack.training.parallel import Parallel, choose_parallel
 from mltrack.training.precision import Precision
 from mltrack.training.schedule import Every, Plan, adamw, linear_warmup_decay
-from mltrack.training.state import TrainingState
+from mltrack.training.state import TrainingState, differences
 
 MAX_SKIPPED_IN_A_ROW = 10
 
@@ -169,9 +170,19 @@ class AdvancedTrainer:
             "history": state.history,
         }
 
-    def load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        """Continue from a checkpoint of such a training when `train` is called."""
+    def load_checkpoint(self, checkpoint: Mapping[str, Any]) -> list[str]:
+        """Continue from a checkpoint of such a training when `train` is called.
+
+        Returns:
+            What decides the result and has changed since; empty with `exact`.
+
+        Raises:
+            ConfigurationError: something has changed and `exact` is on.
+        """
         extra = checkpoint["extra_state"]
+        changed = differences(extra["decisive"], self._decisive())
+        if changed and self.config.exact:
+            raise ConfigurationError(f"resume: {'; '.join(changed)}; accepted: what the checkpoint was made with, or exact=false")
         unwrapped(self.model).load_state_dict(checkpoint["model_state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
@@ -179,6 +190,7 @@ class AdvancedTrainer:
         self.state.load_state_dict(extra["training"])
         self.early_stopping.load_state_dict(extra["early_stopping"])
         self._rng = extra["rng"]
+        return changed
 
     # -- the steps of the loop
 
@@ -211,7 +223,9 @@ class AdvancedTrainer:
             loss_sum += batch_sum.detach()
         self.precision.unscale(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        total, grad_norm = map(float, torch.stack([loss_sum.float(), norm.float()]).tolist())  # the only wait for the device in a step
+        measured: list[float] = torch.stack([loss_sum.float(), norm.float()]).tolist()  # the only wait for the device in a step
+        total, grad_norm = measured
+        train_loss: float = total / targets
         learning_rate = self.scheduler.get_last_lr()[0]
         finite = math.isfinite(total) and math.isfinite(grad_norm)
         if finite:
@@ -219,14 +233,14 @@ class AdvancedTrainer:
             self.scheduler.step()
             self.state.skipped_in_a_row = 0
         else:
-            self._refuse_or_skip(total / targets, grad_norm, group)
+            self._refuse_or_skip(train_loss, grad_norm, group)
         self.optimizer.zero_grad(set_to_none=True)
         self._rng = None
         tokens, seconds = sum(batch.tokens for batch in group), time.perf_counter() - started
         metrics: dict[str, float] = {"learning_rate": learning_rate, "tokens_per_second": tokens / seconds}
         if finite:
             self.state.count_step(total, targets, tokens, seconds)
-            metrics = {"train_loss": total / targets, "grad_norm": grad_norm, **metrics}
+            metrics = {"train_loss": train_loss, "grad_norm": grad_norm, **metrics}
         else:
             self.state.count_skipped(tokens, seconds)
             metrics["skipped_steps"] = self.state.skipped_steps
@@ -303,6 +317,14 @@ class AdvancedTrainer:
         self.precision.discard(self.optimizer)
 
     def _save(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        try:
+            self._write_checkpoint(epoch, metrics)
+        except CheckpointError as error:
+            if self.config.on_disk_full == "stop":
+                raise
+            warnings.warn(f"{error}; going on without this checkpoint, as on_disk_full=continue says", stacklevel=2)
+
+    def _write_checkpoint(self, epoch: int, metrics: Mapping[str, float]) -> None:
         self.checkpoint_manager.save_checkpoint(
             model=self.model,
             optimizer=self.optimizer,
@@ -312,8 +334,30 @@ class AdvancedTrainer:
             step=self.state.step,
             metric_value=metrics.get(self.config.metric_name),
             metrics=metrics,
-            extra_state={"training": self.state.state_dict(), "early_stopping": self.early_stopping.state_dict(), "rng": self._rng or capture_rng()},
+            extra_state={
+                "decisive": self._decisive(),
+                "training": self.state.state_dict(),
+                "early_stopping": self.early_stopping.state_dict(),
+                "rng": self._rng or capture_rng(),
+            },
         )
+
+    def _decisive(self) -> dict[str, Any]:
+        """What else than weights, data order and position decides the bits of the result."""
+        config = self.config
+        return {
+            "batch_size": config.batch_size,
+            "gradient_accumulation_steps": config.gradient_accumulation_steps,
+            "learning_rate": config.learning_rate,
+            "seed": config.seed,
+            "training data": self.train_dataset.digest[:12],
+            "max_length": self.train_dataset.max_length,
+            "world size": self.parallel.world,
+            "device": self.device.type,
+            "precision": self.precision.mode,
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
 
     def _save_where_it_stands(self) -> None:
         """A checkpoint of the last whole step; the micro-batches after it are computed again."""

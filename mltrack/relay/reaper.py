@@ -1,0 +1,61 @@
+"""Runs that MLflow calls RUNNING though nobody trains them any more.
+
+Invariant: only runs of mltrack are touched, and only where their trainer is known to be dead: by this machine's run directory, or by the
+host and process that the run's tags name.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import psutil
+
+from mltrack.errors import MltrackError
+from mltrack.journal import RunDirectory, find_run_directories
+from mltrack.relay.process import WatchedProcess
+from mltrack.relay.sync import sync
+from mltrack.store import Store, StoreUnavailable, runs
+
+HOST_TAG, PID_TAG, STARTED_TAG = "mltrack.host", "mltrack.trainer_pid", "mltrack.trainer_started"
+
+
+def trainer_tags() -> dict[str, str]:
+    """Tags that name this process as the trainer of a run."""
+    return {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid()), STARTED_TAG: str(psutil.Process().create_time())}
+
+
+def orphans(store: Store, output_dir: Path | str) -> dict[str, RunDirectory | None]:
+    """{MLflow run id: its run directory, if it lies here} of the runs without a trainer."""
+    directories = {directory.read_run().run_id: directory for directory in find_run_directories(output_dir)}
+    found: dict[str, RunDirectory | None] = {}
+    for run in runs.search_running_runs(store):
+        directory = directories.get(run.run_id)
+        if directory is not None:
+            info = directory.read_run()
+            dead = not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive()
+        else:
+            here = run.tags.get(HOST_TAG) == socket.gethostname() and PID_TAG in run.tags
+            dead = here and not WatchedProcess(int(run.tags[PID_TAG]), float(run.tags[STARTED_TAG])).is_alive()
+        if dead:
+            found[run.run_id] = directory
+    return found
+
+
+def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
+    """Complete the delivery and give the run the status that its journal tells, FAILED without one. Returns that status.
+
+    Raises:
+        StoreUnavailable: the server does not answer.
+    """
+    if directory is not None:
+        try:
+            return sync(directory, store.tracking_uri).status or "FAILED"
+        except StoreUnavailable:
+            raise
+        except MltrackError:
+            pass  # the journal cannot be read: what is left is the truth about the status
+    runs.set_tags(store, run_id, {"mltrack.status": "FAILED", "mltrack.failure": "the trainer ended without saying so"})
+    runs.finish_run(store, run_id, "FAILED")
+    return "FAILED"
