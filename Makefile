@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help install demo test check style lock ui
+.PHONY: help install demo test test-postgres check style lock ui
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +25,9 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest
+
+test-postgres: install
+	MLTRACK_REQUIRE_POSTGRES=1 $(BIN)/python -m pytest tests/test_postgres.py
 
 check: install
 	$(BIN)/ruff check .

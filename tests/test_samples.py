@@ -91,6 +91,7 @@ def test_fixed_prompts_depend_on_the_records_alone():
         ("", False),
         ("   \n", False),
         ("# nothing\n", False),
+        ("defdefdef", False),
         ("def f(:\n", False),
         ("x = '\x00'", False),
         ("(" * 5000, False),

@@ -35,7 +35,7 @@ app.command("train")(takes_options(train_options(), _train))
 def _predict(
     model_uri: str = typer.Option(..., *spellings("model_uri"), help="models:/name@alias, models:/name/version, or a model folder."),
     text: str | None = _option("text", "What the model gets: a description, or code."),
-    input_path: str | None = _option("input_path", "A file with one text a line (.txt), or records (.jsonl, .json, .csv); - is standard input as one text."),
+    input_path: str | None = _option("input_path", "A file with one text a line (.txt), or records (.jsonl, .json); - is standard input as one text."),
     max_new_tokens: str | None = _option("max_new_tokens", "Longest completion in tokens."),
     temperature: str | None = _option("temperature", "0 takes the likeliest token; higher is more random."),
     output: str | None = _option("output", "text or json.", "text"),

@@ -40,7 +40,8 @@ def _findings(tracking_uri: str | None) -> Iterator[Finding]:
     from mltrack import hardware
 
     for what, seen in hardware.describe().items():
-        yield True, what, seen
+        if what not in ("python", "torch"):
+            yield True, what, seen
     uri = store.default_tracking_uri(tracking_uri)
     try:
         store.ping(store.connect(uri))

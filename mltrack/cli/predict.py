@@ -24,7 +24,7 @@ def predict(
     """Print one answer a text; with `json`, one JSON list."""
     texts = _texts(text, input_path)
     params = {name: _NUMBERS[name].parse(word) for name, word in (("max_new_tokens", max_new_tokens), ("temperature", temperature)) if word is not None}
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _quiet()
     from mltrack import registry
 
     found = registry.predict(model_uri, texts, tracking_uri, params)
@@ -38,7 +38,7 @@ def predict(
 def evaluate(model_uri: str, dataset_path: str, batch_size: str, output: str, tracking_uri: str | None) -> None:
     """Print the metrics of a model on a data set."""
     size = _NUMBERS["batch_size"].parse(batch_size)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    _quiet()
     from mltrack import registry
     from mltrack.evaluation.folder import evaluate_folder
 
@@ -49,6 +49,11 @@ def evaluate(model_uri: str, dataset_path: str, batch_size: str, output: str, tr
         return
     for name, value in metrics.items():
         print(f"{name}  {value:.4f}")
+
+
+def _quiet() -> None:
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _texts(text: str | None, input_path: str | None) -> list[str]:

@@ -80,12 +80,21 @@ def _commands(request: TrainModelRequest, response: TrainModelResponse, director
         uri = f"models:/{response.registered_model['name']}/{response.registered_model['version']}"
         text = "Reverse a string" if request.task == "code_generation" else "eval(user_input)"
         lines.append(f"load       {_command('mltrack', 'predict', '--tracking-uri', info.tracking_uri, '--model-uri', uri, '--text', text)}")
-    if response.checkpoints:
+    if response.checkpoints and not response.stopped_early:
         words = ["mltrack", "train", "--resume", response.run_id or "latest", "--output-dir", str(directory.path.parent)]
         words += ["--tracking-uri", info.tracking_uri]
-        words += ["--epochs", str((request.epochs or response.epochs_run) + 1)] if response.success else []
+        words += _further(request, response)
         lines.append(f"resume     {_command(*words)}")
     return lines
+
+
+def _further(request: TrainModelRequest, response: TrainModelResponse) -> list[str]:
+    """What a finished training must be given to go on; one that was interrupted needs nothing."""
+    if not response.success:
+        return []
+    if request.max_steps is not None and response.steps_run >= request.max_steps:
+        return ["--max-steps", str(2 * response.steps_run)]
+    return ["--epochs", str(response.epochs_run + 1)]
 
 
 def _command(*words: str) -> str:

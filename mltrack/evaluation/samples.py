@@ -126,12 +126,12 @@ def syntax_valid_share(samples: Sequence[Sample]) -> float:
 
 
 def is_valid_python(completion: str) -> bool:
-    """It parses, dedented if need be, and holds at least one statement."""
+    """It parses, dedented if need be, and holds a statement that is more than a bare name or constant."""
     for text in (completion, textwrap.dedent(completion)):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a SyntaxWarning is valid Python
-                return bool(ast.parse(text).body)
+                return not all(isinstance(line, ast.Expr) and isinstance(line.value, (ast.Name, ast.Constant)) for line in ast.parse(text).body)
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             continue
     return False

@@ -34,9 +34,9 @@ def local_tracker(output_dir: str | Path | None) -> TrainingMetricsTracker:
 
 
 def local_checkpoints(output_dir: str | Path | None, config: TrainingConfig, mode: str, tokenizer: Any) -> CheckpointManager:
-    """Checkpoints in `output_dir`/checkpoints."""
+    """Checkpoints in `output_dir` itself, beside the tracker's journal."""
     return CheckpointManager(
-        Path(output_dir or OUTPUT_DIR) / "checkpoints",
+        Path(output_dir or OUTPUT_DIR),
         max_checkpoints=config.max_checkpoints,
         metric_name=config.metric_name,
         mode=mode,

@@ -226,7 +226,7 @@ class AdvancedTrainer:
         measured: list[float] = torch.stack([loss_sum.float(), norm.float()]).tolist()  # the only wait for the device in a step
         total, grad_norm = measured
         train_loss: float = total / targets
-        learning_rate = self.scheduler.get_last_lr()[0]
+        learning_rate = float(self.scheduler.get_last_lr()[0])
         finite = math.isfinite(total) and math.isfinite(grad_norm)
         if finite:
             self.precision.step(self.optimizer)

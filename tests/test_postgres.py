@@ -1,0 +1,99 @@
+"""A tracking server on PostgreSQL: every point once, also of a killed trainer.
+
+Needs initdb and postgres (Debian's package `postgresql`). `make test-postgres` fails without them; a plain test run skips.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import commands
+import pytest
+import tiny
+from mlflow import MlflowClient
+from servers import free_port, mlflow_server
+
+pytestmark = [pytest.mark.postgres, pytest.mark.long]
+
+
+def _programs() -> Path | None:
+    found = shutil.which("initdb")
+    folders = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), *([Path(found).resolve().parent] if found else [])]
+    return next((folder for folder in folders if (folder / "initdb").exists() and (folder / "createdb").exists()), None)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """The URI of an empty database in a cluster of its own."""
+    programs = _programs()
+    if programs is None:
+        if os.environ.get("MLTRACK_REQUIRE_POSTGRES"):
+            pytest.fail("PostgreSQL's initdb is missing; install it (Debian: apt-get install postgresql)")
+        pytest.skip("PostgreSQL's initdb is missing; `make test-postgres` insists on it")
+    folder, port = Path(tempfile.mkdtemp(prefix="mltrack-postgres-")), free_port()
+    as_postgres = ["su", "postgres", "-c"] if os.geteuid() == 0 else ["sh", "-c"]  # initdb refuses root
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres")
+    data = folder / "data"
+    subprocess.run([*as_postgres, f"{programs}/initdb -D {data} -U mlflow -A trust --no-sync"], check=True, capture_output=True, cwd="/")
+    options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
+    subprocess.run([*as_postgres, f"{programs}/pg_ctl -D {data} -w -o '{options}' -l {folder}/log start"], check=True, capture_output=True, cwd="/")
+    try:
+        subprocess.run([f"{programs}/createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "tracking"], check=True)
+        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/tracking"
+    finally:
+        subprocess.run([*as_postgres, f"{programs}/pg_ctl -D {data} -m immediate stop"], check=False, capture_output=True, cwd="/")
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def server(database, tmp_path_factory) -> Iterator[str]:
+    """A tracking server in front of it."""
+    with mlflow_server(tmp_path_factory.mktemp("server"), backend=database) as uri:
+        yield uri
+
+
+def _assert_all_delivered(client, journal, run_id):
+    for name in ("train_loss", "learning_rate", "grad_norm"):
+        held = [(metric.step, metric.value) for metric in client.get_metric_history(run_id, name)]
+        assert held == list(tiny.points(journal, name).items())
+
+
+def test_a_training_is_there_once_with_its_model(server, tmp_path, records_file):
+    records = records_file("text_classification", 40)
+    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "2", "--output", "json")
+    finished = commands.mltrack(*words, "--tracking-uri", server, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    response = tiny.last_json_line(finished.stdout)
+    assert response["delivery"] == "complete"
+    client = MlflowClient(server)
+    _assert_all_delivered(client, tmp_path / "mltrack-runs" / response["run_id"] / "journal", response["run_id"])
+    assert client.get_model_version_by_alias("mltrack-text_classification", "champion").run_id == response["run_id"]
+
+
+def test_a_killed_trainer_is_failed_with_every_point(server, tmp_path, records_file):
+    records = records_file("text_classification", 40)
+    process = commands.start(
+        "train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "9999", "--tracking-uri", server, cwd=tmp_path
+    )
+    journal, deadline = None, time.monotonic() + 120
+    while journal is None or len(tiny.points(journal, "train_loss")) < 40:
+        journal = next(iter(tmp_path.glob("mltrack-runs/*/journal")), None)
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    process.kill()
+    process.wait()
+    client, run_id = MlflowClient(server), journal.parent.name
+    deadline = time.monotonic() + 60
+    while client.get_run(run_id).info.status == "RUNNING":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert client.get_run(run_id).info.status == "FAILED"
+    _assert_all_delivered(client, journal, run_id)

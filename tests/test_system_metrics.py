@@ -1,0 +1,164 @@
+"""System metrics: what a real process burns is seen, numbered on after a resume, and never in the way of the delivery."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+from tracked_runs import assert_complete, client, start_script, start_stream
+
+from mltrack.relay.system_metrics import ENABLE_VARIABLE, INTERVAL_VARIABLE, TRAINER_CPU, TRAINER_MEMORY, SystemMetrics, SystemMetricsFeed
+from mltrack.store import connect, create_run
+
+BURN = """
+import subprocess, sys, time
+child = subprocess.Popen([sys.executable, "-c", "import time; held = bytearray(b'x') * 60_000_000; print('ready', flush=True); time.sleep(60)"])
+held = bytearray(b"x") * 40_000_000
+print("ready", flush=True)
+until = time.monotonic() + 60
+while time.monotonic() < until:
+    sum(range(1000))
+"""
+"""40 MB and one busy core, and a child with 60 MB."""
+
+
+@pytest.fixture
+def burning():
+    """The pid of the process that burns; it and its child are ended afterwards."""
+    process = start_script(BURN)
+    assert process.stdout is not None
+    assert [process.stdout.readline().strip() for _ in range(2)] == ["ready", "ready"]
+    try:
+        yield process.pid
+    finally:
+        for one in [*psutil.Process(process.pid).children(), process]:
+            one.kill()
+        process.wait()
+
+
+@pytest.fixture
+def store(tmp_path: Path):
+    return connect(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+def new_run(store) -> str:
+    return create_run(store, experiment_name="system", run_name="r", tags={}, idempotency_key="k", start_time_ms=1).run_id
+
+
+def steps(store, run_id: str, name: str) -> list[int]:
+    return [point.step for point in store.client.get_metric_history(run_id, name)]
+
+
+def test_the_whole_tree_of_the_trainer_is_seen_and_nothing_beside_it(burning: int) -> None:
+    metrics = SystemMetrics(burning)
+    time.sleep(1.0)
+    seen = metrics.sample()
+    own = psutil.Process(burning).memory_full_info().pss / 1e6
+    assert 40 < own < seen[TRAINER_MEMORY] - 60 < own + 40, "the child's 60 MB are in it"
+    assert 15 < seen[TRAINER_CPU] < 120, "one busy core"
+
+
+def test_the_sampler_and_what_it_started_are_not_the_trainers(burning: int) -> None:
+    here = psutil.Process().pid
+    assert TRAINER_MEMORY not in SystemMetrics(here).sample(), "the tree of this process is this process and its children"
+
+
+def test_the_machines_metrics_have_mlflows_names_and_units(tmp_path: Path) -> None:
+    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
+    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
+    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
+
+    theirs: dict[str, float] = {}
+    for monitor in (CPUMonitor(), DiskMonitor(), NetworkMonitor()):
+        monitor.collect_metrics()
+        theirs |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
+    ours = {name: value for name, value in SystemMetrics(None).sample().items() if "/gpu_" not in name}
+    assert ours.keys() == theirs.keys()
+    for name in ("system/system_memory_usage_megabytes", "system/disk_usage_megabytes", "system/disk_available_megabytes", "system/disk_usage_percentage"):
+        assert ours[name] == pytest.approx(theirs[name], rel=0.2)
+
+
+def test_a_trainer_that_has_ended_leaves_the_machine_alone() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    metrics = SystemMetrics(ended.pid)
+    ended.wait()
+    seen = metrics.sample()
+    assert TRAINER_CPU not in seen
+    assert seen["system/system_memory_usage_megabytes"] > 0
+
+
+def test_steps_begin_at_one_and_a_later_relay_goes_on(burning: int, store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(INTERVAL_VARIABLE, "0.05")
+    run_id = new_run(store)
+    for _ in range(2):
+        feed = SystemMetricsFeed(burning)
+        for _ in range(3):
+            time.sleep(0.06)
+            feed.send_due(store, run_id)
+        feed.send_due(store, run_id)  # not due: nothing
+    assert steps(store, run_id, TRAINER_MEMORY) == [1, 2, 3, 4, 5, 6]
+    assert steps(store, run_id, "system/cpu_utilization_percentage") == [1, 2, 3, 4, 5, 6]
+
+
+def test_what_an_outage_held_back_is_sent_after_it_and_nothing_is_raised(
+    burning: int, store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(INTERVAL_VARIABLE, "0.05")
+    run_id = new_run(store)
+    feed = SystemMetricsFeed(burning)
+    time.sleep(0.06)
+    feed.send_due(store, run_id)
+    away = connect("http://127.0.0.1:9")
+    time.sleep(0.06)
+    feed.send_due(away, run_id)
+    assert "system metrics" in caplog.text
+    time.sleep(0.06)
+    feed.send_due(store, run_id)
+    assert steps(store, run_id, TRAINER_CPU) == [1, 2, 3]
+
+
+def test_a_run_that_is_gone_ends_the_sampling_in_one_line(burning: int, store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv(INTERVAL_VARIABLE, "0.05")
+    feed = SystemMetricsFeed(burning)
+    for _ in range(3):
+        time.sleep(0.06)
+        feed.send_due(store, "0" * 32)
+    assert len(caplog.records) == 1
+    assert "not sampled any more" in caplog.text
+
+
+def test_mlflows_own_variables_are_obeyed(store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    run_id = new_run(store)
+    monkeypatch.setenv(INTERVAL_VARIABLE, "0.01")
+    monkeypatch.setenv(ENABLE_VARIABLE, "false")
+    off = SystemMetricsFeed(None)
+    time.sleep(0.02)
+    off.send_due(store, run_id)
+    assert store.client.get_run(run_id).data.metrics == {}
+    monkeypatch.setenv(ENABLE_VARIABLE, "true")
+    beside_mlflow = SystemMetricsFeed(psutil.Process().ppid(), own_run=False)
+    time.sleep(0.02)
+    beside_mlflow.send_due(store, run_id)
+    assert store.client.get_run(run_id).data.metrics.keys() == {TRAINER_MEMORY, TRAINER_CPU}, "MLflow samples the machine itself"
+    monkeypatch.setenv(INTERVAL_VARIABLE, "often")
+    SystemMetricsFeed(None)
+    assert "seen 'often'" in caplog.text
+
+
+def test_a_relay_sends_them_beside_the_journal(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    stream = start_stream(tmp_path / "run", uri, count=400, pause_s=0.015)
+    assert stream.finish() == "complete"
+    run_id = assert_complete(stream.directory, uri, status="FINISHED")
+    api: MlflowClient = client(uri)
+    memory = api.get_metric_history(run_id, TRAINER_MEMORY)
+    assert [point.step for point in memory] == list(range(1, len(memory) + 1))
+    assert memory, "a run of six seconds has a sample"
+    assert 5 < memory[0].value < 400
+    seen = api.get_run(run_id).data.metrics
+    assert {"system/cpu_utilization_percentage", "system/network_receive_megabytes", "system/disk_available_megabytes"} < seen.keys()

@@ -1,0 +1,190 @@
+"""Trackers in processes of their own, and the comparison of what they recorded with what MLflow holds.
+
+Invariant: nothing here waits by sleeping alone; `until` looks for the event and names it when it does not come.
+
+    run = start_stream(tmp_path / "run", uri, count=2000)
+    until(lambda: recorded(run.directory) > 500, "500 points")
+    kill(run.process.pid)
+    assert_complete(run.directory, uri, status="FAILED")
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import commands
+import psutil
+from mlflow import MlflowClient
+
+from mltrack.journal import JournalReader, RunDirectory, read_journal
+from mltrack.store import runs
+
+RELAYS_OWN = "system/"
+"""Metrics that the relay measures itself; they are not in the journal."""
+
+STREAM = """
+import json, sys, time
+from mltrack.journal import RunInfo, records
+from mltrack.tracking import TrainingMetricsTracker
+
+folder, uri, count, pause, local_id, offline = json.loads(sys.argv[1])
+tracker = TrainingMetricsTracker(folder, unbacked=True)
+info = RunInfo(local_id=local_id, tracking_uri=uri, created_ms=records.now_ms(), run_name=local_id)
+tracker.log_params({"count": count})
+(tracker.describe if offline else tracker.follow)(info)
+for step in range(1, count + 1):
+    tracker.log_metrics({"train_loss": 1 / step, "learning_rate": 1e-3, "tokens_per_second": 1e4 + step}, step, epoch=0)
+    time.sleep(pause)
+print(tracker.close(), flush=True)
+"""
+"""Three metrics a step; ends like a training, and prints how the delivery ended."""
+PER_STEP = 3
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A tracker that is running."""
+
+    directory: RunDirectory
+    process: subprocess.Popen[str]
+
+    def finish(self, timeout_s: float = 120) -> str:
+        """Wait for its normal end; returns what it said of the delivery."""
+        out, errors = self.process.communicate(timeout=timeout_s)
+        assert self.process.returncode == 0, errors
+        return out.strip()
+
+
+def start_script(script: str, *words: object) -> subprocess.Popen[str]:
+    """Start a Python program as a user would: in a session of its own, with nothing of this process's MLflow environment."""
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *(str(word) for word in words)],
+        env=commands.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def start_stream(folder: Path, uri: str, *, count: int, pause_s: float = 0.002, offline: bool = False) -> Stream:
+    """Start a tracker that records `count` steps, `pause_s` apart."""
+    words = json.dumps([str(folder), uri, count, pause_s, folder.name, offline])
+    return Stream(RunDirectory(folder), start_script(STREAM, words))
+
+
+def sync(directory: RunDirectory, *words: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """`mltrack sync` of one run directory."""
+    return commands.mltrack("sync", directory.path, *words, cwd=directory.path.parent, timeout_s=timeout_s)
+
+
+def until(happened: Callable[[], Any], what: str, within_s: float = 60) -> Any:
+    """What `happened` returns once it is true."""
+    deadline = time.monotonic() + within_s
+    while not (result := happened()):
+        assert time.monotonic() < deadline, f"waited {within_s:.0f} s for {what}"
+        time.sleep(0.02)
+    return result
+
+
+def recorded(directory: RunDirectory) -> int:
+    """Records in the journal so far."""
+    return sum(1 for _ in JournalReader(directory.journal).read_new())
+
+
+def sent(directory: RunDirectory) -> int:
+    """Points that the server has acknowledged so far."""
+    return int(directory.read_delivery().get("sent", 0))
+
+
+def relay_pid(directory: RunDirectory, *, other_than: int | None = None) -> int:
+    """The process that delivers this directory now, once there is one."""
+
+    def holder() -> int | None:
+        with suppress(OSError, ValueError):
+            pid = int((directory.path / "relay.lock").read_text())
+            return pid if pid != other_than and is_running(pid) else None
+        return None
+
+    return int(until(holder, "a relay"))
+
+
+def is_running(pid: int) -> bool:
+    """True for a process that has not ended; a zombie has."""
+    with suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def kill(pid: int) -> None:
+    """SIGKILL to one process, and wait until it is gone."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    until(lambda: not is_running(pid), f"the end of process {pid}")
+
+
+def client(uri: str) -> MlflowClient:
+    """A client of our own, beside the one that delivers."""
+    return MlflowClient(tracking_uri=uri)
+
+
+Key = tuple[float | str, int, int]
+"""value, time in ms, step; a NaN as a word, since it does not equal itself."""
+
+
+def journal_points(directory: RunDirectory, names: Callable[[str], str] = str) -> dict[str, list[Key]]:
+    """{metric name in MLflow: its points in the order of recording}, an infinity as MLflow stores it."""
+    found: dict[str, list[Key]] = {}
+    for record in read_journal(directory.journal):
+        if record["type"] == "metrics":
+            for name, value in {**record["values"], **record["timing"]}.items():
+                found.setdefault(names(name), []).append((_comparable(runs.finite(value)), record["time_ms"], record["step"]))
+    return found
+
+
+def held_points(uri: str, run_id: str) -> dict[str, list[Key]]:
+    """{metric name: its points as MLflow's history gives them}, without what the relay measures itself."""
+    api = client(uri)
+    names = [name for name in api.get_run(run_id).data.metrics if not name.startswith(RELAYS_OWN)]
+    return {name: [(_comparable(point.value), point.timestamp, point.step) for point in api.get_metric_history(run_id, name)] for name in names}
+
+
+def assert_complete(directory: RunDirectory, uri: str, *, status: str, names: Callable[[str], str] = str) -> str:
+    """Every point of the journal is in MLflow exactly once, in order and equal, nothing was refused, and the run says `status`; returns its id."""
+    progress = directory.read_delivery()
+    assert progress.get("complete"), progress
+    assert progress["failed"] == []
+    run_id = progress["run_id"]
+    wanted, held = journal_points(directory, names), held_points(uri, run_id)
+    assert set(held) == set(wanted)
+    for name, points in wanted.items():
+        assert Counter(held[name]) == Counter(points), name
+        assert max(Counter(held[name]).values()) == 1, f"{name}: a point of the journal shares its key with another"
+        assert _by_time(held[name]) == _by_time(points), name
+    assert client(uri).get_run(run_id).info.status == status
+    return str(run_id)
+
+
+def complete(directory: RunDirectory) -> bool:
+    """True once the relay has said so."""
+    return bool(directory.read_delivery().get("complete"))
+
+
+def _by_time(points: Iterable[Key]) -> list[Key]:
+    return sorted(points, key=lambda point: (point[1], point[2]))
+
+
+def _comparable(value: float) -> float | str:
+    return "nan" if math.isnan(value) else value
