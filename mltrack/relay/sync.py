@@ -18,6 +18,7 @@ from mltrack.journal import RunDirectory
 from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.projection import Projection
+from mltrack.relay.system_metrics import SystemMetricsFeed
 from mltrack.store import StoreUnavailable, connect, default_tracking_uri
 
 INTERVAL_S = 0.5
@@ -57,12 +58,13 @@ def follow(directory: RunDirectory) -> Progress:
     """
     info = directory.read_run()
     trainer = WatchedProcess(info.trainer_pid, info.trainer_started)
+    system = SystemMetricsFeed(info.trainer_pid if trainer.is_alive() else None, own_run=info.owns_status)
     pauses = 0
     last_success = time.monotonic()
     with _lock(directory, patience_s=GIVE_UP_S):
         while True:
             try:
-                progress = _follow_connected(directory, info.tracking_uri, trainer)
+                progress = _follow_connected(directory, info.tracking_uri, trainer, system)
                 log.info("complete: %d points, %d refused", progress.sent, len(progress.failed))
                 return progress
             except StoreUnavailable as error:
@@ -75,7 +77,7 @@ def follow(directory: RunDirectory) -> Progress:
                 trainer.wait(_pause_s(pauses)) if trainer.is_alive() else time.sleep(min(2.0, _pause_s(pauses)))
 
 
-def _follow_connected(directory: RunDirectory, tracking_uri: str, trainer: WatchedProcess) -> Progress:
+def _follow_connected(directory: RunDirectory, tracking_uri: str, trainer: WatchedProcess, system: SystemMetricsFeed) -> Progress:
     projection = Projection(directory, connect(tracking_uri))
     while True:
         alive = trainer.is_alive()
@@ -83,6 +85,8 @@ def _follow_connected(directory: RunDirectory, tracking_uri: str, trainer: Watch
         if projection.progress.end is not None or not (alive or count):
             projection.finish()
             return projection.progress
+        if alive and projection.progress.run_id is not None:
+            system.send_due(projection.store, projection.progress.run_id)
         trainer.wait(INTERVAL_S)
 
 

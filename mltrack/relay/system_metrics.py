@@ -1,0 +1,209 @@
+"""What the machine and the trainer's processes use, sampled by the relay while the trainer lives.
+
+Invariant: these points never pass through the journal, whose only writer is the trainer, and no failure here reaches the delivery of
+what the journal holds: a sample that cannot be taken or sent is left out or sent with the next one.
+
+    feed = SystemMetricsFeed(trainer_pid)
+    feed.send_due(store, run_id)         # now and then; sends when the interval is over
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+
+from mltrack.errors import TrackingError
+from mltrack.journal.records import now_ms
+from mltrack.store import Store, StoreRejected, runs
+
+PREFIX = "system/"
+TRAINER_MEMORY, TRAINER_CPU = "system/trainer_memory_megabytes", "system/trainer_cpu_percentage"
+INTERVAL_S = 5.0
+FIRST_S = 1.0
+"""The first sample comes this early, so that short runs have one too."""
+MAX_UNSENT = 1000
+"""Points kept while the server is away: one request; older ones are dropped."""
+INTERVAL_VARIABLE, ENABLE_VARIABLE = "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
+"""MLflow's own environment variables, with their meaning there; not set: sampled every `INTERVAL_S`."""
+log = logging.getLogger("mltrack.relay")
+
+
+class SystemMetrics:
+    """Samples of this machine, under MLflow's own names, and of one process with its descendants, under ours.
+
+    Args:
+        pid: the trainer's; None, or one that has ended: the machine alone. This process, the relay, is never counted in.
+        machine_wide: False leaves MLflow's own names out, for a process in which MLflow samples them itself.
+    """
+
+    def __init__(self, pid: int | None, *, machine_wide: bool = True):
+        self._trainer = _process(pid)
+        self._machine_wide = machine_wide
+        self._gpus = _Gpus() if machine_wide else None
+        psutil.cpu_percent()  # the share is that since the last call
+        network = psutil.net_io_counters()
+        self._network_start = (network.bytes_recv, network.bytes_sent) if network else (0, 0)
+        self._cpu_seconds = {process: _cpu_seconds(process) or 0.0 for process in self._tree()}
+        self._sampled = time.monotonic()
+
+    def sample(self) -> dict[str, float]:
+        """{metric name: value}; shares and rates are those since the last sample, the network counts from the first one."""
+        values = self._machine() if self._machine_wide else {}
+        values.update(self._trainer_tree())
+        return values
+
+    def _machine(self) -> dict[str, float]:
+        memory = psutil.virtual_memory()
+        values = {
+            "cpu_utilization_percentage": psutil.cpu_percent(),
+            "system_memory_usage_megabytes": memory.used / 1e6,
+            "system_memory_usage_percentage": memory.used / memory.total * 100,
+        }
+        disk = psutil.disk_usage(os.sep)
+        values |= {"disk_usage_percentage": disk.percent, "disk_usage_megabytes": disk.used / 1e6, "disk_available_megabytes": disk.free / 1e6}
+        network = psutil.net_io_counters()
+        if network is not None:
+            received, sent = self._network_start
+            values["network_receive_megabytes"] = (network.bytes_recv - received) / 1e6
+            values["network_transmit_megabytes"] = (network.bytes_sent - sent) / 1e6
+        if self._gpus is not None:
+            values.update(self._gpus.sample())
+        return {PREFIX + name: round(value, 3) for name, value in values.items()}
+
+    def _trainer_tree(self) -> dict[str, float]:
+        """Memory: proportional set size, so that pages shared by the tree count once; CPU: 100 is one core, as `top` shows it."""
+        now = time.monotonic()
+        seconds, used, memory = {}, 0.0, 0
+        for process in self._tree():
+            spent, held = _cpu_seconds(process), _memory_bytes(process)
+            if spent is None or held is None:
+                continue
+            seconds[process] = spent
+            used += max(0.0, spent - self._cpu_seconds.get(process, 0.0))
+            memory += held
+        elapsed = max(1e-3, now - self._sampled)
+        self._sampled, self._cpu_seconds = now, seconds
+        return {TRAINER_MEMORY: round(memory / 1e6, 3), TRAINER_CPU: round(used / elapsed * 100, 1)} if seconds else {}
+
+    def _tree(self) -> list[psutil.Process]:
+        if self._trainer is None:
+            return []
+        try:
+            return [process for process in (self._trainer, *self._trainer.children(recursive=True)) if process.pid != os.getpid()]
+        except psutil.Error:
+            return []  # it has just ended
+
+
+class SystemMetricsFeed:
+    """Samples on time, numbers them and sends them; the number is the step, the first is 1, and a resumed run's go on.
+
+    Args:
+        pid: the trainer's.
+        own_run: False where the MLflow run is the user's own, in whose process MLflow may sample the machine too.
+    """
+
+    def __init__(self, pid: int | None, *, own_run: bool = True):
+        asked = os.environ.get(ENABLE_VARIABLE, "").strip().lower()
+        self._interval_s = _interval_s()
+        self._metrics = SystemMetrics(pid, machine_wide=own_run or asked not in ("true", "1")) if asked not in ("false", "0") else None
+        self._due = time.monotonic() + min(FIRST_S, self._interval_s)
+        self._step: int | None = None
+        self._unsent: list[runs.Point] = []
+
+    def send_due(self, store: Store, run_id: str) -> None:
+        """Sample and send, if the interval is over. Raises nothing: what fails is logged, and sent with the next sample where it can be."""
+        if self._metrics is None or time.monotonic() < self._due:
+            return
+        self._due = time.monotonic() + self._interval_s
+        try:
+            if self._step is None:
+                self._step = max((step for _, step in runs.delivered_pairs(store, run_id, [TRAINER_MEMORY], 0)), default=0)
+            values, time_ms = self._metrics.sample(), now_ms()
+            self._step += 1
+            self._unsent += [(name, value, time_ms, self._step) for name, value in values.items()]
+            del self._unsent[:-MAX_UNSENT]
+            runs.log_points(store, run_id, self._unsent)
+            self._unsent.clear()
+        except StoreRejected as error:
+            log.warning("system metrics: %s; not sampled any more", error)
+            self._metrics = None
+        except (TrackingError, psutil.Error, OSError) as error:
+            log.warning("system metrics: %s", error)
+
+
+class _Gpus:
+    """NVIDIA GPUs through nvidia-ml-py, where it is installed and a driver answers; else none."""
+
+    def __init__(self) -> None:
+        self._handles: list[Any] = []
+        try:
+            import pynvml
+
+            self._nvml = pynvml
+            pynvml.nvmlInit()
+            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        except Exception as error:  # not installed, no driver, a driver without permission: a machine without GPUs for us
+            log.debug("no GPU metrics: %s", error)
+
+    def sample(self) -> dict[str, float]:
+        """MLflow's names `gpu_<i>_...`; what a driver does not tell is left out."""
+        return {f"gpu_{i}_{name}": value for i, handle in enumerate(self._handles) for name, value in self._of(handle)}
+
+    def _of(self, handle: Any) -> Iterator[tuple[str, float]]:
+        nvml = self._nvml
+        try:
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            yield "memory_usage_percentage", memory.used / memory.total * 100
+            yield "memory_usage_megabytes", memory.used / 1e6
+            yield "utilization_percentage", float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+            watts = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
+            yield "power_usage_watts", watts
+            yield "power_usage_percentage", watts / (nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000) * 100
+        except nvml.NVMLError as error:
+            log.debug("GPU metrics: %s", error)
+
+
+def _process(pid: int | None) -> psutil.Process | None:
+    try:
+        return None if pid is None else psutil.Process(pid)
+    except psutil.Error:
+        return None
+
+
+def _cpu_seconds(process: psutil.Process) -> float | None:
+    try:
+        times = process.cpu_times()
+        return float(times.user + times.system)
+    except psutil.Error:
+        return None
+
+
+def _memory_bytes(process: psutil.Process) -> int | None:
+    """Proportional set size where the system tells it (Linux), else resident set size."""
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.AccessDenied, AttributeError):
+        pass
+    except psutil.Error:
+        return None
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return None
+
+
+def _interval_s() -> float:
+    given = os.environ.get(INTERVAL_VARIABLE)
+    try:
+        interval = float(given) if given else INTERVAL_S
+        if interval > 0:
+            return interval
+    except ValueError:
+        pass
+    log.warning("%s: seen %r; accepted: seconds > 0; sampling every %g s", INTERVAL_VARIABLE, given, INTERVAL_S)
+    return INTERVAL_S
