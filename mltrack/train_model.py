@@ -368,7 +368,8 @@ class TrainModelUseCase:
                 setattr(response, name, results[name])
         if run.checkpoints is not None:
             response.checkpoints = [
-                {"step": one.step, "epoch": one.epoch, "metric_value": one.metric_value, "path": str(one.path)} for one in run.checkpoints.list_checkpoints()
+                {"step": one.step, "epoch": one.epoch, "metric_value": one.metric_value, "metrics": one.metrics, "path": str(one.path)}
+                for one in run.checkpoints.list_checkpoints()
             ]
         if directory is not None:
             response.model_path = str(directory.model) if directory.model.exists() else None

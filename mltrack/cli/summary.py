@@ -38,13 +38,26 @@ def _result(request: TrainModelRequest, response: TrainModelResponse) -> list[st
     best = f"{request.metric_name} {response.best_metric:.4f}" if response.best_metric is not None else "no evaluation"
     where = f" (epoch {response.best_epoch + 1}, step {response.best_step:,})" if response.best_epoch is not None else ""
     lines = [f"best       {best}{where}"]
-    lines += [f"           {name} {value:.4f}" for name, value in response.baselines.items()]
+    lines += [f"           {line}" for line in _beside_baselines(response)]
     if request.task != "code_generation" and request.dataset_path == "stdlib":
         lines.append("           the labels are Bandit's opinions, not verified flaws")
     early = ", stopped early" if response.stopped_early else ""
     rate = f", {response.tokens_per_second:,.0f} tokens/s" if response.tokens_per_second else ""
     lines.append(f"trained    {response.steps_run:,} steps, {response.epochs_run} epochs in {response.training_time:.0f} s{rate}{early}")
     return lines
+
+
+def _beside_baselines(response: TrainModelResponse) -> list[str]:
+    """The best model's figures with the baselines of the same metric: "eval_macro_f1 0.81 (majority 0.40, tfidf 0.87)"."""
+    best = next((one["metrics"] for one in response.checkpoints if one["step"] == response.best_step), {})
+    beside: dict[str, list[str]] = {}
+    for name, value in response.baselines.items():
+        who, _, metric = name.removeprefix("baseline_").partition("_")
+        beside.setdefault(metric, []).append(f"{who} {value:.4f}")
+    return [
+        f"eval_{metric} {best[f'eval_{metric}']:.4f} (baselines: {', '.join(others)})" if f"eval_{metric}" in best else f"{metric}: {', '.join(others)}"
+        for metric, others in beside.items()
+    ]
 
 
 def _samples(directory: RunDirectory) -> list[str]:
