@@ -49,7 +49,7 @@ def _result(request: TrainModelRequest, response: TrainModelResponse) -> list[st
 
 def _beside_baselines(response: TrainModelResponse) -> list[str]:
     """The best model's figures with the baselines of the same metric: "eval_macro_f1 0.81 (majority 0.40, tfidf 0.87)"."""
-    best = next((one["metrics"] for one in response.checkpoints if one["step"] == response.best_step), {})
+    best: dict[str, float] = next((one["metrics"] for one in response.checkpoints if one["step"] == response.best_step), {})
     beside: dict[str, list[str]] = {}
     for name, value in response.baselines.items():
         who, _, metric = name.removeprefix("baseline_").partition("_")
