@@ -40,7 +40,7 @@ style: install
 	$(BIN)/ruff format .
 
 lock: install
-	$(BIN)/uv pip compile pyproject.toml --no-header --no-annotate --upgrade -q -o requirements.lock
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --no-header --no-annotate --upgrade -q -o requirements.lock
 	$(BIN)/python -c 'import hashlib, pathlib, re; p = pathlib.Path("conda.yaml"); d = hashlib.sha256(pathlib.Path("requirements.lock").read_bytes()).hexdigest(); p.write_text(re.sub(r"sha256: \w+", "sha256: " + d, p.read_text()))'
 
 ui: install
