@@ -37,8 +37,9 @@ def _directory(request: TrainModelRequest, response: TrainModelResponse) -> RunD
 def _result(request: TrainModelRequest, response: TrainModelResponse) -> list[str]:
     best = f"{request.metric_name} {response.best_metric:.4f}" if response.best_metric is not None else "no evaluation"
     where = f" (epoch {response.best_epoch + 1}, step {response.best_step:,})" if response.best_epoch is not None else ""
-    lines = [f"best       {best}{where}"]
-    lines += [f"           {line}" for line in _beside_baselines(response)]
+    beside = next((line.partition(" (")[2] for line in _beside_baselines(response) if line.startswith(f"{request.metric_name} ")), "")
+    lines = [f"best       {best}{' (' + beside if beside else ''}{where}"]
+    lines += [f"           {line}" for line in _beside_baselines(response) if not line.startswith(f"{request.metric_name} ")]
     if request.task != "code_generation" and request.dataset_path == "stdlib":
         lines.append("           the labels are Bandit's opinions, not verified flaws")
     early = ", stopped early" if response.stopped_early else ""
@@ -112,4 +113,7 @@ def _further(request: TrainModelRequest, response: TrainModelResponse) -> list[s
 
 def _command(*words: str) -> str:
     program = Path(sys.executable).parent / words[0]
-    return shlex.join([str(program) if program.exists() else words[0], *words[1:]])
+    if program.exists() or words[0] != "mltrack":
+        return shlex.join([str(program) if program.exists() else words[0], *words[1:]])
+    package_parent = Path(__file__).resolve().parents[2]  # not installed: run as it lies, as `mlflow run` does
+    return shlex.join(["env", f"PYTHONPATH={package_parent}", sys.executable, "-m", *words])
