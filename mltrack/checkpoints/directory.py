@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -40,7 +41,7 @@ def write_directory(target: Path, write: Writer, metadata: CheckpointMetadata) -
     """Have `write` fill a temporary folder, then make it `target` in one rename.
 
     Args:
-        target: final folder; an earlier one of that name is replaced.
+        target: final folder; it must not exist.
         write: puts all files but `metadata.json` into the folder that it is given.
         metadata: without `files`.
 
@@ -57,8 +58,6 @@ def write_directory(target: Path, write: Writer, metadata: CheckpointMetadata) -
         for path in temporary.iterdir():
             _sync(path)
         _sync(temporary)
-        if target.exists():
-            shutil.rmtree(target)
         temporary.rename(target)
         _sync(target.parent)
     except (OSError, SafetensorError) as error:
@@ -103,18 +102,27 @@ def verify(metadata: CheckpointMetadata) -> list[str]:
 
 def set_aside(metadata: CheckpointMetadata) -> Path:
     """Rename a damaged checkpoint so that no reader takes it; nothing is deleted."""
-    target = metadata.path.with_name(DAMAGED_PREFIX + metadata.path.name)
-    while target.exists():
-        target = target.with_name(target.name + "-again")
+    target = free_name(metadata.path.parent, DAMAGED_PREFIX + metadata.path.name)
     metadata.path.rename(target)
     (target / METADATA).rename(target / f"{DAMAGED_PREFIX}{METADATA}")
     return target
 
 
 def remove_leftovers(root: Path) -> None:
-    """Remove what a killed writer left under a temporary name."""
+    """Remove what killed writers left under temporary names; what a living process writes stays."""
     for path in root.glob(f"{TEMPORARY_PREFIX}*"):
-        shutil.rmtree(path, ignore_errors=True)
+        writer = path.name.rpartition("-")[2]
+        if not (writer.isdigit() and psutil.pid_exists(int(writer)) and int(writer) != os.getpid()):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def free_name(root: Path, name: str) -> Path:
+    """`root`/`name`, or where that exists the first free one with a number behind it."""
+    target, number = root / name, 1
+    while target.exists():
+        number += 1
+        target = root / f"{name}-{number}"
+    return target
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -10,6 +10,7 @@ Invariant: the `max_checkpoints` best, the latest and the milestones stay; only 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,7 @@ class CheckpointManager:
             imported here already and `on_change` is not given.
         tracking_uri: of that run.
         on_change: called with what stays after each save, instead of an MLflow connection of its own.
+        read_only: another run's folder; nothing in it is moved or removed.
         tokenizer: saved with every checkpoint, so that each is a loadable model folder.
 
     Raises:
@@ -67,6 +69,7 @@ class CheckpointManager:
         tracking_uri: str | None = None,
         on_change: OnChange | None = None,
         tokenizer: Any = None,
+        read_only: bool = False,
     ):
         if mode not in (None, "min", "max"):
             raise ConfigurationError(f"mode: seen {mode!r}; accepted: min, max")
@@ -77,8 +80,10 @@ class CheckpointManager:
         self.mode = mode or metric_mode(metric_name)
         self.run_id = run_id
         self.tokenizer = tokenizer
-        self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
-        directory.remove_leftovers(self.checkpoint_dir)
+        self._read_only = read_only
+        if not read_only:
+            self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
+            directory.remove_leftovers(self.checkpoint_dir)
         self._listeners: list[OnChange] = [on_change] if on_change is not None else []
         self._tracker: TrainingMetricsTracker | None = None
         if on_change is None and (run_id is not None or active_run() is not None):
@@ -142,15 +147,20 @@ class CheckpointManager:
                 directory.write_tensors(folder / directory.STATE_TENSORS, state_tensors)
             (folder / directory.STATE).write_text(json.dumps(content), encoding="utf-8")
 
-        saved = directory.write_directory(self.checkpoint_dir / f"step-{metadata.step:08d}", write, metadata)
+        assert not self._read_only, self.checkpoint_dir
+        target = directory.free_name(self.checkpoint_dir, f"step-{metadata.step:08d}")
+        saved = directory.write_directory(target, write, metadata)
         self._keep_what_stays()
         return saved
 
     def list_checkpoints(self) -> list[CheckpointMetadata]:
-        """This run's complete checkpoints by step."""
-        found = [directory.read_metadata(path) for path in self.checkpoint_dir.iterdir() if path.is_dir() and not path.name.startswith(".")]
-        mine = [one for one in found if one is not None and one.run_id == self.run_id]
-        return sorted(mine, key=lambda one: one.step)
+        """This run's complete checkpoints by step; of a step that was saved twice the later one."""
+        newest: dict[int, CheckpointMetadata] = {}
+        for one in self._all():
+            held = newest.get(one.step)
+            if held is None or (held.created_ms, held.path.name) < (one.created_ms, one.path.name):
+                newest[one.step] = one
+        return sorted(newest.values(), key=lambda one: one.step)
 
     def get_best_checkpoint_info(self) -> CheckpointMetadata | None:
         """The best by the recorded metric, or None."""
@@ -188,14 +198,27 @@ class CheckpointManager:
         """
         if info.run_id != self.run_id or info.path.parent != self.checkpoint_dir:
             raise CheckpointError(f"{info.path}: belongs to run {info.run_id}, not to {self.run_id}; nothing was deleted")
-        gone = info.path.with_name(f"{directory.TEMPORARY_PREFIX}{info.path.name}-gone")
+        gone = info.path.with_name(f"{directory.TEMPORARY_PREFIX}{info.path.name}-{os.getpid()}")
         info.path.rename(gone)
         shutil.rmtree(gone)
+
+    def set_aside_all(self) -> None:
+        """Move every checkpoint of this run into a folder `earlier-N`, where no reader looks; nothing is deleted."""
+        held = self._all()
+        if held:
+            aside = directory.free_name(self.checkpoint_dir, "earlier-1")
+            aside.mkdir()
+            for one in held:
+                one.path.rename(aside / one.path.name)
 
     def close(self) -> None:
         """Wait until MLflow has what it gets, where this manager has a connection of its own."""
         if self._tracker is not None:
             self._tracker.close()
+
+    def _all(self) -> list[CheckpointMetadata]:
+        folders = [path for path in self.checkpoint_dir.glob("*/") if not path.name.startswith(".")]
+        return [one for one in map(directory.read_metadata, folders) if one is not None and one.run_id == self.run_id]
 
     def _write_model_files(self, model: nn.Module, folder: Path) -> None:
         config: Any = getattr(model, "config", None)
@@ -212,8 +235,9 @@ class CheckpointManager:
         ranked = best_first(kept, self.mode)
         for on_change in self._listeners:
             on_change([_described(one, reasons[one.step]) for one in kept], ranked[0].step if ranked else None)
-        for one in checkpoints:
-            if one.step not in reasons:
+        staying = {one.path for one in kept}
+        for one in self._all():
+            if one.path not in staying:
                 self.delete_checkpoint(one)
 
     def _load_first(self, candidates: Sequence[CheckpointMetadata]) -> dict[str, Any] | None:
@@ -221,6 +245,8 @@ class CheckpointManager:
             problems = directory.verify(info)
             if not problems:
                 return load_directory(info)
+            if self._read_only:
+                continue
             aside = directory.set_aside(info)
             warnings.warn(f"{info.path}: damaged ({'; '.join(problems)}); set aside as {aside.name}, the next one is taken", stacklevel=3)
         return None
@@ -254,5 +280,6 @@ def _described(info: CheckpointMetadata, reasons: Sequence[str]) -> dict[str, An
         "metric_value": info.metric_value,
         "metrics": info.metrics,
         "path": str(info.path),
+        "created_ms": info.created_ms,
         "reasons": list(reasons),
     }

@@ -24,11 +24,12 @@ Written = list[tuple[Path, str]]
 SAMPLE_TOKENS = 128
 
 
-def write_outcome(trainer: AdvancedTrainer, folder: Path, *, stop_requested: Callable[[], int | None]) -> Written:
+def write_outcome(trainer: AdvancedTrainer, folder: Path, *, step: int, stop_requested: Callable[[], int | None]) -> Written:
     """Write the files of a trained model into `folder` and log what they measured.
 
     Args:
         trainer: its model holds the weights that are kept.
+        step: optimizer steps behind those weights.
         stop_requested: a signal number ends it.
 
     Raises:
@@ -46,7 +47,7 @@ def write_outcome(trainer: AdvancedTrainer, folder: Path, *, stop_requested: Cal
         return files
     if dataset.task.is_classification:
         return files + _classification_files(trainer, dataset, folder, check)
-    return files + _generation_files(trainer, dataset, folder, check)
+    return files + _generation_files(trainer, dataset, folder, step, check)
 
 
 def _classification_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, check: Callable[..., None]) -> Written:
@@ -62,7 +63,7 @@ def _classification_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder
     return [(path, "evaluation"), (figure, "figures")]
 
 
-def _generation_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, check: Callable[..., None]) -> Written:
+def _generation_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, step: int, check: Callable[..., None]) -> Written:
     check()
     chosen = fixed_prompts(dataset.records)
     samples = generate_samples(
@@ -75,7 +76,7 @@ def _generation_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Pa
     )
     check()
     share = syntax_valid_share(samples)
-    trainer.tracker.log_metrics({"eval_syntax_valid": share}, step=trainer.state.step)
+    trainer.tracker.log_metrics({"eval_syntax_valid": share}, step=step)
     path = folder / "samples.json"
     path.write_text(json.dumps([asdict(sample) for sample in samples], indent=1), encoding="utf-8")
     return [(path, "evaluation")]

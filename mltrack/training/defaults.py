@@ -34,8 +34,8 @@ def local_tracker(output_dir: str | Path | None) -> TrainingMetricsTracker:
 
 
 def local_checkpoints(output_dir: str | Path | None, config: TrainingConfig, mode: str, tokenizer: Any) -> CheckpointManager:
-    """Checkpoints in `output_dir` itself, beside the tracker's journal."""
-    return CheckpointManager(
+    """Checkpoints in `output_dir` itself, beside the tracker's journal; those of an earlier training there are set aside as its journal is."""
+    manager = CheckpointManager(
         Path(output_dir or OUTPUT_DIR),
         max_checkpoints=config.max_checkpoints,
         metric_name=config.metric_name,
@@ -43,3 +43,5 @@ def local_checkpoints(output_dir: str | Path | None, config: TrainingConfig, mod
         keep_every=config.keep_every,
         tokenizer=tokenizer,
     )
+    manager.set_aside_all()
+    return manager

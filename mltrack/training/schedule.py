@@ -65,3 +65,14 @@ def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     ]
     fused = all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=fused)
+
+
+def apply_options(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, config: TrainingConfig) -> None:
+    """Let a loaded optimizer and schedule follow the configuration and the plan of now; equal ones change no bit."""
+    scheduler.base_lrs = [config.learning_rate for _ in scheduler.base_lrs]
+    for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
+        group["initial_lr"] = config.learning_rate
+        group["lr"] = config.learning_rate * factor(scheduler.last_epoch)
+        if group["weight_decay"]:
+            group["weight_decay"] = config.weight_decay
+    scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -96,8 +95,3 @@ class TrainingState:
         """Continue from `state_dict()`."""
         for f in fields(self):
             setattr(self, f.name, state[f.name])
-
-
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is not as it was, one clause each: "batch_size is 8, was 4"."""
-    return [f"{name} is {now[name]}, was {then[name]}" for name in now if name in then and now[name] != then[name]]

@@ -28,19 +28,20 @@ from mltrack.checkpoints import CheckpointManager
 from mltrack.checkpoints.state import capture_rng, restore_rng, unwrapped
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
-from mltrack.errors import CheckpointError, ConfigurationError, DatasetError, Interrupted, NonFiniteLossError
+from mltrack.errors import CheckpointError, DatasetError, Interrupted, NonFiniteLossError
 from mltrack.hardware import choose_device, choose_precision
 from mltrack.tasks import task_for
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking import TrainingMetricsTracker
 from mltrack.training.batches import MicroBatch, TrainingBatches
+from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.defaults import configure, local_checkpoints, local_tracker
 from mltrack.training.early_stopping import EarlyStopping
 from mltrack.training.evaluate import check_metric_name, evaluate
 from mltrack.training.parallel import Parallel, choose_parallel
 from mltrack.training.precision import Precision
-from mltrack.training.schedule import Every, Plan, adamw, linear_warmup_decay
-from mltrack.training.state import TrainingState, differences
+from mltrack.training.schedule import Every, Plan, adamw, apply_options, linear_warmup_decay
+from mltrack.training.state import TrainingState
 
 MAX_SKIPPED_IN_A_ROW = 10
 
@@ -55,6 +56,12 @@ class Listener(Protocol):
     def on_evaluation_batch(self, done: int, total: int) -> None: ...
 
     def on_evaluation(self, state: TrainingState, metrics: Mapping[str, float]) -> None: ...
+
+
+def _recompute_activations(model: Any) -> None:
+    """Hugging Face's switch, under its new name where it has one."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
 
 
 class AdvancedTrainer:
@@ -126,7 +133,7 @@ class AdvancedTrainer:
         self._stop_requested = stop_requested
         self._rng: dict[str, Any] | None = None
         if self.config.gradient_checkpointing:
-            getattr(unwrapped(self.model), "gradient_checkpointing_enable")()  # noqa: B009  # a Hugging Face method
+            _recompute_activations(unwrapped(self.model))
 
     def train(self) -> dict[str, Any]:
         """Train to the end.
@@ -180,17 +187,22 @@ class AdvancedTrainer:
             ConfigurationError: something has changed and `exact` is on.
         """
         extra = checkpoint["extra_state"]
-        changed = differences(extra["decisive"], self._decisive())
-        if changed and self.config.exact:
-            raise ConfigurationError(f"resume: {'; '.join(changed)}; accepted: what the checkpoint was made with, or exact=false")
+        changed = compare_decisive(extra["decisive"], self._decisive(), exact=self.config.exact)
         unwrapped(self.model).load_state_dict(checkpoint["model_state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
+        apply_options(self.optimizer, self.scheduler, self.config)
         self.precision.load_state_dict(checkpoint["scaler_state_dict"] or {})
         self.state.load_state_dict(extra["training"])
         self.early_stopping.load_state_dict(extra["early_stopping"])
         self._rng = extra["rng"]
         return changed
+
+    def forget_best(self) -> None:
+        """Judge from here on: a fork's best is among its own checkpoints, not its parent's."""
+        self.state.best_metric = self.state.best_epoch = self.state.best_step = None
+        self.state.stopped_early = False
+        self.early_stopping = EarlyStopping(self.config.early_stopping_patience, self.config.early_stopping_min_delta, self.metric_mode)
 
     # -- the steps of the loop
 
@@ -344,20 +356,7 @@ class AdvancedTrainer:
 
     def _decisive(self) -> dict[str, Any]:
         """What else than weights, data order and position decides the bits of the result."""
-        config = self.config
-        return {
-            "batch_size": config.batch_size,
-            "gradient_accumulation_steps": config.gradient_accumulation_steps,
-            "learning_rate": config.learning_rate,
-            "seed": config.seed,
-            "training data": self.train_dataset.digest[:12],
-            "max_length": self.train_dataset.max_length,
-            "world size": self.parallel.world,
-            "device": self.device.type,
-            "precision": self.precision.mode,
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-        }
+        return decisive(self.config, self.train_dataset, self.device, self.precision.mode, self.parallel.world)
 
     def _save_where_it_stands(self) -> None:
         """A checkpoint of the last whole step; the micro-batches after it are computed again."""
