@@ -13,6 +13,7 @@ from pathlib import Path
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError
 from mltrack.journal import RunDirectory, find_run_directories, find_run_directory
+from mltrack.relay import WatchedProcess
 
 NOT_INHERITED = {"resume", "exact", "new_run", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output"}
 """Options that a resumed run takes from its own command line alone."""
@@ -20,7 +21,7 @@ NOT_INHERITED = {"resume", "exact", "new_run", "output_dir", "tracking_uri", "of
 
 def git_facts() -> dict[str, str]:
     """MLflow's own tags for the program, the user and the commit of the working directory, where it is one."""
-    tags = {"mlflow.source.name": Path(sys.argv[0]).name or "python", "mlflow.source.type": "LOCAL", "mlflow.user": getpass.getuser()}
+    tags = {"mlflow.source.name": Path(sys.argv[0]).name or "python", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
     found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False) if _has_git() else None
     if found is not None and found.returncode == 0:
         tags["mlflow.source.git.commit"] = found.stdout.strip()
@@ -35,6 +36,10 @@ def find_resumed(request: TrainModelRequest) -> RunDirectory | None:
     """
     wanted = request.resume
     if wanted == "never":
+        run_id = os.environ.get("MLFLOW_RUN_ID")
+        earlier = find_run_directory(request.output_dir, run_id) if run_id else None
+        if earlier is not None and earlier.journal.exists():
+            raise ConfigurationError(f"resume: seen 'never', but run {run_id} is recorded in {earlier.path} already; accepted: auto, or another run")
         return None
     if wanted == "auto":
         run_id = os.environ.get("MLFLOW_RUN_ID")
@@ -52,6 +57,28 @@ def find_resumed(request: TrainModelRequest) -> RunDirectory | None:
     return found
 
 
+def refuse_live(resumed: RunDirectory) -> None:
+    """A run that is being trained cannot be continued by somebody else.
+
+    Raises:
+        ConfigurationError: its trainer is alive.
+    """
+    info = resumed.read_run()
+    if info.trainer_pid != os.getpid() and WatchedProcess(info.trainer_pid, info.trainer_started).is_alive():
+        raise ConfigurationError(f"resume: {resumed.path.name} is being trained by process {info.trainer_pid}; accepted: a run that has ended, or new_run=true")
+
+
+def undelivered(output_dir: Path | str) -> list[RunDirectory]:
+    """Runs of dead trainers in this folder whose delivery is not complete; runs that are offline on purpose are not among them."""
+    found = []
+    for directory in find_run_directories(output_dir):
+        info = directory.read_run()
+        complete = directory.read_delivery().get("complete", False)
+        if not complete and not info.offline and not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive():
+            found.append(directory)
+    return found
+
+
 def has_checkpoint(directory: RunDirectory) -> bool:
     """True where at least one checkpoint is complete."""
     return any(directory.checkpoints.glob("*/metadata.json"))
@@ -66,6 +93,13 @@ def saved_options(resumed: RunDirectory, request: TrainModelRequest) -> TrainMod
         if untouched and name in saved and name not in NOT_INHERITED:
             values[name] = saved[name]
     return TrainModelRequest(**values)
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
 
 
 def _has_git() -> bool:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mltrack import store
-from mltrack.checkpoints import CheckpointMetadata
 from mltrack.config import TrainModelRequest
-from mltrack.data import CodeDataset
-from mltrack.errors import TrackingError
+from mltrack.errors import ConfigurationError, TrackingError
+
+if TYPE_CHECKING:  # both load torch, which `mltrack models` does without
+    from mltrack.checkpoints import CheckpointMetadata
+    from mltrack.data import CodeDataset
 
 CANNOT = {
     True: "It has seen labels, not proofs: it ranks code for a person to read and finds neither all flaws nor only flaws.",
@@ -53,19 +55,46 @@ def model_card(
     )
 
 
+def check_name(name: str | None) -> None:
+    """Refuse a name that the registry would refuse at the end of the training.
+
+    Raises:
+        ConfigurationError: it has a slash, a colon or a control character.
+    """
+    if name is not None and (not name.strip() or set(name) & set("/:\\\n\r\t\0")):
+        raise ConfigurationError(f"registered_model_name: seen {name!r}; accepted: a name without '/', ':' and '\\\\'")
+
+
 def local_folder(uri: str, tracking_uri: str | None = None) -> str:
     """A local folder with the files of `models:/name@alias` or `models:/name/version`.
 
     Raises:
         TrackingError: no such model; the message says where it was looked for.
     """
-    return str(store.resolve(store.connect(store.default_tracking_uri(tracking_uri)), uri))
+    return str(store.resolve(connect_existing(tracking_uri, uri), uri))
+
+
+def connect_existing(tracking_uri: str | None, wanted: str) -> store.Store:
+    """The store to read from; a database that is not there is not made.
+
+    Raises:
+        TrackingError: there is no such database; the message names MLFLOW_TRACKING_URI.
+    """
+    address = store.default_tracking_uri(tracking_uri)
+    if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///").partition("?")[0]).exists():
+        raise TrackingError(f"no {wanted}: there is no database {address}; if it is elsewhere, set MLFLOW_TRACKING_URI or give --tracking-uri")
+    return store.connect(address)
 
 
 def predict(uri: str, texts: Sequence[str], tracking_uri: str | None = None, params: Mapping[str, Any] | None = None) -> list[Any]:
     """What a registered model says of texts: {label, score, scores} for a classification, the completion for a generation."""
-    model = store.load_pyfunc(store.connect(store.default_tracking_uri(tracking_uri)), uri)
-    found = model.predict(list(texts), params=dict(params) if params else None)
+    given = dict(params) if params else None
+    if uri.startswith("models:/"):
+        found = store.load_pyfunc(connect_existing(tracking_uri, uri), uri).predict(list(texts), params=given)
+    elif (Path(uri) / "config.json").is_file():
+        found = store.load_folder(uri).predict(list(texts), given)
+    else:
+        raise ConfigurationError(f"model_uri: seen '{uri}'; accepted: models:/name@alias, models:/name/version, or a folder with config.json")
     return found.to_dict("records") if hasattr(found, "to_dict") else list(found)
 
 
@@ -75,7 +104,7 @@ def promote(name: str, version: str, tracking_uri: str | None = None, *, alias: 
     Raises:
         TrackingError: no such model or version.
     """
-    connected = store.connect(store.default_tracking_uri(tracking_uri))
+    connected = connect_existing(tracking_uri, name)
     versions = {one["version"] for one in store.list_versions(connected, name)}
     if version not in versions:
         raise TrackingError(f"{name}: seen version '{version}'; accepted: {', '.join(sorted(versions, key=int))}")

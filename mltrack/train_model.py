@@ -26,15 +26,15 @@ from mltrack.data import CodeDataset, DatasetLoader
 from mltrack.errors import ConfigurationError, Interrupted, MltrackError, TrainingError
 from mltrack.evaluation import baselines
 from mltrack.evaluation.outcome import write_outcome
-from mltrack.hardware import choose_device, facts
+from mltrack.hardware import choose_device, choose_precision, facts
 from mltrack.journal import RunDirectory, RunInfo, records, write_json
 from mltrack.models import ModelSource, resolve_model, save_pretrained
-from mltrack.provenance import find_resumed, git_facts, saved_options
+from mltrack.provenance import find_resumed, git_facts, refuse_live, saved_options, undelivered
 from mltrack.relay import trainer_tags
-from mltrack.store import StoreUnavailable, connect, default_tracking_uri, runs
+from mltrack.store import StoreUnavailable, active_run, connect, default_tracking_uri, runs
 from mltrack.tasks import task_for
-from mltrack.tracking import TrainingMetricsTracker
-from mltrack.training import AdvancedTrainer, Listener, check_metric_name
+from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
+from mltrack.training import AdvancedTrainer, Listener, check_metric_name, choose_parallel, compare_decisive, decisive
 
 log = logging.getLogger("mltrack")
 
@@ -59,6 +59,7 @@ class _Run:
     tracker: TrainingMetricsTracker | None = None
     checkpoints: CheckpointManager | None = None
     trainer: AdvancedTrainer | None = None
+    checkpoint: dict[str, Any] | None = None
 
     @property
     def task(self) -> TaskType:
@@ -110,10 +111,14 @@ class TrainModelUseCase:
             raise ConfigurationError("; ".join(problems))
         run.resumed = find_resumed(run.request)
         if run.resumed is not None:
+            if not run.request.new_run:
+                refuse_live(run.resumed)
             run.request = saved_options(run.resumed, run.request)
         task = task_for(run.task)
         run.request = run.request.with_defaults(task.defaults(run.request.model_name))
-        choose_device(run.request.device)
+        choose_parallel(run.request.parallel, choose_device(run.request.device), task)
+        check_output_dir(run.request.output_dir)
+        registry.check_name(run.request.registered_model_name)
         for name in ("dataset_path", "validation_path"):
             path = getattr(run.request, name)
             if path is not None and path != "stdlib" and not Path(path).exists():
@@ -130,6 +135,8 @@ class TrainModelUseCase:
             trust_remote_code=request.trust_remote_code,
             registry_resolver=lambda name: registry.local_folder(name, uri),
         )
+        assert request.max_length is not None
+        run.source.check_max_length(request.max_length)
 
     # 3
     def _load_data(self, run: _Run) -> None:
@@ -143,7 +150,9 @@ class TrainModelUseCase:
         else:
             mapping = loader.label_mapping if run.task.is_classification else None
             train_records = loader.records
-            eval_records = DatasetLoader(request.validation_path, source.tokenizer, label_mapping=mapping, **options).records
+            eval_loader = DatasetLoader(request.validation_path, source.tokenizer, label_mapping=mapping, **options)
+            eval_records = eval_loader.records
+            loader.skipped.extend(eval_loader.skipped)
         for line in loader.skipped:
             self._notice(f"left out: {line}")
         if source.kind == "scratch":
@@ -151,10 +160,27 @@ class TrainModelUseCase:
         run.train_dataset = loader.dataset(train_records, source.tokenizer)
         run.eval_dataset = loader.dataset(eval_records, source.tokenizer)
         check_metric_name(run.eval_dataset, request.metric_name)
+        self._load_checkpoint(run)
         share = run.train_dataset.truncated / len(run.train_dataset)
         if share > 0.2:
             self._notice(f"{share:.0%} of the training records are longer than max_length={request.max_length} tokens and were cut")
         self._notice(f"data: {len(run.train_dataset):,} training and {len(run.eval_dataset):,} evaluation records from {request.dataset_path}")
+
+    def _load_checkpoint(self, run: _Run) -> None:
+        """Read the resumed run's latest checkpoint and compare it, before anything of that run is touched."""
+        request, resumed = run.request, run.resumed
+        if resumed is None:
+            return
+        assert run.train_dataset is not None
+        held = CheckpointManager(
+            resumed.checkpoints, metric_name=request.metric_name, mode=request.metric_mode, run_id=resumed.path.name, on_change=ignore, read_only=True
+        )
+        run.checkpoint = held.load_latest_checkpoint()
+        if run.checkpoint is None:
+            raise ConfigurationError(f"resume: {resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never")
+        device = choose_device(request.device)
+        now = decisive(request.training_config(), run.train_dataset, device, choose_precision(request.use_mixed_precision, device))
+        compare_decisive(run.checkpoint["extra_state"]["decisive"], now, exact=request.exact)
 
     # 4
     def _open_tracker(self, run: _Run) -> None:
@@ -166,22 +192,31 @@ class TrainModelUseCase:
         run.directory = run.resumed if continues else RunDirectory(Path(request.output_dir).absolute() / (run.info.run_id or run.info.local_id))
         assert run.directory is not None
         run.directory.path.mkdir(parents=True, exist_ok=True)
+        restarted = not continues and run.directory.journal.exists()
         write_json(run.directory.path / "config.json", {"mltrack_version": mltrack.__version__, **request.options()})
-        run.tracker = TrainingMetricsTracker(run.directory.path, request.experiment_name, resume=continues, unbacked=True, on_disk_full=request.on_disk_full)
+        run.tracker = TrainingMetricsTracker(
+            run.directory.path, request.experiment_name, resume=continues or restarted, unbacked=True, on_disk_full=request.on_disk_full
+        )
+        if restarted:  # the same MLflow run, started again before its first checkpoint: what it has recorded stands
+            run.tracker.resume_from(0, 0)
         self._log_what_is_known(run, run.tracker)
+        deliver_in_background(undelivered(request.output_dir))
 
     def _open_run(self, run: _Run) -> RunInfo:
         """The MLflow run: the one that `mlflow run` made, the resumed one, or a new one."""
         request = run.request
-        given = os.environ.get("MLFLOW_RUN_ID")
+        active = active_run()
+        given = os.environ.get("MLFLOW_RUN_ID") or (active[0] if active is not None else None)
         info = RunInfo(
             local_id=uuid.uuid4().hex,
             experiment_name=request.experiment_name,
             run_name=request.run_name or f"{request.task} {request.model_name}",
-            tracking_uri=default_tracking_uri(request.tracking_uri),
+            tracking_uri=default_tracking_uri(request.tracking_uri or (active[1] if active is not None else None)),
+            owns_status=active is None,
+            offline=request.offline,
             task=request.task,
             created_ms=records.now_ms(),
-            tags={"mltrack.task": request.task, **git_facts()},
+            tags={"mltrack.task": request.task, **({} if given else git_facts())},
             mltrack_version=mltrack.__version__,
         )
         if run.resumed is not None and not request.new_run:
@@ -299,18 +334,24 @@ class TrainModelUseCase:
         assert run.checkpoints is not None
         if run.resumed is None:
             return
-        held = run.checkpoints
+        assert run.checkpoint is not None
+        changed = run.trainer.load_checkpoint(run.checkpoint)
         if run.request.new_run:
-            held = CheckpointManager(run.resumed.checkpoints, metric_name=run.request.metric_name, run_id=run.resumed.path.name, on_change=lambda *_: None)
-        checkpoint = held.load_latest_checkpoint()
-        if checkpoint is None:
-            raise ConfigurationError(f"resume: {run.resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never")
-        changed = run.trainer.load_checkpoint(checkpoint)
+            run.trainer.forget_best()
         if changed:
             run.tracker.set_tags({"mltrack.inexact_resume": "; ".join(changed)})
         state = run.trainer.state
         run.tracker.resume_from(state.step, state.epoch)
         self._notice(f"resumed at step {state.step:,} (epoch {state.epoch + 1}) of {run.resumed.path}")
+        if state.stopped_early:
+            self._notice("it had stopped early and stays stopped")
+        elif state.step >= run.trainer.plan.total_steps:
+            remedy = (
+                f"step {state.step:,} of {run.trainer.plan.total_steps:,} is reached already: nothing is left to train; accepted: larger epochs or max_steps"
+            )
+            if run.request.new_run:
+                raise ConfigurationError(f"resume: {remedy}")
+            self._notice(remedy)
 
     def _start_delivery(self, run: _Run) -> None:
         assert run.tracker is not None
@@ -339,7 +380,7 @@ class TrainModelUseCase:
         info = best["metadata"]
         trainer.model.load_state_dict(best["model_state_dict"])
         save_pretrained(trainer.model, run.source.tokenizer, directory.model)
-        written_files = write_outcome(trainer, directory.path, stop_requested=self._stop_requested)
+        written_files = write_outcome(trainer, directory.path, step=info.step, stop_requested=self._stop_requested)
         for path, folder in written_files:
             tracker.log_artifact(path, folder)
         for path in (tracker.export_to_json("metrics.json"), tracker.export_to_csv("metrics.csv")):
@@ -408,6 +449,25 @@ class TrainModelUseCase:
     def _part(self, what: str) -> Callable[[int, int], None] | None:
         progress = self._progress
         return None if progress is None else lambda done, total: progress(what, done, total)
+
+
+def ignore(*_: Any) -> None:
+    """For a checkpoint manager whose changes concern nobody."""
+
+
+def check_output_dir(output_dir: str) -> None:
+    """Make the folder of the run directories.
+
+    Raises:
+        ConfigurationError: it cannot be made or written.
+    """
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        writable = os.access(output_dir, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise ConfigurationError(f"output_dir: seen '{output_dir}'; accepted: a folder that can be made and written")
 
 
 def written(value: Any) -> str:

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -81,7 +82,7 @@ def start_script(script: str, *words: object) -> subprocess.Popen[str]:
 
 def start_stream(folder: Path, uri: str, *, count: int, pause_s: float = 0.002, offline: bool = False) -> Stream:
     """Start a tracker that records `count` steps, `pause_s` apart."""
-    words = json.dumps([str(folder), uri, count, pause_s, folder.name, offline])
+    words = json.dumps([str(folder), uri, count, pause_s, uuid.uuid4().hex, offline])
     return Stream(RunDirectory(folder), start_script(STREAM, words))
 
 

@@ -44,8 +44,10 @@ def _findings(tracking_uri: str | None) -> Iterator[Finding]:
             yield True, what, seen
     uri = store.default_tracking_uri(tracking_uri)
     try:
-        store.ping(store.connect(uri))
-        yield True, "tracking", f"{store.connection.shown(uri)} answers"
+        connected = store.connect(uri)
+        store.ping(connected)
+        store.connection.check_writable(connected)
+        yield True, "tracking", f"{connected.shown_uri} answers and can be written"
     except MltrackError as error:
         yield False, "tracking", str(error)
     stray = sorted(Path("mlruns").glob("*/meta.yaml"))

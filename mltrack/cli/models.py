@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from mltrack import store
+from mltrack import registry, store
 
 
 def list_models(tracking_uri: str | None) -> None:
     """One line a registered model."""
-    connected = store.connect(store.default_tracking_uri(tracking_uri))
+    connected = registry.connect_existing(tracking_uri, "registered models")
     rows = store.list_models(connected)
     if not rows:
         print(f"no registered models in {connected.shown_uri}; another database is named by --tracking-uri or MLFLOW_TRACKING_URI")
@@ -18,7 +18,7 @@ def list_models(tracking_uri: str | None) -> None:
 
 def show_model(name: str, tracking_uri: str | None) -> None:
     """One line a version, the newest first, then the description of the newest."""
-    rows = store.list_versions(store.connect(store.default_tracking_uri(tracking_uri)), name)
+    rows = store.list_versions(registry.connect_existing(tracking_uri, name), name)
     for row in rows:
         aliases = " ".join(f"@{alias}" for alias in row["aliases"])
         figures = ", ".join(f"{key} {value:.4f}" for key, value in sorted(row["metrics"].items()) if not key.startswith("eval_f1_"))
@@ -29,7 +29,5 @@ def show_model(name: str, tracking_uri: str | None) -> None:
 
 def promote_model(name: str, version: str, alias: str, tracking_uri: str | None) -> None:
     """Move the alias and say from where."""
-    from mltrack import registry
-
     before = registry.promote(name, version, tracking_uri, alias=alias)
     print(f"{name}@{alias}: version {before or 'none'} -> {version}")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mltrack.config import Option
+from mltrack.config import OPTIONS, Option
 from mltrack.errors import ConfigurationError
 
 _NUMBERS = {
@@ -22,6 +22,7 @@ def predict(
     model_uri: str, text: str | None, input_path: str | None, max_new_tokens: str | None, temperature: str | None, output: str, tracking_uri: str | None
 ) -> None:
     """Print one answer a text; with `json`, one JSON list."""
+    OPTIONS["output"].check(output)
     texts = _texts(text, input_path)
     params = {name: _NUMBERS[name].parse(word) for name, word in (("max_new_tokens", max_new_tokens), ("temperature", temperature)) if word is not None}
     _quiet()
@@ -37,12 +38,15 @@ def predict(
 
 def evaluate(model_uri: str, dataset_path: str, batch_size: str, output: str, tracking_uri: str | None) -> None:
     """Print the metrics of a model on a data set."""
+    OPTIONS["output"].check(output)
     size = _NUMBERS["batch_size"].parse(batch_size)
     _quiet()
     from mltrack import registry
     from mltrack.evaluation.folder import evaluate_folder
 
     folder = registry.local_folder(model_uri, tracking_uri) if model_uri.startswith("models:/") else model_uri
+    if not (Path(folder) / "config.json").is_file():
+        raise ConfigurationError(f"model_uri: seen '{model_uri}'; accepted: models:/name@alias, models:/name/version, or a folder with config.json")
     metrics = evaluate_folder(folder, dataset_path, task=registry.folder_task(folder), batch_size=size)
     if output == "json":
         print(json.dumps(metrics))

@@ -12,12 +12,14 @@ from typing import Any
 
 from mltrack import relay, store
 from mltrack.cli.options import as_bool
+from mltrack.config import OPTIONS
 from mltrack.errors import ConfigurationError, MltrackError
 from mltrack.journal import JournalReader, RunDirectory, find_run_directories, find_run_directory
 
 
 def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None) -> None:
     """Print the local runs, the oldest first, then the MLflow runs that say RUNNING without a trainer."""
+    OPTIONS["output"].check(output)
     _print_local(output_dir, output)
     if output != "json":
         _print_orphans(output_dir, as_bool(reap), tracking_uri)

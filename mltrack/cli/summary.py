@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TextIO
 
-from mltrack.config import TrainModelRequest, TrainModelResponse
+from mltrack.config import OPTIONS, TrainModelRequest, TrainModelResponse
 from mltrack.journal import RunDirectory, RunInfo
 
 SAMPLES_SHOWN = 3
@@ -19,12 +19,21 @@ def print_summary(request: TrainModelRequest, response: TrainModelResponse, *, f
     directory = _directory(request, response)
     if directory is None:
         return
-    info = directory.read_run()
+    info, request = directory.read_run(), _effective(directory, request)
     lines = [""]
     if response.success:
         lines += _result(request, response) + _samples(directory)
     lines += _whereabouts(response, directory, info) + _commands(request, response, directory, info)
     print("\n".join(lines), file=file, flush=True)
+
+
+def _effective(directory: RunDirectory, request: TrainModelRequest) -> TrainModelRequest:
+    """The options that the run had: those of a resumed run are not all on this command line."""
+    try:
+        saved = json.loads((directory.path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return request
+    return TrainModelRequest(**{name: value for name, value in saved.items() if name in OPTIONS})
 
 
 def _directory(request: TrainModelRequest, response: TrainModelResponse) -> RunDirectory | None:
@@ -68,7 +77,7 @@ def _samples(directory: RunDirectory) -> list[str]:
     lines = ["", "samples (greedy):"]
     for sample in json.loads(path.read_text(encoding="utf-8"))[:SAMPLES_SHOWN]:
         lines.append(f"  # {' '.join(sample['description'].split())[:120]}")
-        lines += [f"    {line}" for line in sample["completion"].splitlines()[:8]]
+        lines += [f"    {line}" for line in sample["completion"].splitlines()[:8] if line.strip()]
     return [*lines, ""]
 
 
@@ -79,6 +88,8 @@ def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: Ru
     held = response.registered_model
     if held:
         lines.append(f"registry   models:/{held['name']}/{held['version']} ({', '.join('@' + alias for alias in held['aliases'])}) in {info.tracking_uri}")
+    for line in directory.read_delivery().get("failed", []):
+        lines.append(f"refused    {line}")
     if response.delivery == "pending":
         lines.append(f"delivery   pending: {_command('mltrack', 'sync', str(directory.path))}")
     return lines
@@ -86,9 +97,9 @@ def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: Ru
 
 def _commands(request: TrainModelRequest, response: TrainModelResponse, directory: RunDirectory, info: RunInfo) -> list[str]:
     lines = []
-    if info.tracking_uri.startswith("http"):
+    if info.tracking_uri.startswith("http") and info.run_id:
         lines.append(f"open       {info.tracking_uri}/#/experiments/{info.experiment_id}/runs/{info.run_id}")
-    elif info.run_id:
+    elif info.run_id and info.tracking_uri.startswith("sqlite"):
         lines.append(f"open       {_command('mlflow', 'ui', '--backend-store-uri', info.tracking_uri)}")
     if response.registered_model:
         uri = f"models:/{response.registered_model['name']}/{response.registered_model['version']}"

@@ -6,6 +6,7 @@ Invariant: `run.json` and `delivery.json` are replaced whole; a reader sees the 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -15,6 +16,7 @@ from typing import Any
 from mltrack.errors import TrackingError
 
 FORMAT_VERSION = 1
+log = logging.getLogger("mltrack")
 
 
 @dataclass(kw_only=True)
@@ -35,6 +37,8 @@ class RunInfo:
     """False where somebody else ends the MLflow run, such as a user's own `with mlflow.start_run()`."""
     under_mlflow_run: bool = False
     """True where `mlflow run` writes the final status from the exit code."""
+    offline: bool = False
+    """The user delivers it with `mltrack sync`."""
     tags: dict[str, str] = field(default_factory=dict)
     """Tags that the MLflow run is created with."""
     trainer_pid: int | None = None
@@ -100,8 +104,15 @@ class RunDirectory:
 def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
     """The run directories in a folder, the oldest first."""
     root = Path(output_dir).absolute()
-    found = [RunDirectory(entry) for entry in root.iterdir() if (entry / "run.json").is_file()] if root.is_dir() else []
-    return sorted(found, key=lambda directory: (directory.read_run().created_ms, directory.path.name))
+    found: list[tuple[int, str, RunDirectory]] = []
+    for entry in root.iterdir() if root.is_dir() else ():
+        directory = RunDirectory(entry)
+        if directory.run_file.is_file():
+            try:
+                found.append((directory.read_run().created_ms, entry.name, directory))
+            except TrackingError as error:
+                log.error("left out: %s", error)
+    return [directory for _, _, directory in sorted(found, key=lambda one: one[:2])]
 
 
 def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | None:

@@ -37,17 +37,19 @@ class KeptModels:
         """Publish what is new in a `checkpoints` record and prune what is not in it any more."""
         kept = {str(one["step"]): one for one in record["kept"]}
         for step, one in kept.items():
+            if step in self._progress.models and self._progress.saved_ms.get(step) != one.get("created_ms"):
+                self._prune(step)  # the same step was saved again, with what was evaluated since
             if step not in self._progress.models:
                 self._publish(one, record["time_ms"])
         for step in [step for step in self._progress.models if step not in kept]:
             self._prune(step)
         index = [
-            {**{name: one[name] for name in ("step", "epoch", "metric_name", "metric_value", "reasons")}, "model_id": self._progress.models.get(step)}
+            {**{name: one[name] for name in ("step", "epoch", "metric_name", "metric_value", "reasons")}, "model_id": self._progress.models.get(step) or None}
             for step, one in kept.items()
         ]
         artifacts.put_text(self._store, self._run_id, json.dumps(index, indent=1), "checkpoints/index.json")
         best = record["best_step"]
-        self._progress.best_model_id = self._progress.models.get(str(best)) if best is not None else None
+        self._progress.best_model_id = (self._progress.models.get(str(best)) or None) if best is not None else None
 
     def _publish(self, one: Mapping[str, Any], time_ms: int) -> None:
         folder = self._directory.path / one["path"]
@@ -55,16 +57,20 @@ class KeptModels:
         self._progress.uploading = f"checkpoint of step {step}"
         self._save()
         try:
-            model_id = self._upload_model(folder, step, one, time_ms)
-            for name in STATE_FILES:
+            is_model = (folder / "config.json").exists() or not folder.exists()
+            model_id = self._upload_model(folder, step, one, time_ms) if is_model else ""
+            for name in STATE_FILES if is_model else sorted(path.name for path in folder.iterdir()):
                 if (folder / name).exists():
                     artifacts.put_file(self._store, self._run_id, folder / name, f"checkpoints/{step}/state")
         except FileNotFoundError:
+            if folder.exists():
+                raise
             return  # demoted while it was uploaded; the record that says so comes next
         finally:
             self._progress.uploading = None
             shutil.rmtree(self._staging, ignore_errors=True)
         self._progress.models[str(step)] = model_id
+        self._progress.saved_ms[str(step)] = one.get("created_ms", 0)
         self._save()
 
     def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any], time_ms: int) -> str:
@@ -93,7 +99,9 @@ class KeptModels:
         )
 
     def _prune(self, step: str) -> None:
-        logged_models.prune(self._store, self._progress.models[step])
+        if self._progress.models[step]:
+            logged_models.prune(self._store, self._progress.models[step])
         artifacts.delete(self._store, self._run_id, f"checkpoints/{step}")
         del self._progress.models[step]
+        self._progress.saved_ms.pop(step, None)
         self._save()

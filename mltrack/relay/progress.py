@@ -25,14 +25,19 @@ class Progress:
     """What the server refused, one line each."""
     infinite: list[str] = field(default_factory=list)
     """Infinite values, which MLflow cannot hold: name, step, sign."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """{name in MLflow: name in the journal} of the metrics and params whose names MLflow refuses."""
     models: dict[str, str] = field(default_factory=dict)
-    """{step: id of the logged model}."""
+    """{step: id of the logged model}; empty for a checkpoint that is no Hugging Face folder and so is kept as files alone."""
+    saved_ms: dict[str, int] = field(default_factory=dict)
+    """{step: when that checkpoint was saved}."""
     best_model_id: str | None = None
     registered: dict[str, Any] | None = None
     """name, version, aliases."""
     uploading: str | None = None
     """What is being uploaded at this moment."""
     acknowledged_ms: int = 0
+    """When the server answered last, in milliseconds since 1970."""
     end: dict[str, Any] | None = None
     """The end record, once it was read; a resumed run has none until it ends again."""
     status: str | None = None
@@ -46,10 +51,11 @@ class Progress:
         content = directory.read_delivery()
         if content.get("tracking_uri") != tracking_uri:
             return cls(tracking_uri=tracking_uri)
-        known = {f.name for f in fields(cls)}
+        known = {f.name for f in fields(cls)} - {"uploading"}  # whoever uploaded is gone
         return cls(**{name: value for name, value in content.items() if name in known})
 
-    def write(self, directory: RunDirectory) -> None:
-        """Acknowledge what is in here."""
-        self.acknowledged_ms = now_ms()
+    def write(self, directory: RunDirectory, *, acknowledged: bool = True) -> None:
+        """Write it down; `acknowledged` where the server has just answered."""
+        if acknowledged:
+            self.acknowledged_ms = now_ms()
         write_json(directory.delivery_file, asdict(self))

@@ -6,8 +6,10 @@ stored once. What the server refuses is reported and does not hold up the rest.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +21,7 @@ from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, par
 
 BATCH_POINTS = 1000
 MAX_INFINITIES_NAMED = 50
+MAX_RENAMED_TOLD = 100
 log = logging.getLogger("mltrack.relay")
 
 Point = tuple[str, float, int, int]
@@ -44,7 +47,7 @@ class Projection:
         self._points: list[Point] = []
         self._run_id = self._open_run()
         self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save)
-        self._save()
+        self._save(acknowledged=False)
 
     def deliver(self) -> int:
         """Send everything that was recorded since the last call; returns the number of records.
@@ -57,7 +60,7 @@ class Projection:
         for record in self._reader.read_new():
             count += 1
             if record["type"] == "metrics":
-                self._points.extend(_points(record))
+                self._points.extend(self._named(_points(record)))
                 self._note_infinities(record)
                 self._behind = self._reader.offset
                 if len(self._points) >= BATCH_POINTS:
@@ -80,10 +83,12 @@ class Projection:
             tags["mltrack.failure"] = "the trainer ended without saying so"
         if self.progress.infinite:
             tags["mltrack.infinite_values"] = "; ".join(self.progress.infinite)
+        if self.progress.renamed:
+            tags["mltrack.renamed"] = json.dumps(self.progress.renamed)
         if self._reader.damaged:
             tags["mltrack.journal_damage"] = ", ".join(f"bytes {start}-{stop}" for start, stop in self._reader.damaged)
         runs.set_tags(self.store, self._run_id, tags)
-        if self.info.owns_status or recorded is None:
+        if self.info.owns_status or (recorded is None and runs.get_run(self.store, self._run_id).status == "RUNNING"):
             shown = "FAILED" if self.info.under_mlflow_run and status == "KILLED" else status
             runs.finish_run(self.store, self._run_id, shown, end["time_ms"])
             self.progress.status = shown
@@ -96,9 +101,18 @@ class Projection:
             if math.isinf(value) and len(self.progress.infinite) < MAX_INFINITIES_NAMED:
                 self.progress.infinite.append(f"{name} at step {record['step']}: {value}")
 
+    def _named(self, points: list[Point]) -> list[Point]:
+        return [(self._name(name), value, time_ms, step) for name, value, time_ms, step in points]
+
+    def _name(self, name: str) -> str:
+        shown = name_in_mlflow(name)
+        if shown != name and len(self.progress.renamed) < MAX_RENAMED_TOLD:
+            self.progress.renamed[shown] = name
+        return shown
+
     def _open_run(self) -> str:
         info = self.info
-        if info.run_id is None:
+        if info.run_id is None or not self._is_here(info.run_id):
             run = runs.create_run(
                 self.store,
                 experiment_name=info.experiment_name,
@@ -107,12 +121,24 @@ class Projection:
                 idempotency_key=info.local_id,
                 start_time_ms=info.created_ms,
             )
+            belongs_elsewhere = info.run_id is not None
             info.run_id, info.experiment_id, info.tracking_uri = run.run_id, run.experiment_id, self.store.tracking_uri
-            self.directory.write_run(info)
+            if not belongs_elsewhere:
+                self.directory.write_run(info)
         assert info.run_id is not None
         self.progress.run_id = info.run_id
         self.progress.complete = False
         return info.run_id
+
+    def _is_here(self, run_id: str) -> bool:
+        """False where this is another store than the run's own and does not hold it."""
+        if self.store.tracking_uri == self.info.tracking_uri:
+            return True
+        try:
+            runs.get_run(self.store, run_id)
+        except StoreRejected:
+            return False
+        return True
 
     def _flush(self) -> None:
         """Send the points that wait, in requests of at most `BATCH_POINTS`."""
@@ -128,6 +154,8 @@ class Projection:
             runs.log_points(self.store, self._run_id, batch)
             self.progress.sent += len(batch)
         except StoreRejected as error:
+            # raises where it is the run that takes nothing, deleted by somebody: then no point is to blame, and none is given up
+            runs.set_tags(self.store, self._run_id, {"mltrack.refused": "some points; delivery.json in the run directory names them"})
             if len(batch) == 1:
                 self._report(f"{batch[0][0]} at step {batch[0][3]}: {error}")
                 return
@@ -146,7 +174,7 @@ class Projection:
             self._report(f"{record['type']}: {error}")
 
     def _apply_params(self, record: Mapping[str, Any]) -> None:
-        different = params.log_params(self.store, self._run_id, record["values"])
+        different = params.log_params(self.store, self._run_id, {self._name(name): value for name, value in record["values"].items()})
         if different:
             shown = "; ".join(f"{name}: {value}" for name, value in different.items())
             runs.set_tags(self.store, self._run_id, {"mltrack.param_differences": shown})
@@ -184,6 +212,7 @@ class Projection:
 
     def _apply_resumed(self, record: Mapping[str, Any]) -> None:
         self.progress.end = None
+        runs.drop_tag(self.store, self._run_id, "mltrack.failure")
         runs.set_tags(self.store, self._run_id, {"mltrack.resumed_from_step": str(record["step"])})
 
     def _apply_drift(self, record: Mapping[str, Any]) -> None:
@@ -200,10 +229,18 @@ class Projection:
         self.progress.offset = self._behind
         self._save()
 
-    def _save(self) -> None:
-        self.progress.write(self.directory)
+    def _save(self, acknowledged: bool = True) -> None:
+        self.progress.write(self.directory, acknowledged=acknowledged)
         for on_progress in self._listeners:
             on_progress(self.progress)
+
+
+def name_in_mlflow(name: str) -> str:
+    """`name`, or where MLflow refuses it a legal one that no other name is given: its checksum is at the end."""
+    legal = runs.legal_name(name)
+    if legal == name:
+        return name
+    return f"{legal[: runs.MAX_NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
 
 
 def _points(record: Mapping[str, Any]) -> list[Point]:

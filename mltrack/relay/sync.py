@@ -23,7 +23,7 @@ from mltrack.store import StoreUnavailable, connect, default_tracking_uri
 
 INTERVAL_S = 0.5
 """How long new records may wait for the next request."""
-LONGEST_PAUSE_S = 15.0
+LONGEST_PAUSE_S = 5.0
 GIVE_UP_S = 600.0
 """How long a server may be silent after the trainer has ended."""
 log = logging.getLogger("mltrack.relay")

@@ -11,7 +11,7 @@ from mltrack.store.connection import Store, StoreRejected, StoreUnavailable, act
 from mltrack.store.light_model import write_model_folder
 from mltrack.store.logged_models import models_of_run, prune, publish
 from mltrack.store.params import log_params, same_meaning
-from mltrack.store.registry import get_alias, list_models, list_versions, load_pyfunc, register, registered_model_ids, resolve, set_alias
+from mltrack.store.registry import get_alias, list_models, list_versions, load_folder, load_pyfunc, register, registered_model_ids, resolve, set_alias
 from mltrack.store.runs import (
     RunInfo,
     create_run,
@@ -44,6 +44,7 @@ __all__ = [
     "list_models",
     "list_runs",
     "list_versions",
+    "load_folder",
     "load_pyfunc",
     "log_inputs",
     "log_params",

@@ -131,6 +131,18 @@ def ping(store: Store) -> None:
         raise StoreUnavailable(f"{error}; {remedy}") from error
 
 
+def check_writable(store: Store) -> None:
+    """Leave the tag mltrack.doctor on the oldest experiment.
+
+    Raises:
+        StoreUnavailable, StoreRejected: the store can be read but not written.
+    """
+    with translated(store, "writing a tag"):
+        experiments = store.client.search_experiments(max_results=1, order_by=["experiment_id ASC"])
+        if experiments:
+            store.client.set_experiment_tag(experiments[0].experiment_id, "mltrack.doctor", "was here")
+
+
 def active_run() -> tuple[str, str] | None:
     """(run id, tracking URI) of the MLflow run that is active in this thread; looked at only where mlflow is imported already."""
     mlflow = sys.modules.get("mlflow")

@@ -178,6 +178,13 @@ def load_pyfunc(store: Store, uri: str) -> Any:
         return mlflow.pyfunc.load_model(str(folder))
 
 
+def load_folder(folder: str | Path) -> Any:
+    """A Hugging Face folder that mltrack trained, as what its registered version would answer with: .predict(["..."], params)."""
+    from mltrack.store.shipped import mltrack_pyfunc
+
+    return mltrack_pyfunc._load_pyfunc(str(folder))
+
+
 def _location(store: Store, wanted: ModelUri) -> str:
     if wanted.model_id:
         return str(store.client.get_logged_model(wanted.model_id).artifact_location)

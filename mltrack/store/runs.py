@@ -122,6 +122,13 @@ def set_tags(store: Store, run_id: str, tags: Mapping[str, Any]) -> None:
             store.client.log_batch(run_id, tags=rows[start : start + MAX_TAGS])
 
 
+def drop_tag(store: Store, run_id: str, key: str) -> None:
+    """Takes a tag away; one that is not there is no error."""
+    with translated(store, f"untagging run {run_id}"):
+        if key in store.client.get_run(run_id).data.tags:
+            store.client.delete_tag(run_id, key)
+
+
 def log_points(store: Store, run_id: str, points: Sequence[Point]) -> None:
     """Metric points, in requests of at most 1,000; the same point sent twice is stored once, because its timestamp is the caller's.
 

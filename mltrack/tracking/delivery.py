@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +59,30 @@ class Delivery:
         return "complete" if self.directory.read_delivery().get("complete") else "pending"
 
     def _start(self) -> subprocess.Popen[bytes]:
-        package_parent = str(Path(__file__).resolve().parents[2])
-        paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-        with self.directory.relay_log.open("ab") as log:
-            return subprocess.Popen(
-                [sys.executable, "-P", "-m", "mltrack", "sync", "--follow", str(self.directory.path)],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            )
+        return _spawn(["--follow", str(self.directory.path)], self.directory.relay_log)
 
     def _restart_once(self) -> None:
         if self._process.wait() != 0 and not self._stopped.is_set():
             self._process = self._start()
             self._process.wait()
+
+
+def deliver_in_background(directories: Sequence[RunDirectory]) -> None:
+    """Complete the delivery of runs whose trainers are gone, in a process of its own that nobody waits for."""
+    if directories:
+        _spawn([str(directory.path) for directory in directories], directories[-1].relay_log)
+
+
+def _spawn(words: Sequence[str], log_file: Path) -> subprocess.Popen[bytes]:
+    """`mltrack sync WORDS` in a session of its own, with nothing of ours open."""
+    package_parent = str(Path(__file__).resolve().parents[2])
+    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    with log_file.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "mltrack", "sync", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )

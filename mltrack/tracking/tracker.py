@@ -11,8 +11,10 @@ again after a resume the first value stands.
 
 from __future__ import annotations
 
+import atexit
 import math
 import os
+import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,8 +31,12 @@ from mltrack.tracking.delivery import Delivery
 from mltrack.tracking.export import entries_of, write_csv_export, write_json_export
 from mltrack.tracking.statistics import BestValue, MetricEntry, MetricStatistics, RunningStatistics
 
+RARE = 1000
+"""A metric with no more points than this is kept whole in memory after a resume."""
+
 TIMING_WORDS = ("seconds", "per_second", "_ms", "_bytes", "system/", "stall", "utilization")
 """A metric whose name holds one of these depends on the machine's speed and is never compared after a resume."""
+LARGEST_STEP = 2**63 - 1
 
 
 class TrainingMetricsTracker:
@@ -92,6 +98,7 @@ class TrainingMetricsTracker:
         self._journal = JournalWriter(self.directory.journal, mltrack_version=mltrack.__version__)
         if not unbacked:
             self._back_by_mlflow(run_id, tracking_uri)
+        atexit.register(self._close_at_exit)
 
     # -- logging
 
@@ -103,8 +110,11 @@ class TrainingMetricsTracker:
         """Record several values of one step in one write.
 
         Raises:
-            TrackingError: a value is no single number, or the journal cannot be written.
+            TrackingError: a value is no single number, the step is beyond 64 bits, or the journal cannot be written.
         """
+        step = int(step)
+        if not -LARGEST_STEP <= step <= LARGEST_STEP:
+            raise TrackingError(f"step: seen {step}; accepted: a whole number of 64 bits, which is what MLflow can hold")
         deterministic: dict[str, float] = {}
         timing: dict[str, float] = {}
         for name, value in values.items():
@@ -114,7 +124,7 @@ class TrainingMetricsTracker:
             self._keep_first(step, deterministic, timing)
             if not deterministic and not timing:
                 return
-        record = records.metrics(int(step), deterministic, timing, epoch=epoch)
+        record = records.metrics(step, deterministic, timing, epoch=epoch)
         self._append(record)
         for entry in entries_of(record):
             self._count(entry)
@@ -157,7 +167,7 @@ class TrainingMetricsTracker:
         self._append(records.model(**fields))
 
     def resume_from(self, step: int, epoch: int) -> None:
-        """From now on values of steps past this checkpoint are compared with those that are recorded already.
+        """From now on what is recorded already is compared, not recorded again: all from this checkpoint on, and every rare metric.
 
         Args:
             step: optimizer steps in the checkpoint.
@@ -166,8 +176,8 @@ class TrainingMetricsTracker:
         self._already = {}
         for record in JournalReader(self.directory.journal).read_new():
             for entry in entries_of(record):
-                behind = entry.step > (epoch if entry.name.startswith(records.EPOCH_PREFIX) else step)
-                if behind:
+                behind = entry.step >= (epoch if entry.name.startswith(records.EPOCH_PREFIX) else step)
+                if behind or self._statistics[entry.name].count <= RARE:
                     self._already.setdefault((entry.name, entry.step), entry.value)
         self._append(records.resumed(step, epoch))
 
@@ -222,6 +232,7 @@ class TrainingMetricsTracker:
         Returns:
             "complete" or "pending"; "complete" too where there is no MLflow behind it.
         """
+        atexit.unregister(self._close_at_exit)
         self.end()
         self._journal.close()
         if self.delivery is None:
@@ -237,6 +248,12 @@ class TrainingMetricsTracker:
         self.close()
 
     # -- inside
+
+    def _close_at_exit(self) -> None:
+        """The script is over and nobody closed the tracker: an uncaught exception is a failure, anything else is not."""
+        failed = getattr(sys, "last_exc", None) is not None or getattr(sys, "last_type", None) is not None
+        self.end("FAILED" if failed else "FINISHED", 1 if failed else 0)
+        self.close()
 
     def _append(self, record: records.Record) -> None:
         try:

@@ -1,10 +1,25 @@
 """Training: the loop (trainer) and the small parts that it calls."""
 
+from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.early_stopping import EarlyStopping
 from mltrack.training.evaluate import check_metric_name, evaluate, label_names
+from mltrack.training.parallel import choose_parallel
 from mltrack.training.precision import Precision
 from mltrack.training.schedule import Plan
 from mltrack.training.state import TrainingState
 from mltrack.training.trainer import AdvancedTrainer, Listener
 
-__all__ = ["AdvancedTrainer", "EarlyStopping", "Listener", "Plan", "Precision", "TrainingState", "check_metric_name", "evaluate", "label_names"]
+__all__ = [
+    "AdvancedTrainer",
+    "EarlyStopping",
+    "Listener",
+    "Plan",
+    "Precision",
+    "TrainingState",
+    "check_metric_name",
+    "choose_parallel",
+    "compare_decisive",
+    "decisive",
+    "evaluate",
+    "label_names",
+]
