@@ -49,6 +49,11 @@ def test_both_spellings_of_every_option():
         (("train", "--model-name", "scratch:huge"), r"mltrack: model_name: .*scratch:huge.*scratch:tiny"),
         (("train", "--resume", "latest"), r"mltrack: resume: seen 'latest', but no run in .* has a checkpoint"),
         (("predict", "--model-uri", "models:/x@y"), r"mltrack: predict: accepted: exactly one of --text and --input-path"),
+        (("train", "--registered-model-name", "a/b"), r"mltrack: registered_model_name: seen 'a/b'; accepted: a name without"),
+        (("train", "--max-length", "100000"), r"mltrack: max_length: seen 100000, but scratch:small takes at most \d+ tokens"),
+        (("train", "--parallel", "ddp"), r"mltrack: parallel: seen 'ddp', which this version does not run; accepted: auto, none, dp"),
+        (("train", "--output-dir", "/dev/null/x"), r"mltrack: output_dir: seen '/dev/null/x'; accepted: a folder that can be made and written"),
+        (("predict", "--model-uri", "nowhere", "--text", "x"), r"mltrack: model_uri: seen 'nowhere'; accepted: models:/name@alias"),
         (("sync", "nowhere"), r"mltrack: sync: seen 'nowhere'; accepted: a run directory, or the id of a run in "),
     ],
 )

@@ -21,6 +21,8 @@ from mltrack.relay.projection import Projection
 from mltrack.relay.system_metrics import SystemMetricsFeed
 from mltrack.store import StoreUnavailable, connect, default_tracking_uri
 
+NICENESS = 10
+"""The trainer has the cores first, also while this process imports mlflow."""
 INTERVAL_S = 0.5
 """How long new records may wait for the next request."""
 LONGEST_PAUSE_S = 5.0
@@ -56,6 +58,7 @@ def follow(directory: RunDirectory) -> Progress:
     Raises:
         TrackingError: somebody else is delivering this directory, or the server was silent for too long after the trainer's end.
     """
+    os.nice(NICENESS)
     info = directory.read_run()
     trainer = WatchedProcess(info.trainer_pid, info.trainer_started)
     system = SystemMetricsFeed(info.trainer_pid if trainer.is_alive() else None, own_run=info.owns_status)

@@ -86,10 +86,10 @@ class BestValue:
     """min or max."""
     entry: MetricEntry | None = None
 
-    def offer(self, entry: MetricEntry) -> None:
-        """Take the entry where it is better."""
-        if not math.isfinite(entry.value):
-            return
+    def beaten_by(self, value: float) -> bool:
+        """True where the value is better; a NaN or an infinity never is."""
         held = self.entry
-        if held is None or (entry.value < held.value if self.mode == "min" else entry.value > held.value):
-            self.entry = entry
+        if held is None:
+            return math.isfinite(value)
+        better = value < held.value if self.mode == "min" else value > held.value
+        return better and math.isfinite(value)

@@ -94,7 +94,7 @@ class TrainingMetricsTracker:
             self._set_earlier_aside()
         for record in JournalReader(self.directory.journal).read_new():
             for entry in entries_of(record):
-                self._count(entry)
+                self._count(entry.name, entry.value, record)
         self._journal = JournalWriter(self.directory.journal, mltrack_version=mltrack.__version__)
         if not unbacked:
             self._back_by_mlflow(run_id, tracking_uri)
@@ -126,8 +126,9 @@ class TrainingMetricsTracker:
                 return
         record = records.metrics(step, deterministic, timing, epoch=epoch)
         self._append(record)
-        for entry in entries_of(record):
-            self._count(entry)
+        for values in (deterministic, timing):
+            for name, number in values.items():
+                self._count(name, number, record)
         self._calls += 1
         if self._calls % self._auto_save_interval == 0:
             self._journal.sync_soon()
@@ -243,7 +244,8 @@ class TrainingMetricsTracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is not None:
+        left_well = isinstance(error, SystemExit) and error.code in (None, 0)
+        if kind is not None and not left_well:
             self.end("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED", 1)
         self.close()
 
@@ -287,15 +289,15 @@ class TrainingMetricsTracker:
             self._drifted.update(differing)
             self._append(records.drift(step, differing))
 
-    def _count(self, entry: MetricEntry) -> None:
-        running = self._statistics.get(entry.name)
+    def _count(self, name: str, value: float, record: records.Record) -> None:
+        running = self._statistics.get(name)
         if running is None:
-            running = self._statistics[entry.name] = RunningStatistics()
-            self._best[entry.name] = self._new_best(entry.name)
-        running.add(entry.value)
-        best = self._best[entry.name]
-        if best is not None:
-            best.offer(entry)
+            running = self._statistics[name] = RunningStatistics()
+            self._best[name] = self._new_best(name)
+        running.add(value)
+        best = self._best[name]
+        if best is not None and best.beaten_by(value):
+            best.entry = MetricEntry(name, value, record["step"], record["epoch"], record["time_ms"])
 
     def _new_best(self, key: str) -> BestValue | None:
         name = key.removeprefix(records.EPOCH_PREFIX)
@@ -323,8 +325,8 @@ class TrainingMetricsTracker:
         self.directory.delivery_file.unlink(missing_ok=True)
 
     def _back_by_mlflow(self, run_id: str | None, tracking_uri: str | None) -> None:
-        active = active_run() if run_id is None else None
-        if active is not None:
+        active = active_run()
+        if run_id is None and active is not None:
             run_id, tracking_uri = active
         if run_id is None:
             return
@@ -335,7 +337,7 @@ class TrainingMetricsTracker:
                 experiment_name=self.experiment_name,
                 tracking_uri=default_tracking_uri(tracking_uri),
                 created_ms=records.now_ms(),
-                owns_status=False,
+                owns_status=active is None or active[0] != run_id,  # an active run is ended by whoever started it
                 mltrack_version=mltrack.__version__,
             )
         )
