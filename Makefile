@@ -21,7 +21,7 @@ $(VENV)/installed: requirements.lock pyproject.toml
 	touch $@
 
 demo: install
-	PATH="$(BIN):$$PATH" mlflow run . --env-manager local -P task=code_generation
+	PATH="$(BIN):$$PATH" mlflow run . --env-manager local -P task=code_generation -P epochs=1 -P eval_every=100
 
 test: install
 	$(BIN)/python -m pytest
