@@ -7,12 +7,9 @@ Invariant: `execute` never raises for bad input or a failed training; the MLflow
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import traceback
-import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,25 +18,23 @@ from typing import Any
 import mltrack
 from mltrack import registry
 from mltrack.checkpoints import CheckpointManager
-from mltrack.config import OPTIONS, TaskType, TrainModelRequest, TrainModelResponse
+from mltrack.config import TaskType, TrainModelRequest, TrainModelResponse
 from mltrack.data import CodeDataset, DatasetLoader
 from mltrack.errors import ConfigurationError, Interrupted, MltrackError, TrainingError
 from mltrack.evaluation import baselines
 from mltrack.evaluation.outcome import write_outcome
 from mltrack.hardware import choose_device, choose_precision, facts
-from mltrack.journal import RunDirectory, RunInfo, records, write_json
+from mltrack.journal import RunDirectory, RunInfo, make_output_dir, write_json
 from mltrack.models import ModelSource, resolve_model, save_pretrained
-from mltrack.provenance import find_resumed, git_facts, refuse_live, saved_options, undelivered
+from mltrack.provenance import find_resumed, refuse_live, saved_options, undelivered
 from mltrack.relay import trainer_tags
-from mltrack.store import StoreUnavailable, active_run, connect, default_tracking_uri, runs
+from mltrack.run_record import inputs_of, open_run, params_of
+from mltrack.store import default_tracking_uri
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
 from mltrack.training import AdvancedTrainer, Listener, check_metric_name, choose_parallel, compare_decisive, decisive
 
 log = logging.getLogger("mltrack")
-
-NOT_PARAMS = {"output_dir", "tracking_uri", "experiment_name", "run_name", "resume", "exact", "new_run", "offline", "exit_wait", "debug", "output"}
-"""Options that say where a run is kept, not what it computes; they stay out of the MLflow params."""
 
 STEPS = ("validate_request", "load_model", "load_data", "open_tracker", "open_checkpoints", "build_trainer", "train", "save_results", "respond")
 
@@ -117,7 +112,7 @@ class TrainModelUseCase:
         task = task_for(run.task)
         run.request = run.request.with_defaults(task.defaults(run.request.model_name))
         choose_parallel(run.request.parallel, choose_device(run.request.device), task)
-        check_output_dir(run.request.output_dir)
+        make_output_dir(run.request.output_dir)
         registry.check_name(run.request.registered_model_name)
         for name in ("dataset_path", "validation_path"):
             path = getattr(run.request, name)
@@ -185,7 +180,7 @@ class TrainModelUseCase:
     # 4
     def _open_tracker(self, run: _Run) -> None:
         request = run.request
-        run.info = self._open_run(run)
+        run.info = open_run(request, run.resumed, self._notice)
         run.response.run_id = run.info.run_id or run.info.local_id
         run.response.experiment_id = run.info.experiment_id
         continues = run.resumed is not None and not request.new_run
@@ -202,70 +197,16 @@ class TrainModelUseCase:
         self._log_what_is_known(run, run.tracker)
         deliver_in_background(undelivered(request.output_dir))
 
-    def _open_run(self, run: _Run) -> RunInfo:
-        """The MLflow run: the one that `mlflow run` made, the resumed one, or a new one."""
-        request = run.request
-        active = active_run()
-        given = os.environ.get("MLFLOW_RUN_ID") or (active[0] if active is not None else None)
-        info = RunInfo(
-            local_id=uuid.uuid4().hex,
-            experiment_name=request.experiment_name,
-            run_name=request.run_name or f"{request.task} {request.model_name}",
-            tracking_uri=default_tracking_uri(request.tracking_uri or (active[1] if active is not None else None)),
-            owns_status=active is None,
-            offline=request.offline,
-            task=request.task,
-            created_ms=records.now_ms(),
-            tags={"mltrack.task": request.task, **({} if given else git_facts())},
-            mltrack_version=mltrack.__version__,
-        )
-        if run.resumed is not None and not request.new_run:
-            info = run.resumed.read_run()
-        elif given is not None:
-            info.run_id = given
-            if request.experiment_name or request.run_name:
-                self._notice("experiment_name and run_name are ignored: MLFLOW_RUN_ID names the run already")
-        if run.resumed is not None and request.new_run:
-            info.tags["mltrack.forked_from"] = run.resumed.read_run().run_id or run.resumed.path.name
-        if request.offline:
-            return info
-        try:
-            store = connect(info.tracking_uri)
-            if info.run_id is None:
-                opened = runs.create_run(
-                    store,
-                    experiment_name=info.experiment_name,
-                    run_name=info.run_name,
-                    tags=info.tags,
-                    idempotency_key=info.local_id,
-                    start_time_ms=info.created_ms,
-                )
-            else:
-                runs.reopen_run(store, info.run_id)
-                opened = runs.get_run(store, info.run_id)
-            info.run_id, info.experiment_id = opened.run_id, opened.experiment_id
-            info.under_mlflow_run = opened.tags.get("mlflow.source.type") == "PROJECT"
-        except StoreUnavailable as error:
-            self._notice(f"{error}; training goes on, everything is kept in the run directory and delivered when the server is back")
-        return info
-
     def _log_what_is_known(self, run: _Run, tracker: TrainingMetricsTracker) -> None:
         request, train_dataset, eval_dataset = run.request, run.train_dataset, run.eval_dataset
         assert train_dataset is not None
         assert eval_dataset is not None
         assert run.directory is not None
-        tracker.log_params(
-            {name: request.as_typed.get(name, written(value)) for name, value in request.options().items() if value is not None and name not in NOT_PARAMS}
-        )
+        tracker.log_params(params_of(request))
         tracker.set_tags({"mltrack.version": mltrack.__version__, "mltrack.data_digest": train_dataset.digest, **facts(), **trainer_tags()})
         if run.resumed is None or request.new_run:
             tracker.set_tags(run.info.tags if run.info is not None else {})
-        tracker.log_inputs(
-            [
-                described_dataset(dataset, context, split)
-                for dataset, context, split in ((train_dataset, "training", "train"), (eval_dataset, "evaluation", "eval"))
-            ]
-        )
+        tracker.log_inputs(inputs_of(train_dataset, eval_dataset))
         tracker.log_artifact(run.directory.path / "config.json")
         self._log_baselines(run, tracker)
 
@@ -453,40 +394,3 @@ class TrainModelUseCase:
 
 def ignore(*_: Any) -> None:
     """For a checkpoint manager whose changes concern nobody."""
-
-
-def check_output_dir(output_dir: str) -> None:
-    """Make the folder of the run directories.
-
-    Raises:
-        ConfigurationError: it cannot be made or written.
-    """
-    try:
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
-        writable = os.access(output_dir, os.W_OK)
-    except OSError:
-        writable = False
-    if not writable:
-        raise ConfigurationError(f"output_dir: seen '{output_dir}'; accepted: a folder that can be made and written")
-
-
-def written(value: Any) -> str:
-    """A value as a user would type it."""
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def described_dataset(dataset: CodeDataset, context: str, split: str) -> Mapping[str, Any]:
-    """A data set as an input of the run."""
-    profile: dict[str, Any] = {"records": len(dataset), "tokens": int(dataset.lengths.sum()), "truncated": dataset.truncated}
-    if dataset.task.is_classification:
-        profile["classes"] = dataset.class_counts
-    return {
-        "name": f"{Path(str(dataset.source)).name}-{split}",
-        "digest": dataset.digest[:36],
-        "source": str(dataset.source),
-        "context": context,
-        "profile": json.dumps(profile),
-    }
-
-
-assert OPTIONS.keys() >= NOT_PARAMS

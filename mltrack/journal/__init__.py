@@ -2,7 +2,7 @@
 
 from mltrack.journal import records
 from mltrack.journal.reader import JournalReader, read_journal
-from mltrack.journal.run_directory import RunDirectory, RunInfo, find_run_directories, find_run_directory, write_json
+from mltrack.journal.run_directory import RunDirectory, RunInfo, find_run_directories, find_run_directory, make_output_dir, write_json
 from mltrack.journal.writer import DiskFullError, JournalWriter
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "RunInfo",
     "find_run_directories",
     "find_run_directory",
+    "make_output_dir",
     "read_journal",
     "records",
     "write_json",

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from mltrack.errors import TrackingError
+from mltrack.errors import ConfigurationError, TrackingError
 
 FORMAT_VERSION = 1
 log = logging.getLogger("mltrack")
@@ -124,6 +124,21 @@ def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | No
         if run_id in (directory.path.name, info.run_id, info.local_id):
             return directory
     return None
+
+
+def make_output_dir(output_dir: str) -> None:
+    """Make the folder of the run directories.
+
+    Raises:
+        ConfigurationError: it cannot be made or written.
+    """
+    try:
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        writable = os.access(output_dir, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise ConfigurationError(f"output_dir: seen '{output_dir}'; accepted: a folder that can be made and written")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
