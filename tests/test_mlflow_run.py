@@ -106,3 +106,19 @@ def test_resume_under_mlflow_run_continues_the_run(tmp_path, records_file):
     run = only_run(client)
     assert run.info.status == "FINISHED"
     assert [metric.step for metric in client.get_metric_history(run_id, "train_loss")] == list(range(1, 8))
+
+
+def test_the_samples_are_a_table_of_the_ui(tmp_path, records_file):
+    import mlflow
+
+    finished, client = mlflow_run(commands.ROOT, "-P", f"dataset_path={records_file('code_generation', 40)}", *LITTLE, folder=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    run_id = only_run(client).info.run_id
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    try:
+        table = mlflow.load_table("evaluation/samples_table.json", run_ids=[run_id])
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert list(table.columns) == ["description", "completion", "reference", "valid"]
+    assert len(table) == 4

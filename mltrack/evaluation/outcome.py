@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from mltrack.data import CodeDataset
 from mltrack.errors import Interrupted
 from mltrack.evaluation.figures import confusion_matrix_figure, learning_curves_figure
 from mltrack.evaluation.reports import classification_report
-from mltrack.evaluation.samples import fixed_prompts, generate_samples, syntax_valid_share
+from mltrack.evaluation.samples import Sample, fixed_prompts, generate_samples, syntax_valid_share
 from mltrack.training import AdvancedTrainer, evaluate, label_names
 
 Written = list[tuple[Path, str]]
@@ -79,7 +79,17 @@ def _generation_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Pa
     trainer.tracker.log_metrics({"eval_syntax_valid": share}, step=step)
     path = folder / "samples.json"
     path.write_text(json.dumps([asdict(sample) for sample in samples], indent=1), encoding="utf-8")
-    return [(path, "evaluation")]
+    return [(path, "evaluation"), (_table(trainer, samples, folder), "evaluation")]
+
+
+def _table(trainer: AdvancedTrainer, samples: Sequence[Sample], folder: Path) -> Path:
+    """The samples as a table that MLflow's UI shows and compares between runs: the prompts are the same ones."""
+    rows = [asdict(sample) for sample in samples]
+    columns = [field.name for field in fields(Sample)]
+    path = folder / "samples_table.json"
+    path.write_text(json.dumps({"columns": columns, "data": [[row[column] for column in columns] for row in rows]}), encoding="utf-8")
+    trainer.tracker.set_tags({"mlflow.loggedArtifacts": json.dumps([{"path": f"evaluation/{path.name}", "type": "table"}])})
+    return path
 
 
 def _ended(check: Callable[..., None]) -> bool:
