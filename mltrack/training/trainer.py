@@ -132,6 +132,7 @@ class AdvancedTrainer:
         self._owns_tracker = tracker is None
         self._stop_requested = stop_requested
         self._rng: dict[str, Any] | None = None
+        self._data_wait_ms = 0.0
         if self.config.gradient_checkpointing:
             _recompute_activations(unwrapped(self.model))
 
@@ -153,7 +154,7 @@ class AdvancedTrainer:
                 self._close_step()
                 if self._is_over():
                     break
-                self._take_step(next(self._groups))
+                self._take_step(self._next_group())
         except Interrupted:
             self._save_where_it_stands()
             raise
@@ -221,6 +222,13 @@ class AdvancedTrainer:
         for listener in self.listeners:
             listener.on_start(self.state, self.plan)
 
+    def _next_group(self) -> list[MicroBatch]:
+        """The micro-batches of the next step, and how long they were waited for."""
+        started = time.perf_counter()
+        group = next(self._groups)
+        self._data_wait_ms = 1000 * (time.perf_counter() - started)
+        return group
+
     def _take_step(self, group: Sequence[MicroBatch]) -> None:
         """One optimizer step: sum the gradients of the group, check, clip, step."""
         started = time.perf_counter()
@@ -249,7 +257,7 @@ class AdvancedTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         self._rng = None
         tokens, seconds = sum(batch.tokens for batch in group), time.perf_counter() - started
-        metrics: dict[str, float] = {"learning_rate": learning_rate, "tokens_per_second": tokens / seconds}
+        metrics: dict[str, float] = {"learning_rate": learning_rate, "tokens_per_second": tokens / seconds, "data_wait_ms": self._data_wait_ms}
         if finite:
             self.state.count_step(total, targets, tokens, seconds)
             metrics = {"train_loss": train_loss, "grad_norm": grad_norm, **metrics}
@@ -329,8 +337,10 @@ class AdvancedTrainer:
         self.precision.discard(self.optimizer)
 
     def _save(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        started = time.perf_counter()
         try:
             self._write_checkpoint(epoch, metrics)
+            self.tracker.log_metrics({"checkpoint_stall_ms": 1000 * (time.perf_counter() - started)}, step=self.state.step)
         except CheckpointError as error:
             if self.config.on_disk_full == "stop":
                 raise
