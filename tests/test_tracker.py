@@ -14,7 +14,7 @@ import torch
 
 from mltrack import MetricStatistics, TrainingMetricsTracker
 from mltrack.errors import TrackingError
-from mltrack.journal import read_journal
+from mltrack.journal import JournalReader, read_journal, records
 
 
 def test_statistics_equal_the_textbook(tmp_path):
@@ -137,3 +137,22 @@ def test_an_exception_in_the_with_block_ends_the_run_as_failed(tmp_path):
     with pytest.raises(RuntimeError, match="boom"):
         loop()
     assert read_journal(tmp_path / "journal")[-1]["status"] == "FAILED"
+
+
+def test_the_fast_way_writes_what_json_would(tmp_path):
+    names = ('quoted " name', "newline\nname", "acc\u00e9", "train_loss", "tokens_per_second")
+    for step, value in enumerate((math.nan, math.inf, -math.inf, 1e-320, 0.1, -0.0, 12345678901234567890.0), start=1):
+        with TrainingMetricsTracker(tmp_path / str(step)) as tracker:
+            tracker.log_metrics(dict.fromkeys(names, value), step=step, epoch=None if step % 2 else step)
+        _, written, *_ = JournalReader(tracker.directory.journal).read_new()
+        points = dict.fromkeys(names[:4], value)
+        expected = records.metrics(step, points, {names[4]: value}, epoch=None if step % 2 else step)
+        assert json.dumps(written) == json.dumps({**expected, "time_ms": written["time_ms"]})
+
+
+def test_a_refused_value_leaves_no_trace_of_its_call(tmp_path):
+    with TrainingMetricsTracker(tmp_path) as tracker:
+        with pytest.raises(TrackingError):
+            tracker.log_metrics({"first": 1.0, "second": "text"}, step=1)
+        assert tracker.get_summary()["totals"] == {"metrics": 0, "points": 0}
+    assert [record["type"] for record in JournalReader(tracker.directory.journal).read_new()] == ["journal", "end"]

@@ -40,7 +40,12 @@ class Damage:
 
 def encode(record: dict[str, Any]) -> bytes:
     """The bytes of a record. Raises TypeError where a value is not JSON."""
-    payload = _encode(record).encode("ascii")
+    return framed(_encode(record))
+
+
+def framed(text: str) -> bytes:
+    """The bytes of a record that is JSON already, in ASCII."""
+    payload = text.encode("ascii")
     return b"%08x %x %b\n" % (zlib.crc32(payload), len(payload), payload)
 
 

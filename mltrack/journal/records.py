@@ -19,6 +19,8 @@ Invariant: a timestamp is fixed when the record is made, so that sending it twic
 
 from __future__ import annotations
 
+import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -44,6 +46,17 @@ def journal_header(mltrack_version: str) -> Record:
 def metrics(step: int, values: Mapping[str, float], timing: Mapping[str, float], *, epoch: int | None = None) -> Record:
     """Points of one step: `values` are deterministic, `timing` are not."""
     return {"type": "metrics", "time_ms": now_ms(), "step": step, "epoch": epoch, "values": dict(values), "timing": dict(timing)}
+
+
+def metrics_json(step: int, epoch: int | None, time_ms: int, values: str, timing: str) -> str:
+    """The JSON of such a record, its points given as JSON members: what a training loop calls takes a third of the time so."""
+    shown = "null" if epoch is None else epoch
+    return f'{{"type":"metrics","time_ms":{time_ms},"step":{step},"epoch":{shown},"values":{{{values}}},"timing":{{{timing}}}}}'
+
+
+def json_number(value: float) -> str:
+    """As Python's json writes it."""
+    return float.__repr__(value) if math.isfinite(value) else json.dumps(value)
 
 
 def drift(step: int, values: Mapping[str, tuple[float, float]]) -> Record:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from mltrack.errors import TrackingError
 from mltrack.journal import records
-from mltrack.journal.frame import encode
+from mltrack.journal.frame import encode, framed
 
 SYNC_INTERVAL_S = 5.0
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
@@ -65,6 +65,10 @@ class JournalWriter:
             DiskFullError: the disk is full or gone; what was written before stays readable.
         """
         self._write(encode(record))
+
+    def append_json(self, record: str) -> None:
+        """The same for a record that is JSON already, in ASCII."""
+        self._write(framed(record))
 
     def sync(self) -> None:
         """Return when everything appended so far is on the disk."""

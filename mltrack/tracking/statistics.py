@@ -5,6 +5,7 @@ Invariant: right for any number of values (Welford's update); a NaN or an infini
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -43,21 +44,31 @@ class MetricStatistics:
         return getattr(self, name)
 
 
-class RunningStatistics:
-    """Takes values one by one; source of the update: B. P. Welford, Technometrics 4(3), 1962."""
+class MetricSeries:
+    """All that is kept in memory of one metric; takes its values one by one. Source of the update: B. P. Welford, Technometrics 4(3), 1962.
 
-    __slots__ = ("_m2", "count", "last", "max", "mean", "min", "non_finite")
+    Args:
+        name: as in MLflow, `epoch/` included.
+        timing: True where it depends on the machine's speed.
+        mode: min or max; None where no direction is known, and so no best.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_m2", "at_max", "at_min", "count", "json_key", "last", "max", "mean", "min", "mode", "name", "non_finite", "timing")
+
+    def __init__(self, name: str, *, timing: bool = False, mode: str | None = None) -> None:
+        self.name, self.timing, self.mode = name, timing, mode
+        self.json_key = json.dumps(name) + ":"
         self.count = 0
         self.non_finite = 0
         self.mean = 0.0
         self._m2 = 0.0
         self.min = math.inf
         self.max = -math.inf
+        self.at_min: MetricEntry | None = None
+        self.at_max: MetricEntry | None = None
         self.last = math.nan
 
-    def add(self, value: float) -> None:
+    def add(self, value: float, step: int, epoch: int | None, time_ms: int) -> None:
         """Count one value."""
         self.count += 1
         self.last = value
@@ -67,8 +78,15 @@ class RunningStatistics:
         delta = value - self.mean
         self.mean += delta / (self.count - self.non_finite)
         self._m2 += delta * (value - self.mean)
-        self.min = min(self.min, value)
-        self.max = max(self.max, value)
+        if value < self.min:
+            self.min, self.at_min = value, MetricEntry(self.name, value, step, epoch, time_ms)
+        if value > self.max:
+            self.max, self.at_max = value, MetricEntry(self.name, value, step, epoch, time_ms)
+
+    @property
+    def best(self) -> MetricEntry | None:
+        """The best finite value, the earlier of two equals; None where there is none."""
+        return {"min": self.at_min, "max": self.at_max, None: None}[self.mode]
 
     def snapshot(self) -> MetricStatistics:
         """The statistics so far."""
@@ -76,20 +94,3 @@ class RunningStatistics:
         if finite == 0:
             return MetricStatistics(math.nan, math.nan, math.nan, math.nan, self.count, self.last, self.non_finite)
         return MetricStatistics(self.mean, math.sqrt(self._m2 / finite), self.min, self.max, self.count, self.last, self.non_finite)
-
-
-@dataclass(slots=True)
-class BestValue:
-    """The best finite value of a metric so far; the earlier one of two equals."""
-
-    mode: str
-    """min or max."""
-    entry: MetricEntry | None = None
-
-    def beaten_by(self, value: float) -> bool:
-        """True where the value is better; a NaN or an infinity never is."""
-        held = self.entry
-        if held is None:
-            return math.isfinite(value)
-        better = value < held.value if self.mode == "min" else value > held.value
-        return better and math.isfinite(value)

@@ -25,11 +25,12 @@ from typing import Any
 import mltrack
 from mltrack.errors import ConfigurationError, TrackingError
 from mltrack.journal import DiskFullError, JournalReader, JournalWriter, RunDirectory, RunInfo, records
+from mltrack.journal.records import json_number
 from mltrack.store import active_run, default_tracking_uri
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking.delivery import Delivery
 from mltrack.tracking.export import entries_of, write_csv_export, write_json_export
-from mltrack.tracking.statistics import BestValue, MetricEntry, MetricStatistics, RunningStatistics
+from mltrack.tracking.statistics import MetricEntry, MetricSeries, MetricStatistics
 
 RARE = 1000
 """A metric with no more points than this is kept whole in memory after a resume."""
@@ -82,10 +83,8 @@ class TrainingMetricsTracker:
         self._on_disk_full, self.lost_records = on_disk_full, 0
         self._auto_save_interval = auto_save_interval
         self._timing = frozenset(timing)
-        self._is_timing: dict[str, bool] = {}
         self._directions = dict(directions or {})
-        self._statistics: dict[str, RunningStatistics] = {}
-        self._best: dict[str, BestValue | None] = {}
+        self._series: dict[str, MetricSeries] = {}
         self._calls = 0
         self._already: dict[tuple[str, int], float] = {}
         self._drifted: set[str] = set()
@@ -94,7 +93,8 @@ class TrainingMetricsTracker:
             self._set_earlier_aside()
         for record in JournalReader(self.directory.journal).read_new():
             for entry in entries_of(record):
-                self._count(entry.name, entry.value, record)
+                series = self._series.get(entry.name) or self._new_series(entry.name)
+                series.add(entry.value, entry.step, entry.epoch, entry.time_ms)
         self._journal = JournalWriter(self.directory.journal, mltrack_version=mltrack.__version__)
         if not unbacked:
             self._back_by_mlflow(run_id, tracking_uri)
@@ -115,20 +115,21 @@ class TrainingMetricsTracker:
         step = int(step)
         if not -LARGEST_STEP <= step <= LARGEST_STEP:
             raise TrackingError(f"step: seen {step}; accepted: a whole number of 64 bits, which is what MLflow can hold")
-        deterministic: dict[str, float] = {}
-        timing: dict[str, float] = {}
+        points: list[tuple[MetricSeries, float]] = []
         for name, value in values.items():
             number = value if type(value) is float else as_number(name, value)
-            (timing if self._depends_on_speed(name) else deterministic)[name] = number
+            points.append((self._series.get(name) or self._new_series(name), number))
         if self._already:
-            self._keep_first(step, deterministic, timing)
-            if not deterministic and not timing:
+            points = self._not_recorded_yet(step, points)
+            if not points:
                 return
-        record = records.metrics(step, deterministic, timing, epoch=epoch)
-        self._append(record)
-        for values in (deterministic, timing):
-            for name, number in values.items():
-                self._count(name, number, record)
+        time_ms = records.now_ms()
+        deterministic, timing = [], []
+        for series, value in points:
+            (timing if series.timing else deterministic).append(series.json_key + json_number(value))
+        self._append(records.metrics_json(step, epoch, time_ms, ",".join(deterministic), ",".join(timing)))
+        for series, value in points:
+            series.add(value, step, epoch, time_ms)
         self._calls += 1
         if self._calls % self._auto_save_interval == 0:
             self._journal.sync_soon()
@@ -178,7 +179,7 @@ class TrainingMetricsTracker:
         for record in JournalReader(self.directory.journal).read_new():
             for entry in entries_of(record):
                 behind = entry.step >= (epoch if entry.name.startswith(records.EPOCH_PREFIX) else step)
-                if behind or self._statistics[entry.name].count <= RARE:
+                if behind or self._series[entry.name].count <= RARE:
                     self._already.setdefault((entry.name, entry.step), entry.value)
         self._append(records.resumed(step, epoch))
 
@@ -190,17 +191,18 @@ class TrainingMetricsTracker:
         Raises:
             TrackingError: no such metric was logged.
         """
-        key = name if name in self._statistics else records.EPOCH_PREFIX + name
-        if key not in self._statistics:
-            known = sorted(self._statistics)
+        key = name if name in self._series else records.EPOCH_PREFIX + name
+        if key not in self._series:
+            known = sorted(self._series)
             raise TrackingError(f"metric: seen '{name}'; accepted: {', '.join(known) if known else 'nothing was logged yet'}")
-        return self._statistics[key].snapshot()
+        return self._series[key].snapshot()
 
     def get_summary(self) -> dict[str, Any]:
         """`best_metrics` {name: {value, step, epoch}}, `statistics` {name: {mean, ...}}, `totals`."""
-        best = {self._shown(key): _best_of(held.entry) for key, held in self._best.items() if held is not None and held.entry is not None}
-        statistics = {self._shown(key): asdict(held.snapshot()) for key, held in self._statistics.items()}
-        totals = {"metrics": len(self._statistics), "points": sum(held.count for held in self._statistics.values())}
+        logged = {self._shown(name): series for name, series in self._series.items() if series.count}
+        best = {name: _best_of(series.best) for name, series in logged.items() if series.best is not None}
+        statistics = {name: asdict(series.snapshot()) for name, series in logged.items()}
+        totals = {"metrics": len(logged), "points": sum(series.count for series in logged.values())}
         return {"experiment_name": self.experiment_name, "best_metrics": best, "statistics": statistics, "totals": totals}
 
     def export_to_json(self, path: str | Path = "metrics.json") -> Path:
@@ -257,9 +259,12 @@ class TrainingMetricsTracker:
         self.end("FAILED" if failed else "FINISHED", 1 if failed else 0)
         self.close()
 
-    def _append(self, record: records.Record) -> None:
+    def _append(self, record: records.Record | str) -> None:
         try:
-            self._journal.append(record)
+            if isinstance(record, str):
+                self._journal.append_json(record)
+            else:
+                self._journal.append(record)
         except DiskFullError as error:
             if self._on_disk_full == "stop":
                 raise
@@ -270,48 +275,38 @@ class TrainingMetricsTracker:
     def _relative(self, path: str | Path) -> str:
         return Path(os.path.relpath(Path(path).absolute(), self.directory.path)).as_posix()
 
-    def _depends_on_speed(self, name: str) -> bool:
-        known = self._is_timing.get(name)
-        if known is None:
-            known = self._is_timing[name] = name in self._timing or any(word in name for word in TIMING_WORDS)
-        return known
+    def _new_series(self, name: str) -> MetricSeries:
+        timing = name in self._timing or any(word in name for word in TIMING_WORDS)
+        series = self._series[name] = MetricSeries(name, timing=timing, mode=self._mode_of(name.removeprefix(records.EPOCH_PREFIX)))
+        return series
 
-    def _keep_first(self, step: int, deterministic: dict[str, float], timing: dict[str, float]) -> None:
-        """Drop what is recorded for this step already; note where a deterministic value differs."""
+    def _mode_of(self, name: str) -> str | None:
+        if name in self._directions:
+            return self._directions[name]
+        try:
+            return metric_mode(name)
+        except ConfigurationError:
+            return None
+
+    def _not_recorded_yet(self, step: int, points: list[tuple[MetricSeries, float]]) -> list[tuple[MetricSeries, float]]:
+        """Leave out what is recorded for this step already; note where a deterministic value differs."""
+        new: list[tuple[MetricSeries, float]] = []
         differing: dict[str, tuple[float, float]] = {}
-        for values in (deterministic, timing):
-            for name in [name for name in values if (name, step) in self._already]:
-                first, later = self._already.pop((name, step)), values.pop(name)
-                same = first == later or (math.isnan(first) and math.isnan(later))
-                if values is deterministic and not same:
-                    differing[name] = (first, later)
+        for series, later in points:
+            first = self._already.pop((series.name, step), None)
+            if first is None:
+                new.append((series, later))
+            elif not series.timing and first != later and not (math.isnan(first) and math.isnan(later)):
+                differing[series.name] = (first, later)
         if differing:
             self._drifted.update(differing)
             self._append(records.drift(step, differing))
-
-    def _count(self, name: str, value: float, record: records.Record) -> None:
-        running = self._statistics.get(name)
-        if running is None:
-            running = self._statistics[name] = RunningStatistics()
-            self._best[name] = self._new_best(name)
-        running.add(value)
-        best = self._best[name]
-        if best is not None and best.beaten_by(value):
-            best.entry = MetricEntry(name, value, record["step"], record["epoch"], record["time_ms"])
-
-    def _new_best(self, key: str) -> BestValue | None:
-        name = key.removeprefix(records.EPOCH_PREFIX)
-        if name in self._directions:
-            return BestValue(self._directions[name])
-        try:
-            return BestValue(metric_mode(name))
-        except ConfigurationError:
-            return None
+        return new
 
     def _shown(self, key: str) -> str:
         """`eval_loss` for `epoch/eval_loss`, unless there is an `eval_loss` by step too."""
         name = key.removeprefix(records.EPOCH_PREFIX)
-        return key if name in self._statistics else name
+        return key if name in self._series else name
 
     def _set_earlier_aside(self) -> None:
         journal = self.directory.journal
