@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -151,19 +155,56 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_next_is_taken(tmp_path, damag
     assert [one.step for one in manager.list_checkpoints()] == [1]
 
 
-def test_nothing_is_there_before_it_is_complete(tmp_path, monkeypatch):
-    manager = CheckpointManager(tmp_path)
-    model, _, _ = _trained()
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+from torch import nn
+from mltrack import CheckpointManager
+from mltrack.errors import CheckpointError
 
-    def broken(self, model, folder):
-        (folder / "half").write_text("x")
-        raise OSError(28, "No space left on device")
+small, large = nn.Linear(10, 10), nn.Linear(300, 300)
+for limit in map(int, sys.argv[2:]):
+    for background in (False, True):
+        folder = Path(sys.argv[1]) / f"{limit}-{background}"
+        manager = CheckpointManager(folder, background=background)
+        manager.save_checkpoint(model=small, epoch=0, step=1, metric_value=0.5)
+        manager.finish()
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit or resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        try:
+            manager.save_checkpoint(model=large, epoch=0, step=2, metric_value=0.4)
+            manager.finish()
+        except CheckpointError as error:
+            print(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+        names = sorted(path.name for path in folder.iterdir())
+        assert names == ["step-00000001"], names
+        assert manager.load_best_checkpoint()["step"] == 1
+        manager.save_checkpoint(model=small, epoch=0, step=3, metric_value=0.3)
+        assert manager.load_best_checkpoint()["step"] == 3
+        manager.close()
+"""
 
-    monkeypatch.setattr(CheckpointManager, "_write_model_files", broken)
-    with pytest.raises(CheckpointError, match=r"writing stopped after [\d,]+ bytes: .*No space left on device; [\d,]+ bytes are free"):
-        manager.save_checkpoint(model=model, epoch=0, step=1)
-    assert list(tmp_path.iterdir()) == []
-    assert manager.load_latest_checkpoint() is None
+
+def test_a_disk_that_fills_up_at_any_write_leaves_what_was_complete(tmp_path):
+    """The file system refuses a file's byte number `limit`: in the first small file, at the weights' start, amid them, at their end."""
+    limits = ("1", "64", "100000", "361200")
+    ended = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path), *limits], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    said = ended.stdout.splitlines()
+    assert len(said) == 2 * len(limits)
+    for line in said:
+        assert re.search(r"step-00000002: not written: File too large; 36\d,\d{3} bytes are needed, [\d,]+ are free there; earlier .* intact$", line), line
+
+
+def test_a_file_system_without_room_is_refused_before_the_first_byte(tmp_path):
+    """A real file system of 300 kB, where an unprivileged mount namespace is to be had."""
+    mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o size=300k none "$0" && exec "$@"', str(tmp_path)]
+    if shutil.which("unshare") is None or subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no mount namespace for this user")
+    ended = subprocess.run([*mount, sys.executable, "-c", FULL_DISK, str(tmp_path), "0"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    needed, free = (int(number.replace(",", "")) for number in re.search(r"not written: ([\d,]+) bytes are needed, ([\d,]+) are free", ended.stdout).groups())
+    assert free < 300 * 1024 < 360_000 < needed < 370_000
 
 
 def test_leftovers_of_a_killed_writer_are_gone_at_the_next_start(tmp_path):

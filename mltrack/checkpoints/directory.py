@@ -10,110 +10,149 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import psutil
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from mltrack.checkpoints.metadata import FORMAT_VERSION, CheckpointMetadata
+from mltrack.checkpoints.metadata import FORMAT_VERSION, CheckpointMetadata, from_json, is_inside
+from mltrack.checkpoints.shards import weight_files
+from mltrack.checkpoints.snapshot import Content
+from mltrack.checkpoints.tensor_file import TensorFile
 from mltrack.errors import CheckpointError
 
-METADATA, MODEL, OPTIMIZER, OPTIMIZER_JSON, STATE, STATE_TENSORS = (
+METADATA, OPTIMIZER, OPTIMIZER_JSON, STATE, STATE_TENSORS = (
     "metadata.json",
-    "model.safetensors",
     "optimizer.safetensors",
     "optimizer.json",
     "state.json",
     "state.safetensors",
 )
 TEMPORARY_PREFIX = ".writing-"
+DELETING_PREFIX = ".deleting-"
 DAMAGED_PREFIX = "damaged-"
+_METADATA_BYTES = 4096
+"""More than `metadata.json` takes beside its list of files."""
 
-Writer = Callable[[Path], None]
+_BUFFER_BYTES = 1 << 20
+"""Small tensors go to the file system together."""
+
+_in_work: set[Path] = set()
+"""Temporary folders that a thread of this process fills."""
+_in_work_lock = threading.Lock()
 
 
-def write_directory(target: Path, write: Writer, metadata: CheckpointMetadata) -> CheckpointMetadata:
-    """Have `write` fill a temporary folder, then make it `target` in one rename.
+def write_directory(target: Path, content: Content, metadata: CheckpointMetadata) -> CheckpointMetadata:
+    """Fill a temporary folder, then make it `target` in one rename.
 
     Args:
         target: final folder; it must not exist.
-        write: puts all files but `metadata.json` into the folder that it is given.
+        content: all files but `metadata.json`.
         metadata: without `files`.
 
     Raises:
-        CheckpointError: the disk is full or gone; nothing stays under either name.
+        CheckpointError: the disk is full or gone, with the bytes that were needed and that are free; nothing stays under either name.
     """
+    needed = _METADATA_BYTES + sum(len(held) if isinstance(held, bytes) else held.num_bytes for held in content.values())
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    with _in_work_lock:
+        _in_work.add(temporary)
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        write(temporary)
-        complete = replace(metadata, path=target, files={path.name: _describe(path) for path in sorted(temporary.iterdir())})
-        _write_json(temporary / METADATA, {**asdict(complete), "path": target.name})
-        for path in temporary.iterdir():
+        _check_room(target, needed)
+        complete = replace(metadata, path=target, files={name: _write(temporary / name, held) for name, held in sorted(content.items())})
+        _write(temporary / METADATA, json.dumps({**asdict(complete), "path": target.name}, indent=1).encode())
+        for path in temporary.rglob("*"):
             _sync(path)
         _sync(temporary)
         temporary.rename(target)
         _sync(target.parent)
-    except (OSError, SafetensorError) as error:
-        written = sum(path.stat().st_size for path in temporary.glob("*")) if temporary.exists() else 0
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        free = shutil.disk_usage(target.parent).free if target.parent.exists() else 0
-        raise CheckpointError(f"{target}: writing stopped after {written:,} bytes: {error}; {free:,} bytes are free there") from error
+        if isinstance(error, OSError):
+            free = shutil.disk_usage(target.parent).free if target.parent.exists() else 0
+            raise CheckpointError(
+                f"{target}: not written: {error.strerror or error}; {needed:,} bytes are needed, {free:,} are free there; earlier checkpoints are intact"
+            ) from error
+        raise
+    finally:
+        with _in_work_lock:
+            _in_work.discard(temporary)
     return complete
 
 
 def read_metadata(directory: Path) -> CheckpointMetadata | None:
-    """The metadata of a complete checkpoint, None where the folder is none.
+    """The metadata of a complete checkpoint, None where the folder is none or its metadata cannot be read.
 
     Raises:
         CheckpointError: a newer mltrack wrote it.
     """
     try:
-        content = json.loads((directory / METADATA).read_text(encoding="utf-8"))
-        version = content["format_version"]
-        if version > FORMAT_VERSION:
-            raise CheckpointError(f"{directory}: checkpoint format {version} is newer than {FORMAT_VERSION}; install a newer mltrack")
-        return CheckpointMetadata(**{**content, "path": directory})
-    except (OSError, ValueError, KeyError, TypeError):
+        return _read_metadata(directory)
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def what_is_wrong_with_metadata(directory: Path) -> str | None:
+    """One line about a `metadata.json` that is there and cannot be read."""
+    try:
+        _read_metadata(directory)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        return str(error)
+    return None
 
 
 def verify(metadata: CheckpointMetadata) -> list[str]:
     """What is wrong with the files, one line each; empty for an intact checkpoint."""
-    problems = []
+    problems = [] if weight_files(metadata.files) and STATE in metadata.files else [f"{METADATA}: names no weights or no {STATE}"]
     for name, expected in metadata.files.items():
         path = metadata.path / name
-        if Path(name).name != name:
-            problems.append(f"{name}: a path, not a file name")
+        if not is_inside(name):
+            problems.append(f"{name!r}: a path out of the checkpoint, not a file in it")
         elif not path.is_file():
             problems.append(f"{name}: missing")
         elif path.stat().st_size != expected["bytes"]:
             problems.append(f"{name}: {path.stat().st_size} bytes instead of {expected['bytes']}")
-        elif _describe(path)["sha256"] != expected["sha256"]:
+        elif _sha256(path) != expected["sha256"]:
             problems.append(f"{name}: its sha256 differs from the recorded one")
     return problems
 
 
-def set_aside(metadata: CheckpointMetadata) -> Path:
+def set_aside(directory: Path) -> Path:
     """Rename a damaged checkpoint so that no reader takes it; nothing is deleted."""
-    target = free_name(metadata.path.parent, DAMAGED_PREFIX + metadata.path.name)
-    metadata.path.rename(target)
-    (target / METADATA).rename(target / f"{DAMAGED_PREFIX}{METADATA}")
+    (directory / METADATA).rename(directory / f"{DAMAGED_PREFIX}{METADATA}")
+    target = free_name(directory.parent, DAMAGED_PREFIX + directory.name)
+    directory.rename(target)
     return target
 
 
+def delete(directory: Path) -> None:
+    """Remove a checkpoint; killed in between, it is no checkpoint any more and the rest goes at the next start."""
+    gone = directory.with_name(f"{DELETING_PREFIX}{directory.name}-{os.getpid()}")
+    try:
+        directory.rename(gone)
+        shutil.rmtree(gone)
+    except OSError as error:
+        raise CheckpointError(f"{directory}: could not be removed: {error.strerror or error}") from error
+
+
 def remove_leftovers(root: Path) -> None:
-    """Remove what killed writers left under temporary names; what a living process writes stays."""
-    for path in root.glob(f"{TEMPORARY_PREFIX}*"):
-        writer = path.name.rpartition("-")[2]
-        if not (writer.isdigit() and psutil.pid_exists(int(writer)) and int(writer) != os.getpid()):
-            shutil.rmtree(path, ignore_errors=True)
+    """Remove what killed writers left under temporary names; what a living process or a thread of this one writes stays."""
+    for prefix in (TEMPORARY_PREFIX, DELETING_PREFIX):
+        for path in root.glob(f"{prefix}*"):
+            writer = path.name.rpartition("-")[2]
+            if writer == str(os.getpid()):
+                with _in_work_lock:
+                    in_work = path in _in_work
+            else:
+                in_work = writer.isdigit() and psutil.pid_exists(int(writer))
+            if not in_work:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def free_name(root: Path, name: str) -> Path:
@@ -125,52 +164,51 @@ def free_name(root: Path, name: str) -> Path:
     return target
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """A safetensors file with the tensors on the CPU."""
-    save_file({name: tensor.cpu() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
-    make_readable(path)
-
-
-def make_readable(path: Path) -> None:
-    """Give a file the mode that new files have here; safetensors lets only its owner read."""
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)
-
-
-def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file; empty where there is no such file.
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
 
     Raises:
-        CheckpointError: it is no safetensors file.
+        CheckpointError: it is none.
     """
-    if not path.exists():
-        return {}
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a safetensors file: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is no such file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: seen no readable JSON ({error}); accepted: what save_checkpoint wrote") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: seen a JSON {type(content).__name__}; accepted: an object")
     return content
 
 
-def _describe(path: Path) -> dict[str, Any]:
+def _read_metadata(directory: Path) -> CheckpointMetadata:
+    content = json.loads((directory / METADATA).read_text(encoding="utf-8"))
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        raise CheckpointError(f"{directory}: checkpoint format {version} is newer than {FORMAT_VERSION}; install a newer mltrack")
+    return from_json(content, directory)
+
+
+def _check_room(target: Path, needed: int) -> None:
+    """Before the first byte: a disk that is filled to its end would take the journal's room too."""
+    usage = shutil.disk_usage(target.parent)
+    if usage.total and usage.free < needed:
+        raise CheckpointError(f"{target}: not written: {needed:,} bytes are needed, {usage.free:,} are free there; earlier checkpoints are intact")
+
+
+def _write(path: Path, held: TensorFile | bytes) -> dict[str, Any]:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("wb", buffering=_BUFFER_BYTES) as file:
+        sha256 = _write_bytes(file, held) if isinstance(held, bytes) else held.write(file)
+        return {"bytes": file.tell(), "sha256": sha256}
+
+
+def _write_bytes(file: BinaryIO, held: bytes) -> str:
+    file.write(held)
+    return hashlib.sha256(held).hexdigest()
+
+
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1), encoding="utf-8")
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync(path: Path) -> None:

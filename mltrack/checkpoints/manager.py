@@ -1,6 +1,8 @@
 """Which checkpoints a run keeps; saving, finding and loading them.
 
-Invariant: the `max_checkpoints` best, the latest and the milestones stay; only checkpoints of this run are ever deleted.
+Invariant: the `max_checkpoints` best, the latest and the milestones stay; only checkpoints of this run are ever deleted. With
+`background=True` the caller pays for one copy in memory; what is written is the state at the moment of the call, at most one save is in
+flight, and its error is raised by the next call of any method.
 
     manager = CheckpointManager("checkpoints", max_checkpoints=3, metric_name="eval_loss", mode="min")
     manager.save_checkpoint(model=model, optimizer=optimizer, epoch=0, step=100, metric_value=0.35)
@@ -10,17 +12,22 @@ Invariant: the `max_checkpoints` best, the latest and the milestones stay; only 
 from __future__ import annotations
 
 import json
-import os
-import shutil
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+import torch
 from torch import nn
 
 from mltrack.checkpoints import directory, state
+from mltrack.checkpoints.background import Background
 from mltrack.checkpoints.metadata import CheckpointMetadata, best_first, latest, reasons_to_keep
+from mltrack.checkpoints.model_folder import ModelFolder
+from mltrack.checkpoints.shards import MAX_SHARD_BYTES, model_files, weight_files
+from mltrack.checkpoints.snapshot import Content, HostBuffers
+from mltrack.checkpoints.tensor_file import TensorFile, Tensors, read_tensors
 from mltrack.errors import CheckpointError, ConfigurationError
 from mltrack.journal.records import now_ms
 from mltrack.store import active_run
@@ -35,6 +42,7 @@ class Stateful(Protocol):
 
 
 OnChange = Callable[[Sequence[Mapping[str, Any]], int | None], None]
+OnWritten = Callable[[CheckpointMetadata, float], None]
 
 
 class CheckpointManager:
@@ -52,10 +60,18 @@ class CheckpointManager:
         on_change: called with what stays after each save, instead of an MLflow connection of its own.
         read_only: another run's folder; nothing in it is moved or removed.
         tokenizer: saved with every checkpoint, so that each is a loadable model folder.
+        background: a save returns once the state is copied; a thread writes it, decides what stays, and calls `on_written` and
+            `on_change`. It takes one copy of the state in memory, kept for the next save; `close` gives it back.
+        when_busy: what a save does while the one before is being written: "wait" for it, or "skip" it where it is not required.
+        on_written: called with each checkpoint that is on the disk and the milliseconds that hashing, writing and syncing it took.
+        max_shard_bytes: weights beyond it are written in several files, indexed as Transformers reads them.
 
     Raises:
         ConfigurationError: a mode or a number that is not accepted.
     """
+
+    skipped_saves: int
+    """Saves that were left out, because the one before was still being written."""
 
     def __init__(
         self,
@@ -70,7 +86,15 @@ class CheckpointManager:
         on_change: OnChange | None = None,
         tokenizer: Any = None,
         read_only: bool = False,
+        background: bool = False,
+        when_busy: Literal["wait", "skip"] = "wait",
+        on_written: OnWritten | None = None,
+        max_shard_bytes: int = MAX_SHARD_BYTES,
     ):
+        if when_busy not in ("wait", "skip"):
+            raise ConfigurationError(f"when_busy: seen {when_busy!r}; accepted: wait, skip")
+        if max_shard_bytes < 1:
+            raise ConfigurationError(f"max_shard_bytes: seen {max_shard_bytes}; accepted: a whole number >= 1")
         if mode not in (None, "min", "max"):
             raise ConfigurationError(f"mode: seen {mode!r}; accepted: min, max")
         if max_checkpoints < 1:
@@ -80,7 +104,12 @@ class CheckpointManager:
         self.mode = mode or metric_mode(metric_name)
         self.run_id = run_id
         self.tokenizer = tokenizer
+        self.skipped_saves = 0
         self._read_only = read_only
+        self._skips, self._on_written, self._max_shard_bytes = when_busy == "skip", on_written, max_shard_bytes
+        self._behind = Background()
+        self._buffers = HostBuffers() if background else None
+        self._model_folder = ModelFolder(self.checkpoint_dir)
         if not read_only:
             self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
             directory.remove_leftovers(self.checkpoint_dir)
@@ -102,8 +131,9 @@ class CheckpointManager:
         metric_value: float | None = None,
         metrics: Mapping[str, float] | None = None,
         extra_state: Mapping[str, Any] | None = None,
-    ) -> CheckpointMetadata:
-        """Write a checkpoint, then let go of those that no longer stay.
+        required: bool = True,
+    ) -> CheckpointMetadata | None:
+        """Save the state of this moment, then let go of the checkpoints that no longer stay.
 
         Args:
             model: its unwrapped weights are written; with a Hugging Face model its configuration too.
@@ -112,49 +142,70 @@ class CheckpointManager:
             metric_value: of `metric_name`; None or NaN is never the best.
             metrics: everything else that was evaluated at this moment.
             extra_state: JSON values and tensors.
+            required: never left out, even with `when_busy="skip"`.
+
+        Returns:
+            What is known of the checkpoint, in the background without `files`; None where it was left out.
 
         Raises:
-            CheckpointError: a value that cannot be saved (named by its key), or a disk that is full.
+            CheckpointError: a value that cannot be saved (named by its key), a disk that is full, too little memory for the copy; or the
+                error of the save before, and then nothing of this one was done.
         """
+        assert not self._read_only, self.checkpoint_dir
+        if self._skips and not required and self._behind.busy:
+            self.skipped_saves += 1
+            return None
+        self.finish()
         tensors, aliases = state.split_model(model)
-        metadata = CheckpointMetadata(
-            epoch=int(epoch),
-            step=int(step),
-            metric_value=None if metric_value is None else float(metric_value),
-            metric_name=self.metric_name,
-            path=self.checkpoint_dir,
-            run_id=self.run_id,
-            created_ms=now_ms(),
-            metrics=dict(metrics or {}),
-            aliases=aliases,
-        )
-        state_tensors: state.Tensors = {}
+        content: dict[str, Tensors | bytes] = {
+            **model_files(tensors, self._max_shard_bytes),
+            **self._model_folder.files(state.unwrapped(model), self.tokenizer),
+        }
+        if optimizer is not None:
+            optimizer_content, content[directory.OPTIMIZER] = state.split_optimizer(optimizer.state_dict())
+            content[directory.OPTIMIZER_JSON] = json.dumps(optimizer_content).encode()
         others = {
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "extra_state": dict(extra_state or {}),
         }
-        content = {name: state.flatten(value, name, state_tensors) for name, value in others.items()}
-        optimizer_content, optimizer_tensors = state.split_optimizer(optimizer.state_dict()) if optimizer is not None else ({}, {})
+        state_tensors: state.Tensors = {}
+        content[directory.STATE] = json.dumps({name: state.flatten(value, name, state_tensors) for name, value in others.items()}).encode()
+        if state_tensors:
+            content[directory.STATE_TENSORS] = state_tensors
+        metadata = CheckpointMetadata(
+            epoch=int(epoch),
+            step=int(step),
+            metric_value=None if metric_value is None else float(metric_value),
+            metric_name=self.metric_name,
+            path=directory.free_name(self.checkpoint_dir, f"step-{int(step):08d}"),
+            run_id=self.run_id,
+            created_ms=now_ms(),
+            metrics=dict(metrics or {}),
+            aliases=aliases,
+        )
+        if self._buffers is None:
+            return self._write(metadata, {name: held if isinstance(held, bytes) else TensorFile.of(held) for name, held in content.items()})
+        snapshot = self._buffers.take(content)
 
-        def write(folder: Path) -> None:
-            directory.write_tensors(folder / directory.MODEL, tensors)
-            self._write_model_files(state.unwrapped(model), folder)
-            if optimizer is not None:
-                directory.write_tensors(folder / directory.OPTIMIZER, optimizer_tensors)
-                (folder / directory.OPTIMIZER_JSON).write_text(json.dumps(optimizer_content), encoding="utf-8")
-            if state_tensors:
-                directory.write_tensors(folder / directory.STATE_TENSORS, state_tensors)
-            (folder / directory.STATE).write_text(json.dumps(content), encoding="utf-8")
+        def write_snapshot() -> None:
+            snapshot.wait()
+            self._write(metadata, snapshot.content)
 
-        assert not self._read_only, self.checkpoint_dir
-        target = directory.free_name(self.checkpoint_dir, f"step-{metadata.step:08d}")
-        saved = directory.write_directory(target, write, metadata)
-        self._keep_what_stays()
-        return saved
+        self._behind.start(write_snapshot)
+        return metadata
+
+    def finish(self) -> None:
+        """Return when the save in flight is on the disk and it is decided what stays.
+
+        Raises:
+            CheckpointError: it failed; said once.
+        """
+        self._behind.finish()
 
     def list_checkpoints(self) -> list[CheckpointMetadata]:
         """This run's complete checkpoints by step; of a step that was saved twice the later one."""
+        self.finish()
         newest: dict[int, CheckpointMetadata] = {}
         for one in self._all():
             held = newest.get(one.step)
@@ -185,6 +236,7 @@ class CheckpointManager:
         Raises:
             CheckpointError: the checkpoint is damaged.
         """
+        self.finish()
         problems = directory.verify(info)
         if problems:
             raise CheckpointError(f"{info.path}: damaged: {'; '.join(problems)}")
@@ -194,16 +246,16 @@ class CheckpointManager:
         """Remove a checkpoint of this run.
 
         Raises:
-            CheckpointError: it belongs to another run.
+            CheckpointError: it belongs to another run, or cannot be removed.
         """
+        self.finish()
         if info.run_id != self.run_id or info.path.parent != self.checkpoint_dir:
             raise CheckpointError(f"{info.path}: belongs to run {info.run_id}, not to {self.run_id}; nothing was deleted")
-        gone = info.path.with_name(f"{directory.TEMPORARY_PREFIX}{info.path.name}-{os.getpid()}")
-        info.path.rename(gone)
-        shutil.rmtree(gone)
+        directory.delete(info.path)
 
     def set_aside_all(self) -> None:
         """Move every checkpoint of this run into a folder `earlier-N`, where no reader looks; nothing is deleted."""
+        self.finish()
         held = self._all()
         if held:
             aside = directory.free_name(self.checkpoint_dir, "earlier-1")
@@ -212,21 +264,32 @@ class CheckpointManager:
                 one.path.rename(aside / one.path.name)
 
     def close(self) -> None:
-        """Wait until MLflow has what it gets, where this manager has a connection of its own."""
-        if self._tracker is not None:
-            self._tracker.close()
+        """Wait for the save in flight, and until MLflow has what it gets, where this manager has a connection of its own.
+
+        Raises:
+            CheckpointError: the save in flight failed.
+        """
+        try:
+            self.finish()
+        finally:
+            if self._buffers is not None:
+                self._buffers = HostBuffers()
+            if self._tracker is not None:
+                self._tracker.close()
+
+    def _write(self, metadata: CheckpointMetadata, content: Content) -> CheckpointMetadata:
+        started = time.perf_counter()
+        saved = directory.write_directory(metadata.path, content, metadata)
+        if self._on_written is not None:
+            self._on_written(saved, 1000 * (time.perf_counter() - started))
+        self._keep_what_stays()
+        return saved
 
     def _all(self) -> list[CheckpointMetadata]:
-        folders = [path for path in self.checkpoint_dir.glob("*/") if not path.name.startswith(".")]
-        return [one for one in map(directory.read_metadata, folders) if one is not None and one.run_id == self.run_id]
+        return [one for one in map(directory.read_metadata, self._folders()) if one is not None and one.run_id == self.run_id]
 
-    def _write_model_files(self, model: nn.Module, folder: Path) -> None:
-        config: Any = getattr(model, "config", None)
-        if config is not None:
-            config.architectures = [type(model).__name__]
-        for described in (config, getattr(model, "generation_config", None), self.tokenizer):
-            if described is not None and hasattr(described, "save_pretrained"):
-                described.save_pretrained(folder)
+    def _folders(self) -> list[Path]:
+        return [path for path in self.checkpoint_dir.glob("*/") if not path.name.startswith((".", directory.DAMAGED_PREFIX))]
 
     def _keep_what_stays(self) -> None:
         checkpoints = self.list_checkpoints()
@@ -241,33 +304,50 @@ class CheckpointManager:
                 self.delete_checkpoint(one)
 
     def _load_first(self, candidates: Sequence[CheckpointMetadata]) -> dict[str, Any] | None:
+        for path in self._folders():
+            if problem := directory.what_is_wrong_with_metadata(path):
+                self._set_aside(path, problem)
         for info in candidates:
             problems = directory.verify(info)
             if not problems:
-                return load_directory(info)
-            if self._read_only:
-                continue
-            aside = directory.set_aside(info)
-            warnings.warn(f"{info.path}: damaged ({'; '.join(problems)}); set aside as {aside.name}, the next one is taken", stacklevel=3)
+                try:
+                    return load_directory(info)
+                except CheckpointError as error:
+                    problems = [str(error)]
+            self._set_aside(info.path, "; ".join(problems))
         return None
+
+    def _set_aside(self, path: Path, problem: str) -> None:
+        if self._read_only:
+            warnings.warn(f"{path}: damaged ({problem}); the next one is taken", stacklevel=4)
+        else:
+            warnings.warn(f"{path}: damaged ({problem}); set aside as {directory.set_aside(path).name}, the next one is taken", stacklevel=4)
 
 
 def load_directory(info: CheckpointMetadata) -> dict[str, Any]:
-    """The content of a checkpoint folder that was verified."""
+    """The content of a checkpoint folder that was verified; only the files that its metadata names are read.
+
+    Raises:
+        CheckpointError: a file that is not what its name says.
+    """
+
+    def tensors_in(name: str) -> dict[str, torch.Tensor]:
+        return read_tensors(info.path / name) if name in info.files else {}
+
     content = directory.read_json(info.path / directory.STATE)
-    tensors = directory.read_tensors(info.path / directory.STATE_TENSORS)
+    tensors = tensors_in(directory.STATE_TENSORS)
     held = {name: state.unflatten(value, tensors) for name, value in content.items()}
-    optimizer_content = directory.read_json(info.path / directory.OPTIMIZER_JSON)
-    optimizer_tensors = directory.read_tensors(info.path / directory.OPTIMIZER)
+    optimizer_content = directory.read_json(info.path / directory.OPTIMIZER_JSON) if directory.OPTIMIZER_JSON in info.files else None
+    weights = {name: tensor for file in weight_files(info.files) for name, tensor in tensors_in(file).items()}
     return {
-        "model_state_dict": state.join_model(directory.read_tensors(info.path / directory.MODEL), info.aliases),
-        "optimizer_state_dict": state.join_optimizer(optimizer_content, optimizer_tensors) if optimizer_content else None,
+        "model_state_dict": state.join_model(weights, info.aliases),
+        "optimizer_state_dict": state.join_optimizer(optimizer_content, tensors_in(directory.OPTIMIZER)) if optimizer_content else None,
         "scheduler_state_dict": held.get("scheduler"),
         "scaler_state_dict": held.get("scaler"),
         "epoch": info.epoch,
         "step": info.step,
         "metric_value": info.metric_value,
-        "extra_state": held.get("extra_state", {}),
+        "extra_state": held.get("extra_state") or {},
         "metadata": info,
     }
 

@@ -6,9 +6,9 @@ Invariant: best and latest are decided from what `metadata.json` recorded, never
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 FORMAT_VERSION = 1
@@ -46,6 +46,48 @@ class CheckpointMetadata:
     def num_bytes(self) -> int:
         """Size of its files."""
         return sum(held["bytes"] for held in self.files.values())
+
+
+def from_json(content: Any, path: Path) -> CheckpointMetadata:
+    """What `metadata.json` says, once every value is of the kind that its readers count on.
+
+    Raises:
+        ValueError: one line about the first that is not.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"metadata.json: seen a JSON {type(content).__name__}; accepted: an object")
+    for name, accepted in _KINDS.items():
+        if name not in content or not isinstance(content[name], accepted) or isinstance(content[name], bool):
+            raise ValueError(f"metadata.json: {name}: seen {str(content.get(name))[:80]!r}; accepted: {' or '.join(one.__name__ for one in accepted)}")
+    for name, held in content["files"].items():
+        if not (isinstance(held, Mapping) and isinstance(held.get("bytes"), int) and isinstance(held.get("sha256"), str)):
+            raise ValueError(f"metadata.json: files: {name[:80]!r}: seen {str(held)[:80]!r}; accepted: bytes and sha256")
+    if not all(isinstance(value, (int, float)) for value in content["metrics"].values()):
+        raise ValueError("metadata.json: metrics: seen a value that is no number; accepted: numbers")
+    if not all(isinstance(value, str) for value in content["aliases"].values()):
+        raise ValueError("metadata.json: aliases: seen a value that is no name; accepted: names of weights")
+    known = {one.name for one in fields(CheckpointMetadata)}
+    return CheckpointMetadata(**{name: value for name, value in content.items() if name in known and name != "path"}, path=path)
+
+
+def is_inside(name: str) -> bool:
+    """True for the name of a file in the checkpoint's folder or below it, on every system."""
+    parts = PurePosixPath(name).parts
+    return bool(parts) and not name.startswith("/") and ".." not in parts and not any(character in name for character in "\\:\0")
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "epoch": (int,),
+    "step": (int,),
+    "metric_value": (int, float, type(None)),
+    "metric_name": (str,),
+    "run_id": (str, type(None)),
+    "created_ms": (int,),
+    "metrics": (dict,),
+    "files": (dict,),
+    "aliases": (dict,),
+    "format_version": (int,),
+}
 
 
 def best_first(checkpoints: Sequence[CheckpointMetadata], mode: str) -> list[CheckpointMetadata]:

@@ -45,13 +45,67 @@ def split_model(model: nn.Module) -> tuple[Tensors, dict[str, str]]:
         if first != name:
             aliases[name] = first
         else:
-            tensors[name] = tensor.detach().contiguous()
+            tensors[name] = tensor.detach()
     return tensors, aliases
 
 
 def join_model(tensors: Tensors, aliases: Mapping[str, str]) -> Tensors:
-    """A state dict that `load_state_dict` takes, from what `split_model` gave."""
+    """A state dict that `load_state_dict` takes, from what `split_model` gave.
+
+    Raises:
+        CheckpointError: a tied weight is tied to one that is not there.
+    """
+    for name, first in aliases.items():
+        if first not in tensors:
+            raise CheckpointError(f"weights: {name} is said to be tied to {first}, which is not there; accepted: what save_checkpoint wrote")
     return {**tensors, **{name: tensors[first] for name, first in aliases.items()}}
+
+
+def load_model(model: nn.Module, held: Mapping[str, torch.Tensor]) -> None:
+    """Set the weights of the unwrapped model, each of which must be there in its shape and type.
+
+    Raises:
+        CheckpointError: a weight is missing, is too many, or has another shape or type; the model is as it was.
+    """
+    target = unwrapped(model)
+    expected = target.state_dict()
+    if differing := sorted(expected.keys() ^ held.keys()):
+        which = "missing" if differing[0] in expected else "not in this model"
+        raise CheckpointError(f"weights: {differing[0]} is {which} ({len(differing)} such); accepted: the weights of the same {type(target).__name__}")
+    for name, tensor in expected.items():
+        seen = held[name]
+        if seen.shape != tensor.shape or seen.dtype != tensor.dtype:
+            raise CheckpointError(f"weights: {name}: seen {list(seen.shape)} of {seen.dtype}; accepted: {list(tensor.shape)} of {tensor.dtype}")
+    target.load_state_dict(held)
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, held: Mapping[str, Any]) -> None:
+    """Set the optimizer's state, each tensor of which must have its parameter's shape, or one in it (a single number, a row, a column).
+
+    Raises:
+        CheckpointError: other parameters than this optimizer's, or a tensor of another shape; the optimizer is as it was.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, values in held["state"].items():
+        if not 0 <= number < len(parameters) or not isinstance(values, Mapping):
+            raise CheckpointError(f"optimizer: seen state of parameter {number}; accepted: 0 to {len(parameters) - 1}")
+        for name, value in values.items():
+            if isinstance(value, torch.Tensor) and not _broadcasts(value.shape, parameters[number].shape):
+                raise CheckpointError(
+                    f"optimizer: {name} of parameter {number}: seen {list(value.shape)}; accepted: {list(parameters[number].shape)}, or a part of it"
+                )
+    try:
+        optimizer.load_state_dict(dict(held))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        problem = str(error).partition("\n")[0]
+        raise CheckpointError(f"optimizer: {problem}; accepted: the state of the same {type(optimizer).__name__}") from error
+
+
+def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
+    try:
+        return torch.broadcast_shapes(shape, target) == target
+    except RuntimeError:
+        return False
 
 
 def flatten(value: Any, where: str, tensors: Tensors) -> Any:
@@ -67,8 +121,9 @@ def flatten(value: Any, where: str, tensors: Tensors) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, torch.Tensor):
-        tensors[where] = value.detach().contiguous()
-        return {_TENSOR: where}
+        key = where if where not in tensors else f"{where}#{len(tensors)}"
+        tensors[key] = value.detach()
+        return {_TENSOR: key}
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, tuple):
@@ -76,18 +131,28 @@ def flatten(value: Any, where: str, tensors: Tensors) -> Any:
     if isinstance(value, list):
         return [flatten(item, f"{where}.{i}", tensors) for i, item in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(key, (str, int)) for key in value):
-        return {str(key): flatten(item, f"{where}.{key}", tensors) for key, item in value.items()}
+        flat = {str(key): flatten(item, f"{where}.{key}", tensors) for key, item in value.items()}
+        if len(flat) != len(value) or flat.keys() in ({_TENSOR}, {_TUPLE}):
+            raise CheckpointError(f"{where}: seen the keys {', '.join(map(repr, value))}; accepted: keys that differ as text, other than {_TENSOR}, {_TUPLE}")
+        return flat
     raise CheckpointError(f"{where}: seen {type(value).__name__}; accepted: JSON values and tensors")
 
 
 def unflatten(value: Any, tensors: Tensors) -> Any:
-    """What `flatten` was given; the keys of dicts are strings."""
+    """What `flatten` was given; the keys of dicts are strings.
+
+    Raises:
+        CheckpointError: a tensor that is named is not there.
+    """
     if isinstance(value, list):
         return [unflatten(item, tensors) for item in value]
     if isinstance(value, dict):
         if value.keys() == {_TENSOR}:
-            return tensors[value[_TENSOR]]
-        if value.keys() == {_TUPLE}:
+            name = value[_TENSOR]
+            if not isinstance(name, str) or name not in tensors:
+                raise CheckpointError(f"{str(name)[:80]}: a tensor that is not there; accepted: what save_checkpoint wrote")
+            return tensors[name]
+        if value.keys() == {_TUPLE} and isinstance(value[_TUPLE], list):
             return tuple(unflatten(item, tensors) for item in value[_TUPLE])
         return {key: unflatten(item, tensors) for key, item in value.items()}
     return value
@@ -100,9 +165,16 @@ def split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
 
 
 def join_optimizer(content: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
-    """What `optimizer.load_state_dict` takes: parameter numbers are integers again."""
+    """What `optimizer.load_state_dict` takes: parameter numbers are integers again.
+
+    Raises:
+        CheckpointError: it is no optimizer's state.
+    """
     state = unflatten(content, tensors)
-    return {**state, "state": {int(number): held for number, held in state["state"].items()}}
+    try:
+        return {**state, "state": {int(number): held for number, held in state["state"].items()}}
+    except (KeyError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"optimizer: seen no state by parameter number ({error}); accepted: what save_checkpoint wrote") from error
 
 
 def capture_rng() -> dict[str, Any]:

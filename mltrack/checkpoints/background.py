@@ -1,0 +1,65 @@
+"""Work behind the training: one job at a time, whose error comes back.
+
+Invariant: at most one job is in flight; the end of the interpreter waits for it; its error is raised once, by the next `finish`, and where
+nobody calls that any more it is logged.
+
+    behind = Background()
+    behind.start(write)      # returns at once; waits first where a job is in flight
+    behind.finish()          # waits, and raises what `write` raised
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+_LOG = logging.getLogger("mltrack.checkpoints")
+
+
+class Background:
+    """A thread that does one job after the other."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer")
+        self._in_flight: list[Future[None]] = []
+        self._thread: int | None = None
+        weakref.finalize(self, _log_errors, self._in_flight)
+
+    @property
+    def busy(self) -> bool:
+        """True while a job runs."""
+        return any(not job.done() for job in self._in_flight)
+
+    def start(self, job: Callable[[], None]) -> None:
+        """Have the job done. Waits for the one before, and raises its error instead."""
+        self.finish()
+        try:
+            self._in_flight.append(self._executor.submit(self._run, job))
+        except RuntimeError:  # the interpreter is ending and starts no thread any more
+            job()
+
+    def finish(self) -> None:
+        """Wait for the job in flight and raise its error. Within the job itself it does nothing."""
+        if self._thread == threading.get_ident():
+            return
+        while self._in_flight:
+            error = self._in_flight[0].exception()
+            self._in_flight.clear()
+            if error is not None:
+                raise error
+
+    def _run(self, job: Callable[[], None]) -> None:
+        self._thread = threading.get_ident()
+        try:
+            job()
+        finally:
+            self._thread = None
+
+
+def _log_errors(in_flight: list[Future[None]]) -> None:
+    for job in in_flight:
+        if job.done() and (error := job.exception()) is not None:
+            _LOG.error("the last checkpoint was not saved: %s", error)
