@@ -70,15 +70,19 @@ class NonFiniteLossError(TrainingError):
         value: what was seen.
         step: the optimizer step that was about to be taken; the first is 1.
         epoch: 0-based.
-        records: which records the step was made of, as "file: record N" or dataset indices.
+        records: which records it was made of, as "file: record N" or dataset indices.
+        micro_batch: which of the step's micro-batches it was, where that is known.
+        skipped: how many steps had been skipped right before it.
     """
 
-    def __init__(self, quantity: str, value: float, *, step: int, epoch: int, records: Sequence[str]):
-        self.quantity, self.value, self.step, self.epoch, self.records = quantity, value, step, epoch, tuple(records)
+    def __init__(self, quantity: str, value: float, *, step: int, epoch: int, records: Sequence[str], micro_batch: str | None = None, skipped: int = 0):
+        self.quantity, self.value, self.step, self.epoch, self.records, self.micro_batch = quantity, value, step, epoch, tuple(records), micro_batch
         shown = ", ".join(self.records[:16]) + (", ..." if len(self.records) > 16 else "")
+        where = f"epoch {epoch + 1}" + (f", {micro_batch}" if micro_batch else "")
+        before = f", after {skipped} skipped steps in a row" if skipped else ""
         super().__init__(
-            f"{quantity} is {value} at step {step} (epoch {epoch + 1}); the weights are those of step {step - 1}; "
-            f"records of this step: {shown}; try a lower learning_rate, or use_mixed_precision=off"
+            f"{quantity} is {value} at step {step} ({where}){before}; it did not reach the weights; its records: {shown}; "
+            "try a lower learning_rate, or use_mixed_precision=off"
         )
 
 

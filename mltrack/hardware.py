@@ -171,3 +171,15 @@ def _cpuinfo(key: str) -> str:
         if name.strip() == key:
             return value.strip()
     return ""
+
+
+def repeat_exactly() -> None:
+    """Have torch compute the same bits each time on a GPU too, and fail at an operation that it cannot repeat (`deterministic=true`).
+
+    Source: torch's notes on reproducibility. cuBLAS reads its setting when the device is first used.
+    """
+    import torch
+
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)

@@ -49,6 +49,7 @@ class _Run:
     source: ModelSource | None = None
     train_dataset: CodeDataset | None = None
     eval_dataset: CodeDataset | None = None
+    model: Any = None
     directory: RunDirectory | None = None
     info: RunInfo | None = None
     tracker: TrainingMetricsTracker | None = None
@@ -155,6 +156,8 @@ class TrainModelUseCase:
         run.train_dataset = loader.dataset(train_records, source.tokenizer)
         run.eval_dataset = loader.dataset(eval_records, source.tokenizer)
         check_metric_name(run.eval_dataset, request.metric_name)
+        mapping = run.train_dataset.label_mapping if run.task.is_classification else None
+        run.model = source.build(label_mapping=mapping, max_length=request.max_length, seed=request.seed)
         self._load_checkpoint(run)
         share = run.train_dataset.truncated / len(run.train_dataset)
         if share > 0.2:
@@ -174,7 +177,7 @@ class TrainModelUseCase:
         if run.checkpoint is None:
             raise ConfigurationError(f"resume: {resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never")
         device = choose_device(request.device)
-        now = decisive(request.training_config(), run.train_dataset, device, choose_precision(request.use_mixed_precision, device))
+        now = decisive(request.training_config(), run.train_dataset, run.model, device, choose_precision(request.use_mixed_precision, device))
         compare_decisive(run.checkpoint["extra_state"]["decisive"], now, exact=request.exact)
 
     # 4
@@ -244,11 +247,9 @@ class TrainModelUseCase:
         request, train_dataset = run.request, run.train_dataset
         assert run.source is not None
         assert train_dataset is not None
-        assert request.max_length is not None
-        mapping = train_dataset.label_mapping if run.task.is_classification else None
-        model = run.source.build(label_mapping=mapping, max_length=request.max_length, seed=request.seed)
+        assert run.model is not None
         run.trainer = AdvancedTrainer(
-            model,
+            run.model,
             train_dataset,
             run.eval_dataset,
             config=request.training_config(),
@@ -265,7 +266,7 @@ class TrainModelUseCase:
             {
                 "mltrack.device": str(trainer.device),
                 "mltrack.precision": trainer.precision.mode,
-                "mltrack.parameters": sum(parameter.numel() for parameter in model.parameters()),
+                "mltrack.parameters": sum(parameter.numel() for parameter in run.model.parameters()),
             }
         )
 

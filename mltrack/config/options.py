@@ -185,6 +185,7 @@ OPTIONS: dict[str, Option] = _declare(
     Option(name="max_grad_norm", kind="float", default=1.0, minimum=0, above=True, help="Gradients are clipped to this norm."),
     Option(name="gradient_checkpointing", kind="bool", default=False, help="Recompute activations in the backward pass: less memory, more time."),
     Option(name="use_mixed_precision", kind="text", default="auto", choices=PRECISIONS, aliases={"true": "auto", "false": "off", "fp32": "off", "no": "off"}, help="`auto` takes bf16 where the device has the instruction, fp16 on older GPUs, else off; true means auto, false means off."),
+    Option(name="class_weights", kind="text", default="none", choices=("none", "balanced"), help="`balanced` counts rare classes more in the training loss; evaluation is never weighted."),
     Option(name="on_non_finite", kind="text", default="stop", choices=("stop", "skip"), help="What a NaN or infinite loss or gradient does: stop the run, or skip the step and count it."),
     # evaluation and checkpoints
     Option(name="eval_every", kind="interval", default="epoch", help="When to evaluate: each epoch, or every so many optimizer steps (and at each epoch's end)."),
@@ -205,7 +206,8 @@ OPTIONS: dict[str, Option] = _declare(
     Option(name="experiment_name", kind="text", help="MLflow experiment; not set: MLFLOW_EXPERIMENT_NAME, else Default. Ignored under `mlflow run`."),
     Option(name="run_name", kind="text", help="Name of the run; not set: task and model. Ignored under `mlflow run`."),
     Option(name="registered_model_name", kind="text", help="Registry name of the best model; not set: `mltrack-<task>`."),
-    Option(name="promote", kind="text", default="auto", choices=("auto", "never", "always"), help="When the new version becomes `champion`: where there is none yet, never, or always."),
+    Option(name="promote", kind="text", default="auto", choices=("auto", "never", "always"), help="When the new version becomes `champion`: where it is better than the champion on the same evaluation data (or there is none), never, or always."),
+    Option(name="promote_margin", kind="float", default=0.0, minimum=0, help="By how much it must be better, in units of `metric_name`."),
     Option(name="resume", kind="text", default="auto", help="`never`; `latest`: the newest run directory; a run id; `auto`: only the run that MLFLOW_RUN_ID names, if it has a checkpoint."),
     Option(name="exact", kind="bool", default=True, help="Refuse to resume where something that decides the result has changed; false goes on and says so in a tag."),
     Option(name="new_run", kind="bool", default=False, help="Continue the resumed run's checkpoint in a new run."),

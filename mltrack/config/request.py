@@ -60,6 +60,7 @@ class TrainingConfig:
     num_workers: int = setting("num_workers")
     seed: int = setting("seed")
     deterministic: bool = setting("deterministic")
+    class_weights: str = setting("class_weights")
     on_non_finite: str = setting("on_non_finite")
     on_disk_full: str = setting("on_disk_full")
     exact: bool = setting("exact")
@@ -119,11 +120,13 @@ class TrainModelRequest:
     run_name: str | None = None
     registered_model_name: str | None = None
     promote: str = setting("promote")
+    promote_margin: float = setting("promote_margin")
     resume: str = setting("resume")
     exact: bool = setting("exact")
     new_run: bool = setting("new_run")
     offline: bool = setting("offline")
     exit_wait: float = setting("exit_wait")
+    class_weights: str = setting("class_weights")
     on_non_finite: str = setting("on_non_finite")
     on_disk_full: str = setting("on_disk_full")
     on_bad_record: str = setting("on_bad_record")

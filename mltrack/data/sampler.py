@@ -19,17 +19,19 @@ class Sampler:
 
     All ranks cut one common order: micro-step k of the ranks together is the k-th run of `world * batch_size` examples, so that
     `world` ranks see per optimizer step what one rank with `world` times the accumulation sees. Every rank has the same
-    number of batches; the last one may be ragged, and is empty on ranks for which nothing is left.
+    number of batches; the last one may be ragged, and is empty on ranks for which nothing is left. The examples of an optimizer
+    step depend on `batch_size * accumulation * world` alone, not on how it is cut.
 
     Args:
         lengths: tokens of each example.
         seed, epoch: seed the order; equal ones give the same order.
         rank, world: which of how many ranks.
         batch_size: examples of a micro-batch.
+        accumulation: micro-batches of an optimizer step.
         shuffle: False gives the longest examples first (ties in data set order): evaluation pads little and meets its
             largest batch at once.
-        bucket_window: batches (of all ranks) whose examples are sorted by length before they are cut, the batches being
-            shuffled afterwards; 1 is a plain shuffle.
+        bucket_window: optimizer steps (of all ranks) whose examples are sorted by length before they are cut, the steps
+            being shuffled afterwards; 1 is a plain shuffle.
     """
 
     def __init__(
@@ -41,11 +43,13 @@ class Sampler:
         world: int = 1,
         *,
         batch_size: int,
+        accumulation: int = 1,
         shuffle: bool = True,
         bucket_window: int = 1,
     ):
         for name, value, least in (
             ("batch_size", batch_size, 1),
+            ("accumulation", accumulation, 1),
             ("bucket_window", bucket_window, 1),
             ("world", world, 1),
             ("seed", seed, 0),
@@ -57,7 +61,8 @@ class Sampler:
             raise ConfigurationError(f"rank: seen {rank!r}; accepted: a whole number >= 0 and < {world}")
         self._lengths = np.asarray(lengths)
         self._seed, self._epoch, self._rank, self._world = seed, epoch, rank, world
-        self._batch_size, self._shuffle, self._bucket_window = batch_size, shuffle, bucket_window
+        self._batch_size, self._accumulation = batch_size, accumulation
+        self._shuffle, self._bucket_window = shuffle, bucket_window
 
     def __len__(self) -> int:
         """Batches of this rank, the same for every rank."""
@@ -79,13 +84,13 @@ class Sampler:
         return order if self._bucket_window == 1 else self._bucketed(order, generator)
 
     def _bucketed(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-        stride = self._batch_size * self._world
+        stride = self._batch_size * self._accumulation * self._world
         window = stride * self._bucket_window
         by_length = [
             part[np.argsort(-self._lengths[part], kind="stable")] for part in (order[start : start + window] for start in range(0, len(order), window))
         ]
         order = np.concatenate(by_length) if by_length else order
         whole = len(order) // stride
-        # the ragged end stays last: every rank keeps the same number of batches
+        # the ragged end stays last: every step but the last of the epoch is whole
         steps = order[: whole * stride].reshape(whole, stride)[generator.permutation(whole)]
         return np.concatenate([steps.reshape(-1), order[whole * stride :]])

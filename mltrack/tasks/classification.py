@@ -31,7 +31,7 @@ class Classification:
 
     def sums(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(summed cross entropy in nats, number of examples)."""
-        logits, labels = _logits(model, batch), batch["labels"]
+        logits, labels = class_logits(model, batch), batch["labels"]
         return F.cross_entropy(logits, labels, reduction="sum"), (labels != -100).sum()
 
     def evaluator(self, label_names: Sequence[str] | None = None) -> ClassificationEvaluator:
@@ -54,10 +54,11 @@ class ClassificationEvaluator:
 
     def update(self, model: torch.nn.Module, batch: Batch) -> None:
         """Add a batch."""
-        logits, labels = _logits(model, batch), batch["labels"]
-        self._losses.append(_float64(F.cross_entropy(logits, labels, reduction="none")).sum())
+        logits, labels = class_logits(model, batch), batch["labels"]
+        loss, predictions = _float64(F.cross_entropy(logits, labels, reduction="none")).sum(), logits.argmax(dim=-1)
+        self._losses.append(loss)  # nothing is added before all of it is computed: a batch that runs out of memory leaves no trace
         self._labels.append(labels)
-        self._predictions.append(logits.argmax(dim=-1))
+        self._predictions.append(predictions)
 
     def merge(self, other: Self) -> None:
         """Add what another evaluator has seen."""
@@ -83,7 +84,7 @@ class ClassificationEvaluator:
         return {"loss": loss, **classification_metrics(labels, predictions, names)}
 
 
-def _logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
+def class_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """float32 [B, classes]."""
     output: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
     return output.float()

@@ -54,8 +54,10 @@ class GenerationEvaluator:
         """Add a batch."""
         logits, targets = _target_logits(model, batch)
         losses = F.cross_entropy(logits, targets, reduction="none")
-        self._losses.append((losses.cpu() if losses.device.type == "mps" else losses).double().sum())  # mps has no float64
-        self._hits.append((logits.argmax(dim=-1) == targets).sum())
+        loss = (losses.cpu() if losses.device.type == "mps" else losses).double().sum()  # mps has no float64
+        hits = (logits.argmax(dim=-1) == targets).sum()
+        self._losses.append(loss)  # nothing is added before all of it is computed: a batch that runs out of memory leaves no trace
+        self._hits.append(hits)
         self._count += len(targets)
 
     def merge(self, other: Self) -> None:

@@ -124,7 +124,8 @@ class TrainingMetricsTracker:
             if not points:
                 return
         time_ms = records.now_ms()
-        deterministic, timing = [], []
+        deterministic: list[str] = []
+        timing: list[str] = []
         for series, value in points:
             (timing if series.timing else deterministic).append(series.json_key + json_number(value))
         self._append(records.metrics_json(step, epoch, time_ms, ",".join(deterministic), ",".join(timing)))

@@ -14,6 +14,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from mltrack.data import CodeDataset, Sampler
+from mltrack.data.collate import IGNORED
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,17 @@ class MicroBatch:
         """The tensors on the device; the copy of a pinned batch is asynchronous."""
         return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items() if name != "index"}
 
+    def split(self, size: int | None) -> list[MicroBatch]:
+        """Parts of at most `size` examples, in order; None: itself. Their targets and tokens are those of their labels and masks."""
+        if size is None or len(self.records) <= size:
+            return [self]
+        parts = []
+        for start in range(0, len(self.records), size):
+            tensors = {name: tensor[start : start + size] for name, tensor in self.tensors.items()}
+            targets, tokens = int((tensors["labels"] != IGNORED).sum()), int(tensors["attention_mask"].sum())
+            parts.append(MicroBatch(tensors, self.records[start : start + size], targets, tokens))
+        return parts
+
 
 def load_batches(
     dataset: CodeDataset, batches: list[list[int]], *, num_workers: int = 0, pin: bool = False, collate: Callable[..., Any] | None = None
@@ -51,7 +63,7 @@ def load_batches(
 
 
 BUCKET_WINDOW = 50
-"""Batches whose examples are sorted by length before they are cut and shuffled: little padding, still a random order."""
+"""Optimizer steps whose examples are sorted by length before they are cut and shuffled: little padding, still a random order."""
 
 
 class TrainingBatches:
@@ -65,7 +77,7 @@ class TrainingBatches:
     @property
     def num_batches(self) -> int:
         """Micro-batches an epoch."""
-        return len(list(self._order(0)))
+        return len(self._sampler(0))
 
     def groups(self, epoch: int, position: int) -> Iterator[list[MicroBatch]]:
         """The groups of an epoch from the given optimizer step on."""
@@ -80,5 +92,16 @@ class TrainingBatches:
             yield group
 
     def _order(self, epoch: int) -> list[list[int]]:
-        sampler = Sampler(self.dataset.lengths, self._seed, epoch, self._rank, self._world, batch_size=self._batch_size, bucket_window=BUCKET_WINDOW)
-        return [list(batch) for batch in sampler]
+        return [list(batch) for batch in self._sampler(epoch)]
+
+    def _sampler(self, epoch: int) -> Sampler:
+        return Sampler(
+            self.dataset.lengths,
+            self._seed,
+            epoch,
+            self._rank,
+            self._world,
+            batch_size=self._batch_size,
+            accumulation=self.accumulation,
+            bucket_window=BUCKET_WINDOW,
+        )

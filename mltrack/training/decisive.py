@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
+from mltrack.checkpoints.state import unwrapped
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.errors import ConfigurationError
+from mltrack.training.batches import BUCKET_WINDOW
 
 
-def decisive(config: TrainingConfig, dataset: CodeDataset, device: torch.device, precision: str, world: int = 1) -> dict[str, Any]:
+def decisive(config: TrainingConfig, dataset: CodeDataset, model: nn.Module, device: torch.device, precision: str, world: int = 1) -> dict[str, Any]:
     """The values by name, as a checkpoint keeps them."""
+    inner = unwrapped(model)
     return {
         "batch_size": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
@@ -21,14 +27,35 @@ def decisive(config: TrainingConfig, dataset: CodeDataset, device: torch.device,
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
+        "class_weights": config.class_weights,
         "training data": dataset.digest[:12],
+        "tokenizer": tokenizer_digest(dataset.tokenizer)[:12],
         "max_length": dataset.max_length,
+        "sampler": f"length buckets of {BUCKET_WINDOW} steps",
+        "model": shape_of(inner),
+        "attention implementation": str(getattr(getattr(inner, "config", None), "_attn_implementation", None)),
+        "optimizer": "AdamW",
         "world size": world,
         "device": device.type,
         "precision": precision,
+        "deterministic": config.deterministic,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }
+
+
+def shape_of(model: nn.Module) -> str:
+    """The model's class, its number of parameters, and a digest of their names and shapes."""
+    shapes = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(model.state_dict().items())]
+    digest = hashlib.sha256("\n".join(shapes).encode()).hexdigest()
+    return f"{type(model).__name__} of {sum(parameter.numel() for parameter in model.parameters()):,} parameters ({digest[:8]})"
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 (hex) of what a tokenizer does to a text: its whole definition where it is a fast one, else its vocabulary."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    definition = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
+    return hashlib.sha256(definition.encode()).hexdigest()
 
 
 def compare_decisive(then: Mapping[str, Any], now: Mapping[str, Any], *, exact: bool) -> list[str]:

@@ -11,7 +11,8 @@ from torch import nn
 from mltrack.data import CodeDataset, Sampler
 from mltrack.errors import ConfigurationError, did_you_mean
 from mltrack.tasks import task_for
-from mltrack.training.batches import load_batches
+from mltrack.training.batches import MicroBatch, load_batches
+from mltrack.training.gradient import is_out_of_memory
 from mltrack.training.precision import Precision
 
 OnBatch = Callable[[int, int], None]
@@ -38,10 +39,22 @@ def evaluate(
                 if on_batch is not None:
                     on_batch(done, len(order))
                 with precision.autocast():
-                    evaluator.update(model, batch.to(device))
+                    _add(evaluator, model, batch, device)
     finally:
         model.train(was_training)
     return evaluator.compute(), evaluator
+
+
+def _add(evaluator: Any, model: nn.Module, batch: MicroBatch, device: torch.device) -> None:
+    """Add a batch; where it does not fit into memory, its halves."""
+    try:
+        evaluator.update(model, batch.to(device))
+        return
+    except Exception as error:
+        if not is_out_of_memory(error) or len(batch.records) == 1:
+            raise
+    for half in batch.split((len(batch.records) + 1) // 2):
+        _add(evaluator, model, half, device)
 
 
 def check_metric_name(dataset: CodeDataset, name: str) -> None:

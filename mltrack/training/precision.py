@@ -1,6 +1,7 @@
 """Mixed precision: autocast, loss scaling, and the optimizer step behind it.
 
-Invariant: master weights and optimizer state are fp32; gradients are unscaled before anybody looks at them.
+Invariant: master weights and optimizer state are fp32; gradients are unscaled before anybody looks at them; a gradient or a loss that is
+not finite changes neither weights nor optimizer state.
 """
 
 from __future__ import annotations
@@ -36,23 +37,36 @@ class Precision:
         """Add the gradients of a loss, scaled in fp16."""
         self.scaler.scale(loss).backward()
 
-    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make the gradients those of the loss itself."""
+    def unscale(self, optimizer: torch.optim.Optimizer, losses: torch.Tensor) -> None:
+        """Make the gradients those of the loss itself.
+
+        Args:
+            losses: what was added up, float32 [N]. GradScaler looks at gradients alone: a loss that is not finite makes one of them so.
+        """
+        if self.mode != "fp16":
+            return
+        first = next(parameter.grad for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None)
+        first[(0,) * first.ndim].add_(torch.where(torch.isfinite(losses).all(), 0.0, torch.nan))
         self.scaler.unscale_(optimizer)
 
-    def step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Step the optimizer; in fp16 not with a gradient that overflowed."""
-        self.scaler.step(optimizer)
-        self.scaler.update()
-
-    def skips(self, finite: bool) -> bool:
-        """True where fp16's own overflow handling skips this step, which is no error while lowering the scale can help."""
-        return self.mode == "fp16" and not finite and self.scaler.get_scale() > SMALLEST_SCALE
-
-    def discard(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take back `unscale` for a step that is not taken."""
+    def step(self, optimizer: torch.optim.Optimizer, not_finite: torch.Tensor) -> None:
+        """Step the optimizer unless `not_finite` (float32, 0-dim, on the device) is 1; a GPU is not waited for."""
         if self.mode == "fp16":
+            self.scaler.step(optimizer)
             self.scaler.update()
+        elif steps_on_condition(optimizer):
+            held: Any = optimizer
+            held.grad_scale, held.found_inf = None, not_finite
+            try:
+                optimizer.step()
+            finally:
+                del held.grad_scale, held.found_inf
+        elif not not_finite.item():
+            optimizer.step()
+
+    def skips(self) -> bool:
+        """True where fp16's own overflow handling accounts for a skipped step: no error while lowering the scale can help."""
+        return self.mode == "fp16" and self.scaler.get_scale() > SMALLEST_SCALE
 
     def state_dict(self) -> dict[str, Any]:
         """Scale and growth counter in fp16, empty otherwise."""
@@ -62,3 +76,8 @@ class Precision:
         """Continue from `state_dict()`."""
         if state:
             self.scaler.load_state_dict(state)
+
+
+def steps_on_condition(optimizer: torch.optim.Optimizer) -> bool:
+    """True for torch's fused optimizers: their kernel takes the condition from the device."""
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))

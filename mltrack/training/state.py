@@ -25,6 +25,8 @@ class TrainingState:
     """Time in the loop."""
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
+    micro_batch_size: int | None = None
+    """Most examples that fit into memory at once, once it ran out; None: a whole micro-batch."""
     stopped_early: bool = False
     best_metric: float | None = None
     best_epoch: int | None = None
@@ -40,6 +42,7 @@ class TrainingState:
 
     def count_step(self, loss_sum: float, targets: int, tokens: int, seconds: float) -> None:
         """One optimizer step was taken."""
+        self.skipped_in_a_row = 0
         self.step += 1
         self.position += 1
         self.tokens += tokens
@@ -94,4 +97,5 @@ class TrainingState:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         for f in fields(self):
-            setattr(self, f.name, state[f.name])
+            if f.name in state:  # an older checkpoint has fewer
+                setattr(self, f.name, state[f.name])

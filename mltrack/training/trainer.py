@@ -17,6 +17,7 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,9 +29,10 @@ from mltrack.checkpoints import CheckpointManager
 from mltrack.checkpoints.state import capture_rng, restore_rng, unwrapped
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
-from mltrack.errors import CheckpointError, DatasetError, Interrupted, NonFiniteLossError
-from mltrack.hardware import choose_device, choose_precision
+from mltrack.errors import CheckpointError, DatasetError, Interrupted
+from mltrack.hardware import choose_device, choose_precision, repeat_exactly
 from mltrack.tasks import task_for
+from mltrack.tasks.class_weights import weighted
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking import TrainingMetricsTracker
 from mltrack.training.batches import MicroBatch, TrainingBatches
@@ -38,12 +40,23 @@ from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.defaults import configure, local_checkpoints, local_tracker
 from mltrack.training.early_stopping import EarlyStopping
 from mltrack.training.evaluate import check_metric_name, evaluate
+from mltrack.training.gradient import GradientOfGroup, StepGradient
+from mltrack.training.non_finite import non_finite_error, save_group
 from mltrack.training.parallel import Parallel, choose_parallel
-from mltrack.training.precision import Precision
+from mltrack.training.precision import Precision, steps_on_condition
 from mltrack.training.schedule import Every, Plan, adamw, apply_options, linear_warmup_decay
 from mltrack.training.state import TrainingState
 
 MAX_SKIPPED_IN_A_ROW = 10
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step that was taken and whose outcome nobody has looked at yet."""
+
+    gradient: StepGradient
+    learning_rate: float
+    data_wait_ms: float
 
 
 class Listener(Protocol):
@@ -102,7 +115,8 @@ class AdvancedTrainer:
         self.task = task_for(train_dataset.task)
         self.device = choose_device(self.config.device)
         self.precision = Precision(choose_precision(self.config.use_mixed_precision, self.device), self.device)
-        self.parallel = parallel or choose_parallel(self.config.parallel, self.device, self.task)
+        objective = weighted(self.task, self.config.class_weights, train_dataset)
+        self.parallel = parallel or choose_parallel(self.config.parallel, self.device, objective)
         self.model = model.to(self.device)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         self.batches = TrainingBatches(
@@ -131,8 +145,22 @@ class AdvancedTrainer:
         self.listeners = list(listeners)
         self._owns_tracker = tracker is None
         self._stop_requested = stop_requested
+        self.gradient = GradientOfGroup(
+            self.model,
+            self.optimizer,
+            self.parallel,
+            self.precision,
+            max_grad_norm=self.config.max_grad_norm,
+            poll=self._poll,
+            place=train_dataset.place,
+            on_halved=self._remember_micro_batch_size,
+        )
+        self.reads_late = self.device.type == "cuda" and steps_on_condition(self.optimizer)
+        """A step's loss is read when the next gradient is under way, so that a GPU never waits for the host."""
+        self._in_flight: Step | None = None
         self._rng: dict[str, Any] | None = None
         self._data_wait_ms = 0.0
+        self._last_settled = time.perf_counter()
         if self.config.gradient_checkpointing:
             _recompute_activations(unwrapped(self.model))
 
@@ -195,6 +223,7 @@ class AdvancedTrainer:
         apply_options(self.optimizer, self.scheduler, self.config)
         self.precision.load_state_dict(checkpoint["scaler_state_dict"] or {})
         self.state.load_state_dict(extra["training"])
+        self.gradient.micro_batch_size = self.state.micro_batch_size
         self.early_stopping.load_state_dict(extra["early_stopping"])
         self._rng = extra["rng"]
         return changed
@@ -209,7 +238,8 @@ class AdvancedTrainer:
 
     def _begin(self) -> None:
         """Seed everything, or continue every random sequence where the checkpoint left it."""
-        torch.use_deterministic_algorithms(self.config.deterministic)
+        if self.config.deterministic:
+            repeat_exactly()
         if self._rng is None:
             random.seed(self.config.seed)
             np.random.seed(self.config.seed % 2**32)
@@ -219,6 +249,7 @@ class AdvancedTrainer:
             self._rng = None
         self.model.train()
         self._groups = self._groups_from_here()
+        self._last_settled = time.perf_counter()
         for listener in self.listeners:
             listener.on_start(self.state, self.plan)
 
@@ -230,43 +261,44 @@ class AdvancedTrainer:
         return group
 
     def _take_step(self, group: Sequence[MicroBatch]) -> None:
-        """One optimizer step: sum the gradients of the group, check, clip, step."""
-        started = time.perf_counter()
+        """One optimizer step: the gradient of the group, checked and clipped, moves the weights."""
         self._rng = capture_rng()  # a step that is interrupted is taken again from here
-        targets = sum(batch.targets for batch in group)
-        loss_sum = torch.zeros((), device=self.device)
-        for batch in group:
-            self._poll()
-            with self.precision.autocast():
-                batch_sum, _ = self.parallel.sums(self.model, batch.to(self.device))
-            self.precision.backward(batch_sum / targets)
-            loss_sum += batch_sum.detach()
-        self.precision.unscale(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
-        measured: list[float] = torch.stack([loss_sum.float(), norm.float()]).tolist()  # the only wait for the device in a step
-        total, grad_norm = measured
-        train_loss: float = total / targets
+        gradient = self.gradient.of(group, self._rng)
+        self._settle()
         learning_rate = float(self.scheduler.get_last_lr()[0])
-        finite = math.isfinite(total) and math.isfinite(grad_norm)
-        if finite:
-            self.precision.step(self.optimizer)
-            self.scheduler.step()
-            self.state.skipped_in_a_row = 0
-        else:
-            self._refuse_or_skip(train_loss, grad_norm, group)
+        self.precision.step(self.optimizer, gradient.not_finite)
         self.optimizer.zero_grad(set_to_none=True)
         self._rng = None
-        tokens, seconds = sum(batch.tokens for batch in group), time.perf_counter() - started
-        metrics: dict[str, float] = {"learning_rate": learning_rate, "tokens_per_second": tokens / seconds, "data_wait_ms": self._data_wait_ms}
-        if finite:
-            self.state.count_step(total, targets, tokens, seconds)
-            metrics = {"train_loss": train_loss, "grad_norm": grad_norm, **metrics}
+        self._in_flight = Step(gradient, learning_rate, self._data_wait_ms)
+        if not self.reads_late or self._something_is_due():
+            self._settle()
+
+    def _settle(self) -> None:
+        """Learn how the step that was taken last came out: count and log it, or refuse it."""
+        step, self._in_flight = self._in_flight, None
+        if step is None:
+            return
+        gradient, state = step.gradient, self.state
+        *losses, grad_norm = gradient.measured.wait()
+        total = math.fsum(losses)
+        now = time.perf_counter()
+        seconds, self._last_settled = now - self._last_settled, now
+        metrics: dict[str, float] = {
+            "learning_rate": step.learning_rate,
+            "tokens_per_second": gradient.tokens / seconds,
+            "data_wait_ms": step.data_wait_ms,
+        }
+        if math.isfinite(total) and math.isfinite(grad_norm):
+            self.scheduler.step()
+            state.count_step(total, gradient.targets, gradient.tokens, seconds)
+            metrics = {"train_loss": total / gradient.targets, "grad_norm": grad_norm, **metrics}
         else:
-            self.state.count_skipped(tokens, seconds)
-            metrics["skipped_steps"] = self.state.skipped_steps
-        self.tracker.log_metrics(metrics, step=self.state.step, epoch=self.state.epoch)
+            self._refuse_or_skip(gradient, losses, grad_norm)
+            state.count_skipped(gradient.tokens, seconds)
+            metrics["skipped_steps"] = state.skipped_steps
+        self.tracker.log_metrics(metrics, step=state.step, epoch=state.epoch)
         for listener in self.listeners:
-            listener.on_step(self.state, metrics)
+            listener.on_step(state, metrics)
 
     def _close_step(self) -> None:
         """Do what is due after the step that was taken last, unless it has been done: evaluate, end the epoch, save."""
@@ -304,7 +336,9 @@ class AdvancedTrainer:
         )
         metrics = {f"eval_{name}": value for name, value in values.items()}
         name, state = self.config.metric_name, self.state
-        self.tracker.log_metrics({**metrics, "eval_seconds": time.perf_counter() - started}, step=state.step, epoch=state.epoch)
+        seconds = time.perf_counter() - started
+        self._last_settled += seconds
+        self.tracker.log_metrics({**metrics, "eval_seconds": seconds}, step=state.step, epoch=state.epoch)
         state.offer_best(metrics[name], self.metric_mode)
         self.early_stopping.update(metrics[name])
         train_loss = state.epoch_aggregates().get("train_loss")
@@ -326,21 +360,34 @@ class AdvancedTrainer:
         if signal_number is not None:
             raise Interrupted(signal_number)
 
-    def _refuse_or_skip(self, loss: float, grad_norm: float, group: Sequence[MicroBatch]) -> None:
-        """Count the step as skipped where that was asked for, or where fp16 finds its scale; raise otherwise."""
+    def _something_is_due(self) -> bool:
+        """True where evaluation, an epoch's end or a checkpoint follows the step that is in flight."""
+        step, epoch_over = self.state.step + 1, self.state.position + 1 == self.plan.steps_per_epoch
+        return epoch_over or step >= self.plan.total_steps or self.eval_every.due(step, epoch_over) or self.save_every.due(step, epoch_over)
+
+    def _refuse_or_skip(self, gradient: StepGradient, losses: Sequence[float], grad_norm: float) -> None:
+        """Let a step go that was skipped as asked for, or where fp16 finds its scale; raise for any other, and keep its batch."""
         state = self.state
-        asked_for = self.config.on_non_finite == "skip" and state.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW
-        if not asked_for and not self.precision.skips(finite=False):
-            records = [self.train_dataset.place(number) for batch in group for number in batch.records]
-            quantity, value = ("loss", loss) if not math.isfinite(loss) else ("gradient norm", grad_norm)
-            raise NonFiniteLossError(quantity, value, step=state.step + 1, epoch=state.epoch, records=records)
-        self.precision.discard(self.optimizer)
+        if self.precision.skips() or (self.config.on_non_finite == "skip" and state.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW):
+            return
+        error = non_finite_error(
+            gradient.group, losses, grad_norm, step=state.step + 1, epoch=state.epoch, place=self.train_dataset.place, skipped=state.skipped_in_a_row
+        )
+        for path in save_group(self.tracker.directory.path / "non_finite", gradient.group, error, losses, grad_norm):
+            self.tracker.log_artifact(path, "non_finite")
+        raise error
+
+    def _remember_micro_batch_size(self, size: int) -> None:
+        self.state.micro_batch_size = size
+        self.tracker.set_tags({"mltrack.micro_batch_size": size})
 
     def _save(self, epoch: int, metrics: Mapping[str, float]) -> None:
         started = time.perf_counter()
         try:
             self._write_checkpoint(epoch, metrics)
-            self.tracker.log_metrics({"checkpoint_stall_ms": 1000 * (time.perf_counter() - started)}, step=self.state.step)
+            seconds = time.perf_counter() - started
+            self._last_settled += seconds
+            self.tracker.log_metrics({"checkpoint_stall_ms": 1000 * seconds}, step=self.state.step)
         except CheckpointError as error:
             if self.config.on_disk_full == "stop":
                 raise
@@ -366,10 +413,11 @@ class AdvancedTrainer:
 
     def _decisive(self) -> dict[str, Any]:
         """What else than weights, data order and position decides the bits of the result."""
-        return decisive(self.config, self.train_dataset, self.device, self.precision.mode, self.parallel.world)
+        return decisive(self.config, self.train_dataset, self.model, self.device, self.precision.mode, self.parallel.world)
 
     def _save_where_it_stands(self) -> None:
         """A checkpoint of the last whole step; the micro-batches after it are computed again."""
+        self._settle()
         self.optimizer.zero_grad(set_to_none=True)
         held = self.checkpoint_manager.get_latest_checkpoint_info()
         if held is None or held.step != self.state.step:

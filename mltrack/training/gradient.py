@@ -1,0 +1,160 @@
+"""The gradient of one optimizer step, whatever its micro-batches are cut into.
+
+Invariant: it is the sum of the group's losses over the sum of its targets. A micro-batch that does not fit into memory is cut into
+halves, and the step starts again from nothing with the same random numbers; the size that fits is remembered.
+"""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mltrack.checkpoints.state import restore_rng
+from mltrack.errors import TrainingError
+from mltrack.training.batches import MicroBatch
+from mltrack.training.parallel import Parallel
+from mltrack.training.precision import Precision
+
+_ALLOCATION_FAILED = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What a RuntimeError says where torch has no class of its own for it."""
+
+
+class Reading:
+    """Numbers that a device has computed, read when they are needed.
+
+    Args:
+        values: float32 [N]. From a GPU the copy is started at once and does not keep anything waiting.
+    """
+
+    def __init__(self, values: torch.Tensor):
+        self._host, self._copied = values, None
+        if values.device.type == "cuda":
+            self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._host.copy_(values, non_blocking=True)
+            self._copied = torch.cuda.Event()
+            self._copied.record()
+
+    def wait(self) -> list[float]:
+        """The numbers, once the device has come so far."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return [float(value) for value in self._host.tolist()]
+
+
+@dataclass(frozen=True)
+class StepGradient:
+    """What the parameters' `.grad` hold now, clipped."""
+
+    group: Sequence[MicroBatch]
+    targets: int
+    """Target tokens or examples of the group."""
+    tokens: int
+    """Real tokens of the group."""
+    measured: Reading
+    """Loss sum of each micro-batch, then the norm of the whole gradient before it was clipped."""
+    not_finite: torch.Tensor
+    """float32, 0-dim, on the device: 1 where a loss or the norm is not finite, else 0."""
+
+
+class GradientOfGroup:
+    """Computes it.
+
+    Args:
+        micro_batch_size: most examples that are computed at once; None: all of a micro-batch.
+        poll: called before each part; what it raises ends the step.
+        on_halved: told the new size after memory ran out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        parallel: Parallel,
+        precision: Precision,
+        *,
+        max_grad_norm: float,
+        poll: Callable[[], None],
+        place: Callable[[int], str],
+        on_halved: Callable[[int], None],
+    ):
+        self.model, self.optimizer, self.parallel, self.precision = model, optimizer, parallel, precision
+        self.micro_batch_size: int | None = None
+        self._max_grad_norm = max_grad_norm
+        self._poll, self._place, self._on_halved = poll, place, on_halved
+        self._at: MicroBatch | None = None
+
+    def of(self, group: Sequence[MicroBatch], rng: Mapping[str, Any]) -> StepGradient:
+        """The gradient of a group of micro-batches.
+
+        Args:
+            rng: the random number generators as they are now, to start again from.
+
+        Raises:
+            TrainingError: a single record does not fit into memory.
+        """
+        while True:
+            problem = ""
+            try:
+                return self._computed(group)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                problem = str(error).splitlines()[0]
+            # not inside the handler: the traceback would keep the tensors alive
+            self._halve(problem)
+            restore_rng(rng)
+
+    def _computed(self, group: Sequence[MicroBatch]) -> StepGradient:
+        targets = sum(batch.targets for batch in group)
+        losses = [self._loss_sum(batch, targets) for batch in group]
+        self._at = None
+        loss_sums = torch.stack(losses)
+        self.precision.unscale(self.optimizer, loss_sums)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
+        measured = torch.cat([loss_sums, norm.float().reshape(1)])
+        not_finite = 1.0 - torch.isfinite(measured).all().float()
+        return StepGradient(group, targets, sum(batch.tokens for batch in group), Reading(measured), not_finite)
+
+    def _loss_sum(self, batch: MicroBatch, targets: int) -> torch.Tensor:
+        """Add the gradient of one micro-batch; returns its loss sum, float32, 0-dim."""
+        sums = []
+        for part in batch.split(self.micro_batch_size):
+            self._poll()
+            self._at = part
+            with self.precision.autocast():
+                part_sum, _ = self.parallel.sums(self.model, part.to(self.precision.device))
+            self.precision.backward(part_sum / targets)
+            sums.append(part_sum.detach().float())
+        return torch.stack(sums).sum()
+
+    def _halve(self, problem: str) -> None:
+        part = self._at
+        self.optimizer.zero_grad(set_to_none=True)
+        gc.collect()
+        if self.precision.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if part is None or len(part.records) == 1:
+            what = "the gradient's norm" if part is None else f"{self._place(part.records[0])}: a single record of {part.tokens:,} tokens"
+            raise TrainingError(
+                f"{what} does not fit into the memory of {self.precision.device}: {problem}; accepted: a smaller max_length, gradient_checkpointing=true, "
+                "a smaller model, or a device with more memory"
+            )
+        self.micro_batch_size = (len(part.records) + 1) // 2
+        warnings.warn(
+            f"out of memory with {len(part.records)} examples at once; the step starts again with {self.micro_batch_size}, which changes no result",
+            stacklevel=2,
+        )
+        self._on_halved(self.micro_batch_size)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """True where an allocation failed, on a GPU or on the host."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATION_FAILED)

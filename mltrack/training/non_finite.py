@@ -1,0 +1,49 @@
+"""What is left of a step whose loss or gradient was not finite: the batch itself, to be looked at."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from mltrack.errors import NonFiniteLossError
+from mltrack.training.batches import MicroBatch
+
+
+def non_finite_error(
+    group: Sequence[MicroBatch], losses: Sequence[float], grad_norm: float, *, step: int, epoch: int, place: Callable[[int], str], skipped: int = 0
+) -> NonFiniteLossError:
+    """The error that names step, epoch, micro-batch and records.
+
+    Args:
+        losses: loss sum of each micro-batch.
+        step: the optimizer step that was not taken; the first is 1.
+        epoch: 0-based.
+        place: "file: record N" of a record number.
+        skipped: steps that were skipped right before it.
+    """
+    guilty = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
+    named = [group[number] for number in guilty] or list(group)
+    quantity, value = ("loss", losses[guilty[0]]) if guilty else ("gradient norm", grad_norm)
+    which = f"micro-batch {guilty[0] + 1} of {len(group)}" if guilty and len(group) > 1 else None
+    records = [place(number) for batch in named for number in batch.records]
+    return NonFiniteLossError(quantity, value, step=step, epoch=epoch, records=records, micro_batch=which, skipped=skipped)
+
+
+def save_group(folder: Path, group: Sequence[MicroBatch], error: NonFiniteLossError, losses: Sequence[float], grad_norm: float) -> list[Path]:
+    """Write the tensors of the micro-batches (safetensors) and what is known of them (JSON) into the folder; returns both files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors_file, facts_file = folder / f"step-{error.step:08d}.safetensors", folder / f"step-{error.step:08d}.json"
+    save_file({f"{number}.{name}": tensor.contiguous() for number, batch in enumerate(group) for name, tensor in batch.tensors.items()}, tensors_file)
+    facts = {
+        "step": error.step,
+        "epoch": error.epoch,
+        "grad_norm": str(grad_norm),
+        "micro_batches": [{"records": batch.records, "loss_sum": str(loss), "targets": batch.targets} for batch, loss in zip(group, losses, strict=True)],
+        "named_records": list(error.records),
+    }
+    facts_file.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    return [tensors_file, facts_file]
