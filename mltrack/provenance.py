@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError
 from mltrack.journal import RunDirectory, find_run_directories, find_run_directory
 from mltrack.relay import WatchedProcess
+from mltrack.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 
 NOT_INHERITED = {"resume", "exact", "new_run", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output"}
 """Options that a resumed run takes from its own command line alone."""
@@ -28,11 +30,12 @@ def git_facts() -> dict[str, str]:
     return tags
 
 
-def find_resumed(request: TrainModelRequest) -> RunDirectory | None:
-    """The run directory that the request continues, or None.
+def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lambda line: None) -> RunDirectory | None:
+    """The run directory that the request continues, or None; one that is not here, or is outdated, is made from what MLflow holds.
 
     Raises:
         ConfigurationError: the run that was named is not there.
+        TrackingError: MLflow cannot be reached, and the run is not here.
     """
     wanted = request.resume
     if wanted == "never":
@@ -44,17 +47,36 @@ def find_resumed(request: TrainModelRequest) -> RunDirectory | None:
     if wanted == "auto":
         run_id = os.environ.get("MLFLOW_RUN_ID")
         found = find_run_directory(request.output_dir, run_id) if run_id else None
+        if found is not None:
+            found = _up_to_date(found, request, notice)
+        elif run_id and not request.offline:
+            found = fetch_started_run(run_id, request.tracking_uri, request.output_dir, notice=notice)
         return found if found is not None and has_checkpoint(found) else None
     if wanted == "latest":
         with_checkpoint = [one for one in find_run_directories(request.output_dir) if has_checkpoint(one)]
         if not with_checkpoint:
             raise ConfigurationError(f"resume: seen 'latest', but no run in {Path(request.output_dir).absolute()} has a checkpoint; accepted: never, a run id")
-        return with_checkpoint[-1]
+        return _up_to_date(with_checkpoint[-1], request, notice)
     found = find_run_directory(request.output_dir, wanted)
-    if found is None:
+    if found is not None:
+        return _up_to_date(found, request, notice)
+    try:
+        if request.offline:
+            raise UnknownRunError("with offline=true MLflow is not asked")
+        return fetch_run(wanted, request.tracking_uri, request.output_dir, fork=request.new_run, notice=notice)
+    except UnknownRunError as error:
         known = ", ".join(one.path.name for one in find_run_directories(request.output_dir)[-5:]) or "none"
-        raise ConfigurationError(f"resume: seen '{wanted}', which is no run in {Path(request.output_dir).absolute()}; runs there: {known}")
-    return found
+        here = f"is no run in {Path(request.output_dir).absolute()} (runs there: {known})"
+        raise ConfigurationError(f"resume: seen '{wanted}', which {here}; {error}") from error
+
+
+def _up_to_date(found: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None]) -> RunDirectory:
+    """`found`, or what MLflow holds of that run where it went on elsewhere since."""
+    info = found.read_run()
+    if request.new_run or request.offline or info.run_id is None or not set_aside_if_outdated(found):
+        return found
+    notice(f"run {info.run_id} went on elsewhere since {found.path} was written")
+    return fetch_run(info.run_id, info.tracking_uri, found.path.parent, notice=notice)
 
 
 def refuse_live(resumed: RunDirectory) -> None:

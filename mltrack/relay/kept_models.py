@@ -1,6 +1,7 @@
 """The checkpoints that stay, as logged models of the run; those that no longer stay are gone from the store.
 
-Invariant: after `reconcile` the store holds what the journal says, whatever a crash left there; a registered model is never deleted.
+Invariant: after `reconcile` the store holds what the journal says, and after `settle` nothing else of this run either, whatever a crash left there;
+a registered model is never deleted.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from typing import Any
 
 from mltrack.journal import RunDirectory
 from mltrack.relay.progress import Progress
-from mltrack.store import Store, artifacts, light_model, logged_models
+from mltrack.store import Store, StoreUnavailable, artifacts, light_model, logged_models
 
-STATE_FILES = tuple(sorted(light_model.TRAINING_STATE))
+CHECKPOINTS = "checkpoints"
+"""Folder of the run's artifacts: `index.json`, and `<step>/state/` with what a logged model does not hold of that checkpoint."""
 REQUIRED = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 
 Save = Callable[[], None]
@@ -32,10 +34,13 @@ class KeptModels:
     def __init__(self, store: Store, run_id: str, directory: RunDirectory, progress: Progress, save: Save):
         self._store, self._run_id, self._directory, self._progress, self._save = store, run_id, directory, progress, save
         self._staging = directory.path / ".relay"
+        self._kept: set[str] | None = None
+        """Steps of the newest record, until the store is known to hold nothing else."""
 
     def reconcile(self, record: Mapping[str, Any]) -> None:
         """Publish what is new in a `checkpoints` record and prune what is not in it any more."""
         kept = {str(one["step"]): one for one in record["kept"]}
+        shutil.rmtree(self._staging, ignore_errors=True)  # of a relay that was killed
         for step, one in kept.items():
             if step in self._progress.models and self._progress.saved_ms.get(step) != one.get("created_ms"):
                 self._prune(step)  # the same step was saved again, with what was evaluated since
@@ -47,9 +52,26 @@ class KeptModels:
             {**{name: one[name] for name in ("step", "epoch", "metric_name", "metric_value", "reasons")}, "model_id": self._progress.models.get(step) or None}
             for step, one in kept.items()
         ]
-        artifacts.put_text(self._store, self._run_id, json.dumps(index, indent=1), "checkpoints/index.json")
+        artifacts.put_text(self._store, self._run_id, json.dumps(index, indent=1), f"{CHECKPOINTS}/index.json")
         best = record["best_step"]
         self._progress.best_model_id = (self._progress.models.get(str(best)) or None) if best is not None else None
+        self._kept = set(kept)
+
+    def settle(self) -> None:
+        """Remove what relays that were killed left of this run: to be called when no newer record is known."""
+        if self._kept is None:
+            return
+        kept, self._kept = self._kept, None
+        try:
+            for row in logged_models.models_of_run(self._store, self._run_id):
+                if row["model_id"] not in self._progress.models.values():
+                    logged_models.prune(self._store, row["model_id"])
+            for name in artifacts.list_names(self._store, self._run_id, CHECKPOINTS):
+                if name.isdigit() and name not in kept:
+                    artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{name}")
+        except StoreUnavailable:
+            self._kept = kept  # try again later
+            raise
 
     def _publish(self, one: Mapping[str, Any], time_ms: int) -> None:
         folder = self._directory.path / one["path"]
@@ -59,9 +81,8 @@ class KeptModels:
         try:
             is_model = (folder / "config.json").exists() or not folder.exists()
             model_id = self._upload_model(folder, step, one, time_ms) if is_model else ""
-            for name in STATE_FILES if is_model else sorted(path.name for path in folder.iterdir()):
-                if (folder / name).exists():
-                    artifacts.put_file(self._store, self._run_id, folder / name, f"checkpoints/{step}/state")
+            for name in light_model.files_beside_model(folder):
+                artifacts.put_file(self._store, self._run_id, folder / name, f"{CHECKPOINTS}/{step}/state")
         except FileNotFoundError:
             if folder.exists():
                 raise
@@ -77,7 +98,6 @@ class KeptModels:
         hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         ours = hf_config.get("mltrack", {})
         staged = self._staging / f"step-{step}"
-        shutil.rmtree(staged, ignore_errors=True)
         light_model.write_model_folder(
             folder,
             staged,
@@ -87,6 +107,7 @@ class KeptModels:
             source_model_name=ours.get("source_model_name") or hf_config.get("_name_or_path") or "scratch",
             metadata={"mltrack_run_id": self._run_id, "mltrack_step": step},
         )
+        measured_on = self._progress.evaluation_set or {}
         return logged_models.publish(
             self._store,
             self._run_id,
@@ -96,12 +117,14 @@ class KeptModels:
             tags={"mltrack.epoch": str(one["epoch"] + 1), "mltrack.kept_as": ",".join(one["reasons"])},
             metrics=one["metrics"],
             timestamp_ms=time_ms,
+            dataset_name=measured_on.get("name"),
+            dataset_digest=measured_on.get("digest"),
         )
 
     def _prune(self, step: str) -> None:
         if self._progress.models[step]:
             logged_models.prune(self._store, self._progress.models[step])
-        artifacts.delete(self._store, self._run_id, f"checkpoints/{step}")
+        artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{step}")
         del self._progress.models[step]
         self._progress.saved_ms.pop(step, None)
         self._save()

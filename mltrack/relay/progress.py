@@ -26,18 +26,26 @@ class Progress:
     infinite: list[str] = field(default_factory=list)
     """Infinite values, which MLflow cannot hold: name, step, sign."""
     renamed: dict[str, str] = field(default_factory=dict)
-    """{name in MLflow: name in the journal} of the metrics and params whose names MLflow refuses."""
+    """{name in MLflow: name in the journal} of the metrics, params and tags whose names MLflow refuses."""
+    shortened: bool = False
+    """A param or tag was longer than MLflow holds, or held what no database takes."""
+    deferred: list[int] = field(default_factory=list)
+    """Bytes of the journal at which the records begin that the artifact store did not take yet."""
     models: dict[str, str] = field(default_factory=dict)
     """{step: id of the logged model}; empty for a checkpoint that is no Hugging Face folder and so is kept as files alone."""
     saved_ms: dict[str, int] = field(default_factory=dict)
     """{step: when that checkpoint was saved}."""
     best_model_id: str | None = None
+    evaluation_set: dict[str, str] | None = None
+    """name and digest of the data set that the checkpoints' metrics are measured on."""
     registered: dict[str, Any] | None = None
     """name, version, aliases."""
     uploading: str | None = None
     """What is being uploaded at this moment."""
     acknowledged_ms: int = 0
     """When the server answered last, in milliseconds since 1970."""
+    connected_ms: int = 0
+    """When the process that delivers was ready to send."""
     end: dict[str, Any] | None = None
     """The end record, once it was read; a resumed run has none until it ends again."""
     status: str | None = None

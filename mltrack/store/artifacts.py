@@ -76,17 +76,30 @@ def delete(store: Store, run_id: str, artifact_path: str) -> None:
         if local is not None:
             placement.remove(_inside(local, name))
             return
-        delete_tree(store, root, name)
+        # MLflow up to 3.13, here or in the server, deletes on S3 all keys that begin with the name: checkpoints/10 with checkpoints/1.
+        repo = repository(store, root)
+        siblings = _names(repo, str(Path(name).parent.as_posix()).removeprefix("."))
+        if any(sibling.startswith(name) for sibling in siblings if sibling != name):
+            for file in _listed(repo, name) or ([name] if name in siblings else []):
+                delete_tree(store, root, file)
+        elif name in siblings:
+            delete_tree(store, root, name)
 
 
 def delete_tree(store: Store, uri: str, name: str | None = None) -> None:
-    """Deletes the bytes at an artifact URI that is not a local folder."""
+    """Deletes the bytes at an artifact URI that is not a local folder; what is gone already is no error."""
     try:
         with patient(store):
             repository(store, uri).delete_artifacts(name)
     except Exception as error:
-        if not is_missing(error):
+        if not is_missing(error) and "No such file or directory" not in str(error):  # the second is Azure's word for it, without a code
             raise
+
+
+def list_names(store: Store, run_id: str, path: str | None = None) -> list[str]:
+    """The names of the files and folders right in the folder `path` (None: the run's root); none where it does not exist."""
+    with translated(store, f"listing {path or 'files'}"):
+        return sorted(name.rsplit("/", 1)[-1] for name in _names(repository(store, _root(store, run_id)), _checked(path)))
 
 
 def list_files(store: Store, run_id: str, path: str | None = None) -> dict[str, int]:
@@ -107,6 +120,16 @@ def repository(store: Store, uri: str) -> Any:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     return get_artifact_repository(uri, tracking_uri=store.tracking_uri)
+
+
+def _names(repo: Any, path: str | None) -> list[str]:
+    try:
+        entries = repo.list_artifacts(path or None)
+    except Exception as error:
+        if is_missing(error):
+            return []
+        raise
+    return [entry.path for entry in entries if not entry.path.rsplit("/", 1)[-1].startswith(placement.TEMPORARY)]
 
 
 def _listed(repo: Any, path: str | None) -> dict[str, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,8 @@ from typing import Any
 from mltrack.errors import CheckpointError
 from mltrack.store import placement
 
-TRAINING_STATE = {"optimizer.safetensors", "optimizer.json", "state.json", "state.safetensors", "metadata.json"}
+_STATE_STEMS = ("optimizer", "state", "metadata")
+"""What a training needs to go on, and a model does not: files whose names are these, up to the first '.' or '-'."""
 _MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.vocab", "*.jinja")
 _NOT_TOKENIZER = ("model", "config.json", "generation_config.json")
 _CODE = Path(__file__).parent / "shipped" / "mltrack_pyfunc.py"
@@ -61,7 +63,7 @@ def write_model_folder(
     source, out = Path(checkpoint_dir), Path(out_dir)
     if not source.is_dir():
         raise FileNotFoundError(f"{source} does not exist")
-    files = sorted({path for pattern in _MODEL_FILES for path in source.glob(pattern) if path.name not in TRAINING_STATE})
+    files = _model_files(source)
     if not any(path.name.startswith("model") and path.suffix == ".safetensors" for path in files):
         raise CheckpointError(f"{source}: no model.safetensors; a Hugging Face folder with safetensors weights is accepted")
     if not (source / "config.json").is_file():
@@ -110,12 +112,28 @@ def write_model_folder(
     return out
 
 
+def files_beside_model(checkpoint_dir: str | Path) -> list[str]:
+    """The names of a checkpoint's files that a model folder written from it does not hold byte for byte; metadata.json is the last.
+
+    With a READY model these are the whole checkpoint; without one (no config.json) they are all of its files.
+    """
+    source = Path(checkpoint_dir)
+    held = {path.name for path in _model_files(source)} - {"config.json"} if (source / "config.json").is_file() else set()
+    names = [path.name for path in source.iterdir() if path.is_file() and path.name not in held]
+    return sorted(names, key=lambda name: (name == "metadata.json", name))
+
+
 def identified(ml_model: str, *, model_id: str, run_id: str) -> str:
     """The text of an MLmodel file that knows which logged model and which run it belongs to."""
     import yaml
 
     model = {**yaml.safe_load(ml_model), "model_id": model_id, "run_id": run_id, "artifact_path": f"models:/{model_id}"}
     return yaml.safe_dump(model, default_flow_style=False)
+
+
+def _model_files(source: Path) -> list[Path]:
+    files = {path for pattern in _MODEL_FILES for path in source.glob(pattern)}
+    return sorted(path for path in files if re.split(r"[.-]", path.name)[0] not in _STATE_STEMS)
 
 
 def _transformers_flavor(task: str, model_type: str, tokenizer_type: str, source_model_name: str) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """Checkpoints as LoggedModels: published by the light path, pruned with their bytes.
 
-Invariant: one logged model for a (run, step), READY only when all its bytes and its links are there; nothing that a registered version points at is deleted.
+Invariant: one logged model for a (run, step), READY only while all its bytes and its links are there; nothing that a registered version points at is deleted.
 Both verbs can be cut off at any point and called again.
+
+    model_id = publish(store, run_id, folder, name="step-4", step=4, tags={}, metrics={"eval_loss": 0.5}, timestamp_ms=now)
+    prune(store, model_id)      # "registered" where a version points at it: then nothing was deleted
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ def publish(
         metrics: shown beside the model; a NaN or an infinity is left out (MLflow would store a NaN as 0, the best loss of all).
         timestamp_ms: when the metrics were recorded, for those that the run does not hold at this step. For the others the run's own time is taken:
             MLflow writes a model's metric on the run too, and with another time it would stand there twice. So send the run's points first.
+        dataset_name, dataset_digest: the data set that the metrics were measured on, as the run's inputs name it.
 
     Returns:
         the model id, "m-..."; the model is READY. Metrics that the store rejects are named in the model's tag mltrack.metrics_rejected.
@@ -78,6 +82,9 @@ def publish(
 def prune(store: Store, model_id: str) -> str:
     """Deletes a logged model and its bytes, unless a registered version points at it.
 
+    In this order: no version points at it, it is no longer READY (and so cannot be registered by mltrack any more), still no version points at it, its
+    bytes go, its entry goes. Whatever cuts this off, the entry is there as long as bytes may be, and the next call ends it.
+
     Returns:
         "pruned"; "registered" where it was left alone; "gone" where there was nothing left to do.
     """
@@ -90,7 +97,13 @@ def prune(store: Store, model_id: str) -> str:
             if is_missing(error):
                 return "gone"
             raise
-        # The bytes first: while the entry is there, a call that was cut off can be repeated.
+        was_ready = str(model.status) == "READY"
+        if was_ready:
+            store.client.finalize_logged_model(model_id, "FAILED")
+        if is_registered(store, model_id):
+            if was_ready:
+                store.client.finalize_logged_model(model_id, "READY")
+            return "registered"
         local = local_path(model.artifact_location)
         if local is None:
             delete_tree(store, model.artifact_location)

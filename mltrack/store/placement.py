@@ -9,12 +9,18 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import socket
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import psutil
+
 LINK_FROM_BYTES = 1 << 20
 TEMPORARY = ".mltrack-"
+FOREIGN_LEFTOVER_S = 3600.0
+"""What another machine left under a temporary name is somebody's work in progress until it is so old."""
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}
 
 
@@ -46,12 +52,12 @@ def place_tree(source: Path, target: Path, *, instead: Mapping[str, str] | None 
     Args:
         instead: relative path -> text to be written in place of the source's file.
     """
-    temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}")
+    temporary = _beside(target)
     try:
-        copy_tree(source, temporary, instead=instead)
         _drop_leftovers(target)
+        copy_tree(source, temporary, instead=instead)
         if target.exists():
-            old = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}")
+            old = _beside(target)
             os.rename(target, old)
             os.rename(temporary, target)
             shutil.rmtree(old)
@@ -77,7 +83,7 @@ def copy_tree(source: Path, target: Path, *, instead: Mapping[str, str] | None =
 def remove(path: Path) -> None:
     """File or folder, which may be gone already; a folder vanishes under its name first, so that nobody reads half of it."""
     if path.is_dir() and not path.is_symlink():
-        doomed = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}")
+        doomed = _beside(path)
         os.rename(path, doomed)
         shutil.rmtree(doomed)
     else:
@@ -88,7 +94,8 @@ def remove(path: Path) -> None:
 
 def _place(target: Path, write: Callable[[Path], object]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}")
+    _drop_leftovers(target)
+    temporary = _beside(target)
     try:
         write(temporary)
         os.replace(temporary, target)
@@ -96,13 +103,23 @@ def _place(target: Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _drop_leftovers(target: Path) -> None:
-    """What a process that was killed left beside `target`; anything younger than an hour may be somebody's work in progress."""
-    import time
+def _beside(target: Path) -> Path:
+    """A free temporary name that says which process on which machine uses it."""
+    return target.with_name(f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}")
 
+
+def _drop_leftovers(target: Path) -> None:
+    """Remove what a process that was killed left beside `target`."""
     for path in target.parent.glob(f"{TEMPORARY}*"):
         try:
-            if time.time() - path.stat().st_ctime > 3600:
+            if _is_leftover(path):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
         except OSError:
             continue
+
+
+def _is_leftover(path: Path) -> bool:
+    host, _, pid = path.name.removeprefix(TEMPORARY).rpartition("-")[0].rpartition("-")
+    if host == socket.gethostname() and pid.isdigit():
+        return int(pid) != os.getpid() and not psutil.pid_exists(int(pid))
+    return time.time() - path.stat().st_ctime > FOREIGN_LEFTOVER_S

@@ -1,0 +1,286 @@
+"""A run directory made again from what MLflow holds, so that a run goes on where only its tracking server is at hand.
+
+Invariant: what is fetched is complete and verified or is not there under its name; every point that MLflow holds stands in the new journal, marked as
+delivered, so that nothing is sent twice and the first value of a step stands.
+
+    directory = fetch_run("0f3c...", tracking_uri=None, output_dir="mltrack-runs")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mltrack
+from mltrack import store as stores
+from mltrack.errors import CheckpointError, ConfigurationError, TrackingError
+from mltrack.journal import JournalReader, JournalWriter, RunDirectory, RunInfo, make_output_dir, records, write_json
+from mltrack.registry import connect_existing
+from mltrack.relay.progress import Progress
+from mltrack.relay.reaper import HOST_TAG, PID_TAG, STARTED_TAG
+from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, history, placement, runs
+from mltrack.tasks.metrics import metric_mode
+from mltrack.tracking.tracker import TIMING_WORDS
+
+if TYPE_CHECKING:  # loads torch, which `mltrack runs` does without
+    from mltrack.checkpoints import CheckpointMetadata
+
+
+class UnknownRunError(ConfigurationError):
+    """MLflow does not hold the run."""
+
+
+ALIVE_WITHIN_MS = 60_000
+"""A run whose relay sent something so recently is being trained, where its process cannot be asked: the relay sends every few seconds."""
+VERSION_TAG = "mltrack.version"
+
+Notice = Callable[[str], None]
+
+
+def fetch_run(run_id: str, tracking_uri: str | None, output_dir: str | Path, *, fork: bool = False, notice: Notice = lambda line: None) -> RunDirectory:
+    """Make `<output_dir>/<run id>/` from MLflow: configuration, all checkpoints that are complete there, and every point.
+
+    Args:
+        run_id: of MLflow, or the local id of a run that was offline at first.
+        tracking_uri: None means MLFLOW_TRACKING_URI, else mlflow.db in the working directory.
+        fork: a new run begins at its checkpoints; then it may still be training.
+        notice: takes a line for the user.
+
+    Raises:
+        UnknownRunError: there is no such run, or no such database.
+        ConfigurationError: the run is being trained elsewhere, or mltrack did not train it.
+        TrackingError: MLflow cannot be reached, or the disk is full.
+    """
+    store, run = _look_up(run_id, tracking_uri)
+    if VERSION_TAG not in run.tags:
+        raise ConfigurationError(f"resume: run {run.run_id} in {store.shown_uri} was not trained by mltrack; accepted: a run with the tag {VERSION_TAG}")
+    if not fork:
+        _refuse_live(store, run)
+    make_output_dir(str(output_dir))
+    root = Path(output_dir).absolute()
+    making = root / f".fetching-{run.run_id}-{os.getpid()}"
+    try:
+        making.mkdir()
+        return _made(store, run, making, notice)
+    except OSError as error:
+        raise TrackingError(f"{root}: run {run.run_id} cannot be fetched: {error}; accepted: a folder with room for its checkpoints") from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
+
+
+def fetch_started_run(run_id: str, tracking_uri: str | None, output_dir: str | Path, *, notice: Notice = lambda line: None) -> RunDirectory | None:
+    """The same for a run that may have been made just now: None where mltrack has recorded nothing in it, or nobody answers.
+
+    Raises:
+        ConfigurationError: the run is being trained elsewhere.
+    """
+    try:
+        store = connect_existing(tracking_uri, f"run {run_id}")
+        if VERSION_TAG not in runs.get_run(store, run_id).tags:
+            return None
+    except TrackingError:
+        return None
+    return fetch_run(run_id, tracking_uri, output_dir, notice=notice)
+
+
+def set_aside_if_outdated(directory: RunDirectory) -> bool:
+    """True where the run went on elsewhere after this directory was written: then it no longer counts as a run directory, and nothing in it is deleted.
+
+    A server that does not answer cannot tell; then the directory is taken as it is.
+    """
+    info = directory.read_run()
+    if info.run_id is None or info.offline:
+        return False
+    try:
+        newest = runs.get_run(connect_existing(info.tracking_uri, f"run {info.run_id}"), info.run_id).tags.get(STARTED_TAG)
+    except TrackingError:
+        return False
+    known = {record["values"].get(STARTED_TAG) for record in JournalReader(directory.journal).read_new() if record["type"] == "tags"}
+    if newest is None or newest in known:
+        return False
+    number = 1
+    while (aside := directory.path.with_name(f"{directory.path.name}.earlier-{number}")).exists():
+        number += 1
+    directory.path.rename(aside)
+    (aside / directory.run_file.name).rename(aside / f"earlier-{directory.run_file.name}")
+    return True
+
+
+def _look_up(run_id: str, tracking_uri: str | None) -> tuple[Store, runs.RunInfo]:
+    try:
+        store = connect_existing(tracking_uri, f"run {run_id}")
+        try:
+            return store, runs.get_run(store, run_id)
+        except StoreRejected:
+            run = history.run_of_local_id(store, run_id)
+    except StoreUnavailable:
+        raise
+    except TrackingError as error:
+        raise UnknownRunError(str(error)) from error
+    if run is None:
+        raise UnknownRunError(f"no run {run_id} in {store.shown_uri}; if it is in another database, set MLFLOW_TRACKING_URI or give --tracking-uri")
+    return store, run
+
+
+def _refuse_live(store: Store, run: runs.RunInfo) -> None:
+    """A trainer on this machine is judged by its process (run.json names it); one elsewhere by what arrived last."""
+    host = run.tags.get(HOST_TAG)
+    if run.status != "RUNNING" or host == socket.gethostname():
+        return
+    age_ms = records.now_ms() - history.newest_point_ms(store, run.run_id)
+    if age_ms < ALIVE_WITHIN_MS:
+        raise ConfigurationError(
+            f"resume: run {run.run_id} is being trained on {host}, its last point is {max(0, age_ms) // 1000} s old; accepted: a run that has ended "
+            f"(one that was killed counts as such after {ALIVE_WITHIN_MS // 1000} s), or new_run=true"
+        )
+
+
+def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunDirectory:
+    directory = RunDirectory(making)
+    notice(f"fetching run {run.run_id} from {store.shown_uri}")
+    write_json(making / "config.json", _config(store, run))
+    fetched = _fetch_checkpoints(store, run, directory.checkpoints, notice)
+    renamed = json.loads(run.tags.get("mltrack.renamed", "{}"))
+    points = list(history.points_of(store, run.run_id))
+    trainer = {name: run.tags[name] for name in (HOST_TAG, PID_TAG, STARTED_TAG) if name in run.tags}
+    _write_journal(directory.journal, points, renamed, trainer)
+    best = _best(fetched.values(), json.loads((making / "config.json").read_text(encoding="utf-8")))
+    models = _ready_models(store, run.run_id)
+    Progress(
+        tracking_uri=store.tracking_uri,
+        run_id=run.run_id,
+        offset=directory.journal.stat().st_size,
+        sent=len(points),
+        infinite=[one for one in run.tags.get("mltrack.infinite_values", "").split("; ") if one],
+        renamed=renamed,
+        models={str(step): models.get(step, "") for step in fetched},
+        saved_ms={str(step): one.created_ms for step, one in fetched.items()},
+        best_model_id=models.get(best.step) if best is not None else None,
+        status=run.status,
+        complete=True,
+    ).write(directory)
+    here = run.tags.get(HOST_TAG) == socket.gethostname()
+    directory.write_run(
+        RunInfo(
+            local_id=run.tags.get(runs.LOCAL_ID_TAG) or run.run_id,
+            run_id=run.run_id,
+            experiment_id=run.experiment_id,
+            run_name=run.run_name or None,
+            tracking_uri=store.tracking_uri,
+            task=run.tags.get("mltrack.task"),
+            created_ms=run.start_time_ms,
+            under_mlflow_run=run.tags.get("mlflow.source.type") == "PROJECT",
+            trainer_pid=int(run.tags[PID_TAG]) if here and PID_TAG in run.tags else None,
+            trainer_started=float(run.tags[STARTED_TAG]) if here and STARTED_TAG in run.tags else None,
+            mltrack_version=mltrack.__version__,
+        )
+    )
+    target = making.parent / next((one.run_id for one in fetched.values() if one.run_id), run.run_id)
+    if target.exists():
+        raise ConfigurationError(f"output_dir: {target} is in the way and is no run directory; accepted: another output_dir, or that folder moved away")
+    making.rename(target)
+    num_bytes = sum(one.num_bytes for one in fetched.values())
+    notice(f"fetched {len(points):,} points and {len(fetched)} checkpoints ({num_bytes / 1e6:,.1f} MB) into {target}")
+    return RunDirectory(target)
+
+
+def _config(store: Store, run: runs.RunInfo) -> dict[str, Any]:
+    """The options that the run was started with."""
+    if "config.json" not in artifacts.list_names(store, run.run_id):
+        raise ConfigurationError(f"resume: run {run.run_id} in {store.shown_uri} has no artifact config.json; accepted: a run of `mltrack train`")
+    with tempfile.TemporaryDirectory(prefix="mltrack-") as folder:
+        content: dict[str, Any] = json.loads(artifacts.download(store, run.run_id, "config.json", folder).read_text(encoding="utf-8"))
+    return content
+
+
+def _fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: Notice) -> dict[int, CheckpointMetadata]:
+    """{step: checkpoint} of those that are complete there; of the others a line says what is wrong."""
+    models = _ready_models(store, run.run_id)
+    folder.mkdir()
+    fetched = {}
+    for name in artifacts.list_names(store, run.run_id, "checkpoints"):
+        if name.isdigit():
+            target = folder / f"step-{int(name):08d}"
+            try:
+                one = _fetch_checkpoint(store, run.run_id, int(name), models.get(int(name)), target)
+            except (StoreRejected, CheckpointError) as error:
+                notice(f"left out: the checkpoint of step {name}: {error}")
+                shutil.rmtree(target, ignore_errors=True)
+                continue
+            if one.run_id not in (run.run_id, run.tags.get(runs.LOCAL_ID_TAG)):
+                raise ConfigurationError(f"resume: the checkpoint of step {name} belongs to run {one.run_id}, not to {run.run_id}; accepted: a run's own")
+            fetched[one.step] = one
+    return fetched
+
+
+def _ready_models(store: Store, run_id: str) -> dict[int, str]:
+    return {row["step"]: row["model_id"] for row in stores.models_of_run(store, run_id) if row["status"] == "READY"}
+
+
+def _fetch_checkpoint(store: Store, run_id: str, step: int, model_id: str | None, target: Path) -> CheckpointMetadata:
+    """One checkpoint put together from the run's artifacts and its logged model, and compared with its hashes.
+
+    Raises:
+        CheckpointError: it is not complete there.
+    """
+    from mltrack.checkpoints import directory
+
+    target.mkdir()
+    state = f"checkpoints/{step}/state"
+    if directory.METADATA not in artifacts.list_names(store, run_id, state):
+        raise CheckpointError(f"{state} in {store.shown_uri} has no {directory.METADATA}, it was not uploaded to its end")
+    download = target.with_name(f".download-{step}")
+    try:
+        for path in artifacts.download(store, run_id, state, download / "state").iterdir():
+            path.rename(target / path.name)
+        info = directory.read_metadata(target)
+        if info is None or info.step != step:
+            raise CheckpointError(f"{state}/{directory.METADATA} in {store.shown_uri} cannot be read")
+        missing = [name for name in info.files if Path(name).name == name and not (target / name).exists()]
+        if missing and model_id is not None:
+            model = stores.resolve(store, f"models:/{model_id}", download / "model")
+            for name in missing:
+                if (model / name).is_file():
+                    placement.link_or_copy(model / name, target / name)
+        problems = directory.verify(info)
+        if problems:
+            raise CheckpointError("; ".join(problems))
+        return info
+    finally:
+        shutil.rmtree(download, ignore_errors=True)
+
+
+def _write_journal(path: Path, points: Iterable[runs.Point], renamed: Mapping[str, str], tags: Mapping[str, str]) -> None:
+    """All points as records in the order of their times; MLflow does not keep the epoch of a point that is counted in steps."""
+    by_moment: dict[tuple[int, int, int], dict[str, float]] = {}
+    for key, value, time_ms, step in points:
+        name, again = renamed.get(key, key), 0
+        while name in by_moment.setdefault((time_ms, step, again), {}):
+            again += 1
+        by_moment[time_ms, step, again][name] = value
+    writer = JournalWriter(path, mltrack_version=mltrack.__version__)
+    try:
+        writer.append(records.tags(tags))
+        for (time_ms, step, _), values in sorted(by_moment.items()):
+            epochs = {name: value for name, value in values.items() if name.startswith(records.EPOCH_PREFIX)}
+            steps = {name: value for name, value in values.items() if name not in epochs}
+            for held, epoch in ((steps, None), (epochs, step - 1)):
+                if held:
+                    timing = {name: value for name, value in held.items() if any(word in name for word in TIMING_WORDS)}
+                    record = records.metrics(step, {name: value for name, value in held.items() if name not in timing}, timing, epoch=epoch)
+                    writer.append({**record, "time_ms": time_ms})
+    finally:
+        writer.close()
+
+
+def _best(checkpoints: Iterable[CheckpointMetadata], config: Mapping[str, Any]) -> CheckpointMetadata | None:
+    from mltrack.checkpoints.metadata import best_first
+
+    ranked = best_first(list(checkpoints), config.get("metric_mode") or metric_mode(config["metric_name"]))
+    return ranked[0] if ranked else None

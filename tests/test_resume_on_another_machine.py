@@ -1,0 +1,173 @@
+"""A run goes on where only its tracking server is at hand, and ends as one that was never stopped: each number once, the same weights, the same best-k."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import commands
+import pytest
+import tiny
+import torch
+from mlflow import MlflowClient
+from safetensors.torch import load_file
+from servers import mlflow_server
+from tracked_runs import is_running, kill, relay_pid, until
+
+from mltrack.journal import RunDirectory, read_journal
+
+STEPS = 48
+OPTIONS = ("--max-steps", STEPS, "--epochs", "1000", "--save-every", "4", "--eval-every", "8", "--max-checkpoints", "2", "--output", "json")
+DETERMINISTIC = (
+    "train_loss",
+    "learning_rate",
+    "grad_norm",
+    "eval_loss",
+    "eval_accuracy",
+    "epoch/train_loss",
+    "epoch/train_loss_std",
+    "baseline_majority_accuracy",
+)
+
+
+def _records(folder: Path) -> Path:
+    from conftest import _records
+
+    path = folder / "records.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in _records("text_classification", 48)), encoding="utf-8")
+    return path
+
+
+def _words(records: Path, *more: object) -> tuple[object, ...]:
+    return ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, *OPTIONS, *more)
+
+
+def _ended(finished: Any) -> dict[str, Any]:
+    assert finished.returncode == 0, finished.stderr
+    return tiny.last_json_line(finished.stdout)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, Any]]:
+    """(folder, records, response) of a run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    records = _records(folder)
+    return folder, records, _ended(commands.mltrack(*_words(records), cwd=folder))
+
+
+def _killed(folder: Path, records: Path, *more: object, after_step: int = 22) -> RunDirectory:
+    """The directory of a run whose trainer was killed in the middle and whose relay has told MLflow so."""
+    process = commands.start(*_words(records, *more), cwd=folder)
+
+    def journal() -> Path | None:
+        found = next(iter(folder.glob("mltrack-runs/*/journal")), None)
+        assert process.poll() is None, process.stderr.read()
+        return found if found is not None and len(tiny.points(found, "train_loss")) >= after_step else None
+
+    directory = RunDirectory(until(journal, f"step {after_step}", 120).parent)
+    relay = relay_pid(directory)
+    kill(process.pid)
+    process.communicate()
+    assert read_journal(directory.journal)[-1]["type"] != "end"
+    until(lambda: not is_running(relay), "the end of the delivery")
+    assert directory.read_delivery()["status"] == "FAILED"
+    return directory
+
+
+def _by_step(path: Path, name: str) -> dict[int, float]:
+    return tiny.points(path, name)
+
+
+def _assert_equals_whole(response: dict[str, Any], folder: Path, client: MlflowClient, whole: tuple[Path, Path, dict[str, Any]]) -> None:
+    whole_folder, _, expected = whole
+    there, here = whole_folder / "mltrack-runs" / expected["run_id"], folder / "mltrack-runs" / response["run_id"]
+    for name in DETERMINISTIC:
+        held = client.get_metric_history(response["run_id"], name)
+        assert len({point.step for point in held}) == len(held), f"{name} stands twice"
+        assert {point.step: point.value for point in held} == _by_step(there / "journal", name), name
+        assert _by_step(here / "journal", name) == _by_step(there / "journal", name), name
+    for part in ("model.safetensors", "optimizer.safetensors"):
+        last = f"checkpoints/step-{STEPS:08d}/{part}"
+        expected_tensors, found = load_file(there / last), load_file(here / last)
+        assert expected_tensors.keys() == found.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected_tensors.items())
+    keys = ("step", "epoch", "metric_value", "metrics")
+    assert [[one[key] for key in keys] for one in response["checkpoints"]] == [[one[key] for key in keys] for one in expected["checkpoints"]]
+    for name in ("best_step", "best_metric", "steps_run", "status"):
+        assert response[name] == expected[name], name
+    run = client.get_run(response["run_id"])
+    assert "mltrack.resume_drift" not in run.data.tags
+    models = client.search_logged_models([run.info.experiment_id])
+    held = sorted(int(model.tags["mltrack.step"]) for model in models if model.source_run_id == response["run_id"])
+    assert held == [one["step"] for one in response["checkpoints"]]
+
+
+def test_killed_its_directory_gone_and_resumed_from_another_folder(whole, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir(), second.mkdir()
+    directory = _killed(first, whole[1])
+    run_id = directory.path.name
+    kept = {int(path.name.removeprefix("step-")) for path in directory.checkpoints.glob("step-*")}
+    shutil.rmtree(first / "mltrack-runs")
+    uri = f"sqlite:///{first}/mlflow.db"
+    finished = commands.mltrack("train", "--resume", run_id, "--output", "json", cwd=second, MLFLOW_TRACKING_URI=uri)
+    response = _ended(finished)
+    assert (response["run_id"], response["delivery"]) == (run_id, "complete")
+    assert f"points and {len(kept)} checkpoints" in finished.stderr
+    assert not (second / "mlflow.db").exists()
+    _assert_equals_whole(response, second, MlflowClient(uri), whole)
+    resumed = [record for record in read_journal(second / "mltrack-runs" / run_id / "journal") if record["type"] == "resumed"]
+    assert [record["step"] for record in resumed] == [max(kept)]
+    assert not list((second / "mltrack-runs").glob(".fetching*"))
+
+
+@pytest.mark.long
+def test_through_a_server_that_carries_the_artifacts(whole, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir(), second.mkdir()
+    with mlflow_server(tmp_path / "server") as uri:
+        directory = _killed(first, whole[1], "--tracking-uri", uri)
+        shutil.rmtree(first / "mltrack-runs")
+        response = _ended(commands.mltrack("train", "--resume", directory.path.name, "--tracking-uri", uri, "--output", "json", cwd=second))
+        _assert_equals_whole(response, second, MlflowClient(uri), whole)
+
+
+def test_a_run_that_went_on_elsewhere_is_fetched_anew_and_the_old_directory_kept(whole, tmp_path: Path) -> None:
+    """Machine one, machine two, machine one again: what one of them has not seen must not be trained twice."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    directory = _killed(one, whole[1], after_step=14)
+    run_id, uri = directory.path.name, f"sqlite:///{one}/mlflow.db"
+    words = ("train", "--resume", run_id, "--tracking-uri", uri, "--output", "json")
+    _ended(commands.mltrack(*words, "--max-steps", 30, cwd=two))
+    response = _ended(commands.mltrack(*words, "--max-steps", STEPS, cwd=one))
+    client = MlflowClient(uri)
+    held = client.get_metric_history(run_id, "train_loss")
+    assert [point.step for point in held] == list(range(1, STEPS + 1))
+    assert response["steps_run"] == STEPS
+    aside = one / "mltrack-runs" / f"{run_id}.earlier-1"
+    assert (aside / "journal").exists()
+    assert (aside / "earlier-run.json").exists()
+
+
+def test_what_cannot_be_fetched_is_said_in_one_line(whole, tmp_path: Path) -> None:
+    nowhere = commands.mltrack("train", "--resume", "0" * 32, cwd=tmp_path)
+    assert nowhere.returncode == 2
+    line = nowhere.stderr.strip().splitlines()[-1]
+    assert f"is no run in {tmp_path}/mltrack-runs (runs there: none)" in line
+    assert "MLFLOW_TRACKING_URI" in line
+    assert not (tmp_path / "mlflow.db").exists(), "a database is not made by looking for a run"
+    uri = f"sqlite:///{whole[0]}/mlflow.db"
+    unknown = commands.mltrack("train", "--resume", "0" * 32, "--tracking-uri", uri, cwd=tmp_path)
+    assert (unknown.returncode, f"no run {'0' * 32} in {uri}" in unknown.stderr) == (2, True)
+    client = MlflowClient(uri)
+    foreign = client.create_run("0").info.run_id
+    refused = commands.mltrack("train", "--resume", foreign, "--tracking-uri", uri, cwd=tmp_path)
+    assert (refused.returncode, "was not trained by mltrack" in refused.stderr) == (2, True)
+    client.delete_run(foreign)
+    silent = commands.mltrack("train", "--resume", "0" * 32, "--tracking-uri", "http://127.0.0.1:1", cwd=tmp_path)
+    assert silent.returncode == 1
+    assert "127.0.0.1:1" in silent.stderr
+    assert not list(tmp_path.glob("mltrack-runs/*"))
