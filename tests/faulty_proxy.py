@@ -11,6 +11,7 @@ Invariant: what it forwards it forwards unchanged; a fault is applied to whole r
 from __future__ import annotations
 
 import http.client
+import json
 import threading
 import time
 from collections import deque
@@ -21,6 +22,7 @@ from urllib.parse import urlsplit
 
 FAULTS = ("none", "unavailable", "cut", "lose_reply", "slow", "hang")
 """Forward; 503; close without an answer; forward and close without the answer; forward after `delay_s`; never answer."""
+INTERNAL_ERROR = json.dumps({"error_code": "INTERNAL_ERROR", "message": "the server cannot hold this"}).encode()
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "host", "content-length"}
 
 
@@ -38,6 +40,10 @@ class FaultyProxy:
         self.fault = "none"
         self.next_faults: deque[str] = deque()
         self.delay_s = 1.0
+        self.delay_per_point_s = 0.0
+        """A server that is slow: added for each metric point that a request holds."""
+        self.poison: bytes | None = None
+        """Requests that hold it are answered as MLflow answers a failure of its own: 500, INTERNAL_ERROR."""
         self.seen: list[tuple[str, str]] = []
         """(fault, path) of every matching request."""
         self.stopped = threading.Event()
@@ -82,6 +88,10 @@ def faulty_proxy(target: str, *, matching: str = "runs/log-batch") -> Iterator[F
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             fault = proxy.fault_for(self.path)
             self.close_connection = True
+            if proxy.poison is not None and proxy.poison in body:
+                self.reply(500, [("Content-Type", "application/json")], INTERNAL_ERROR)
+                return
+            time.sleep(proxy.delay_per_point_s * body.count(b'"timestamp"'))
             if fault == "cut":
                 return
             if fault == "hang":

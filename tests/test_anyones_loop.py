@@ -109,3 +109,59 @@ def test_a_run_given_by_its_id_alone_is_complete_when_the_loop_ends(uri: str, ru
     assert process.returncode == 0, errors
     assert assert_complete(RunDirectory(tmp_path / "metrics"), uri, status="FINISHED") == run_id
     assert len(client(uri).get_metric_history(run_id, "grad_norm")) == 300
+
+
+TRAINER = """
+import sys, torch
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainerCallback, TrainingArguments
+from mltrack import TrainingMetricsTracker
+
+folder, uri, run_id, steps = sys.argv[1:]
+
+
+class JournalCallback(TrainerCallback):
+    def __init__(self, tracker):
+        self.tracker = tracker
+
+    def on_log(self, args, state, control, logs=None, **others):
+        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, (int, float))}
+        self.tracker.log_metrics(numbers, step=max(1, state.global_step))
+
+
+torch.manual_seed(0)
+config = BertConfig(vocab_size=32, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_position_embeddings=16)
+rows = [{"input_ids": torch.randint(0, 32, (8,)), "labels": i % 2} for i in range(32)]
+options = TrainingArguments(
+    folder + "/hf", max_steps=int(steps), per_device_train_batch_size=8, logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True, use_cpu=True
+)
+with TrainingMetricsTracker(folder, run_id=run_id, tracking_uri=uri) as tracker:
+    Trainer(BertForSequenceClassification(config), options, train_dataset=rows, callbacks=[JournalCallback(tracker)]).train()
+"""
+"""Hugging Face's own trainer with a callback of a few lines."""
+
+
+@pytest.mark.long
+def test_a_hugging_face_trainer_with_a_callback_killed_in_the_middle(uri: str, run_id: str, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    directory = RunDirectory(tmp_path / "metrics")
+    process = start_script(TRAINER, directory.path, uri, run_id, 1_000_000)
+    until(lambda: process.poll() is not None or (directory.journal.exists() and recorded(directory) > 60), "60 records", within_s=120)
+    os.kill(process.pid, signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    until(lambda: complete(directory), "the delivery", within_s=30)
+    assert assert_complete(directory, uri, status="FAILED") == run_id
+    steps = [point.step for point in client(uri).get_metric_history(run_id, "loss")]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) >= 50
+
+
+@pytest.mark.long
+def test_a_hugging_face_trainer_with_a_callback_to_its_end(uri: str, run_id: str, tmp_path: Path) -> None:
+    pytest.importorskip("accelerate")
+    process = start_script(TRAINER, tmp_path / "metrics", uri, run_id, 20)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert assert_complete(RunDirectory(tmp_path / "metrics"), uri, status="FINISHED") == run_id
+    assert [point.step for point in client(uri).get_metric_history(run_id, "loss")] == list(range(1, 21))
+    assert client(uri).get_run(run_id).data.metrics["train_loss"] > 0

@@ -138,3 +138,36 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
     os.dup2(full, writer._fd)
     with pytest.raises(DiskFullError, match=r"journal: \d+ bytes could not be written: No space left on device; what was written before is intact"):
         writer.append(records.end("FINISHED", 0))
+
+
+SMALL_DISK = """
+import resource, signal, sys
+from mltrack.journal import DiskFullError, JournalWriter, records
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+writer = JournalWriter(sys.argv[1])
+writer.append(records.tags({"note": "before"}))
+size = writer.path.stat().st_size
+resource.setrlimit(resource.RLIMIT_FSIZE, (size + 20, resource.RLIM_INFINITY))
+for _ in range(3):
+    try:
+        writer.append(records.tags({"note": "does not fit"}))
+    except DiskFullError as error:
+        print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+writer.append(records.tags({"note": "after"}))
+writer.close()
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits as Linux has them")
+def test_a_record_that_a_full_disk_cut_in_two_costs_no_other(tmp_path):
+    """The first 20 bytes of the record fit; then somebody makes room."""
+    finished = subprocess.run([sys.executable, "-c", SMALL_DISK, str(tmp_path / "journal")], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+    first, second, _ = finished.stdout.splitlines()
+    assert first.endswith("bytes were needed; what was written before is intact")
+    assert "could not be written: File too large" in second
+    reader = JournalReader(tmp_path / "journal")
+    assert [record["values"]["note"] for record in reader.read_new() if record["type"] == "tags"] == ["before", "after"]
+    assert len(reader.damaged) == 1

@@ -188,7 +188,8 @@ folder, uri = sys.argv[1:]
 tracker = TrainingMetricsTracker(folder, unbacked=True)
 tracker.log_params({f"p{number:03}": "v" * (number * 40) for number in range(250)})
 tracker.log_params({"n" * 400: "long name", "odd @#! name": "odd", "line": "a\\nb", "unicode \\u00e9": "\\u4e2d"})
-tracker.set_tags({"t" * 400: "x" * 20_000, "mltrack.odd @#! tag": "y"})
+tracker.set_tags({"t" * 400: "x" * 20_000, "odd @#! tag": "first", "odd ___ tag": "legal", "odd $%& tag": "second"})
+tracker.log_params({"undecodable": "a\\udc80b", "nul": "a\\x00b"})
 tracker.log_metrics({f"wide/{number:04}": float(number) for number in range(2500)}, step=1)
 tracker.log_metrics({"m" * 400 + "a": 1.0, "m" * 400 + "b": 1.0, "odd @#! name": 1.0, "odd $%& name": 1.0, "odd ___ name": 1.0}, step=1)
 tracker.log_metrics({"../up": 1.0, "/rooted": 2.0, "a//b": 3.0, "": 4.0, "unicode \\u00e9": 5.0}, step=1)
@@ -219,6 +220,14 @@ def test_beyond_mlflows_limits(tmp_path, uri):
     assert [params[f"p{number:03}"] for number in range(150)] == ["v" * (number * 40) for number in range(150)]
     assert len(params["p249"]) == 6000
     assert {"odd", "long name", "a\nb", "\u4e2d"} <= set(params.values())
+    assert {"first", "second", "legal"} <= set(run.data.tags.values()), "tags that look alike once they are legal stay apart"
+    assert run.data.tags["odd ___ tag"] == "legal"
+    assert (params["undecodable"], params["nul"]) == ("a\\udc80b", "a\\x00b")
+    whole = json.loads((Path(run.info.artifact_uri.removeprefix("file://")) / "full_values.json").read_text())
+    assert whole["params"]["p249"] == "v" * (249 * 40)
+    assert whole["params"]["undecodable"] == "a\udc80b"
+    assert whole["tags"]["t" * 400] == "x" * 20_000
+    assert odd <= set(whole["names"].values())
     infinite = run.data.tags["mltrack.infinite_values"]
     assert "strange at step 3" in infinite
     assert "strange at step 4" in infinite
@@ -250,20 +259,22 @@ import sys
 from mltrack.journal import RunInfo, records
 from mltrack.tracking import TrainingMetricsTracker
 
-folder, uri = sys.argv[1:]
+folder, uri, time_ms = sys.argv[1:]
 tracker = TrainingMetricsTracker(folder, unbacked=True)
 tracker.follow(RunInfo(local_id="poison", tracking_uri=uri, created_ms=records.now_ms()))
 for step in range(1, 301):
     tracker.log_metric("good", step / 300, step)
     if step == 150:
-        tracker._journal.append({**records.metrics(step, {"bad": 1.0}, {}), "time_ms": -1})
+        tracker._journal.append({**records.metrics(step, {"bad": 1.0}, {}), "time_ms": int(time_ms)})
         tracker._journal.append({"type": "of_a_later_version", "time_ms": 1})
 print(tracker.close(), flush=True)
 """
 
 
-def test_what_the_server_refuses_is_named_and_holds_nothing_up(tmp_path, uri):
-    stream = Stream(RunDirectory(tmp_path / "run"), start_script(POISON, tmp_path / "run", uri))
+@pytest.mark.parametrize("time_ms", [-1, 2**63], ids=["refused", "internal-error"])
+def test_what_the_server_refuses_is_named_and_holds_nothing_up(tmp_path, uri, time_ms):
+    """MLflow says no to a time before 1970; one beyond 64 bits it answers as if the database had failed."""
+    stream = Stream(RunDirectory(tmp_path / "run"), start_script(POISON, tmp_path / "run", uri, time_ms))
     assert stream.finish() == "complete"
     progress = stream.directory.read_delivery()
     assert len(progress["failed"]) == 1

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import re
 import signal
+import subprocess
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import commands
@@ -59,12 +65,15 @@ def start_sync(directory: RunDirectory, script: str = "", *words: object):
 
 
 def test_sync_twice_makes_one_run_with_every_point_once(offline: RunDirectory, uri: str):
+    counts = []
     for _ in range(2):
         finished = sync(offline)
         assert finished.returncode == 0, finished.stderr
         run_id = assert_complete(offline, uri, status="FINISHED")
         assert run_ids(uri) == [run_id]
         assert sent(offline) == STEPS * PER_STEP
+        counts.append(finished.stdout.partition("complete, ")[2].partition(", run")[0])
+    assert counts == ["9,000 points sent, 0 already there, 0 failed", "0 points sent, 9,000 already there, 0 failed"]
     run = client(uri).get_run(run_id)
     assert run.data.params == {"count": str(STEPS)}
     assert run.info.start_time == offline.read_run().created_ms, "when it ran, not when it was delivered"
@@ -146,6 +155,7 @@ def test_another_server_gets_everything_too(offline: RunDirectory, uri: str, tmp
     other = f"sqlite:///{tmp_path}/other.db"
     finished = sync(offline, "--tracking-uri", other)
     assert finished.returncode == 0, finished.stderr
+    assert "9,000 points sent, 0 already there, 0 failed" in finished.stdout
     assert len(run_ids(other)) == 1
     assert_complete(offline, other, status="FINISHED")
     assert run_ids(uri) == [first]
@@ -164,6 +174,34 @@ def test_no_server_at_the_start(tmp_path: Path):
     finished = sync(stream.directory, "--tracking-uri", uri)
     assert finished.returncode == 0, finished.stderr
     assert [assert_complete(stream.directory, uri, status="FINISHED")] == run_ids(uri)
+
+
+def test_a_terminal_has_a_progress_bar_and_a_pipe_has_none(offline: RunDirectory):
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mltrack", "sync", str(offline.path)],
+        cwd=offline.path.parent,
+        env=commands.environment(TERM="xterm", COLUMNS="120"),
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        text=True,
+    )
+    os.close(theirs)
+    seen = b""
+    with suppress(OSError):  # the other end is closed
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    os.close(ours)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, seen.decode()
+    shown = {int(percent) for percent in re.findall(rb"(\d+)%", seen)}
+    assert offline.path.name.encode() in seen
+    assert len(shown) > 2, shown
+    assert "9,000 points sent, 0 already there, 0 failed" in out
+    piped = sync(offline)
+    assert piped.stderr == ""
+    assert "\x1b" not in piped.stdout
 
 
 def test_all_delivers_every_run_of_a_folder(tmp_path: Path, uri: str):

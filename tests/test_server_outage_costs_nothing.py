@@ -11,12 +11,12 @@ import pytest
 import tiny
 from faulty_proxy import FaultyProxy, faulty_proxy
 from servers import free_port, mlflow_server
-from tracked_runs import PER_STEP, assert_complete, complete, is_running, journal_points, kill, relay_pid, sent, start_stream, sync, until
+from tracked_runs import PER_STEP, assert_complete, client, complete, is_running, journal_points, kill, relay_pid, sent, start_script, start_stream, sync, until
 
 from mltrack.journal import RunDirectory
 
-EXIT_S = 12.0
-"""Ten seconds after the last acknowledged request, and what ending takes."""
+EXIT_S = 10.0
+"""From the end of the loop to the end of the process."""
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,63 @@ def test_recording_is_as_fast_without_a_server(tmp_path: Path, proxy: FaultyProx
     assert sync(stream.directory).returncode == 0
     assert sent(stream.directory) == 10_000 * PER_STEP
     assert_everything_is_there(stream.directory, 10_000, server)
+
+
+def test_a_server_that_is_slow_with_many_points_gets_smaller_requests(tmp_path: Path, proxy: FaultyProxy, server: str):
+    """A request of 1,000 points would take it 25 s, which nobody waits for."""
+    proxy.delay_per_point_s = 0.025
+    stream = start_stream(tmp_path / "run", proxy.uri, count=1000, pause_s=0, offline=True)
+    stream.finish()
+    finished = sync(stream.directory)
+    assert finished.returncode == 0, finished.stderr
+    assert_everything_is_there(stream.directory, 1000, server)
+
+
+POISON = """
+import sys
+from mltrack.journal import RunInfo, records
+from mltrack.tracking import TrainingMetricsTracker
+
+folder, uri = sys.argv[1:]
+tracker = TrainingMetricsTracker(folder, unbacked=True)
+tracker.log_params({"before": "1", "bad": "POISON of a param", "after": "2"})
+tracker.set_tags({"before": "1", "bad": "POISON of a tag", "after": "2"})
+tracker.log_inputs([{"name": name, "digest": name} for name in ("before", "POISON", "after")])
+tracker.describe(RunInfo(local_id="poison", tracking_uri=uri, created_ms=records.now_ms()))
+for step in range(1, 301):
+    tracker.log_metrics({"good": step / 300, **({"POISON": 1.0} if step == 150 else {})}, step)
+tracker.close()
+"""
+
+
+def test_what_the_server_fails_on_is_isolated_and_holds_nothing_up(tmp_path: Path, proxy: FaultyProxy, server: str):
+    """MLflow answers some values that its database cannot hold as it answers an outage."""
+    proxy.poison = b"POISON"
+    program = start_script(POISON, tmp_path / "run", proxy.uri)
+    assert program.wait(60) == 0
+    directory = RunDirectory(tmp_path / "run")
+    finished = sync(directory)
+    assert finished.returncode == 0, finished.stderr
+    assert "300 points sent, 0 already there, 4 failed" in finished.stdout
+    progress = directory.read_delivery()
+    assert [line.partition(":")[0] for line in progress["failed"]] == ["param bad", "tag bad", "data set POISON", "POISON at step 150"]
+    run = client(server).get_run(progress["run_id"])
+    assert (run.info.status, run.data.params) == ("FINISHED", {"before": "1", "after": "2"})
+    assert {name: run.data.tags.get(name) for name in ("before", "bad", "after")} == {"before": "1", "bad": None, "after": "2"}
+    assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"before", "after"}
+    assert "mltrack.refused" in run.data.tags
+    assert [point.step for point in client(server).get_metric_history(run.info.run_id, "good")] == list(range(1, 301))
+
+
+def test_a_server_that_fails_on_everything_is_an_outage_and_costs_no_value(tmp_path: Path, proxy: FaultyProxy, server: str):
+    stream = start_stream(tmp_path / "run", proxy.uri, count=300, pause_s=0, offline=True)
+    stream.finish()
+    proxy.poison = b'"metrics"'
+    assert sync(stream.directory).returncode == 1
+    proxy.poison = None
+    finished = sync(stream.directory)
+    assert finished.returncode == 0, finished.stderr
+    assert_everything_is_there(stream.directory, 300, server)
 
 
 @pytest.mark.long

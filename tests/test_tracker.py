@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 import statistics
+import warnings
 from decimal import Decimal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ import torch
 
 from mltrack import MetricStatistics, TrainingMetricsTracker
 from mltrack.errors import TrackingError
-from mltrack.journal import JournalReader, read_journal, records
+from mltrack.journal import DiskFullError, JournalReader, read_journal, records
 
 
 def test_statistics_equal_the_textbook(tmp_path):
@@ -156,3 +159,31 @@ def test_a_refused_value_leaves_no_trace_of_its_call(tmp_path):
             tracker.log_metrics({"first": 1.0, "second": "text"}, step=1)
         assert tracker.get_summary()["totals"] == {"metrics": 0, "points": 0}
     assert [record["type"] for record in JournalReader(tracker.directory.journal).read_new()] == ["journal", "end"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+@pytest.mark.parametrize("option", ["stop", "continue"])
+def test_a_full_disk_stops_the_loop_or_is_told_once_as_the_option_says(tmp_path, option):
+    tracker = TrainingMetricsTracker(tmp_path, on_disk_full=option)
+    tracker.log_metric("x", 1.0, step=1)
+    tracker._journal.sync()
+    descriptor = tracker._journal._fd
+    good, full = os.dup(descriptor), os.open("/dev/full", os.O_WRONLY)
+    os.dup2(full, descriptor)
+    if option == "stop":
+        with pytest.raises(DiskFullError, match="No space left on device; what was written before is intact"):
+            tracker.log_metric("x", 2.0, step=2)
+    else:
+        with pytest.warns(UserWarning, match="No space left on device.*on_disk_full=continue"):
+            tracker.log_metric("x", 2.0, step=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            tracker.log_metric("x", 2.0, step=3)
+        assert tracker.lost_records == 2
+    os.dup2(good, descriptor)
+    tracker.log_metric("x", 3.0, step=12)
+    tracker.close()
+    os.close(good)
+    os.close(full)
+    found = [record["step"] for record in read_journal(tmp_path / "journal") if record["type"] == "metrics"]
+    assert found == [1, 12]

@@ -8,33 +8,49 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from mltrack import relay, store
 from mltrack.cli.options import as_bool
 from mltrack.config import OPTIONS
 from mltrack.errors import ConfigurationError, MltrackError
 from mltrack.journal import JournalReader, RunDirectory, find_run_directories, find_run_directory
+from mltrack.store import StoreUnavailable
 
 
 def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None) -> None:
     """Print the local runs, the oldest first, then the MLflow runs that say RUNNING without a trainer."""
     OPTIONS["output"].check(output)
+    reaps = as_bool(reap)
     _print_local(output_dir, output)
-    if output != "json":
-        _print_orphans(output_dir, as_bool(reap), tracking_uri)
-
-
-def _print_orphans(output_dir: str, reap: bool, tracking_uri: str | None) -> None:
-    uri = store.default_tracking_uri(tracking_uri)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+    if output == "json" and not reaps:
         return
+    for uri in _tracking_uris(output_dir, tracking_uri):
+        try:
+            _print_orphans(uri, output_dir, reaps, file=sys.stderr if output == "json" else sys.stdout)
+        except StoreUnavailable as error:
+            print(f"mltrack: which runs say RUNNING is not known there: {error}", file=sys.stderr)
+
+
+def _print_orphans(uri: str, output_dir: str, reap: bool, file: TextIO) -> None:
     connected = store.connect(uri)
     for run_id, directory in relay.orphans(connected, output_dir).items():
-        if reap:
-            print(f"{run_id}: was RUNNING without a trainer, is {relay.reap(connected, run_id, directory)} now")
-        else:
-            print(f"{run_id}: RUNNING in {connected.shown_uri}, but no trainer is behind it; --reap true sets it right")
+        if not reap:
+            print(f"{run_id}: RUNNING in {connected.shown_uri}, but no trainer is behind it; --reap true sets it right", file=file)
+            continue
+        try:
+            print(f"{run_id}: was RUNNING without a trainer, is {relay.reap(connected, run_id, directory)} now", file=file)
+        except relay.DeliveredElsewhere as error:
+            print(f"{run_id}: left alone: {error}", file=file)
+
+
+def _tracking_uris(output_dir: str, given: str | None) -> list[str]:
+    """The servers to ask: the one that was given; else the default one and those of the local runs."""
+    uris = [store.default_tracking_uri(given)]
+    if given is None:
+        uris += [info.tracking_uri for directory in find_run_directories(output_dir) if (info := directory.read_run()).run_id]
+    there = [uri for uri in uris if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists()]
+    return list(dict.fromkeys(there))
 
 
 def _print_local(output_dir: str, output: str) -> None:
@@ -70,7 +86,7 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
         raise ConfigurationError("sync: accepted: run directories or run ids, or --all true")
     failed = 0
     for directory in directories:
-        before = directory.read_delivery().get("sent", 0)
+        before = directory.read_delivery()
         try:
             with _bar(directory) as on_progress:
                 progress = relay.sync(directory, tracking_uri, on_progress=on_progress)
@@ -79,7 +95,7 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
             print(f"mltrack: {directory.path.name}: {error}", file=sys.stderr)
             continue
         state = "complete" if progress.complete else "still running"
-        there = min(before, progress.sent)
+        there = min(before.get("sent", 0), progress.sent) if before.get("tracking_uri") == progress.tracking_uri else 0
         print(
             f"{directory.path.name}: {state}, {progress.sent - there:,} points sent, {there:,} already there, {len(progress.failed)} failed, run {progress.run_id}"
         )

@@ -42,8 +42,10 @@ class JournalWriter:
         self._lock = threading.Lock()
         self._dirty = False
         self._closed = False
+        self._torn = False
+        """The last write was cut off: the next one begins a line."""
         self._wake = threading.Event()
-        self._sync_error: OSError | None = None
+        self._sync_error: DiskFullError | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -71,9 +73,16 @@ class JournalWriter:
         self._write(framed(record))
 
     def sync(self) -> None:
-        """Return when everything appended so far is on the disk."""
+        """Return when everything appended so far is on the disk.
+
+        Raises:
+            DiskFullError: the disk did not take it.
+        """
         self._dirty = False
-        _fdatasync(self._fd)
+        try:
+            _fdatasync(self._fd)
+        except OSError as error:
+            raise self._not_forced(error) from error
 
     def sync_soon(self) -> None:
         """Have the thread of its own force what was appended to the disk now."""
@@ -86,8 +95,10 @@ class JournalWriter:
         self._closed = True
         self._wake.set()
         self._syncer.join()
-        self.sync()
-        os.close(self._fd)
+        try:
+            self.sync()
+        finally:
+            os.close(self._fd)
 
     def _start(self, mltrack_version: str) -> None:
         size = os.fstat(self._fd).st_size
@@ -100,15 +111,20 @@ class JournalWriter:
         with self._lock:
             if self._sync_error is not None:
                 error, self._sync_error = self._sync_error, None
-                raise DiskFullError(f"{self.path}: what was written could not be forced to the disk: {error.strerror}") from error
+                raise error
+            if self._torn:
+                data = b"\n" + data
             try:
                 written = os.write(self._fd, data)
             except OSError as error:
                 raise DiskFullError(f"{self.path}: {len(data)} bytes could not be written: {error.strerror}; what was written before is intact") from error
-            if written != len(data):
-                os.write(self._fd, b"\n")
+            self._torn = written != len(data)
+            if self._torn:
                 raise DiskFullError(f"{self.path}: the disk is full, {len(data)} bytes were needed; what was written before is intact")
             self._dirty = True
+
+    def _not_forced(self, error: OSError) -> DiskFullError:
+        return DiskFullError(f"{self.path}: what was written could not be forced to the disk: {error.strerror}")
 
     def _sync_now_and_then(self) -> None:
         while not self._closed:
@@ -117,5 +133,5 @@ class JournalWriter:
             if self._dirty and not self._closed:
                 try:
                     self.sync()
-                except OSError as error:
+                except DiskFullError as error:
                     self._sync_error = error  # comes back on the next append

@@ -1,7 +1,8 @@
 """A journal projected onto an MLflow run.
 
 Invariant: sending is at least once and in order; timestamps were fixed when the point was recorded, so that a point sent twice is
-stored once. What the server refuses is reported and does not hold up the rest.
+stored once. What the server refuses is reported and does not hold up the rest. Files that the artifact store does not take now are
+deferred and tried again; the delivery is not complete before they are there.
 """
 
 from __future__ import annotations
@@ -9,17 +10,25 @@ from __future__ import annotations
 import json
 import logging
 import math
-import zlib
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from mltrack import registry
 from mltrack.errors import MltrackError
 from mltrack.journal import JournalReader, RunDirectory, records
+from mltrack.relay.full_values import full_values, is_shortened
+from mltrack.relay.isolation import send_isolated
 from mltrack.relay.kept_models import KeptModels
+from mltrack.relay.pace import Pace
 from mltrack.relay.progress import Progress
-from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, registry, runs
+from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, ping, runs
 
-BATCH_POINTS = 1000
+WITH_FILES = ("artifact", "checkpoints", "model")
+"""Types of records that need the artifact store, and each the ones before it."""
+DEFERRED_PAUSE_S = 15.0
+"""Between two attempts to store what the artifact store did not take."""
 MAX_INFINITIES_NAMED = 50
 MAX_RENAMED_TOLD = 100
 log = logging.getLogger("mltrack.relay")
@@ -34,10 +43,13 @@ class Projection:
         directory: its run.json names the run; an offline one gets its MLflow run here.
         store: the connected tracking server.
         on_progress: called after each acknowledged request.
+        pace: what the server is asked at once.
     """
 
-    def __init__(self, directory: RunDirectory, store: Store, on_progress: Callable[[Progress], None] | None = None):
+    def __init__(self, directory: RunDirectory, store: Store, on_progress: Callable[[Progress], None] | None = None, pace: Pace | None = None):
         self.directory, self.store = directory, store
+        self._pace = pace or Pace()
+        self._deferred_due = 0.0
         self._listeners = [on_progress] if on_progress is not None else []
         self.info = directory.read_run()
         self.progress = Progress.read(directory, store.tracking_uri)
@@ -45,8 +57,10 @@ class Projection:
         self._behind = self.progress.offset
         """Everything before this byte is applied or waits in `_points`."""
         self._points: list[Point] = []
+        self.progress.connected_ms, self.progress.complete = records.now_ms(), False
+        self._save(acknowledged=False)
         self._run_id = self._open_run()
-        self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save)
+        self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save_models)
         self._save(acknowledged=False)
 
     def deliver(self) -> int:
@@ -63,28 +77,35 @@ class Projection:
                 self._points.extend(self._named(_points(record)))
                 self._note_infinities(record)
                 self._behind = self._reader.offset
-                if len(self._points) >= BATCH_POINTS:
+                if len(self._points) >= self._pace.batch:
                     self._flush()
                 continue
             self._flush()
-            self._apply(record)
+            self._apply(record, start=self._behind)
             self._behind = self._reader.offset
             self._acknowledge()
         self._flush()
+        if time.monotonic() >= self._deferred_due:
+            self._apply_deferred()
         return count
 
     def finish(self) -> None:
-        """Give the MLflow run its final status and mark the delivery as complete."""
+        """Give the MLflow run its final status and mark the delivery as complete.
+
+        Raises:
+            StoreUnavailable: the server does not answer; or the artifact store does not take what was deferred, and only that is missing.
+        """
+        missing = self._apply_deferred() or self._stored({"type": "full_values"})
         recorded = self.progress.end
         end = recorded or {"status": "FAILED", "exit_code": 1, "time_ms": records.now_ms()}
         status = end["status"]
-        tags = {"mltrack.status": status, "mltrack.delivery": "complete"}
+        tags = {"mltrack.status": status, "mltrack.delivery": "pending" if missing else "complete"}
         if recorded is None:
             tags["mltrack.failure"] = "the trainer ended without saying so"
         if self.progress.infinite:
             tags["mltrack.infinite_values"] = "; ".join(self.progress.infinite)
         if self.progress.renamed:
-            tags["mltrack.renamed"] = json.dumps(self.progress.renamed)
+            tags["mltrack.renamed"] = self._renamed_json()
         if self._reader.damaged:
             tags["mltrack.journal_damage"] = ", ".join(f"bytes {start}-{stop}" for start, stop in self._reader.damaged)
         runs.set_tags(self.store, self._run_id, tags)
@@ -92,6 +113,8 @@ class Projection:
             shown = "FAILED" if self.info.under_mlflow_run and status == "KILLED" else status
             runs.finish_run(self.store, self._run_id, shown, end["time_ms"])
             self.progress.status = shown
+        if missing:
+            raise missing
         self.progress.complete = True
         self._save()
 
@@ -105,10 +128,17 @@ class Projection:
         return [(self._name(name), value, time_ms, step) for name, value, time_ms, step in points]
 
     def _name(self, name: str) -> str:
-        shown = name_in_mlflow(name)
+        shown = runs.legal_name(name)
         if shown != name and len(self.progress.renamed) < MAX_RENAMED_TOLD:
             self.progress.renamed[shown] = name
         return shown
+
+    def _renamed_json(self) -> str:
+        """As many names as a tag holds; full_values.json has all."""
+        told = dict(self.progress.renamed)
+        while len(json.dumps(told)) > runs.MAX_TAG_LENGTH:
+            told.popitem()
+        return json.dumps(told)
 
     def _open_run(self) -> str:
         info = self.info
@@ -127,7 +157,6 @@ class Projection:
                 self.directory.write_run(info)
         assert info.run_id is not None
         self.progress.run_id = info.run_id
-        self.progress.complete = False
         return info.run_id
 
     def _is_here(self, run_id: str) -> bool:
@@ -141,29 +170,40 @@ class Projection:
         return True
 
     def _flush(self) -> None:
-        """Send the points that wait, in requests of at most `BATCH_POINTS`."""
+        """Send the points that wait, in requests of at most the pace's batch."""
         while self._points:
-            batch = self._points[:BATCH_POINTS]
+            batch = self._points[: self._pace.batch]
             self._send(batch)
             del self._points[: len(batch)]
         if self._behind != self.progress.offset:
             self._acknowledge()
 
     def _send(self, batch: list[Point]) -> None:
-        try:
-            runs.log_points(self.store, self._run_id, batch)
-            self.progress.sent += len(batch)
-        except StoreRejected as error:
-            # raises where it is the run that takes nothing, deleted by somebody: then no point is to blame, and none is given up
-            runs.set_tags(self.store, self._run_id, {"mltrack.refused": "some points; delivery.json in the run directory names them"})
-            if len(batch) == 1:
-                self._report(f"{batch[0][0]} at step {batch[0][3]}: {error}")
-                return
-            half = len(batch) // 2
-            self._send(batch[:half])
-            self._send(batch[half:])
+        refused = send_isolated(batch, self._log_points, self._takes_points)
+        self._give_up([f"{name} at step {step}: {error}" for (name, _, _, step), error in refused])
+        self.progress.sent += len(batch) - len(refused)
 
-    def _apply(self, record: records.Record) -> None:
+    def _log_points(self, points: Sequence[Point]) -> None:
+        started = time.monotonic()
+        runs.log_points(self.store, self._run_id, points)
+        self._pace.answered(time.monotonic() - started)
+
+    def _takes_points(self) -> bool:
+        return self._takes_tags() and runs.log_a_point_again(self.store, self._run_id)
+
+    def _takes_tags(self) -> bool:
+        """Raises where it is the run that takes nothing, deleted by somebody: then no value is to blame, and none is given up."""
+        runs.set_tags(self.store, self._run_id, {"mltrack.delivery": "pending"})
+        return True
+
+    def _apply(self, record: records.Record, start: int) -> None:
+        """Do what a record says that begins at byte `start`, or defer it."""
+        if record["type"] in WITH_FILES and (self.progress.deferred or self._stored(record)):
+            self.progress.deferred.append(start)
+        elif record["type"] not in WITH_FILES:
+            self._handle(record)
+
+    def _handle(self, record: records.Record) -> None:
         try:
             handler = getattr(self, f"_apply_{record['type']}", None)
             if handler is not None:
@@ -173,17 +213,62 @@ class Projection:
         except (MltrackError, OSError) as error:
             self._report(f"{record['type']}: {error}")
 
+    def _stored(self, record: records.Record) -> StoreUnavailable | None:
+        """None, or why not where the artifact store is away and the tracking server is not: the points need not wait for it."""
+        try:
+            self._handle(record)
+        except StoreUnavailable as error:
+            ping(self.store)
+            log.warning("deferred: %s: %s", record["type"], error)
+            self._deferred_due = time.monotonic() + DEFERRED_PAUSE_S
+            return error
+        return None
+
+    def _apply_deferred(self) -> StoreUnavailable | None:
+        """Try again what was deferred, in its order; None once all of it is stored."""
+        while self.progress.deferred:
+            for record in JournalReader(self.directory.journal, self.progress.deferred[0]).read_new():
+                if missing := self._stored(record):
+                    return missing
+                break
+            del self.progress.deferred[0]
+            self._save()
+        return self._stored({"type": "leftovers"})
+
+    def _apply_leftovers(self, _: Mapping[str, Any]) -> None:
+        """No record of the journal: what earlier relays left half done is taken away once nothing newer is known."""
+        self._kept.settle()
+
+    def _apply_full_values(self, _: Mapping[str, Any]) -> None:
+        """No record either: written once the run is over, for what MLflow holds in another form."""
+        if self.progress.renamed or self.progress.shortened:
+            artifacts.put_text(self.store, self._run_id, json.dumps(full_values(self.directory.journal), indent=1), "full_values.json")
+
     def _apply_params(self, record: Mapping[str, Any]) -> None:
-        different = params.log_params(self.store, self._run_id, {self._name(name): value for name, value in record["values"].items()})
+        different: dict[str, tuple[str, str]] = {}
+
+        def send(some: Sequence[tuple[str, str]]) -> None:
+            different.update(params.log_params(self.store, self._run_id, dict(some)))
+
+        self._send_values("param", record["values"], params.MAX_PARAM_LENGTH, send)
         if different:
             shown = "; ".join(f"{name}: {value}" for name, value in different.items())
             runs.set_tags(self.store, self._run_id, {"mltrack.param_differences": shown})
 
     def _apply_tags(self, record: Mapping[str, Any]) -> None:
-        runs.set_tags(self.store, self._run_id, record["values"])
+        self._send_values("tag", record["values"], runs.MAX_TAG_LENGTH, lambda some: runs.set_tags(self.store, self._run_id, dict(some)))
+
+    def _send_values(self, kind: str, values: Mapping[str, str], limit: int, send: Callable[[Sequence[tuple[str, str]]], None]) -> None:
+        self.progress.shortened |= any(is_shortened(text, limit) for text in values.values())
+        refused = send_isolated([(self._name(name), value) for name, value in values.items()], send, self._takes_tags)
+        self._give_up([f"{kind} {name}: {error}" for (name, _), error in refused])
 
     def _apply_inputs(self, record: Mapping[str, Any]) -> None:
-        runs.log_inputs(self.store, self._run_id, record["datasets"])
+        for dataset in record["datasets"]:
+            if dataset.get("context") == "evaluation":
+                self.progress.evaluation_set = {name: str(dataset[name]) for name in ("name", "digest")}
+        refused = send_isolated(record["datasets"], lambda some: runs.log_inputs(self.store, self._run_id, some), self._takes_tags)
+        self._give_up([f"data set {dataset.get('name')}: {error}" for dataset, error in refused])
 
     def _apply_artifact(self, record: Mapping[str, Any]) -> None:
         path = self.directory.path / record["path"]
@@ -193,6 +278,8 @@ class Projection:
             self._report(f"artifact {record['path']}: no such file in {self.directory.path}")
 
     def _apply_checkpoints(self, record: Mapping[str, Any]) -> None:
+        if self.progress.renamed:  # whoever goes on from this checkpoint without the journal needs them
+            runs.set_tags(self.store, self._run_id, {"mltrack.renamed": self._renamed_json()})
         self._kept.reconcile(record)
 
     def _apply_model(self, record: Mapping[str, Any]) -> None:
@@ -201,14 +288,10 @@ class Projection:
             self._report(f"model of step {record['step']}: its checkpoint was not delivered")
             return
         name = record["registered_name"]
-        version = registry.register(self.store, name, model_id, tags=record["tags"], description=record["description"])
-        aliases = ["challenger"]
-        has_champion = registry.get_alias(self.store, name, "champion") not in (None, version)
-        if record["promote"] == "always" or (record["promote"] == "auto" and not has_champion):
-            aliases.append("champion")
-        for alias in aliases:
-            registry.set_alias(self.store, name, alias, version)
-        self.progress.registered = {"name": name, "version": str(version), "aliases": aliases}
+        commit = runs.get_run(self.store, self._run_id).tags.get("mlflow.source.git.commit")
+        tags = {"mltrack.promote": record["promote"], **({"mltrack.git_commit": commit} if commit else {}), **record["tags"]}
+        outcome = registry.register(self.store, name, model_id, tags, record["description"])
+        self.progress.registered = {"name": name, **asdict(outcome), "version": str(outcome.version)}
 
     def _apply_resumed(self, record: Mapping[str, Any]) -> None:
         self.progress.end = None
@@ -221,6 +304,12 @@ class Projection:
     def _apply_end(self, record: records.Record) -> None:
         self.progress.end = record
 
+    def _give_up(self, lines: Sequence[str]) -> None:
+        if lines:
+            runs.set_tags(self.store, self._run_id, {"mltrack.refused": "something; delivery.json in the run directory names it"})
+        for line in lines:
+            self._report(line)
+
     def _report(self, line: str) -> None:
         log.error("refused: %s", line)
         self.progress.failed.append(line)
@@ -229,18 +318,14 @@ class Projection:
         self.progress.offset = self._behind
         self._save()
 
+    def _save_models(self) -> None:
+        """While something is being uploaded the server has not answered yet."""
+        self._save(acknowledged=self.progress.uploading is None)
+
     def _save(self, acknowledged: bool = True) -> None:
         self.progress.write(self.directory, acknowledged=acknowledged)
         for on_progress in self._listeners:
             on_progress(self.progress)
-
-
-def name_in_mlflow(name: str) -> str:
-    """`name`, or where MLflow refuses it a legal one that no other name is given: its checksum is at the end."""
-    legal = runs.legal_name(name)
-    if legal == name:
-        return name
-    return f"{legal[: runs.MAX_NAME_LENGTH - 9]}-{zlib.crc32(name.encode()):08x}"
 
 
 def _points(record: Mapping[str, Any]) -> list[Point]:

@@ -1,13 +1,14 @@
 """Runs that MLflow calls RUNNING though nobody trains them any more.
 
-Invariant: only runs of mltrack are touched, and only where their trainer is known to be dead: by this machine's run directory, or by the
-host and process that the run's tags name.
+Invariant: only runs of mltrack are touched, and only where their trainer is known to be dead (by this machine's run directory, or by the
+host and process that the run's tags name) and nobody is delivering them.
 """
 
 from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
@@ -15,7 +16,7 @@ import psutil
 from mltrack.errors import MltrackError
 from mltrack.journal import RunDirectory, find_run_directories
 from mltrack.relay.process import WatchedProcess
-from mltrack.relay.sync import sync
+from mltrack.relay.sync import DeliveredElsewhere, delivering_process, sync
 from mltrack.store import Store, StoreUnavailable, runs
 
 HOST_TAG, PID_TAG, STARTED_TAG = "mltrack.host", "mltrack.trainer_pid", "mltrack.trainer_started"
@@ -34,13 +35,21 @@ def orphans(store: Store, output_dir: Path | str) -> dict[str, RunDirectory | No
         directory = directories.get(run.run_id)
         if directory is not None:
             info = directory.read_run()
-            dead = not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive()
+            dead = not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive() and delivering_process(directory) is None
         else:
-            here = run.tags.get(HOST_TAG) == socket.gethostname() and PID_TAG in run.tags
-            dead = here and not WatchedProcess(int(run.tags[PID_TAG]), float(run.tags[STARTED_TAG])).is_alive()
+            dead = _died_here(run.tags)
         if dead:
             found[run.run_id] = directory
     return found
+
+
+def _died_here(tags: Mapping[str, str]) -> bool:
+    """True where the tags name a process of this machine that has ended."""
+    try:
+        pid, started = int(tags[PID_TAG]), float(tags[STARTED_TAG])
+    except (KeyError, ValueError):
+        return False
+    return tags.get(HOST_TAG) == socket.gethostname() and not WatchedProcess(pid, started).is_alive()
 
 
 def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
@@ -48,11 +57,17 @@ def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
 
     Raises:
         StoreUnavailable: the server does not answer.
+        DeliveredElsewhere: somebody has begun to deliver it; who does so sets the status.
     """
     if directory is not None:
         try:
-            return sync(directory, store.tracking_uri).status or "FAILED"
-        except StoreUnavailable:
+            status = sync(directory, store.tracking_uri).status
+            if status is not None:
+                return status
+            held = runs.get_run(store, run_id).status
+            if held != "RUNNING":
+                return held
+        except (StoreUnavailable, DeliveredElsewhere):
             raise
         except MltrackError:
             pass  # the journal cannot be read: what is left is the truth about the status

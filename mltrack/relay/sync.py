@@ -1,6 +1,7 @@
 """`mltrack sync`: complete the delivery of a run directory, now or while its trainer runs.
 
-Invariant: one delivery of a directory at a time, by a lock that dies with its holder.
+Invariant: one delivery of a directory at a time, by a lock that dies with its holder; what the server has acknowledged is never asked
+of it again.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from contextlib import contextmanager
 
 from mltrack.errors import TrackingError
 from mltrack.journal import RunDirectory
+from mltrack.relay.pace import Pace
 from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.projection import Projection
 from mltrack.relay.system_metrics import SystemMetricsFeed
 from mltrack.store import StoreUnavailable, connect, default_tracking_uri
+from mltrack.store.connection import StoreSlow
 
 NICENESS = 10
 """The trainer has the cores first, also while this process imports mlflow."""
@@ -31,6 +34,10 @@ GIVE_UP_S = 600.0
 log = logging.getLogger("mltrack.relay")
 
 
+class DeliveredElsewhere(TrackingError):
+    """Another process is delivering this run directory."""
+
+
 def sync(directory: RunDirectory, tracking_uri: str | None = None, *, on_progress: Callable[[Progress], None] | None = None) -> Progress:
     """Deliver what is undelivered; may be called any number of times.
 
@@ -40,39 +47,63 @@ def sync(directory: RunDirectory, tracking_uri: str | None = None, *, on_progres
         on_progress: called after each acknowledged request.
 
     Raises:
-        TrackingError: somebody else is delivering this directory.
-        StoreUnavailable: the server does not answer.
+        DeliveredElsewhere: somebody else is delivering this directory.
+        StoreUnavailable: the server does not answer, or not in `LONGEST_S`.
     """
     info = directory.read_run()
+    uri, pace = default_tracking_uri(tracking_uri or info.tracking_uri or None), Pace()
     with _lock(directory):
-        projection = Projection(directory, connect(default_tracking_uri(tracking_uri or info.tracking_uri or None)), on_progress)
-        projection.deliver()
-        if not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive() or projection.progress.end is not None:
-            projection.finish()
-        return projection.progress
+        while True:
+            try:
+                return _sync_connected(directory, uri, on_progress, pace)
+            except StoreSlow:
+                if pace.has_waited_longest:
+                    raise
+                pace.timed_out()
+
+
+def _sync_connected(directory: RunDirectory, uri: str, on_progress: Callable[[Progress], None] | None, pace: Pace) -> Progress:
+    info = directory.read_run()
+    projection = Projection(directory, connect(uri, request_timeout_s=pace.timeout_s), on_progress, pace)
+    projection.deliver()
+    if not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive() or projection.progress.end is not None:
+        projection.finish()
+    return projection.progress
+
+
+def delivering_process(directory: RunDirectory) -> int | None:
+    """The process that is delivering this directory now, or None."""
+    try:
+        with _lock(directory):
+            return None
+    except DeliveredElsewhere:
+        return int((directory.path / "relay.lock").read_text() or 0)
 
 
 def follow(directory: RunDirectory) -> Progress:
     """Deliver until the trainer has ended and everything is acknowledged, through any outage of the server.
 
     Raises:
-        TrackingError: somebody else is delivering this directory, or the server was silent for too long after the trainer's end.
+        DeliveredElsewhere: somebody else is delivering this directory.
+        StoreUnavailable: the server was silent for too long after the trainer's end.
     """
     os.nice(NICENESS)
     info = directory.read_run()
     trainer = WatchedProcess(info.trainer_pid, info.trainer_started)
     system = SystemMetricsFeed(info.trainer_pid if trainer.is_alive() else None, own_run=info.owns_status)
-    pauses = 0
+    pace, pauses = Pace(), 0
     last_success = time.monotonic()
     with _lock(directory, patience_s=GIVE_UP_S):
         while True:
             try:
-                progress = _follow_connected(directory, info.tracking_uri, trainer, system)
+                progress = _follow_connected(directory, info.tracking_uri, trainer, system, pace)
                 log.info("complete: %d points, %d refused", progress.sent, len(progress.failed))
                 return progress
             except StoreUnavailable as error:
                 if Progress.read(directory, info.tracking_uri).acknowledged_ms / 1000 > time.time() - LONGEST_PAUSE_S:
                     pauses, last_success = 0, time.monotonic()
+                if isinstance(error, StoreSlow):
+                    pace.timed_out()
                 pauses += 1
                 log.warning("%s", error)
                 if not trainer.is_alive() and time.monotonic() - last_success > GIVE_UP_S:
@@ -80,8 +111,8 @@ def follow(directory: RunDirectory) -> Progress:
                 trainer.wait(_pause_s(pauses)) if trainer.is_alive() else time.sleep(min(2.0, _pause_s(pauses)))
 
 
-def _follow_connected(directory: RunDirectory, tracking_uri: str, trainer: WatchedProcess, system: SystemMetricsFeed) -> Progress:
-    projection = Projection(directory, connect(tracking_uri))
+def _follow_connected(directory: RunDirectory, tracking_uri: str, trainer: WatchedProcess, system: SystemMetricsFeed, pace: Pace) -> Progress:
+    projection = Projection(directory, connect(tracking_uri, request_timeout_s=pace.timeout_s), pace=pace)
     while True:
         alive = trainer.is_alive()
         count = projection.deliver()
@@ -108,7 +139,7 @@ def _lock(directory: RunDirectory, patience_s: float = 0.0) -> Iterator[None]:
         while not _try_lock(descriptor):
             if time.monotonic() > deadline:
                 holder = os.pread(descriptor, 32, 0).decode().strip()
-                raise TrackingError(f"{directory.path}: is being delivered by process {holder}; wait for it, see {directory.relay_log}")
+                raise DeliveredElsewhere(f"{directory.path}: is being delivered by process {holder}; wait for it, see {directory.relay_log}")
             time.sleep(0.2)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, str(os.getpid()).encode(), 0)

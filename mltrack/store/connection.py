@@ -34,6 +34,14 @@ class StoreUnavailable(TrackingError):
     """The store cannot be reached or cannot answer now: try again later."""
 
 
+class StoreSlow(StoreUnavailable):
+    """The store did not answer in time: a longer wait or a smaller request may do."""
+
+
+class StoreFailed(StoreUnavailable):
+    """The store answered that it failed on this request: its own trouble, or a value that it cannot hold. Others may go through."""
+
+
 class StoreRejected(TrackingError):
     """The store answered and said no: the same request will be refused again."""
 
@@ -239,11 +247,11 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
         if "file store" in str(error).lower() or "filesystem" in str(error).lower():
             return StoreRejected, f"{reason}: {_FILE_STORE}"
         if code == "TEMPORARILY_UNAVAILABLE" or status is None or status >= 500 or status in _TRY_AGAIN:
-            return StoreUnavailable, reason
+            return _later(str(error), code), reason
         return StoreRejected, reason
     if home in ("requests", "urllib3", "botocore", "boto3", "s3transfer"):
         permanent = status is not None and status < 500 and status not in _TRY_AGAIN
-        return (StoreRejected if permanent else StoreUnavailable), reason
+        return (StoreRejected if permanent else _later(str(error), "")), reason
     if home == "sqlalchemy":
         # Operational and interface errors: no server, a lock, a full disk. The others are about the statement or the driver.
         later = type(error).__name__ in ("OperationalError", "InterfaceError", "TimeoutError", "InternalError")
@@ -252,7 +260,17 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
         return StoreUnavailable, reason
     if isinstance(error, ModuleNotFoundError):
         return StoreRejected, f"{reason}; install the package that this kind of store needs"
+    if isinstance(error, UnicodeError | OverflowError) or (isinstance(error, ValueError) and "out of range" in reason):  # a value that no request can carry
+        return StoreRejected, reason
     return None, reason
+
+
+def _later(text: str, code: str) -> type[StoreUnavailable]:
+    """Which kind of unavailable: MLflow calls its client's transport errors INTERNAL_ERROR too, and an unknown HTTP status of a gateway."""
+    if "timed out" in text or "timeout exception" in text or code == "DEADLINE_EXCEEDED":
+        return StoreSlow
+    answered = not text.startswith("API request to ") or "failed with error code 500 " in text
+    return StoreFailed if code == "INTERNAL_ERROR" and answered else StoreUnavailable
 
 
 def _http_status(error: BaseException | None) -> int | None:

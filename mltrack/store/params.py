@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mltrack.store.connection import Store, StoreRejected, translated
-from mltrack.store.runs import cut, legal_name
+from mltrack.store.runs import legal_name, legal_text
 
 MAX_PARAMS = 100
 MAX_PARAM_LENGTH = 6000
@@ -36,7 +36,7 @@ def log_params(store: Store, run_id: str, params: Mapping[str, Any]) -> dict[str
     """
     from mlflow.entities import Param
 
-    wanted = {legal_name(key): cut(_text(value), MAX_PARAM_LENGTH) for key, value in params.items()}
+    wanted = {legal_name(key): legal_text(_text(value), MAX_PARAM_LENGTH) for key, value in params.items()}
     for attempt in (1, 2):
         with translated(store, f"reading the params of run {run_id}"):
             held = dict(store.client.get_run(run_id).data.params)

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ MAX_TAGS = 100
 MAX_TAG_LENGTH = 8000
 MAX_NAME_LENGTH = 250
 MAX_DIGEST_LENGTH = 36
+MAX_DATASET_NAME_LENGTH = 500
 CUT_MARK = "...(cut)"
 
 Point = tuple[str, float, int, int]
@@ -67,7 +69,7 @@ def create_run(
         if found:
             return _info(store, found[0])
         all_tags = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **_legal_tags(tags), LOCAL_ID_TAG: idempotency_key}
-        run = store.client.create_run(experiment_id, start_time=start_time_ms, tags=all_tags, run_name=run_name)
+        run = store.client.create_run(experiment_id, start_time=start_time_ms, tags=all_tags, run_name=run_name and legal_text(run_name, MAX_NAME_LENGTH))
         return _info(store, run)
 
 
@@ -142,6 +144,22 @@ def log_points(store: Store, run_id: str, points: Sequence[Point]) -> None:
             store.client.log_batch(run_id, metrics=rows[start : start + MAX_POINTS])
 
 
+def log_a_point_again(store: Store, run_id: str) -> bool:
+    """Write a point that the run holds already, which changes nothing; shows whether the store takes points of this run.
+
+    Returns:
+        False where the run holds none yet; then nothing was written.
+    """
+    from mlflow.entities import Metric
+
+    with translated(store, f"writing on run {run_id}"):
+        held = next((one for one in store.client.get_run(run_id).data._metric_objs if one.value == one.value), None)
+        if held is None:
+            return False
+        store.client.log_batch(run_id, metrics=[Metric(held.key, held.value, held.timestamp, held.step)])
+        return True
+
+
 def log_inputs(store: Store, run_id: str, inputs: Iterable[Mapping[str, Any]]) -> None:
     """The run's data sets.
 
@@ -155,7 +173,7 @@ def log_inputs(store: Store, run_id: str, inputs: Iterable[Mapping[str, Any]]) -
     for given in inputs:
         source = given.get("source") or ""
         data = Dataset(
-            name=str(given["name"])[:500],
+            name=legal_text(given["name"], MAX_DATASET_NAME_LENGTH),
             digest=str(given["digest"])[:MAX_DIGEST_LENGTH],
             source_type=str(given.get("source_type") or "local"),
             source=json.dumps(source if isinstance(source, Mapping) else {"uri": str(source)}),
@@ -199,11 +217,22 @@ def search_running_runs(store: Store) -> list[RunInfo]:
 
 
 def legal_name(key: str) -> str:
-    """`key` with what MLflow refuses in a metric's or param's name replaced by '_', at most 250 characters."""
-    name = re.sub(r"[^\w\-. :/]", "_", str(key), flags=re.ASCII)
+    """`key`, or where MLflow refuses it as the name of a metric, param or tag a legal one that no other key is given.
+
+    What is refused is replaced by '_', what is beyond 250 characters is cut, and the key's checksum (CRC-32) stands at the end.
+    """
+    key = str(key)
+    name = re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)
     name = re.sub(r"/+", "/", name).strip("/") or "_"
     name = "/".join("_" if part in (".", "..") else part for part in name.split("/"))
-    return name[:MAX_NAME_LENGTH]
+    if name == key and len(name) <= MAX_NAME_LENGTH:
+        return name
+    return f"{name[: MAX_NAME_LENGTH - 9]}-{zlib.crc32(key.encode('utf-8', 'backslashreplace')):08x}"
+
+
+def legal_text(value: Any, limit: int) -> str:
+    """`value` as text that every database takes: half characters (of undecodable file names) and NUL written out, beyond `limit` characters cut with a mark."""
+    return cut(_storable(str(value)), limit)
 
 
 def finite(value: float) -> float:
@@ -217,7 +246,7 @@ def cut(text: str, limit: int) -> str:
 
 
 def _legal_tags(tags: Mapping[str, Any]) -> dict[str, str]:
-    return {legal_name(key): cut(str(value), MAX_TAG_LENGTH) for key, value in tags.items()}
+    return {legal_name(key): legal_text(value, MAX_TAG_LENGTH) for key, value in tags.items()}
 
 
 def _info(store: Store, run: Any) -> RunInfo:
@@ -246,8 +275,15 @@ def _pages(request: Any) -> Iterable[Any]:
             return
 
 
+def _storable(text: str) -> str:
+    return text.replace("\x00", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
+
+
 def _json_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+    if value is None:
+        return None
+    text = value if isinstance(value, str) else json.dumps(value)
+    return _storable(text)  # a text that MLflow finds too long is refused: half a JSON is none
 
 
 def _quoted(text: str) -> str:

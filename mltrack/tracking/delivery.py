@@ -16,8 +16,12 @@ from typing import Any
 
 from mltrack.journal import RunDirectory
 
-SILENCE_S = 10.0
-"""How long the end of a training waits after the last request that the server acknowledged."""
+SILENCE_S = 8.0
+"""How long the end of a training waits after the last request that the server acknowledged: with what ending itself takes, below ten seconds."""
+LOCAL_SILENCE_S = 25.0
+"""The same for a database file, which has no server that could be dead; MLflow waits 20 s for a locked one."""
+START_UP_S = 30.0
+"""How long a relay may take to be ready to send, on a machine that is busy."""
 _POLL_S = 0.1
 
 
@@ -31,6 +35,8 @@ class Delivery:
     def __init__(self, directory: RunDirectory):
         self.directory = directory
         self._stopped = threading.Event()
+        self._silence_s = LOCAL_SILENCE_S if directory.read_run().tracking_uri.startswith("sqlite:") else SILENCE_S
+        self._started = time.time()
         self._process = self._start()
         self._watcher = threading.Thread(target=self._restart_once, name="relay-watch", daemon=True)
         self._watcher.start()
@@ -45,18 +51,22 @@ class Delivery:
         Returns:
             "complete" or "pending".
         """
-        started = time.time()
+        started = ready = time.time()
         while self._process.poll() is None or self._watcher.is_alive():
             delivery = self.directory.read_delivery()
             if on_progress is not None:
                 on_progress(delivery)
-            acknowledged = delivery.get("acknowledged_ms", 0) / 1000
-            silent = time.time() - max(started, acknowledged)
-            if time.time() - started > limit_s or (silent > SILENCE_S and not delivery.get("uploading")):
+            now, acknowledged = time.time(), delivery.get("acknowledged_ms", 0) / 1000
+            if delivery.get("connected_ms", 0) / 1000 < self._started and now - started < START_UP_S:
+                ready = now
+            silent = now - max(ready, acknowledged)
+            if now - started > limit_s or (silent > self._silence_s and not delivery.get("uploading")):
                 break
             self._watcher.join(_POLL_S)
         self._stopped.set()
-        return "complete" if self.directory.read_delivery().get("complete") else "pending"
+        delivery = self.directory.read_delivery()
+        whole = delivery.get("offset", 0) >= self.directory.journal.stat().st_size  # what an earlier relay of a resumed run said is not enough
+        return "complete" if delivery.get("complete") and whole else "pending"
 
     def _start(self) -> subprocess.Popen[bytes]:
         return _spawn(["--follow", str(self.directory.path)], self.directory.relay_log)
