@@ -96,11 +96,18 @@ def test_the_best_and_the_latest_checkpoints_are_there_and_no_other_bytes(traine
 def test_the_best_is_registered_as_challenger_and_first_champion(trained):
     _, response, client, _ = trained
     held = response["registered_model"]
-    assert held == {"name": "mltrack-text_classification", "version": "1", "aliases": ["challenger", "champion"]}
+    assert {key: held[key] for key in ("name", "version", "aliases")} == {
+        "name": "mltrack-text_classification",
+        "version": "1",
+        "aliases": ["challenger", "champion"],
+    }
+    assert held["decision"].startswith("champion: there was no champion; eval_loss ")
     version = client.get_model_version_by_alias(held["name"], "champion")
     assert version.source == response["model_uri"]
     assert version.tags["mltrack.step"] == str(response["best_step"])
-    assert "baseline_majority_macro_f1" in version.description
+    assert "| eval_macro_f1 | " in version.description
+    assert "| figure | this model | baseline_majority | baseline_tfidf |" in version.description
+    assert f"models:/{held['name']}/1" in version.description
 
 
 def test_the_response_says_what_happened(trained):

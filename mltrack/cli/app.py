@@ -38,13 +38,14 @@ def _predict(
     input_path: str | None = _option("input_path", "A file with one text a line (.txt), or records (.jsonl, .json); - is standard input as one text."),
     max_new_tokens: str | None = _option("max_new_tokens", "Longest completion in tokens."),
     temperature: str | None = _option("temperature", "0 takes the likeliest token; higher is more random."),
+    stop: list[str] = typer.Option([], "--stop", help="Text that ends a completion and is not part of it; may be given several times.", show_default=False),
     output: str | None = _option("output", "text or json.", "text"),
     tracking_uri: str | None = URI,
 ) -> None:
     """Ask a model: labels with scores, or completions."""
     from mltrack.cli.predict import predict
 
-    predict(model_uri, text, input_path, max_new_tokens, temperature, output or "text", tracking_uri)
+    predict(model_uri, text, input_path, max_new_tokens, temperature, stop, output or "text", tracking_uri)
 
 
 @app.command("evaluate")
@@ -97,29 +98,57 @@ def _doctor(tracking_uri: str | None = URI) -> None:
 
 
 @models.command("list")
-def _models_list(tracking_uri: str | None = URI) -> None:
+def _models_list(output: str | None = _option("output", "text or json.", "text"), tracking_uri: str | None = URI) -> None:
     """The registered models and their aliases."""
     from mltrack.cli.models import list_models
 
-    list_models(tracking_uri)
+    list_models(tracking_uri, output or "text")
 
 
 @models.command("show")
-def _models_show(name: str = typer.Argument(..., help="A registered model."), tracking_uri: str | None = URI) -> None:
-    """The versions of a model."""
+def _models_show(
+    name: str = typer.Argument(..., help="A registered model."), output: str | None = _option("output", "text or json.", "text"), tracking_uri: str | None = URI
+) -> None:
+    """The versions of a model: figures, what each was trained from, who was champion when and why."""
     from mltrack.cli.models import show_model
 
-    show_model(name, tracking_uri)
+    show_model(name, tracking_uri, output or "text")
 
 
 @models.command("promote")
 def _models_promote(
     name: str = typer.Argument(..., help="A registered model."),
-    version: str = typer.Option(..., "--version", help="Its version."),
+    version: str | None = _option("version", "Its version; beside --dataset-path not set: the challenger."),
     alias: str | None = _option("alias", "The alias that moves.", "champion"),
+    dataset_path: str | None = _option("dataset_path", "Records, or stdlib: evaluate the version and the champion on them; the better one is champion."),
+    promote_margin: str | None = _option("promote_margin", "By how much it must be better; not set: as its run was told."),
+    batch_size: str | None = _option("batch_size", "Examples per batch; the result does not depend on it.", "16"),
+    output: str | None = _option("output", "text or json.", "text"),
     tracking_uri: str | None = URI,
 ) -> None:
-    """Move an alias to a version by hand."""
+    """Move an alias to a version by hand, or let a data set decide."""
     from mltrack.cli.models import promote_model
 
-    promote_model(name, version, alias or "champion", tracking_uri)
+    promote_model(name, version, alias or "champion", dataset_path, promote_margin, batch_size or "16", output or "text", tracking_uri)
+
+
+@models.command("rollback")
+def _models_rollback(name: str = typer.Argument(..., help="A registered model."), tracking_uri: str | None = URI) -> None:
+    """Make the champion before the present one champion again."""
+    from mltrack.cli.models import rollback_model
+
+    rollback_model(name, tracking_uri)
+
+
+@models.command("delete")
+def _models_delete(
+    name: str = typer.Argument(..., help="A registered model."),
+    version: str | None = _option("version", "Its version; not set: the whole model."),
+    force: str | None = _option("force", "true: also a champion, or what has another alias of yours.", "false"),
+    keep_files: str | None = _option("keep_files", "true: only the registry's entry; the files stay with the run.", "false"),
+    tracking_uri: str | None = URI,
+) -> None:
+    """Delete a version, or a whole registered model, with its files."""
+    from mltrack.cli.models import delete_model
+
+    delete_model(name, version, force or "false", keep_files or "false", tracking_uri)

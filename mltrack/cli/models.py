@@ -1,14 +1,29 @@
-"""`mltrack models list|show|promote`."""
+"""`mltrack models list|show|promote|rollback|delete`."""
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 from mltrack import registry, store
+from mltrack.cli.options import as_bool
+from mltrack.config import OPTIONS, Option
+from mltrack.errors import ConfigurationError
+from mltrack.registry import gate, history, loading
+from mltrack.store import model_tags
+
+_BATCH_SIZE = Option(name="batch_size", kind="int", minimum=1, help="")
+_MARGIN = OPTIONS["promote_margin"]
 
 
-def list_models(tracking_uri: str | None) -> None:
+def list_models(tracking_uri: str | None, output: str) -> None:
     """One line a registered model."""
+    OPTIONS["output"].check(output)
     connected = registry.connect_existing(tracking_uri, "registered models")
     rows = store.list_models(connected)
+    if output == "json":
+        print(json.dumps([{key: row[key] for key in ("name", "aliases", "tags", "created_ms", "updated_ms")} for row in rows]))
+        return
     if not rows:
         print(f"no registered models in {connected.shown_uri}; another database is named by --tracking-uri or MLFLOW_TRACKING_URI")
     for row in rows:
@@ -16,18 +31,82 @@ def list_models(tracking_uri: str | None) -> None:
         print(f"{row['name']}  {aliases or 'no alias'}")
 
 
-def show_model(name: str, tracking_uri: str | None) -> None:
-    """One line a version, the newest first, then the description of the newest."""
-    rows = store.list_versions(registry.connect_existing(tracking_uri, name), name)
+def show_model(name: str, tracking_uri: str | None, output: str) -> None:
+    """One line a version, the newest first, with what it comes from and what was decided; the champions in turn; the newest one's card."""
+    OPTIONS["output"].check(output)
+    connected = registry.connect_existing(tracking_uri, name)
+    rows = store.list_versions(connected, name)
+    changes = history.read_history(model_tags.read_model(connected, name).tags)
+    if output == "json":
+        print(json.dumps({"name": name, "versions": rows, "champions": [{**json.loads(change.text), "by": change.kind} for change in changes]}))
+        return
     for row in rows:
-        aliases = " ".join(f"@{alias}" for alias in row["aliases"])
-        figures = ", ".join(f"{key} {value:.4f}" for key, value in sorted(row["metrics"].items()) if not key.startswith("eval_f1_"))
-        print(f"{name}/{row['version']}  {aliases or '-'}  {figures}  run {row['run_id']}")
+        _show_version(name, row)
+    if changes:
+        print("\nchampions:")
+    for change in changes:
+        print(f"  {change.when}  {_shown(change.before)} -> {_shown(change.version)}  {change.kind}: {change.why}")
     if rows and rows[0]["description"]:
         print(f"\n{rows[0]['description']}")
 
 
-def promote_model(name: str, version: str, alias: str, tracking_uri: str | None) -> None:
-    """Move the alias and say from where."""
-    before = registry.promote(name, version, tracking_uri, alias=alias)
-    print(f"{name}@{alias}: version {before or 'none'} -> {version}")
+def _show_version(name: str, row: dict[str, Any]) -> None:
+    aliases = " ".join(f"@{alias}" for alias in row["aliases"])
+    figures = ", ".join(f"{key} {value:.4f}" for key, value in sorted(row["metrics"].items()) if not key.startswith("eval_f1_"))
+    print(f"{name}/{row['version']}  {aliases or '-'}  {figures}  run {row['run_id']}")
+    tags = row["tags"]
+    if loading.PARENT in tags:
+        run = f" of run {tags[loading.PARENT_RUN]}" if loading.PARENT_RUN in tags else ""
+        print(f"    trained from {tags[loading.PARENT]}{run}")
+    if gate.DECISION in tags:
+        print(f"    {tags[gate.DECISION]}")
+    if tags.get(gate.DECIDE, "decided") != "decided":
+        print(f"    decide: {tags[gate.DECIDE]}")
+
+
+def promote_model(
+    name: str, version: str | None, alias: str, dataset_path: str | None, margin: str | None, batch_size: str, output: str, tracking_uri: str | None
+) -> None:
+    """Move the alias and say from where; with a data set, only where the version is better than the champion on it."""
+    OPTIONS["output"].check(output)
+    size = _BATCH_SIZE.parse(batch_size)
+    least = None if margin is None else _MARGIN.parse(margin)
+    if dataset_path is None:
+        if version is None:
+            raise ConfigurationError(f"promote: accepted: --version N, or --dataset-path FILE to evaluate {name}@challenger and {name}@champion on it")
+        if least is not None:
+            raise ConfigurationError("promote_margin: accepted: beside --dataset-path; by hand there is nothing to compare")
+        before = registry.promote(name, version, tracking_uri, alias=alias)
+        _say(output, {"name": name, "alias": alias, "before": before, "version": version}, f"{name}@{alias}: version {before or 'none'} -> {version}")
+        return
+    if alias != "champion":
+        raise ConfigurationError(f"alias: seen '{alias}' beside --dataset-path; accepted: champion")
+    from mltrack.cli.predict import quiet
+    from mltrack.registry.duel import promote_on
+
+    quiet()
+    duel = promote_on(
+        name, dataset_path, version, tracking_uri, margin=least, batch_size=size, notice=(lambda line: None) if output == "json" else lambda line: print(line)
+    )
+    moved = f"version {_shown(duel.champion)} -> {duel.challenger}" if duel.promoted else f"stays version {_shown(duel.champion)}"
+    _say(output, {"name": name, **vars(duel)}, f"{name}@champion: {moved}: version {duel.challenger}: {duel.why}")
+
+
+def rollback_model(name: str, tracking_uri: str | None) -> None:
+    """Restore the champion before the present one."""
+    change = registry.rollback(name, tracking_uri)
+    print(f"{name}@champion: version {_shown(change.before)} -> {_shown(change.version)}")
+
+
+def delete_model(name: str, version: str | None, force: str, keep_files: str, tracking_uri: str | None) -> None:
+    """Delete a version or a whole model, and say what was done."""
+    for line in registry.delete(name, version, tracking_uri, force=as_bool(force), keep_files=as_bool(keep_files)):
+        print(line)
+
+
+def _say(output: str, values: dict[str, Any], line: str) -> None:
+    print(json.dumps(values) if output == "json" else line)
+
+
+def _shown(version: int | None) -> str:
+    return "none" if version is None else str(version)

@@ -19,13 +19,24 @@ _NUMBERS = {
 
 
 def predict(
-    model_uri: str, text: str | None, input_path: str | None, max_new_tokens: str | None, temperature: str | None, output: str, tracking_uri: str | None
+    model_uri: str,
+    text: str | None,
+    input_path: str | None,
+    max_new_tokens: str | None,
+    temperature: str | None,
+    stop: list[str],
+    output: str,
+    tracking_uri: str | None,
 ) -> None:
     """Print one answer a text; with `json`, one JSON list."""
     OPTIONS["output"].check(output)
     texts = _texts(text, input_path)
-    params = {name: _NUMBERS[name].parse(word) for name, word in (("max_new_tokens", max_new_tokens), ("temperature", temperature)) if word is not None}
-    _quiet()
+    params: dict[str, Any] = {
+        name: _NUMBERS[name].parse(word) for name, word in (("max_new_tokens", max_new_tokens), ("temperature", temperature)) if word is not None
+    }
+    if stop:
+        params["stop"] = stop
+    quiet()
     from mltrack import registry
 
     found = registry.predict(model_uri, texts, tracking_uri, params)
@@ -40,7 +51,7 @@ def evaluate(model_uri: str, dataset_path: str, batch_size: str, output: str, tr
     """Print the metrics of a model on a data set."""
     OPTIONS["output"].check(output)
     size = _NUMBERS["batch_size"].parse(batch_size)
-    _quiet()
+    quiet()
     from mltrack import registry
     from mltrack.evaluation.folder import evaluate_folder
 
@@ -55,7 +66,8 @@ def evaluate(model_uri: str, dataset_path: str, batch_size: str, output: str, tr
         print(f"{name}  {value:.4f}")
 
 
-def _quiet() -> None:
+def quiet() -> None:
+    """No progress bars and no reports of transformers between the lines of ours."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 

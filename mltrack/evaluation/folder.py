@@ -25,6 +25,6 @@ def evaluate_folder(folder: str | Path, dataset_path: str, *, task: str, batch_s
     loader = DatasetLoader(dataset_path, source.tokenizer, task=task, max_length=max_length, label_mapping=mapping)
     dataset = loader.dataset(loader.records)
     device = choose_device("auto")
-    model = source.build(label_mapping=mapping, max_length=max_length, seed=0).to(device)
+    model = source.build(label_mapping=mapping, max_length=max_length, seed=0, whole=True).to(device)
     metrics, _ = evaluate(model, dataset, batch_size=batch_size, device=device, precision=Precision(choose_precision("auto", device), device))
     return metrics

@@ -21,6 +21,7 @@ from mltrack.data.records import PROMPT_TEMPLATE
 from mltrack.errors import CheckpointError, ConfigurationError, MltrackError
 from mltrack.models import presets
 from mltrack.models.hub import find_on_hub, hub_files
+from mltrack.models.inspection import inspect_folder
 from mltrack.models.tokenizers import train_tokenizer
 from mltrack.models.weights import find_weights
 
@@ -73,13 +74,14 @@ class ModelSource:
         self.tokenizer = train_tokenizer(texts, self._preset.vocab_size, kind)
         return self.tokenizer
 
-    def build(self, *, label_mapping: Mapping[str, int] | None, max_length: int, seed: int) -> nn.Module:
+    def build(self, *, label_mapping: Mapping[str, int] | None, max_length: int, seed: int, whole: bool = False) -> nn.Module:
         """The model in fp32 on the CPU, in training mode.
 
         Args:
             label_mapping: class -> index for the classifications, None for generation.
             max_length: longest sequence in tokens, kept in `config.mltrack`.
             seed: of a scratch model's weights and of a new classification head.
+            whole: the weights must be all there, the head's too: a model that is judged, not one that is to be trained.
 
         Raises:
             ConfigurationError: a length or a model that does not fit the task.
@@ -91,7 +93,7 @@ class ModelSource:
         assert (label_mapping is not None) == self.task.is_classification, (self.task, label_mapping)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = self._from_preset(label_mapping) if self._preset is not None else self._from_weights(label_mapping)
+            model = self._from_preset(label_mapping) if self._preset is not None else self._from_weights(label_mapping, whole)
         self._complete(model.config, label_mapping, max_length)
         if getattr(model, "generation_config", None) is not None:
             for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
@@ -106,13 +108,13 @@ class ModelSource:
             return RobertaForSequenceClassification(presets.encoder_config(self._preset, self.tokenizer, label_mapping))
         return LlamaForCausalLM(presets.decoder_config(self._preset, self.tokenizer))
 
-    def _from_weights(self, label_mapping: Mapping[str, int] | None) -> Any:
+    def _from_weights(self, label_mapping: Mapping[str, int] | None, whole: bool) -> Any:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
         safetensors = find_weights(self.name, self._files(), self._location)
         options = self._options | {"use_safetensors": safetensors, "weights_only": True, "dtype": torch.float32, "output_loading_info": True}
         loaded: Any
-        with _one_line(f"model_name: {self.name}"):
+        with one_line(f"model_name: {self.name}"):
             config = AutoConfig.from_pretrained(self._location, **self._options)
             if label_mapping is None:
                 loaded = AutoModelForCausalLM.from_pretrained(self._location, config=config, **options)
@@ -127,9 +129,13 @@ class ModelSource:
                 f"model_name: {self.name} has embeddings for {model.get_input_embeddings().num_embeddings} tokens, its tokenizer has {len(self.tokenizer)}; "
                 "accepted: a tokenizer whose ids the model knows"
             )
-        new = sorted(set(info["missing_keys"]) | {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]})
-        if new and label_mapping is None:
+        reshaped = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
+        new = sorted(set(info["missing_keys"]) | reshaped)
+        if new and (label_mapping is None or whole):
             raise CheckpointError(f"{self.name}: {len(new)} weights are missing, such as {new[0]}; accepted: the weights of a whole {type(model).__name__}")
+        body = sorted(name for name in reshaped if not _is_head(model, name))
+        if body:
+            raise CheckpointError(f"{self.name}: {body[0]} has another shape than its config.json says; accepted: weights that fit the configuration")
         if new:
             _LOG.info("%s: new weights, seeded: %s", self.name, ", ".join(new[:8]))
         if label_mapping is None:
@@ -208,15 +214,17 @@ def _open(kind: str, name: str, location: str, task: TaskType, trust_remote_code
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": local_only}
+    if kind != "hub":
+        inspect_folder(f"model_name: {name}", location, trust_remote_code=trust_remote_code)
     where = f"model_name: {name}"
-    with _one_line(where):
+    with one_line(where):
         raw, _ = PretrainedConfig.get_config_dict(location, local_files_only=local_only)
     if not isinstance(raw, dict) or not ("model_type" in raw or "auto_map" in raw):
         raise ConfigurationError(f"{where}: its config.json has no model_type; accepted: the config.json of a Hugging Face model")
     own_code = raw.get("auto_map") or {}
     if own_code and not trust_remote_code and raw.get("model_type") not in CONFIG_MAPPING:
         raise ConfigurationError(f"{where} brings Python code of its own; accepted: a model without, or --trust-remote-code true if you trust its author")
-    with _one_line(where):
+    with one_line(where):
         config = AutoConfig.from_pretrained(location, **options)
         try:
             tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(location), **options)
@@ -246,6 +254,12 @@ def _tokenizer_folder(location: str) -> str:
     if Path(location).is_dir() and not any(Path(location).glob("tokenizer*")):
         return next((str(folder) for folder in (inside, beside) if folder.is_dir()), location)
     return location
+
+
+def _is_head(model: Any, name: str) -> bool:
+    """True for a weight outside of the pretrained body: the classification head, which is new for new classes."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return not prefix or not hasattr(model, prefix) or not name.startswith(f"{prefix}.")
 
 
 def _check_causal(model: Any, name: str) -> None:
@@ -283,7 +297,7 @@ def _quiet() -> Iterator[None]:
 
 
 @contextmanager
-def _one_line(where: str) -> Iterator[None]:
+def one_line(where: str) -> Iterator[None]:
     """Errors of transformers and torch as one line of ours."""
     import pickle
 

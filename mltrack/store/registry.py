@@ -43,7 +43,7 @@ def parse_uri(uri: str) -> ModelUri:
 def register(store: Store, name: str, model_id: str, tags: Mapping[str, Any] | None = None, description: str | None = None) -> str:
     """The version of `name` that is made from this logged model, created where it does not exist (the registered model too); "1", "2", ..."""
     with translated(store, f"registering {model_id} as {name}"):
-        held = [version for version in _search_versions(store, f"source_path='models:/{model_id}'") if version.name == name]
+        held = [version for version in search_versions(store, f"source_path='models:/{model_id}'") if version.name == name]
         if held:
             return str(min(held, key=lambda version: int(version.version)).version)
         model = store.client.get_logged_model(model_id)
@@ -73,6 +73,18 @@ def set_alias(store: Store, name: str, alias: str, version: str | int) -> None:
         raise StoreRejected(f"alias '{alias}': accepted are letters, digits, '_' and '-', but not 'latest' and not 'v' with a number")
     with _looked_for(store, f"models:/{name}/{version}"), translated(store, f"setting {name}@{alias}"):
         store.client.set_registered_model_alias(name, alias, str(version))
+
+
+def delete_version(store: Store, name: str, version: str | int) -> None:
+    """Takes the version and its aliases out of the registry; the bytes stay."""
+    with _looked_for(store, f"models:/{name}/{version}"), translated(store, f"deleting {name}/{version}"):
+        store.client.delete_model_version(name, str(version))
+
+
+def delete_model(store: Store, name: str) -> None:
+    """Takes a registered model with all its versions and tags out of the registry; the bytes stay."""
+    with _looked_for(store, f"models:/{name}"), translated(store, f"deleting {name}"):
+        store.client.delete_registered_model(name)
 
 
 def delete_alias(store: Store, name: str, alias: str) -> None:
@@ -119,8 +131,8 @@ def list_versions(store: Store, name: str) -> list[dict[str, Any]]:
     with _looked_for(store, f"models:/{name}"), translated(store, f"listing the versions of {name}"):
         aliases = _aliases(store, name, must_exist=True)
         rows = []
-        for version in _search_versions(store, f"name='{name}'"):
-            model_id = _model_id(version)
+        for version in search_versions(store, named(name)):
+            model_id = model_id_of(version)
             rows.append(
                 {
                     "name": name,
@@ -141,7 +153,7 @@ def list_versions(store: Store, name: str) -> list[dict[str, Any]]:
 def registered_model_ids(store: Store) -> set[str]:
     """The logged models that a registered version points at: never to be deleted."""
     with translated(store, "listing the registered versions"):
-        return {model_id for version in _search_versions(store, "") if (model_id := _model_id(version))}
+        return {model_id for version in search_versions(store, "") if (model_id := model_id_of(version))}
 
 
 def resolve(store: Store, uri: str, dst: str | Path | None = None) -> Path:
@@ -191,17 +203,23 @@ def _location(store: Store, wanted: ModelUri) -> str:
     assert wanted.name
     number = _aliases(store, wanted.name, must_exist=True).get(wanted.alias) if wanted.alias else wanted.version
     if number == "latest":
-        numbers = [int(version.version) for version in _search_versions(store, f"name='{wanted.name}'")]
+        numbers = [int(version.version) for version in search_versions(store, f"name='{wanted.name}'")]
         number = str(max(numbers)) if numbers else None
     if number is None:
         aliases = ", ".join(sorted(_aliases(store, wanted.name))) or "none"
         asked = f"alias '{wanted.alias}'" if wanted.alias else "version"
         raise TrackingError(f"{wanted.name} in {store.shown_uri} has no {asked}; its aliases: {aliases}; another database is named by MLFLOW_TRACKING_URI")
     version = store.client.get_model_version(wanted.name, number)
-    model_id = _model_id(version)
+    model_id = model_id_of(version)
     if model_id:
         return str(store.client.get_logged_model(model_id).artifact_location)
     return str(store.client.get_model_version_download_uri(wanted.name, number))
+
+
+def named(name: str) -> str:
+    """MLflow's filter for the versions of one model; its strings know no escape."""
+    quote = '"' if "'" in name else "'"
+    return f"name={quote}{name}{quote}"
 
 
 def _aliases(store: Store, name: str, *, must_exist: bool = False) -> dict[str, str]:
@@ -213,7 +231,8 @@ def _aliases(store: Store, name: str, *, must_exist: bool = False) -> dict[str, 
         return {}
 
 
-def _search_versions(store: Store, where: str) -> list[Any]:
+def search_versions(store: Store, where: str) -> list[Any]:
+    """MLflow's own entities, all pages."""
     versions: list[Any] = []
     token = None
     while True:
@@ -224,7 +243,8 @@ def _search_versions(store: Store, where: str) -> list[Any]:
             return versions
 
 
-def _model_id(version: Any) -> str | None:
+def model_id_of(version: Any) -> str | None:
+    """The logged model that a version was made from."""
     match = _SOURCE.match(version.source or "")
     return match[1] if match else getattr(version, "model_id", None)
 

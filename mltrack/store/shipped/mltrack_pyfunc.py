@@ -27,10 +27,15 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Cl
     settings = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("mltrack", {})
     options = dict(model_config or {})
     device = options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     kind = Generator if settings.get("task") == "code_generation" else Classifier
     auto: Any = AutoModelForCausalLM if kind is Generator else AutoModelForSequenceClassification
-    model = auto.from_pretrained(folder).to(device).eval()
+    model, info = auto.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **local)
+    missing = sorted(info["missing_keys"])
+    if missing:  # transformers would fill them with random numbers
+        raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}; the weights of a whole {type(model).__name__} are accepted")
+    model = model.to(device).eval()
     return kind(model, tokenizer, settings, int(options.get("batch_size", BATCH_SIZE)))
 
 

@@ -1,0 +1,141 @@
+"""A model folder looked through before anything loads it.
+
+Invariant: nothing is unpickled, nothing outside of the folder is opened, no code of the folder runs; what is wrong ends in one line.
+A folder's files may be links, as in the hub's cache; the names by which they are reached may not lead elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mltrack.errors import CheckpointError, ConfigurationError
+
+MAX_JSON_BYTES = 256 << 20
+_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_FLOATS = ("F16", "BF16", "F32", "F64")
+_CODE_CHOICES = ("_implementation", "_implementation_internal")
+"""Keys of a configuration that may name a kernel on the hub, which is code."""
+
+
+def inspect_folder(name: str, folder: str | Path, *, trust_remote_code: bool = False) -> None:
+    """Refuse a folder that is damaged or was made to do harm.
+
+    Args:
+        name: the model's, for messages.
+        folder: with config.json and weights.
+        trust_remote_code: allow what names code of its own.
+
+    Raises:
+        ConfigurationError: a configuration that cannot be read, or that names code elsewhere.
+        CheckpointError: weights that are no safetensors of floating point numbers, or an index that leads out of the folder.
+    """
+    path = Path(folder)
+    config = read_object(path / "config.json", name)
+    if not trust_remote_code:
+        _check_code(name, path, config)
+    _check_classes(name, config)
+    for index in _INDEXES:
+        if (path / index).is_file():
+            _check_index(name, path, path / index)
+    for file in sorted(path.glob("*.safetensors")):
+        _check_tensors(name, file, quantized="quantization_config" in config)
+
+
+def inspect_trained(name: str, folder: str | Path) -> dict[str, Any]:
+    """Refuse a folder that is no model of mltrack's; returns what its config.json says under `mltrack`.
+
+    Raises:
+        ConfigurationError: it does not say which task it was trained for, and how long a sequence is.
+    """
+    inspect_folder(name, folder)
+    settings = read_object(Path(folder) / "config.json", name).get("mltrack")
+    wanted = (("task", str, True), ("max_length", int, False), ("prompt_template", str, False))
+    fits = isinstance(settings, dict) and all(isinstance(settings.get(key), kind) or (not needed and key not in settings) for key, kind, needed in wanted)
+    if not isinstance(settings, dict) or not fits:
+        raise ConfigurationError(f"{name}: seen {_short(settings)} as mltrack in its config.json; accepted: a model that mltrack trained, with its task")
+    return settings
+
+
+def read_object(file: Path, name: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    try:
+        if file.stat().st_size > MAX_JSON_BYTES:
+            raise ConfigurationError(f"{name}: {file.name} has {file.stat().st_size:,} bytes; accepted: at most {MAX_JSON_BYTES:,}")
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"{name}: no {file.name} in {file.parent}; accepted: a Hugging Face folder with config.json, weights and tokenizer") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{name}: {file.name} is not a valid JSON file ({type(error).__name__}); accepted: the one that was saved with the model") from None
+    if not isinstance(content, dict):
+        missing = "model_type" if file.name == "config.json" else "weight_map"
+        raise ConfigurationError(f"{name}: {file.name} is a {type(content).__name__} and has no {missing}; accepted: a JSON object")
+    return content
+
+
+def _check_code(name: str, folder: Path, config: Mapping[str, Any]) -> None:
+    for key, value in _nested(config):
+        if key.endswith(_CODE_CHOICES) and isinstance(value, str) and ("/" in value or "\\" in value):
+            raise ConfigurationError(f"{name}: its config.json has {key}={_short(value)}, code from elsewhere; accepted: a name without '/'")
+    if (folder / "custom_generate").exists():
+        raise ConfigurationError(f"{name} brings Python code of its own in custom_generate/; accepted: a model without")
+
+
+def _check_classes(name: str, config: Mapping[str, Any]) -> None:
+    mapping = config.get("label2id")
+    if mapping is None:
+        return
+    numbers = sorted(mapping.values(), key=str) if isinstance(mapping, dict) else []
+    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
+    if not isinstance(mapping, dict) or not whole or sorted(numbers) != list(range(len(numbers))):
+        raise ConfigurationError(f"{name}: seen label2id={_short(mapping)} in its config.json; accepted: each class with a number of its own, from 0")
+
+
+def _check_index(name: str, folder: Path, index: Path) -> None:
+    weight_map = read_object(index, name).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{name}: {index.name} has no weight_map; accepted: one that names a file for each weight")
+    for weight, file in weight_map.items():
+        if not isinstance(file, str) or file in ("", ".", "..") or any(character in file for character in "/\\\0"):
+            raise CheckpointError(f"{name}: {index.name} has {_short(weight)} in {_short(file)}; accepted: names of files beside it")
+    missing = sorted(file for file in set(weight_map.values()) if not (folder / file).is_file())
+    if missing:
+        raise CheckpointError(f"{name}: {index.name} names {_short(missing[0])}, which is not there; accepted: all {len(set(weight_map.values()))} files")
+
+
+def _check_tensors(name: str, file: Path, *, quantized: bool) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as held:
+            kinds = {key: held.get_slice(key).get_dtype() for key in held.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise CheckpointError(f"{name}: its weights are damaged ({file.name}: {said[:120]}); accepted: whole safetensors files") from None
+    wrong = {key: kind for key, kind in kinds.items() if kind not in _FLOATS and key.endswith((".weight", ".bias")) and not key.endswith("attn.bias")}
+    if wrong and not quantized:
+        key, kind = next(iter(wrong.items()))
+        raise CheckpointError(f"{name}: {_short(key)} in {file.name} is of type {kind}; accepted: {', '.join(_FLOATS)}")
+
+
+def _nested(value: Any) -> Iterable[tuple[str, Any]]:
+    """All (key, value) of a JSON object and of those in it."""
+    waiting = [value]
+    while waiting:
+        held = waiting.pop()
+        if isinstance(held, dict):
+            yield from held.items()
+            waiting.extend(held.values())
+        elif isinstance(held, list):
+            waiting.extend(held)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

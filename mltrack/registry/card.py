@@ -1,0 +1,142 @@
+"""What a version says of itself: its tags and its model card.
+
+Invariant: both are made of what the run recorded; figures stand beside the baselines of the same evaluation set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from mltrack.config import TrainModelRequest
+from mltrack.errors import ConfigurationError
+from mltrack.registry import gate
+
+if TYPE_CHECKING:  # they load torch, which `mltrack models` does without
+    from mltrack.checkpoints import CheckpointMetadata
+    from mltrack.data import CodeDataset
+    from mltrack.registry.loading import Parent
+
+MAX_NAME_LENGTH = 200
+MAX_CLASSES_SHOWN = 50
+CANNOT = {
+    True: "It has seen labels, not proofs: it ranks code for a person to read and finds neither all flaws nor only flaws.",
+    False: "It completes in the style of its training data; what it writes may not run and must be read by a person.",
+}
+
+
+def version_tags(
+    request: TrainModelRequest,
+    train_dataset: CodeDataset,
+    eval_dataset: CodeDataset,
+    checkpoint: CheckpointMetadata,
+    *,
+    mode: str,
+    parent: Parent | None = None,
+) -> dict[str, str]:
+    """Tags of a version: task, base model and parent, data digests, step, each metric of its checkpoint, and what the gate judges by."""
+    value = checkpoint.metrics.get(request.metric_name, checkpoint.metric_value)
+    tags = {
+        "mltrack.task": request.task,
+        "mltrack.model_name": request.model_name,
+        "mltrack.data_digest": train_dataset.digest,
+        "mltrack.step": str(checkpoint.step),
+        **{f"mltrack.{name}": f"{value:.6g}" for name, value in checkpoint.metrics.items()},
+        gate.EVAL_DIGEST: eval_dataset.digest,
+        gate.METRIC: request.metric_name,
+        gate.MODE: mode,
+        gate.VALUE: repr(float(value)) if value is not None else "nan",
+        gate.POLICY: request.promote,
+        gate.MARGIN: repr(float(request.promote_margin)),
+        **(parent.tags if parent is not None else {}),
+    }
+    if request.validation_path:
+        tags[gate.EVAL_PATH] = request.validation_path
+    if not eval_dataset.task.is_classification:
+        tags[gate.TOKENS] = f"{tokenizer_digest(eval_dataset.tokenizer)[:16]}/{eval_dataset.max_length}"
+    return tags
+
+
+def model_card(
+    request: TrainModelRequest,
+    name: str,
+    train_dataset: CodeDataset,
+    eval_dataset: CodeDataset,
+    checkpoint: CheckpointMetadata,
+    baselines: Mapping[str, float],
+    *,
+    parent: Parent | None = None,
+) -> str:
+    """The description of a version, in Markdown: task, data, classes, configuration, figures beside the baselines, how to load, what it cannot do.
+
+    "{version}" in it stands for the number that the registry will give.
+    """
+    is_classification = train_dataset.task.is_classification
+    classes = list(train_dataset.label_mapping)
+    shown = ", ".join(classes[:MAX_CLASSES_SHOWN]) + (f" and {len(classes) - MAX_CLASSES_SHOWN} more" if len(classes) > MAX_CLASSES_SHOWN else "")
+    named_classes = f"\n\nClasses: {shown}." if is_classification else ""
+    labels = " The labels of this source are Bandit's opinions, not verified flaws." if is_classification and request.dataset_path == "stdlib" else ""
+    origin = f" That one was made by run `{parent.run_id}`." if parent is not None and parent.run_id else ""
+    uri = f"models:/{name}/{{version}}"
+    params = ', params={"max_new_tokens": 64, "temperature": 0.0, "stop": ["\\n\\n"]}' if not is_classification else ""
+    return (
+        f"# {name}\n\n"
+        f"Task `{request.task}`, trained from `{parent.uri if parent is not None else request.model_name}` on {len(train_dataset):,} records of "
+        f"`{request.dataset_path}` (digest `{train_dataset.digest[:12]}`).{origin}{labels}{named_classes}\n\n"
+        f"Evaluated on {len(eval_dataset):,} records (digest `{eval_dataset.digest[:12]}`); the best of the run by `{request.metric_name}`.\n\n"
+        f"{_figures(checkpoint.metrics, baselines)}\n\n"
+        f"Learning rate {request.learning_rate}, {request.batch_size} x {request.gradient_accumulation_steps} examples a step, at most {request.epochs} epochs"
+        f"{f' and {request.max_steps} steps' if request.max_steps else ''}, {request.max_length} tokens, seed {request.seed}; "
+        f"the weights are those of step {checkpoint.step}.\n\n"
+        f'```python\nimport mlflow\nmodel = mlflow.pyfunc.load_model("{uri}")\nmodel.predict(["..."]{params})\n'
+        f'pipeline = mlflow.transformers.load_model("{uri}")\n```\n\n'
+        f"{CANNOT[is_classification]}\n"
+    )
+
+
+def check_name(name: str | None) -> None:
+    """Refuse a name that the registry would refuse at the end of the training, or by which nothing could be loaded.
+
+    Raises:
+        ConfigurationError: it has a character that a models:/ address gives a meaning to, a control character, both kinds of quotes, or it is too long.
+    """
+    if name is None:
+        return
+    wrong = not name.strip() or name != name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable() or {"'", '"'} <= set(name)
+    if wrong or set(name) & set("/:\\@?%#") or name in (".", ".."):
+        shown = repr(name) if len(name) <= 60 else repr(name[:57] + "...")
+        raise ConfigurationError(
+            f"registered_model_name: seen {shown}; accepted: a name without '/', ':', '@', '?', '%', '#' and '\\\\', at most {MAX_NAME_LENGTH} printable characters"
+        )
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 (hex) of what makes tokens of a text; losses a token are compared only where it is equal."""
+    fast = getattr(tokenizer, "backend_tokenizer", None)
+    if fast is not None:
+        held = json.loads(fast.to_str())
+        parts: Any = {key: held.get(key) for key in ("model", "normalizer", "pre_tokenizer", "post_processor", "added_tokens")}
+    else:
+        parts = tokenizer.get_vocab()
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _figures(metrics: Mapping[str, float], baselines: Mapping[str, float]) -> str:
+    """A table with a column for the model and one for each baseline, a row a metric."""
+    columns: dict[str, dict[str, float]] = {}
+    for key, value in baselines.items():
+        who, _, metric = key.removeprefix("baseline_").partition("_")
+        columns.setdefault(who, {})[f"eval_{metric}"] = value
+    names = [key for key in metrics if not key.startswith("eval_f1_")]
+    names += [key for held in columns.values() for key in held if key not in names]
+    head = ["figure", "this model", *(f"baseline_{who}" for who in columns)]
+    rows = [head, ["---"] * len(head)]
+    for key in dict.fromkeys(names):
+        rows.append([key, _number(metrics.get(key)), *(_number(held.get(key)) for held in columns.values())])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"

@@ -1,0 +1,137 @@
+"""A registered model found again: its files, its answers, where it comes from.
+
+Invariant: what mltrack loads itself runs no code of the model's folder, not even the loader that travels with it; that one is for MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mltrack import store
+from mltrack.errors import ConfigurationError, TrackingError
+from mltrack.store import Store, model_tags
+from mltrack.store import registry as verbs
+
+PARENT, PARENT_MODEL, PARENT_RUN = "mltrack.parent", "mltrack.parent_model_id", "mltrack.parent_run_id"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """The registered version that a training starts from."""
+
+    uri: str
+    """models:/name/version: what an alias meant when the training began."""
+    folder: str
+    model_id: str | None = None
+    run_id: str | None = None
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """On the run and on its version."""
+        known = {PARENT: self.uri, PARENT_MODEL: self.model_id, PARENT_RUN: self.run_id}
+        return {key: value for key, value in known.items() if value}
+
+
+def find_parent(model_name: str, tracking_uri: str | None = None, saved_config: Path | None = None) -> Parent | None:
+    """The version that `models:/...` means; None for a model of any other kind.
+
+    Args:
+        model_name: as the user gave it.
+        tracking_uri: of the store.
+        saved_config: config.json of the run that is resumed: its parent stays what it was, wherever the alias is now.
+
+    Raises:
+        TrackingError: no such model; the message says where it was looked for.
+    """
+    if not model_name.startswith("models:/"):
+        return None
+    connected = connect_existing(tracking_uri, model_name)
+    wanted = _saved_parent(saved_config, model_name) or model_name
+    uri = verbs.parse_uri(wanted)
+    if uri.model_id or uri.name is None:
+        return Parent(wanted, str(store.resolve(connected, wanted)), model_id=uri.model_id)
+    model = model_tags.read_model(connected, uri.name)
+    number = model.aliases.get(uri.alias) if uri.alias else (max(model.versions, default=None) if uri.version == "latest" else int(uri.version or 0))
+    if number is None or number not in model.versions:
+        store.resolve(connected, wanted)  # it says what is missing
+        raise TrackingError(f"no {wanted} in {connected.shown_uri}")
+    version = model.versions[number]
+    pinned = f"models:/{uri.name}/{number}"
+    return Parent(pinned, str(store.resolve(connected, pinned)), model_id=version.model_id, run_id=version.run_id)
+
+
+def local_folder(uri: str, tracking_uri: str | None = None) -> str:
+    """A local folder with the files of `models:/name@alias` or `models:/name/version`.
+
+    Raises:
+        TrackingError: no such model; the message says where it was looked for.
+    """
+    return str(store.resolve(connect_existing(tracking_uri, uri), uri))
+
+
+def connect_existing(tracking_uri: str | None, wanted: str) -> Store:
+    """The store to read from; a database that is not there is not made.
+
+    Raises:
+        TrackingError: there is no such database; the message names MLFLOW_TRACKING_URI.
+    """
+    address = store.default_tracking_uri(tracking_uri)
+    if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///").partition("?")[0]).exists():
+        raise TrackingError(f"no {wanted}: there is no database {address}; if it is elsewhere, set MLFLOW_TRACKING_URI or give --tracking-uri")
+    return store.connect(address)
+
+
+def load(uri: str, tracking_uri: str | None = None) -> Any:
+    """A registered model, or a folder that mltrack trained: .predict(["..."], params) answers as its version does through MLflow.
+
+    Args:
+        uri: models:/name@alias, models:/name/version, models:/m-..., or a folder with config.json.
+        tracking_uri: of the store.
+
+    Raises:
+        ConfigurationError: a folder that is no model of mltrack's.
+        CheckpointError: weights that are damaged, or that do not fit the configuration.
+        TrackingError: no such model.
+    """
+    if uri.startswith("models:/"):
+        folder = local_folder(uri, tracking_uri)
+    elif (Path(uri) / "config.json").is_file():
+        folder = uri
+    else:
+        raise ConfigurationError(f"model_uri: seen '{uri}'; accepted: models:/name@alias, models:/name/version, or a folder with config.json")
+    from mltrack.models.inspection import inspect_trained
+    from mltrack.models.loading import one_line
+
+    inspect_trained(uri, folder)
+    with one_line(f"model_uri: {uri}"):
+        return store.load_folder(folder)
+
+
+def predict(uri: str, texts: Sequence[str], tracking_uri: str | None = None, params: Mapping[str, Any] | None = None) -> list[Any]:
+    """What a model says of texts: {label, score, scores} for a classification, the completion for a generation; `load` has the errors."""
+    return list(load(uri, tracking_uri).predict(list(texts), dict(params) if params else None))
+
+
+def folder_task(folder: str | Path) -> str:
+    """The task that a model folder of mltrack was trained for.
+
+    Raises:
+        ConfigurationError: the folder's config.json does not say.
+    """
+    from mltrack.models.inspection import inspect_trained
+
+    return str(inspect_trained(str(folder), folder)["task"])
+
+
+def _saved_parent(config: Path | None, model_name: str) -> str | None:
+    if config is None:
+        return None
+    try:
+        saved = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return saved.get("parent") if saved.get("model_name") == model_name else None
