@@ -53,3 +53,20 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test's own folder as the working directory: the embedded database and the run directories land there."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def trainer(records_file, tmp_path):
+    """trainer(task, count, dropout, name, **options) -> an AdvancedTrainer on small data, with a folder of that name."""
+
+    def make(task="text_classification", count=40, dropout=None, name="out", **options):
+        import tiny
+
+        from mltrack import AdvancedTrainer
+
+        source, train, evaluation = tiny.data(records_file(task, count), task)
+        made = tiny.model(source, train, dropout=dropout)
+        defaults = {"num_epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "warmup_ratio": 0.0, "use_mixed_precision": False, "device": "cpu"}
+        return AdvancedTrainer(made, train, evaluation, output_dir=tmp_path / name, **{**defaults, **options})
+
+    return make

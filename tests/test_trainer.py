@@ -2,96 +2,16 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import tiny
 import torch
-from torch import nn
 from transformers import get_linear_schedule_with_warmup
 
-from mltrack import AdvancedTrainer, TrainingConfig
-from mltrack.errors import ConfigurationError, NonFiniteLossError
-from mltrack.tasks import task_for
-from mltrack.training.parallel import DataParallelReplicas
+from mltrack import TrainingConfig
+from mltrack.errors import ConfigurationError
 from mltrack.training.schedule import Plan, adamw, linear_warmup_decay
 
 TASKS = ("text_classification", "security_classification", "code_generation")
-
-
-@pytest.fixture
-def trainer(records_file, tmp_path):
-    """trainer(task, **options) -> an AdvancedTrainer on small data."""
-
-    def make(task="text_classification", count=40, dropout=None, name="out", **options):
-        source, train, evaluation = tiny.data(records_file(task, count), task)
-        made = tiny.model(source, train, dropout=dropout)
-        defaults = {"num_epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "warmup_ratio": 0.0, "use_mixed_precision": False, "device": "cpu"}
-        return AdvancedTrainer(made, train, evaluation, output_dir=tmp_path / name, **{**defaults, **options})
-
-    return make
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_a_step_is_the_same_however_it_is_cut(trainer, task):
-    """30 training records: 8x1, 4x2, 2x4 and 1x8, the ragged tail of 6 included, give the same losses, norms and weights."""
-    found = {}
-    for batch_size, accumulation in ((8, 1), (4, 2), (2, 4), (1, 8)):
-        made = trainer(task, dropout=0.0, name=f"{batch_size}x{accumulation}", batch_size=batch_size, gradient_accumulation_steps=accumulation, num_epochs=1)
-        order = list(range(len(made.train_dataset)))
-        made.batches._order = lambda epoch, size=batch_size, order=order: [order[i : i + size] for i in range(0, len(order), size)]
-        made.train()
-        weights = torch.cat([parameter.detach().flatten() for parameter in made.model.parameters()])
-        journal = made.tracker.directory.journal
-        found[batch_size] = (weights, tiny.points(journal, "train_loss"), tiny.points(journal, "grad_norm"))
-    reference = found[8]
-    assert len(reference[1]) == math.ceil(len(made.train_dataset) / 8) > 1
-    assert len(made.train_dataset) % 8, "the tail must be ragged"
-    for weights, losses, norms in found.values():
-        assert losses == pytest.approx(reference[1], rel=1e-5)
-        assert norms == pytest.approx(reference[2], rel=1e-4)
-        assert torch.allclose(weights, reference[0], atol=2e-5)
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_evaluation_does_not_see_the_batch(trainer, task):
-    found = []
-    for size in (1, 3, 8, 64):
-        made = trainer(task, name=f"eval{size}", eval_batch_size=size)
-        made.model.eval()
-        found.append(made._evaluate(made.eval_dataset))
-        made.tracker.close()
-    for metrics in found[1:]:
-        assert metrics == pytest.approx(found[0], rel=1e-6)
-
-
-class SplitRunGather(nn.Module):
-    """Does on the CPU what nn.DataParallel does on GPUs: split along dimension 0, run each part, gather along dimension 0."""
-
-    def __init__(self, module, replicas=2):
-        super().__init__()
-        self.module, self.replicas = module, replicas
-
-    def forward(self, batch):
-        size = math.ceil(len(batch["labels"]) / self.replicas)
-        parts = [{name: tensor[i : i + size] for name, tensor in batch.items()} for i in range(0, len(batch["labels"]), size)]
-        outputs = [self.module(part) for part in parts]
-        assert all(value.shape == (1,) for output in outputs for value in output), "DataParallel cannot gather a scalar"
-        return tuple(torch.cat(values) for values in zip(*outputs, strict=True))
-
-
-@pytest.mark.parametrize("task", TASKS)
-def test_replicas_give_the_gradients_of_one_device(trainer, task):
-    losses = []
-    for name in ("one", "two"):
-        made = trainer(task, dropout=0.0, name=name)
-        if name == "two":
-            made.parallel = DataParallelReplicas(task_for(task), wrap=SplitRunGather)
-        made.train()
-        losses.append((tiny.points(made.tracker.directory.journal, "train_loss"), tiny.points(made.tracker.directory.journal, "grad_norm")))
-        assert not any(key.startswith("module.") for key in made.checkpoint_manager.load_latest_checkpoint()["model_state_dict"])
-    assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-5)
-    assert losses[1][1] == pytest.approx(losses[0][1], rel=1e-4)
 
 
 @pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (10, 10), (4, 4)])
@@ -196,47 +116,6 @@ def test_mixed_precision_trains_to_about_the_same_loss(trainer, mode):
         final[precision] = made.train()["history"][-1]["eval_loss"]
         assert all(parameter.dtype == torch.float32 for parameter in made.model.parameters())
     assert final[mode] == pytest.approx(final["off"], abs=0.05)
-
-
-def _poison(made, at_call):
-    """Make the loss of one micro-batch NaN."""
-    inner, calls = made.parallel.sums, iter(range(1, 10**6))
-
-    def sums(model, batch):
-        loss, count = inner(model, batch)
-        return (loss * float("nan") if next(calls) == at_call else loss), count
-
-    made.parallel.sums = sums
-
-
-def _after_steps(made, count):
-    """The weights after so many steps of the same plan."""
-    made._begin()
-    for _ in range(count):
-        made._take_step(next(made._groups))
-    made.tracker.close()
-    return made.model.state_dict()
-
-
-def test_a_nan_stops_the_run_before_it_reaches_the_weights(trainer):
-    made = trainer(dropout=0.0)
-    _poison(made, at_call=2)
-    with pytest.raises(NonFiniteLossError, match=r"loss is nan at step 2 \(epoch 1\); .*record \d+") as caught:
-        made.train()
-    assert len(caught.value.records) == 8
-    reference = trainer(dropout=0.0, name="reference")
-    for name, tensor in _after_steps(reference, 1).items():
-        assert torch.equal(made.model.state_dict()[name], tensor), name
-
-
-def test_a_nan_can_be_skipped_and_is_counted(trainer):
-    made = trainer(on_non_finite="skip")
-    _poison(made, at_call=2)
-    results = made.train()
-    journal = made.tracker.directory.journal
-    assert tiny.points(journal, "skipped_steps") == {2: 1.0}
-    assert 2 not in tiny.points(journal, "train_loss")
-    assert math.isfinite(results["best_metric"])
 
 
 def test_an_unknown_metric_is_named_with_those_that_there_are(trainer):
