@@ -3,13 +3,14 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help install demo test test-postgres check style lock ui
+.PHONY: help install demo test test-long test-postgres check style lock ui
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install, train the code generation demo, register its model"
 	@echo "make test    install, run the tests"
-	@echo "make check   lint, format, types, tests"
+	@echo "make test-long   the tests that take minutes: many kills, real servers in sequence"
+	@echo "make check   lint, format, types, all tests"
 	@echo "make ui      the MLflow UI on a free port"
 
 install: $(VENV)/installed
@@ -24,7 +25,10 @@ demo: install
 	PATH="$(BIN):$$PATH" mlflow run . --env-manager local -P task=code_generation -P epochs=1 -P eval_every=100
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not long"
+
+test-long: install
+	$(BIN)/python -m pytest -m long
 
 test-postgres: install
 	MLTRACK_REQUIRE_POSTGRES=1 $(BIN)/python -m pytest tests/test_postgres.py
