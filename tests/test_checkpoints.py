@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 
+import hf_folders
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,9 @@ from torch import nn
 
 from mltrack import CheckpointManager, CheckpointMetadata
 from mltrack.checkpoints import state
+from mltrack.checkpoints.tensor_file import DTYPES
 from mltrack.errors import CheckpointError, ConfigurationError
+from mltrack.store import light_model
 
 
 class Tied(nn.Module):
@@ -82,6 +86,36 @@ def test_tied_weights_are_written_once(tmp_path):
     info = CheckpointManager(tmp_path).save_checkpoint(model=model, epoch=0, step=1, metric_value=1.0)
     assert info.aliases == {"out.weight": "embed.weight"}
     assert info.files["model.safetensors"]["bytes"] < 2 * 10 * 4 * 4 + 600
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+def test_large_weights_are_in_several_files_that_transformers_and_mlflow_read(tmp_path, tied, background):
+    from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+    folder = hf_folders.decoder_folder(tmp_path / "source")
+    config = LlamaForCausalLM.from_pretrained(folder).config
+    config.tie_word_embeddings = tied
+    model = LlamaForCausalLM(config)
+    model.generation_config.max_new_tokens = 7
+    manager = CheckpointManager(tmp_path / "held", background=background, max_shard_bytes=40_000, tokenizer=AutoTokenizer.from_pretrained(folder))
+    manager.save_checkpoint(model=model, epoch=0, step=1, metric_value=1.0)
+    info = manager.get_best_checkpoint_info()
+    shards = sorted(info.path.glob("model-*.safetensors"))
+    assert len(shards) >= 3
+    assert [path.name for path in shards] == [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    assert all(path.stat().st_size < 42_000 for path in shards)
+    index = json.loads((info.path / "model.safetensors.index.json").read_text())
+    assert ("lm_head.weight" in index["weight_map"]) is not tied
+    assert index["metadata"]["total_size"] == sum(parameter.nbytes for parameter in model.parameters())
+    assert _equal(manager.load_best_checkpoint()["model_state_dict"], dict(model.state_dict()))
+    light_model.write_model_folder(info.path, tmp_path / "published", task="code_generation", hf_config={}, requirements=[])
+    for place in (info.path, tmp_path / "published"):
+        loaded = AutoModelForCausalLM.from_pretrained(place)
+        assert _equal(dict(loaded.state_dict()), dict(model.state_dict()))
+        assert (loaded.lm_head.weight is loaded.model.embed_tokens.weight) is tied
+        assert loaded.generation_config.max_new_tokens == 7
+        assert AutoTokenizer.from_pretrained(place)("def f")["input_ids"]
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
@@ -207,6 +241,65 @@ def test_a_file_system_without_room_is_refused_before_the_first_byte(tmp_path):
     assert free < 300 * 1024 < 360_000 < needed < 370_000
 
 
+def test_a_checkpoint_whose_metadata_cannot_be_read_is_set_aside_too(tmp_path):
+    manager = CheckpointManager(tmp_path)
+    model, _, _ = _trained()
+    for step in (1, 2):
+        info = manager.save_checkpoint(model=model, epoch=0, step=step, metric_value=1.0)
+    (info.path / "metadata.json").write_text("{")
+    reader = CheckpointManager(tmp_path, read_only=True)
+    with pytest.warns(UserWarning, match=r"step-00000002: damaged \(.*\); the next one is taken"):
+        assert reader.load_latest_checkpoint()["step"] == 1
+    with pytest.warns(UserWarning, match=r"step-00000002: damaged \(.*\); set aside as damaged-step-00000002"):
+        assert manager.load_latest_checkpoint()["step"] == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert manager.load_latest_checkpoint()["step"] == 1
+
+
+def test_the_configuration_and_the_tokenizer_are_those_of_the_save(tmp_path):
+    folder = hf_folders.encoder_folder(tmp_path / "source")
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    model, words = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    manager = CheckpointManager(tmp_path / "held", max_checkpoints=3, tokenizer=words, background=True)
+    manager.save_checkpoint(model=model, epoch=0, step=1, metric_value=1.0)
+    model.config.mltrack["max_length"] = 77
+    manager.save_checkpoint(model=model, epoch=0, step=2, metric_value=1.0)
+    words.add_tokens(["<new>"])
+    manager.save_checkpoint(model=model, epoch=0, step=3, metric_value=1.0)
+    places = [one.path for one in manager.list_checkpoints()]
+    assert [AutoConfig.from_pretrained(place).mltrack["max_length"] for place in places] == [64, 77, 77]
+    assert [len(AutoTokenizer.from_pretrained(place)) - len(words) for place in places] == [-1, -1, 0]
+
+
+def test_values_are_told_apart_whatever_their_keys(tmp_path):
+    model, _, _ = _trained()
+    manager = CheckpointManager(tmp_path)
+    extra = {"a.b": torch.tensor([1.0]), "a": {"b": torch.tensor([2.0])}, "one": (1, torch.tensor(3)), "empty": torch.zeros(0, 3)}
+    manager.save_checkpoint(model=model, epoch=0, step=1, extra_state=extra)
+    assert _equal(manager.load_latest_checkpoint()["extra_state"], extra)
+    for clash in ({1: "a", "1": "b"}, {"__tensor__": "a"}):
+        with pytest.raises(CheckpointError, match=r"extra_state\.clash: seen the keys .*; accepted: keys that differ as text"):
+            manager.save_checkpoint(model=model, epoch=0, step=2, extra_state={"clash": clash})
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_each_type_of_tensor_and_views_come_back(tmp_path, background):
+    model = nn.Module()
+    for dtype in DTYPES:
+        values = torch.arange(12).reshape(3, 4).to(dtype).t()
+        model.register_buffer(f"of_{DTYPES[dtype]}", values)
+    model.register_buffer("part", torch.arange(100.0)[::7])
+    model.register_buffer("number", torch.tensor(3.5))
+    manager = CheckpointManager(tmp_path, background=background)
+    manager.save_checkpoint(model=model, epoch=0, step=1)
+    held = manager.load_latest_checkpoint()["model_state_dict"]
+    for name, tensor in model.state_dict().items():
+        assert (held[name].dtype, held[name].shape) == (tensor.dtype, tensor.shape), name
+        assert torch.equal(held[name].contiguous().view(-1).view(torch.uint8), tensor.contiguous().view(-1).view(torch.uint8)), name
+
+
 def test_leftovers_of_a_killed_writer_are_gone_at_the_next_start(tmp_path):
     (tmp_path / ".writing-step-00000007-123").mkdir()
     CheckpointManager(tmp_path)
@@ -249,3 +342,7 @@ def test_bad_options_are_refused(tmp_path):
         CheckpointManager(tmp_path, mode="low")
     with pytest.raises(ConfigurationError, match="max_checkpoints: seen 0"):
         CheckpointManager(tmp_path, max_checkpoints=0)
+    with pytest.raises(ConfigurationError, match="when_busy: seen 'drop'; accepted: wait, skip"):
+        CheckpointManager(tmp_path, when_busy="drop")
+    with pytest.raises(ConfigurationError, match="max_shard_bytes: seen 0; accepted: a whole number >= 1"):
+        CheckpointManager(tmp_path, max_shard_bytes=0)

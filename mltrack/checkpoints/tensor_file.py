@@ -102,7 +102,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        problem = str(error).partition("\n")[0]
+        problem = str(error).partition("\n")[0][:200]
         raise CheckpointError(f"{path}: seen no readable safetensors file ({problem}); accepted: what save_checkpoint wrote") from error
 
 
