@@ -47,6 +47,7 @@ class _Run:
     response: TrainModelResponse = field(default_factory=TrainModelResponse)
     resumed: RunDirectory | None = None
     source: ModelSource | None = None
+    parent: registry.Parent | None = None
     train_dataset: CodeDataset | None = None
     eval_dataset: CodeDataset | None = None
     model: Any = None
@@ -125,11 +126,12 @@ class TrainModelUseCase:
         """The tokenizer and what is known of the model; its weights follow once the data has told the classes."""
         request = run.request
         uri = default_tracking_uri(request.tracking_uri)
+        parent = run.parent = registry.find_parent(request.model_name, uri, run.resumed.path / "config.json" if run.resumed is not None else None)
         run.source = resolve_model(
             request.model_name,
             run.task,
             trust_remote_code=request.trust_remote_code,
-            registry_resolver=lambda name: registry.local_folder(name, uri),
+            registry_resolver=None if parent is None else lambda _: parent.folder,
         )
         assert request.max_length is not None
         run.source.check_max_length(request.max_length)
@@ -191,7 +193,8 @@ class TrainModelUseCase:
         assert run.directory is not None
         run.directory.path.mkdir(parents=True, exist_ok=True)
         restarted = not continues and run.directory.journal.exists()
-        write_json(run.directory.path / "config.json", {"mltrack_version": mltrack.__version__, **request.options()})
+        made = {"mltrack_version": mltrack.__version__, "parent": run.parent.uri if run.parent else None}
+        write_json(run.directory.path / "config.json", {**made, **request.options()})
         run.tracker = TrainingMetricsTracker(
             run.directory.path, request.experiment_name, resume=continues or restarted, unbacked=True, on_disk_full=request.on_disk_full
         )
@@ -209,6 +212,8 @@ class TrainModelUseCase:
         tracker.set_tags({"mltrack.version": mltrack.__version__, "mltrack.data_digest": train_dataset.digest, **facts(), **trainer_tags()})
         if run.resumed is None or request.new_run:
             tracker.set_tags(run.info.tags if run.info is not None else {})
+        if run.parent is not None:
+            tracker.set_tags(run.parent.tags)
         tracker.log_inputs(inputs_of(train_dataset, eval_dataset))
         tracker.log_artifact(run.directory.path / "config.json")
         self._log_baselines(run, tracker)
@@ -316,6 +321,7 @@ class TrainModelUseCase:
         assert tracker is not None
         assert checkpoints is not None
         assert run.source is not None
+        assert run.eval_dataset is not None
         best = checkpoints.load_best_checkpoint() or checkpoints.load_latest_checkpoint()
         if best is None:
             raise TrainingError(f"{checkpoints.checkpoint_dir}: no complete checkpoint is left")
@@ -333,9 +339,10 @@ class TrainModelUseCase:
             path=str(info.path.relative_to(directory.path)),
             registered_name=name,
             promote=run.request.promote,
+            promote_margin=run.request.promote_margin,
             metrics=info.metrics,
-            tags=registry.version_tags(run.request, trainer.train_dataset.digest, info),
-            description=registry.model_card(run.request, name, trainer.train_dataset, info, run.response.baselines),
+            tags=registry.version_tags(run.request, trainer.train_dataset, run.eval_dataset, info, mode=checkpoints.mode, parent=run.parent),
+            description=registry.model_card(run.request, name, trainer.train_dataset, run.eval_dataset, info, run.response.baselines, parent=run.parent),
         )
         tracker.end("FINISHED", 0)
         run.response.success = True
