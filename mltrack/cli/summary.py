@@ -88,7 +88,8 @@ def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: Ru
     held = response.registered_model
     if held:
         lines.append(f"registry   models:/{held['name']}/{held['version']} ({', '.join('@' + alias for alias in held['aliases'])}) in {info.tracking_uri}")
-        lines += [f"           {held[name]}" for name in ("decision",) if held.get(name)]
+        if held.get("decision"):
+            lines.append(f"           {held['decision']}")
         if held.get("command"):
             lines.append(f"decide     {held['command']}")
     for line in directory.read_delivery().get("failed", []):

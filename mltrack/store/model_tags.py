@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mltrack.store.connection import Store, is_missing, translated
-from mltrack.store.registry import model_id_of, named, search_versions
+from mltrack.store.registry import also_where_raced, model_id_of, named, search_versions
 from mltrack.store.runs import cut, legal_name
 
 MAX_VALUE = 5000
@@ -71,7 +71,7 @@ def read_model(store: Store, name: str) -> RegisteredModel:
 def set_model_tag(store: Store, name: str, key: str, value: str) -> None:
     """One tag of a registered model."""
     with translated(store, f"tagging {name}"):
-        store.client.set_registered_model_tag(name, legal_name(key), cut(value, MAX_VALUE))
+        also_where_raced(lambda: store.client.set_registered_model_tag(name, legal_name(key), cut(value, MAX_VALUE)))
 
 
 def drop_model_tag(store: Store, name: str, key: str) -> None:

@@ -10,7 +10,7 @@ Invariant: a version is made from models:/m-... and once per logged model; what 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from mltrack.store.artifacts import repository
 from mltrack.store.connection import Store, StoreRejected, already_exists, as_process_default, is_missing, local_path, patient, translated
 from mltrack.store.runs import cut, legal_name
 
+MAX_RACES = 5
 _MAX_TAG_LENGTH = 8000
 _SOURCE = re.compile(r"models:/(m-[^/]+)$")
 
@@ -72,7 +73,19 @@ def set_alias(store: Store, name: str, alias: str, version: str | int) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
         raise StoreRejected(f"alias '{alias}': accepted are letters, digits, '_' and '-', but not 'latest' and not 'v' with a number")
     with _looked_for(store, f"models:/{name}/{version}"), translated(store, f"setting {name}@{alias}"):
-        store.client.set_registered_model_alias(name, alias, str(version))
+        also_where_raced(lambda: store.client.set_registered_model_alias(name, alias, str(version)))
+
+
+def also_where_raced(write: Callable[[], object]) -> None:
+    """Do a write that replaces; again where somebody else made the row between MLflow's look for it and its insert."""
+    for attempt in range(MAX_RACES):
+        try:
+            write()
+            return
+        except Exception as error:
+            raced = re.search(r"unique constraint|duplicate (entry|key)", str(error), re.IGNORECASE)
+            if not raced or attempt == MAX_RACES - 1:
+                raise
 
 
 def delete_version(store: Store, name: str, version: str | int) -> None:
