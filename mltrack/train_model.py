@@ -12,12 +12,13 @@ import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import mltrack
 from mltrack import registry
-from mltrack.checkpoints import CheckpointManager
+from mltrack.checkpoints import CheckpointManager, CheckpointMetadata
 from mltrack.config import TaskType, TrainModelRequest, TrainModelResponse
 from mltrack.data import CodeDataset, DatasetLoader
 from mltrack.errors import ConfigurationError, Interrupted, MltrackError, TrainingError
@@ -245,6 +246,8 @@ class TrainModelUseCase:
             run_id=run.directory.path.name,
             on_change=run.tracker.log_checkpoints,
             tokenizer=run.source.tokenizer,
+            background=True,
+            on_written=partial(log_writing, run.tracker),
         )
 
     # 6
@@ -384,6 +387,9 @@ class TrainModelUseCase:
         log.debug("%s", "".join(traceback.format_exception(error)))
         if run.request.debug:
             traceback.print_exception(error)
+        if run.checkpoints is not None:
+            with suppress(MltrackError):
+                run.checkpoints.close()
         if run.tracker is None:
             return
         if run.tracker.delivery is None and not run.request.offline:
@@ -398,6 +404,11 @@ class TrainModelUseCase:
     def _part(self, what: str) -> Callable[[int, int], None] | None:
         progress = self._progress
         return None if progress is None else lambda done, total: progress(what, done, total)
+
+
+def log_writing(tracker: TrainingMetricsTracker, written: CheckpointMetadata, milliseconds: float) -> None:
+    """What a checkpoint cost behind the training."""
+    tracker.log_metrics({"checkpoint_write_ms": milliseconds, "checkpoint_bytes": written.num_bytes}, step=written.step)
 
 
 def ignore(*_: Any) -> None:

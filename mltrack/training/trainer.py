@@ -183,6 +183,7 @@ class AdvancedTrainer:
                 if self._is_over():
                     break
                 self._take_step(self._next_group())
+            self._finish_saving()
         except Interrupted:
             self._save_where_it_stands()
             raise
@@ -319,8 +320,9 @@ class AdvancedTrainer:
         state.closed_step = state.step
         state.stopped_early = self.early_stopping.should_stop and not last
         improved = state.best_step != best_before
-        if last or improved or state.stopped_early or self.save_every.due(state.step, epoch_over):
-            self._save(taken_in, metrics)
+        must_stay = last or improved or state.stopped_early
+        if must_stay or self.save_every.due(state.step, epoch_over):
+            self._save(taken_in, metrics, required=must_stay)
 
     def _evaluate(self, dataset: CodeDataset) -> dict[str, float]:
         """Metrics under their `eval_` names, logged, and offered as the best."""
@@ -381,19 +383,31 @@ class AdvancedTrainer:
         self.state.micro_batch_size = size
         self.tracker.set_tags({"mltrack.micro_batch_size": size})
 
-    def _save(self, epoch: int, metrics: Mapping[str, float]) -> None:
+    def _save(self, epoch: int, metrics: Mapping[str, float], *, required: bool = True) -> None:
         started = time.perf_counter()
+        if self.config.on_disk_full == "continue":
+            self._finish_saving()
         try:
-            self._write_checkpoint(epoch, metrics)
-            seconds = time.perf_counter() - started
-            self._last_settled += seconds
-            self.tracker.log_metrics({"checkpoint_stall_ms": 1000 * seconds}, step=self.state.step)
+            self._write_checkpoint(epoch, metrics, required)
         except CheckpointError as error:
-            if self.config.on_disk_full == "stop":
-                raise
-            warnings.warn(f"{error}; going on without this checkpoint, as on_disk_full=continue says", stacklevel=2)
+            self._refuse_or_warn(error)
+        seconds = time.perf_counter() - started
+        self._last_settled += seconds
+        self.tracker.log_metrics({"checkpoint_stall_ms": 1000 * seconds}, step=self.state.step)
 
-    def _write_checkpoint(self, epoch: int, metrics: Mapping[str, float]) -> None:
+    def _finish_saving(self) -> None:
+        """Wait for the save in flight; its error is this training's."""
+        try:
+            self.checkpoint_manager.finish()
+        except CheckpointError as error:
+            self._refuse_or_warn(error)
+
+    def _refuse_or_warn(self, error: CheckpointError) -> None:
+        if self.config.on_disk_full == "stop":
+            raise error
+        warnings.warn(f"{error}; going on without this checkpoint, as on_disk_full=continue says", stacklevel=3)
+
+    def _write_checkpoint(self, epoch: int, metrics: Mapping[str, float], required: bool) -> None:
         self.checkpoint_manager.save_checkpoint(
             model=self.model,
             optimizer=self.optimizer,
@@ -409,6 +423,7 @@ class AdvancedTrainer:
                 "early_stopping": self.early_stopping.state_dict(),
                 "rng": self._rng or capture_rng(),
             },
+            required=required,
         )
 
     def _decisive(self) -> dict[str, Any]:
@@ -419,6 +434,8 @@ class AdvancedTrainer:
         """A checkpoint of the last whole step; the micro-batches after it are computed again."""
         self._settle()
         self.optimizer.zero_grad(set_to_none=True)
+        self._finish_saving()
         held = self.checkpoint_manager.get_latest_checkpoint_info()
         if held is None or held.step != self.state.step:
             self._save(self.state.epoch, {})
+            self._finish_saving()
