@@ -90,13 +90,15 @@ class Projection:
         return count
 
     def finish(self) -> None:
-        """Give the MLflow run its final status and mark the delivery as complete.
+        """Give the MLflow run its final status and mark the delivery as complete; a run that another trainer has resumed is that one's to end.
 
         Raises:
             StoreUnavailable: the server does not answer; or the artifact store does not take what was deferred, and only that is missing.
         """
         missing = self._apply_deferred() or self._stored({"type": "full_values"})
         recorded = self.progress.end
+        if recorded is None and self._is_taken_over():
+            return
         end = recorded or {"status": "FAILED", "exit_code": 1, "time_ms": records.now_ms()}
         status = end["status"]
         tags = {"mltrack.status": status, "mltrack.delivery": "pending" if missing else "complete"}
@@ -109,6 +111,8 @@ class Projection:
         if self._reader.damaged:
             tags["mltrack.journal_damage"] = ", ".join(f"bytes {start}-{stop}" for start, stop in self._reader.damaged)
         runs.set_tags(self.store, self._run_id, tags)
+        if status == "FINISHED":  # whatever ended an earlier attempt
+            runs.drop_tag(self.store, self._run_id, "mltrack.failure")
         if self.info.owns_status or (recorded is None and runs.get_run(self.store, self._run_id).status == "RUNNING"):
             shown = "FAILED" if self.info.under_mlflow_run and status == "KILLED" else status
             runs.finish_run(self.store, self._run_id, shown, end["time_ms"])
@@ -117,6 +121,11 @@ class Projection:
             raise missing
         self.progress.complete = True
         self._save()
+
+    def _is_taken_over(self) -> bool:
+        """True where run.json names another trainer than when this delivery began."""
+        now = self.directory.read_run()
+        return (now.trainer_pid, now.trainer_started) != (self.info.trainer_pid, self.info.trainer_started)
 
     def _note_infinities(self, record: Mapping[str, Any]) -> None:
         """MLflow stores an infinity as the largest finite number; a tag says where."""
@@ -295,6 +304,8 @@ class Projection:
 
     def _apply_resumed(self, record: Mapping[str, Any]) -> None:
         self.progress.end = None
+        if self.info.owns_status:  # the relay of the trainer that is gone may have ended it meanwhile
+            runs.reopen_run(self.store, self._run_id)
         runs.drop_tag(self.store, self._run_id, "mltrack.failure")
         runs.set_tags(self.store, self._run_id, {"mltrack.resumed_from_step": str(record["step"])})
 
