@@ -1,0 +1,328 @@
+"""Records in a memory-mapped Arrow file: as many as the disk holds, at the memory of one.
+
+Invariant: a table that can be opened is whole, and a record that comes out of it has the content that went in: its key, a
+sha256, stands beside it and is compared each time. The file is an Arrow stream, as `datasets.Dataset.from_file` reads it.
+
+    with TableWriter(path) as writer:
+        for record in records:
+            writer.add(record)
+    table = RecordTable.open(path)
+    table[3].text, len(table.select(np.array([5, 2]))), table.digest
+
+What takes records takes a plain list of them too; `select`, `labels_of`, `keys_of` and `digest_of` serve both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+
+from mltrack.data.records import Record
+from mltrack.errors import DatasetError
+
+FORMAT_VERSION = 1
+"""Of the file; another one is not opened."""
+
+_BATCH_ROWS = 4096
+_BATCH_BYTES = 8 << 20
+_KEY_BYTES = 32
+_COLUMNS = ("text", "label", "description", "file", "number", "extra", "key")
+
+
+class RecordTable(Sequence[Record]):
+    """Records that lie in a file; one is made each time it is asked for.
+
+    Made by `open`; pickled as the path and the selection, so worker processes map the same file (as a list of records where the
+    file has no name any more).
+    """
+
+    def __init__(self, path: Path, batches: Sequence[_Batch], selection: np.ndarray | None = None, digest: str | None = None):
+        self.path = path
+        self._sealed_digest = digest
+        self._batches = batches
+        self._starts = [0, *accumulate(len(batch) for batch in batches)]
+        self._selection = selection
+
+    @classmethod
+    def open(cls, path: str | Path) -> RecordTable:
+        """The table that a `TableWriter` wrote there.
+
+        Raises:
+            DatasetError: there is none, it is not whole, or it is of another format version.
+        """
+        path = Path(path)
+        try:
+            batches = list(_mapped(path))
+            seal = json.loads(_seal_of(path).read_text(encoding="utf-8"))
+            fits = seal["format_version"] == FORMAT_VERSION and seal["bytes"] == path.stat().st_size and seal["crc32"] == _checksum(batches)
+        except (OSError, ValueError, KeyError, TypeError) as error:  # pyarrow's errors are ValueErrors and OSErrors
+            raise _damaged(path, " ".join(str(error).split())[:120]) from None
+        if not fits:
+            raise _damaged(path, "it is not as it was written")
+        return cls(path, batches, digest=seal["digest"])
+
+    def __len__(self) -> int:
+        return self._starts[-1] if self._selection is None else len(self._selection)
+
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> RecordTable: ...
+    def __getitem__(self, index: int | slice) -> Record | RecordTable:
+        chosen = range(len(self))[index]
+        return self.select(np.arange(chosen.start, chosen.stop, chosen.step)) if isinstance(chosen, range) else self._record(chosen)
+
+    def __iter__(self) -> Iterator[Record]:
+        return map(self._record, range(len(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_reopened, (self.path, self._selection)) if self.path.exists() else (list, (list(self),))
+
+    def select(self, indices: np.ndarray | Sequence[int]) -> RecordTable:
+        """The records at these positions, in this order; nothing is copied."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        return RecordTable(self.path, self._batches, chosen if self._selection is None else self._selection[chosen])
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The label of each record, or None: objects [N]; equal labels are one object."""
+        words: dict[str | None, str | None] = {}
+        found = np.array([words.setdefault(label, label) for batch in self._batches for label in batch.labels()], dtype=object)
+        return found if self._selection is None else found[self._selection]
+
+    @cached_property
+    def content_keys(self) -> np.ndarray:
+        """The first 16 bytes of each record's content key: V16 [N]. Records with the same key are duplicates."""
+        return np.ascontiguousarray(self._whole_keys()[:, :16]).view("V16")[:, 0]
+
+    @cached_property
+    def digest(self) -> str:
+        """What `content_digest` gives for these records; kept beside the file for the whole table."""
+        return self._sealed_digest or _digest(self._whole_keys(), self.labels)
+
+    def _whole_keys(self) -> np.ndarray:
+        keys = np.concatenate([np.zeros((0, _KEY_BYTES), np.uint8), *(batch.keys() for batch in self._batches)])
+        return keys if self._selection is None else keys[self._selection]
+
+    def _record(self, index: int) -> Record:
+        row = index if self._selection is None else int(self._selection[index])
+        where = bisect_right(self._starts, row) - 1
+        record, key = self._batches[where].record(row - self._starts[where])
+        if bytes.fromhex(record.content_key) != key:
+            with suppress(OSError):
+                _seal_of(self.path).unlink()  # so that it is made anew
+            raise _damaged(self.path, f"the record of {record.place} is not what was written; start again, it is made anew")
+        return record
+
+
+class TableWriter:
+    """Writes records into a new file; leaving the `with` block without an error makes it a table."""
+
+    def __init__(self, path: str | Path):
+        import pyarrow as pa
+
+        self.path = Path(path)
+        text, number, key = pa.string(), pa.int64(), pa.binary(_KEY_BYTES)
+        self._schema = pa.schema(list(zip(_COLUMNS, (text, text, text, text, number, text, key), strict=True)))
+        self._rows: list[tuple[Any, ...]] = []
+        self._bytes = 0
+        self._sink = self.path.open("wb")
+        self._stream = pa.ipc.new_stream(self._sink, self._schema)
+
+    def add(self, record: Record) -> None:
+        """Append a record."""
+        extra = json.dumps(record.extra) if record.extra else None
+        key = bytes.fromhex(record.content_key)
+        self._rows.append((record.text, record.label, record.description, record.file, record.number, extra, key))
+        self._bytes += 4 * (len(record.text) + len(record.description or "") + len(extra or ""))
+        if len(self._rows) >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
+            self._flush()
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if kind is None:
+            self._flush()
+        self._stream.close()
+        self._sink.flush()
+        os.fsync(self._sink.fileno())
+        self._sink.close()
+        if kind is None:
+            self._write_seal()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if not self._rows:
+            return
+        arrays = [pa.array(column, field.type) for column, field in zip(zip(*self._rows, strict=True), self._schema, strict=True)]
+        self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
+        self._rows, self._bytes = [], 0
+
+    def _write_seal(self) -> None:
+        table = RecordTable(self.path, list(_mapped(self.path)))
+        seal = {
+            "format_version": FORMAT_VERSION,
+            "bytes": self.path.stat().st_size,
+            "records": len(table),
+            "crc32": _checksum(table._batches),
+            "digest": table.digest,
+        }
+        _seal_of(self.path).write_text(json.dumps(seal), encoding="utf-8")
+
+
+class _Batch:
+    """The columns of some thousand rows as views of the mapped file."""
+
+    def __init__(self, batch: Any):
+        self._batch = batch
+        columns = dict(zip(_COLUMNS, batch.columns, strict=True))
+        self._texts = {name: _texts(columns[name]) for name in ("text", "label", "description", "file", "extra")}
+        self._numbers = memoryview(columns["number"].buffers()[1]).cast("B").cast("q")
+        self._keys = memoryview(columns["key"].buffers()[1]).cast("B")
+
+    def __len__(self) -> int:
+        return int(self._batch.num_rows)
+
+    def record(self, row: int) -> tuple[Record, bytes]:
+        """The record of a row, and its content key as it was written."""
+        text, label, description, file, extra = (column[row] for column in self._texts.values())
+        record = Record(text or "", label, description, file or "", self._numbers[row], json.loads(extra) if extra else {})
+        return record, bytes(self._keys[row * _KEY_BYTES : (row + 1) * _KEY_BYTES])
+
+    def labels(self) -> list[str | None]:
+        found: list[str | None] = self._batch.column(1).to_pylist()
+        return found
+
+    def keys(self) -> np.ndarray:
+        return np.frombuffer(self._keys, np.uint8, len(self) * _KEY_BYTES).reshape(-1, _KEY_BYTES)
+
+    def checked_bytes(self) -> Iterator[memoryview]:
+        """What `open` compares: the keys, and the labels with where each ends."""
+        yield self._keys
+        for buffer in self._batch.column(1).buffers():
+            if buffer is not None:
+                yield memoryview(buffer)
+
+
+class _Texts:
+    """A column of texts, each decoded when it is asked for."""
+
+    def __init__(self, column: Any):
+        _, offsets, data = column.buffers()
+        self._offsets = memoryview(offsets).cast("B").cast("i")
+        self._data = memoryview(data if data is not None else b"")
+
+    def __getitem__(self, row: int) -> str:
+        try:
+            return str(self._data[self._offsets[row] : self._offsets[row + 1]], "utf-8")
+        except UnicodeDecodeError:
+            return ""  # damaged; the record's key tells
+
+
+class _Nones:
+    """A column without values."""
+
+    def __getitem__(self, row: int) -> None:
+        return None
+
+
+class _Mixed:
+    """A column in which some rows have no value."""
+
+    def __init__(self, column: Any):
+        self._column = column
+
+    def __getitem__(self, row: int) -> str | None:
+        value: str | None = self._column[row].as_py()
+        return value
+
+
+def _texts(column: Any) -> _Texts | _Nones | _Mixed:
+    if column.null_count == 0:
+        return _Texts(column)
+    return _Nones() if column.null_count == len(column) else _Mixed(column)
+
+
+def _mapped(path: Path) -> Iterator[_Batch]:
+    import pyarrow as pa
+
+    with pa.ipc.open_stream(pa.memory_map(str(path))) as stream:
+        for batch in stream:
+            yield _Batch(batch)
+
+
+def _reopened(path: Path, selection: np.ndarray | None) -> RecordTable:
+    table = RecordTable.open(path)
+    return table if selection is None else table.select(selection)
+
+
+def _seal_of(path: Path) -> Path:
+    """Written last: how large the table is, what is in it."""
+    return path.with_name(path.name + ".json")
+
+
+def _checksum(batches: Iterable[_Batch]) -> int:
+    total = 0
+    for batch in batches:
+        for part in batch.checked_bytes():
+            total = zlib.crc32(part, total)
+    return total
+
+
+def _damaged(path: Path, problem: str) -> DatasetError:
+    return DatasetError(f"no whole table of records ({problem}); accepted: one that mltrack wrote", path=path)
+
+
+def _digest(keys: np.ndarray, labels: np.ndarray) -> str:
+    """`content_digest` from the keys, uint8 [N, 32], and labels: the lines "key, NUL, label" in their order, hashed."""
+    words = np.array([label or "" for label in labels], dtype=object)
+    first = np.ascontiguousarray(keys[:, :8]).view(">u8")[:, 0].astype(np.uint64)
+    order = np.argsort(first, kind="stable")
+    # keys that begin alike are copies almost always: only those need the rest of the key, and the label
+    same = first[order][1:] == first[order][:-1]
+    tied = np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same])) if len(order) else np.zeros(0, int)
+    order[tied] = sorted(order[tied], key=lambda row: (keys[row].tobytes(), words[row]))
+    digest = hashlib.sha256()
+    for start in range(0, len(order), _BATCH_ROWS):
+        lines = (f"{keys[row].tobytes().hex()}\0{words[row]}" for row in order[start : start + _BATCH_ROWS])
+        digest.update((("\n" if start else "") + "\n".join(lines)).encode())
+    return digest.hexdigest()
+
+
+def select(records: Sequence[Record], indices: np.ndarray | Sequence[int]) -> Sequence[Record]:
+    """The records at these positions: of a table a table, of a list a list."""
+    return records.select(indices) if isinstance(records, RecordTable) else [records[int(index)] for index in indices]
+
+
+def labels_of(records: Sequence[Record]) -> np.ndarray:
+    """The label of each record, or None: objects [N]."""
+    return records.labels if isinstance(records, RecordTable) else np.array([record.label for record in records], dtype=object)
+
+
+def keys_of(records: Sequence[Record]) -> np.ndarray:
+    """The first 16 bytes of each record's content key: V16 [N]."""
+    return records.content_keys if isinstance(records, RecordTable) else _listed_keys(records)[:, :16].copy().view("V16")[:, 0]
+
+
+def digest_of(records: Sequence[Record]) -> str:
+    """What `content_digest` gives, without a copy of the records' keys as text."""
+    return records.digest if isinstance(records, RecordTable) else _digest(_listed_keys(records), labels_of(records))
+
+
+def _listed_keys(records: Sequence[Record]) -> np.ndarray:
+    joined = b"".join(bytes.fromhex(record.content_key) for record in records)
+    return np.frombuffer(joined, np.uint8).reshape(-1, _KEY_BYTES)
