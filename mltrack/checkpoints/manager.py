@@ -161,16 +161,16 @@ class CheckpointManager:
             **model_files(tensors, self._max_shard_bytes),
             **self._model_folder.files(state.unwrapped(model), self.tokenizer),
         }
+        documents: dict[str, Any] = {}
         if optimizer is not None:
-            optimizer_content, content[directory.OPTIMIZER] = state.split_optimizer(optimizer.state_dict())
-            content[directory.OPTIMIZER_JSON] = json.dumps(optimizer_content).encode()
+            documents[directory.OPTIMIZER_JSON], content[directory.OPTIMIZER] = state.split_optimizer(optimizer.state_dict())
         others = {
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "extra_state": dict(extra_state or {}),
         }
         state_tensors: state.Tensors = {}
-        content[directory.STATE] = json.dumps({name: state.flatten(value, name, state_tensors) for name, value in others.items()}).encode()
+        documents[directory.STATE] = {name: state.flatten(value, name, state_tensors) for name, value in others.items()}
         if state_tensors:
             content[directory.STATE_TENSORS] = state_tensors
         metadata = CheckpointMetadata(
@@ -185,12 +185,13 @@ class CheckpointManager:
             aliases=aliases,
         )
         if self._buffers is None:
-            return self._write(metadata, {name: held if isinstance(held, bytes) else TensorFile.of(held) for name, held in content.items()})
+            files = {name: held if isinstance(held, bytes) else TensorFile.of(held) for name, held in content.items()}
+            return self._write(metadata, files, documents)
         snapshot = self._buffers.take(content)
 
         def write_snapshot() -> None:
             snapshot.wait()
-            self._write(metadata, snapshot.content)
+            self._write(metadata, snapshot.content, documents)
 
         self._behind.start(write_snapshot)
         return metadata
@@ -277,9 +278,10 @@ class CheckpointManager:
             if self._tracker is not None:
                 self._tracker.close()
 
-    def _write(self, metadata: CheckpointMetadata, content: Content) -> CheckpointMetadata:
+    def _write(self, metadata: CheckpointMetadata, content: Content, documents: Mapping[str, Any]) -> CheckpointMetadata:
         started = time.perf_counter()
-        saved = directory.write_directory(metadata.path, content, metadata)
+        texts = {name: json.dumps(held).encode() for name, held in documents.items()}
+        saved = directory.write_directory(metadata.path, {**content, **texts}, metadata)
         if self._on_written is not None:
             self._on_written(saved, 1000 * (time.perf_counter() - started))
         self._keep_what_stays()

@@ -49,7 +49,7 @@ class HostBuffers:
                 copied[name] = held
             else:
                 copied[name] = self._copy(name, held)
-                devices |= {tensor.device for tensor in held.values() if tensor.is_cuda}
+                devices |= self._held[name].gpus
         events = [_event_on(device) for device in devices]
 
         def wait() -> None:
@@ -60,24 +60,23 @@ class HostBuffers:
 
     @torch.no_grad()
     def _copy(self, name: str, tensors: Tensors) -> TensorFile:
-        shape = [(key, tensor.dtype, tensor.shape) for key, tensor in tensors.items()]
+        shape = [(key, tensor.dtype, tensor.shape, tensor.device) for key, tensor in tensors.items()]
         held = self._held.get(name)
         if held is None or held.shape != shape:
             self._held.pop(name, None)
             del held  # the old memory is free before the new one is taken
             held = self._held[name] = _Buffer(shape, tensors)
-        sources = list(tensors.values())
-        from_gpu = any(source.is_cuda for source in sources)
-        if sources:
-            torch._foreach_copy_(held.targets, sources, non_blocking=from_gpu)
+        if tensors:
+            torch._foreach_copy_(held.targets, list(tensors.values()), non_blocking=bool(held.gpus))
         return held.file
 
 
 class _Buffer:
     """Memory of exactly the tensors' size, in which they lie as in their file."""
 
-    def __init__(self, shape: list[tuple[str, torch.dtype, torch.Size]], tensors: Tensors):
+    def __init__(self, shape: list[tuple[str, torch.dtype, torch.Size, torch.device]], tensors: Tensors):
         self.shape = shape
+        self.gpus = {device for *_, device in shape if device.type == "cuda"}
         ordered = in_file_order(tensors)
         size = sum(data_bytes(tensor) for _, tensor in ordered)
         try:
@@ -86,7 +85,7 @@ class _Buffer:
             raise CheckpointError(
                 f"snapshot: {size:,} bytes of memory could not be had; accepted: a machine with one copy of the state to spare, or background=False"
             ) from error
-        if any(tensor.is_cuda for tensor in tensors.values()):
+        if self.gpus:
             self._pin(memory)
         placed: dict[str, torch.Tensor] = {}
         begin = 0

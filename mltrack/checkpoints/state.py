@@ -16,6 +16,7 @@ from torch import nn
 from mltrack.errors import CheckpointError
 
 _TENSOR, _TUPLE = "__tensor__", "__tuple__"
+_SCALARS = {type(None), bool, int, float, str}
 _WRAPPERS = ("module", "_orig_mod")
 """Attributes by which DataParallel, DistributedDataParallel and torch.compile hold the model."""
 
@@ -38,15 +39,18 @@ def split_model(model: nn.Module) -> tuple[Tensors, dict[str, str]]:
     """
     tensors: Tensors = {}
     aliases: dict[str, str] = {}
-    seen: dict[tuple[Any, ...], str] = {}
+    seen: dict[int, str] = {}
     for name, tensor in unwrapped(model).state_dict().items():
-        place = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
-        first = seen.setdefault(place, name) if tensor.numel() else name
-        if first != name:
+        first = seen.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
+        if first != name and _same_view(tensor, tensors[first]):
             aliases[name] = first
         else:
-            tensors[name] = tensor.detach()
+            tensors[name] = tensor
     return tensors, aliases
+
+
+def _same_view(one: torch.Tensor, other: torch.Tensor) -> bool:
+    return (one.shape, one.stride(), one.dtype, one.device) == (other.shape, other.stride(), other.dtype, other.device)
 
 
 def join_model(tensors: Tensors, aliases: Mapping[str, str]) -> Tensors:
@@ -109,7 +113,7 @@ def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
 
 
 def flatten(value: Any, where: str, tensors: Tensors) -> Any:
-    """A nested value as JSON; tensors go into `tensors` under their place.
+    """A nested value as JSON that shares nothing with it; its tensors go into `tensors` under their place.
 
     Args:
         value: None, bool, int, float, str, numpy scalar, tensor, or lists, tuples and string- or int-keyed dicts of these.
@@ -118,17 +122,19 @@ def flatten(value: Any, where: str, tensors: Tensors) -> Any:
     Raises:
         CheckpointError: something else; the message names the key.
     """
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
     if isinstance(value, torch.Tensor):
         key = where if where not in tensors else f"{where}#{len(tensors)}"
-        tensors[key] = value.detach()
+        tensors[key] = value
         return {_TENSOR: key}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, tuple):
         return {_TUPLE: [flatten(item, f"{where}.{i}", tensors) for i, item in enumerate(value)]}
     if isinstance(value, list):
+        if _SCALARS.issuperset(map(type, value)):
+            return list(value)
         return [flatten(item, f"{where}.{i}", tensors) for i, item in enumerate(value)]
     if isinstance(value, Mapping) and all(isinstance(key, (str, int)) for key in value):
         flat = {str(key): flatten(item, f"{where}.{key}", tensors) for key, item in value.items()}
@@ -159,9 +165,20 @@ def unflatten(value: Any, tensors: Tensors) -> Any:
 
 
 def split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
-    """`optimizer.state_dict()` as JSON and tensors."""
+    """`optimizer.state_dict()` as JSON and tensors; of each parameter without a detour, as there may be thousands."""
     tensors: Tensors = {}
-    return flatten(dict(state), "optimizer", tensors), tensors
+    content = flatten({name: value for name, value in state.items() if name != "state"}, "optimizer", tensors)
+    content["state"] = {}
+    for number, held in state["state"].items():
+        content["state"][str(number)] = row = {}
+        for name, value in held.items():
+            key = f"optimizer.state.{number}.{name}"
+            if isinstance(value, torch.Tensor):
+                tensors[key] = value
+                row[name] = {_TENSOR: key}
+            else:
+                row[name] = flatten(value, key, tensors)
+    return content, tensors
 
 
 def join_optimizer(content: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
