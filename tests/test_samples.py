@@ -70,8 +70,10 @@ def test_a_description_longer_than_the_model_is_cut_and_answered(learned: tuple[
 
 def test_sampling_stops_when_asked(learned: tuple[Any, Any, CodeDataset]):
     model, tokenizer, _ = learned
-    answers = iter([False, True])
-    assert len(generate_samples(model, tokenizer, ["a", "b", "c"], max_new_tokens=4, batch_size=1, stop_requested=lambda: next(answers))) == 1
+    asked = iter(range(100))
+    samples = generate_samples(model, tokenizer, ["a", "b", "c"], max_new_tokens=4, batch_size=1, stop_requested=lambda: next(asked) >= 7)
+    assert len(samples) == 1, "one whole sample (asked before it, for each of its tokens, after it); the second one is cut off and left out"
+    assert next(asked) <= 10, "the generation ended with the token that was being made"
 
 
 def test_fixed_prompts_depend_on_the_records_alone():

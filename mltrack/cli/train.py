@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from types import FrameType
@@ -14,12 +15,16 @@ from types import FrameType
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError
 
+SAME_REQUEST_S = 5.0
+"""`mlflow run` that gets Ctrl-C sends its program a SIGTERM, which has got the SIGINT of the terminal itself: one request, two signals."""
+
 
 class StopFlag:
-    """Remembers the first SIGINT or SIGTERM; a second one ends the process at once."""
+    """Remembers the first SIGINT or SIGTERM; a second one ends the process at once, unless it is the SIGTERM that comes with a SIGINT."""
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self._arrived = 0.0
 
     def install(self) -> None:
         """Take over both signals."""
@@ -31,9 +36,12 @@ class StopFlag:
         return self.signal_number
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
         if self.signal_number is not None:
+            if (self.signal_number, number) == (signal.SIGINT, signal.SIGTERM) and now - self._arrived < SAME_REQUEST_S:
+                return
             os._exit(128 + number)
-        self.signal_number = number
+        self.signal_number, self._arrived = number, now
         os.write(2, b"\nstopping after this batch, with a checkpoint; once more ends at once\n")
 
 

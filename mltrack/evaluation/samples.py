@@ -64,7 +64,7 @@ def generate_samples(
         descriptions: one a sample.
         prompt_template: with a `{description}` in it.
         references: the completions of the data set, for the table.
-        stop_requested: asked before each batch; the samples that are done by then come back.
+        stop_requested: asked before each token; the samples of the batches that are done by then come back.
     """
     model = getattr(model, "module", model)
     device, was_training = next(model.parameters()).device, model.training
@@ -78,7 +78,10 @@ def generate_samples(
         for start in range(0, len(prompts), batch_size):
             if stop_requested is not None and stop_requested():
                 break
-            for offset, completion in enumerate(_complete(model, tokenizer, prompts[start : start + batch_size], max_new_tokens, device)):
+            completions = _complete(model, tokenizer, prompts[start : start + batch_size], max_new_tokens, device, stop_requested)
+            if stop_requested is not None and stop_requested():
+                break  # these may be cut off
+            for offset, completion in enumerate(completions):
                 i = start + offset
                 samples.append(Sample(descriptions[i], completion, references[i] if references else None, is_valid_python(completion)))
     finally:
@@ -94,7 +97,9 @@ def _prompt(tokenizer: Any, description: str, prompt_template: str) -> list[int]
     return [begin, *ids] if begin is not None and added[:1] == [begin] else ids
 
 
-def _complete(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, device: torch.device) -> list[str]:
+def _complete(
+    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, device: torch.device, stop_requested: Callable[[], bool] | None
+) -> list[str]:
     """A batch, padded on the left so that every prompt ends where its completion begins."""
     from transformers import GenerationConfig
 
@@ -110,9 +115,15 @@ def _complete(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_
         pad_token_id=padding,
         bos_token_id=tokenizer.bos_token_id,
     )
+
+    def stop(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        return torch.full((len(ids),), stop_requested is not None and stop_requested(), device=ids.device)
+
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        output = model.generate(input_ids=torch.tensor(rows, device=device), attention_mask=torch.tensor(mask, device=device), generation_config=plan)
+        output = model.generate(
+            input_ids=torch.tensor(rows, device=device), attention_mask=torch.tensor(mask, device=device), generation_config=plan, stopping_criteria=[stop]
+        )
     return [tokenizer.decode(_until(ids, tokenizer.eos_token_id), skip_special_tokens=True) for ids in output[:, longest:].tolist()]
 
 
