@@ -25,6 +25,10 @@ _ALLOCATION_FAILED = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What a RuntimeError says where torch has no class of its own for it."""
 
 
+NOT_DETERMINISTIC = "does not have a deterministic implementation"
+"""What torch says of an operation that it was forbidden."""
+
+
 class Reading:
     """Numbers that a device has computed, read when they are needed.
 
@@ -96,13 +100,18 @@ class GradientOfGroup:
             rng: the random number generators as they are now, to start again from.
 
         Raises:
-            TrainingError: a single record does not fit into memory.
+            TrainingError: a single record does not fit into memory; an operation cannot be repeated although `deterministic` is on.
         """
         while True:
             problem = ""
             try:
                 return self._computed(group)
             except Exception as error:
+                if NOT_DETERMINISTIC in str(error):
+                    operation = str(error).split(NOT_DETERMINISTIC)[0].strip()
+                    raise TrainingError(
+                        f"deterministic: {operation} cannot be repeated exactly on {self.precision.device}; accepted: deterministic=false"
+                    ) from error
                 if not is_out_of_memory(error):
                     raise
                 problem = str(error).splitlines()[0]

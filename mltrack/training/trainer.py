@@ -30,7 +30,7 @@ from mltrack.checkpoints.state import capture_rng, restore_rng, unwrapped
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.errors import CheckpointError, DatasetError, Interrupted
-from mltrack.hardware import choose_device, choose_precision, repeat_exactly
+from mltrack.hardware import choose_device, choose_precision, repeating_exactly
 from mltrack.tasks import task_for
 from mltrack.tasks.class_weights import weighted
 from mltrack.tasks.metrics import metric_mode
@@ -178,11 +178,12 @@ class AdvancedTrainer:
         """
         self._begin()
         try:
-            while True:
-                self._close_step()
-                if self._is_over():
-                    break
-                self._take_step(self._next_group())
+            with repeating_exactly(self.config.deterministic):
+                while True:
+                    self._close_step()
+                    if self._is_over():
+                        break
+                    self._take_step(self._next_group())
             self._finish_saving()
         except Interrupted:
             self._save_where_it_stands()
@@ -239,8 +240,6 @@ class AdvancedTrainer:
 
     def _begin(self) -> None:
         """Seed everything, or continue every random sequence where the checkpoint left it."""
-        if self.config.deterministic:
-            repeat_exactly()
         if self._rng is None:
             random.seed(self.config.seed)
             np.random.seed(self.config.seed % 2**32)
