@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
+from contextlib import chdir, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 import tiny
 from hf_folders import decoder_folder
 
-from mltrack import registry
+from mltrack import cli, registry
 from mltrack.errors import ConfigurationError, TrackingError
 from mltrack.registry import gate
 from mltrack.registry.duel import PER_CHARACTER, promote_on
@@ -33,15 +35,23 @@ class Trained:
     """What the second printed."""
 
     def run(self, *words: object) -> str:
-        finished = commands.mltrack(*words, cwd=self.folder)
-        assert finished.returncode == 0, finished.stderr
-        return finished.stdout
+        """What a command prints."""
+        code, out, errors = self._called(*words)
+        assert code == 0, errors
+        return out
 
     def refused(self, *words: object) -> str:
-        finished = commands.mltrack(*words, cwd=self.folder)
-        assert finished.returncode in (1, 2), finished.stdout
-        (line,) = finished.stderr.strip().splitlines()
+        """The one line of a command that fails."""
+        code, out, errors = self._called(*words)
+        assert code in (1, 2), out
+        (line,) = errors.strip().splitlines()
         return line
+
+    def _called(self, *words: object) -> tuple[int, str, str]:
+        """A command line in this process: a process of its own costs seconds of imports."""
+        with chdir(self.folder), redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as errors:
+            code = cli.run([str(word) for word in words])
+        return code, out.getvalue(), errors.getvalue()
 
     @property
     def store(self) -> Store:
@@ -56,11 +66,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     records = _records("text_classification", 60)
     for name, part in (("train", records[:40]), ("one", records[40:50]), ("other", records[50:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in part))
-    words = ("train", "--task", "text_classification", "--dataset-path", "train.jsonl", "--epochs", "1", "--seed", "3")
-    first = commands.mltrack(*words, *commands.TINY, "--validation-path", "one.jsonl", "--output", "json", cwd=folder)
+    words = ("train", "--task", "text_classification", "--dataset-path", "train.jsonl", "--seed", "3")
+    first = commands.mltrack(*words, *commands.TINY, "--validation-path", "one.jsonl", "--epochs", "1", "--output", "json", cwd=folder)
     assert first.returncode == 0, first.stderr
     start = ("--model-name", f"models:/{NAME}@champion", "--max-length", "64", "--batch-size", "8", "--learning-rate", "2e-3")
-    second = commands.mltrack(*words, *start, "--validation-path", "other.jsonl", "--promote-margin", "0.001", cwd=folder)
+    second = commands.mltrack(*words, *start, "--validation-path", "other.jsonl", "--promote-margin", "0.001", "--epochs", "10", cwd=folder)
     assert second.returncode == 0, second.stderr
     runs = sorted((folder / "mltrack-runs").iterdir(), key=lambda path: (path / "journal").stat().st_mtime)
     delivery = json.loads((runs[-1] / "delivery.json").read_text())
@@ -171,7 +181,7 @@ def published(store: Store, folder: Path, name: str, out: Path, value: float) ->
     return str(registry.register(store, name, model_id, tags, "").version)
 
 
-def test_losses_of_different_tokenizers_are_compared_a_character(here: Path, records_file) -> None:
+def test_losses_of_different_tokenizers_are_compared_a_character(here: Path) -> None:
     """A loss a token falls when the tokens get shorter; the model is not better for it."""
     store = connect("sqlite:///mlflow.db")
     first = decoder_folder(here / "a", hidden_size=16)
@@ -181,7 +191,8 @@ def test_losses_of_different_tokenizers_are_compared_a_character(here: Path, rec
     (other / "tokenizer.json").write_text(json.dumps(held))
     for number, folder in enumerate((first, other), start=1):
         assert published(store, folder, "gen", here / f"w{number}", 2.0) == str(number)
-    records = records_file("code_generation", 12)
+    records = here / "short.jsonl"
+    records.write_text("".join(json.dumps({"description": f"Do {i}", "code": f"x = {i}"}) + "\n" for i in range(12)))
     duel = promote_on("gen", str(records), "2")
     assert duel.metric == PER_CHARACTER
     assert duel.promoted == (duel.challenger_value < (duel.champion_value or 0))

@@ -37,11 +37,13 @@ def inspect_folder(name: str, folder: str | Path, *, trust_remote_code: bool = F
     if not trust_remote_code:
         _check_code(name, path, config)
     _check_classes(name, config)
+    weights = {"model.safetensors"}
     for index in _INDEXES:
         if (path / index).is_file():
-            _check_index(name, path, path / index)
-    for file in sorted(path.glob("*.safetensors")):
-        _check_tensors(name, file, quantized="quantization_config" in config)
+            weights |= _check_index(name, path, path / index)
+    for file in sorted(path / weight for weight in weights if weight.endswith(".safetensors")):
+        if file.is_file():
+            _check_tensors(name, file, quantized="quantization_config" in config)
 
 
 def inspect_trained(name: str, folder: str | Path) -> dict[str, Any]:
@@ -72,7 +74,9 @@ def read_object(file: Path, name: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise ConfigurationError(f"{name}: no {file.name} in {file.parent}; accepted: a Hugging Face folder with config.json, weights and tokenizer") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigurationError(f"{name}: {file.name} is not a valid JSON file ({type(error).__name__}); accepted: the one that was saved with the model") from None
+        raise ConfigurationError(
+            f"{name}: {file.name} is not a valid JSON file ({type(error).__name__}); accepted: the one that was saved with the model"
+        ) from None
     if not isinstance(content, dict):
         missing = "model_type" if file.name == "config.json" else "weight_map"
         raise ConfigurationError(f"{name}: {file.name} is a {type(content).__name__} and has no {missing}; accepted: a JSON object")
@@ -97,16 +101,19 @@ def _check_classes(name: str, config: Mapping[str, Any]) -> None:
         raise ConfigurationError(f"{name}: seen label2id={_short(mapping)} in its config.json; accepted: each class with a number of its own, from 0")
 
 
-def _check_index(name: str, folder: Path, index: Path) -> None:
+def _check_index(name: str, folder: Path, index: Path) -> set[str]:
+    """The files that an index names."""
     weight_map = read_object(index, name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{name}: {index.name} has no weight_map; accepted: one that names a file for each weight")
     for weight, file in weight_map.items():
         if not isinstance(file, str) or file in ("", ".", "..") or any(character in file for character in "/\\\0"):
             raise CheckpointError(f"{name}: {index.name} has {_short(weight)} in {_short(file)}; accepted: names of files beside it")
-    missing = sorted(file for file in set(weight_map.values()) if not (folder / file).is_file())
+    files = set(weight_map.values())
+    missing = sorted(file for file in files if not (folder / file).is_file())
     if missing:
-        raise CheckpointError(f"{name}: {index.name} names {_short(missing[0])}, which is not there; accepted: all {len(set(weight_map.values()))} files")
+        raise CheckpointError(f"{name}: {index.name} names {_short(missing[0])}, which is not there; accepted: all {len(files)} files")
+    return files
 
 
 def _check_tensors(name: str, file: Path, *, quantized: bool) -> None:

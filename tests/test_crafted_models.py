@@ -1,0 +1,250 @@
+"""A model folder that was damaged or made to do harm, wherever it is loaded from: one line, and nothing has run; names that make no legal address."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import struct
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from hf_folders import decoder_folder, encoder_folder
+from registered_runs import logged_model
+from safetensors.torch import load_file, save_file
+
+from mltrack import registry
+from mltrack.errors import CheckpointError, ConfigurationError, MltrackError
+from mltrack.evaluation.folder import evaluate_folder
+from mltrack.models import resolve_model
+from mltrack.store import Store, connect, load_pyfunc, set_alias, write_model_folder
+
+Craft = Callable[[Path, Path], None]
+"""(model folder, a file that would be made if code of the folder ran)."""
+
+
+class _Trap:
+    def __init__(self, file: Path):
+        self.file = file
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.file}",)
+
+
+@pytest.fixture(scope="module")
+def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return decoder_folder(tmp_path_factory.mktemp("crafted") / "decoder")
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return encoder_folder(tmp_path_factory.mktemp("crafted") / "encoder")
+
+
+def config(folder: Path, **values: object) -> None:
+    held = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**held, **values}))
+
+
+def program(folder: Path, name: str, trap: Path) -> None:
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text(f"import pathlib\npathlib.Path({str(trap)!r}).touch()\nclass Own: pass\ndef generate(*a, **k): pass\n")
+
+
+def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    held = load_file(folder / "model.safetensors")
+    change(held)
+    save_file({name: tensor.contiguous() for name, tensor in held.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def index_names(file: str) -> Craft:
+    """An index that has the weights in `file`; the weights lie where that leads to."""
+
+    def craft(folder: Path, trap: Path) -> None:
+        names = list(load_file(folder / "model.safetensors"))
+        outside = trap.parent / "outside.safetensors"
+        shutil.move(folder / "model.safetensors", outside)
+        named = file.format(outside=outside, relative=os.path.relpath(outside, folder))
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, named)}))
+
+    return craft
+
+
+def replaced(name: str, content: Callable[[Path], bytes]) -> Craft:
+    return lambda folder, trap: (folder / name).write_bytes(content(trap)) and None
+
+
+def header(claimed: int) -> Callable[[Path], bytes]:
+    return lambda trap: struct.pack("<Q", claimed) + b"{}" + b" " * 100
+
+
+def overlapping(_: Path) -> bytes:
+    """Two tensors whose bytes lie beyond the end of the file."""
+    held = json.dumps({"a.weight": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 1 << 42]}}).encode()
+    return struct.pack("<Q", len(held)) + held
+
+
+def taken(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]) -> Craft:
+    def change_one(held: dict[str, torch.Tensor]) -> None:
+        found = change(held.pop(name))
+        if found is not None:
+            held[name] = found
+
+    return lambda folder, trap: weights(folder, change_one)
+
+
+def custom_generate(folder: Path, trap: Path) -> None:
+    program(folder, "custom_generate/generate.py", trap)
+
+
+def auto_map(folder: Path, trap: Path) -> None:
+    program(folder, "own.py", trap)
+    config(folder, model_type="own", auto_map={"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"})
+
+
+def tokenizer_code(folder: Path, trap: Path) -> None:
+    program(folder, "own.py", trap)
+    held = json.loads((folder / "tokenizer_config.json").read_text())
+    held |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", "own.Own"]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(held))
+
+
+NORM = "model.norm.weight"
+CRAFTED: dict[str, tuple[Craft, str]] = {
+    "an index that leads out of the folder": (index_names("{relative}"), "accepted: names of files beside it"),
+    "an index with an absolute path": (index_names("{outside}"), "accepted: names of files beside it"),
+    "an index with backslashes": (index_names("..\\outside.safetensors"), "accepted: names of files beside it"),
+    "an index that names a folder": (index_names(".."), "accepted: names of files beside it"),
+    "an index that names nothing": (index_names("model-1.safetensors"), "which is not there"),
+    "an index that is a list": (lambda folder, trap: (folder / "model.safetensors.index.json").write_text("[]") and None, "has no weight_map"),
+    "a pickle under a safe name": (replaced("model.safetensors", lambda trap: pickle.dumps(_Trap(trap))), "its weights are damaged"),
+    "a header larger than the file": (replaced("model.safetensors", header(1 << 62)), "its weights are damaged"),
+    "a header of four gigabytes": (replaced("model.safetensors", header(1 << 32)), "its weights are damaged"),
+    "tensors beyond the end of the file": (replaced("model.safetensors", overlapping), "its weights are damaged"),
+    "whole numbers as weights": (taken(NORM, lambda tensor: tensor.to(torch.int64)), "is of type I64; accepted: F16, BF16, F32, F64"),
+    "a weight of another shape": (taken(NORM, lambda tensor: torch.ones(7)), "accepted: "),
+    "a weight that is missing": (taken(NORM, lambda tensor: None), f"1 weights are missing, such as {NORM}"),
+    "a configuration that is a pickle": (replaced("config.json", lambda trap: pickle.dumps(_Trap(trap))), "config.json is not a valid JSON file"),
+    "a configuration without end": (replaced("config.json", lambda trap: b"[" * 200_000), "config.json is not a valid JSON file"),
+    "a configuration of another size": (lambda folder, trap: config(folder, hidden_size=64, head_dim=32), "accepted: "),
+    "a tokenizer that is a pickle": (replaced("tokenizer.json", lambda trap: pickle.dumps(_Trap(trap))), "accepted: "),
+    "a class of its own": (auto_map, "accepted: a model "),
+    "a kernel from elsewhere": (lambda folder, trap: config(folder, _attn_implementation="somebody/kernel"), "code from elsewhere"),
+    "a kernel from elsewhere, further in": (lambda folder, trap: config(folder, text_config={"attn_implementation": "a/b"}), "code from elsewhere"),
+    "a generation of its own": (custom_generate, "brings Python code of its own"),
+    "a task that there is not": (lambda folder, trap: config(folder, mltrack={"task": ["x"]}), "accepted: a model that mltrack trained"),
+}
+
+
+@pytest.mark.parametrize("what", CRAFTED)
+def test_it_is_one_line_and_nothing_runs(decoder: Path, tmp_path: Path, what: str) -> None:
+    craft, said = CRAFTED[what]
+    folder = shutil.copytree(decoder, tmp_path / "model")
+    trap = tmp_path / "it-ran"
+    craft(folder, trap)
+    ways: dict[str, Callable[[], object]] = {
+        "load": lambda: registry.load(str(folder)).predict(["x"], {"max_new_tokens": 1}),
+        "train": lambda: resolve_model(str(folder), "code_generation").build(label_mapping=None, max_length=64, seed=1),
+    }
+    for way, load in ways.items():
+        if way == "train" and what == "a task that there is not":
+            continue  # a model that mltrack did not train may be trained on
+        with pytest.raises(MltrackError) as caught:
+            load()
+        assert "\n" not in str(caught.value), way
+        assert said in str(caught.value), way
+        assert not trap.exists(), way
+
+
+def test_a_tokenizers_own_code_does_not_run(decoder: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(decoder, tmp_path / "model")
+    tokenizer_code(folder, tmp_path / "it-ran")
+    for load in (lambda: registry.load(str(folder)), lambda: resolve_model(str(folder), "code_generation")):
+        with suppress(MltrackError):  # transformers may take the tokenizer for one of its own kinds
+            load()
+        assert not (tmp_path / "it-ran").exists()
+
+
+@pytest.mark.parametrize("mapping", [{"safe": 0, "unsafe": 5}, {"safe": 0, "unsafe": 0}, ["safe"], {"safe": "0"}, {"safe": True}])
+def test_classes_without_numbers_of_their_own_are_refused(encoder: Path, tmp_path: Path, mapping: object) -> None:
+    folder = shutil.copytree(encoder, tmp_path / "model")
+    config(folder, label2id=mapping)
+    with pytest.raises(ConfigurationError, match="accepted: each class with a number of its own, from 0"):
+        registry.load(str(folder))
+
+
+def test_a_body_of_another_shape_is_refused_and_a_head_of_other_classes_is_new(encoder: Path, tmp_path: Path, records_file: Callable[..., Path]) -> None:
+    three = {"a": 0, "b": 1, "c": 2}
+    model = resolve_model(str(encoder), "text_classification").build(label_mapping=three, max_length=64, seed=1)
+    assert model.config.num_labels == 3
+    folder = shutil.copytree(encoder, tmp_path / "model")
+    (body,) = [name for name in load_file(folder / "model.safetensors") if name.endswith("layer.0.output.dense.bias")]
+    taken(body, lambda tensor: torch.ones(7))(folder, tmp_path)
+    with pytest.raises(CheckpointError, match="has another shape than its config"):
+        resolve_model(str(folder), "text_classification").build(label_mapping=three, max_length=64, seed=1)
+    headless = shutil.copytree(encoder, tmp_path / "headless")
+    taken("classifier.out_proj.weight", lambda tensor: None)(headless, tmp_path)
+    with pytest.raises(CheckpointError, match=r"weights are missing, such as classifier.out_proj.weight"):
+        evaluate_folder(headless, str(records_file("text_classification")), task="text_classification", batch_size=4)
+
+
+def test_a_registered_models_own_loader_does_not_run(encoder: Path, here: Path) -> None:
+    """What travels with a model is for MLflow's loader; mltrack's own commands read its files."""
+    store = connect("sqlite:///mlflow.db")
+    settings = {"mltrack": json.loads((encoder / "config.json").read_text())["mltrack"]}
+    written = write_model_folder(encoder, here / "written", task="text_classification", hf_config=settings, requirements=["mlflow"])
+    program(written, "code/mltrack_pyfunc.py", here / "it-ran")
+    registry.register(store, "crafted", logged_model(store, written), {}, "")
+    assert registry.predict("models:/crafted/1", ["x"])[0]["label"] in ("safe", "unsafe")
+    assert not (here / "it-ran").exists()
+    with pytest.raises(Exception):  # noqa: B017, PT011 - the crafted loader has no model to give
+        load_pyfunc(store, "models:/crafted/1").predict(["x"])
+    assert (here / "it-ran").exists(), "the trap does work"
+
+
+LEGAL = ["a b", "it's", 'say "x"', "\u65e5\u672c\u8a9e", "\xfcn\xef", "a+b&c=d;e", "m-1", "(x)[y]{z}", "~$^!*", "v2", "x" * 200, "-rf"]
+
+
+@pytest.fixture(scope="module")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    folder = tmp_path_factory.mktemp("names")
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        return connect("sqlite:///mlflow.db")
+    finally:
+        os.chdir(before)
+
+
+@pytest.mark.parametrize("name", LEGAL)
+def test_a_name_that_is_accepted_registers_and_loads(encoder: Path, tmp_path: Path, database: Store, name: str) -> None:
+    import mlflow
+
+    registry.check_name(name)
+    store = database
+    settings = {"mltrack": json.loads((encoder / "config.json").read_text())["mltrack"]}
+    written = write_model_folder(encoder, tmp_path / "written", task="text_classification", hf_config=settings, requirements=["mlflow"])
+    assert registry.register(store, name, logged_model(store, written), {"mltrack.promote": "always"}, "").aliases == ["challenger", "champion"]
+    set_alias(store, name, "mine", 1)
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(store.tracking_uri)
+    try:
+        for uri in (f"models:/{name}@mine", f"models:/{name}/1"):
+            assert (Path(registry.local_folder(uri, store.tracking_uri)) / "config.json").is_file()
+            assert Path(mlflow.artifacts.download_artifacts(uri)).is_dir()
+    finally:
+        mlflow.set_tracking_uri(before)
+    assert registry.delete(name, None, store.tracking_uri, force=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["", " ", "a/b", "a:b", "a\\b", "a@b", "a?b", "a%2Fb", "a#b", "..", ".", "a\nb", "a\0b", " a", "x" * 201, 'it\'s "x"', "a\u202eb"]
+)
+def test_a_name_that_could_not_be_loaded_by_is_refused_first(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="registered_model_name: seen ") as caught:
+        registry.check_name(name)
+    assert "\n" not in str(caught.value)
