@@ -51,7 +51,7 @@ def cached_rows(name: str, build: Callable[[], list[Any]]) -> list[Any]:
             stacklevel=2,
         )
         return build()
-    with lock_file, _locked(lock_file.fileno()):
+    with lock_file, locked(lock_file.fileno()):
         rows = _read(path)  # another process may have made it while this one waited
         if rows is None:
             rows = build()
@@ -87,8 +87,8 @@ def _write(path: Path, rows: list[Any]) -> None:
 
 
 @contextlib.contextmanager
-def _locked(descriptor: int) -> Iterator[None]:
-    """Hold the file's lock; the system lets go of it when the process ends, however that happens."""
+def locked(descriptor: int) -> Iterator[None]:
+    """Hold the file's lock until the file is closed; the system lets go of it when the process ends, however that happens."""
     try:
         import fcntl
 
@@ -96,3 +96,17 @@ def _locked(descriptor: int) -> Iterator[None]:
     except (ImportError, OSError):
         pass  # no locks here (some network folders): two processes may both do the work, the rename keeps the file whole
     yield
+
+
+def is_locked(path: Path) -> bool:
+    """True where a process holds the lock of that file, or where it cannot be known."""
+    try:
+        import fcntl
+
+        with path.open("rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except (ImportError, OSError):
+        return True
+    return False

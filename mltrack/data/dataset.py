@@ -1,7 +1,7 @@
 """Records as token ids: what the trainer indexes.
 
-Invariant: prompt and completion are tokenized apart, so their boundary is the same whatever the code is; a label is either
-the class index or, per token, the token's own id with -100 on the prompt.
+Invariant: an example is its record's row of token ids (see `mltrack.data.encoding`); a label is either the class index or, per
+token, the token's own id with -100 on the prompt. Token ids lie in one array, mapped from the cache where the set is large.
 
     dataset = CodeDataset(records, tokenizer, "code_generation", max_length=256)
     batch = dataset.collate([dataset[0], dataset[1]])
@@ -10,7 +10,6 @@ the class index or, per token, the token's own id with -100 on the prompt.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -19,31 +18,22 @@ import torch
 import torch.utils.data
 
 from mltrack.data.collate import IGNORED, collate
-from mltrack.data.labels import count_labels, make_label_mapping
-from mltrack.data.records import PROMPT_TEMPLATE, Record, as_task, content_digest, label_outside
+from mltrack.data.encoding import Encoder, Progress, cut_prompt, end_token_id, pad_token_id, prompt_ids
+from mltrack.data.labels import make_label_mapping
+from mltrack.data.records import Record, as_task, label_outside
+from mltrack.data.table import digest_of, files_of, labels_of, select
+from mltrack.data.token_cache import token_rows
 from mltrack.errors import ConfigurationError, DatasetError
 
-_CHUNK = 1000  # texts a tokenizer call: enough for its threads, few enough for the memory
-
-
-@dataclass(frozen=True, slots=True)
-class _Tokens:
-    """One tokenized record."""
-
-    ids: list[int]
-    num_prompt: int
-    """Leading tokens that are no target."""
-    uncut: int
-    """Tokens before `max_length` was applied."""
+__all__ = ["CodeDataset", "cut_prompt", "end_token_id", "pad_token_id", "prompt_ids"]
 
 
 class CodeDataset(torch.utils.data.Dataset):
     """Tokenized records of one task.
 
-    Classification: the tokenizer's own special tokens around the code, cut at `max_length`. Generation: the prompt (the
-    tokenizer's start token where it adds one, then the description in `PROMPT_TEMPLATE`), the code, the end token. Where that
-    is too long the prompt keeps its end: at least half of `max_length`, more where the code leaves room; the code loses its
-    tail, and with it the end token.
+    Classification: the tokenizer's own special tokens around the code. Generation: the prompt (the tokenizer's start token where it
+    adds one, then the description in `PROMPT_TEMPLATE`), the code, the end token. Where that is too long the prompt keeps its end: at
+    least half of `max_length`, more where the code leaves room; the code loses its tail, and with it the end token.
 
     Args:
         records: what `read_records` or `DatasetLoader` returned.
@@ -51,38 +41,47 @@ class CodeDataset(torch.utils.data.Dataset):
         task: a `TaskType` or its name.
         max_length: tokens of the longest example.
         label_mapping: class index per label; not given: made of the records.
+        truncation: what is kept of a text that is too long: head, tail, both; drop leaves the record out. Generation: head or drop.
+        cache: keep the token ids of 2,000 records and more in the cache folder, and take them from there.
+        progress: called with (done, total) while records are tokenized.
 
     Raises:
-        DatasetError: a label outside the mapping, or a record of which the tokenizer makes no token.
-        ConfigurationError: generation with a tokenizer that has no end token, or `max_length` below 8.
+        DatasetError: a label outside the mapping, a record of which the tokenizer makes no token, or no record that `drop` leaves.
+        ConfigurationError: generation with a tokenizer that has no end token, `max_length` below 8, or a truncation that the task does not have.
     """
 
-    def __init__(self, records: Sequence[Record], tokenizer: Any, task: str, *, max_length: int = 512, label_mapping: Mapping[str, int] | None = None):
+    def __init__(
+        self,
+        records: Sequence[Record],
+        tokenizer: Any,
+        task: str,
+        *,
+        max_length: int = 512,
+        label_mapping: Mapping[str, int] | None = None,
+        truncation: str = "head",
+        cache: bool = True,
+        progress: Progress | None = None,
+    ):
         self.task = as_task(task)
         if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 8:
             raise ConfigurationError(f"max_length: seen {max_length!r}; accepted: a whole number >= 8")
-        self.records = list(records)
+        self._given = list(records) if isinstance(records, list) else records
+        self.records: Sequence[Record] = self._given
+        """Record of each example; those that `drop` leaves out are not among them."""
         self.tokenizer = tokenizer
-        self.max_length = max_length
+        self.max_length, self.truncation = max_length, truncation
         self.label_mapping = dict(make_label_mapping(self.records, self.task) if label_mapping is None else label_mapping)
         self.pad_token_id = pad_token_id(tokenizer)
         if self.task.is_classification:
-            self._classes = np.array([self._class_of(record) for record in self.records], dtype=np.int64)
-        tokens = [item for start in range(0, len(self.records), _CHUNK) for item in self._tokenized(self.records[start : start + _CHUNK])]
-        for item, record in zip(tokens, self.records, strict=True):
-            if not item.ids:
-                raise DatasetError(
-                    "the tokenizer makes no token of it; accepted: text in the tokenizer's alphabet", path=record.file, record=record.number, field="code"
-                )
-        self.lengths = np.array([len(item.ids) for item in tokens], dtype=np.int32)
+            self._classes = _classes(self.records, self.label_mapping)
+        self._rows = token_rows(self.records, Encoder(tokenizer, self.task, max_length, truncation), cache=cache, progress=progress)
+        if truncation == "drop":
+            self._drop()
+        self.lengths: np.ndarray = self._rows.lengths
         """Tokens of each example, int32 [N]."""
-        self.uncut_lengths = np.array([item.uncut for item in tokens], dtype=np.int32)
+        self.uncut_lengths: np.ndarray = self._rows.uncut
         """Tokens that each example would have without `max_length`, int32 [N]."""
-        self._offsets = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)])
-        self._ids = np.fromiter((token for item in tokens for token in item.ids), dtype=np.int32, count=int(self._offsets[-1]))
-        self._num_prompt = np.array([item.num_prompt for item in tokens], dtype=np.int32)
-        targets = np.ones(len(tokens), dtype=np.int32) if self.task.is_classification else self.lengths - self._num_prompt
-        self.target_counts = targets
+        self.target_counts = np.ones(len(self), dtype=np.int32) if self.task.is_classification else self.lengths - self._rows.num_prompt
         """What each example adds to the count that its loss is divided by: target tokens, or 1; int32 [N]."""
 
     def __len__(self) -> int:
@@ -91,11 +90,11 @@ class CodeDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """`input_ids` int64 [T], `labels` (the class index, or int64 [T] with -100 on the prompt) and `index`."""
         index = range(len(self))[index]
-        input_ids = self._ids[self._offsets[index] : self._offsets[index + 1]].astype(np.int64)
+        input_ids = self._rows.row(index)
         if self.task.is_classification:
             return {"input_ids": input_ids, "labels": int(self._classes[index]), "index": index}
         labels = input_ids.copy()
-        labels[: self._num_prompt[index]] = IGNORED
+        labels[: self._rows.num_prompt[index]] = IGNORED
         return {"input_ids": input_ids, "labels": labels, "index": index}
 
     @property
@@ -108,25 +107,38 @@ class CodeDataset(torch.utils.data.Dataset):
         """Number of classes, absent ones included; 0 for generation."""
         return len(self.label_mapping)
 
-    @property
+    @cached_property
     def class_counts(self) -> dict[str, int]:
-        """Records per class, in index order."""
-        return count_labels(self.records, self.label_mapping)
+        """Examples per class, in index order; empty for generation."""
+        if not self.task.is_classification:
+            return {}
+        counts = np.bincount(self._classes, minlength=max(self.label_mapping.values(), default=-1) + 1)
+        return {label: int(counts[index]) for label, index in self.label_mapping.items()}
 
     @property
     def truncated(self) -> int:
         """How many examples `max_length` has cut."""
         return int((self.uncut_lengths > self.lengths).sum())
 
-    @cached_property
-    def digest(self) -> str:
-        """sha256 (hex) of the records' contents and labels, whatever their order."""
-        return content_digest(self.records)
+    @property
+    def dropped(self) -> int:
+        """How many records `truncation="drop"` has left out."""
+        return len(self._given) - len(self.records)
 
     @property
+    def truncated_share(self) -> float:
+        """Share of the records that were longer than `max_length`, cut or left out."""
+        return (self.truncated + self.dropped) / max(1, len(self._given))
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 (hex) of the records' contents and labels, whatever their order and the tokenizer; those that `drop` leaves out count too."""
+        return digest_of(self._given)
+
+    @cached_property
     def source(self) -> str:
         """The file or files that the records come from."""
-        return ", ".join(dict.fromkeys(record.file for record in self.records))
+        return ", ".join(files_of(self._given))
 
     def place(self, index: int) -> str:
         """Where an example's record stands: "file: record N"."""
@@ -136,74 +148,25 @@ class CodeDataset(torch.utils.data.Dataset):
         """A batch of examples, padded with this data set's padding id; see `mltrack.data.collate`."""
         return collate(examples, self.pad_token_id, max_length=self.max_length)
 
-    def _class_of(self, record: Record) -> int:
-        if record.label not in self.label_mapping:
-            raise label_outside(record, self.label_mapping)
-        return self.label_mapping[record.label]
-
-    def _tokenized(self, records: Sequence[Record]) -> list[_Tokens]:
-        return self._tokenized_texts(records) if self.task.is_classification else self._tokenized_pairs(records)
-
-    def _tokenized_texts(self, records: Sequence[Record]) -> list[_Tokens]:
-        texts = [record.text for record in records]
-        rows = self.tokenizer(texts, truncation=True, max_length=self.max_length, verbose=False)["input_ids"]
-        uncut = [len(row) for row in rows]
-        # only a row as long as allowed can have been cut: count those again
-        full = [position for position, length in enumerate(uncut) if length == self.max_length]
-        if full:
-            again = self.tokenizer([texts[position] for position in full], verbose=False)["input_ids"]
-            for position, row in zip(full, again, strict=True):
-                uncut[position] = len(row)
-        return [_Tokens(list(row), 0, length) for row, length in zip(rows, uncut, strict=True)]
-
-    def _tokenized_pairs(self, records: Sequence[Record]) -> list[_Tokens]:
-        end = end_token_id(self.tokenizer)
-        prompts = prompt_ids(self.tokenizer, [record.description or "" for record in records])
-        codes = self.tokenizer([record.text for record in records], add_special_tokens=False, verbose=False)["input_ids"]
-        return [self._joined(prompt, [*code, end]) for prompt, code in zip(prompts, codes, strict=True)]
-
-    def _joined(self, prompt: list[int], completion: list[int]) -> _Tokens:
-        room = max(self.max_length // 2, self.max_length - len(completion))
-        kept = prompt if len(prompt) <= room else cut_prompt(self.tokenizer, prompt, room)
-        ids = [*kept, *completion][: self.max_length]
-        return _Tokens(ids, len(kept), len(prompt) + len(completion))
+    def _drop(self) -> None:
+        kept = np.flatnonzero(self._rows.uncut <= self.max_length)
+        if len(kept) == len(self.records):
+            return
+        if not len(kept):
+            raise DatasetError(
+                f"none of the {len(self.records):,} records fits into max_length={self.max_length} tokens; accepted: a larger max_length, or truncation=head",
+                path=self.source,
+            )
+        self._rows, self.records = self._rows.select(kept), select(self.records, kept)
+        if self.task.is_classification:
+            self._classes = self._classes[kept]
 
 
-def prompt_ids(tokenizer: Any, descriptions: Sequence[str]) -> list[list[int]]:
-    """Token ids of the prompts that ask for what the descriptions say, as in training: what generation starts from."""
-    rows = tokenizer([PROMPT_TEMPLATE.format(description=text) for text in descriptions], add_special_tokens=False, verbose=False)["input_ids"]
-    start = [tokenizer.bos_token_id] if _adds_start(tokenizer) else []
-    return [[*start, *row] for row in rows]
-
-
-def cut_prompt(tokenizer: Any, prompt: list[int], room: int) -> list[int]:
-    """The end of a prompt that is longer than `room` tokens, behind the start token where the tokenizer adds one."""
-    if _adds_start(tokenizer):
-        return [prompt[0], *prompt[len(prompt) - room + 1 :]]
-    return prompt[len(prompt) - room :]
-
-
-def end_token_id(tokenizer: Any) -> int:
-    """The id that ends a completion.
-
-    Raises:
-        ConfigurationError: the tokenizer has no end token.
-    """
-    if tokenizer.eos_token_id is None:
-        raise ConfigurationError(f"the tokenizer {type(tokenizer).__name__} has no end token; accepted for code_generation: one with an eos_token")
-    return int(tokenizer.eos_token_id)
-
-
-def pad_token_id(tokenizer: Any) -> int:
-    """The id to pad with: the tokenizer's own, else its end token, else 0 (the attention mask hides it in any case)."""
-    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if candidate is not None:
-            return int(candidate)
-    return 0
-
-
-def _adds_start(tokenizer: Any) -> bool:
-    if tokenizer.bos_token_id is None:
-        return False
-    row = tokenizer("x", verbose=False)["input_ids"]
-    return len(row) > 0 and row[0] == tokenizer.bos_token_id
+def _classes(records: Sequence[Record], label_mapping: Mapping[str, int]) -> np.ndarray:
+    """Class index of each record, int64 [N]."""
+    labels = labels_of(records)
+    found = np.fromiter((label_mapping.get(label, -1) for label in labels), dtype=np.int64, count=len(labels))
+    outside = np.flatnonzero(found < 0)
+    if len(outside):
+        raise label_outside(records[int(outside[0])], label_mapping)
+    return found

@@ -39,6 +39,7 @@ class DatasetLoader:
         seed: seeds the split.
         progress: called with (done, total) while the built-in source is scanned.
         label_mapping: the classes of another file, usually the training file; a record of none of them is a bad record.
+        truncation: what is kept of a text that is too long; see `CodeDataset`.
 
     Raises:
         ConfigurationError: an option outside of what is accepted, at construction.
@@ -57,6 +58,7 @@ class DatasetLoader:
         seed: int = 42,
         progress: Callable[[int, int], None] | None = None,
         label_mapping: Mapping[str, int] | None = None,
+        truncation: str = "head",
     ):
         self.task = as_task(task)
         if on_bad_record not in ("stop", "skip"):
@@ -66,6 +68,7 @@ class DatasetLoader:
         self.data_path = str(data_path)
         self.tokenizer = tokenizer
         self.max_length = max_length
+        self.truncation = truncation
         self.seed = seed
         self.skipped: list[str] = []
         """One line for each record that was left out."""
@@ -106,8 +109,8 @@ class DatasetLoader:
         """One data set of all records."""
         return self.dataset(self.records)
 
-    def dataset(self, records: Sequence[Record], tokenizer: Any = None) -> CodeDataset:
-        """A data set of these records with this loader's classes.
+    def dataset(self, records: Sequence[Record], tokenizer: Any = None, *, progress: Callable[[int, int], None] | None = None) -> CodeDataset:
+        """A data set of these records with this loader's classes; `progress` is called with (done, total) while they are tokenized.
 
         Raises:
             ConfigurationError: there is no tokenizer, here or in the loader.
@@ -115,7 +118,8 @@ class DatasetLoader:
         chosen = tokenizer if tokenizer is not None else self.tokenizer
         if chosen is None:
             raise ConfigurationError("tokenizer: seen None; accepted: a Hugging Face tokenizer, given to DatasetLoader or to dataset()")
-        return CodeDataset(records, chosen, self.task, max_length=self.max_length, label_mapping=self.label_mapping)
+        options: dict[str, Any] = {"max_length": self.max_length, "label_mapping": self.label_mapping, "truncation": self.truncation}
+        return CodeDataset(records, chosen, self.task, **options, progress=progress)
 
     def get_statistics(self) -> dict[str, Any]:
         """Counts of records, classes and skipped ones; percentiles of characters and, with a tokenizer, of tokens.
@@ -135,7 +139,7 @@ class DatasetLoader:
         if self.tokenizer is not None:
             dataset = self.load()
             statistics["tokens"] = _percentiles(dataset.uncut_lengths)
-            statistics["truncated"] = dataset.truncated / len(dataset)
+            statistics["truncated"] = dataset.truncated_share
         return statistics
 
     def get_info(self) -> dict[str, Any]:

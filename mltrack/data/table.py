@@ -9,7 +9,7 @@ sha256, stands beside it and is compared each time. The file is an Arrow stream,
     table = RecordTable.open(path)
     table[3].text, len(table.select(np.array([5, 2]))), table.digest
 
-What takes records takes a plain list of them too; `select`, `labels_of`, `keys_of` and `digest_of` serve both.
+What takes records takes a plain list of them too; `select`, `labels_of`, `files_of`, `keys_of` and `digest_of` serve both.
 """
 
 from __future__ import annotations
@@ -101,6 +101,13 @@ class RecordTable(Sequence[Record]):
         words: dict[str | None, str | None] = {}
         found = np.array([words.setdefault(label, label) for batch in self._batches for label in batch.labels()], dtype=object)
         return found if self._selection is None else found[self._selection]
+
+    @cached_property
+    def files(self) -> list[str]:
+        """The files that the records come from, in the order of their first records."""
+        names: dict[str | None, str | None] = {}
+        found = np.array([names.setdefault(name, name) for batch in self._batches for name in batch.files()], dtype=object)
+        return list(dict.fromkeys(found if self._selection is None else found[self._selection]))
 
     @cached_property
     def content_keys(self) -> np.ndarray:
@@ -207,6 +214,10 @@ class _Batch:
         found: list[str | None] = self._batch.column(1).to_pylist()
         return found
 
+    def files(self) -> list[str | None]:
+        found: list[str | None] = self._batch.column(3).to_pylist()
+        return found
+
     def keys(self) -> np.ndarray:
         return np.frombuffer(self._keys, np.uint8, len(self) * _KEY_BYTES).reshape(-1, _KEY_BYTES)
 
@@ -311,6 +322,11 @@ def select(records: Sequence[Record], indices: np.ndarray | Sequence[int]) -> Se
 def labels_of(records: Sequence[Record]) -> np.ndarray:
     """The label of each record, or None: objects [N]."""
     return records.labels if isinstance(records, RecordTable) else np.array([record.label for record in records], dtype=object)
+
+
+def files_of(records: Sequence[Record]) -> list[str]:
+    """The files that the records come from, in the order of their first records."""
+    return records.files if isinstance(records, RecordTable) else list(dict.fromkeys(record.file for record in records))
 
 
 def keys_of(records: Sequence[Record]) -> np.ndarray:

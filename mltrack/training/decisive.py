@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import nn
 from mltrack.checkpoints.state import unwrapped
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
+from mltrack.data.encoding import tokenizer_digest
 from mltrack.errors import ConfigurationError
 from mltrack.training.batches import BUCKET_WINDOW
 
@@ -31,6 +31,7 @@ def decisive(config: TrainingConfig, dataset: CodeDataset, model: nn.Module, dev
         "training data": dataset.digest[:12],
         "tokenizer": tokenizer_digest(dataset.tokenizer)[:12],
         "max_length": dataset.max_length,
+        "truncation": dataset.truncation,
         "sampler": f"length buckets of {BUCKET_WINDOW} steps",
         "model": shape_of(inner),
         "attention implementation": str(getattr(getattr(inner, "config", None), "_attn_implementation", None)),
@@ -49,13 +50,6 @@ def shape_of(model: nn.Module) -> str:
     shapes = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(model.state_dict().items())]
     digest = hashlib.sha256("\n".join(shapes).encode()).hexdigest()
     return f"{type(model).__name__} of {sum(parameter.numel() for parameter in model.parameters()):,} parameters ({digest[:8]})"
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """sha256 (hex) of what a tokenizer does to a text: its whole definition where it is a fast one, else its vocabulary."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    definition = backend.to_str() if backend is not None else json.dumps(sorted(tokenizer.get_vocab().items()))
-    return hashlib.sha256(definition.encode()).hexdigest()
 
 
 def compare_decisive(then: Mapping[str, Any], now: Mapping[str, Any], *, exact: bool) -> list[str]:

@@ -1,0 +1,213 @@
+"""Records into token ids: prompts, completions, special tokens, and what is cut where there are too many.
+
+Invariant: prompt and completion are tokenized apart, so their boundary is the same whatever the code is; special tokens are never cut
+away; what is cut depends on the record, the tokenizer, `max_length` and `truncation` alone.
+
+`truncation` says what of a text that is too long is kept: `head` its beginning, `tail` its end, `both` half of each; `drop` leaves the record out.
+A completion can only lose its tail, and with it the end token: one that began in the middle, or had a hole, would be learned as it is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mltrack.config import OPTIONS, TaskType
+from mltrack.data.records import PROMPT_TEMPLATE, Record
+from mltrack.errors import ConfigurationError, DatasetError
+
+TRUNCATIONS = OPTIONS["truncation"].choices
+MOST_RECORDS_AT_ONCE = 1000  # enough for the tokenizer's threads
+MOST_CHARACTERS_AT_ONCE = 4_000_000  # a token in the making takes about a hundred bytes
+
+Progress = Callable[[int, int], None]
+"""Called with (records done, all records)."""
+
+
+class EncodedRows(NamedTuple):
+    """Some records as token ids, one after the other."""
+
+    ids: np.ndarray
+    """uint32 [all tokens]."""
+    lengths: np.ndarray
+    """Tokens of each record, int32 [records]."""
+    num_prompt: np.ndarray
+    """Leading tokens of each record that are no target, int32 [records]."""
+    uncut: np.ndarray
+    """Tokens that each record had before `max_length`, int32 [records]."""
+
+
+class Encoder:
+    """Makes token ids of records, with all threads that the tokenizer has.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        task: decides between texts and pairs of prompt and completion.
+        max_length: tokens of the longest row.
+        truncation: see the module; a record that `drop` leaves out is encoded as by `head`, and told by its `uncut`.
+
+    Raises:
+        ConfigurationError: generation with a tokenizer that has no end token or with a truncation other than head and drop.
+    """
+
+    def __init__(self, tokenizer: Any, task: TaskType, max_length: int, truncation: str = "head"):
+        check_truncation(truncation, task)
+        self._tokenizer, self._task, self._max_length, self._truncation = tokenizer, task, max_length, truncation
+        self._end = -1 if task.is_classification else end_token_id(tokenizer)
+
+    def facts(self) -> dict[str, Any]:
+        """Everything but the records that decides the ids, as JSON values."""
+        return {
+            "tokenizer": tokenizer_digest(self._tokenizer),
+            "tokenizer_class": type(self._tokenizer).__name__,
+            "special_tokens": [self._tokenizer.bos_token_id, self._tokenizer.eos_token_id, bool(getattr(self._tokenizer, "split_special_tokens", False))],
+            "tokenizers": version("tokenizers"),
+            "task": "classification" if self._task.is_classification else f"generation {PROMPT_TEMPLATE}",
+            "max_length": self._max_length,
+            "truncation": "head" if self._truncation == "drop" else self._truncation,
+        }
+
+    def largest_id(self) -> int:
+        """The largest id that a row can have."""
+        return max(self._tokenizer.get_vocab().values(), default=0)
+
+    def rows(self, records: Sequence[Record], progress: Progress | None = None) -> Iterator[EncodedRows]:
+        """The records' rows in their order, a bounded part of them at a time.
+
+        Raises:
+            DatasetError: the tokenizer makes no token of a record.
+        """
+        done = 0
+        for part in _parts(records):
+            made = self._texts(part) if self._task.is_classification else self._pairs(part)
+            lengths = np.array([len(ids) for ids, _, _ in made], dtype=np.int32)
+            if not lengths.all():
+                at = part[int(np.argmin(lengths))]
+                raise DatasetError(
+                    "the tokenizer makes no token of it; accepted: text in the tokenizer's alphabet", path=at.file, record=at.number, field="code"
+                )
+            yield EncodedRows(
+                np.fromiter((token for ids, _, _ in made for token in ids), dtype=np.uint32, count=int(lengths.sum())),
+                lengths,
+                np.array([num_prompt for _, num_prompt, _ in made], dtype=np.int32),
+                np.array([uncut for _, _, uncut in made], dtype=np.int32),
+            )
+            done += len(part)
+            if progress is not None:
+                progress(done, len(records))
+
+    def _texts(self, records: Sequence[Record]) -> list[tuple[list[int], int, int]]:
+        before, behind = special_tokens_around(self._tokenizer)
+        room = max(0, self._max_length - len(before) - len(behind))
+        rows = self._tokenizer([record.text for record in records], add_special_tokens=False, verbose=False)["input_ids"]
+        return [([*before, *self._shortened(row, room), *behind], 0, len(before) + len(row) + len(behind)) for row in rows]
+
+    def _shortened(self, row: list[int], room: int) -> list[int]:
+        if len(row) <= room:
+            return row
+        from_end = {"tail": room, "both": room // 2}.get(self._truncation, 0)
+        return row[: room - from_end] + row[len(row) - from_end :]
+
+    def _pairs(self, records: Sequence[Record]) -> list[tuple[list[int], int, int]]:
+        prompts = prompt_ids(self._tokenizer, [record.description or "" for record in records])
+        codes = self._tokenizer([record.text for record in records], add_special_tokens=False, verbose=False)["input_ids"]
+        return [self._joined(prompt, [*code, self._end]) for prompt, code in zip(prompts, codes, strict=True)]
+
+    def _joined(self, prompt: list[int], completion: list[int]) -> tuple[list[int], int, int]:
+        room = max(self._max_length // 2, self._max_length - len(completion))
+        kept = prompt if len(prompt) <= room else cut_prompt(self._tokenizer, prompt, room)
+        return [*kept, *completion][: self._max_length], len(kept), len(prompt) + len(completion)
+
+
+def check_truncation(truncation: str, task: TaskType) -> None:
+    """Refuse what the task cannot do.
+
+    Raises:
+        ConfigurationError: an unknown truncation, or a completion without its beginning.
+    """
+    OPTIONS["truncation"].check(truncation)
+    if truncation in ("tail", "both") and not task.is_classification:
+        raise ConfigurationError(f"truncation: seen '{truncation}' for {task}, whose completions can only lose their tail; accepted: head, drop")
+
+
+def prompt_ids(tokenizer: Any, descriptions: Sequence[str]) -> list[list[int]]:
+    """Token ids of the prompts that ask for what the descriptions say, as in training: what generation starts from."""
+    rows = tokenizer([PROMPT_TEMPLATE.format(description=text) for text in descriptions], add_special_tokens=False, verbose=False)["input_ids"]
+    start = [tokenizer.bos_token_id] if _adds_start(tokenizer) else []
+    return [[*start, *row] for row in rows]
+
+
+def cut_prompt(tokenizer: Any, prompt: list[int], room: int) -> list[int]:
+    """The end of a prompt that is longer than `room` tokens, behind the start token where the tokenizer adds one."""
+    if _adds_start(tokenizer):
+        return [prompt[0], *prompt[len(prompt) - room + 1 :]]
+    return prompt[len(prompt) - room :]
+
+
+def end_token_id(tokenizer: Any) -> int:
+    """The id that ends a completion.
+
+    Raises:
+        ConfigurationError: the tokenizer has no end token.
+    """
+    if tokenizer.eos_token_id is None:
+        raise ConfigurationError(f"the tokenizer {type(tokenizer).__name__} has no end token; accepted for code_generation: one with an eos_token")
+    return int(tokenizer.eos_token_id)
+
+
+def pad_token_id(tokenizer: Any) -> int:
+    """The id to pad with: the tokenizer's own, else its end token, else 0 (the attention mask hides it in any case)."""
+    for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
+        if candidate is not None:
+            return int(candidate)
+    return 0
+
+
+def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and behind a text."""
+    plain = list(tokenizer("x", add_special_tokens=False, verbose=False)["input_ids"])
+    whole = list(tokenizer("x", verbose=False)["input_ids"])
+    for start in range(len(whole) - len(plain) + 1):
+        if plain and whole[start : start + len(plain)] == plain:
+            return whole[:start], whole[start + len(plain) :]
+    return whole[:1], whole[1:]
+
+
+def tokenizer_digest(tokenizer: Any) -> str:
+    """sha256 (hex) of what a tokenizer does to a text: its definition where it is a fast one, else its vocabulary.
+
+    How long texts are cut and padded is no part of it: it is a setting that calls of the tokenizer change.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        definition = json.dumps(sorted(tokenizer.get_vocab().items()))
+    else:
+        definition = backend.to_str()
+        definition = definition[max(0, definition.find('"added_tokens"')) :]  # "truncation" and "padding" stand before it
+    return hashlib.sha256(definition.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _adds_start(tokenizer: Any) -> bool:
+    if tokenizer.bos_token_id is None:
+        return False
+    row = tokenizer("x", verbose=False)["input_ids"]
+    return len(row) > 0 and row[0] == tokenizer.bos_token_id
+
+
+def _parts(records: Sequence[Record]) -> Iterator[list[Record]]:
+    """The records in runs that are bounded in number and in characters."""
+    part: list[Record] = []
+    characters = 0
+    for record in records:
+        part.append(record)
+        characters += len(record.text) + len(record.description or "")
+        if len(part) == MOST_RECORDS_AT_ONCE or characters >= MOST_CHARACTERS_AT_ONCE:
+            yield part
+            part, characters = [], 0
+    if part:
+        yield part
