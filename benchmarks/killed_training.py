@@ -99,7 +99,7 @@ class Storm:
     """
 
     def __init__(self, job: SmallJob, folder: Path, warm: WarmProcess, seed: int, *, offline: bool = False):
-        self.job, self.folder, self._warm, self._offline = job, folder, warm, offline
+        self.job, self.folder, self.warm, self._offline = job, folder, warm, offline
         self.uri = f"sqlite:///{folder}/mlflow.db"
         self.tally = Tally()
         self._random = random.Random(seed)
@@ -111,7 +111,7 @@ class Storm:
         self.reference = self._outcome(directory)
         self._loop_s = _seconds_in_the_loop(directory)
 
-    def run(self, kills: int, *, window: float = 0.9, on_progress: Any = None) -> Tally:
+    def run(self, kills: int, *, window: float = 0.5, on_progress: Any = None) -> Tally:
         """Kill so many times.
 
         Args:
@@ -120,28 +120,36 @@ class Storm:
         """
         tally = self.tally
         while tally.num_kills < kills:
-            run_id = self.new_run()
-            directory = self.directory(run_id)
-            while True:
-                killed = tally.num_kills
-                resumed = _has_checkpoint(directory)
-                process, _ = self.start(run_id)
-                if killed < kills and not self._has_all_steps(directory):
-                    self._kill_at_random(process, directory, window)
-                else:
-                    self._finish(process)
-                if tally.num_kills == killed:
-                    break
-                tally.resumes += resumed
-                tally.from_nothing += not resumed
-                self.inspect(directory)
-                if on_progress is not None:
-                    on_progress(tally)
-            tally.resumes += resumed
-            if process.wait() != 0:
-                raise RuntimeError(f"exit code {process.exit_code}: {process.errors[-2000:]}")
-            self.compare(directory)
+            try:
+                self._one_run(kills, window, on_progress)
+            except KeyboardInterrupt:
+                break  # what was found so far is worth a table
         return tally
+
+    def _one_run(self, kills: int, window: float, on_progress: Any) -> None:
+        """A run that is killed again and again, and then left alone until it is done."""
+        tally = self.tally
+        run_id = self.new_run()
+        directory = self.directory(run_id)
+        while True:
+            killed = tally.num_kills
+            resumed = _has_checkpoint(directory)
+            process, _ = self.start(run_id)
+            if killed < kills and not self._has_all_steps(directory):
+                self._kill_at_random(process, directory, window)
+            else:
+                self._finish(process)
+            if tally.num_kills == killed:
+                break
+            tally.resumes += resumed
+            tally.from_nothing += not resumed
+            self.inspect(directory)
+            if on_progress is not None:
+                on_progress(tally)
+        tally.resumes += resumed
+        if process.wait() != 0:
+            raise RuntimeError(f"exit code {process.exit_code}: {process.errors[-2000:]}")
+        self.compare(directory)
 
     def has_begun(self) -> bool:
         """True once the process that was started last computes its first step."""
@@ -166,7 +174,7 @@ class Storm:
         """A process that trains the run from where it stands."""
         words = self.job.words(output="json", offline=str(self._offline).lower())
         (self.folder / "phase").unlink(missing_ok=True)
-        process = self._warm.start(*words, cwd=self.folder, prelude=WATCH + prelude, MLFLOW_RUN_ID=run_id, MLFLOW_TRACKING_URI=self.uri)
+        process = self.warm.start(*words, cwd=self.folder, prelude=WATCH + prelude, MLFLOW_RUN_ID=run_id, MLFLOW_TRACKING_URI=self.uri)
         return process, self.directory(run_id)
 
     def _finish(self, process: Forked) -> None:

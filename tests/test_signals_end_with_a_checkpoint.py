@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import commands
+import forward_passes
 import psutil
 import pytest
 from mlflow import MlflowClient
@@ -22,40 +23,6 @@ from small_job import small_job
 from warm_process import WarmProcess
 
 pytestmark = pytest.mark.long
-
-HOOK = """
-import os, signal
-from torch.nn.modules.module import register_module_forward_pre_hook
-from transformers.generation import GenerationMixin
-
-_log = os.open("forwards", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-_seen, _generating = {{}}, []
-_generate = GenerationMixin.generate
-
-def _watched(self, *given, **named):
-    _generating.append(1)
-    try:
-        return _generate(self, *given, **named)
-    finally:
-        _generating.pop()
-
-GenerationMixin.generate = _watched
-
-def _count(module, given):
-    if not type(module).__name__.endswith(("ForCausalLM", "ForSequenceClassification")):
-        return
-    kind = "T" if module.training else "G" if _generating else "E"
-    os.write(_log, kind.encode())
-    _seen[kind] = _seen.get(kind, 0) + 1
-    if kind == "{kind}" and _seen[kind] == {count}:
-        os.write(_log, b"!")
-        for number in {signals}:
-            os.kill(os.getpid(), number)
-
-register_module_forward_pre_hook(_count)
-"""
-"""Writes a letter for each forward pass (training, evaluation, generation) and sends the signals in the n-th of one kind, after a mark."""
-NEVER = {"kind": "-", "count": 0, "signals": []}
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +40,9 @@ def storm(request, warm, tmp_path_factory) -> Storm:
 
 def interrupted(storm: Storm, run_id: str, kind: str, count: int, signals: list[int]):
     """(process, kinds of the forward passes that began after the signal)."""
-    process, _ = storm.start(run_id, HOOK.format(kind=kind, count=count, signals=[int(number) for number in signals]))
+    process, _ = storm.start(run_id, forward_passes.signal_in(kind, count, signals))
     process.wait()
-    before, mark, after = (storm.folder / "forwards").read_text().partition("!")
+    before, mark, after = forward_passes.seen(storm.folder).partition("!")
     assert mark, f"the signal was never sent: {before}, {process.errors}"
     return process, after
 

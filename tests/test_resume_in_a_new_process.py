@@ -1,0 +1,222 @@
+"""A run that was stopped after any optimizer step and goes on in a new process ends as one that was never stopped; what would change it is refused."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import sys
+from dataclasses import replace
+
+import commands
+import forward_passes
+import pytest
+import tiny
+
+from mltrack import AdvancedTrainer
+from mltrack.errors import ConfigurationError
+from mltrack.journal import read_journal
+
+sys.path.insert(0, str(commands.ROOT / "benchmarks"))
+from killed_training import Storm
+from small_job import small_job, write_records
+from warm_process import WarmProcess
+
+pytestmark = pytest.mark.long
+
+STEPS_PER_EPOCH = 6
+"""12 micro-batches of 45 records, two a step; the last one has a single record."""
+
+
+@pytest.fixture(scope="module")
+def warm():
+    with WarmProcess() as process:
+        yield process
+
+
+def make_storm(folder, warm, *, offline: bool = True, **options) -> Storm:
+    return Storm(small_job(folder, epochs=2, **options), folder, warm, seed=0, offline=offline)
+
+
+def stop_after(storm: Storm, run_id: str, step: int, *, resumed_at: int = 0) -> None:
+    """Train until so many steps are whole."""
+    process, directory = storm.start(run_id, forward_passes.signal_in("T", 2 * (step - resumed_at) + 1, [signal.SIGTERM]))
+    assert process.wait() == 143, process.errors
+    assert (directory / "checkpoints" / f"step-{step:08d}" / "metadata.json").exists()
+
+
+def finish(storm: Storm, run_id: str) -> str:
+    """Train to the end; returns what the process said."""
+    process, directory = storm.start(run_id)
+    assert process.wait() == 0, process.errors
+    storm.compare(directory)
+    return process.errors
+
+
+def assert_as_never_stopped(storm: Storm, runs: int) -> None:
+    tally = storm.tally
+    assert tally.problems == []
+    assert (tally.points_lost, tally.points_doubled, tally.points_different) == (0, 0, 0)
+    assert tally.runs == runs
+    assert tally.identical == tally.same_best == runs
+
+
+CASES = [
+    ("off", False, {}),
+    ("bf16", True, {"early_stopping_patience": 2, "early_stopping_min_delta": 10}),
+    ("fp16", True, {}),
+]
+
+
+@pytest.mark.parametrize(("precision", "offline", "options"), CASES, ids=["fp32-mlflow", "bf16-early-stopping", "fp16"])
+def test_stopped_after_every_step(tmp_path, warm, precision, offline, options):
+    """Dropout, warmup, accumulated steps with a ragged tail, evaluations in mid-epoch; step 6 is exactly an epoch's end."""
+    storm = make_storm(tmp_path, warm, offline=offline, use_mixed_precision=precision, **options)
+    steps = storm.reference.state["step"]
+    assert steps == (8 if "early_stopping_patience" in options else 2 * STEPS_PER_EPOCH)
+    assert storm.reference.state["extra_state"]["training"]["stopped_early"] == ("early_stopping_patience" in options)
+    for step in range(1, steps):
+        run_id = storm.new_run()
+        stop_after(storm, run_id, step)
+        finish(storm, run_id)
+    assert_as_never_stopped(storm, steps - 1)
+
+
+@pytest.fixture(scope="module")
+def storm(tmp_path_factory, warm) -> Storm:
+    return make_storm(tmp_path_factory.mktemp("storm"), warm)
+
+
+def test_stopped_three_times_and_killed_in_between(storm):
+    before = storm.tally.runs
+    run_id = storm.new_run()
+    stop_after(storm, run_id, 3)
+    stop_after(storm, run_id, 4, resumed_at=3)
+    killed, directory = storm.start(run_id, forward_passes.signal_in("T", 7, [signal.SIGKILL]))
+    assert killed.wait() == -signal.SIGKILL
+    assert (directory / "checkpoints" / "step-00000006").exists(), "a crash later than the stop, with a checkpoint in between"
+    finish(storm, run_id)
+    assert_as_never_stopped(storm, before + 1)
+
+
+def test_resumed_twice_in_a_row_nothing_is_left_and_nothing_changes(storm):
+    run_id = storm.new_run()
+    before = storm.tally.runs
+    finish(storm, run_id)
+    said = finish(storm, run_id)
+    assert "step 12 of 12 is reached already: nothing is left to train; accepted: larger epochs or max_steps" in said
+    assert_as_never_stopped(storm, before + 2)
+
+
+@pytest.fixture(scope="module")
+def stopped_early(tmp_path_factory, warm) -> Storm:
+    return make_storm(tmp_path_factory.mktemp("early"), warm, early_stopping_patience=2, early_stopping_min_delta=10)
+
+
+def test_a_run_that_had_stopped_early_stays_stopped_and_says_so(stopped_early):
+    run_id = stopped_early.new_run()
+    finish(stopped_early, run_id)
+    said = finish(stopped_early, run_id)
+    assert "it had stopped early and stays stopped" in said
+    assert_as_never_stopped(stopped_early, 2)
+
+
+def steps_of(directory) -> list[int]:
+    return [record["step"] for record in read_journal(directory / "journal") if "train_loss" in record.get("values", ())]
+
+
+def test_patience_may_grow(stopped_early):
+    storm = stopped_early
+    run_id = storm.new_run()
+    first, directory = storm.start(run_id)
+    assert first.wait() == 0, first.errors
+    assert steps_of(directory) == list(range(1, 9))
+    again = resumed(storm, run_id, early_stopping_patience=50)
+    assert again.exit_code == 0, again.errors
+    assert steps_of(directory) == list(range(1, 13))
+
+
+def test_epochs_may_grow(storm):
+    run_id = storm.new_run()
+    first, directory = storm.start(run_id)
+    assert first.wait() == 0, first.errors
+    again = resumed(storm, run_id, epochs=3)
+    assert again.exit_code == 0, again.errors
+    assert steps_of(directory) == list(range(1, 19))
+    assert not [record for record in read_journal(directory / "journal") if "mltrack.inexact_resume" in record.get("values", ())]
+
+
+def resumed(storm: Storm, run_id: str, *, prelude: str = "", **changed):
+    words = storm.job.words(offline="true", **changed)
+    return storm.warm.run(*words, cwd=storm.folder, prelude=prelude, MLFLOW_RUN_ID=run_id, MLFLOW_TRACKING_URI=storm.uri)
+
+
+CHANGES = {
+    "batch_size is 8, was 4": {"batch_size": 8},
+    "gradient_accumulation_steps is 1, was 2": {"gradient_accumulation_steps": 1},
+    "learning_rate is 0.002, was 0.001": {"learning_rate": 0.002},
+    "weight_decay is 0.5, was 0.01": {"weight_decay": 0.5},
+    "seed is 8, was 7": {"seed": 8},
+    "precision is bf16, was off": {"use_mixed_precision": "bf16"},
+    "max_length is 32, was 64": {"max_length": 32},
+    "threads is 2, was 1": {"prelude": "import torch; torch.set_num_threads(2)"},
+    "training data is": {"dataset_path": "other.jsonl"},
+    "tokenizer is": {"model_name": "other"},
+    "model is": {"model_name": "scratch:small"},
+}
+
+
+def test_what_decides_the_result_is_compared(storm):
+    """One line with the remedy each time; with exact=false the training goes on and a tag says what differs."""
+    write_records(storm.folder / "other.jsonl", "text_classification", 60)
+    other = shutil.copytree(storm.job.model, storm.folder / "other")
+    definition = (other / "tokenizer.json").read_text()
+    (other / "tokenizer.json").write_text(definition.replace('"normalizer": null', '"normalizer": {"type": "Lowercase"}', 1))
+    assert (other / "tokenizer.json").read_text() != definition
+    run_id = storm.new_run()
+    stop_after(storm, run_id, 5)
+    directory = storm.directory(run_id)
+    journal = (directory / "journal").read_bytes()
+    for clause, changed in CHANGES.items():
+        refused = resumed(storm, run_id, **changed)
+        assert refused.exit_code == 2, (clause, refused.errors)
+        (line,) = (line for line in refused.errors.splitlines() if line.startswith("mltrack: resume:"))
+        assert clause in line
+        assert line.endswith("accepted: what the checkpoint was made with, or exact=false")
+        assert "Traceback" not in refused.errors
+        assert (directory / "journal").read_bytes() == journal, clause
+    inexact = resumed(storm, run_id, exact="false", batch_size=4, learning_rate=0.002)
+    assert inexact.exit_code == 0, inexact.errors
+    (tag,) = (
+        record["values"]["mltrack.inexact_resume"] for record in read_journal(directory / "journal") if "mltrack.inexact_resume" in record.get("values", ())
+    )
+    assert tag == "learning_rate is 0.002, was 0.001"
+
+
+@pytest.mark.parametrize("name", ["world size", "optimizer", "attention implementation", "sampler", "device", "torch"])
+def test_what_no_option_changes_is_compared_too(tmp_path, records_file, name):
+    """With another release, machine or number of processes they change; here the checkpoint says that they were otherwise."""
+    source, train, evaluation = tiny.data(records_file("text_classification", 24), "text_classification")
+    trainer = AdvancedTrainer(tiny.model(source, train), train, evaluation, output_dir=tmp_path / "out", num_epochs=1, device="cpu")
+    trainer.train()
+    checkpoint = trainer.checkpoint_manager.load_latest_checkpoint()
+    assert checkpoint is not None
+    held = checkpoint["extra_state"]["decisive"]
+    trainer.load_checkpoint(checkpoint)
+    now, held[name] = held[name], "something else"
+    with pytest.raises(ConfigurationError) as refused:
+        trainer.load_checkpoint(checkpoint)
+    assert str(refused.value) == f"resume: {name} is {now}, was something else; accepted: what the checkpoint was made with, or exact=false"
+    trainer.config = replace(trainer.config, exact=False)
+    assert trainer.load_checkpoint(checkpoint) == [f"{name} is {now}, was something else"]
+
+
+def test_another_attention_implementation_is_seen(tmp_path, records_file):
+    source, train, evaluation = tiny.data(records_file("text_classification", 24), "text_classification")
+    first = AdvancedTrainer(tiny.model(source, train), train, evaluation, output_dir=tmp_path / "out", num_epochs=1, device="cpu")
+    first.train()
+    checkpoint = first.checkpoint_manager.load_latest_checkpoint()
+    model = tiny.model(source, train)
+    model.set_attn_implementation("eager")
+    second = AdvancedTrainer(model, train, evaluation, output_dir=tmp_path / "other", num_epochs=1, device="cpu")
+    with pytest.raises(ConfigurationError, match="attention implementation is eager, was sdpa"):
+        second.load_checkpoint(checkpoint)
