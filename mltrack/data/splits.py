@@ -1,76 +1,154 @@
-"""One list of records into two: train and test.
+"""Records into two sides, train and test, between which nothing leaks.
 
-Invariant: the split is a pure function of the records' contents, the share and the seed, whatever the order of the file;
-records with the same text and description are on one side; every class keeps a record in train.
+Invariant: the split is a pure function of the records' contents (and groups), the share and the seed, whatever the order of the
+file; exact duplicates, near-duplicates and the records of one group are on one side; every class keeps a record in train.
+
+    train, test = split_indices(records, 0.1, seed=42, stratify=True, group="commit")
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
+from typing import Any
 
 import numpy as np
 
+from mltrack.data.near_duplicates import Progress, distinct_keys, duplicate_groups, joined
 from mltrack.data.records import Record
-from mltrack.errors import ConfigurationError, DatasetError
+from mltrack.data.table import keys_of, labels_of, select
+from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
 
 
-def split_records(records: Sequence[Record], test_size: float, seed: int, *, stratify: bool) -> tuple[list[Record], list[Record]]:
-    """Split records into (train, test), both ordered by content.
+def split_records(
+    records: Sequence[Record], test_size: float, seed: int, *, stratify: bool, group: str | None = None, near: bool = True, progress: Progress | None = None
+) -> tuple[Sequence[Record], Sequence[Record]]:
+    """(train, test) records, both ordered by content: of a table selections of it, of a list lists; see `split_indices`."""
+    train, test = split_indices(records, test_size, seed, stratify=stratify, group=group, near=near, progress=progress)
+    return select(records, train), select(records, test)
 
-    Each class gives its share to test, rounded so that the whole comes out (largest remainders); a class with one distinct
-    record stays in train. Shares are counted in distinct records, so duplicates never stand on both sides.
+
+def split_indices(
+    records: Sequence[Record], test_size: float, seed: int, *, stratify: bool, group: str | None = None, near: bool = True, progress: Progress | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the records in (train, test), int64 each, ordered by content.
+
+    What must not be parted is a unit. A unit counts for the label that most of its distinct records have, where two are level for
+    the one that is rarer in all records. Each class gives its share of distinct records to test, rounded so that the whole comes
+    out (largest remainders), in units drawn at random that still fit into it; a class with one unit stays in train.
 
     Args:
-        test_size: share of the distinct records that goes to test, between 0 and 1; at least one record does.
+        test_size: share of the distinct records that goes to test, between 0 and 1; at least one unit does.
         seed: seeds the choice.
         stratify: keep the classes' shares; else all records are one class.
+        group: name of a column; records with the same value in it are one unit, those without a value stand alone.
+        near: near-duplicates are one unit; else only exact duplicates.
+        progress: called with (done, total) while near-duplicates are looked for.
 
     Raises:
         ConfigurationError: `test_size` is not between 0 and 1.
-        DatasetError: too few distinct records to put one on each side.
+        DatasetError: too few units to put one on each side, or no record has the `group` column.
     """
     if isinstance(test_size, bool) or not isinstance(test_size, (int, float)) or not 0 < test_size < 1:
         raise ConfigurationError(f"test_size: seen {test_size!r}; accepted: a number > 0 and < 1")
-    classes = _distinct_by_class(records, stratify)
-    num_distinct = sum(map(len, classes.values()))
-    free = {label: (len(groups) - 1) for label, groups in classes.items()}  # one group of each class stays in train
-    if sum(free.values()) < 1:
-        needed = "2 distinct records" + (" of one class" if stratify and num_distinct > 1 else "")
-        seen = f"seen {len(records)} record{'s' * (len(records) != 1)} ({num_distinct} distinct"
-        seen += f" in {len(classes)} classes)" if stratify and num_distinct > 1 else ")"
-        raise DatasetError(f"{seen}, too few to hold out {test_size:g} of them; accepted: at least {needed}", path=records[0].file if records else None)
-    quotas = _quotas({label: len(groups) for label, groups in classes.items()}, free, test_size)
-    train: list[list[Record]] = []
-    test: list[list[Record]] = []
-    for index, (label, groups) in enumerate(classes.items()):
-        chosen = set(np.random.default_rng([seed, index]).permutation(len(groups))[: quotas[label]].tolist())
-        for position, group in enumerate(groups):
-            (test if position in chosen else train).append(group)
-    return _in_content_order(train), _in_content_order(test)
+    _, _, content = distinct_keys(keys_of(records))
+    groupings = [content]
+    if near and len(records):
+        groupings.append(duplicate_groups(records, progress=progress).near)
+    if group is not None:
+        groupings.append(group_numbers(records, group))
+    units = joined(len(records), groupings)
+    labels = [str(label or "") for label in labels_of(records)] if stratify else [""] * len(records)
+    classes = _units_by_class(units, content, labels)
+    weights = {label: np.array([len(set(content[unit])) for unit in found]) for label, found in classes.items()}
+    most = {label: int(weight.sum() - weight.min()) for label, weight in weights.items()}  # one unit of each class stays in train
+    if sum(most.values()) < 1:
+        raise _too_few(records, content, classes, test_size, stratify)
+    quotas = _quotas({label: int(weight.sum()) for label, weight in weights.items()}, most, test_size)
+    train: list[np.ndarray] = []
+    test: list[np.ndarray] = []
+    for index, (label, found) in enumerate(classes.items()):
+        order = np.random.default_rng([seed, index]).permutation(len(found))
+        chosen = _fitting(order, weights[label], quotas[label])
+        for position, unit in enumerate(found):
+            (test if position in chosen else train).append(unit)
+    if not test:  # every unit is larger than its class's share: the smallest one, of the class that has most to give
+        label = max(classes, key=lambda name: (len(classes[name]) > 1, most[name]))
+        smallest = classes[label][int(weights[label].argmin())]
+        train = [unit for unit in train if unit is not smallest]
+        test = [smallest]
+    return _in_content_order(train, content, labels), _in_content_order(test, content, labels)
 
 
-def _distinct_by_class(records: Sequence[Record], stratify: bool) -> dict[str, list[list[Record]]]:
-    """Groups of duplicates per class, both in an order that the file's order does not change."""
-    keyed = sorted(((record.content_key, record.label or "", record) for record in records), key=lambda item: item[:2])
-    classes: dict[str, list[list[Record]]] = {}
-    for _, items in groupby(keyed, key=lambda item: item[0]):
-        group = [record for _, _, record in items]
-        # duplicates that disagree count for the first label in sorted order
-        classes.setdefault((group[0].label or "") if stratify else "", []).append(group)
+def group_numbers(records: Sequence[Record], column: str) -> np.ndarray:
+    """A number per value of a column, -1 where a record has none (no such field, null, or blank): int64 [N].
+
+    Raises:
+        DatasetError: no record has the column, or a value is neither text nor a number.
+    """
+    numbers: dict[str, int] = {}
+    columns: set[str] = set()
+    found = np.full(len(records), -1, dtype=np.int64)
+    for index, record in enumerate(records):
+        value = record.extra.get(column)
+        columns.update(record.extra)
+        if value is None or (isinstance(value, str) and not value.strip()):
+            continue
+        if not isinstance(value, (str, int, float)):
+            raise DatasetError(f"seen {str(value)[:40]}; accepted: text or a number", path=record.file, record=record.number, field=column)
+        found[index] = numbers.setdefault(str(value), len(numbers))
+    if not numbers and len(records):
+        accepted = did_you_mean(column, sorted(columns)) if columns else "accepted: the name of a column beside those of the task, but there is none"
+        raise DatasetError(f"group: seen '{column}', which no record has; {accepted}", path=records[0].file)
+    return found
+
+
+def _units_by_class(units: np.ndarray, content: np.ndarray, labels: Sequence[str]) -> dict[str, list[np.ndarray]]:
+    """The positions of each unit's records, per class, both in an order that the file's order does not change."""
+    members: dict[int, list[int]] = {}
+    for index in np.lexsort((np.arange(len(units)), content)).tolist():
+        members.setdefault(int(units[index]), []).append(index)
+    totals: Counter[str] = Counter(labels)
+    classes: dict[str, list[np.ndarray]] = {}
+    for unit in members.values():  # by the first content of each
+        counts: Any = Counter(label for _, label in {(content[index], labels[index]) for index in unit})
+        label = min(counts, key=lambda word: (-counts[word], totals[word], word))
+        classes.setdefault(label, []).append(np.array(unit, dtype=np.int64))
     return dict(sorted(classes.items()))
 
 
-def _quotas(sizes: dict[str, int], free: dict[str, int], test_size: float) -> dict[str, int]:
-    """How many groups of each class go to test: floors of the shares, then largest remainders until the whole is right."""
-    total = min(max(1, round(sum(sizes.values()) * test_size)), sum(free.values()))
+def _quotas(sizes: dict[str, int], most: dict[str, int], test_size: float) -> dict[str, int]:
+    """How many distinct records of each class go to test: floors of the shares, then largest remainders until the whole is right."""
+    total = min(max(1, round(sum(sizes.values()) * test_size)), sum(most.values()))
     shares = {label: size * test_size for label, size in sizes.items()}
-    quotas = {label: min(int(shares[label]), free[label]) for label in sizes}
+    quotas = {label: min(int(shares[label]), most[label]) for label in sizes}
     while sum(quotas.values()) < total:
-        room = [label for label in sizes if quotas[label] < free[label]]
+        room = [label for label in sizes if quotas[label] < most[label]]
         quotas[max(room, key=lambda label: shares[label] - quotas[label])] += 1
     return quotas
 
 
-def _in_content_order(groups: list[list[Record]]) -> list[Record]:
-    return [record for group in sorted(groups, key=lambda group: group[0].content_key) for record in group]
+def _fitting(order: np.ndarray, weights: np.ndarray, quota: int) -> set[int]:
+    """Units in this order, each where it still fits into the quota."""
+    chosen: set[int] = set()
+    for position in order.tolist():
+        if weights[position] <= quota:
+            chosen.add(position)
+            quota -= int(weights[position])
+    return chosen
+
+
+def _in_content_order(units: Sequence[np.ndarray], content: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    indices = np.concatenate(units) if units else np.zeros(0, dtype=np.int64)
+    return np.array(sorted(indices.tolist(), key=lambda index: (content[index], labels[index])), dtype=np.int64)
+
+
+def _too_few(records: Sequence[Record], content: np.ndarray, classes: dict[str, list[np.ndarray]], test_size: float, stratify: bool) -> DatasetError:
+    num_distinct = len(set(content.tolist()))
+    num_units = sum(map(len, classes.values()))
+    several = stratify and num_distinct > 1
+    seen = f"seen {len(records)} record{'s' * (len(records) != 1)} ({num_distinct} distinct"
+    seen += f", {num_units} that are no near-duplicates and of no common group" if num_units < num_distinct else ""
+    seen += f" in {len(classes)} class{'es' * (len(classes) != 1)})" if several else ")"
+    needed = "2 distinct records" + (" of one class" if several else "")
+    return DatasetError(f"{seen}, too few to hold out {test_size:g} of them; accepted: at least {needed}", path=records[0].file if records else None)
