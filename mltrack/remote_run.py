@@ -57,7 +57,7 @@ def fetch_run(run_id: str, tracking_uri: str | None, output_dir: str | Path, *, 
         ConfigurationError: the run is being trained elsewhere, or mltrack did not train it.
         TrackingError: MLflow cannot be reached, or the disk is full.
     """
-    store, run = _look_up(run_id, tracking_uri)
+    store, run = look_up(run_id, tracking_uri)
     if VERSION_TAG not in run.tags:
         raise ConfigurationError(f"resume: run {run.run_id} in {store.shown_uri} was not trained by mltrack; accepted: a run with the tag {VERSION_TAG}")
     if not fork:
@@ -112,7 +112,13 @@ def set_aside_if_outdated(directory: RunDirectory) -> bool:
     return True
 
 
-def _look_up(run_id: str, tracking_uri: str | None) -> tuple[Store, runs.RunInfo]:
+def look_up(run_id: str, tracking_uri: str | None) -> tuple[Store, runs.RunInfo]:
+    """A run by its MLflow id or by the local id that it was recorded under, and the store that holds it.
+
+    Raises:
+        UnknownRunError: there is no such run, or no such database.
+        TrackingError: MLflow does not answer.
+    """
     try:
         store = connect_existing(tracking_uri, f"run {run_id}")
         try:
@@ -181,7 +187,10 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunD
             mltrack_version=mltrack.__version__,
         )
     )
-    target = making.parent / next((one.run_id for one in fetched.values() if one.run_id), run.run_id)
+    name = next((one.run_id for one in fetched.values() if one.run_id), run.run_id)
+    if Path(name).name != name:
+        raise ConfigurationError(f"resume: run id {name!r} in {store.shown_uri} is a path; accepted: an id")
+    target = making.parent / name
     if target.exists():
         raise ConfigurationError(f"output_dir: {target} is in the way and is no run directory; accepted: another output_dir, or that folder moved away")
     making.rename(target)

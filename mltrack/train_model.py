@@ -20,8 +20,11 @@ import mltrack
 from mltrack import registry
 from mltrack.checkpoints import CheckpointManager, CheckpointMetadata
 from mltrack.config import TaskType, TrainModelRequest, TrainModelResponse
-from mltrack.data import CodeDataset, DatasetLoader
-from mltrack.errors import ConfigurationError, Interrupted, MltrackError, TrainingError
+from mltrack.data import CodeDataset
+from mltrack.data.encoding import check_truncation
+from mltrack.data.readers import find_sources
+from mltrack.data.requested import requested_records
+from mltrack.errors import ConfigurationError, DatasetError, Interrupted, MltrackError, TrainingError
 from mltrack.evaluation import baselines
 from mltrack.evaluation.outcome import write_outcome
 from mltrack.hardware import choose_device, choose_precision, facts
@@ -29,7 +32,7 @@ from mltrack.journal import RunDirectory, RunInfo, make_output_dir, write_json
 from mltrack.models import ModelSource, resolve_model, save_pretrained
 from mltrack.provenance import find_resumed, refuse_live, saved_options, undelivered
 from mltrack.relay import trainer_tags
-from mltrack.run_record import inputs_of, open_run, params_of
+from mltrack.run_record import data_figures, inputs_of, long_text_warnings, open_run, params_of
 from mltrack.store import default_tracking_uri
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
@@ -51,6 +54,8 @@ class _Run:
     parent: registry.Parent | None = None
     train_dataset: CodeDataset | None = None
     eval_dataset: CodeDataset | None = None
+    data_figures: dict[str, float] = field(default_factory=dict)
+    """What is logged of the data at step 0."""
     model: Any = None
     directory: RunDirectory | None = None
     info: RunInfo | None = None
@@ -107,20 +112,24 @@ class TrainModelUseCase:
         problems = run.request.validate()
         if problems:
             raise ConfigurationError("; ".join(problems))
-        run.resumed = find_resumed(run.request)
+        run.resumed = find_resumed(run.request, self._notice)
         if run.resumed is not None:
             if not run.request.new_run:
                 refuse_live(run.resumed)
             run.request = saved_options(run.resumed, run.request)
         task = task_for(run.task)
         run.request = run.request.with_defaults(task.defaults(run.request.model_name))
+        check_truncation(run.request.truncation, run.task)
         choose_parallel(run.request.parallel, choose_device(run.request.device), task)
         make_output_dir(run.request.output_dir)
         registry.check_name(run.request.registered_model_name)
         for name in ("dataset_path", "validation_path"):
             path = getattr(run.request, name)
-            if path is not None and path != "stdlib" and not Path(path).exists():
-                raise ConfigurationError(f"{name}: seen '{path}', which does not exist; accepted: a data file{', stdlib' if name == 'dataset_path' else ''}")
+            if path is not None and path != "stdlib":
+                try:
+                    find_sources(path)
+                except DatasetError as error:
+                    raise ConfigurationError(f"{name}: {error}") from None
 
     # 2
     def _load_model(self, run: _Run) -> None:
@@ -142,29 +151,21 @@ class TrainModelUseCase:
         request, source = run.request, run.source
         assert source is not None
         assert request.max_length is not None
-        options: dict[str, Any] = {"task": request.task, "max_length": request.max_length, "on_bad_record": request.on_bad_record, "seed": request.seed}
-        loader = DatasetLoader(request.dataset_path, source.tokenizer, num_labels=request.num_labels, progress=self._part("reading"), **options)
-        if request.validation_path is None:
-            train_records, eval_records = loader.split_records(request.validation_split)
-        else:
-            mapping = loader.label_mapping if run.task.is_classification else None
-            train_records = loader.records
-            eval_loader = DatasetLoader(request.validation_path, source.tokenizer, label_mapping=mapping, **options)
-            eval_records = eval_loader.records
-            loader.skipped.extend(eval_loader.skipped)
-        for line in loader.skipped:
+        found = requested_records(request, tokenizer=source.tokenizer, progress=self._part("reading"))
+        for line in found.left_out:
             self._notice(f"left out: {line}")
         if source.kind == "scratch":
-            source.train_tokenizer([text for record in train_records for text in (record.description, record.text) if text])
-        run.train_dataset = loader.dataset(train_records, source.tokenizer)
-        run.eval_dataset = loader.dataset(eval_records, source.tokenizer)
+            source.train_tokenizer(text for record in found.train for text in (record.description, record.text) if text)
+        tokenizing = self._part("tokenizing")
+        run.train_dataset = found.loader.dataset(found.train, source.tokenizer, progress=tokenizing)
+        run.eval_dataset = found.loader.dataset(found.evaluation, source.tokenizer, progress=tokenizing)
         check_metric_name(run.eval_dataset, request.metric_name)
         mapping = run.train_dataset.label_mapping if run.task.is_classification else None
         run.model = source.build(label_mapping=mapping, max_length=request.max_length, seed=request.seed)
         self._load_checkpoint(run)
-        share = run.train_dataset.truncated / len(run.train_dataset)
-        if share > 0.2:
-            self._notice(f"{share:.0%} of the training records are longer than max_length={request.max_length} tokens and were cut")
+        run.data_figures = data_figures(run.train_dataset, run.eval_dataset, len(found.left_out))
+        for line in long_text_warnings(run.train_dataset, run.eval_dataset):
+            self._notice(line)
         self._notice(f"data: {len(run.train_dataset):,} training and {len(run.eval_dataset):,} evaluation records from {request.dataset_path}")
 
     def _load_checkpoint(self, run: _Run) -> None:
@@ -215,7 +216,7 @@ class TrainModelUseCase:
             tracker.set_tags(run.info.tags if run.info is not None else {})
         if run.parent is not None:
             tracker.set_tags(run.parent.tags)
-        tracker.log_inputs(inputs_of(train_dataset, eval_dataset))
+        tracker.log_inputs(inputs_of(request, train_dataset, eval_dataset))
         tracker.log_artifact(run.directory.path / "config.json")
         self._log_baselines(run, tracker)
 
@@ -229,7 +230,7 @@ class TrainModelUseCase:
             values = baselines.unigram_loss(train_dataset, eval_dataset, len(train_dataset.tokenizer))
         run.response.baselines = {f"baseline_{name}": value for name, value in values.items()}
         if run.resumed is None or run.request.new_run:
-            tracker.log_metrics(run.response.baselines, step=0)
+            tracker.log_metrics({**run.data_figures, **run.response.baselines}, step=0)
 
     # 5
     def _open_checkpoints(self, run: _Run) -> None:

@@ -22,13 +22,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def mlflow_server(folder: Path, *, port: int | None = None, start_within_s: float = 90.0, backend: str | None = None) -> Iterator[str]:
-    """The URI of an `mlflow server` that keeps its database and its proxied artifacts in `folder`."""
+def mlflow_server(
+    folder: Path, *, port: int | None = None, start_within_s: float = 90.0, backend: str | None = None, destination: str | None = None
+) -> Iterator[str]:
+    """The URI of an `mlflow server` that keeps its database and its proxied artifacts in `folder`, or where `backend` and `destination` say."""
     port = port or free_port()
     uri = f"http://127.0.0.1:{port}"
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--serve-artifacts"]
-    command += ["--backend-store-uri", backend or f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "artifacts")]
+    command += ["--backend-store-uri", backend or f"sqlite:///{folder}/server.db", "--artifacts-destination", destination or str(folder / "artifacts")]
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
     environment.pop("MLFLOW_TRACKING_URI", None)
     with (folder / "server.log").open("wb") as log:
