@@ -45,7 +45,7 @@ def test_both_spellings_of_every_option():
         (("train", "--debug", "maybe"), r"mltrack: debug: seen 'maybe'; accepted: true or false"),
         (("train", "--learnin-rate", "1"), r"mltrack: No such option.*--learnin-rate.*See 'mltrack train --help'"),
         (("trian",), r"mltrack: No such command 'trian'\..*See 'mltrack --help'"),
-        (("train", "--dataset-path", "missing.jsonl"), r"mltrack: dataset_path: seen 'missing\.jsonl', which does not exist; accepted: a data file, stdlib"),
+        (("train", "--dataset-path", "missing.jsonl"), r"mltrack: dataset_path: missing\.jsonl: no such file; accepted: a \.json, .* or stdlib"),
         (("train", "--model-name", "scratch:huge"), r"mltrack: model_name: .*scratch:huge.*scratch:tiny"),
         (("train", "--resume", "latest"), r"mltrack: resume: seen 'latest', but no run in .* has a checkpoint"),
         (("predict", "--model-uri", "models:/x@y"), r"mltrack: predict: accepted: exactly one of --text and --input-path"),

@@ -84,7 +84,7 @@ def test_skip_leaves_bad_records_out_and_tells_each(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"code": "a", "label": "x"}\nnot json\n{"code": "", "label": "x"}\n[1]\n{"code": "b", "label": "y"}\n')
     told: list[DatasetError] = []
-    records = read_records(path, "text_classification", on_bad_record="skip", on_skip=told.append)
+    records = read_records(path, "text_classification", on_bad_record="skip", on_skip=lambda error, raw: told.append(error))
     assert [r.text for r in records] == ["a", "b"]
     assert [(e.record, e.field) for e in told] == [(2, None), (3, "code"), (4, None)]
 

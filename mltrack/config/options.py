@@ -7,11 +7,12 @@ Invariant: `Option.parse(text)` and `Option.check(value)` accept exactly the sam
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mltrack.config.pairs import format_pairs, parse_pairs
 from mltrack.errors import ConfigurationError, did_you_mean
 
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
@@ -24,7 +25,7 @@ class Option:
     name: str
     """As written in Python and after `-P`; the command line accepts `-` for `_`."""
     kind: str
-    """int, float, bool, text, path, or interval (the word `epoch`, or a number of optimizer steps)."""
+    """int, float, bool, text, path, pairs (see `mltrack.config.pairs`), or interval (the word `epoch`, or a number of optimizer steps)."""
     help: str
     """One sentence for `--help` and the README's table."""
     default: Any = None
@@ -61,6 +62,8 @@ class Option:
             return "true or false"
         if self.kind == "interval":
             return "epoch, or a whole number of optimizer steps > 0"
+        if self.kind == "pairs":
+            return "NAME=VALUE,NAME=VALUE or a JSON object" + (f"; NAME is {'|'.join(self.choices)}" if self.choices else "")
         if self.choices:
             return "|".join(self.choices)
         return "a path" if self.kind == "path" else "text"
@@ -127,6 +130,18 @@ class Option:
             raise self._refused(value)
         return str(value)
 
+    def _check_pairs(self, value: Any) -> str:
+        if not isinstance(value, (str, Mapping)):
+            raise self._refused(value)
+        try:
+            pairs = parse_pairs(format_pairs({str(name): str(meant) for name, meant in value.items()}) if isinstance(value, Mapping) else value)
+        except ValueError as error:
+            raise ConfigurationError(f"{self.name}: seen {value!r} ({error}); accepted: {self.accepted}") from None
+        unknown = next((name for name in pairs if self.choices and name not in self.choices), None)
+        if unknown is not None:
+            raise ConfigurationError(f"{self.name}: seen the name {unknown!r} in {str(value)!r}; {did_you_mean(unknown, self.choices)}")
+        return value if isinstance(value, str) else format_pairs(pairs)
+
     def _check_text(self, value: Any) -> str:
         if isinstance(value, bool):
             value = str(value).lower()
@@ -163,12 +178,15 @@ PRECISIONS = ("auto", "fp16", "bf16", "off")
 OPTIONS: dict[str, Option] = _declare(
     # what is learned, from what
     Option(name="task", kind="text", default="code_generation", choices=TASKS, help="The task."),
-    Option(name="dataset_path", kind="path", default="stdlib", help="Records: a .json, .jsonl, .jsonl.gz, .csv or .parquet file, or `stdlib`, the interpreter's own standard library."),
-    Option(name="validation_path", kind="path", help="A file of evaluation records; without it, `validation_split` of the records is held out."),
+    Option(name="dataset_path", kind="path", default="stdlib", help="Records: a .json, .jsonl, .csv or .parquet file (each also .gz or .zst), a folder or a glob of them, a Hugging Face data set (its folder, or `hf:name:split`), or `stdlib`, the interpreter's own standard library."),
+    Option(name="columns", kind="pairs", choices=("code", "label", "description"), help="Which columns of the data hold what: `code=func,label=target`."),
+    Option(name="labels", kind="pairs", help="Which class each label of the data means: `0=safe,1=unsafe`."),
+    Option(name="validation_path", kind="path", help="Evaluation records, from where `dataset_path` could be; without it, `validation_split` of the records is held out."),
     Option(name="validation_split", kind="float", default=0.1, minimum=0, above=True, maximum=1, below=True, help="Share of the records held out for evaluation, stratified by label."),
     Option(name="model_name", kind="text", default="scratch:small", help="`scratch:tiny|small|base`, a Hugging Face hub name, a local folder, or `models:/name@alias`."),
     Option(name="num_labels", kind="int", minimum=2, help="Number of classes; only checked against the data."),
-    Option(name="max_length", kind="int", by_task=True, minimum=8, help="Longest sequence in tokens; longer ones are cut."),
+    Option(name="max_length", kind="int", by_task=True, minimum=8, help="Longest sequence in tokens; `truncation` says what happens to longer ones."),
+    Option(name="truncation", kind="text", default="head", choices=("head", "tail", "both", "drop"), help="What is kept of a text beyond `max_length`: its beginning, its end, half of each; `drop` leaves the record out and counts it. A completion can only lose its tail: `head` or `drop`."),
     # how long
     Option(name="epochs", kind="int", by_task=True, minimum=1, help="Passes over the training records."),
     Option(name="max_steps", kind="int", minimum=1, help="Optimizer steps after which training ends, whatever `epochs` says."),
@@ -220,6 +238,10 @@ OPTIONS: dict[str, Option] = _declare(
     Option(name="debug", kind="bool", default=False, help="Show tracebacks."),
     Option(name="output", kind="text", default="text", choices=("text", "json"), help="`json`: the last line of stdout is the whole response."),
 )  # fmt: skip
+
+
+DATA_OPTIONS = ("dataset_path", "task", "columns", "labels", "group", "validation_path", "validation_split", "num_labels", "seed", "on_bad_record")
+"""Those that decide which records are trained on and which are evaluated on."""
 
 
 def setting(name: str) -> Any:

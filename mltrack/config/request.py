@@ -84,6 +84,8 @@ class TrainModelRequest:
     """One training, as the user asks for it: the options of `mltrack train`. None stands for the task's default."""
 
     dataset_path: str = setting("dataset_path")
+    columns: str | Mapping[str, str] | None = None
+    labels: str | Mapping[str, str] | None = None
     task: str = setting("task")
     model_name: str = setting("model_name")
     num_labels: int | None = None
@@ -106,6 +108,7 @@ class TrainModelRequest:
     validation_split: float = setting("validation_split")
     validation_path: str | None = None
     max_length: int | None = None
+    truncation: str = setting("truncation")
     seed: int = setting("seed")
     deterministic: bool = setting("deterministic")
     device: str = setting("device")

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from mltrack.config import TaskType
 from mltrack.data.records import SECURITY_LEVELS, Record, as_task
+from mltrack.data.table import RecordTable, labels_of
 from mltrack.errors import DatasetError
+
+MAX_CLASSES = 1000
+"""More labels than that are taken for a mistake, unless `num_labels` says that there are so many."""
 
 
 def make_label_mapping(records: Iterable[Record], task: str) -> dict[str, int]:
@@ -21,17 +25,34 @@ def make_label_mapping(records: Iterable[Record], task: str) -> dict[str, int]:
         return {}
     if kind is TaskType.SECURITY_CLASSIFICATION:
         return {level: index for index, level in enumerate(SECURITY_LEVELS)}
-    labels = {str(record.label) for record in records}
+    labels = {str(label) for label in _each_label(records)}
     return {label: index for index, label in enumerate(sorted(labels, key=_sort_key(labels)))}
 
 
 def count_labels(records: Iterable[Record], label_mapping: Mapping[str, int]) -> dict[str, int]:
     """Records per class, in index order; a class without records counts 0."""
-    seen = Counter(record.label for record in records)
+    seen = Counter(_each_label(records))
     return {label: seen.get(label, 0) for label in label_mapping}
 
 
-def check_classes(records: list[Record], label_mapping: Mapping[str, int], num_labels: int | None, source: str) -> None:
+def few_labels(records: Iterable[Record], most: int, source: str, column: str = "label") -> Iterator[Record]:
+    """The same records, as long as they have no more labels than `most`: a wrong column is found before it fills the memory.
+
+    Raises:
+        DatasetError: at the first record with one label too many.
+    """
+    seen: set[str | None] = set()
+    for record in records:
+        if record.label not in seen:
+            seen.add(record.label)
+            if len(seen) > most:
+                problem = f"seen more than {most:,} classes by record {record.number:,}, such as {str(record.label)[:40]!r}"
+                remedy = f"accepted: at most {most:,} (columns=label=COLUMN names another column, num_labels says that there are more)"
+                raise DatasetError(f"{problem}; {remedy}", path=source, field=column)
+        yield record
+
+
+def check_classes(records: Sequence[Record], label_mapping: Mapping[str, int], num_labels: int | None, source: str) -> None:
     """Refuse a training set that has one class only, or another number of classes than the user said.
 
     Raises:
@@ -48,6 +69,10 @@ def check_classes(records: list[Record], label_mapping: Mapping[str, int], num_l
             path=source,
             field="label",
         )
+
+
+def _each_label(records: Iterable[Record]) -> Iterable[str | None]:
+    return labels_of(records) if isinstance(records, RecordTable) else (record.label for record in records)
 
 
 def _sort_key(labels: set[str]) -> Callable[[str], tuple[int, str]]:

@@ -1,4 +1,4 @@
-"""A data file, or the built-in source, as tokenized data sets of one task.
+"""What a data path names, or the built-in source, as tokenized data sets of one task.
 
 Invariant: the label mapping is that of all records, so that both sides of a split share it, whichever classes they hold.
 
@@ -8,6 +8,7 @@ Invariant: the label mapping is that of all records, so that both sides of a spl
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -15,12 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from mltrack.data.bad_records import BadRecords
 from mltrack.data.dataset import CodeDataset
-from mltrack.data.labels import check_classes, count_labels, make_label_mapping
-from mltrack.data.readers import read_records
-from mltrack.data.records import Record, as_task, content_digest, label_outside
+from mltrack.data.labels import MAX_CLASSES, check_classes, count_labels, few_labels, make_label_mapping
+from mltrack.data.readers import find_sources, iterate_records, state_of
+from mltrack.data.readers.reading import Pairs, as_pairs
+from mltrack.data.record_cache import gather, kept_table, table_name
+from mltrack.data.records import Record, as_task, label_outside, wanted_fields
 from mltrack.data.splits import split_records
 from mltrack.data.stdlib_source import STDLIB, stdlib_records
+from mltrack.data.table import digest_of, keys_of, labels_of, select
 from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
 
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
@@ -30,11 +35,14 @@ class DatasetLoader:
     """Reads records once, when they are first needed.
 
     Args:
-        data_path: a file that `read_records` accepts, or `stdlib`.
+        data_path: a file, a folder, a glob or a Hugging Face data set, as `mltrack.data.readers.find_sources` accepts it, or `stdlib`.
         tokenizer: a Hugging Face tokenizer; needed for data sets, not for records.
         task: a `TaskType` or its name.
         max_length: tokens of the longest example.
-        on_bad_record: "stop" raises at the first bad record, "skip" leaves it out and keeps its message in `skipped`.
+        columns: the columns of the fields that have another name: {"code": "func"}, or "code=func,label=target".
+        labels: the classes that the data's labels mean: {"0": "safe"}, or "0=safe,1=unsafe".
+        on_bad_record: "stop" raises at the first bad record, "skip" leaves it out: counted in `num_skipped`, the first ones in `skipped`.
+        bad_records_path: JSON Lines file of the records that are left out; not given: `bad_records.keep(path)` writes it later.
         num_labels: number of classes that the data must have.
         seed: seeds the split.
         progress: called with (done, total) while the built-in source is scanned.
@@ -53,7 +61,10 @@ class DatasetLoader:
         task: str = "text_classification",
         max_length: int = 512,
         *,
+        columns: Pairs = None,
+        labels: Pairs = None,
         on_bad_record: str = "stop",
+        bad_records_path: str | Path | None = None,
         num_labels: int | None = None,
         seed: int = 42,
         progress: Callable[[int, int], None] | None = None,
@@ -70,24 +81,35 @@ class DatasetLoader:
         self.max_length = max_length
         self.truncation = truncation
         self.seed = seed
-        self.skipped: list[str] = []
-        """One line for each record that was left out."""
+        self.columns, self.labels = as_pairs("columns", columns), as_pairs("labels", labels)
+        unknown = next((field for field in self.columns if field not in ("code", "label", "description")), None)
+        if unknown is not None:
+            raise ConfigurationError(f"columns: seen the name {unknown!r}; {did_you_mean(unknown, ('code', 'label', 'description'))}")
+        self.bad_records = BadRecords(bad_records_path)
+        """What was left out."""
+        self.num_read = 0
+        """Records that were read, bad ones included; 0 before they are."""
         self._on_bad_record = on_bad_record
         self._num_labels = num_labels
         self._progress = progress
         self._given_mapping = dict(label_mapping) if label_mapping is not None else None
 
+    @property
+    def num_skipped(self) -> int:
+        """Records that were left out."""
+        return self.bad_records.count
+
+    @property
+    def skipped(self) -> list[str]:
+        """One line for each of the first records that were left out."""
+        return self.bad_records.lines
+
     @cached_property
-    def records(self) -> list[Record]:
-        """All good records, in the file's order."""
-        self.skipped.clear()
-        if self.data_path == STDLIB:
-            records = stdlib_records(self.task, progress=self._progress)
-        else:
-            records = read_records(self.data_path, self.task, on_bad_record=self._on_bad_record, on_skip=self._skip)
-        if self.task.is_classification:
-            records = self._checked(records)
-        return records
+    def records(self) -> Sequence[Record]:
+        """All good records, in the order of the files: a list, or a `RecordTable` where they are many."""
+        records: Sequence[Record] = stdlib_records(self.task, progress=self._progress) if self.data_path == STDLIB else self._read()
+        self.num_read = len(records) + self.num_skipped
+        return self._checked(records) if self.task.is_classification else records
 
     @cached_property
     def label_mapping(self) -> dict[str, int]:
@@ -96,7 +118,7 @@ class DatasetLoader:
             return dict(self._given_mapping)
         return make_label_mapping(self.records, self.task)
 
-    def split_records(self, test_size: float = 0.2) -> tuple[list[Record], list[Record]]:
+    def split_records(self, test_size: float = 0.2) -> tuple[Sequence[Record], Sequence[Record]]:
         """(train, test) records, stratified by label; needs no tokenizer."""
         return split_records(self.records, test_size, self.seed, stratify=self.task.is_classification)
 
@@ -126,11 +148,11 @@ class DatasetLoader:
 
         `tokens` are counted before `max_length` cuts; `truncated` is the share of records that it cuts.
         """
-        characters = [len(record.text) + len(record.description or "") for record in self.records]
+        characters = np.fromiter((len(record.text) + len(record.description or "") for record in self.records), np.int64)
         statistics: dict[str, Any] = {
             "records": len(self.records),
-            "distinct": len({record.content_key for record in self.records}),
-            "skipped": len(self.skipped),
+            "distinct": len(np.unique(keys_of(self.records))),
+            "skipped": self.num_skipped,
             "classes": count_labels(self.records, self.label_mapping),
             "characters": _percentiles(characters),
             "tokens": None,
@@ -146,7 +168,7 @@ class DatasetLoader:
         """Where the records come from and what is done with them."""
         return {
             "source": self.data_path,
-            "digest": content_digest(self.records),
+            "digest": digest_of(self.records),
             "task": self.task.value,
             "max_length": self.max_length,
             "records": len(self.records),
@@ -154,26 +176,43 @@ class DatasetLoader:
             "seed": self.seed,
         }
 
-    def _skip(self, error: DatasetError) -> None:
-        self.skipped.append(str(error))
+    def _read(self) -> Sequence[Record]:
+        """The records of files; many of them from the table that an earlier start has kept, where the files are what they were."""
+        sources = find_sources(self.data_path)
+        state = state_of(sources)
+        what = repr((os.path.abspath(self.data_path), self.data_path, self.task.value, self.columns, self.labels))
+        name = None if state is None else table_name(what, state)
+        kept = None if name is None else kept_table(name)
+        if kept is not None:
+            return kept
+        records = iterate_records(
+            self.data_path, self.task, columns=self.columns, labels=self.labels, on_bad_record=self._on_bad_record, on_skip=self.bad_records.add
+        )
+        if self.task.is_classification and self._given_mapping is None:
+            records = few_labels(records, max(MAX_CLASSES, self._num_labels or 0), self.data_path, self._column("label"))
+        return gather(records, name, whole=lambda: not self.num_skipped and state_of(sources) == state)
 
-    def _checked(self, records: list[Record]) -> list[Record]:
+    def _column(self, field: str) -> str:
+        return self.columns.get(field, field)
+
+    def _checked(self, records: Sequence[Record]) -> Sequence[Record]:
         if self._given_mapping is None:
             mapping = make_label_mapping(records, self.task)
             check_classes(records, mapping, self._num_labels, self.data_path)
             return records
-        good = []
-        for record in records:
-            if record.label in self._given_mapping:
-                good.append(record)
-                continue
-            error = label_outside(record, self._given_mapping)
+        known = np.array([label in self._given_mapping for label in labels_of(records)], dtype=bool)
+        first_bad = None
+        for index in np.flatnonzero(~known):
+            record = records[int(index)]
+            error = label_outside(record, self._given_mapping, self._column("label"))
             if self._on_bad_record == "stop":
                 raise error
-            self._skip(error)
-        if not good:
-            raise DatasetError(f"none of the {len(records)} records has a known label; the first: {self.skipped[-len(records)]}", path=self.data_path)
-        return good
+            first_bad = first_bad or error
+            fields = wanted_fields(self.task)
+            self.bad_records.add(error, {self._column(fields[0]): record.text, self._column(fields[1]): record.label, **record.extra})
+        if not known.any():
+            raise DatasetError(f"none of the {len(records)} records has a known label; the first: {first_bad}", path=self.data_path)
+        return records if first_bad is None else select(records, np.flatnonzero(known))
 
 
 def _percentiles(values: Sequence[int] | np.ndarray) -> dict[str, int]:

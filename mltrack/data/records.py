@@ -9,6 +9,8 @@ Invariant: a `Record` that exists is good: its text is not blank and can be enco
 from __future__ import annotations
 
 import hashlib
+import json
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +24,14 @@ SECURITY_LEVELS = ("safe", "low", "medium", "high", "critical")
 PROMPT_TEMPLATE = '"""{description}"""\n'
 """What stands before the completion in code_generation."""
 
+MAX_TEXT_BYTES = 8 << 20
+"""Of a code or a description in UTF-8: a record is a function or a file; what is longer is a mistake, and would not fit into memory as tokens."""
+
+MAX_LABEL_CHARACTERS = 200
+"""Longer ones are no class names."""
+
 _SHOWN = 40
+_PLAIN = (str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +80,14 @@ def as_task(task: str) -> TaskType:
         raise ConfigurationError(f"task: seen {task!r}; {did_you_mean(str(task), [t.value for t in TaskType])}") from None
 
 
-def check_record(raw: object, task: str, file: str, number: int) -> Record:
+def wanted_fields(task: str) -> tuple[str, str]:
+    """The fields of a record that the task reads."""
+    return ("code", "label") if as_task(task).is_classification else ("description", "code")
+
+
+def check_record(
+    raw: object, task: str, file: str, number: int, *, columns: Mapping[str, str] | None = None, labels: Mapping[str, str] | None = None
+) -> Record:
     """The record that one object of a data file means.
 
     Args:
@@ -79,34 +95,57 @@ def check_record(raw: object, task: str, file: str, number: int) -> Record:
         task: a `TaskType` or its name; it decides which fields are read.
         file: the file's name, for messages.
         number: the record's number in it; the first is 1.
+        columns: the column that holds a field, where it has another name; messages say the column's.
+        labels: the class that a label means. Where it is given, a label must be one of its keys, one of its classes, or a class of the task.
 
     Raises:
-        DatasetError: a field is missing, blank or of a wrong type, or the label is none of the task's.
+        DatasetError: a field is missing, blank, too long or of a wrong type, or the label is none of the task's.
     """
     kind = as_task(task)
-    wanted = ("code", "label") if kind.is_classification else ("description", "code")
+    wanted = wanted_fields(kind)
+    names = {field: (columns or {}).get(field, field) for field in wanted}
     if not isinstance(raw, Mapping):
-        raise DatasetError(f"seen {_shown(raw)}; accepted: an object with the fields {' and '.join(wanted)}", path=file, record=number)
-    for name in wanted:
+        raise DatasetError(f"seen {_shown(raw)}; accepted: an object with the fields {' and '.join(names.values())}", path=file, record=number)
+    for wanted_field, name in names.items():
         if raw.get(name) is None:
-            seen = "seen null" if name in raw else f"missing; seen the fields {', '.join(map(str, raw)) or '(none)'}"
-            accepted = "text, a whole number, true or false" if name == "label" else "text that is not blank"
-            raise DatasetError(f"{seen}; accepted: {accepted}", path=file, record=number, field=name)
-    text = _checked_text(raw["code"], "code", file, number)
-    label = _checked_label(raw["label"], kind, file, number) if kind.is_classification else None
-    description = None if kind.is_classification else _checked_text(raw["description"], "description", file, number)
-    return Record(text, label, description, file, number, {str(key): value for key, value in raw.items() if key not in wanted})
+            seen = "seen null" if name in raw else f"missing; seen the fields {_listed(raw)}"
+            accepted = "text, a whole number, true or false" if wanted_field == "label" else "text that is not blank"
+            renamed = f"; another column is named by columns={wanted_field}=COLUMN" if name not in raw and len(raw) > 1 and name == wanted_field else ""
+            raise DatasetError(f"{seen}; accepted: {accepted}{renamed}", path=file, record=number, field=name)
+    text = _checked_text(raw[names["code"]], names["code"], file, number)
+    label = _checked_label(raw[names["label"]], names["label"], kind, file, number, labels) if kind.is_classification else None
+    description = None if kind.is_classification else _checked_text(raw[names["description"]], names["description"], file, number)
+    used = set(names.values())
+    return Record(text, label, description, file, number, {str(key): _kept(value, str(key), file, number) for key, value in raw.items() if key not in used})
 
 
-def label_outside(record: Record, accepted: Iterable[str]) -> DatasetError:
+def _kept(value: object, name: str, file: str, number: int) -> Any:
+    """A further column's value as JSON has it, so that it is the same wherever the record is kept."""
+    if type(value) in _PLAIN:
+        return value
+    try:
+        return json.loads(json.dumps(value, default=str))
+    except (ValueError, TypeError, RecursionError):
+        raise DatasetError(
+            f"seen {_shown(value)}, nested too deeply or in a circle; accepted: what JSON can hold", path=file, record=number, field=name
+        ) from None
+
+
+def _listed(raw: Mapping[Any, Any]) -> str:
+    names = [str(name) if len(str(name)) <= _SHOWN else str(name)[: _SHOWN - 3] + "..." for name in list(raw)[:10]]
+    return " ".join((", ".join(names) + (", ..." if len(raw) > 10 else "") or "(none)").split())
+
+
+def label_outside(record: Record, accepted: Iterable[str], column: str = "label") -> DatasetError:
     """The error for a record whose label is none of the accepted ones."""
-    return _label_refused(str(record.label), accepted, record.file, record.number)
+    return _label_refused(str(record.label), accepted, record.file, record.number, column)
 
 
-def _label_refused(label: str, accepted: Iterable[str], file: str, number: int) -> DatasetError:
+def _label_refused(label: str, accepted: Iterable[str], file: str, number: int, name: str = "label") -> DatasetError:
     words = list(accepted)
     close = label.lower() if label.lower() in words else label
-    return DatasetError(f"seen {_shown(label)}; {did_you_mean(close, words)}", path=file, record=number, field="label")
+    few = words if len(words) <= 20 else [*words[:19], f"... ({len(words)} in all)"]
+    return DatasetError(f"seen {_shown(label)}; {did_you_mean(close, few)}", path=file, record=number, field=name)
 
 
 def _checked_text(value: object, name: str, file: str, number: int) -> str:
@@ -117,32 +156,54 @@ def _checked_text(value: object, name: str, file: str, number: int) -> str:
     if "\0" in value:
         raise DatasetError(f"seen a NUL character at offset {value.index(chr(0))}; accepted: text without NUL", path=file, record=number, field=name)
     try:
-        value.encode()
+        length = len(value.encode())
     except UnicodeEncodeError as error:
         code = f"\\u{ord(value[error.start]):04x}"
         raise DatasetError(
             f"seen half a surrogate pair ({code}) at offset {error.start}; accepted: Unicode text", path=file, record=number, field=name
         ) from None
+    if length > MAX_TEXT_BYTES:
+        raise DatasetError(f"seen {length:,} bytes of text; accepted: at most {MAX_TEXT_BYTES:,} bytes", path=file, record=number, field=name)
     return value
 
 
-def _checked_label(value: object, kind: TaskType, file: str, number: int) -> str:
+def _checked_label(value: object, name: str, kind: TaskType, file: str, number: int, labels: Mapping[str, str] | None) -> str:
+    if isinstance(value, float) and value.is_integer():  # a column of whole numbers in which one is missing is read as one of floats
+        value = int(value)
     if not isinstance(value, (str, int)):
-        raise DatasetError(f"seen {_shown(value)}; accepted: text, a whole number, true or false", path=file, record=number, field="label")
-    label = _checked_text(str(value), "label", file, number).strip()
+        raise DatasetError(f"seen {_shown(value)}; accepted: text, a whole number, true or false", path=file, record=number, field=name)
+    label = _checked_text(str(value), name, file, number).strip()
+    if len(label) > MAX_LABEL_CHARACTERS:
+        problem = f"seen {len(label):,} characters, {_shown(label)}; accepted: a class of at most {MAX_LABEL_CHARACTERS} characters"
+        raise DatasetError(problem, path=file, record=number, field=name)
+    if labels:
+        label = _meant(label, isinstance(value, bool), labels, kind, name, file, number)
     if kind is TaskType.SECURITY_CLASSIFICATION and label not in SECURITY_LEVELS:
-        raise _label_refused(label, SECURITY_LEVELS, file, number)
+        raise _label_refused(label, SECURITY_LEVELS, file, number, name)
     return label
 
 
+def _meant(label: str, is_bool: bool, labels: Mapping[str, str], kind: TaskType, name: str, file: str, number: int) -> str:
+    for spelling in (label, label.lower()) if is_bool else (label,):  # True as Python writes it, true as JSON does
+        if spelling in labels:
+            return labels[spelling]
+    classes = SECURITY_LEVELS if kind is TaskType.SECURITY_CLASSIFICATION else tuple(labels.values())
+    if label in classes:
+        return label
+    raise _label_refused(label, dict.fromkeys([*labels, *classes]), file, number, name)
+
+
 _NAMES = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object", type(None): "null", bytes: "bytes"}
+_SHORT = reprlib.Repr()
+"""Bounded in depth and length, whatever the value is."""
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring = 3, 12, 8, _SHOWN
 
 
 def _shown(value: object) -> str:
     """A value in a message: its kind and its beginning, on one line."""
     if value is None:
         return "null"
-    text = repr(value)
+    text = repr(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "") if isinstance(value, (str, bytes)) else _SHORT.repr(value)
     text = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
     name = _NAMES.get(type(value), type(value).__name__)
-    return text if isinstance(value, (str, bool)) else f"{text} ({name})"
+    return text if isinstance(value, (str, bool)) else f"{' '.join(text.split())} ({name})"

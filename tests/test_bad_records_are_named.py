@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mltrack.data.readers import read_records
+from mltrack.data.readers import read_records, sources
 from mltrack.errors import ConfigurationError, DatasetError
 
-FILES = "a .json, .jsonl, .csv (each also .gz) or .parquet file"
+FILES = sources.ACCEPTED
 LEVELS = "accepted: safe, low, medium, high, critical"
 GOOD = b'{"code": "a", "label": "safe"}\n'
 TEXT, SECURITY, GENERATION = "text_classification", "security_classification", "code_generation"
@@ -48,7 +48,7 @@ TABLE = [
     ("a.jsonl", b"[" * 200_000, TEXT, None),
     ("a.json", b"[" * 200_000, TEXT, None),
     ("a.jsonl", b'{"code": ' + b"9" * 5000 + b"}", TEXT, None),
-    ("a.json", GOOD, TEXT, ": starts with an object; accepted: a JSON array of records (one record a line: name the file .jsonl)"),
+    ("a.json", b'{"code":\n"a"}', TEXT, ": starts with an object; accepted: a JSON array of records (one record a line: name the file .jsonl)"),
     ("a.json", b'"x"', TEXT, ": starts with text; accepted: a JSON array of records (one record a line: name the file .jsonl)"),
     ("a.json", b"\x00\x01", TEXT, ": starts with '\\x00\\x01'; accepted: a JSON array of records (one record a line: name the file .jsonl)"),
     ("a.json", b"[" + GOOD + b",]", TEXT, ", record 2: bad JSON at line 2, column 2 (Expecting value); accepted: a JSON array of records"),
@@ -72,7 +72,7 @@ TABLE = [
         "a.jsonl",
         b'{"code": "a", "lable": 1}\n',
         TEXT,
-        ", record 1, field 'label': missing; seen the fields code, lable; accepted: text, a whole number, true or false",
+        ", record 1, field 'label': missing; seen the fields code, lable; accepted: text, a whole number, true or false; another column is named by columns=label=COLUMN",
     ),
     ("a.csv", b"code;label\na;b\n", TEXT, ", record 1, field 'code': missing; seen the fields code;label; accepted: text that is not blank"),
     ("a.jsonl", b'{"code": null, "label": "a"}\n', TEXT, ", record 1, field 'code': seen null; accepted: text that is not blank"),
@@ -115,10 +115,11 @@ def test_a_bad_input_has_its_line(tmp_path: Path, name: str, data: bytes, task: 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_bytes(GOOD)
+    (tmp_path / "none").mkdir()
     for path, message in (
         (tmp_path / "trian.jsonl", f"no such file (did you mean 'train.jsonl'?); accepted: {FILES}, or stdlib"),
         (tmp_path / "nowhere" / "a.json", f"no such file; accepted: {FILES}, or stdlib"),
-        (tmp_path, f"is a folder; accepted: {FILES}"),
+        (tmp_path / "none", f"holds no files; accepted: {FILES}"),
     ):
         with pytest.raises(DatasetError) as caught:
             read_records(path, TEXT)

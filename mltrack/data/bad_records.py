@@ -1,0 +1,75 @@
+"""The records that were left out: how many, why, and what stood there.
+
+Invariant: each one is a line of the file (JSON: file, record, field, problem, raw), written as it is met; in memory there are only the first few.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from mltrack.errors import DatasetError
+
+TOLD = 20
+"""How many are kept as lines for the user."""
+
+
+class BadRecords:
+    """Collects what is left out.
+
+    Args:
+        path: of the JSON Lines file; it is made with the first bad record. None: a temporary file, which `keep` can copy.
+    """
+
+    def __init__(self, path: str | Path | None = None):
+        self.path = Path(path) if path is not None else None
+        self.count = 0
+        self.lines: list[str] = []
+        """One line each for the first `TOLD` of them."""
+        self._file: IO[str] | None = None
+
+    def add(self, error: DatasetError, raw: object) -> None:
+        """Take note of a record.
+
+        Raises:
+            DatasetError: the file cannot be written.
+        """
+        self.count += 1
+        if len(self.lines) < TOLD:
+            self.lines.append(str(error))
+        where = {"file": str(error.path), "record": error.record, "field": error.field, "problem": error.problem}
+        try:
+            if self._file is None:
+                if self.path is not None:
+                    self.path.parent.mkdir(parents=True, exist_ok=True)
+                    self._file = self.path.open("w", encoding="utf-8")
+                else:
+                    self._file = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115
+            self._file.write(_as_json({**where, "raw": raw}, where) + "\n")
+            self._file.flush()
+        except OSError as problem:
+            raise DatasetError(f"cannot be written: {problem.strerror}; accepted: a file that can", path=self.path or tempfile.gettempdir()) from None
+
+    def keep(self, path: str | Path) -> Path | None:
+        """Copy the lines to a file; None where there is no bad record."""
+        if self._file is None:
+            return None
+        target = Path(path)
+        if self.path is not None:
+            shutil.copyfile(self.path, target)
+            return target
+        self._file.seek(0)
+        with target.open("w", encoding="utf-8") as copy:
+            shutil.copyfileobj(self._file, copy)
+        return target
+
+
+def _as_json(line: Mapping[str, object], without: Mapping[str, object]) -> str:
+    try:
+        return json.dumps(line, default=str)
+    except (ValueError, TypeError, RecursionError):
+        return json.dumps(without)

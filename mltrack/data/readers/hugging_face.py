@@ -1,0 +1,105 @@
+"""Hugging Face data sets: a folder of `save_to_disk`, or a name of the hub.
+
+Invariant: no error of the library reaches the user as more than one line; the rows stay in the library's memory-mapped files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mltrack.data.readers.raw import Raw, one_line
+from mltrack.errors import DatasetError, did_you_mean
+
+HUB = "hf:"
+"""What a name of the hub begins with: `hf:name:split`, or `hf:name:configuration:split`."""
+
+_ROWS = 256
+
+
+def is_saved(folder: Path) -> bool:
+    """Whether `save_to_disk` of a Dataset or a DatasetDict wrote this folder."""
+    return (folder / "dataset_dict.json").is_file() or ((folder / "dataset_info.json").is_file() and (folder / "state.json").is_file())
+
+
+def saved_rows(name: str, folder: Path, split: str | None) -> Iterator[Raw]:
+    """The rows of a saved data set.
+
+    Raises:
+        DatasetError: it cannot be read, or holds several splits of which none was named.
+    """
+    datasets = _library(name)
+    try:
+        held = datasets.load_from_disk(str(folder))
+    except Exception as error:
+        raise DatasetError(f"not a readable data set ({one_line(error)}); accepted: a folder of save_to_disk", path=name) from None
+    if isinstance(held, datasets.DatasetDict):
+        held = _chosen(name, held, split)
+    elif split is not None:
+        raise DatasetError(f"seen the split {split!r}, but it holds one data set; accepted: {folder}", path=name)
+    return _rows(name, held)
+
+
+def hub_rows(name: str) -> Iterator[Raw]:
+    """The rows of a data set of the hub, downloaded into the library's own cache or found there.
+
+    Raises:
+        DatasetError: it cannot be had; without the network, whatever is not in the cache.
+    """
+    repository, configuration, split = hub_parts(name)
+    datasets = _library(name)
+    try:
+        held = datasets.load_dataset(repository, configuration, split=split)
+    except Exception as error:
+        offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
+        where = "not in the cache, and HF_HUB_OFFLINE forbids the network" if offline else "cannot be had"
+        raise DatasetError(f"{where} ({type(error).__name__}: {one_line(error)}); accepted: a data set and split of the Hugging Face hub", path=name) from None
+    return _rows(name, held)
+
+
+def hub_parts(name: str) -> tuple[str, str | None, str]:
+    """(repository, configuration or None, split) of `hf:name:split`.
+
+    Raises:
+        DatasetError: a part is missing.
+    """
+    parts = name.removeprefix(HUB).split(":")
+    if len(parts) not in (2, 3) or not all(parts):
+        raise DatasetError("accepted: hf:name:split, or hf:name:configuration:split, such as hf:code_x_glue_cc_defect_detection:train", path=name)
+    return parts[0], parts[1] if len(parts) == 3 else None, parts[-1]
+
+
+def _chosen(name: str, held: Any, split: str | None) -> Any:
+    splits = list(held)
+    if split is None and len(splits) == 1:
+        return held[splits[0]]
+    if split in held:
+        return held[split]
+    seen = "seen no split" if split is None else f"seen the split {split!r}"
+    folder = name if split is None else name.removesuffix(f":{split}")
+    raise DatasetError(f"{seen}; {did_you_mean(f'{folder}:{split}', [f'{folder}:{one}' for one in splits])}", path=name)
+
+
+def _rows(name: str, dataset: Any) -> Iterator[Raw]:
+    """Rows as plain values; a class of a ClassLabel column by its name."""
+    classes = {column: feature.names for column, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"}
+    number = 0
+    for table in dataset.with_format("arrow").iter(batch_size=_ROWS):  # as Arrow, so that images and sounds stay undecoded
+        for row in table.to_pylist():
+            number += 1
+            for column, names in classes.items():
+                if isinstance(row[column], int):
+                    row[column] = names[row[column]] if 0 <= row[column] < len(names) else None
+            yield Raw(number, row)
+
+
+def _library(name: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise DatasetError(f"needs the package datasets ({one_line(error)}); accepted: pip install datasets", path=name) from None
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity_error()
+    return datasets

@@ -1,0 +1,100 @@
+"""The records of a data path, checked one by one.
+
+Invariant: a record is either yielded or told to `on_skip`; none is lost without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from mltrack.config.pairs import parse_pairs
+from mltrack.data.readers.raw import SKIPPABLE, Raw
+from mltrack.data.readers.sources import find_sources
+from mltrack.data.records import Record, as_task, check_record
+from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
+
+OnSkip = Callable[[DatasetError, object], None]
+"""Told of a record that is left out: why, and what stood there (the object, or the beginning of its text)."""
+
+Pairs = Mapping[str, str] | str | None
+
+
+def read_records(
+    path: str | Path,
+    task: str,
+    *,
+    columns: Pairs = None,
+    labels: Pairs = None,
+    on_bad_record: str = "stop",
+    on_skip: OnSkip | None = None,
+) -> list[Record]:
+    """All records of a data path, in its order; see `iterate_records`."""
+    return list(iterate_records(path, task, columns=columns, labels=labels, on_bad_record=on_bad_record, on_skip=on_skip))
+
+
+def iterate_records(
+    path: str | Path,
+    task: str,
+    *,
+    columns: Pairs = None,
+    labels: Pairs = None,
+    on_bad_record: str = "stop",
+    on_skip: OnSkip | None = None,
+) -> Iterator[Record]:
+    """The records of a data path, in its order, each when it is asked for.
+
+    Args:
+        path: what `find_sources` accepts; the extensions tell the formats.
+        task: a `TaskType` or its name.
+        columns: the columns of the fields that have another name, {"code": "func"} or "code=func".
+        labels: the classes that the data's labels mean, {"0": "safe"} or "0=safe"; see `check_record`.
+        on_bad_record: "stop" raises at the first bad record, "skip" leaves it out.
+        on_skip: called for each record that is left out.
+
+    Raises:
+        DatasetError: a file cannot be read or parsed, holds no records, or holds a bad one.
+        ConfigurationError: an unknown task or `on_bad_record`, or pairs that are none.
+    """
+    kind = as_task(task)
+    if on_bad_record not in SKIPPABLE:
+        raise ConfigurationError(f"on_bad_record: seen {on_bad_record!r}; {did_you_mean(str(on_bad_record), SKIPPABLE)}")
+    names, classes = as_pairs("columns", columns), as_pairs("labels", labels)
+    num_good, num_bad = 0, 0
+    first_bad: DatasetError | None = None
+    for source in find_sources(path):
+        for raw in source.raw_records():
+            try:
+                if isinstance(raw.value, DatasetError):
+                    raise raw.value
+                record = check_record(raw.value, kind, source.name, raw.number, columns=names, labels=classes)
+            except DatasetError as error:
+                if on_bad_record == "stop":
+                    raise
+                num_bad += 1
+                first_bad = first_bad or error
+                if on_skip is not None:
+                    on_skip(error, _what_stood(raw))
+                continue
+            num_good += 1
+            yield record
+    if first_bad is not None and not num_good:
+        raise DatasetError(f"none of the {num_bad} records is good; the first: {first_bad}", path=path)
+    if not num_good:
+        raise DatasetError("holds no records; accepted: at least one", path=path)
+
+
+def as_pairs(name: str, value: Pairs) -> dict[str, str]:
+    """The pairs of an option that may be given as text or as a mapping.
+
+    Raises:
+        ConfigurationError: the text is no list of pairs.
+    """
+    try:
+        return parse_pairs(value) if isinstance(value, str) else {str(key): str(meant) for key, meant in (value or {}).items()}
+    except (ValueError, AttributeError) as error:
+        raise ConfigurationError(f"{name}: seen {value!r} ({error}); accepted: NAME=VALUE,NAME=VALUE, or a mapping") from None
+
+
+def _what_stood(raw: Raw) -> object:
+    return raw.text if raw.text is not None else raw.value

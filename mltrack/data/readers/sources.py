@@ -1,0 +1,194 @@
+"""A data path as the files behind it, in a fixed order, each with its reader.
+
+Accepted are a file, a folder, a glob, a Hugging Face data set's folder (`folder` or `folder:split`) and `hf:name:split`.
+Invariant: every file that a folder or a glob holds is read or named in the error; hidden files (`.name`, `_name`) are passed over.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from mltrack.data.readers.hugging_face import HUB, hub_parts, hub_rows, is_saved, saved_rows
+from mltrack.data.readers.json_files import holds_lines, json_array, json_lines
+from mltrack.data.readers.raw import Raw, one_line
+from mltrack.data.readers.tables import csv_rows, parquet_rows
+from mltrack.errors import DatasetError, did_you_mean
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+"""Accepted file extensions; each may be followed by one of `COMPRESSIONS`."""
+
+COMPRESSIONS = (".gz", ".zst")
+
+ACCEPTED = "a " + ", ".join(SUFFIXES[:-1]) + f" or {SUFFIXES[-1]} file (each also .gz or .zst), a folder or a glob of them, a Hugging Face data set's folder"
+
+_READERS: dict[str, Callable[[str, BinaryIO], Iterator[Raw]]] = {".json": json_array, ".jsonl": json_lines, ".csv": csv_rows, ".parquet": parquet_rows}
+_HEAD_BYTES = 1 << 16
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, or one Hugging Face data set."""
+
+    name: str
+    """As the user wrote it, for messages and records."""
+    path: Path | None
+    """The file or folder; None for the hub."""
+    format: str
+    """One of `SUFFIXES`, "saved" or "hub"."""
+    compression: str = ""
+    """One of `COMPRESSIONS`, or nothing."""
+    split: str | None = None
+    """Of a saved DatasetDict."""
+
+    def raw_records(self) -> Iterator[Raw]:
+        """What stands in it, in its order.
+
+        Raises:
+            DatasetError: it cannot be read.
+        """
+        if self.path is None:
+            yield from hub_rows(self.name)
+        elif self.format == "saved":
+            yield from saved_rows(self.name, self.path, self.split)
+        else:
+            yield from self._file_records(self.path)
+
+    def _file_records(self, path: Path) -> Iterator[Raw]:
+        try:
+            reader = _READERS[self.format]
+            if self.format == ".json":
+                with self._opened(path) as stream:
+                    reader = json_lines if holds_lines(stream.read(_HEAD_BYTES)) else json_array
+            with self._opened(path) as stream:
+                yield from reader(self.name, stream)
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise DatasetError(f"not a whole gzip file ({one_line(error)}); accepted: the output of gzip", path=self.name) from None
+        except OSError as error:
+            if self.compression == ".zst" and not error.errno:
+                raise DatasetError(f"not a whole zstd file ({one_line(error)}); accepted: the output of zstd", path=self.name) from None
+            raise DatasetError(f"cannot be read: {error.strerror or one_line(error)}; accepted: a readable file", path=self.name) from None
+
+    @contextmanager
+    def _opened(self, path: Path) -> Iterator[BinaryIO]:
+        with path.open("rb") as plain:
+            stream = cast(BinaryIO, plain)
+            if self.compression == ".gz":
+                stream = cast(BinaryIO, gzip.GzipFile(fileobj=plain))
+            elif self.compression == ".zst":
+                import pyarrow as pa
+
+                stream = cast(BinaryIO, io.BufferedReader(pa.CompressedInputStream(plain, "zstd"), 1 << 18))
+            if self.compression and self.format == ".parquet":  # read from its end
+                with tempfile.TemporaryFile() as unpacked:
+                    shutil.copyfileobj(stream, unpacked)
+                    unpacked.seek(0)
+                    yield cast(BinaryIO, unpacked)
+            else:
+                yield stream
+
+
+def find_sources(path: str | Path) -> list[Source]:
+    """The files or data sets that a data path names, sorted by name; nothing of them is read.
+
+    Raises:
+        DatasetError: there is none, or one that is of no accepted kind.
+    """
+    name = _printable(path)
+    if name.startswith(HUB):
+        hub_parts(name)
+        return [Source(name, None, "hub")]
+    try:
+        return _found(name, Path(path))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        problem = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
+        raise DatasetError(f"cannot be read: {problem}; accepted: {ACCEPTED}", path=name) from None
+
+
+def _found(name: str, path: Path) -> list[Source]:
+    if path.is_dir():
+        if is_saved(path):
+            return [Source(name, path, "saved")]
+        return _several(name, [Path(folder, file) for folder, below, files in os.walk(path) if not _prune(below) for file in files if not _hidden(file)], path)
+    if path.exists():
+        return [_file(name, path)]
+    if glob.has_magic(name):
+        found = [Path(one) for one in glob.glob(str(path), recursive=True)]
+        if found:
+            return _several(name, [one for one in found if not one.is_dir()], None)
+        raise DatasetError(f"no file matches; accepted: {ACCEPTED}, or stdlib", path=name)
+    folder, colon, split = str(path).rpartition(":")
+    if colon and is_saved(Path(folder)):
+        return [Source(name, Path(folder), "saved", split=split)]
+    siblings = [_printable(entry.name) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    hint = did_you_mean(path.name, siblings).rpartition(" (did you mean ")
+    raise DatasetError(f"no such file{' (did you mean ' + hint[2] if hint[1] else ''}; accepted: {ACCEPTED}, or stdlib", path=name)
+
+
+def _several(name: str, paths: list[Path], folder: Path | None) -> list[Source]:
+    sources, refused = [], []
+    for path in sorted(paths):
+        try:
+            sources.append(_file(_printable(path), path))
+        except DatasetError:
+            refused.append(_printable(path.relative_to(folder) if folder is not None else path))
+    if refused:
+        shown = ", ".join(refused[:5]) + (f" and {len(refused) - 5} more" if len(refused) > 5 else "")
+        glob_hint = f" (a glob chooses: {Path(name) / '*.jsonl'})" if folder is not None else ""
+        raise DatasetError(f"holds {shown}; accepted: nothing but {ACCEPTED.removeprefix('a ').split(' (')[0]}s{glob_hint}", path=name)
+    if not sources:
+        raise DatasetError(f"holds no files; accepted: {ACCEPTED}", path=name)
+    return sources
+
+
+def _file(name: str, path: Path) -> Source:
+    compression = path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
+    suffix = (Path(path.stem) if compression else path).suffix.lower()
+    if suffix not in SUFFIXES:
+        seen = f"the extension '{''.join(path.suffixes[-2:]) if compression else path.suffix}'" if path.suffix else "no extension"
+        raise DatasetError(f"seen {seen}; accepted: {ACCEPTED}", path=name)
+    if not path.is_file():
+        raise DatasetError("is no regular file; accepted: a readable file", path=name)
+    return Source(name, path, suffix, compression)
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith((".", "_"))
+
+
+def _prune(folders: list[str]) -> bool:
+    """Leave hidden folders out of a walk."""
+    folders[:] = [folder for folder in folders if not _hidden(folder)]
+    return False
+
+
+def _printable(path: object) -> str:
+    """A name as text that can be stored: bytes of it that are no UTF-8 become question marks."""
+    return os.fsencode(str(path)).decode("utf-8", "replace") if not isinstance(path, bytes) else path.decode("utf-8", "replace")
+
+
+def state_of(sources: list[Source]) -> str | None:
+    """What changes when a source changes: sizes, times and places of the files; None where that cannot be said (the hub, or a file that has just been written)."""
+    import time
+
+    parts = []
+    for source in sources:
+        if source.path is None:
+            return None
+        files = sorted(source.path.rglob("*")) if source.path.is_dir() else [source.path]
+        for file in files:
+            seen = file.stat()
+            if time.time() - seen.st_ctime < 1:  # the same size once more within the clock's grain would look the same
+                return None
+            parts.append((str(file.absolute()), seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino))
+    return repr(parts)

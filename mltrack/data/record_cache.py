@@ -1,0 +1,117 @@
+"""Records on their way from a reader: a list while they are few, else a table in the cache folder.
+
+Invariant: memory stays below `LIST_BYTES` of text. A table that is kept under a name was written whole, without a record left out, from
+the very state of the files that its name says; a file that has changed since has another name. One that cannot be opened is made anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from mltrack.data.cache import cache_folder
+from mltrack.data.records import Record
+from mltrack.data.table import FORMAT_VERSION, RecordTable, TableWriter
+from mltrack.errors import DatasetError
+
+LIST_BYTES = 32 << 20
+"""Records of so much text, as Python counts it, are a list."""
+
+RECORD_BYTES = 500
+"""What a record costs in a list beside its text."""
+
+ABANDONED_S = 3600.0
+"""A half-written file that nobody has written to for so long belongs to a process that is gone."""
+
+
+def table_name(what: str, state: str) -> str:
+    """A file name for the table of `what` (paths and how they are read) in a `state`: tables of the same `what` have the same beginning."""
+    return f"records-{_hashed(what)}-{_hashed(state)}-f{FORMAT_VERSION}.arrow"
+
+
+def kept_table(name: str) -> RecordTable | None:
+    """The table that was kept under a name, or None."""
+    path = cache_folder() / name
+    if not path.exists():
+        return None
+    try:
+        return RecordTable.open(path)
+    except DatasetError:
+        return None
+
+
+def gather(records: Iterable[Record], name: str | None, *, whole: Callable[[], bool] = lambda: True) -> list[Record] | RecordTable:
+    """All records: a list, or a table where they are many.
+
+    Args:
+        records: are taken one by one.
+        name: what to keep a table under; None: it is gone with the process.
+        whole: asked at the end, whether a table may be kept.
+
+    Raises:
+        DatasetError: the table cannot be written.
+    """
+    held: list[Record] = []
+    size = 0
+    arriving = iter(records)
+    for record in arriving:
+        held.append(record)
+        size += len(record.text) + len(record.description or "") + RECORD_BYTES
+        if size > LIST_BYTES:
+            return _spilled(held, arriving, name, whole)
+    return held
+
+
+def _spilled(held: list[Record], arriving: Iterable[Record], name: str | None, whole: Callable[[], bool]) -> RecordTable:
+    folder = _folder()
+    handle, unfinished = tempfile.mkstemp(dir=folder, prefix=".records-", suffix=".arrow")
+    os.close(handle)
+    path = Path(unfinished)
+    seal = path.with_name(path.name + ".json")
+    try:
+        with TableWriter(path) as writer:
+            for record in held:
+                writer.add(record)
+            held.clear()
+            for record in arriving:
+                writer.add(record)
+        if name is None or not whole():
+            return RecordTable.open(path)  # what is mapped stays readable when its name is gone
+        kept = folder / name
+        for old in folder.glob(f"{name.rpartition('-f')[0].rpartition('-')[0]}-*"):  # of another state of the same files
+            old.unlink(missing_ok=True)
+        path.replace(kept)
+        seal.replace(kept.with_name(kept.name + ".json"))
+        return RecordTable.open(kept)
+    except OSError as error:
+        remedy = "accepted: room in it, or another folder in MLTRACK_CACHE_DIR"
+        raise DatasetError(f"the records cannot be kept there: {error.strerror or error}; {remedy}", path=folder) from None
+    finally:
+        for left in (path, seal):
+            with suppress(OSError):
+                left.unlink(missing_ok=True)
+
+
+def _folder() -> Path:
+    """The cache folder, or the system's for temporary files; what killed processes left there is removed."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.gettempdir())
+    if not os.access(folder, os.W_OK):
+        return Path(tempfile.gettempdir())
+    for left in folder.glob(".records-*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > ABANDONED_S:
+                left.unlink()
+    return folder
+
+
+def _hashed(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
