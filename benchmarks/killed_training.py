@@ -23,8 +23,8 @@ from typing import Any
 from small_job import SmallJob
 from warm_process import Forked, WarmProcess
 
-TIMING = ("seconds", "per_second", "_ms", "system/")
-"""A metric with one of these in its name depends on the machine's speed."""
+TIMING = ("seconds", "per_second", "_ms", "_bytes", "system/")
+"""A metric with one of these in its name depends on the machine's speed; the bytes of a checkpoint do too, as there are times in it."""
 ANYWHERE = 0.15
 """Share of the kills that may also fall before the loop."""
 RELAY_TOO = 0.3

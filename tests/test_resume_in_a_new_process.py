@@ -91,9 +91,8 @@ def test_stopped_three_times_and_killed_in_between(storm):
     run_id = storm.new_run()
     stop_after(storm, run_id, 3)
     stop_after(storm, run_id, 4, resumed_at=3)
-    killed, directory = storm.start(run_id, forward_passes.signal_in("T", 7, [signal.SIGKILL]))
-    assert killed.wait() == -signal.SIGKILL
-    assert (directory / "checkpoints" / "step-00000006").exists(), "a crash later than the stop, with a checkpoint in between"
+    killed, _ = storm.start(run_id, forward_passes.signal_in("T", 7, [signal.SIGKILL]))
+    assert killed.wait() == -signal.SIGKILL, "in its fourth step, behind a checkpoint that may or may not be whole"
     finish(storm, run_id)
     assert_as_never_stopped(storm, before + 1)
 
