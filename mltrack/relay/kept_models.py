@@ -82,7 +82,8 @@ class KeptModels:
             is_model = (folder / "config.json").exists() or not folder.exists()
             model_id = self._upload_model(folder, step, one, time_ms) if is_model else ""
             for name in light_model.files_beside_model(folder):
-                artifacts.put_file(self._store, self._run_id, folder / name, f"{CHECKPOINTS}/{step}/state")
+                below = Path(f"{CHECKPOINTS}/{step}/state", name).parent.as_posix()
+                artifacts.put_file(self._store, self._run_id, folder / name, below)
         except FileNotFoundError:
             if folder.exists():
                 raise

@@ -113,13 +113,18 @@ def write_model_folder(
 
 
 def files_beside_model(checkpoint_dir: str | Path) -> list[str]:
-    """The names of a checkpoint's files that a model folder written from it does not hold byte for byte; metadata.json is the last.
+    """The names (with '/' below a folder) of a checkpoint's files that a model folder written from it does not hold byte for byte; metadata.json is the last.
 
     With a READY model these are the whole checkpoint; without one (no config.json) they are all of its files.
+
+    Raises:
+        FileNotFoundError: `checkpoint_dir` is gone, as a demoted checkpoint is.
     """
     source = Path(checkpoint_dir)
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source} does not exist")
     held = {path.name for path in _model_files(source)} - {"config.json"} if (source / "config.json").is_file() else set()
-    names = [path.name for path in source.iterdir() if path.is_file() and path.name not in held]
+    names = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()} - held
     return sorted(names, key=lambda name: (name == "metadata.json", name))
 
 
