@@ -333,7 +333,7 @@ def _without_clock(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _has_checkpoint(directory: Path) -> bool:
-    return any(directory.glob("checkpoints/*/metadata.json"))
+    return any(directory.glob("checkpoints/step-*/metadata.json"))
 
 
 def _seconds_in_the_loop(directory: Path) -> float:

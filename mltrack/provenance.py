@@ -103,7 +103,7 @@ def undelivered(output_dir: Path | str) -> list[RunDirectory]:
 
 def has_checkpoint(directory: RunDirectory) -> bool:
     """True where at least one checkpoint is complete."""
-    return any(directory.checkpoints.glob("*/metadata.json"))
+    return any(not path.parent.name.startswith(".") for path in directory.checkpoints.glob("*/metadata.json"))  # .writing-*: of a writer that was killed
 
 
 def saved_options(resumed: RunDirectory, request: TrainModelRequest) -> TrainModelRequest:

@@ -48,16 +48,17 @@ sys.addaudithook(_hook)
 """Dies at the n-th time the system is asked for something about a file with that word in its name."""
 MOMENTS = [
     ("os.mkdir", ".writing-", 3),
+    ("os.rename", ".writing-step-00000002", 1),  # the first one is all there but for its name
     ("open", "metadata.json", 3),
     ("os.rename", ".writing-step-00000004", 1),
-    ("shutil.rmtree", ".writing-", 3),
+    ("os.rename", ".deleting-", 2),
     ("open", "run.json", 2),
 ]
 
 
 @pytest.mark.parametrize(("event", "word", "left"), MOMENTS, ids=[f"{event}-{word}" for event, word, _ in MOMENTS])
 def test_killed_at_the_worst_moments_of_a_save(tmp_path, warm, event, word, left):
-    storm = Storm(small_job(tmp_path), tmp_path, warm, seed=0)
+    storm = Storm(small_job(tmp_path, epochs=2), tmp_path, warm, seed=0, offline=True)
     run_id = storm.new_run()
     killed, directory = storm.start(run_id, IN_MID_SAVE.format(event=event, word=word, left=left))
     assert killed.wait() == -signal.SIGKILL, killed.errors
@@ -71,6 +72,33 @@ def test_killed_at_the_worst_moments_of_a_save(tmp_path, warm, event, word, left
     assert (tally.torn, tally.unloadable, tally.points_lost, tally.points_doubled, tally.points_different) == (0,) * 5
     assert (tally.leftovers, tally.problems) == ([], [])
     assert tally.identical == 1
+
+
+BEHIND_THE_LAST_RENAME = """
+import os, signal, sys
+def _hook(event, words):
+    if event == "os.rename" and ".writing-step-00000012" in str(words[0]) and not _seen:
+        _seen.append(1)
+        os.rename(words[0], words[1])
+        os.kill(os.getpid(), signal.SIGKILL)
+_seen = []
+sys.addaudithook(_hook)
+"""
+"""The last checkpoint is complete, and the process dies before it has told anybody."""
+
+
+def test_a_last_checkpoint_that_nobody_was_told_of_is_kept_and_published(tmp_path, warm):
+    storm = Storm(small_job(tmp_path, epochs=2), tmp_path, warm, seed=0)
+    run_id = storm.new_run()
+    killed, directory = storm.start(run_id, BEHIND_THE_LAST_RENAME)
+    assert killed.wait() == -signal.SIGKILL, killed.errors
+    assert (directory / "checkpoints" / "step-00000012" / "metadata.json").exists()
+    resumed, _ = storm.start(run_id)
+    assert resumed.wait() == 0, resumed.errors
+    storm.compare(directory)
+    tally = storm.tally
+    assert (tally.points_lost, tally.points_doubled, tally.points_different, tally.problems, tally.leftovers) == (0, 0, 0, [], [])
+    assert tally.identical == tally.same_best == 1
 
 
 def test_the_comparison_sees_one_bit():
