@@ -248,3 +248,14 @@ def test_a_name_that_could_not_be_loaded_by_is_refused_first(name: str) -> None:
     with pytest.raises(ConfigurationError, match="registered_model_name: seen ") as caught:
         registry.check_name(name)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a/b:c", "..", "../../up", 'it\'s "x"', "a?b#c%2Fd@e", "\u65e5\u672c\u8a9e", "x" * 300])
+def test_any_name_of_a_run_and_of_an_experiment_keeps_its_files_in_their_place(database: Store, tmp_path: Path, name: str) -> None:
+    from mltrack.store import artifacts, create_run
+
+    run = create_run(database, experiment_name=name, run_name=name, tags={}, idempotency_key=tmp_path.name, start_time_ms=1)
+    artifacts.put_text(database, run.run_id, "held", "checkpoints/index.json")
+    root = Path(run.artifact_uri.removeprefix("file://"))
+    assert root == Path(database.tracking_uri.removeprefix("sqlite:///")).parent / "mlruns" / run.experiment_id / run.run_id / "artifacts"
+    assert artifacts.download(database, run.run_id, "checkpoints/index.json", tmp_path / "fetched").read_text() == "held"

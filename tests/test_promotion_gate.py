@@ -114,6 +114,34 @@ def test_a_delivery_that_is_repeated_moves_nothing(store: Store, folder: Path, n
     assert (aliases(store, name), history(store, name)) == (held, past)
 
 
+def test_cut_off_at_any_request_and_called_again_it_is_one_decision(store: Store, folder: Path, name: str) -> None:
+    class CutOffError(BaseException):
+        pass
+
+    class Cut:
+        def __init__(self, real: Any, verb: str):
+            self._real, self._verb = real, verb
+
+        def __getattr__(self, verb: str) -> Any:
+            if verb == self._verb:
+                raise CutOffError
+            return getattr(self._real, verb)
+
+    finish(store, folder, name, 0.5)
+    model_id, real = logged_model(store, folder), store.client
+    for verb in ("create_model_version", "update_model_version", "set_registered_model_alias", "set_registered_model_tag", "set_model_version_tag"):
+        store.client = Cut(real, verb)
+        try:
+            with pytest.raises(CutOffError):
+                registry.register(store, name, model_id, intent(0.4), "version {version}")
+        finally:
+            store.client = real
+    outcome = registry.register(store, name, model_id, intent(0.4), "version {version}")
+    assert (outcome.version, outcome.aliases, outcome.decision.split(":")[0]) == (2, ["challenger", "champion"], "champion")
+    assert [(change.before, change.version, change.kind) for change in history(store, name)] == [(None, 1, "gate"), (1, 2, "gate")]
+    assert store.client.get_model_version(name, "2").description == "version 2"
+
+
 def test_other_evaluation_data_leave_it_challenger_and_name_the_command(store: Store, folder: Path, name: str) -> None:
     finish(store, folder, name, 0.5)
     outcome = finish(store, folder, name, 0.1, digest="e" * 64)

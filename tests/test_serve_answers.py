@@ -135,8 +135,8 @@ def test_a_classification_is_served_with_a_score_a_class(store: Store, tmp_path:
                 assert answer["scores"] == pytest.approx(wanted["scores"], abs=1e-6)
                 assert answer["score"] == max(answer["scores"].values())
         with pytest.raises(urllib.error.HTTPError) as refused:
-            asked(address, {"inputs": [3]})
-        assert refused.value.code == 400
+            asked(address, {"dataframe_records": [{"label": "safe", "code": "eval(x)"}]})
+        assert "the texts are accepted in the first column" in refused.value.read().decode(), "not a judgement of the word safe"
 
 
 LOADING = """
@@ -149,6 +149,12 @@ params = {"max_new_tokens": 8}
 whole = gen.predict(["Reverse a string"], params=params)
 assert gen.predict("Reverse a string", params=params) == whole
 assert gen.predict(pd.DataFrame({"description": ["Reverse a string"]}), params=params) == whole
+assert gen.predict(pd.DataFrame({"description": ["Reverse a string"], "code": ["x"]}), params=params) == whole
+try:
+    gen.predict(pd.DataFrame({"code": ["x"], "description": ["Reverse a string"]}), params=params)
+    raise SystemExit("the code was taken for a description")
+except ValueError as error:
+    assert "best named description" in str(error), error
 assert not whole[0].startswith("Reverse"), "the completion alone"
 assert gen.predict(["Reverse a string"], params={**params, "stop": [whole[0][1]]}) == [whole[0].split(whole[0][1])[0]]
 assert len({gen.predict("x", params={"max_new_tokens": 20, "temperature": 9.0})[0] for _ in range(4)}) > 1

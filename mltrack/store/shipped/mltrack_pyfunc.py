@@ -18,7 +18,8 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 BATCH_SIZE = 16
 MAX_NEW_TOKENS = 128
-_COLUMNS = ("code", "description", "text")
+_RECORD = ("code", "description", "label")
+"""Columns of a record; MLflow hands on a table's first column alone, which must not be one that is not asked for."""
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Classifier | Generator:
@@ -49,7 +50,7 @@ class Classifier:
 
     def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
         """`data`: a string, strings, an array, a Series or a DataFrame; no params."""
-        texts = _texts(data)
+        texts = _texts(data, ("code", "text"))
         labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
         answers = []
         for start in range(0, len(texts), self.batch_size):
@@ -81,7 +82,7 @@ class Generator:
         max_new_tokens = int(given.get("max_new_tokens") or MAX_NEW_TOKENS)
         temperature = float(given.get("temperature") or 0.0)
         stop = _stops(given.get("stop"))
-        prompts = [self.template.replace("{description}", text) for text in _texts(data)]
+        prompts = [self.template.replace("{description}", text) for text in _texts(data, ("description", "text"))]
         completions: list[str] = []
         for start in range(0, len(prompts), self.batch_size):
             completions += self._complete(prompts[start : start + self.batch_size], max_new_tokens, temperature, stop)
@@ -129,21 +130,23 @@ class Generator:
         return text[: min(cuts)] if cuts else text
 
 
-def _texts(data: Any) -> list[str]:
+def _texts(data: Any, accepted: tuple[str, ...]) -> list[str]:
+    """The strings of whatever MLflow hands over; `accepted` are the names of the column that holds them."""
     if isinstance(data, pd.DataFrame):
-        named = [column for column in _COLUMNS if column in data.columns]
-        if not named and data.shape[1] != 1:
-            raise ValueError(f"columns {list(data.columns)}: one column is accepted, or one of them named {', '.join(_COLUMNS)}")
+        named = [column for column in accepted if column in data.columns]
+        if not named and (data.shape[1] != 1 or data.columns[0] in _RECORD):
+            shown = list(data.columns)
+            raise ValueError(f"columns {shown}: the texts are accepted in the first column, or in one column alone, best named {' or '.join(accepted)}")
         data = data[named[0]] if named else data.iloc[:, 0]
     if isinstance(data, str):
         data = [data]
     elif isinstance(data, Mapping):
-        return _texts(pd.DataFrame(data))
+        return _texts(pd.DataFrame(data), accepted)
     elif isinstance(data, (pd.Series, np.ndarray)):
         data = np.asarray(data).reshape(-1).tolist()
     texts = list(data)
     if texts and all(isinstance(text, Mapping) for text in texts):
-        return _texts(pd.DataFrame(texts))
+        return _texts(pd.DataFrame(texts), accepted)
     wrong = next((text for text in texts if not isinstance(text, str)), None)
     if wrong is not None:
         raise ValueError(f"{type(wrong).__name__} given; strings are accepted")
