@@ -259,7 +259,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--rounds", type=int, default=9, help="saves that are counted; one more comes first")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch, in all ways")
-    parser.add_argument("--sizes", help="megabytes of state, separated by commas")
+    parser.add_argument("--only", help="megabytes of state, and cleaning, separated by commas; default: 10,500,cleaning, and 4000 on a GPU")
     parser.add_argument("--folder", help="where checkpoints go; default: the folder of temporary files")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
@@ -269,18 +269,20 @@ def main() -> None:
         torch.set_num_threads(options.threads)
         print(json.dumps(MEASURES[options.measure](options.way, options.megabytes, options.device, options.rounds, Path(options.folder))))
         return
-    sizes = [float(size) for size in (options.sizes or ("10,500,4000" if options.device == "cuda" else "10,500")).split(",")]
+    parts = (options.only or ("10,500,4000,cleaning" if options.device == "cuda" else "10,500,cleaning")).split(",")
     load_before = os.getloadavg()[0]
+    rows: list[tuple[str, list[str], str, str]] = []
     results: dict[str, Any] = {}
-    for megabytes in sizes:
-        results[shown_size(megabytes)] = {
-            way: in_own_process("time", way, megabytes, options) | in_own_process("memory", way, megabytes, options) for way in WAYS
-        }
-    cleaning = {way: in_own_process("cleaning", way, 1, options) for way in WAYS}
-    rows = [row for megabytes in sizes for row in rows_of(megabytes, results[shown_size(megabytes)])]
-    rows.append((f"{CLEANED} checkpoints of 1 MB removed", [f"{one['clean_ms']:.0f} ms" for one in cleaning.values()], "", ""))
+    for part in parts:
+        if part == "cleaning":
+            results[part] = {way: in_own_process("cleaning", way, 1, options) for way in WAYS}
+            rows.append((f"{CLEANED} checkpoints of 1 MB removed", [f"{one['clean_ms']:.0f} ms" for one in results[part].values()], "", ""))
+        else:
+            size, megabytes = shown_size(float(part)), float(part)
+            results[size] = {way: in_own_process("time", way, megabytes, options) | in_own_process("memory", way, megabytes, options) for way in WAYS}
+            rows += rows_of(megabytes, results[size])
     _print_table(rows, options)
-    _write({**results, "cleaning": cleaning}, options, load_before)
+    _write(results, options, load_before)
 
 
 def _print_table(rows: list[tuple[str, list[str], str, str]], options: argparse.Namespace) -> None:
@@ -299,7 +301,7 @@ def _print_table(rows: list[tuple[str, list[str], str, str]], options: argparse.
 
 
 def _write(results: dict[str, Any], options: argparse.Namespace, load_before: float) -> None:
-    """The other device's figures stay as an earlier run wrote them."""
+    """Parts that were not run keep what an earlier run wrote, each with its date."""
     from importlib.metadata import version
 
     device = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
@@ -311,7 +313,10 @@ def _write(results: dict[str, Any], options: argparse.Namespace, load_before: fl
     }
     earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(earlier | {options.device: {**made, **results}}, indent=1) + "\n", encoding="utf-8")
+    RESULTS.write_text(
+        json.dumps({**earlier, options.device: earlier.get(options.device, {}) | {part: {**made, **seen} for part, seen in results.items()}}, indent=1) + "\n",
+        encoding="utf-8",
+    )
 
 
 if __name__ == "__main__":

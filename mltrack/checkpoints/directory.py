@@ -36,7 +36,7 @@ DAMAGED_PREFIX = "damaged-"
 _METADATA_BYTES = 4096
 """More than `metadata.json` takes beside its list of files."""
 
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 16
 """Small tensors go to the file system together."""
 
 _in_work: set[Path] = set()
