@@ -18,6 +18,7 @@ from tracked_runs import is_running, kill, relay_pid, until
 
 from mltrack.journal import RunDirectory, read_journal
 
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 STEPS = 48
 OPTIONS = ("--max-steps", STEPS, "--epochs", "1000", "--save-every", "4", "--eval-every", "8", "--max-checkpoints", "2", "--output", "json")
 DETERMINISTIC = (
@@ -123,7 +124,6 @@ def test_killed_its_directory_gone_and_resumed_from_another_folder(whole, tmp_pa
     assert not list((second / "mltrack-runs").glob(".fetching*"))
 
 
-@pytest.mark.long
 def test_through_a_server_that_carries_the_artifacts(whole, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir(), second.mkdir()

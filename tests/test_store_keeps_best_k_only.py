@@ -182,6 +182,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.long
 def test_seen_sorted_by_what_was_measured_on_which_data_and_loaded_directly(encoder: Path, tmp_path: Path) -> None:
     with artifact_store("local", tmp_path / "store") as there:
         run = KeptRun(tmp_path / "run", there, encoder)
