@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import uuid
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mltrack
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.data import CodeDataset
+from mltrack.data.stdlib_source import STDLIB
 from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.provenance import git_facts
 from mltrack.store import StoreUnavailable, active_run, connect, default_tracking_uri, runs
@@ -23,6 +26,9 @@ NOT_PARAMS = {"output_dir", "tracking_uri", "experiment_name", "run_name", "resu
 """Options that say where a run is kept, not what it computes; they stay out of the MLflow params."""
 
 assert OPTIONS.keys() >= NOT_PARAMS
+
+MANY_LONG = 0.2
+"""Share of records longer than `max_length` from which the user is warned."""
 
 
 def open_run(request: TrainModelRequest, resumed: RunDirectory | None, notice: Callable[[str], None]) -> RunInfo:
@@ -86,23 +92,53 @@ def params_of(request: TrainModelRequest) -> dict[str, str]:
     return {name: request.as_typed.get(name, _written(value)) for name, value in request.options().items() if value is not None and name not in NOT_PARAMS}
 
 
-def inputs_of(train_dataset: CodeDataset, eval_dataset: CodeDataset) -> list[Mapping[str, Any]]:
-    """Both splits as data set inputs of the run."""
-    return [_described(train_dataset, "training", "train"), _described(eval_dataset, "evaluation", "eval")]
+def inputs_of(request: TrainModelRequest, train_dataset: CodeDataset, eval_dataset: CodeDataset) -> list[Mapping[str, Any]]:
+    """Both splits as data set inputs of the run.
+
+    MLflow keeps one data set for all runs of an experiment that name the same digest: so nothing of it depends on a model or a tokenizer.
+    """
+    return [
+        _described(train_dataset, request.dataset_path, "training", "train"),
+        _described(eval_dataset, request.validation_path or request.dataset_path, "evaluation", "eval"),
+    ]
 
 
-def _described(dataset: CodeDataset, context: str, split: str) -> Mapping[str, Any]:
+def _described(dataset: CodeDataset, path: str, context: str, split: str) -> Mapping[str, Any]:
     """A data set as an input of the run."""
-    profile: dict[str, Any] = {"records": len(dataset), "tokens": int(dataset.lengths.sum()), "truncated": dataset.truncated}
+    number = len(dataset) + dataset.dropped
+    profile: dict[str, Any] = {"num_rows": number, "records": number, "digest": dataset.digest}
+    columns = ["code", "label"] if dataset.task.is_classification else ["description", "code"]
     if dataset.task.is_classification:
         profile["classes"] = dataset.class_counts
+    source: str | dict[str, str] = path
+    if path == STDLIB:  # another interpreter has another library, and another Bandit other opinions
+        source = {"uri": STDLIB, "python": platform.python_version(), **({"bandit": version("bandit")} if dataset.task.is_classification else {})}
     return {
-        "name": f"{Path(str(dataset.source)).name}-{split}",
+        "name": f"{Path(path).name}-{split}",
         "digest": dataset.digest[:36],
-        "source": str(dataset.source),
+        "source": source,
         "context": context,
+        "schema": json.dumps({"mlflow_colspec": [{"name": name, "type": "string", "required": True} for name in columns]}),
         "profile": json.dumps(profile),
     }
+
+
+def data_figures(train_dataset: CodeDataset, eval_dataset: CodeDataset) -> dict[str, float]:
+    """What is logged of both splits before the first step: the share of records longer than `max_length`, and those that `drop` left out."""
+    figures = {"truncated_share": train_dataset.truncated_share, "eval_truncated_share": eval_dataset.truncated_share}
+    if train_dataset.truncation == "drop":
+        figures |= {"dropped_records": float(train_dataset.dropped), "eval_dropped_records": float(eval_dataset.dropped)}
+    return figures
+
+
+def long_text_warnings(train_dataset: CodeDataset, eval_dataset: CodeDataset) -> list[str]:
+    """A line for the user for each split of which `max_length` has cut or dropped more than `MANY_LONG`."""
+    lines = []
+    for name, dataset in (("training", train_dataset), ("evaluation", eval_dataset)):
+        if dataset.truncated_share > MANY_LONG:
+            what = "left out" if dataset.dropped else "cut"
+            lines.append(f"{dataset.truncated_share:.0%} of the {name} records are longer than max_length={dataset.max_length} tokens and were {what}")
+    return lines
 
 
 def _written(value: Any) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +23,7 @@ from mltrack.config import TaskType, TrainModelRequest, TrainModelResponse
 from mltrack.data import CodeDataset
 from mltrack.data.encoding import check_truncation
 from mltrack.data.readers import find_sources
-from mltrack.data.requested import requested_records
+from mltrack.data.requested import RequestedRecords, requested_records
 from mltrack.errors import ConfigurationError, DatasetError, Interrupted, MltrackError, TrainingError
 from mltrack.evaluation import baselines
 from mltrack.evaluation.outcome import write_outcome
@@ -54,7 +54,8 @@ class _Run:
     parent: registry.Parent | None = None
     train_dataset: CodeDataset | None = None
     eval_dataset: CodeDataset | None = None
-    data_figures: dict[str, float] = field(default_factory=dict)
+    records: RequestedRecords | None = None
+    data_figures: Mapping[str, float] = field(default_factory=dict)
     """What is logged of the data at step 0."""
     model: Any = None
     directory: RunDirectory | None = None
@@ -152,8 +153,9 @@ class TrainModelUseCase:
         assert source is not None
         assert request.max_length is not None
         found = requested_records(request, tokenizer=source.tokenizer, progress=self._part("reading"))
-        for line in found.left_out:
-            self._notice(f"left out: {line}")
+        run.records = found
+        for line in found.lines:
+            self._notice(line)
         if source.kind == "scratch":
             source.train_tokenizer(text for record in found.train for text in (record.description, record.text) if text)
         tokenizing = self._part("tokenizing")
@@ -163,7 +165,7 @@ class TrainModelUseCase:
         mapping = run.train_dataset.label_mapping if run.task.is_classification else None
         run.model = source.build(label_mapping=mapping, max_length=request.max_length, seed=request.seed)
         self._load_checkpoint(run)
-        run.data_figures = data_figures(run.train_dataset, run.eval_dataset, len(found.left_out))
+        run.data_figures = found.counts | data_figures(run.train_dataset, run.eval_dataset)
         for line in long_text_warnings(run.train_dataset, run.eval_dataset):
             self._notice(line)
         self._notice(f"data: {len(run.train_dataset):,} training and {len(run.eval_dataset):,} evaluation records from {request.dataset_path}")
@@ -218,6 +220,9 @@ class TrainModelUseCase:
             tracker.set_tags(run.parent.tags)
         tracker.log_inputs(inputs_of(request, train_dataset, eval_dataset))
         tracker.log_artifact(run.directory.path / "config.json")
+        assert run.records is not None
+        for path in run.records.keep_bad_records(run.directory.path):
+            tracker.log_artifact(path, "data")
         self._log_baselines(run, tracker)
 
     def _log_baselines(self, run: _Run, tracker: TrainingMetricsTracker) -> None:
@@ -293,6 +298,8 @@ class TrainModelUseCase:
             run.tracker.set_tags({"mltrack.inexact_resume": "; ".join(changed)})
         state = run.trainer.state
         run.tracker.resume_from(state.step, state.epoch)
+        if not run.request.new_run:
+            run.checkpoints.settle()
         self._notice(f"resumed at step {state.step:,} (epoch {state.epoch + 1}) of {run.resumed.path}")
         if state.stopped_early:
             self._notice("it had stopped early and stays stopped")

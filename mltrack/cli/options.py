@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from mltrack.config import OPTIONS, Option
+from mltrack.config.options import DATA_OPTIONS
 
 
 def described(option: Option) -> str:
@@ -41,6 +42,12 @@ def takes_options(names: Mapping[str, Option], command: Callable[[dict[str, str]
 def train_options() -> dict[str, Option]:
     """All options of `mltrack train`."""
     return dict(OPTIONS)
+
+
+def split_options() -> dict[str, Option]:
+    """The options of `mltrack data split`: those of `train` that decide which records are on which side, and where they go."""
+    folder = Option(name="output_dir", kind="path", help="Folder for train.jsonl and evaluation.jsonl; not set: the records are only counted.")
+    return {name: OPTIONS[name] for name in DATA_OPTIONS if name in OPTIONS} | {"output_dir": folder, "output": OPTIONS["output"]}
 
 
 def markdown_table() -> str:

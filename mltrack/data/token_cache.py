@@ -31,6 +31,7 @@ import numpy as np
 from mltrack.data.cache import cache_folder, is_locked, locked
 from mltrack.data.encoding import EncodedRows, Encoder, Progress
 from mltrack.data.records import Record
+from mltrack.data.table import keys_of
 
 FORMAT_VERSION = 1
 FEWEST_RECORDS = 2000
@@ -91,12 +92,14 @@ def token_rows(records: Sequence[Record], encoder: Encoder, *, cache: bool = Tru
 
     Args:
         cache: False makes them and keeps no file.
-        progress: called while they are made.
+        progress: called while they are made, unless they are few.
 
     Raises:
         DatasetError: the tokenizer makes no token of a record.
     """
-    if not cache or len(records) < FEWEST_RECORDS:
+    if len(records) < FEWEST_RECORDS:
+        return _in_memory(encoder.rows(records), encoder)
+    if not cache:
         return _in_memory(encoder.rows(records, progress), encoder)
     key = {"format_version": FORMAT_VERSION, "contents": _ordered_digest(records), **encoder.facts()}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
@@ -148,9 +151,7 @@ def _starts(lengths: np.ndarray) -> np.ndarray:
 
 def _ordered_digest(records: Sequence[Record]) -> str:
     """sha256 (hex) of the contents in their order, 16 bytes a record."""
-    keys = getattr(records, "content_keys", None)
-    joined = b"".join(bytes.fromhex(record.content_key)[:16] for record in records) if keys is None else np.ascontiguousarray(keys).tobytes()
-    return hashlib.sha256(joined).hexdigest()
+    return hashlib.sha256(keys_of(records).tobytes()).hexdigest()
 
 
 def _write(path: Path, key: dict[str, Any], parts: Iterable[EncodedRows], dtype: np.dtype[Any]) -> None:

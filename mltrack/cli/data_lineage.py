@@ -1,0 +1,99 @@
+"""`mltrack data show` and `mltrack data split`: what a run was trained on, and the same records again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mltrack.cli.options import split_options
+from mltrack.config import OPTIONS, TrainModelRequest
+from mltrack.errors import ConfigurationError
+
+
+def split(words: Mapping[str, str]) -> None:
+    """Print, and with `output_dir` write, the training and evaluation records that a training with these options has."""
+    from mltrack.data.requested import requested_records
+    from mltrack.data.table import digest_of
+
+    options = split_options()
+    values = {name: options[name].parse(word) for name, word in words.items()}
+    folder, output = values.pop("output_dir", None), values.pop("output", "text")
+    found = requested_records(TrainModelRequest(**values))
+    rows = []
+    for name, records in (("train", found.train), ("evaluation", found.evaluation)):
+        row: dict[str, Any] = {"set": name, "records": len(records), "digest": digest_of(records)}
+        if folder is not None:
+            row["path"] = str(_written(records, Path(folder), name, found.loader.task.is_classification))
+        rows.append(row)
+    if output == "json":
+        print(json.dumps(rows))
+        return
+    for line in found.lines:
+        print(line)
+    for row in rows:
+        print(f"{row['set']:<12}{row['records']:>10,} records  digest {row['digest'][:36]}  {row.get('path', '')}".rstrip())
+
+
+def show(run_id: str, output_dir: str, output: str, tracking_uri: str | None) -> None:
+    """Print the data sets of a run, here or in MLflow, and the command that makes them again."""
+    from mltrack.data.requested import rebuild_command
+
+    OPTIONS["output"].check(output)
+    data_sets, options = _recorded(run_id, output_dir, tracking_uri)
+    if not data_sets:
+        raise ConfigurationError(f"data show: run {run_id} names no data sets; accepted: a run of `mltrack train` that has got as far as its data")
+    command = rebuild_command(options) if options.get("dataset_path") else None
+    if output == "json":
+        print(json.dumps({"data_sets": data_sets, "rebuild": command}))
+        return
+    for one in data_sets:
+        print("\n".join(_lines(one)))
+    print(f"rebuild     {command or 'its options are not recorded'}")
+
+
+def _recorded(run_id: str, output_dir: str, tracking_uri: str | None) -> tuple[list[dict[str, Any]], Mapping[str, Any]]:
+    """The run's data sets and options: from its run directory, which holds them offline too, else from MLflow."""
+    from mltrack.journal import JournalReader, find_run_directory
+    from mltrack.remote_run import look_up
+    from mltrack.store.inputs import data_sets_of
+
+    directory = find_run_directory(output_dir, run_id)
+    if directory is None:
+        store, run = look_up(run_id, tracking_uri)
+        return data_sets_of(store, run.run_id), run.params
+    data_sets: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in JournalReader(directory.journal).read_new():
+        if record["type"] == "inputs":
+            for one in record["datasets"]:
+                parsed = {name: json.loads(one[name]) for name in ("schema", "profile") if one.get(name)}
+                data_sets.setdefault((one["context"], one["digest"]), {**one, **parsed})
+    config = directory.path / "config.json"
+    return list(data_sets.values()), json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+
+
+def _lines(one: Mapping[str, Any]) -> list[str]:
+    profile, source = one.get("profile") or {}, one["source"]
+    made_with = ", ".join(f"{name} {value}" for name, value in source.items() if name != "uri") if isinstance(source, dict) else ""
+    lines = [
+        f"{one['context']:<12}{one['name']}: {profile.get('records', 0):,} records",
+        f"  digest    {profile.get('digest') or one['digest']}",
+        f"  source    {source['uri'] if isinstance(source, dict) else source}{f' ({made_with})' if made_with else ''}",
+    ]
+    if profile.get("classes"):
+        lines.append("  classes   " + ", ".join(f"{label} {count:,}" for label, count in profile["classes"].items()))
+    return lines
+
+
+def _written(records: Sequence[Any], folder: Path, name: str, classifies: bool) -> Path:
+    path = folder / f"{name}.jsonl"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            for record in records:
+                fields = {"code": record.text, "label": record.label} if classifies else {"description": record.description, "code": record.text}
+                file.write(json.dumps({**record.extra, **fields}) + "\n")
+    except OSError as error:
+        raise ConfigurationError(f"output_dir: {path} cannot be written ({error.strerror}); accepted: a folder that can") from None
+    return path
