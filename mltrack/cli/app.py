@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import typer
 
-from mltrack.cli.options import spellings, takes_options, train_options
+from mltrack.cli.options import spellings, split_options, takes_options, train_options
 
 app = typer.Typer(
     name="mltrack", help="Fine-tune code models and keep every run in MLflow.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
 )
 models = typer.Typer(name="models", help="The model registry.", no_args_is_help=True)
 app.add_typer(models)
+data = typer.Typer(name="data", help="What is trained on.", no_args_is_help=True)
+app.add_typer(data)
 
 URI = typer.Option(
     None, *spellings("tracking_uri"), help="MLflow tracking URI; not set: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here.", show_default=False
@@ -152,3 +154,26 @@ def _models_delete(
     from mltrack.cli.models import delete_model
 
     delete_model(name, version, force or "false", keep_files or "false", tracking_uri)
+
+
+@data.command("show")
+def _data_show(
+    run: str = typer.Argument(..., help="A run id, or a run directory."),
+    output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
+    output: str | None = _option("output", "text or json.", "text"),
+    tracking_uri: str | None = URI,
+) -> None:
+    """What a run was trained and evaluated on, and the command that makes the same records again."""
+    from mltrack.cli.data_lineage import show
+
+    show(run, output_dir or "mltrack-runs", output or "text", tracking_uri)
+
+
+def _data_split(words: dict[str, str]) -> None:
+    """The training and evaluation records that a training with these options has, counted or written."""
+    from mltrack.cli.data_lineage import split
+
+    split(words)
+
+
+data.command("split")(takes_options(split_options(), _data_split))
