@@ -183,6 +183,7 @@ OPTIONS: dict[str, Option] = _declare(
     Option(name="labels", kind="pairs", help="Which class each label of the data means: `0=safe,1=unsafe`."),
     Option(name="validation_path", kind="path", help="Evaluation records, from where `dataset_path` could be; without it, `validation_split` of the records is held out."),
     Option(name="validation_split", kind="float", default=0.1, minimum=0, above=True, maximum=1, below=True, help="Share of the records held out for evaluation, stratified by label."),
+    Option(name="group", kind="text", help="A column whose equal values stay on one side of the split, such as the commit of a function before and after its fix."),
     Option(name="model_name", kind="text", default="scratch:small", help="`scratch:tiny|small|base`, a Hugging Face hub name, a local folder, or `models:/name@alias`."),
     Option(name="num_labels", kind="int", minimum=2, help="Number of classes; only checked against the data."),
     Option(name="max_length", kind="int", by_task=True, minimum=8, help="Longest sequence in tokens; `truncation` says what happens to longer ones."),

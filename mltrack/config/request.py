@@ -107,6 +107,7 @@ class TrainModelRequest:
     metric_mode: str | None = None
     validation_split: float = setting("validation_split")
     validation_path: str | None = None
+    group: str | None = None
     max_length: int | None = None
     truncation: str = setting("truncation")
     seed: int = setting("seed")

@@ -45,6 +45,7 @@ class DatasetLoader:
         bad_records_path: JSON Lines file of the records that are left out; not given: `bad_records.keep(path)` writes it later.
         num_labels: number of classes that the data must have.
         seed: seeds the split.
+        group: name of a column whose equal values stay on one side of the split.
         progress: called with (done, total) while the built-in source is scanned.
         label_mapping: the classes of another file, usually the training file; a record of none of them is a bad record.
         truncation: what is kept of a text that is too long; see `CodeDataset`.
@@ -70,6 +71,7 @@ class DatasetLoader:
         progress: Callable[[int, int], None] | None = None,
         label_mapping: Mapping[str, int] | None = None,
         truncation: str = "head",
+        group: str | None = None,
     ):
         self.task = as_task(task)
         if on_bad_record not in ("stop", "skip"):
@@ -81,6 +83,7 @@ class DatasetLoader:
         self.max_length = max_length
         self.truncation = truncation
         self.seed = seed
+        self.group = group
         self.columns, self.labels = as_pairs("columns", columns), as_pairs("labels", labels)
         unknown = next((field for field in self.columns if field not in ("code", "label", "description")), None)
         if unknown is not None:
@@ -120,10 +123,10 @@ class DatasetLoader:
 
     def split_records(self, test_size: float = 0.2) -> tuple[Sequence[Record], Sequence[Record]]:
         """(train, test) records, stratified by label; needs no tokenizer."""
-        return split_records(self.records, test_size, self.seed, stratify=self.task.is_classification)
+        return split_records(self.records, test_size, self.seed, stratify=self.task.is_classification, group=self.group, progress=self._progress)
 
     def get_train_test_split(self, test_size: float = 0.2) -> tuple[CodeDataset, CodeDataset]:
-        """(train, test) data sets, stratified by label and seeded; duplicates stand on one side."""
+        """(train, test) data sets, stratified by label and seeded; duplicates, near-duplicates and groups stand on one side."""
         train, test = self.split_records(test_size)
         return self.dataset(train), self.dataset(test)
 
