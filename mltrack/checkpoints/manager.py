@@ -204,6 +204,11 @@ class CheckpointManager:
         """
         self._behind.finish()
 
+    def settle(self) -> None:
+        """Let go of what does not stay and tell who listens: a process that was killed behind its last save has told nobody of it."""
+        self.finish()
+        self._keep_what_stays()
+
     def list_checkpoints(self) -> list[CheckpointMetadata]:
         """This run's complete checkpoints by step; of a step that was saved twice the later one."""
         self.finish()
