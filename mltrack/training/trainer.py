@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from mltrack.checkpoints import CheckpointManager
-from mltrack.checkpoints.state import capture_rng, restore_rng, unwrapped
+from mltrack.checkpoints.state import capture_rng, load_model, load_optimizer, restore_rng, unwrapped
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.errors import CheckpointError, DatasetError, Interrupted
@@ -216,11 +216,12 @@ class AdvancedTrainer:
 
         Raises:
             ConfigurationError: something has changed and `exact` is on.
+            CheckpointError: it is not of this model or this optimizer.
         """
         extra = checkpoint["extra_state"]
         changed = compare_decisive(extra["decisive"], self._decisive(), exact=self.config.exact)
-        unwrapped(self.model).load_state_dict(checkpoint["model_state_dict"])
-        self.optimizer.load_state_dict(checkpoint["optimizer_state_dict"])
+        load_model(self.model, checkpoint["model_state_dict"])
+        load_optimizer(self.optimizer, checkpoint["optimizer_state_dict"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
         apply_options(self.optimizer, self.scheduler, self.config)
         self.precision.load_state_dict(checkpoint["scaler_state_dict"] or {})
