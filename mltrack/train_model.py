@@ -19,6 +19,7 @@ from typing import Any
 import mltrack
 from mltrack import registry
 from mltrack.checkpoints import CheckpointManager, CheckpointMetadata
+from mltrack.checkpoints.state import load_model
 from mltrack.config import TaskType, TrainModelRequest, TrainModelResponse
 from mltrack.data import CodeDataset
 from mltrack.data.encoding import check_truncation
@@ -337,7 +338,7 @@ class TrainModelUseCase:
         if best is None:
             raise TrainingError(f"{checkpoints.checkpoint_dir}: no complete checkpoint is left")
         info = best["metadata"]
-        trainer.model.load_state_dict(best["model_state_dict"])
+        load_model(trainer.model, best["model_state_dict"])
         save_pretrained(trainer.model, run.source.tokenizer, directory.model)
         written_files = write_outcome(trainer, directory.path, step=info.step, stop_requested=self._stop_requested)
         for path, folder in written_files:

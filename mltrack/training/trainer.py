@@ -228,6 +228,7 @@ class AdvancedTrainer:
         self.state.load_state_dict(extra["training"])
         self.gradient.micro_batch_size = self.state.micro_batch_size
         self.early_stopping.load_state_dict(extra["early_stopping"])
+        self.state.stopped_early = self.state.stopped_early and self.early_stopping.should_stop  # patience may have grown
         self._rng = extra["rng"]
         return changed
 
