@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mltrack.evaluation import classification_report, confusion_matrix_figure, learning_curves_figure
+from mltrack.evaluation.figures import token_lengths_figure
 
 LEVELS = ["safe", "low", "medium", "high", "critical"]
 
@@ -63,3 +64,12 @@ def test_learning_curves_are_drawn_without_global_state(tmp_path: Path):
 @pytest.mark.parametrize("history", [{}, {"train_loss": []}, {"train_loss": [(1, 2.0)]}])
 def test_short_histories_are_drawn_too(tmp_path: Path, history: dict):
     pixels(learning_curves_figure(history, tmp_path / "curves.png"))
+
+
+@pytest.mark.parametrize(
+    "lengths", [{"training": [1]}, {"training": [5, 7, 7, 90_000], "evaluation": [3]}, {"training": list(range(1, 3000)), "evaluation": [255, 256, 257]}]
+)
+def test_the_lengths_of_records_are_drawn(tmp_path: Path, lengths: dict):
+    width, height = pixels(token_lengths_figure(lengths, 256, tmp_path / "figures" / "lengths.png"))
+    assert width > 600
+    assert height > 250 * len(lengths)

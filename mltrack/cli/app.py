@@ -156,6 +156,43 @@ def _models_delete(
     delete_model(name, version, force or "false", keep_files or "false", tracking_uri)
 
 
+@data.command("inspect")
+def _data_inspect(
+    path: str = typer.Argument(..., help="Records, as --dataset-path of train takes them, or stdlib."),
+    task: str | None = _option("task", "The task; not set: told by the fields of the first record."),
+    model_name: str | None = _option("model_name", "Whose tokenizer counts, as for train.", None),
+    max_length: str | None = _option("max_length", "Tokens from which a record is cut; not set: by task."),
+    columns: str | None = _option("columns", "Which columns of the data hold what: code=func,label=target."),
+    labels: str | None = _option("labels", "Which class each label of the data means: 0=safe,1=unsafe."),
+    on_bad_record: str | None = _option("on_bad_record", "stop at the first bad record, or skip: leave them out and count them."),
+    output: str | None = _option("output", "text or json."),
+) -> None:
+    """What is in a data set: counts, lengths in tokens, examples."""
+    from mltrack.cli.data import inspect
+
+    given = {"task": task, "model_name": model_name, "max_length": max_length, "columns": columns, "labels": labels}
+    inspect(path, {**given, "on_bad_record": on_bad_record, "output": output})
+
+
+@data.command("check")
+def _data_check(
+    train: str = typer.Argument(..., help="Training records, as --dataset-path of train takes them, or stdlib."),
+    valid: str | None = typer.Argument(None, help="Validation records.", show_default=False),
+    task: str | None = _option("task", "The task; not set: told by the fields of the first record."),
+    columns: str | None = _option("columns", "Which columns of the data hold what: code=func,label=target."),
+    labels: str | None = _option("labels", "Which class each label of the data means: 0=safe,1=unsafe."),
+    group: str | None = _option("group", "A column whose equal values should be on one side."),
+    on_bad_record: str | None = _option("on_bad_record", "stop at the first bad record, or skip: leave them out."),
+    thresholds: str | None = _option("thresholds", "What is still accepted, by name: near_overlap=0.01,imbalance=20; the output names them all."),
+    output: str | None = _option("output", "text or json."),
+) -> None:
+    """Leaks, copies, contradictions, imbalance, lengths, broken code; exit code 1 where something is above its threshold."""
+    from mltrack.cli.data_check import check
+
+    given = {"task": task, "columns": columns, "labels": labels, "group": group, "on_bad_record": on_bad_record, "output": output}
+    raise typer.Exit(check(train, valid, given, thresholds))
+
+
 @data.command("show")
 def _data_show(
     run: str = typer.Argument(..., help="A run id, or a run directory."),

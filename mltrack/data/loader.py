@@ -157,13 +157,13 @@ class DatasetLoader:
             "distinct": len(np.unique(keys_of(self.records))),
             "skipped": self.num_skipped,
             "classes": count_labels(self.records, self.label_mapping),
-            "characters": _percentiles(characters),
+            "characters": percentiles(characters),
             "tokens": None,
             "truncated": None,
         }
         if self.tokenizer is not None:
             dataset = self.load()
-            statistics["tokens"] = _percentiles(dataset.uncut_lengths)
+            statistics["tokens"] = percentiles(dataset.uncut_lengths)
             statistics["truncated"] = dataset.truncated_share
         return statistics
 
@@ -218,6 +218,7 @@ class DatasetLoader:
         return records if first_bad is None else select(records, np.flatnonzero(known))
 
 
-def _percentiles(values: Sequence[int] | np.ndarray) -> dict[str, int]:
+def percentiles(values: Sequence[int] | np.ndarray) -> dict[str, int]:
+    """Some percentiles by name, min and max included; each is one of the values."""
     found = np.percentile(np.asarray(values), _PERCENTILES, method="higher")
     return {"min" if p == 0 else "max" if p == 100 else f"p{p}": int(value) for p, value in zip(_PERCENTILES, found, strict=True)}

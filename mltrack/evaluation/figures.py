@@ -1,4 +1,4 @@
-"""Pictures for the run's artifacts: confusion matrix, learning curves.
+"""Pictures for the run's artifacts: confusion matrix, learning curves, lengths of the records.
 
 Invariant: matplotlib's object interface with the Agg canvas only; no global state, no display, and a file that is there is whole.
 """
@@ -72,6 +72,36 @@ def learning_curves_figure(history: Mapping[str, Sequence[tuple[int, float]]], p
         axes.axis("off")
     if not names:
         spots[0].text(0.5, 0.5, "no points yet", ha="center", va="center", color=_INK)
+    return _write(figure, path)
+
+
+def token_lengths_figure(lengths: Mapping[str, Any], max_length: int, path: str | Path) -> Path:
+    """Write a PNG: a histogram of the records' tokens, a panel each split, with a line where `max_length` cuts.
+
+    Args:
+        lengths: split -> tokens of each record before it is cut, int [N]; N is at least 1.
+        max_length: tokens.
+        path: of the PNG.
+    """
+    import numpy as np
+
+    from mltrack.data.inspection import histogram
+
+    figure, grid = _figure(6.4, 2.6 * len(lengths), len(lengths), 1)
+    for axes, colour, (name, tokens) in zip(np.ravel(grid), _LINES, lengths.items(), strict=False):
+        counted = np.asarray(tokens)
+        bins = histogram(counted, bins=64)
+        width = bins[0].last - bins[0].first + 1
+        axes.bar([one.first for one in bins], [one.count for one in bins], width=width, align="edge", color=colour)
+        axes.axvline(max_length, color=_INK, linewidth=1.2, linestyle="--")
+        cut = float((counted > max_length).mean())
+        beyond = f" (the last bar: all up to {bins[-1].last:,})" if bins[-1].last - bins[-1].first >= width else ""
+        axes.set_title(f"{name}: {len(counted):,} records, {cut:.1%} longer than max_length={max_length}", fontsize=10, loc="left")
+        axes.set_xlabel(f"tokens{beyond}")
+        axes.set_ylabel("records")
+        axes.grid(True, axis="y", color=_GRID, linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
     return _write(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""The files that a finished training leaves beside its model: report, confusion matrix, samples, learning curves.
+"""The files that a finished training leaves beside its model: report, confusion matrix, samples, learning curves, lengths of the records.
 
 Invariant: they describe the model that is kept (the best), on the evaluation set of the run.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 from mltrack.data import CodeDataset
 from mltrack.errors import Interrupted
-from mltrack.evaluation.figures import confusion_matrix_figure, learning_curves_figure
+from mltrack.evaluation.figures import confusion_matrix_figure, learning_curves_figure, token_lengths_figure
 from mltrack.evaluation.reports import classification_report
 from mltrack.evaluation.samples import Sample, fixed_prompts, generate_samples, syntax_valid_share
 from mltrack.training import AdvancedTrainer, evaluate, label_names
@@ -43,6 +43,7 @@ def write_outcome(trainer: AdvancedTrainer, folder: Path, *, step: int, stop_req
 
     dataset = trainer.eval_dataset
     files: Written = [(learning_curves_figure(_curves(trainer.state.history), folder / "learning_curves.png"), "figures")]
+    files.append((token_lengths_figure(_lengths(trainer), trainer.train_dataset.max_length, folder / "token_lengths.png"), "figures"))
     if dataset is None:
         return files
     if dataset.task.is_classification:
@@ -98,6 +99,12 @@ def _ended(check: Callable[..., None]) -> bool:
     except Interrupted:
         return True
     return False
+
+
+def _lengths(trainer: AdvancedTrainer) -> dict[str, Any]:
+    """Tokens of each record by split."""
+    splits = {"training": trainer.train_dataset, "evaluation": trainer.eval_dataset}
+    return {name: dataset.uncut_lengths for name, dataset in splits.items() if dataset is not None}
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:
