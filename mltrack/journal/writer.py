@@ -2,7 +2,7 @@
 
 Contract:
 - one record is one `write`: once `append` returns, the record survives `kill -9` of the process;
-- one writer: a second one is refused while the first lives;
+- one writer: a second one is refused while the first lives, whatever processes it has forked;
 - a torn tail that a crash left is closed with a line end and never touched again;
 - the disk gets it (`fdatasync`) on `sync()` and, by a thread of its own, every few seconds.
 """
@@ -13,6 +13,7 @@ import fcntl
 import os
 import threading
 from pathlib import Path
+from weakref import WeakSet
 
 from mltrack.errors import TrackingError
 from mltrack.journal import records
@@ -20,6 +21,9 @@ from mltrack.journal.frame import encode, framed
 
 SYNC_INTERVAL_S = 5.0
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
+
+
+_WRITERS: WeakSet[JournalWriter] = WeakSet()
 
 
 class DiskFullError(TrackingError):
@@ -56,6 +60,7 @@ class JournalWriter:
         except OSError as error:
             os.close(self._fd)
             raise TrackingError(f"{self.path}: another process is writing this journal; wait for it, or choose another output_dir") from error
+        _WRITERS.add(self)
         self._start(mltrack_version)
         self._syncer = threading.Thread(target=self._sync_now_and_then, name="journal-sync", daemon=True)
         self._syncer.start()
@@ -100,6 +105,17 @@ class JournalWriter:
         finally:
             os.close(self._fd)
 
+    def _leave_lock_to_parent(self) -> None:
+        """In a forked process, such as one that collates batches: the file opened anew, since the lock is held as long as anybody has its descriptor."""
+        if self._closed:
+            return
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        except OSError:
+            descriptor = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(descriptor, self._fd, inheritable=False)
+        os.close(descriptor)
+
     def _start(self, mltrack_version: str) -> None:
         size = os.fstat(self._fd).st_size
         if size == 0:
@@ -135,3 +151,11 @@ class JournalWriter:
                     self.sync()
                 except DiskFullError as error:
                     self._sync_error = error  # comes back on the next append
+
+
+def _after_fork() -> None:
+    for writer in list(_WRITERS):
+        writer._leave_lock_to_parent()
+
+
+os.register_at_fork(after_in_child=_after_fork)
