@@ -22,6 +22,7 @@ from mltrack.checkpoints import CheckpointManager, CheckpointMetadata
 from mltrack.checkpoints.state import load_model
 from mltrack.config import TaskType, TrainModelRequest, TrainModelResponse
 from mltrack.data import CodeDataset
+from mltrack.data.check import DataReport, check_data
 from mltrack.data.encoding import check_truncation
 from mltrack.data.readers import find_sources
 from mltrack.data.requested import RequestedRecords, requested_records
@@ -56,6 +57,7 @@ class _Run:
     train_dataset: CodeDataset | None = None
     eval_dataset: CodeDataset | None = None
     records: RequestedRecords | None = None
+    data_check: DataReport | None = None
     data_figures: Mapping[str, float] = field(default_factory=dict)
     """What is logged of the data at step 0."""
     model: Any = None
@@ -162,11 +164,14 @@ class TrainModelUseCase:
         tokenizing = self._part("tokenizing")
         run.train_dataset = found.loader.dataset(found.train, source.tokenizer, progress=tokenizing)
         run.eval_dataset = found.loader.dataset(found.evaluation, source.tokenizer, progress=tokenizing)
+        run.data_check = check_data(found.train, found.evaluation, group=request.group, progress=self._part("comparing"))
+        for finding in run.data_check.findings:
+            self._notice(finding.line)
         check_metric_name(run.eval_dataset, request.metric_name)
         mapping = run.train_dataset.label_mapping if run.task.is_classification else None
         run.model = source.build(label_mapping=mapping, max_length=request.max_length, seed=request.seed)
         self._load_checkpoint(run)
-        run.data_figures = found.counts | data_figures(run.train_dataset, run.eval_dataset)
+        run.data_figures = found.counts | run.data_check.metrics() | data_figures(run.train_dataset, run.eval_dataset)
         for line in long_text_warnings(run.train_dataset, run.eval_dataset):
             self._notice(line)
         self._notice(f"data: {len(run.train_dataset):,} training and {len(run.eval_dataset):,} evaluation records from {request.dataset_path}")
@@ -222,6 +227,10 @@ class TrainModelUseCase:
         tracker.log_inputs(inputs_of(request, train_dataset, eval_dataset))
         tracker.log_artifact(run.directory.path / "config.json")
         assert run.records is not None
+        assert run.data_check is not None
+        write_json(run.directory.path / "data_check.json", run.data_check.to_dict())
+        tracker.log_artifact(run.directory.path / "data_check.json", "data")
+        tracker.set_tags({"mltrack.data_check": ", ".join(finding.name for finding in run.data_check.findings) or "ok"})
         for path in run.records.keep_bad_records(run.directory.path):
             tracker.log_artifact(path, "data")
         self._log_baselines(run, tracker)

@@ -23,7 +23,7 @@ import numpy as np
 from mltrack.data.cache import cached_rows
 from mltrack.data.normalize import normalize
 from mltrack.data.records import Record
-from mltrack.data.table import keys_of, select
+from mltrack.data.table import keys_of
 
 FORMAT_VERSION = 1
 """Part of the cache's name; whatever changes the groups raises it."""
@@ -55,19 +55,19 @@ class DuplicateGroups:
     """The same code but for layout, comments and the names that it gives: int64 [N]."""
 
 
-def duplicate_groups(records: Sequence[Record], *, progress: Progress | None = None) -> DuplicateGroups:
+def duplicate_groups(records: Sequence[Record], *, keys: np.ndarray | None = None, progress: Progress | None = None) -> DuplicateGroups:
     """The groups of near-duplicates among these records; kept in the cache folder from 1,000 distinct records on.
 
     Args:
+        keys: the records' content keys, V16 [N], where the caller has them already.
         progress: called with (done, total) while there is nothing in the cache.
     """
-    _, order, back = distinct_keys(keys_of(records))
-    distinct = select(records, order)
+    distinct, order, back = distinct_keys(keys if keys is not None else keys_of(records))
     report: Progress = progress if progress is not None else lambda done, total: None
     if len(order) < _CACHED_FROM:
-        rows = _grouped(distinct, report)
+        rows = _grouped(records, order, report)
     else:
-        rows = cached_rows(f"near-duplicates-{_digest(records, order)}-v{FORMAT_VERSION}", lambda: _grouped(distinct, report))
+        rows = cached_rows(f"near-duplicates-{sha256(distinct.tobytes()).hexdigest()[:32]}-v{FORMAT_VERSION}", lambda: _grouped(records, order, report))
     near, same = np.asarray(rows, dtype=np.int64).reshape(2, -1)
     return DuplicateGroups(near[back], same[back])
 
@@ -99,28 +99,24 @@ def joined(count: int, groupings: Sequence[np.ndarray]) -> np.ndarray:
     return sets.numbers()
 
 
-def _digest(records: Sequence[Record], order: np.ndarray) -> str:
-    """Of the distinct contents alone, and of whether they have descriptions: the same for every order and every label."""
-    return sha256(np.ascontiguousarray(keys_of(records)[order]).tobytes()).hexdigest()[:32]
-
-
-def _grouped(records: Sequence[Record], report: Progress) -> list[list[int]]:
-    """[near, same]: a group's number for each of these distinct records, which are in the order of their keys."""
-    sets = _DisjointSets(len(records))
+def _grouped(records: Sequence[Record], order: np.ndarray, report: Progress) -> list[list[int]]:
+    """[near, same]: a group's number for each of the distinct records at these positions, which are in the order of their keys."""
+    count = len(order)
+    sets = _DisjointSets(count)
     same: dict[bytes, int] = {}
     short: dict[bytes, int] = {}
     shapes: dict[bytes, int] = {}
     compared: list[int] = []
     runs: list[np.ndarray] = []
     same_numbers = []
-    by_similarity = len(records) <= MOST_COMPARED
+    by_similarity = count <= MOST_COMPARED
     if not by_similarity:
         warnings.warn(
-            f"{len(records):,} distinct records are more than {MOST_COMPARED:,}: kept together are those with the same normalised tokens, not those with similar ones",
+            f"{count:,} distinct records are more than {MOST_COMPARED:,}: kept together are those with the same normalised tokens, not those with similar ones",
             stacklevel=4,
         )
     codes = _TokenCodes()
-    for index, record in enumerate(records):
+    for index, record in enumerate(records[int(position)] for position in order):
         code = normalize(record.text)
         same_numbers.append(same.setdefault(code.same_code, index))
         found = _runs(np.fromiter(map(codes.__getitem__, code.tokens), dtype=np.uint64, count=len(code.tokens)))
@@ -134,11 +130,11 @@ def _grouped(records: Sequence[Record], report: Progress) -> list[list[int]]:
                 compared.append(index)
                 runs.append(found)
         if index % _REPORT_EVERY == 0:
-            report(index, len(records))
+            report(index, count)
     for a, b in _candidates(runs):
         if sets.find(compared[a]) != sets.find(compared[b]) and _similarity(runs[a], runs[b]) >= SIMILARITY:
             sets.join(compared[a], compared[b])
-    report(len(records), len(records))
+    report(count, count)
     return [sets.numbers().tolist(), same_numbers]
 
 

@@ -1,0 +1,85 @@
+"""`mltrack data check TRAIN [VALID]`: leaks, copies, contradictions, imbalance, lengths, broken code; exit code 1 above a threshold."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from mltrack.config import OPTIONS, Option, TaskType
+from mltrack.config.pairs import parse_pairs
+
+if TYPE_CHECKING:
+    from mltrack.data.check import DataReport
+
+
+def check(train: str, valid: str | None, words: Mapping[str, str | None], thresholds: str | None = None) -> int:
+    """Print the report of these records; 1 where something is above its threshold, else 0.
+
+    Args:
+        train: what `--dataset-path` of a training may be.
+        valid: what its `--validation-path` may be, or None.
+        words: options of `mltrack train` that say how the records are read, and `output`; None where one was not given.
+        thresholds: `name=number,name=number`, instead of the defaults of these names.
+    """
+    from mltrack.cli.data import guessed_task
+    from mltrack.data.check import THRESHOLDS, check_data
+    from mltrack.data.loader import DatasetLoader
+
+    values = {name: OPTIONS[name].default if word is None else OPTIONS[name].parse(word) for name, word in words.items()}
+    limits = _limits(thresholds)
+    task = TaskType(values["task"] if words["task"] is not None else guessed_task(train, values["columns"]))
+    reading = {"task": task, **{name: values[name] for name in ("columns", "labels", "on_bad_record")}}
+    loader = DatasetLoader(train, **reading)
+    mapping = loader.label_mapping if task.is_classification else None
+    held = DatasetLoader(valid, label_mapping=mapping, **reading).records if valid is not None else None
+    report = check_data(loader.records, held, group=values["group"], thresholds=limits)
+    if values["output"] == "json":
+        print(json.dumps(report.to_dict()))
+    else:
+        _print(report, train, valid, {**THRESHOLDS, **limits})
+    return 1 if report.findings else 0
+
+
+def _limits(thresholds: str | None) -> dict[str, float]:
+    from mltrack.data.check import THRESHOLDS
+
+    if thresholds is None:
+        return {}
+    checked = Option(name="thresholds", kind="pairs", choices=tuple(THRESHOLDS), help="").parse(thresholds)
+    pairs = parse_pairs(checked)
+    return {name: Option(name=f"thresholds: {name}", kind="float", minimum=0, help="").parse(word) for name, word in pairs.items()}
+
+
+def _print(report: DataReport, train: str, valid: str | None, limits: Mapping[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", train, *([valid] if valid is not None else []), box=None, pad_edge=False)
+    sides = [one for one in (report.train, report.valid) if one is not None]
+    for title, name in (
+        ("records", "records"),
+        ("distinct", "distinct"),
+        ("exact duplicates", "exact_duplicates"),
+        ("near-duplicates", "near_duplicates"),
+        ("largest group of near-duplicates", "largest_group"),
+        ("label conflicts", "label_conflicts"),
+        ("read as Python", "python"),
+        ("of them not parsed", "unparsable"),
+    ):
+        table.add_row(title, *(f"{getattr(one, name):,}" for one in sides))
+    table.add_row("characters p5 / p50 / p95 / max", *(" / ".join(f"{one.characters[name]:,}" for name in ("p5", "p50", "p95", "max")) for one in sides))
+    for label in list(report.train.classes)[:20]:
+        table.add_row(f"class {label}", *(f"{one.classes.get(label, 0):,}" for one in sides))
+    if len(report.train.classes) > 20:
+        table.add_row(f"and {len(report.train.classes) - 20:,} more classes", *("" for _ in sides))
+    if report.valid is not None:
+        for title, count in (("exact", report.exact_overlap), ("near", report.near_overlap), ("group", report.group_overlap)):
+            table.add_row(f"in training, too: {title}", "", f"{count:,}")
+    Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
+    for finding in report.findings:
+        print(finding.line)
+    print("thresholds: " + ", ".join(f"{name} {value:.4g} ({limits[name]:g})" for name, value in report.shares().items()))
+    if not report.findings:
+        print("nothing is above its threshold")

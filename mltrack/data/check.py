@@ -1,0 +1,280 @@
+"""What is wrong with data before anything is trained on it: leaks, copies, contradictions, imbalance, lengths, broken code.
+
+Invariant: a report depends on the contents and groups alone and is plain JSON; what is found wrong is a `Finding` with the threshold that it
+is above, so that who reads it need not know what is too much.
+
+    report = check_data(train, valid)
+    report.findings                  # [Finding(name="near_overlap", value=0.12, limit=0.0, line="...")]
+    report.metrics()                 # {"data/near_overlap": 0.12, ...}
+"""
+
+from __future__ import annotations
+
+import ast
+import textwrap
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from mltrack.data.near_duplicates import DuplicateGroups, Progress, distinct_keys, duplicate_groups
+from mltrack.data.normalize import looks_like_python
+from mltrack.data.records import Record
+from mltrack.data.splits import group_numbers
+from mltrack.data.stdlib_source import STDLIB
+from mltrack.data.table import keys_of, labels_of
+from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
+
+THRESHOLDS: Mapping[str, float] = {
+    "exact_overlap": 0.0,
+    "near_overlap": 0.0,
+    "group_overlap": 0.0,
+    "exact_duplicates": 0.1,
+    "near_duplicates": 0.3,
+    "label_conflicts": 0.01,
+    "imbalance": 50.0,
+    "unparsable": 0.1,
+}
+"""What is still accepted. Shares from 0 to 1: overlaps of the validation records; duplicates, conflicts and code that does not parse of the
+records (the larger of both sets). `imbalance`: records of the largest class per record of the smallest."""
+
+_SHOWN = 5  # places named per finding
+_PARSED_RECORDS = 5000  # two seconds
+_PARSED_CHARACTERS = 100_000  # longer code is not parsed
+_PERCENTILES = (5, 25, 50, 75, 95)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is above its threshold."""
+
+    name: str
+    value: float
+    limit: float
+    line: str
+    """For people: what, how much, where."""
+
+
+@dataclass(slots=True)
+class SetReport:
+    """One set of records."""
+
+    records: int
+    distinct: int
+    """Different contents."""
+    exact_duplicates: int
+    """Records whose content stands before them already."""
+    near_duplicates: int
+    """Further records that are near-duplicates of one before them."""
+    largest_group: int
+    """Records of the largest group of near-duplicates."""
+    label_conflicts: int
+    """Records whose code (but for layout, comments and the names that it gives) has another label elsewhere in the set."""
+    classes: dict[str, int]
+    """Records per class, the largest first; empty without labels."""
+    imbalance: float | None
+    """Records of the largest class per record of the smallest."""
+    characters: dict[str, int]
+    """Lengths of the code: min, percentiles, max."""
+    python: int
+    """Records that read as Python, of the 5,000 (evenly spread) that are looked at."""
+    unparsable: int
+    """Of them, those that this interpreter cannot parse; `stdlib` is taken from it, so none is parsed there."""
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """Places by what was found there: conflicts, unparsable."""
+
+
+@dataclass(slots=True)
+class DataReport:
+    """What `check_data` found."""
+
+    train: SetReport
+    valid: SetReport | None
+    exact_overlap: int = 0
+    """Validation records whose content is in training, too."""
+    near_overlap: int = 0
+    """Further validation records that are near-duplicates of one in training."""
+    group_overlap: int = 0
+    """Validation records of a group that has records in training."""
+    overlap_examples: dict[str, list[str]] = field(default_factory=dict)
+    """"validation place ~ training place" by the kind of overlap."""
+    findings: list[Finding] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return asdict(self)
+
+    def shares(self) -> dict[str, float]:
+        """The values that `THRESHOLDS` are for."""
+        sets = [one for one in (self.train, self.valid) if one is not None]
+        valid = self.valid.records if self.valid is not None else 1
+        return {
+            "exact_overlap": self.exact_overlap / valid,
+            "near_overlap": self.near_overlap / valid,
+            "group_overlap": self.group_overlap / valid,
+            **{name: max(getattr(one, name) / one.records for one in sets) for name in ("exact_duplicates", "near_duplicates", "label_conflicts")},
+            "imbalance": self.train.imbalance or 1.0,
+            "unparsable": max(one.unparsable / max(1, one.python) for one in sets),
+        }
+
+    def metrics(self) -> dict[str, float]:
+        """The shares as metrics of a run: `data/<name>`."""
+        return {f"data/{name}": value for name, value in self.shares().items()}
+
+
+def check_data(
+    train: Sequence[Record],
+    valid: Sequence[Record] | None = None,
+    *,
+    group: str | None = None,
+    thresholds: Mapping[str, float] | None = None,
+    progress: Progress | None = None,
+) -> DataReport:
+    """Look through training records and, where there are any, validation records.
+
+    Args:
+        group: name of a column whose equal values should be on one side.
+        thresholds: instead of those of `THRESHOLDS`, by name.
+        progress: called with (done, total) while near-duplicates are looked for; after a split of the same records they are in the cache.
+
+    Raises:
+        ConfigurationError: a threshold of an unknown name.
+        DatasetError: there is no record in training, or no record has the `group` column.
+    """
+    limits = {**THRESHOLDS, **(thresholds or {})}
+    unknown = next((name for name in limits if name not in THRESHOLDS), None)
+    if unknown is not None:
+        raise ConfigurationError(f"threshold: seen the name {unknown!r}; {did_you_mean(unknown, THRESHOLDS)}")
+    if not len(train):
+        raise DatasetError("seen no training records; accepted: at least one")
+    both = _Pooled(train, valid if valid is not None else ())
+    keys = np.concatenate([keys_of(side) for side in (train, valid) if side is not None and len(side)])
+    content = distinct_keys(keys)[2]
+    groups = duplicate_groups(both, keys=keys, progress=progress)
+    cut = len(train)
+    numbers = group_numbers(both, group) if group is not None else None
+    report = DataReport(_set_report(train, content[:cut], _part(groups, slice(None, cut))), None)
+    if valid is not None and len(valid):
+        report.valid = _set_report(valid, content[cut:], _part(groups, slice(cut, None)))
+        exact = np.isin(content[cut:], content[:cut])
+        near = np.isin(groups.near[cut:], groups.near[:cut]) & ~exact
+        report.exact_overlap, report.near_overlap = int(exact.sum()), int(near.sum())
+        report.overlap_examples = {
+            "exact_overlap": _overlap_examples(both, cut, content, exact),
+            "near_overlap": _overlap_examples(both, cut, groups.near, near),
+        }
+        if numbers is not None:
+            report.group_overlap = int((np.isin(numbers[cut:], numbers[:cut]) & (numbers[cut:] >= 0)).sum())
+    report.findings = [_finding(name, value, limits[name], report) for name, value in report.shares().items() if value > limits[name]]
+    return report
+
+
+class _Pooled(Sequence[Record]):
+    """Two sequences one after the other, without a copy."""
+
+    def __init__(self, first: Sequence[Record], second: Sequence[Record]):
+        self._first, self._second = first, second
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._second)
+
+    def __getitem__(self, index: Any) -> Any:
+        cut = len(self._first)
+        return self._first[index] if index < cut else self._second[index - cut]
+
+
+def _part(groups: DuplicateGroups, where: slice) -> DuplicateGroups:
+    return DuplicateGroups(groups.near[where], groups.same[where])
+
+
+def _set_report(records: Sequence[Record], content: np.ndarray, groups: DuplicateGroups) -> SetReport:
+    labels = labels_of(records)
+    sizes = np.unique(groups.near, return_counts=True)[1]
+    distinct = len(np.unique(content))
+    classes = dict(sorted(Counter(str(label) for label in labels if label is not None).items(), key=lambda item: (-item[1], item[0])))
+    conflicts = _conflicts(groups.same, labels) if classes else []
+    characters, python, unparsable = _lengths_and_syntax(records)
+    return SetReport(
+        records=len(records),
+        distinct=distinct,
+        exact_duplicates=len(records) - distinct,
+        near_duplicates=distinct - len(sizes),
+        largest_group=int(sizes.max()),
+        label_conflicts=len(conflicts),
+        classes=classes,
+        imbalance=max(classes.values()) / min(classes.values()) if classes else None,
+        characters=characters,
+        python=python,
+        unparsable=len(unparsable),
+        examples={
+            "label_conflicts": [f"{records[index].place} is {labels[index]}" for index in conflicts[:_SHOWN]],
+            "unparsable": [f"{records[index].place}: {why}" for index, why in unparsable[:_SHOWN]],
+        },
+    )
+
+
+def _conflicts(same: np.ndarray, labels: np.ndarray) -> list[int]:
+    """Records whose code has several labels, those of one code together."""
+    words: dict[int, set[Any]] = {}
+    for number, label in zip(same.tolist(), labels, strict=True):
+        words.setdefault(number, set()).add(label)
+    return sorted((index for index, number in enumerate(same.tolist()) if len(words[number]) > 1), key=lambda index: (same[index], index))
+
+
+def _lengths_and_syntax(records: Sequence[Record]) -> tuple[dict[str, int], int, list[tuple[int, str]]]:
+    """(percentiles of the characters, records that read as Python, those of them that do not parse with the reason)."""
+    lengths: list[int] = []
+    looked_at = set(np.unique(np.linspace(0, len(records) - 1, min(len(records), _PARSED_RECORDS)).astype(int)).tolist())
+    python = 0
+    unparsable: list[tuple[int, str]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Python thinks of a literal is not the question
+        for index, record in enumerate(records):
+            lengths.append(len(record.text))
+            if index in looked_at and len(record.text) <= _PARSED_CHARACTERS and looks_like_python(record.text):
+                python += 1
+                why = _syntax_error(record.text) if record.file != STDLIB else None
+                if why is not None:
+                    unparsable.append((index, why))
+    found = np.percentile(lengths, _PERCENTILES, method="higher")
+    percentiles = {f"p{p}": int(value) for p, value in zip(_PERCENTILES, found, strict=True)}
+    return {"min": min(lengths), **percentiles, "max": max(lengths)}, python, unparsable
+
+
+def _syntax_error(code: str) -> str | None:
+    """Why Python cannot parse it, or None; the indentation of a method alone is no fault."""
+    try:
+        ast.parse(code if not code[:1].isspace() else textwrap.dedent(code.lstrip("\r\n")))
+    except SyntaxError as error:
+        return f"line {error.lineno}: {error.msg}"
+    except (ValueError, RecursionError, MemoryError) as error:
+        return type(error).__name__
+    return None
+
+
+def _overlap_examples(both: Sequence[Record], cut: int, numbers: np.ndarray, overlapping: np.ndarray) -> list[str]:
+    found = np.flatnonzero(overlapping)[:_SHOWN]
+    return [f"{both[cut + int(index)].place} ~ {both[int(np.flatnonzero(numbers[:cut] == numbers[cut + index])[0])].place}" for index in found]
+
+
+def _finding(name: str, value: float, limit: float, report: DataReport) -> Finding:
+    sets = [one for one in (report.train, report.valid) if one is not None]
+    said = {
+        "exact_overlap": "validation records that stand in training, too",
+        "near_overlap": "validation records with a near-duplicate in training",
+        "group_overlap": "validation records of a group that is in training, too",
+        "exact_duplicates": "exact duplicates within a set",
+        "near_duplicates": "near-duplicates within a set",
+        "label_conflicts": "records whose code has another label elsewhere",
+        "unparsable": "records that read as Python and do not parse",
+    }
+    if name == "imbalance":
+        largest, smallest = next(iter(report.train.classes)), next(reversed(report.train.classes))
+        line = f"imbalance: '{largest}' has {value:.1f} times the records of '{smallest}' (accepted: up to {limit:g}); class_weights=balanced evens it out"
+        return Finding(name, value, limit, line)
+    places = report.overlap_examples.get(name, []) or [place for one in sets for place in one.examples.get(name, [])]
+    shown = f": {'; '.join(places[:2])}" if places else ""
+    return Finding(name, value, limit, f"{name}: {value:.1%} {said[name]} (accepted: up to {limit:.1%}){shown}")
