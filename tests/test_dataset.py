@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from mltrack.data import CodeDataset, Record
 from mltrack.data.collate import collate
 from mltrack.errors import ConfigurationError, DatasetError
+from mltrack.run_record import data_figures, long_text_warnings
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 VOCABULARY = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *ALPHABET, "re", "tu", "rn", "retu", "return"])}
@@ -104,6 +105,60 @@ def test_classification_keeps_the_special_tokens_when_cut() -> None:
     assert (dataset.uncut_lengths.tolist(), dataset.truncated) == ([5, 22, 10], 1)
     assert dataset.target_counts.tolist() == [1, 1, 1]
     assert (dataset.num_labels, dataset.id2label, dataset.class_counts) == (2, {0: "x", 1: "y"}, {"x": 1, "y": 2})
+
+
+@pytest.mark.parametrize(
+    ("truncation", "kept"),
+    [("head", "<s>abcdefgh</s>"), ("tail", "<s>mnopqrst</s>"), ("both", "<s>abcdqrst</s>")],
+)
+def test_what_is_kept_of_a_long_text(truncation: str, kept: str) -> None:
+    tokenizer = byte_tokenizer(wraps="<s> $A </s>", bos_token="<s>", eos_token="</s>")
+    records = [Record("abcdefghijklmnopqrst", "x", None, "a", 1), Record("abcdefgh", "y", None, "a", 2)]
+    dataset = CodeDataset(records, tokenizer, "text_classification", max_length=10, truncation=truncation)
+    assert [tokenizer.decode(dataset[i]["input_ids"]) for i in range(2)] == [kept, "<s>abcdefgh</s>"]
+    assert (dataset.uncut_lengths.tolist(), dataset.truncated, dataset.truncated_share) == ([22, 10], 1, 0.5)
+    odd = CodeDataset(records, tokenizer, "text_classification", max_length=9, truncation=truncation)
+    assert odd.lengths.tolist() == [9, 9]
+
+
+def test_what_is_too_long_can_be_left_out_and_is_counted() -> None:
+    tokenizer = plain()
+    records = [pair("T", "c" * count, number) for number, count in enumerate((30, 5, 31, 6), start=1)]
+    dataset = CodeDataset(records, tokenizer, "code_generation", max_length=16, truncation="drop")
+    assert [record.number for record in dataset.records] == [2, 4]
+    assert (len(dataset), dataset.dropped, dataset.truncated, dataset.truncated_share) == (2, 2, 0, 0.5)
+    assert [tokenizer.decode(dataset[i]["input_ids"]) for i in range(2)] == ['"""T"""\nccccc</s>', '"""T"""\ncccccc</s>'], "each completion is whole"
+    assert [dataset[i]["index"] for i in range(2)] == [0, 1]
+    assert dataset.place(1) == "a.jsonl: record 4"
+    assert dataset.target_counts.tolist() == [6, 7]
+    head = CodeDataset(records, tokenizer, "code_generation", max_length=16)
+    assert (dataset.digest, head.dropped, head.truncated) == (head.digest, 0, 2), "the digest is of what was given: another tokenizer leaves out others"
+    classes = [Record("c" * count, label, None, "a", 1) for count, label in ((30, "x"), (3, "y"), (4, "y"))]
+    assert CodeDataset(classes, tokenizer, "text_classification", max_length=16, truncation="drop").class_counts == {"x": 0, "y": 2}
+    with pytest.raises(DatasetError, match=r"a\.jsonl: none of the 1 records fits into max_length=8 tokens; accepted: a larger max_length, or truncation=head"):
+        CodeDataset(records[:1], tokenizer, "code_generation", max_length=8, truncation="drop")
+
+
+def test_a_completion_keeps_its_beginning() -> None:
+    for truncation in ("tail", "both"):
+        with pytest.raises(ConfigurationError) as caught:
+            CodeDataset([pair("T", "x")], plain(), "code_generation", truncation=truncation)
+        expected = f"truncation: seen '{truncation}' for code_generation, whose completions can only lose their tail; accepted: head, drop"
+        assert str(caught.value) == expected
+    with pytest.raises(ConfigurationError, match=r"truncation: seen 'heads'; accepted: head, tail, both, drop .did you mean 'head'"):
+        CodeDataset([pair("T", "x")], plain(), "code_generation", truncation="heads")
+
+
+def test_many_long_records_are_told() -> None:
+    tokenizer = plain()
+    few, many = ([pair("T", "c" * (20 if number < count else 3), number) for number in range(10)] for count in (2, 3))
+    quiet, told = (CodeDataset(records, tokenizer, "code_generation", max_length=16) for records in (few, many))
+    assert long_text_warnings(quiet, quiet) == []
+    assert long_text_warnings(quiet, told) == ["30% of the evaluation records are longer than max_length=16 tokens and were cut"]
+    dropping = CodeDataset(many, tokenizer, "code_generation", max_length=16, truncation="drop")
+    assert long_text_warnings(dropping, quiet) == ["30% of the training records are longer than max_length=16 tokens and were left out"]
+    assert data_figures(quiet, told) == {"truncated_share": 0.2, "eval_truncated_share": 0.3}
+    assert data_figures(dropping, dropping)["dropped_records"] == 3
 
 
 def test_the_five_levels_keep_their_order_when_some_are_absent() -> None:
