@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import gzip
+import io
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import commands
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from mltrack import DatasetLoader
+from mltrack.cli import run as run_command
 from mltrack.data.readers import read_records, sources
 from mltrack.errors import ConfigurationError, DatasetError
 
@@ -14,6 +27,17 @@ FILES = sources.ACCEPTED
 LEVELS = "accepted: safe, low, medium, high, critical"
 GOOD = b'{"code": "a", "label": "safe"}\n'
 TEXT, SECURITY, GENERATION = "text_classification", "security_classification", "code_generation"
+ANOTHER = "; another column is named by columns"
+LARGE = json.dumps({"code": "x" * 10_000_000, "label": "a"}).encode()
+
+
+def parquet(rows: list[dict]) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows), sink)
+    return sink.getvalue()
+
+
+LONG = "longer than 33,554,432 bytes; accepted: records up to that (is it one line end or bracket that is missing?)"
 
 # name, bytes, task, message behind the path
 TABLE = [
@@ -90,6 +114,92 @@ TABLE = [
     ("a.jsonl", b'{"code": "a", "label": 1.5}\n', TEXT, ", record 1, field 'label': seen 1.5 (a number); accepted: text, a whole number, true or false"),
     ("a.jsonl", b'{"code": "a", "label": ["x"]}\n', TEXT, ", record 1, field 'label': seen ['x'] (a list); accepted: text, a whole number, true or false"),
     ("a.jsonl", b'{"code": "a"}\n', GENERATION, ", record 1, field 'description': missing; seen the fields code; accepted: text that is not blank"),
+    # size and depth
+    ("a.jsonl", LARGE, TEXT, ", record 1, field 'code': seen 10,000,000 bytes of text; accepted: at most 8,388,608 bytes"),
+    ("a.json", b"[" + LARGE + b"]", TEXT, ", record 1, field 'code': seen 10,000,000 bytes of text; accepted: at most 8,388,608 bytes"),
+    (
+        "a.csv",
+        b"code,label\n" + b"x" * 10_000_000 + b",a\n",
+        TEXT,
+        ", record 1, field 'code': seen 10,000,000 bytes of text; accepted: at most 8,388,608 bytes",
+    ),
+    (
+        "a.parquet",
+        parquet([{"code": "x" * 10_000_000, "label": "a"}]),
+        TEXT,
+        ", record 1, field 'code': seen 10,000,000 bytes of text; accepted: at most 8,388,608 bytes",
+    ),
+    ("a.jsonl", GOOD + b'{"code": "' + b"x" * (40 << 20), TEXT, f", record 2: {LONG}"),
+    ("a.json", b'[{"code": "' + b"x" * (40 << 20), TEXT, f", record 1: {LONG}"),
+    ("a.csv", b"code,label\n" + b"x" * (40 << 20), TEXT, None),
+    ("a.csv", b'code,label\n"' + b"x,\n" * (20 << 20), TEXT, None),
+    ("a.jsonl", b'{"code": "a", "label": "b", "more": ' + b"[" * 5000 + b"]" * 5000 + b"}", TEXT, None),
+    ("a.json", b'[{"code": "a", "label": "b"}, ' + b'{"a":' * 100_000, TEXT, ", record 2: bad JSON (nested too deeply); accepted: a JSON array of records"),
+    (
+        "a.jsonl",
+        b'{"code": "a", "label": "%s"}' % (b"y" * 201),
+        TEXT,
+        f", record 1, field 'label': seen 201 characters, '{'y' * 36}...; accepted: a class of at most 200 characters",
+    ),
+    ("a.jsonl", b"".join(b'{"code": "a", "label": %d}\n' % n for n in range(100_000)), TEXT, None),  # see below
+    # Parquet and compression
+    ("a.parquet", parquet([{"code": "a", "label": "b"}])[:-20], TEXT, None),
+    (
+        "a.parquet",
+        parquet([{"code": "a", "label": "b"}, {"code": None, "label": "b"}]),
+        TEXT,
+        ", record 2, field 'code': seen null; accepted: text that is not blank",
+    ),
+    ("a.parquet", parquet([{"code": b"a", "label": "b"}]), TEXT, ", record 1, field 'code': seen b'a' (bytes); accepted: text"),
+    (
+        "a.parquet",
+        parquet([{"code": "a", "label": 1.5}]),
+        TEXT,
+        ", record 1, field 'label': seen 1.5 (a number); accepted: text, a whole number, true or false",
+    ),
+    ("a.parquet", parquet([{"x": "a"}])[:0], TEXT, None),
+    (
+        "a.parquet.gz",
+        gzip.compress(parquet([{"code": "a"}])),
+        TEXT,
+        ", record 1, field 'label': missing; seen the fields code; accepted: text, a whole number, true or false",
+    ),
+    ("a.parquet.gz", parquet([{"code": "a"}]), TEXT, ": not a whole gzip file (Not a gzipped file (b'PA')); accepted: the output of gzip"),
+    ("a.jsonl.zst", GOOD, TEXT, ": not a whole zstd file (ZSTD decompress failed: Unknown frame descriptor); accepted: the output of zstd"),
+    ("a.jsonl.zst", zstandard.compress(GOOD * 99)[:-3], TEXT, ": not a whole zstd file (Truncated compressed stream); accepted: the output of zstd"),
+    ("a.jsonl.zst", zstandard.compress(GOOD + b"1\n"), TEXT, ", record 2: seen 1 (a number); accepted: an object with the fields code and label"),
+    ("a.csv.zst", zstandard.compress(b"code,label\na\n"), TEXT, None),
+    ("a.json.zst", zstandard.compress(b"[1,"), TEXT, ", record 1: seen 1 (a number); accepted: an object with the fields code and label"),
+    # line ends, quotes, other encodings
+    ("a.csv", b"code,label\ra,b\rc,d\r", TEXT, None),
+    ("a.csv", "code,label\na,b\n".encode("utf-16"), TEXT, ": not UTF-8 (byte 0xff at offset 0); accepted: UTF-8"),
+    ("a.jsonl", '{"code": "a"}\n'.encode("utf-16-le"), TEXT, None),
+    ("a.jsonl", '{"code": "\u00e4", "label": "b"}\n'.encode("latin-1"), TEXT, ", record 1: not UTF-8 (byte 0xe4 at offset 10); accepted: UTF-8"),
+    ("a.json", b'[{"code": "a", "label": "b"},\n{"code": "\xe4"}]', TEXT, ", record 2: not UTF-8 (byte 0xe4 at offset 40); accepted: UTF-8"),
+    ("a.csv", b'code,label\na,b\n"a"b,c\n', TEXT, ", record 2: bad CSV (',' expected after '\"'); accepted: comma-separated cells, quoted with \""),
+    ("a.csv", b"code\tlabel\na\tb\n", TEXT, None),
+    ("a.csv", b"code,label\na\0,b\n", TEXT, ", record 1, field 'code': seen a NUL character at offset 1; accepted: text without NUL"),
+    (
+        "a.jsonl",
+        b'{"code": "a", "label": "\\udc80"}\n',
+        TEXT,
+        ", record 1, field 'label': seen half a surrogate pair (\\udc80) at offset 0; accepted: Unicode text",
+    ),
+    ("a.jsonl", b'{"code": "a", "label": NaN}\n', TEXT, ", record 1, field 'label': seen nan (a number); accepted: text, a whole number, true or false"),
+    (
+        "a.jsonl",
+        b'{"code": "a", "label": {"x": 1}}\n',
+        TEXT,
+        ", record 1, field 'label': seen {'x': 1} (an object); accepted: text, a whole number, true or false",
+    ),
+    (
+        "a.jsonl",
+        b"{" + b", ".join(b'"k%d": 1' % n for n in range(100_000)) + b"}\n",
+        TEXT,
+        ", record 1, field 'code': missing; seen the fields k0, k1, k2, k3, k4, k5, k6, k7, k8, k9, ...; accepted: text that is not blank"
+        + ANOTHER
+        + "=code=COLUMN",
+    ),
     # the five levels
     ("a.jsonl", GOOD + b'{"code": "a", "label": "hihg"}\n', SECURITY, f", record 2, field 'label': seen 'hihg'; {LEVELS} (did you mean 'high'?)"),
     ("a.jsonl", b'{"code": "a", "label": "CRITICAL"}\n', SECURITY, f", record 1, field 'label': seen 'CRITICAL'; {LEVELS} (did you mean 'critical'?)"),
@@ -98,19 +208,37 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("name", "data", "task", "message"), TABLE, ids=[f"{row[0]}-{n}" for n, row in enumerate(TABLE)])
+ROWS = pytest.mark.parametrize(("name", "data", "task", "message"), TABLE, ids=[f"{row[0]}-{n}" for n, row in enumerate(TABLE)])
+
+
+@ROWS
 def test_a_bad_input_has_its_line(tmp_path: Path, name: str, data: bytes, task: str, message: str | None) -> None:
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(DatasetError) as caught:
-        read_records(path, task)
+        _ = DatasetLoader(path, task=task).records
     said = str(caught.value)
     assert said.startswith(str(path))
     assert "\n" not in said
-    assert len(said) < len(str(path)) + 300
+    assert len(said) < len(str(path)) + 500
     assert "accepted: " in said
     if message is not None:
         assert said == f"{path}{message}"
+
+
+@ROWS
+def test_a_command_ends_in_that_line_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, data: bytes, task: str, message: str | None) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    assert run_command(["data", "inspect", str(path), "--task", task]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    (line,) = printed.err.splitlines()
+    assert line.startswith(f"mltrack: {path}")
+
+
+def test_the_table_is_long_enough() -> None:
+    assert len(TABLE) >= 80
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
@@ -137,3 +265,176 @@ def test_unknown_words_name_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as caught:
         read_records(path, TEXT, on_bad_record="skp")
     assert str(caught.value) == "on_bad_record: seen 'skp'; accepted: stop, skip (did you mean 'skip'?)"
+
+
+def test_many_labels_are_a_wrong_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps({"func": f"code {n}", "target": n}) + "\n" for n in range(2000)))
+    loader = DatasetLoader(path, columns="code=func,label=target")
+    with pytest.raises(DatasetError) as caught:
+        _ = loader.records
+    assert str(caught.value) == (
+        f"{path}, field 'target': seen more than 1,000 classes by record 1,001, such as '1000'; "
+        "accepted: at most 1,000 (columns=label=COLUMN names another column, num_labels says that there are more)"
+    )
+    assert len(DatasetLoader(path, columns="code=func,label=target", num_labels=2000).records) == 2000
+
+
+def test_errors_say_the_users_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"func": "a", "target": 0}\n{"func": "b", "target": 7}\n{"code": "c", "target": 0}\n')
+    told: list[str] = []
+    read_records(
+        path, TEXT, columns={"code": "func", "label": "target"}, labels="0=safe,1=unsafe", on_bad_record="skip", on_skip=lambda e, raw: told.append(str(e))
+    )
+    assert told == [
+        f"{path}, record 2, field 'target': seen '7'; accepted: 0, 1, safe, unsafe",
+        f"{path}, record 3, field 'func': missing; seen the fields code, target; accepted: text that is not blank",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "line"),
+    [
+        ("columns", "cod=func", "columns: seen the name 'cod'; accepted: code, label, description (did you mean 'code'?)"),
+        ("columns", "func", "columns: seen 'func' (\"'func' has no '='\"); accepted: NAME=VALUE,NAME=VALUE, or a mapping"),
+        ("labels", "0=a,0=b", "labels: seen '0=a,0=b' (\"'0' stands twice\"); accepted: NAME=VALUE,NAME=VALUE, or a mapping"),
+        ("labels", '{"0": ', None),
+        ("labels", 5, None),
+    ],
+)
+def test_pairs_that_are_none(tmp_path: Path, option: str, value: object, line: str | None) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        DatasetLoader(tmp_path / "a.jsonl", **{option: value})
+    assert str(caught.value).startswith(f"{option}: seen ")
+    assert line is None or str(caught.value).replace('("', "(").replace('")', ")") == line.replace('("', "(").replace('")', ")")
+
+
+def test_a_folder_of_many_kinds(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.jsonl").write_bytes(GOOD)
+    for name in ("README.md", "notes.txt"):
+        (folder / name).write_text("x")
+    with pytest.raises(DatasetError) as caught:
+        read_records(folder, TEXT)
+    assert str(caught.value).startswith(f"{folder}: holds README.md, notes.txt; accepted: nothing but .json, .jsonl, .csv or .parquet files")
+    with pytest.raises(DatasetError, match=r"\*\.csv: no file matches; accepted: a \.json"):
+        read_records(folder / "*.csv", TEXT)
+    (folder / "b.jsonl").write_bytes(GOOD + b"{}\n")
+    with pytest.raises(DatasetError) as caught:
+        read_records(folder / "*.jsonl", TEXT)
+    assert str(caught.value).startswith(f"{folder / 'b.jsonl'}, record 2, field 'code': missing")
+
+
+def test_what_is_no_file(tmp_path: Path) -> None:
+    pipe, loop = tmp_path / "pipe.jsonl", tmp_path / "loop.jsonl"
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    for path in (pipe, loop, tmp_path / ("x" * 300 + ".jsonl"), tmp_path / "a\0.jsonl"):
+        with pytest.raises(DatasetError, match="accepted: "):
+            read_records(path, TEXT)
+
+
+@pytest.mark.parametrize("name", ["hf:", "hf:name", "hf:a:b:c:d", "hf::train"])
+def test_a_hub_name_that_is_none(name: str) -> None:
+    with pytest.raises(DatasetError, match=f"^{name}: accepted: hf:name:split, or hf:name:configuration:split"):
+        read_records(name, TEXT)
+
+
+def test_a_hub_name_without_the_network_is_one_line(tmp_path: Path) -> None:
+    ended = commands.mltrack("data", "inspect", "hf:someone/some-code:train", cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith("mltrack: hf:someone/some-code:train: not in the cache, and HF_HUB_OFFLINE forbids the network (")
+    assert line.endswith("accepted: a data set and split of the Hugging Face hub")
+
+
+def test_the_bad_ones_are_written_with_reasons(tmp_path: Path) -> None:
+    path, kept, later = tmp_path / "a.jsonl", tmp_path / "out" / "bad.jsonl", tmp_path / "later.jsonl"
+    good = [b'{"code": "a", "label": "x"}', b'{"code": "b", "label": "y"}']
+    bad = [b"not json \xff", b'{"code": " ", "label": "x", "origin": 1}', b"[1]", b'{"code": "\\ud800", "label": "x"}']
+    path.write_bytes(b"\n".join([good[0], *bad, good[1], *[b"{}"] * 50]))
+    loader = DatasetLoader(path, on_bad_record="skip", bad_records_path=kept)
+    assert ([record.text for record in loader.records], loader.num_read, loader.num_skipped, len(loader.skipped)) == (["a", "b"], 56, 54, 20)
+    lines = [json.loads(line) for line in kept.read_text().splitlines()]
+    assert [line["record"] for line in lines] == [2, 3, 4, 5, *range(7, 57)]
+    assert [line["raw"] for line in lines[:4]] == ["not json \\xff\n", {"code": " ", "label": "x", "origin": 1}, [1], {"code": "\ud800", "label": "x"}]
+    assert lines[1] | {"raw": None} == {"file": str(path), "record": 3, "field": "code", "problem": "seen ' '; accepted: text that is not blank", "raw": None}
+    without_path = DatasetLoader(path, on_bad_record="skip")
+    _ = without_path.records
+    assert without_path.bad_records.keep(later) == later
+    assert later.read_bytes() == kept.read_bytes()
+
+
+def test_no_bad_record_no_file(tmp_path: Path) -> None:
+    path, kept = tmp_path / "a.jsonl", tmp_path / "bad.jsonl"
+    path.write_text('{"code": "a", "label": "x"}\n{"code": "b", "label": "y"}\n')
+    loader = DatasetLoader(path, on_bad_record="skip", bad_records_path=kept)
+    assert (len(loader.records), loader.num_read, loader.num_skipped) == (2, 2, 0)
+    assert not kept.exists()
+    assert loader.bad_records.keep(tmp_path / "later.jsonl") is None
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
+    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.sampled_from(["code", "label", "description", "x", ""]), children, max_size=4),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(values=st.lists(JSON, max_size=4), task=st.sampled_from([TEXT, SECURITY, GENERATION]), suffix=st.sampled_from([".json", ".jsonl"]))
+def test_any_json_is_records_or_a_line(tmp_path: Path, values: list[object], task: str, suffix: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_text(json.dumps(values) if suffix == ".json" else "".join(json.dumps(value) + "\n" for value in values))
+    told: list[DatasetError] = []
+    try:
+        records = read_records(path, task, on_bad_record="skip", on_skip=lambda error, raw: told.append(error))
+    except DatasetError as error:
+        records = []
+        told = told or [error]
+    assert len(records) + len(told) == max(len(values), 1)
+    for error in told:
+        assert len(str(error).splitlines()) == 1
+        assert "accepted: " in str(error)
+    for record in records:
+        json.dumps(record.extra)
+        (record.text + (record.label or "") + (record.description or "")).encode()
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=200), name=st.sampled_from(["a.json", "a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.json.zst", "a.parquet.zst"]))
+def test_any_bytes_are_records_or_a_line(tmp_path: Path, data: bytes, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(data)
+    with pytest.raises(DatasetError) as caught:
+        read_records(path, TEXT)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("kind", ["one line without an end", "a string without an end", "a quote without an end", "a bomb"])
+def test_memory_is_bounded_whatever_comes(tmp_path: Path, kind: str) -> None:
+    """Each of these is 500 MB unpacked; the reader holds a few records' worth and says its line."""
+    beginning, name = {
+        "one line without an end": (b'{"code": "', "a.jsonl.gz"),
+        "a string without an end": (b'[{"code": "', "a.json.gz"),
+        "a quote without an end": (b'code,label\n"', "a.csv.gz"),
+        "a bomb": (b'{"code": "', "a.jsonl.zst"),
+    }[kind]
+    path = tmp_path / name
+    with gzip.open(path, "wb", compresslevel=1) if name.endswith(".gz") else zstandard.open(path, "wb") as stream:
+        stream.write(beginning)
+        for _ in range(500):
+            stream.write(b"x" * (1 << 20) + (b"\n" if kind == "a quote without an end" else b""))
+    program = (
+        "import sys, resource; from mltrack.data.readers import read_records; from mltrack.errors import DatasetError; import pyarrow\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "try: read_records(sys.argv[1], 'text_classification')\n"
+        "except DatasetError as error: print(error)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    ended = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, env=commands.environment(), check=True)
+    line, grown = ended.stdout.splitlines()
+    assert line.startswith(str(path))
+    assert int(grown) * (1 if sys.platform == "linux" else 1 / 1024) < 300_000  # kB

@@ -8,8 +8,12 @@ import json
 from pathlib import Path
 
 import pytest
+import zstandard
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
-from mltrack.data.readers import read_records
+from mltrack import DatasetLoader
+from mltrack.data.readers import find_sources, json_files, read_records
 from mltrack.errors import DatasetError
 
 ROWS = [
@@ -20,7 +24,7 @@ ROWS = [
 
 
 def write(path: Path, rows: list[dict]) -> Path:
-    name = path.name.removesuffix(".gz")
+    name = path.name.removesuffix(".gz").removesuffix(".zst")
     if name.endswith(".json"):
         data = json.dumps(rows, indent=1).encode()
     elif name.endswith(".jsonl"):
@@ -36,12 +40,15 @@ def write(path: Path, rows: list[dict]) -> Path:
         import pyarrow.parquet as pq
 
         pq.write_table(pa.Table.from_pylist(rows), path)
-        return path
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+        data = path.read_bytes()
+    path.write_bytes({".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)(data))
     return path
 
 
-@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.jsonl.gz", "a.json.gz", "a.csv", "a.csv.gz", "a.parquet", "A.JSONL"])
+KINDS = [f"a{suffix}{compression}" for suffix in (".json", ".jsonl", ".csv", ".parquet") for compression in ("", ".gz", ".zst")]
+
+
+@pytest.mark.parametrize("name", [*KINDS, "A.JSONL", "A.CSV.GZ"])
 def test_formats_give_the_same_records(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write(tmp_path / name.lower(), ROWS).rename(path)
@@ -94,3 +101,145 @@ def test_skip_never_gives_an_empty_list(tmp_path: Path) -> None:
     path.write_text("1\n2\n")
     with pytest.raises(DatasetError, match=r"none of the 2 records is good; the first: .*record 1: seen 1"):
         read_records(path, "text_classification", on_bad_record="skip")
+
+
+def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for n, name in enumerate(["b.jsonl", "sub/c.csv.gz", "a.parquet", "a.jsonl.zst", "sub/.hidden", "_SUCCESS", ".git/x"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        if name.endswith(("hidden", "SUCCESS", "x")):
+            (folder / name).write_text("not data")
+        else:
+            write(folder / name, [{"code": f"code {n}", "label": "x"}])
+    expected = [("a.jsonl.zst", "code 3"), ("a.parquet", "code 2"), ("b.jsonl", "code 0"), ("sub/c.csv.gz", "code 1")]
+    assert [(record.file, record.text) for record in read_records(folder, "text_classification")] == [(str(folder / name), text) for name, text in expected]
+    chosen = read_records(folder / "*.*", "text_classification")
+    assert [record.file for record in chosen] == [str(folder / "a.jsonl.zst"), str(folder / "a.parquet"), str(folder / "b.jsonl")]
+    assert [source.name for source in find_sources(folder / "**" / "*.csv.gz")] == [str(folder / "sub/c.csv.gz")]
+    loader = DatasetLoader(folder)
+    with pytest.raises(DatasetError, match="one class only: 'x' in all 4 records"):
+        _ = loader.records
+
+
+def test_a_name_with_the_signs_of_a_glob_is_the_file(tmp_path: Path) -> None:
+    assert len(read_records(write(tmp_path / "a[1]*.jsonl", ROWS), "text_classification")) == 3
+
+
+def test_json_lines_in_a_json_file(tmp_path: Path) -> None:
+    """Many tools call them .json."""
+    path = tmp_path / "a.json"
+    path.write_text("\ufeff\n" + "\n".join(json.dumps(row) for row in ROWS), encoding="utf-8")
+    assert [record.text for record in read_records(path, "text_classification")] == [row["code"] for row in ROWS]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    rows=st.lists(st.dictionaries(st.sampled_from("abc"), st.text() | st.integers() | st.floats(allow_nan=False) | st.none(), max_size=3), max_size=6),
+    indent=st.sampled_from([None, 0, 3]),
+    width=st.integers(1, 9),
+)
+def test_an_array_is_the_same_through_any_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict], indent: int | None, width: int) -> None:
+    """However the file is cut into chunks: inside of a number, a character, an escape."""
+    monkeypatch.setattr(json_files, "_CHUNK_BYTES", width)
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False), encoding="utf-8")
+    (source,) = find_sources(path)
+    with path.open("rb") as stream:
+        assert [raw.value for raw in json_files.json_array(str(path), stream)] == rows
+    assert [raw.value for raw in source.raw_records()] == rows
+
+
+def test_lines_end_as_they_end(tmp_path: Path) -> None:
+    for name, data in (
+        ("a.jsonl", b'{"code": "a\\r\\n", "label": "x"}\r\n\r\n{"code": "b", "label": "y"}\r\n'),
+        ("a.json", b'[\r\n{"code": "a\\r\\n", "label": "x"},\r\n{"code": "b", "label": "y"}\r\n]\r\n'),
+        ("a.csv", b'code,label\r\n"a\r\n",x\r\nb,y\r\n'),
+    ):
+        (tmp_path / name).write_bytes(data)
+        assert [record.text for record in read_records(tmp_path / name, "text_classification")] == ["a\r\n", "b"]
+
+
+def test_columns_and_labels_of_the_users_own(tmp_path: Path) -> None:
+    rows = [{"func": "f()", "target": 0, "code": 17}, {"func": "g()", "target": 1.0, "code": 18}, {"func": "h()", "target": "unsafe", "code": 19}]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for columns, labels in ({"code": "func", "label": "target"}, {"0": "safe", "1": "unsafe"}), ("code=func, label=target", "0=safe,1=unsafe"):
+        records = read_records(path, "text_classification", columns=columns, labels=labels)
+        assert [(record.text, record.label, record.extra) for record in records] == [
+            ("f()", "safe", {"code": 17}),
+            ("g()", "unsafe", {"code": 18}),
+            ("h()", "unsafe", {"code": 19}),
+        ]
+    levels = read_records(path, "security_classification", columns="code=func,label=target", labels="0=safe,1=high,unsafe=low")
+    assert [record.label for record in levels] == ["safe", "high", "low"]
+    pairs = read_records(path, "code_generation", columns="code=func,description=func")
+    assert [(record.description, record.text) for record in pairs] == [(row["func"], row["func"]) for row in rows]
+
+
+@pytest.mark.parametrize(("value", "label"), [(True, "unsafe"), (False, "safe")])
+def test_true_and_false_are_labels_that_can_be_meant(tmp_path: Path, value: bool, label: str) -> None:
+    path = write(tmp_path / "a.jsonl", [{"code": "a", "label": value}])
+    assert read_records(path, "text_classification", labels="true=unsafe,false=safe")[0].label == label
+    assert read_records(path, "text_classification", labels="True=unsafe,False=safe")[0].label == label
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folders of save_to_disk: `one`, a data set in two shards with a class column, and `both`, with the splits train and test."""
+    import datasets
+
+    folder = tmp_path_factory.mktemp("saved")
+    features = datasets.Features({"func": datasets.Value("string"), "label": datasets.ClassLabel(names=["safe", "unsafe"])})
+    made = {
+        name: datasets.Dataset.from_dict({"func": [f"{name} {n}" for n in range(600)], "label": [n % 2 for n in range(600)]}, features=features)
+        for name in ("train", "test")
+    }
+    made["train"].save_to_disk(str(folder / "one"), num_shards=2)
+    datasets.DatasetDict(made).save_to_disk(str(folder / "both"))
+    made["test"].to_parquet(str(folder / "hub" / "test.parquet"))
+    return folder
+
+
+def test_a_hugging_face_folder(saved: Path) -> None:
+    records = read_records(saved / "one", "text_classification", columns={"code": "func"})
+    assert [(record.text, record.label, record.number) for record in records[:2]] == [("train 0", "safe", 1), ("train 1", "unsafe", 2)]
+    assert (len(records), records[-1].place) == (600, f"{saved / 'one'}: record 600")
+
+
+def test_a_split_is_named(saved: Path) -> None:
+    for path in (f"{saved / 'both'}:test", saved / "both" / "test"):
+        records = read_records(path, "text_classification", columns={"code": "func"})
+        assert [record.text for record in records] == [f"test {n}" for n in range(600)]
+    both, one = saved / "both", saved / "one"
+    for path, line in (
+        (both, f"{both}: seen no split; accepted: {both}:train, {both}:test"),
+        (f"{both}:tset", f"{both}:tset: seen the split 'tset'; accepted: {both}:train, {both}:test (did you mean '{both}:test'?)"),
+        (f"{one}:train", f"{one}:train: seen the split 'train', but it holds one data set; accepted: {one}"),
+    ):
+        with pytest.raises(DatasetError) as caught:
+            read_records(path, "text_classification")
+        assert str(caught.value) == line
+
+
+def test_a_hub_name_is_loaded_by_the_library(saved: Path, tmp_path: Path) -> None:
+    """The library takes a folder of Parquet files for a name too, so its whole way runs without the network."""
+    import commands
+
+    program = "import sys; from mltrack.data.readers import read_records; print(len(read_records(sys.argv[1], 'text_classification', columns='code=func')))"
+    for name, expected in ((f"hf:{saved / 'hub'}:test", "600"), (f"hf:{saved / 'hub'}:trian", None)):
+        ended = commands.run(commands.sys.executable, "-c", program, name, cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
+        if expected is not None:
+            assert ended.stdout.strip() == expected, ended.stderr
+        else:
+            assert 'Unknown split "trian"' in ended.stderr.splitlines()[-1]
+
+
+def test_a_broken_hugging_face_folder_has_its_line(saved: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(saved / "one", tmp_path / "broken")
+    for shard in (tmp_path / "broken").glob("*.arrow"):
+        shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(DatasetError, match="accepted: a folder of save_to_disk") as caught:
+        read_records(tmp_path / "broken", "text_classification", columns={"code": "func"})
+    assert len(str(caught.value).splitlines()) == 1

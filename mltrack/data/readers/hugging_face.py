@@ -77,9 +77,11 @@ def _chosen(name: str, held: Any, split: str | None) -> Any:
         return held[splits[0]]
     if split in held:
         return held[split]
-    seen = "seen no split" if split is None else f"seen the split {split!r}"
     folder = name if split is None else name.removesuffix(f":{split}")
-    raise DatasetError(f"{seen}; {did_you_mean(f'{folder}:{split}', [f'{folder}:{one}' for one in splits])}", path=name)
+    choices = [f"{folder}:{one}" for one in splits]
+    raise DatasetError(
+        f"seen no split; accepted: {', '.join(choices)}" if split is None else f"seen the split {split!r}; {did_you_mean(name, choices)}", path=name
+    )
 
 
 def _rows(name: str, dataset: Any) -> Iterator[Raw]:

@@ -30,7 +30,11 @@ SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 COMPRESSIONS = (".gz", ".zst")
 
-ACCEPTED = "a " + ", ".join(SUFFIXES[:-1]) + f" or {SUFFIXES[-1]} file (each also .gz or .zst), a folder or a glob of them, a Hugging Face data set's folder or hf:name:split"
+ACCEPTED = (
+    "a "
+    + ", ".join(SUFFIXES[:-1])
+    + f" or {SUFFIXES[-1]} file (each also .gz or .zst), a folder or a glob of them, a Hugging Face data set's folder or hf:name:split"
+)
 
 _READERS: dict[str, Callable[[str, BinaryIO], Iterator[Raw]]] = {".json": json_array, ".jsonl": json_lines, ".csv": csv_rows, ".parquet": parquet_rows}
 _HEAD_BYTES = 1 << 16

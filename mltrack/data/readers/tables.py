@@ -20,7 +20,7 @@ def csv_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
     """A record a row, with the names of the header; every value is text."""
     # a cell may be a whole program; the module's limit of 131,072 characters is global, so it is put back
     limit = csv.field_size_limit(MAX_RECORD_BYTES)
-    number = 0
+    number, header = 0, None
     try:
         rows = csv.reader(_decoded_lines(name, stream), strict=True)
         header = next(rows, None)
@@ -39,9 +39,11 @@ def csv_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
                 problem = f"seen {len(row)} cells, the header has {len(header)}; accepted: as many cells as the header (cells with commas or line ends quoted)"
                 yield unparsed(number, DatasetError(problem, path=name, record=number), ",".join(row))
     except UnicodeDecodeError as error:
-        raise not_utf8(error, name, number + 1) from None
+        raise not_utf8(error, name, number + 1 if header else None) from None
     except csv.Error as error:
-        raise DatasetError(f'bad CSV ({one_line(error)}); accepted: comma-separated cells, quoted with "', path=name, record=number + 1) from None
+        raise DatasetError(
+            f'bad CSV ({one_line(error)}); accepted: comma-separated cells, quoted with "', path=name, record=number + 1 if header else None
+        ) from None
     finally:
         csv.field_size_limit(limit)
 
