@@ -9,7 +9,6 @@ Invariant: they are a pure function of the files' contents and of the request's 
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,6 @@ from mltrack.data.records import Record, as_task
 
 _ALWAYS_SAID = ("dataset_path", "task", "validation_split", "seed")
 _OF_A_SPLIT = ("validation_split", "seed", "group")
-_OF_ONE_FILE = ("num_labels", "progress")
 
 
 @dataclass(frozen=True)
@@ -75,16 +73,14 @@ def requested_records(request: TrainModelRequest, *, tokenizer: Any = None, prog
     Raises:
         DatasetError: whatever is wrong with the data.
     """
-    options = {name: getattr(request, name) for name in ("task", "seed", "on_bad_record", "truncation", "num_labels")}
-    options |= {name: getattr(request, name) for name in ("columns", "labels", "group") if name in _loader_options() and hasattr(request, name)}
+    options: dict[str, Any] = {name: getattr(request, name) for name in ("task", "columns", "labels", "on_bad_record", "seed", "group", "truncation")}
     options |= {"progress": progress} | ({} if request.max_length is None else {"max_length": request.max_length})
-    loader = DatasetLoader(request.dataset_path, tokenizer, **options)
+    loader = DatasetLoader(request.dataset_path, tokenizer, num_labels=request.num_labels, **options)
     if request.validation_path is None:
         train, evaluation = loader.split_records(request.validation_split)
         return RequestedRecords(loader, None, train, evaluation)
     mapping = loader.label_mapping if as_task(request.task).is_classification else None
-    second = {name: value for name, value in options.items() if name not in _OF_ONE_FILE}
-    eval_loader = DatasetLoader(request.validation_path, tokenizer, label_mapping=mapping, **second)
+    eval_loader = DatasetLoader(request.validation_path, tokenizer, label_mapping=mapping, **options)
     return RequestedRecords(loader, eval_loader, loader.records, eval_loader.records)
 
 
@@ -98,12 +94,8 @@ def rebuild_command(options: Mapping[str, Any]) -> str:
     split = options.get("validation_path") is None
     for name in DATA_OPTIONS:
         value = options.get(name)
-        if value is None or name not in OPTIONS or (name in _OF_A_SPLIT and not split):
+        if value is None or (name in _OF_A_SPLIT and not split):
             continue
         if name in _ALWAYS_SAID or str(value) != str(OPTIONS[name].default):
             words += [OPTIONS[name].flag, str(value)]
     return shlex.join(words)
-
-
-def _loader_options() -> set[str]:
-    return set(inspect.signature(DatasetLoader).parameters)
