@@ -31,10 +31,10 @@ class SmallJob:
         return ["train", *(str(word) for name, value in given.items() for word in ("--" + name.replace("_", "-"), value))]
 
 
-def write_records(path: Path, task: str, count: int) -> Path:
-    """Distinct small functions of uneven length; the label or the description follows from the code."""
+def write_records(path: Path, task: str, count: int, *, start: int = 0) -> Path:
+    """Distinct small functions of uneven length, numbered from `start`; the label or the description follows from the code."""
     made = []
-    for i in range(count):
+    for i in range(start, start + count):
         verb, noun = VERBS[i % len(VERBS)], NOUNS[(i // len(VERBS)) % len(NOUNS)]
         body = "".join(f"    {noun} = {noun} + {i + j}\n" for j in range(i % 4))
         code = f"def {verb}_{noun}({noun}):\n{body}    return {'eval' if i % 2 else 'str'}({noun})\n"
@@ -66,10 +66,11 @@ def write_model(folder: Path, records: Path, task: str, *, dropout: float) -> Pa
 def small_job(folder: Path, task: str = "text_classification", *, count: int = 64, dropout: float = 0.1, **options: object) -> SmallJob:
     """Everything that a process needs to train it: 4 epochs of accumulated steps, the last one ragged; evaluations and checkpoints in mid-epoch."""
     folder.mkdir(parents=True, exist_ok=True)
-    records = write_records(folder / "records.jsonl", task, count)
+    held_out = 3 * count // 10
+    records = write_records(folder / "records.jsonl", task, count - held_out)
     defaults = {
         "max_length": 64,
-        "validation_split": 0.3,
+        "validation_path": write_records(folder / "validation.jsonl", task, held_out, start=count),
         "batch_size": 4,
         "eval_batch_size": 2,
         "gradient_accumulation_steps": 2,

@@ -45,6 +45,10 @@ log = logging.getLogger("mltrack")
 STEPS = ("validate_request", "load_model", "load_data", "open_tracker", "open_checkpoints", "build_trainer", "train", "save_results", "respond")
 
 
+AFTER_SIGNAL_S = 2.0
+"""Whoever sent a signal kills soon: the checkpoint is written, and the relay delivers the rest without this process."""
+
+
 @dataclass
 class _Run:
     """What the steps hand on to each other."""
@@ -386,7 +390,8 @@ class TrainModelUseCase:
             response.model_path = str(directory.model) if directory.model.exists() else None
             response.metrics_file = str(directory.path / "metrics.json") if (directory.path / "metrics.json").exists() else None
         if run.tracker is not None and directory is not None:
-            delivered = run.tracker.close(exit_wait_s=run.request.exit_wait, on_progress=self._on_delivery)
+            wait_s = min(run.request.exit_wait, AFTER_SIGNAL_S) if response.status == "KILLED" else run.request.exit_wait
+            delivered = run.tracker.close(exit_wait_s=wait_s, on_progress=self._on_delivery)
             response.delivery = "pending" if run.request.offline else delivered
             delivery = directory.read_delivery()
             best = delivery.get("best_model_id")
