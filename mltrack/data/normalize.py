@@ -47,7 +47,10 @@ _ONLY_PYTHON = re.compile(
     r"^[ \t]*(?:(?:async[ \t]+)?def[ \t]+\w+[ \t]*\(|(?:class|if|elif|for|while|with|except)\b[^\n;{]*:[ \t]*(?:\#.*)?\r?$|(?:else|try|finally)[ \t]*:)",
     re.MULTILINE,
 )
-_SIGNS = re.compile(r"(;[ \t]*\r?$|^[ \t]*(?://|/\*))|^[ \t]*\#[ !]|([{}][ \t]*\r?$)", re.MULTILINE)
+_SIGNS = re.compile(
+    r"(;[ \t]*(?:(?://|/\*)[^\n]*)?\r?$|^[ \t]*(?://|/\*|\#[ \t]*(?:include|define|if|ifdef|ifndef|pragma)\b))|^[ \t]*\#[ !]|([{}][ \t]*\r?$)",
+    re.MULTILINE,
+)
 
 _PYTHON_KEYWORDS = frozenset(kwlist)
 _BRACES_WORDS = """
@@ -69,11 +72,14 @@ _INSIDE = r"(?:[^()]++|\((?:[^()]++|\([^()]*+\))*+\))*+"
 _LISTED = re.compile(rf"(?:^|[(,*]) ?({_WORD})(?= (?:[,:=)]|$)|$)")
 # Python: lists of names, assigned names (at the beginning of a statement: inside a call it is an argument's name), single names
 _PYTHON_LISTS = re.compile(rf"(?<![\w.])(?:def {_WORD} (\( {_INSIDE}\))|lambda ([^:()\n]{{0,300}}):|for ([^\n;=]{{0,300}}?) in(?!\w))")
-_TARGETS = re.compile(rf"(?:^|[\n;]) ?[(\[]? ?((?:[\w.$]+ ?, \*? ?){{0,20}}{_WORD}(?: ?, \*? ?[\w.$]+){{0,20}})(?: : [^=\n]{{0,200}})?(?: [)\]])? =(?!=|>)")
+_TARGETS = re.compile(
+    r"(?:^|[\n;]) ?((?:[(\[*] ?){0,3}[\w.$]+(?:(?: [)\]]){0,3} , (?:[(\[*] ?){0,3}[\w.$]+){0,20})(?: [)\],]){0,3}(?: : [^=\n]{0,200})? =(?!=|>)"
+)
+_BETWEEN_TARGETS = re.compile(r"[ ,*()\[\]]+")
 _PYTHON_NAMES = re.compile(rf"(?<![\w.])(?:(?:as|def|class) ({_WORD})|({_WORD}) :=|= ({_WORD}) =(?!=))(?!\w)")
 # C, Java, JavaScript and their kin
 _BRACES_LISTS = re.compile(
-    rf"(?<![\w.])(?:function|fn|func|fun)(?: {_WORD})? (\( {_INSIDE}\))|(\( [^()]*+\)) =>|(?<![\w.])for \( ([^\n;=]{{0,300}}?) (?:in|of)(?!\w)"
+    rf"(?<![\w.])(?:function|fn|func|fun)(?: {_WORD})? (\( {_INSIDE}\))|(\( [^()]*+\)) =>|(?<![\w.])for \( (?:(?:const|let|var|auto) )?([^\n;=]{{0,300}}?) (?:in|of)(?!\w)"
 )
 _BRACES_NAMES = re.compile(rf"(?:^|[\n;{{}},(]) ?({_WORD}) =(?!=|>)|(?<![\w.])({_WORD}) (?::=|=>)|= ({_WORD}) =(?!=)")
 _DECLARED = re.compile(rf"(?<![\w.>:$])({_WORD})(?: [*&]+| \[ \])*+ ({_WORD})(?= (?:[=;,)\[:({{\n]|$))")
@@ -138,7 +144,7 @@ def _given_in_python(code: str) -> set[str]:
     for lists in _PYTHON_LISTS.findall(code):
         given.update(name for listed in lists for name in _LISTED.findall(listed))
     for targets in _TARGETS.findall(code):
-        given.update(name for name in targets.replace(",", " ").replace("*", " ").split() if "." not in name)
+        given.update(name for name in _BETWEEN_TARGETS.split(targets) if name and "." not in name and not name[0].isdigit())
     return given
 
 

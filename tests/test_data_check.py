@@ -1,0 +1,166 @@
+"""What is wrong with data is said before anything is trained on it, with its place."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import commands
+import pytest
+from planted_copies import function, recommented, renamed, with_other_literals
+
+from mltrack import TrainModelRequest, TrainModelUseCase
+from mltrack.cli import run
+from mltrack.data.check import THRESHOLDS, check_data
+from mltrack.data.records import Record
+from mltrack.errors import ConfigurationError, DatasetError
+from mltrack.journal import read_journal
+
+
+def records(texts: list[str], labels: str, file: str = "train.jsonl", **extra: list[object]) -> list[Record]:
+    rows = zip(texts, labels, range(1, len(texts) + 1), strict=True)
+    return [Record(text, label, None, file, n, {name: values[n - 1] for name, values in extra.items()}) for text, label, n in rows]
+
+
+def written(path: Path, made: list[Record]) -> Path:
+    path.write_text("".join(json.dumps({"code": r.text, "label": r.label, **r.extra}) + "\n" for r in made), encoding="utf-8")
+    return path
+
+
+def clean(first: int, count: int, file: str) -> list[Record]:
+    return records([function(n) for n in range(first, first + count)], "ab" * (count // 2), file)
+
+
+def test_nothing_is_found_in_good_data() -> None:
+    report = check_data(clean(0, 20, "train.jsonl"), clean(100, 10, "valid.jsonl"))
+    assert report.findings == []
+    assert (report.train.records, report.train.distinct, report.train.python, report.train.unparsable) == (20, 20, 20, 0)
+    assert report.train.classes == {"a": 10, "b": 10}
+    assert report.train.characters["min"] <= report.train.characters["p50"] <= report.train.characters["max"]
+    assert set(report.shares()) == set(THRESHOLDS)
+
+
+def test_overlap_is_counted_and_named() -> None:
+    train = clean(0, 20, "train.jsonl")
+    valid = records([function(3), renamed(function(4)), with_other_literals(function(5)), function(200)], "bbab", "valid.jsonl")
+    report = check_data(train, valid)
+    assert (report.exact_overlap, report.near_overlap) == (1, 2)
+    lines = {finding.name: finding.line for finding in report.findings}
+    assert lines["exact_overlap"] == (
+        "exact_overlap: 25.0% validation records that stand in training, too (accepted: up to 0.0%): valid.jsonl: record 1 ~ train.jsonl: record 4"
+    )
+    assert "valid.jsonl: record 2 ~ train.jsonl: record 5; valid.jsonl: record 3 ~ train.jsonl: record 6" in lines["near_overlap"]
+    assert report.metrics()["data/near_overlap"] == 0.5
+
+
+def test_groups_that_are_on_both_sides() -> None:
+    train = records([function(n) for n in range(4)], "abab", g=[1, 1, 2, None])
+    valid = records([function(n) for n in range(10, 14)], "abab", "valid.jsonl", g=[2, 2, 3, None])
+    assert check_data(train, valid).group_overlap == 0
+    report = check_data(train, valid, group="g")
+    assert (report.group_overlap, [finding.name for finding in report.findings]) == (2, ["group_overlap"])
+    with pytest.raises(DatasetError, match=r"group: seen 'h', which no record has; accepted: g"):
+        check_data(train, group="h")
+
+
+def test_the_same_code_with_two_labels() -> None:
+    code = function(1)
+    train = records([code, recommented(code), renamed(code), with_other_literals(code), function(2)], "abbab")
+    report = check_data(train)
+    assert report.train.label_conflicts == 3  # with other literals it is other code
+    assert report.train.examples["label_conflicts"] == ["train.jsonl: record 1 is a", "train.jsonl: record 2 is b", "train.jsonl: record 3 is b"]
+    assert "label_conflicts" in [finding.name for finding in report.findings]
+
+
+def test_copies_inside_a_set() -> None:
+    train = records([function(1), function(1), renamed(function(1)), function(2), function(3)], "aaabb")
+    report = check_data(train).train
+    assert (report.distinct, report.exact_duplicates, report.near_duplicates, report.largest_group) == (4, 1, 1, 3)
+
+
+def test_imbalance() -> None:
+    train = records([function(n) for n in range(12)], "a" * 11 + "b")
+    (finding,) = check_data(train, thresholds={"imbalance": 10}).findings
+    assert finding.line == "imbalance: 'a' has 11.0 times the records of 'b' (accepted: up to 10); class_weights=balanced evens it out"
+
+
+@pytest.mark.parametrize(
+    ("code", "parses"),
+    [
+        ("    def f(self):\n        return 1", True),
+        ("def f(:\n    pass", False),
+        ("print 'two'\nfor a in b:\n    pass", False),
+        ("x = '\\d'\n", True),  # a warning is no error
+        ("def f():\n    return " + "(" * 500 + ")" * 500, False),
+        ("int f() {\n    return 1;\n}", True),  # no Python, so not asked
+    ],
+)
+def test_python_that_does_not_parse(code: str, parses: bool) -> None:
+    assert (check_data(records([code], "a")).train.unparsable == 0) is parses
+
+
+def test_unknown_threshold_and_no_records() -> None:
+    with pytest.raises(ConfigurationError, match=r"threshold: seen the name 'near'; accepted: exact_overlap, near_overlap,"):
+        check_data(clean(0, 2, "a"), thresholds={"near": 1})
+    with pytest.raises(DatasetError, match="seen no training records; accepted: at least one"):
+        check_data([])
+
+
+def test_the_command(tmp_path: Path) -> None:
+    train = written(tmp_path / "train.jsonl", clean(0, 20, "t"))
+    good = written(tmp_path / "good.jsonl", clean(100, 10, "v"))
+    leaking = written(tmp_path / "leaking.jsonl", records([renamed(function(2)), *(function(n) for n in range(50, 59))], "ababababab"))
+    done = commands.mltrack("data", "check", train, good, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.endswith("nothing is above its threshold\n")
+    done = commands.mltrack("data", "check", train, leaking, "--output", "json", cwd=tmp_path)
+    assert done.returncode == 1
+    assert [(finding["name"], finding["value"]) for finding in json.loads(done.stdout)["findings"]] == [("near_overlap", 0.1)]
+    assert commands.mltrack("data", "check", train, leaking, "--thresholds", "near_overlap=0.2", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--thresholds", "overlap=1"), "mltrack: thresholds: seen the name 'overlap' in 'overlap=1'; accepted: exact_overlap,"),
+        (("--thresholds", "near_overlap=x"), "mltrack: thresholds: near_overlap: seen 'x'; accepted: a number >= 0"),
+        (("--group", "commit"), "group: seen 'commit', which no record has; accepted:"),
+        (("--task", "code_generation"), "record 1, field 'description': missing"),
+    ],
+)
+def test_bad_options_of_the_command(words: tuple[str, ...], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = written(tmp_path / "train.jsonl", clean(0, 20, "t"))
+    assert run(["data", "check", str(train), *words]) == 2
+    said = capsys.readouterr().err
+    assert line in said
+    assert said.count("\n") == 1
+
+
+def test_training_warns_of_overlap_moves_nothing_and_logs_the_report(tmp_path: Path) -> None:
+    train = written(tmp_path / "train.jsonl", clean(0, 20, "t"))
+    valid = written(tmp_path / "valid.jsonl", records([renamed(function(2)), *(function(n) for n in range(50, 59))], "ababababab"))
+    said: list[str] = []
+    request = TrainModelRequest(
+        dataset_path=str(train),
+        validation_path=str(valid),
+        task="text_classification",
+        model_name="scratch:tiny",
+        max_length=64,
+        max_steps=1,
+        batch_size=4,
+        device="cpu",
+        offline=True,
+        output_dir=str(tmp_path / "runs"),
+    )
+    response = TrainModelUseCase(notice=said.append).execute(request)
+    assert response.success, response.errors
+    assert any(line.startswith("near_overlap: 10.0% validation records with a near-duplicate in training") for line in said)
+    assert "data: 20 training and 10 evaluation records" in "\n".join(said)
+    assert response.metrics_file is not None
+    folder = Path(response.metrics_file).parent
+    report = json.loads((folder / "data_check.json").read_text(encoding="utf-8"))
+    assert (report["near_overlap"], report["train"]["records"], report["valid"]["records"]) == (1, 20, 10)
+    journal = list(read_journal(folder / "journal"))
+    assert {record["values"]["data/near_overlap"] for record in journal if "data/near_overlap" in record.get("values", {})} == {0.1}
+    assert "data_check.json" in json.dumps([record for record in journal if record["type"] == "artifact"])
+    assert "near_overlap" in json.dumps([record for record in journal if record["type"] == "tags"])
