@@ -1,0 +1,159 @@
+"""What data costs: records/s and peak memory of reading, tokenizing and batching, and the time to the first batch once all is cached.
+
+    python benchmarks/data.py --sizes 10000 100000 1000000 --format jsonl
+
+For each size a file of generated pairs (a description and a function of about 400 characters, all different) is read, tokenized and batched in a new
+process with an empty cache folder, and then once more with the cache that it left. Memory is sampled every 20 ms: what the process has
+allocated (`anonymous`), and all that is resident; mapped files count in the second only as long as nobody else needs the memory.
+Times leave out the imports. Prints one table and writes one JSON (`--output`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+BATCH_SIZE, MAX_LENGTH = 16, 256
+
+
+class Memory:
+    """The peaks of this process's memory in MB since the last look, from /proc."""
+
+    def __init__(self) -> None:
+        self._peaks = {"RssAnon": 0.0, "VmRSS": 0.0}
+        self._stop = threading.Event()
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def peaks(self) -> dict[str, float]:
+        self._sample()
+        found = {"anonymous_mb": round(self._peaks["RssAnon"]), "resident_mb": round(self._peaks["VmRSS"])}
+        self._peaks = dict.fromkeys(self._peaks, 0.0)
+        return found
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.02):
+            self._sample()
+
+    def _sample(self) -> None:
+        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+            name, _, rest = line.partition(":")
+            if name in self._peaks:
+                self._peaks[name] = max(self._peaks[name], int(rest.split()[0]) / 1024)
+
+
+def function(number: int) -> dict[str, str]:
+    """A pair like no other."""
+    names = [f"{word}_{number % (7 + at)}" for at, word in enumerate(("value", "total", "index", "row", "price"))]
+    lines = [f"    {name} = helper_{(number * (at + 3)) % 997}({names[at - 1]}, {number + at})" for at, name in enumerate(names)]
+    loop = [f"    for item in range({number % 89}):", f"        {names[0]} += item * {number}", f"        log.debug('%s at {number}', {names[1]})"]
+    code = "\n".join([f"def function_{number}({names[4]}, log):", *lines, *loop, f"    return {' + '.join(names)}"])
+    return {"description": f"Combine the {number}th value with what the helpers make of it", "code": code}
+
+
+def write_records(path: Path, count: int, file_format: str) -> None:
+    """A file of generated pairs, without ever holding them all."""
+    if file_format == "jsonl":
+        with path.open("w", encoding="utf-8") as file:
+            for number in range(count):
+                file.write(json.dumps(function(number)) + "\n")
+    elif file_format == "csv":
+        import csv
+
+        with path.open("w", encoding="utf-8", newline="") as file:
+            rows = csv.DictWriter(file, ["description", "code"])
+            rows.writeheader()
+            rows.writerows(function(number) for number in range(count))
+    else:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = pa.schema([("description", pa.string()), ("code", pa.string())])
+        with pq.ParquetWriter(path, schema) as parquet:
+            for start in range(0, count, 10_000):
+                parquet.write_table(pa.Table.from_pylist([function(number) for number in range(start, min(start + 10_000, count))], schema))
+
+
+def measure(path: Path, tokenizer_folder: Path) -> dict[str, Any]:
+    """One start: read, tokenize, all batches of an epoch."""
+    import pyarrow  # noqa: F401  imports are not what is measured
+    from transformers import PreTrainedTokenizerFast
+
+    from mltrack.data import DatasetLoader
+    from mltrack.training.batches import TrainingBatches
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
+    tokenizer("x")
+    memory = Memory()
+    found: dict[str, Any] = {"imports": memory.peaks()}
+    started = begun = time.perf_counter()
+
+    def lap(name: str, count: int) -> None:
+        nonlocal started
+        seconds = time.perf_counter() - started
+        found[name] = {"seconds": round(seconds, 3), "per_s": round(count / seconds), **memory.peaks()}
+        started = time.perf_counter()
+
+    loader = DatasetLoader(path, tokenizer, "code_generation", MAX_LENGTH)
+    records = loader.records
+    lap("read", len(records))
+    dataset = loader.dataset(records)
+    lap("tokenize", len(records))
+    options: dict[str, Any] = {"batch_size": BATCH_SIZE, "accumulation": 1, "seed": 1, "rank": 0, "world": 1, "num_workers": 0, "pin": False}
+    groups = TrainingBatches(dataset, **options).groups(0, 0)
+    tokens = next(groups)[0].tokens
+    found["first_batch_s"] = round(time.perf_counter() - begun, 3)
+    for group in groups:
+        tokens += group[0].tokens
+    lap("batch", len(dataset))
+    found |= {"tokens": tokens, "readers_loaded": [name for name in ("datasets", "pandas") if name in sys.modules]}
+    return found
+
+
+def main() -> None:
+    """Parse the options, start a process for each measurement, print and write what they say."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--format", choices=("jsonl", "csv", "parquet"), default="jsonl")
+    parser.add_argument("--output", type=Path, default=Path("data.json"))
+    parser.add_argument("--measure", nargs=2, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(measure(*options.measure)))
+        return
+    results: dict[str, Any] = {}
+    print(
+        "| records | start | read/s | tokenize/s | batch/s | first batch, s | anonymous MB: imports, read, tokenize, batch | resident MB |\n" + "|---" * 8 + "|"
+    )
+    with tempfile.TemporaryDirectory(prefix="mltrack-data-") as folder:
+        tokenizer = Path(folder) / "tokenizer"
+        from mltrack.data.readers.sources import SETTLED_S
+        from mltrack.models.tokenizers import train_tokenizer
+
+        train_tokenizer([function(number)["code"] for number in range(2000)], 8000, "decoder").save_pretrained(tokenizer)
+        for size in options.sizes:
+            path = Path(folder) / f"records-{size}.{options.format}"
+            write_records(path, size, options.format)
+            time.sleep(SETTLED_S)  # records of a file that changed just now are not kept
+            for start in ("cold", "cached"):
+                environment = {**os.environ, "MLTRACK_CACHE_DIR": str(Path(folder) / f"cache-{size}"), "HF_HUB_OFFLINE": "1"}
+                words = [sys.executable, __file__, "--measure", str(path), str(tokenizer)]
+                ran = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+                one = results[f"{size} {start}"] = json.loads(ran.stdout.splitlines()[-1])
+                phases = [one[name] for name in ("read", "tokenize", "batch")]
+                rates = " | ".join(f"{phase['per_s']:,}" for phase in phases)
+                anonymous = ", ".join(f"{phase['anonymous_mb']:,}" for phase in (one["imports"], *phases))
+                print(f"| {size:,} | {start} | {rates} | {one['first_batch_s']} | {anonymous} | {max(p['resident_mb'] for p in phases):,} |", flush=True)
+            path.unlink()
+            options.output.write_text(json.dumps({"format": options.format, "batch_size": BATCH_SIZE, "max_length": MAX_LENGTH, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
