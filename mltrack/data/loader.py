@@ -183,7 +183,8 @@ class DatasetLoader:
         """The records of files; many of them from the table that an earlier start has kept, where the files are what they were."""
         sources = find_sources(self.data_path)
         state = state_of(sources)
-        what = repr((os.path.abspath(self.data_path), self.data_path, self.task.value, self.columns, self.labels))
+        most = max(MAX_CLASSES, self._num_labels or 0) if self.task.is_classification and self._given_mapping is None else None
+        what = repr((os.path.abspath(self.data_path), self.data_path, self.task.value, self.columns, self.labels, most))
         name = None if state is None else table_name(what, state)
         kept = None if name is None else kept_table(name)
         if kept is not None:
@@ -191,8 +192,8 @@ class DatasetLoader:
         records = iterate_records(
             self.data_path, self.task, columns=self.columns, labels=self.labels, on_bad_record=self._on_bad_record, on_skip=self.bad_records.add
         )
-        if self.task.is_classification and self._given_mapping is None:
-            records = few_labels(records, max(MAX_CLASSES, self._num_labels or 0), self.data_path, self._column("label"))
+        if most is not None:
+            records = few_labels(records, most, self.data_path, self._column("label"))
         return gather(records, name, whole=lambda: not self.num_skipped and state_of(sources) == state)
 
     def _column(self, field: str) -> str:

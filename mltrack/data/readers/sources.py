@@ -12,6 +12,7 @@ import io
 import os
 import shutil
 import tempfile
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -35,6 +36,9 @@ ACCEPTED = (
     + ", ".join(SUFFIXES[:-1])
     + f" or {SUFFIXES[-1]} file (each also .gz or .zst), a folder or a glob of them, a Hugging Face data set's folder or hf:name:split"
 )
+
+SETTLED_S = 1.0
+"""A file that was changed more recently could change once more and look the same: clocks of file systems have a grain."""
 
 _READERS: dict[str, Callable[[str, BinaryIO], Iterator[Raw]]] = {".json": json_array, ".jsonl": json_lines, ".csv": csv_rows, ".parquet": parquet_rows}
 _HEAD_BYTES = 1 << 16
@@ -182,17 +186,18 @@ def _printable(path: object) -> str:
 
 
 def state_of(sources: list[Source]) -> str | None:
-    """What changes when a source changes: sizes, times and places of the files; None where that cannot be said (the hub, or a file that has just been written)."""
-    import time
-
+    """What changes when a file does: places, sizes and times; None where that cannot be said (of the hub, or of what has just been written)."""
     parts = []
     for source in sources:
         if source.path is None:
             return None
-        files = sorted(source.path.rglob("*")) if source.path.is_dir() else [source.path]
-        for file in files:
-            seen = file.stat()
-            if time.time() - seen.st_ctime < 1:  # the same size once more within the clock's grain would look the same
-                return None
-            parts.append((str(file.absolute()), seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino))
+        try:
+            files = sorted(source.path.rglob("*")) if source.path.is_dir() else [source.path]
+            for file in files:
+                seen = file.stat()
+                if time.time() - seen.st_ctime < SETTLED_S:
+                    return None
+                parts.append((str(file.absolute()), seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, seen.st_ino))
+        except OSError:
+            return None
     return repr(parts)
