@@ -174,6 +174,7 @@ class TrainModelUseCase:
         check_metric_name(run.eval_dataset, request.metric_name)
         mapping = run.train_dataset.label_mapping if run.task.is_classification else None
         run.model = source.build(label_mapping=mapping, max_length=request.max_length, seed=request.seed)
+        run.model.config.mltrack["truncation"] = request.truncation
         self._load_checkpoint(run)
         run.data_figures = found.counts | run.data_check.metrics() | data_figures(run.train_dataset, run.eval_dataset)
         for line in long_text_warnings(run.train_dataset, run.eval_dataset):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -133,6 +133,16 @@ def check_truncation(truncation: str, task: TaskType) -> None:
     OPTIONS["truncation"].check(truncation)
     if truncation in ("tail", "both") and not task.is_classification:
         raise ConfigurationError(f"truncation: seen '{truncation}' for {task}, whose completions can only lose their tail; accepted: head, drop")
+
+
+def kept_of_long_texts(settings: Mapping[str, Any]) -> str:
+    """The truncation for what a saved model is asked: that of its training, and head where that left long texts out: an answer is wanted.
+
+    Args:
+        settings: the key "mltrack" of the model's config.json.
+    """
+    truncation = str(settings.get("truncation") or "head")
+    return "head" if truncation == "drop" else truncation
 
 
 def prompt_ids(tokenizer: Any, descriptions: Sequence[str]) -> list[list[int]]:

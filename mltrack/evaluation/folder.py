@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 from mltrack.data import DatasetLoader
+from mltrack.data.encoding import kept_of_long_texts
 from mltrack.hardware import choose_device, choose_precision
 from mltrack.models import resolve_model
 from mltrack.training import Precision, evaluate
@@ -22,7 +23,9 @@ def evaluate_folder(folder: str | Path, dataset_path: str, *, task: str, batch_s
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     max_length = int(config["mltrack"]["max_length"])
     mapping = dict(config["label2id"]) if task != "code_generation" else None
-    loader = DatasetLoader(dataset_path, source.tokenizer, task=task, max_length=max_length, label_mapping=mapping)
+    loader = DatasetLoader(
+        dataset_path, source.tokenizer, task=task, max_length=max_length, label_mapping=mapping, truncation=kept_of_long_texts(config["mltrack"])
+    )
     dataset = loader.dataset(loader.records)
     device = choose_device("auto")
     model = source.build(label_mapping=mapping, max_length=max_length, seed=0, whole=True).to(device)

@@ -105,6 +105,7 @@ def _evaluate(folders: dict[int, str], dataset_path: str, metric: str, batch_siz
         raise ConfigurationError(f"the versions {' and '.join(map(str, folders))} were trained for {' and '.join(sorted(tasks))}; accepted: one task")
     (task,) = tasks
     from mltrack.data import DatasetLoader
+    from mltrack.data.encoding import kept_of_long_texts
     from mltrack.hardware import choose_device, choose_precision
     from mltrack.models import resolve_model
     from mltrack.training import Precision, evaluate
@@ -115,7 +116,10 @@ def _evaluate(folders: dict[int, str], dataset_path: str, metric: str, batch_siz
     lengths = {one: shortest if generates else int(held.get("max_length", 512)) for one, held in settings.items()}
     configs = {one: read_object(Path(folder) / "config.json", f"version {one}") for one, folder in folders.items()}
     mappings: dict[int, dict[str, int] | None] = {one: None if generates else dict(config.get("label2id") or {}) for one, config in configs.items()}
-    loaders = {one: DatasetLoader(dataset_path, sources[one].tokenizer, task=task, max_length=lengths[one], label_mapping=mappings[one]) for one in folders}
+    options: dict[int, dict[str, Any]] = {
+        one: {"max_length": lengths[one], "label_mapping": mappings[one], "truncation": kept_of_long_texts(settings[one])} for one in folders
+    }
+    loaders = {one: DatasetLoader(dataset_path, sources[one].tokenizer, task=task, **options[one]) for one in folders}
     datasets = {one: loader.dataset(loader.records) for one, loader in loaders.items()}
     per_character = generates and metric == "eval_loss" and len({tokenizer_digest(source.tokenizer) for source in sources.values()}) > 1
     if per_character:

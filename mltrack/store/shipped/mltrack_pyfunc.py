@@ -46,6 +46,8 @@ class Classifier:
     def __init__(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], batch_size: int = BATCH_SIZE):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.max_length = _max_length(settings, model)
+        self.truncation = settings.get("truncation") or "head"
+        self.special = _special_tokens_around(tokenizer)
         _need_padding(tokenizer, model)
 
     def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -54,9 +56,8 @@ class Classifier:
         labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
         answers = []
         for start in range(0, len(texts), self.batch_size):
-            batch = self.tokenizer(
-                texts[start : start + self.batch_size], padding=True, truncation=True, max_length=self.max_length, return_tensors="pt", padding_side="right"
-            )
+            rows = [self._shortened(row) for row in self.tokenizer(texts[start : start + self.batch_size], verbose=False)["input_ids"]]
+            batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="right")
             accepted = {name: tensor.to(self.model.device) for name, tensor in batch.items() if name in ("input_ids", "attention_mask")}
             with torch.inference_mode():
                 rows = self.model(**accepted).logits.float().softmax(dim=-1).cpu().tolist()
@@ -64,6 +65,15 @@ class Classifier:
                 best = max(range(len(row)), key=row.__getitem__)
                 answers.append({"label": labels[best], "score": row[best], "scores": dict(zip(labels, row, strict=True))})
         return answers
+
+    def _shortened(self, row: list[int]) -> list[int]:
+        """What the training kept of a text that is too long: its beginning, its end, or half of each, between the special tokens."""
+        if len(row) <= self.max_length:
+            return row
+        before, behind = self.special
+        room = self.max_length - before - behind
+        from_end = {"tail": room, "both": room // 2}.get(self.truncation, 0)
+        return row[: before + room - from_end] + row[len(row) - behind - from_end :]
 
 
 class Generator:
@@ -165,6 +175,14 @@ def _max_length(settings: Mapping[str, Any], model: Any) -> int:
     if model.config.model_type in ("roberta", "xlm-roberta", "camembert"):
         positions -= 2  # its positions start after the padding index
     return min(int(settings.get("max_length") or 512), positions)
+
+
+def _special_tokens_around(tokenizer: Any) -> tuple[int, int]:
+    """How many special tokens the tokenizer puts before and behind a text."""
+    plain = list(tokenizer("x", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("x")["input_ids"])
+    start = next((at for at in range(len(whole)) if plain and whole[at : at + len(plain)] == plain), min(1, len(whole)))
+    return start, max(0, len(whole) - start - len(plain))
 
 
 def _need_padding(tokenizer: Any, model: Any) -> None:
