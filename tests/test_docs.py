@@ -99,7 +99,7 @@ def test_the_commands_of_mltrack_are_all_named() -> None:
         assert f"mltrack {command.name}" in text
     for group in app.registered_groups:
         for command in group.typer_instance.registered_commands:
-            assert f"mltrack models {command.name}" in text
+            assert f"mltrack {group.typer_instance.info.name} {command.name}" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])

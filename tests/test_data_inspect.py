@@ -1,0 +1,92 @@
+"""`mltrack data inspect` says what is in a data set before anything is trained on it; a run keeps the same lengths as a figure."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mltrack import DatasetLoader
+from mltrack.cli import run
+from mltrack.data import inspection
+from mltrack.data.inspection import histogram, inspect_records
+from mltrack.models import resolve_model
+
+FUNCTIONS = [{"code": f"def f{n}(x):\n    return {' + '.join('x' for _ in range(n % 60 + 1))}\n", "label": "abc"[n % 3]} for n in range(180)]
+
+
+def write(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def test_a_person_sees_counts_lengths_and_examples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.jsonl", [*FUNCTIONS, FUNCTIONS[0]])
+    assert run(["data", "inspect", str(path), "--max-length", "32"]) == 0
+    shown = capsys.readouterr().out
+    assert f"source      {path}\n" in shown
+    assert "task        text_classification (another one: --task)\n" in shown
+    assert "records     181, 1 of them copies of another\n" in shown
+    assert "are longer than max_length=32\n" in shown
+    lines = shown.splitlines()
+    assert [line.split()[:3] for line in lines if line.startswith(("a ", "b ", "c "))] == [["a", "61", "33.7%"], ["b", "60", "33.1%"], ["c", "60", "33.1%"]]
+    assert [line for line in lines if line.startswith(f"{path}: record ")] == [
+        f"{path}: record {n}, label '{label}'" for n, label in ((1, "a"), (2, "b"), (3, "c"))
+    ]
+    assert "    def f0(x):" in lines
+    assert any(line.rstrip().endswith("####") for line in lines)
+    assert "\x1b" not in shown
+
+
+def test_json_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path / "a.jsonl", [*FUNCTIONS, {"code": " ", "label": "a"}])
+    assert run(["data", "inspect", str(path), "--output", "json", "--on-bad-record", "skip", "--model-name", "scratch:tiny"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["records"], found["distinct"], found["read"], found["skipped"], found["classes"]) == (180, 180, 181, 1, {"a": 60, "b": 60, "c": 60})
+    assert found["digest"] == DatasetLoader(path, on_bad_record="skip").get_info()["digest"]
+    assert sum(count for _, _, count in found["token_histogram"]) == 180
+    assert found["bad_records"] == [f"{path}, record 181, field 'code': seen ' '; accepted: text that is not blank"]
+
+
+def test_other_names_and_a_pair_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = write(tmp_path / "named.jsonl", [{"func": row["code"], "target": n % 2} for n, row in enumerate(FUNCTIONS)])
+    words = ["data", "inspect", str(named), "--columns", "code=func,label=target", "--labels", "0=safe,1=unsafe", "--output", "json"]
+    assert run(words) == 0
+    assert json.loads(capsys.readouterr().out)["classes"] == {"safe": 90, "unsafe": 90}
+    pairs = write(tmp_path / "pairs.jsonl", [{"description": f"Return x, {n}", "code": row["code"]} for n, row in enumerate(FUNCTIONS)])
+    assert run(["data", "inspect", str(pairs), "--output", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["task"] == "code_generation"
+
+
+@pytest.mark.parametrize("words", [["--task", "nothing"], ["--columns", "x=y"], ["--max-length", "3"], ["--output", "xml"], ["--model-name", "scratch:huge"]])
+def test_a_wrong_option_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+    assert run(["data", "inspect", str(write(tmp_path / "a.jsonl", FUNCTIONS)), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "accepted: " in line
+
+
+def test_the_lengths_are_those_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.jsonl", FUNCTIONS)
+    source = resolve_model("scratch:tiny", "text_classification")
+    source.train_tokenizer([row["code"] for row in FUNCTIONS])
+    loader = DatasetLoader(path, source.tokenizer, max_length=32)
+    found = inspect_records(loader, source.tokenizer)
+    dataset = loader.load()
+    assert found.statistics["tokens"] == loader.get_statistics()["tokens"]
+    assert found.statistics["truncated"] == dataset.truncated / len(dataset)
+    assert found.histogram == histogram(dataset.uncut_lengths)
+    monkeypatch.setattr(inspection, "MOST_TOKENIZED", 50)
+    assert inspect_records(loader, source.tokenizer).statistics["tokenized"] == 50
+
+
+@pytest.mark.parametrize("lengths", [[1], [7] * 5, [0, 1, 2, 3], list(range(1000)), [5] * 990 + [100_000] * 10])
+def test_a_histogram_counts_each_record_once(lengths: list[int]) -> None:
+    bars = histogram(np.array(lengths))
+    assert sum(bar.count for bar in bars) == len(lengths)
+    assert len(bars) <= 17
+    assert all(after.first == before.last + 1 for before, after in pairwise(bars))
+    for bar in bars:
+        assert bar.count == sum(bar.first <= length <= bar.last for length in lengths)
