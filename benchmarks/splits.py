@@ -75,6 +75,7 @@ def trained(folder: Path, rows: list[dict[str, Any]], train: Any, test: Any, see
         max_steps=options.max_steps,
         epochs=1000,
         batch_size=options.batch_size,
+        learning_rate=options.learning_rate,
         max_length=options.max_length,
         metric_name="eval_macro_f1",
         eval_every=options.max_steps,
@@ -106,6 +107,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--model", default="scratch:small")
     parser.add_argument("--max-steps", type=int, default=100)
+    parser.add_argument("--learning-rate", type=float, help="not set: the task's default")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--max-length", type=int, default=256)
     parser.add_argument("--output", type=Path, default=Path("splits.json"))
