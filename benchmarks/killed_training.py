@@ -230,7 +230,7 @@ class Storm:
 
     def look_for_leftovers(self, living: int, directory: Path) -> None:
         """What dead processes left under temporary names, once the next one trains; the relay's own staging is its to clean, at the end."""
-        dead = [path for path in directory.rglob(".*") if path.name != ".relay" and not _belongs_to_a_living_process(path, living)]
+        dead = [path for path in _hidden(directory) if path.name != ".relay" and not _belongs_to_a_living_process(path, living)]
         self.tally.leftovers += [str(path.relative_to(directory)) for path in dead if ".relay" not in path.parts]
 
     def _outcome(self, directory: Path) -> Outcome:
@@ -350,6 +350,11 @@ def _relay_of(directory: Path) -> int | None:
         if str(directory).encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
             return pid
     return None
+
+
+def _hidden(directory: Path) -> list[Path]:
+    """Everything below whose name starts with a dot; what a living process removes meanwhile is no error."""
+    return [Path(parent, name) for parent, folders, files in os.walk(directory) for name in (*folders, *files) if name.startswith(".")]
 
 
 def _belongs_to_a_living_process(path: Path, living: int) -> bool:
