@@ -3,11 +3,12 @@
 from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.early_stopping import EarlyStopping
 from mltrack.training.evaluate import check_metric_name, evaluate, label_names
+from mltrack.training.listener import Listener
 from mltrack.training.parallel import choose_parallel
 from mltrack.training.precision import Precision
 from mltrack.training.schedule import Plan
 from mltrack.training.state import TrainingState
-from mltrack.training.trainer import AdvancedTrainer, Listener
+from mltrack.training.trainer import AdvancedTrainer
 
 __all__ = [
     "AdvancedTrainer",

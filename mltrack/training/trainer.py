@@ -15,11 +15,11 @@ from __future__ import annotations
 import math
 import random
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from mltrack.checkpoints import CheckpointManager
 from mltrack.checkpoints.state import capture_rng, load_model, load_optimizer, restore_rng, unwrapped
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
-from mltrack.errors import CheckpointError, DatasetError, Interrupted
+from mltrack.errors import DatasetError, Interrupted
 from mltrack.hardware import choose_device, choose_precision, repeating_exactly
 from mltrack.tasks import task_for
 from mltrack.tasks.class_weights import weighted
@@ -41,9 +41,11 @@ from mltrack.training.defaults import configure, local_checkpoints, local_tracke
 from mltrack.training.early_stopping import EarlyStopping
 from mltrack.training.evaluate import check_metric_name, evaluate
 from mltrack.training.gradient import GradientOfGroup, StepGradient
+from mltrack.training.listener import Listener
 from mltrack.training.non_finite import non_finite_error, save_group
 from mltrack.training.parallel import Parallel, choose_parallel
 from mltrack.training.precision import Precision, steps_on_condition
+from mltrack.training.saving import Saving
 from mltrack.training.schedule import Every, Plan, adamw, apply_options, linear_warmup_decay
 from mltrack.training.state import TrainingState
 
@@ -57,18 +59,6 @@ class Step:
     gradient: StepGradient
     learning_rate: float
     data_wait_ms: float
-
-
-class Listener(Protocol):
-    """Somebody who shows how the training goes."""
-
-    def on_start(self, state: TrainingState, plan: Plan) -> None: ...
-
-    def on_step(self, state: TrainingState, metrics: Mapping[str, float]) -> None: ...
-
-    def on_evaluation_batch(self, done: int, total: int) -> None: ...
-
-    def on_evaluation(self, state: TrainingState, metrics: Mapping[str, float]) -> None: ...
 
 
 def _recompute_activations(model: Any) -> None:
@@ -142,6 +132,9 @@ class AdvancedTrainer:
         self.state = TrainingState()
         self.tracker = tracker or local_tracker(output_dir)
         self.checkpoint_manager = checkpoint_manager or local_checkpoints(output_dir, self.config, self.metric_mode, train_dataset.tokenizer)
+        self.saving = Saving(
+            self.checkpoint_manager, self.tracker, self._whole_state, metric_name=self.config.metric_name, on_disk_full=self.config.on_disk_full
+        )
         self.listeners = list(listeners)
         self._owns_tracker = tracker is None
         self._stop_requested = stop_requested
@@ -184,7 +177,7 @@ class AdvancedTrainer:
                     if self._is_over():
                         break
                     self._take_step(self._next_group())
-            self._finish_saving()
+            self.saving.finish()
         except Interrupted:
             self._save_where_it_stands()
             raise
@@ -219,7 +212,7 @@ class AdvancedTrainer:
             CheckpointError: it is not of this model or this optimizer.
         """
         extra = checkpoint["extra_state"]
-        changed = compare_decisive(extra["decisive"], self._decisive(), exact=self.config.exact)
+        changed = compare_decisive(extra["decisive"], self._decisive, exact=self.config.exact)
         load_model(self.model, checkpoint["model_state_dict"])
         load_optimizer(self.optimizer, checkpoint["optimizer_state_dict"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
@@ -323,7 +316,7 @@ class AdvancedTrainer:
         improved = state.best_step != best_before
         must_stay = last or improved or state.stopped_early
         if must_stay or self.save_every.due(state.step, epoch_over):
-            self._save(taken_in, metrics, required=must_stay)
+            self._last_settled += self.saving.save(taken_in, metrics, required=must_stay)
 
     def _evaluate(self, dataset: CodeDataset) -> dict[str, float]:
         """Metrics under their `eval_` names, logged, and offered as the best."""
@@ -384,49 +377,23 @@ class AdvancedTrainer:
         self.state.micro_batch_size = size
         self.tracker.set_tags({"mltrack.micro_batch_size": size})
 
-    def _save(self, epoch: int, metrics: Mapping[str, float], *, required: bool = True) -> None:
-        started = time.perf_counter()
-        if self.config.on_disk_full == "continue":
-            self._finish_saving()
-        try:
-            self._write_checkpoint(epoch, metrics, required)
-        except CheckpointError as error:
-            self._refuse_or_warn(error)
-        seconds = time.perf_counter() - started
-        self._last_settled += seconds
-        self.tracker.log_metrics({"checkpoint_stall_ms": 1000 * seconds}, step=self.state.step)
-
-    def _finish_saving(self) -> None:
-        """Wait for the save in flight; its error is this training's."""
-        try:
-            self.checkpoint_manager.finish()
-        except CheckpointError as error:
-            self._refuse_or_warn(error)
-
-    def _refuse_or_warn(self, error: CheckpointError) -> None:
-        if self.config.on_disk_full == "stop":
-            raise error
-        warnings.warn(f"{error}; going on without this checkpoint, as on_disk_full=continue says", stacklevel=3)
-
-    def _write_checkpoint(self, epoch: int, metrics: Mapping[str, float], required: bool) -> None:
-        self.checkpoint_manager.save_checkpoint(
-            model=self.model,
-            optimizer=self.optimizer,
-            scheduler=self.scheduler,
-            scaler=self.precision,
-            epoch=epoch,
-            step=self.state.step,
-            metric_value=metrics.get(self.config.metric_name),
-            metrics=metrics,
-            extra_state={
-                "decisive": self._decisive(),
+    def _whole_state(self) -> dict[str, Any]:
+        """Everything that a training which goes on from here must have."""
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "scaler": self.precision,
+            "step": self.state.step,
+            "extra_state": {
+                "decisive": self._decisive,
                 "training": self.state.state_dict(),
                 "early_stopping": self.early_stopping.state_dict(),
                 "rng": self._rng or capture_rng(),
             },
-            required=required,
-        )
+        }
 
+    @cached_property
     def _decisive(self) -> dict[str, Any]:
         """What else than weights, data order and position decides the bits of the result."""
         return decisive(self.config, self.train_dataset, self.model, self.device, self.precision.mode, self.parallel.world)
@@ -435,8 +402,4 @@ class AdvancedTrainer:
         """A checkpoint of the last whole step; the micro-batches after it are computed again."""
         self._settle()
         self.optimizer.zero_grad(set_to_none=True)
-        self._finish_saving()
-        held = self.checkpoint_manager.get_latest_checkpoint_info()
-        if held is None or held.step != self.state.step:
-            self._save(self.state.epoch, {})
-            self._finish_saving()
+        self.saving.save_where_it_stands(self.state.epoch, self.state.step)

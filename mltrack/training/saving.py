@@ -1,0 +1,77 @@
+"""When a checkpoint cannot be written: stop, or go on without it, as the user chose.
+
+Invariant: an error of a save, also of one in the background, is raised or said once, never lost.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from mltrack.checkpoints import CheckpointManager
+from mltrack.errors import CheckpointError
+from mltrack.tracking import TrainingMetricsTracker
+
+
+class Saving:
+    """The checkpoints of one training.
+
+    Args:
+        whole_state: what `save_checkpoint` takes beside epoch and metrics, as it is now.
+        on_disk_full: "stop" raises, "continue" warns and goes on without the checkpoint.
+    """
+
+    def __init__(
+        self, manager: CheckpointManager, tracker: TrainingMetricsTracker, whole_state: Callable[[], Mapping[str, Any]], *, metric_name: str, on_disk_full: str
+    ):
+        self._manager, self._tracker, self._whole_state = manager, tracker, whole_state
+        self._metric_name, self._goes_on = metric_name, on_disk_full == "continue"
+
+    def save(self, epoch: int, metrics: Mapping[str, float], *, required: bool = True) -> float:
+        """Save the state of this moment; returns the seconds that the training waited for it.
+
+        Args:
+            epoch: 0-based, in which the last step was taken.
+            metrics: of the evaluation after that step; empty where there was none.
+            required: not to be left out while the save before is still being written.
+
+        Raises:
+            CheckpointError: this save failed, or the one before; not with on_disk_full="continue".
+        """
+        started = time.perf_counter()
+        if self._goes_on:
+            self.finish()  # else the error of the save before would cost this one too
+        state = self._whole_state()
+        try:
+            self._manager.save_checkpoint(**state, epoch=epoch, metric_value=metrics.get(self._metric_name), metrics=metrics, required=required)
+        except CheckpointError as error:
+            self._refuse_or_warn(error)
+        seconds = time.perf_counter() - started
+        self._tracker.log_metrics({"checkpoint_stall_ms": 1000 * seconds}, step=state["step"])
+        return seconds
+
+    def finish(self) -> None:
+        """Wait for the save in flight.
+
+        Raises:
+            CheckpointError: it failed; not with on_disk_full="continue".
+        """
+        try:
+            self._manager.finish()
+        except CheckpointError as error:
+            self._refuse_or_warn(error)
+
+    def save_where_it_stands(self, epoch: int, step: int) -> None:
+        """A checkpoint of the last whole step, unless there is one, on the disk when this returns."""
+        self.finish()
+        held = self._manager.get_latest_checkpoint_info()
+        if held is None or held.step != step:
+            self.save(epoch, {})
+            self.finish()
+
+    def _refuse_or_warn(self, error: CheckpointError) -> None:
+        if not self._goes_on:
+            raise error
+        warnings.warn(f"{error}; going on without this checkpoint, as on_disk_full=continue says", stacklevel=3)
