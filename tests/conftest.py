@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,18 @@ def _records(task: str, count: int) -> list[dict[str, str]]:
             {"code": f"def {verb}_{noun}({noun}):\n    {body}", "label": levels[which] if task == "security_classification" else ("safe", "unsafe")[which]}
         )
     return made
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays_in_the_process():
+    """MLflow notes a tracking URI in the environment, and the loader of a model that it loaded among the modules: the next test has neither."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    yield
+    if "mlflow" in sys.modules:
+        sys.modules["mlflow"].set_tracking_uri(None)
+    sys.modules.pop("mltrack_pyfunc", None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_a_dead_run_is_named_and_set_right_and_a_living_one_is_left_alone(tmp_pa
 
 def test_a_run_that_its_relay_still_delivers_is_the_relays(tmp_path: Path, uri: str):
     """A reaper and the relay would both end it; the relay knows how."""
-    stream = start_stream(tmp_path / "runs" / "run", uri, count=3000, pause_s=0)
+    stream = start_stream(tmp_path / "runs" / "run", uri, count=100_000)
     until(lambda: sent(stream.directory) > 0, "the first acknowledged points")
     relay = relay_pid(stream.directory)
     commands.run("kill", "-STOP", relay, cwd=tmp_path)

@@ -105,14 +105,15 @@ def test_recording_is_as_fast_without_a_server(tmp_path: Path, proxy: FaultyProx
     assert_everything_is_there(stream.directory, 10_000, server)
 
 
+@pytest.mark.long
 def test_a_server_that_is_slow_with_many_points_gets_smaller_requests(tmp_path: Path, proxy: FaultyProxy, server: str):
     """A request of 1,000 points would take it 25 s, which nobody waits for."""
     proxy.delay_per_point_s = 0.025
-    stream = start_stream(tmp_path / "run", proxy.uri, count=1000, pause_s=0, offline=True)
+    stream = start_stream(tmp_path / "run", proxy.uri, count=400, pause_s=0, offline=True)
     stream.finish()
     finished = sync(stream.directory)
     assert finished.returncode == 0, finished.stderr
-    assert_everything_is_there(stream.directory, 1000, server)
+    assert_everything_is_there(stream.directory, 400, server)
 
 
 POISON = """

@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from mltrack.store.connection import StoreFailed, StoreRejected
+from mltrack.store.connection import StoreFailed, StoreRejected, StoreUnavailable
 
 ATTEMPTS = 3
 """How often a batch, and at last a single item, is sent to a store that answers with a failure."""
+FAILED_ALONE = 4
+"""So many items that failed one by one, and nothing that went through before them: it is the store, not the items."""
 PAUSE_S = 0.5
 """After the first failure; doubled after the next."""
 
@@ -35,13 +37,24 @@ def send_isolated(items: Sequence[Item], send: Callable[[Sequence[Item]], None],
         StoreUnavailable: of `send`, where the store is away or takes nothing; of `probe`.
         StoreRejected: of `probe`: the run takes nothing at all.
     """
-    known_good = True
+    known_good, accepted, failed_alone = True, 0, 0
+
+    def watched(part: Sequence[Item]) -> None:
+        nonlocal accepted, failed_alone
+        try:
+            send(part)
+        except StoreFailed as error:
+            failed_alone += len(part) == 1
+            if failed_alone >= FAILED_ALONE * ATTEMPTS and not accepted and not known_good:
+                raise StoreUnavailable(str(error)) from error
+            raise
+        accepted += len(part)
 
     def checked() -> None:
         nonlocal known_good
         known_good = probe()
 
-    refused = _parts(items, send, checked, attempts=ATTEMPTS)
+    refused = _parts(items, watched, checked, attempts=ATTEMPTS)
     failures = [error for _, error in refused if isinstance(error, StoreFailed)]
     if failures and not known_good and len(refused) == len(items):
         raise failures[0]

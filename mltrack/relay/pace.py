@@ -25,6 +25,11 @@ class Pace:
         """True where the wait does not grow any more."""
         return self.timeout_s >= LONGEST_S
 
+    @property
+    def has_asked_for_little(self) -> bool:
+        """True where neither the longest wait nor much smaller requests have helped."""
+        return self.has_waited_longest and self.batch <= LARGEST_BATCH // 4
+
     def timed_out(self) -> None:
         """The last request was not answered in time."""
         if self.timeout_s < LONGEST_S:

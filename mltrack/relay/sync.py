@@ -48,7 +48,7 @@ def sync(directory: RunDirectory, tracking_uri: str | None = None, *, on_progres
 
     Raises:
         DeliveredElsewhere: somebody else is delivering this directory.
-        StoreUnavailable: the server does not answer, or not in `LONGEST_S`.
+        StoreUnavailable: the server does not answer, or not in `LONGEST_S` though little is asked of it.
     """
     info = directory.read_run()
     uri, pace = default_tracking_uri(tracking_uri or info.tracking_uri or None), Pace()
@@ -57,7 +57,7 @@ def sync(directory: RunDirectory, tracking_uri: str | None = None, *, on_progres
             try:
                 return _sync_connected(directory, uri, on_progress, pace)
             except StoreSlow:
-                if pace.has_waited_longest:
+                if pace.has_asked_for_little:
                     raise
                 pace.timed_out()
 
@@ -100,7 +100,9 @@ def follow(directory: RunDirectory) -> Progress:
                 log.info("complete: %d points, %d refused", progress.sent, len(progress.failed))
                 return progress
             except StoreUnavailable as error:
-                if Progress.read(directory, info.tracking_uri).acknowledged_ms / 1000 > time.time() - LONGEST_PAUSE_S:
+                progress = Progress.read(directory, info.tracking_uri)
+                progress.write(directory, acknowledged=False)  # nothing is being uploaded now, so nobody need wait for it
+                if progress.acknowledged_ms / 1000 > time.time() - LONGEST_PAUSE_S:
                     pauses, last_success = 0, time.monotonic()
                 if isinstance(error, StoreSlow):
                     pace.timed_out()

@@ -269,7 +269,7 @@ def _later(text: str, code: str) -> type[StoreUnavailable]:
     """Which kind of unavailable: MLflow calls its client's transport errors INTERNAL_ERROR too, and an unknown HTTP status of a gateway."""
     if "timed out" in text or "timeout exception" in text or code == "DEADLINE_EXCEEDED":
         return StoreSlow
-    answered = not text.startswith("API request to ") or "failed with error code 500 " in text
+    answered = not text.startswith("API request to ") or "failed with error code 500 " in text or "too many 500 error responses" in text
     return StoreFailed if code == "INTERNAL_ERROR" and answered else StoreUnavailable
 
 
