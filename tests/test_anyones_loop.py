@@ -124,7 +124,7 @@ class JournalCallback(TrainerCallback):
         self.tracker = tracker
 
     def on_log(self, args, state, control, logs=None, **others):
-        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, (int, float))}
+        numbers = {name: value for name, value in (logs or {}).items() if isinstance(value, (int, float)) and name != "epoch"}
         self.tracker.log_metrics(numbers, step=max(1, state.global_step))
 
 
