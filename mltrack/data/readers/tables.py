@@ -65,10 +65,12 @@ def parquet_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
 
     number = 0
     try:
-        for batch in pq.ParquetFile(stream).iter_batches(batch_size=_ROWS):
-            for value in batch.to_pylist():
-                number += 1
-                yield Raw(number, value)
+        file = pq.ParquetFile(stream)
+        for group in range(file.num_row_groups):  # one by one: a reader over all of them keeps what it has decoded
+            for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], use_threads=False):
+                for value in batch.to_pylist():
+                    number += 1
+                    yield Raw(number, value)
     except (pa.ArrowException, UnicodeDecodeError, OSError) as error:  # pyarrow's own errors of broken pages are OSErrors without a number
         if isinstance(error, OSError) and error.errno:
             raise
