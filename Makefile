@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help install demo test test-long test-postgres check style lock ui
+.PHONY: help install demo test test-long test-exhaustive test-postgres check style lock ui
 .DEFAULT_GOAL := help
 
 help:
@@ -25,10 +25,13 @@ demo: install
 	PATH="$(BIN):$$PATH" mlflow run . --env-manager local -P task=code_generation -P epochs=1 -P eval_every=100
 
 test: install
-	$(BIN)/python -m pytest -m "not long"
+	$(BIN)/python -m pytest -m "not long and not exhaustive"
 
 test-long: install
-	$(BIN)/python -m pytest -m long
+	$(BIN)/python -m pytest -m "long and not exhaustive"
+
+test-exhaustive: install
+	$(BIN)/python -m pytest -m exhaustive
 
 test-postgres: install
 	MLTRACK_REQUIRE_POSTGRES=1 $(BIN)/python -m pytest tests/test_postgres.py

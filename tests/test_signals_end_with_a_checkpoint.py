@@ -99,7 +99,7 @@ def test_a_second_signal_exits_at_once(storm, signals, exit_code):
     process, after = interrupted(storm, run_id, "T", 5, signals)
     assert process.exit_code == exit_code, process.errors
     assert after == ""
-    assert newest_step(storm.directory(run_id)) == 2, "the checkpoint that was there; none for the third step"
+    assert newest_step(storm.directory(run_id)) in (-1, 2), "at once: no checkpoint of the third step, and that of the second may still have been in flight"
 
 
 def test_the_sigterm_that_mlflow_sends_after_ctrl_c_is_no_second_signal(storm):

@@ -54,7 +54,7 @@ def test_the_demoted_ones_bytes_are_gone(there: ArtifactStore, encoder: Path, tm
     assert all(row["model_id"] in index for row in models_of_run(connect(there.uri), run.run_id))
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["local", "proxied"])
 def test_killed_between_any_two_steps_and_started_again(kind: str, encoder: Path, tmp_path: Path) -> None:

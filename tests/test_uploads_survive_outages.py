@@ -96,7 +96,7 @@ EVERY = 3
 """The fault meets the first request of a delivery, the fourth, ...: all of them would take minutes."""
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("fault", ["cut", "lose_reply"])
 def test_a_fault_before_in_and_after_everything_that_is_asked(tmp_path: Path, proxy: FaultyProxy, server: str, fault: str):
     prepared = ended_run(tmp_path / "prepared", proxy.uri)
