@@ -79,6 +79,28 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(trainer, task):
     made.tracker.close()
 
 
+def test_with_dropout_the_loss_of_a_step_has_the_same_distribution_however_it_is_cut(trainer):
+    """The draws differ, their distribution does not: mean within four standard errors, variance within the F distribution's far ends."""
+    draws, found = 120, []
+    for batch_size, accumulation in ((8, 1), (1, 8)):
+        made = trainer(dropout=0.3, name=str(batch_size), batch_size=batch_size, gradient_accumulation_steps=accumulation)
+        made.model.train()
+        group = next(made.batches.groups(0, 0))
+        losses = []
+        for seed in range(draws):
+            torch.manual_seed(1000 * batch_size + seed)
+            gradient = made.gradient.of(group, capture_rng())
+            made.optimizer.zero_grad()
+            losses.append(sum(gradient.measured.wait()[:-1]) / gradient.targets)
+        made.tracker.close()
+        found.append(torch.tensor(losses, dtype=torch.float64))
+    whole, parts = found
+    assert whole.std() > 0
+    error = ((whole.var() + parts.var()) / draws).sqrt()
+    assert abs(whole.mean() - parts.mean()) < 4 * error
+    assert 0.5 < whole.var() / parts.var() < 2
+
+
 def test_the_examples_of_a_step_do_not_depend_on_how_it_is_cut():
     lengths = torch.randint(1, 200, (1003,), generator=torch.Generator().manual_seed(1)).numpy()
 
