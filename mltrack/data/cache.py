@@ -18,7 +18,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 FORMAT_VERSION = 1
 """Part of every file's name: another version never reads it. Whatever changes the rows that are made raises it."""
@@ -73,10 +73,17 @@ def _read(path: Path) -> list[Any] | None:
 
 def _write(path: Path, rows: list[Any]) -> None:
     lines = [json.dumps({"rows": len(rows)}), *(json.dumps(row) for row in rows)]
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with written_whole(path) as stream:
+        stream.write(gzip.compress("\n".join(lines).encode(), mtime=0))
+
+
+@contextlib.contextmanager
+def written_whole(path: Path) -> Iterator[BinaryIO]:
+    """A stream whose bytes are `path` once they are all on the disk; whatever ends the writing, no half file is left."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(gzip.compress("\n".join(lines).encode(), mtime=0))
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)

@@ -18,7 +18,6 @@ import logging
 import mmap
 import os
 import struct
-import tempfile
 import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +27,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mltrack.data.cache import cache_folder, is_locked, locked
+from mltrack.data.cache import cache_folder, is_locked, locked, written_whole
 from mltrack.data.encoding import EncodedRows, Encoder, Progress
 from mltrack.data.records import Record
 from mltrack.data.table import keys_of
@@ -156,29 +155,20 @@ def _ordered_digest(records: Sequence[Record]) -> str:
 
 def _write(path: Path, key: dict[str, Any], parts: Iterable[EncodedRows], dtype: np.dtype[Any]) -> None:
     """Write the file in one pass; whatever ends it, no half file is left under `path`."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            columns: list[list[np.ndarray]] = [[], [], []]
-            checksum = num_tokens = 0
-            for part in parts:
-                checksum = _append(stream, part.ids.astype(dtype).tobytes(), checksum)
-                num_tokens += len(part.ids)
-                for column, name in zip(columns, _COLUMNS, strict=True):
-                    column.append(getattr(part, name).astype("<i4"))
-            checksum = _append(stream, bytes(-stream.tell() % 8), checksum)
-            for column in columns:
-                checksum = _append(stream, np.concatenate(column).tobytes(), checksum)
-            num_rows = sum(map(len, columns[0]))
-            footer = json.dumps({"key": key, "dtype": dtype.str, "tokens": num_tokens, "rows": num_rows, "bytes": stream.tell(), "crc32": checksum}).encode()
-            stream.write(footer + _TAIL.pack(zlib.crc32(footer), len(footer), _MAGIC))
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    with written_whole(path) as stream:
+        columns: list[list[np.ndarray]] = [[], [], []]
+        checksum = num_tokens = 0
+        for part in parts:
+            checksum = _append(stream, part.ids.astype(dtype).tobytes(), checksum)
+            num_tokens += len(part.ids)
+            for column, name in zip(columns, _COLUMNS, strict=True):
+                column.append(getattr(part, name).astype("<i4"))
+        checksum = _append(stream, bytes(-stream.tell() % 8), checksum)
+        for column in columns:
+            checksum = _append(stream, np.concatenate(column).tobytes(), checksum)
+        num_rows = sum(map(len, columns[0]))
+        footer = json.dumps({"key": key, "dtype": dtype.str, "tokens": num_tokens, "rows": num_rows, "bytes": stream.tell(), "crc32": checksum}).encode()
+        stream.write(footer + _TAIL.pack(zlib.crc32(footer), len(footer), _MAGIC))
 
 
 def _append(stream: BinaryIO, data: bytes, checksum: int) -> int:

@@ -5,12 +5,11 @@ Invariant: both are made of what the run recorded; figures stand beside the base
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mltrack.config import TrainModelRequest
+from mltrack.data.encoding import tokenizer_digest
 from mltrack.errors import ConfigurationError
 from mltrack.registry import gate
 
@@ -110,17 +109,6 @@ def check_name(name: str | None) -> None:
         raise ConfigurationError(
             f"registered_model_name: seen {shown}; accepted: a name without '/', ':', '@', '?', '%', '#' and '\\\\', at most {MAX_NAME_LENGTH} printable characters"
         )
-
-
-def tokenizer_digest(tokenizer: Any) -> str:
-    """sha256 (hex) of what makes tokens of a text; losses a token are compared only where it is equal."""
-    fast = getattr(tokenizer, "backend_tokenizer", None)
-    if fast is not None:
-        held = json.loads(fast.to_str())
-        parts: Any = {key: held.get(key) for key in ("model", "normalizer", "pre_tokenizer", "post_processor", "added_tokens")}
-    else:
-        parts = tokenizer.get_vocab()
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _figures(metrics: Mapping[str, float], baselines: Mapping[str, float]) -> str:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mltrack import store
+from mltrack.data.encoding import tokenizer_digest
 from mltrack.errors import ConfigurationError, TrackingError, did_you_mean
 from mltrack.registry import gate
-from mltrack.registry.card import tokenizer_digest
 from mltrack.registry.champion import CHALLENGER, CHAMPION, decide, existing_model, existing_version
 from mltrack.registry.loading import connect_existing
 from mltrack.store import model_tags
