@@ -91,9 +91,11 @@ def collator_of(job: Job, tokenizer: Any) -> Any:
 
 
 def run_hf(job: Job, tuned: bool) -> dict[str, Any]:
-    """transformers.Trainer; tuned: bf16, grouped lengths, no tracking."""
+    """transformers.Trainer; tuned: bf16 where the device multiplies it, grouped lengths, no tracking."""
     import torch
     from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+
+    from mltrack.hardware import choose_precision
 
     set_seed(job.seed)
     train, valid, tokenizer = datasets_of(job)
@@ -112,7 +114,7 @@ def run_hf(job: Job, tuned: bool) -> dict[str, Any]:
         save_strategy="epoch",
         logging_steps=1,
         report_to="none" if tuned else "mlflow",
-        bf16=tuned or job.precision == "bf16",
+        bf16=job.precision == "bf16" or (tuned and choose_precision("auto", torch.device(job.device)) == "bf16"),
         use_cpu=job.device == "cpu",
         seed=job.seed,
         **({"train_sampling_strategy": "group_by_length"} if tuned else {}),
