@@ -3,7 +3,7 @@
 The trainer needs one answer of MLflow before its first step. Importing mlflow for that takes two seconds and a hundred megabytes; so another process
 does it while this one imports torch, and ends when it has answered.
 
-Invariant: nothing is made before `open` is called, and a trainer that ends before that leaves nothing behind. Where the process cannot help, `open`
+Invariant: nothing is asked, made or written before `open` is called, and a trainer that ends before that leaves nothing behind. Where the process cannot help, `open`
 does the same here: a run is found again by its idempotency key.
 
     opener = RunOpener(uri)
@@ -20,9 +20,10 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
 
+from mltrack.errors import TrackingError
 from mltrack.journal import RunInfo
 from mltrack.processes import start
-from mltrack.store import StoreRejected, StoreUnavailable, connect, runs
+from mltrack.store import StoreRejected, StoreUnavailable, connect, import_client, runs
 
 _ERRORS = {error.__name__: error for error in (StoreUnavailable, StoreRejected)}
 
@@ -105,9 +106,9 @@ def opened(info: RunInfo) -> RunInfo:
 
 
 def main() -> None:
-    """Import mlflow and connect, wait for the description of a run on standard input, open it, and answer in one line."""
-    with suppress(StoreUnavailable, StoreRejected):
-        connect(sys.argv[1])  # what it says now, it says again
+    """Import mlflow, wait for the description of a run on standard input, open it, and answer in one line."""
+    with suppress(TrackingError):
+        import_client(sys.argv[1])  # what fails now, fails again when the run is opened, and is said then
     line = sys.stdin.readline()
     if not line:
         return

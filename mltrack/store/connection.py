@@ -123,6 +123,15 @@ def connect(tracking_uri: str, *, request_timeout_s: float = 5.0) -> Store:
             return Store(tracking_uri=uri, client=MlflowClient(tracking_uri=uri), request_timeout_s=request_timeout_s)
 
 
+def import_client(tracking_uri: str) -> None:
+    """Import what a connection will need: two seconds of which nothing is asked, made or written."""
+    with translated(tracking_uri, "importing mlflow"):
+        import mlflow.tracking
+
+        if tracking_uri.partition("+")[0].partition(":")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+            import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
+
+
 def ping(store: Store) -> None:
     """One small request.
 
