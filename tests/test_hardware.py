@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -38,7 +41,7 @@ def test_what_is_asked_for_by_name_is_given(word: str | bool, precision: str):
 def test_auto_takes_bf16_on_a_cpu_exactly_where_it_has_the_instruction():
     expected = "bf16" if hardware.cpu_multiplies_bf16() else "off"
     assert hardware.choose_precision("auto", CPU) == hardware.choose_precision(True, CPU) == expected
-    flags = hardware._cpuinfo("flags").split()
+    flags = hardware.cpuinfo("flags").split()
     if flags:
         assert hardware.cpu_multiplies_bf16() == bool({"avx512_bf16", "amx_bf16"}.intersection(flags))
 
@@ -62,3 +65,39 @@ def test_facts_and_doctor_lines_are_words():
     assert int(facts["mltrack.cpu_cores"]) >= 1
     assert all(isinstance(value, str) and value for value in facts.values())
     assert set(hardware.describe()) == {"python", "cpu", "torch", "device", "bf16"}
+
+
+@pytest.mark.parametrize(
+    ("files", "own", "cores"),
+    [
+        ({"cpu.max": "150000 100000"}, "0::/", 1.5),
+        ({"cpu.max": "max 100000"}, "0::/", None),
+        ({"pod/cpu.max": "400000 100000", "pod/box/cpu.max": "max 100000"}, "0::/pod/box", 4.0),
+        ({"pod/cpu.max": "200000 100000", "pod/box/cpu.max": "400000 100000"}, "0::/pod/box", 2.0),
+        ({"cpu,cpuacct/box/cpu.cfs_quota_us": "50000", "cpu,cpuacct/box/cpu.cfs_period_us": "100000"}, "4:memory:/\n3:cpu,cpuacct:/box", 0.5),
+        ({"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, "3:cpu,cpuacct:/", None),
+        ({}, "0::/", None),
+    ],
+)
+def test_the_quota_is_the_least_of_the_control_groups(tmp_path: Path, files: dict[str, str], own: str, cores: float | None):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    (tmp_path / "own").write_text(own + "\n")
+    assert hardware.cpu_quota(tmp_path, tmp_path / "own") == cores
+
+
+def test_threads_fit_the_quota_unless_the_user_has_set_them(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("mltrack.hardware.cpu._allowed_cores", lambda: 64)
+    monkeypatch.setattr("mltrack.hardware.cpu.cpu_quota", lambda: 1.5)
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert hardware.fit_threads() is None
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
+    assert hardware.fit_threads() == 2
+    assert hardware.usable_cores() == 2
+    assert os.environ["OMP_NUM_THREADS"] == os.environ["RAYON_NUM_THREADS"] == "2"
+    monkeypatch.setattr("mltrack.hardware.cpu.cpu_quota", lambda: None)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert hardware.fit_threads() is None
+    assert hardware.usable_cores() == 64

@@ -1,0 +1,25 @@
+"""What the machine can do: device, precision, threads, allocator, and the facts that a run records about it."""
+
+from __future__ import annotations
+
+from mltrack.hardware.cpu import cpu_multiplies_bf16, cpu_quota, cpuinfo, fit_threads, keep_freed_memory, usable_cores, yield_idle_cores
+from mltrack.hardware.device import allow_tf32, autocast, choose_device, choose_precision, repeating_exactly, visible_gpus
+from mltrack.hardware.facts import describe, facts
+
+__all__ = [
+    "allow_tf32",
+    "autocast",
+    "choose_device",
+    "choose_precision",
+    "cpu_multiplies_bf16",
+    "cpu_quota",
+    "cpuinfo",
+    "describe",
+    "facts",
+    "fit_threads",
+    "keep_freed_memory",
+    "repeating_exactly",
+    "usable_cores",
+    "visible_gpus",
+    "yield_idle_cores",
+]

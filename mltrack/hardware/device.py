@@ -1,0 +1,102 @@
+"""Where a model runs and in which numbers.
+
+Invariant: `auto` never picks something slower than plain fp32 on the CPU for want of an instruction, and what was asked for by name is
+either there or refused in one line. torch is imported inside the functions, so `mltrack doctor --help` stays quick.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+from mltrack.config.options import OPTIONS
+from mltrack.errors import ConfigurationError
+from mltrack.hardware.cpu import cpu_multiplies_bf16
+
+if TYPE_CHECKING:
+    import torch
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device that `name` means here; `auto` is the first of cuda, mps, cpu that is there.
+
+    Raises:
+        ConfigurationError: an unknown name, or a device that this machine or this build of torch does not have.
+    """
+    import torch
+
+    name = OPTIONS["device"].check(name)
+    there = [kind for kind, present in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True)) if present]
+    if name == "auto":
+        return torch.device(there[0])
+    if name not in there:
+        why = "this torch is built without CUDA" if name == "cuda" and torch.version.cuda is None else "there is none on this machine"
+        raise ConfigurationError(f"device: seen {name}, but {why} (torch {torch.__version__}); accepted here: auto|{'|'.join(there)}")
+    return torch.device(name)
+
+
+def choose_precision(use_mixed_precision: str | bool, device: torch.device) -> str:
+    """fp16, bf16 or off. `auto` (and True) is bf16 where the device multiplies it natively, fp16 on older GPUs, else off.
+
+    Raises:
+        ConfigurationError: an unknown word, or a mixed precision on mps.
+    """
+    import torch
+
+    word = str(OPTIONS["use_mixed_precision"].check(use_mixed_precision))
+    if device.type == "mps":
+        if word not in ("auto", "off"):
+            raise ConfigurationError(f"use_mixed_precision: seen {word} with device mps; accepted there: auto|off (both are fp32)")
+        return "off"
+    if word != "auto":
+        return word
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
+    return "bf16" if cpu_multiplies_bf16() else "off"
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """The autocast context of a precision that `choose_precision` gave; no context for off."""
+    import torch
+
+    if precision == "off":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def visible_gpus() -> int:
+    """Number of CUDA devices that this process sees."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def allow_tf32(device: torch.device, precision: str) -> None:
+    """Let a GPU that is asked for fp32 multiply with TF32's 10 bits of mantissa and add in fp32: several times as fast (Ampere and later)."""
+    import torch
+
+    if device.type == "cuda" and precision == "off":
+        torch.set_float32_matmul_precision("high")
+
+
+@contextmanager
+def repeating_exactly(wanted: bool) -> Iterator[None]:
+    """Where wanted, torch computes the same bits each time on a GPU too, and fails at an operation that it cannot repeat (`deterministic=true`).
+
+    Source: torch's notes on reproducibility. cuBLAS reads its setting when the device is first used.
+    """
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False
+        torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        if wanted:
+            torch.use_deterministic_algorithms(before[0])
+            torch.backends.cudnn.benchmark = before[1]
