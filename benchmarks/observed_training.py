@@ -121,7 +121,10 @@ class Watch:
 
     def _begin(self, trainer: Any) -> None:
         self.trainer = trainer
-        self.tokens = TokenCount(trainer.model, trainer.train_dataset.pad_token_id)
+        self.hooked = self.job.options.get("compile") != "true"  # a hook would be compiled too
+        if self.hooked:
+            self.tokens = TokenCount(trainer.model, trainer.train_dataset.pad_token_id)
+            self._time_evaluated(trainer.model)
         clocks, gradient = self._clocks, trainer.gradient
         gradient.of = self._measuring(clocks["gradient"].around(gradient.of))
         trainer.precision.step = clocks["optimizer"].around(trainer.precision.step)
@@ -130,13 +133,13 @@ class Watch:
         trainer.tracker.log_metrics = clocks["tracking"].around(trainer.tracker.log_metrics)
         trainer._evaluate = clocks["evaluation"].around(trainer._evaluate)
         trainer.saving.save = clocks["saving"].around(trainer.saving.save)
-        self._time_evaluated(trainer.model)
         trainer.listeners.append(self)
 
     def _end(self, seconds: float) -> None:
         """What comes later, such as the evaluation of the best weights, is no part of the training."""
         self.seconds = seconds
-        self.real_tokens, self.evaluated_tokens = self.tokens.trained, self.tokens.evaluated
+        self._end_profile(max(1, len(self.steps) - WARM_UP))  # an open profiler ends a process with a crash
+        self.real_tokens, self.evaluated_tokens = (self.tokens.trained, self.tokens.evaluated) if self.hooked else (self.trainer.state.tokens, 0)
         self.forward_s = self._forward.read()
         for name in self.between:
             self.between[name] += self._clocks[name].read()
@@ -196,15 +199,21 @@ class Watch:
             kinds = [profiler.ProfilerActivity.CPU] + ([profiler.ProfilerActivity.CUDA] if self.job.device == "cuda" else [])
             self._profiler = profiler.profile(activities=kinds)
             self._profiler.start()
-        elif step == WARM_UP + PROFILED and self._profiler is not None:
-            self._profiler.stop()
-            attribute = "self_device_time_total" if self.job.device == "cuda" else "self_cpu_time_total"
-            spent = sorted(((getattr(one, attribute), one.key, one.count) for one in self._profiler.key_averages()), reverse=True)
-            total = sum(microseconds for microseconds, _, _ in spent)
-            self.profiled = [
-                {"operator": name, "ms_a_step": microseconds / 1000 / PROFILED, "share": microseconds / total, "calls_a_step": count / PROFILED}
-                for microseconds, name, count in spent[:15]
-            ]
+        elif step == WARM_UP + PROFILED:
+            self._end_profile(PROFILED)
+
+    def _end_profile(self, steps: int) -> None:
+        if self._profiler is None:
+            return
+        self._profiler.stop()
+        attribute = "self_device_time_total" if self.job.device == "cuda" else "self_cpu_time_total"
+        spent = sorted(((getattr(one, attribute), one.key, one.count) for one in self._profiler.key_averages()), reverse=True)
+        total = sum(microseconds for microseconds, _, _ in spent)
+        self.profiled = [
+            {"operator": name, "ms_a_step": microseconds / 1000 / steps, "share": microseconds / total, "calls_a_step": count / steps}
+            for microseconds, name, count in spent[:15]
+        ]
+        self._profiler = None
 
     # -- what it saw
 
