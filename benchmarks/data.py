@@ -86,6 +86,7 @@ def measure(path: Path, tokenizer_folder: Path) -> dict[str, Any]:
     import pyarrow  # noqa: F401  imports are not what is measured
     from transformers import PreTrainedTokenizerFast
 
+    from mltrack.config import TrainingConfig
     from mltrack.data import DatasetLoader
     from mltrack.training.batches import TrainingBatches
 
@@ -106,8 +107,7 @@ def measure(path: Path, tokenizer_folder: Path) -> dict[str, Any]:
     lap("read", len(records))
     dataset = loader.dataset(records)
     lap("tokenize", len(records))
-    options: dict[str, Any] = {"batch_size": BATCH_SIZE, "accumulation": 1, "seed": 1, "rank": 0, "world": 1, "num_workers": 0, "pin": False}
-    groups = TrainingBatches(dataset, **options).groups(0, 0)
+    groups = TrainingBatches(dataset, TrainingConfig(batch_size=BATCH_SIZE, seed=1), rank=0, world=1, pin=False).groups(0, 0)
     tokens = next(groups)[0].tokens
     found["first_batch_s"] = round(time.perf_counter() - begun, 3)
     for group in groups:

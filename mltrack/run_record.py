@@ -20,7 +20,8 @@ from mltrack.data import CodeDataset
 from mltrack.data.stdlib_source import STDLIB
 from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.provenance import git_facts
-from mltrack.store import StoreUnavailable, active_run, connect, default_tracking_uri, runs
+from mltrack.run_opening import RunOpener
+from mltrack.store import StoreUnavailable, active_run, default_tracking_uri
 
 NOT_PARAMS = {"output_dir", "tracking_uri", "experiment_name", "run_name", "resume", "exact", "new_run", "offline", "exit_wait", "debug", "output"}
 """Options that say where a run is kept, not what it computes; they stay out of the MLflow params."""
@@ -31,12 +32,13 @@ MANY_LONG = 0.2
 """Share of records longer than `max_length` from which the user is warned."""
 
 
-def open_run(request: TrainModelRequest, resumed: RunDirectory | None, notice: Callable[[str], None]) -> RunInfo:
+def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: RunOpener | None, notice: Callable[[str], None]) -> RunInfo:
     """The MLflow run of a training: the one that `mlflow run` made or that is active here, the resumed one, or a new one.
 
     Args:
         request: with the task's defaults.
         resumed: the run directory that is continued or forked.
+        opener: asks MLflow; None: nobody does.
         notice: takes a line for the user; a server that does not answer is one, not an error.
 
     Raises:
@@ -64,24 +66,10 @@ def open_run(request: TrainModelRequest, resumed: RunDirectory | None, notice: C
             notice("experiment_name and run_name are ignored: MLFLOW_RUN_ID names the run already")
     if resumed is not None and request.new_run:
         info.tags["mltrack.forked_from"] = resumed.read_run().run_id or resumed.path.name
-    if request.offline:
+    if opener is None:
         return info
     try:
-        store = connect(info.tracking_uri)
-        if info.run_id is None:
-            opened = runs.create_run(
-                store,
-                experiment_name=info.experiment_name,
-                run_name=info.run_name,
-                tags=info.tags,
-                idempotency_key=info.local_id,
-                start_time_ms=info.created_ms,
-            )
-        else:
-            runs.reopen_run(store, info.run_id)
-            opened = runs.get_run(store, info.run_id)
-        info.run_id, info.experiment_id = opened.run_id, opened.experiment_id
-        info.under_mlflow_run = opened.tags.get("mlflow.source.type") == "PROJECT"
+        return opener.open(info)
     except StoreUnavailable as error:
         notice(f"{error}; training goes on, everything is kept in the run directory and delivered when the server is back")
     return info

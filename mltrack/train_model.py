@@ -34,11 +34,12 @@ from mltrack.journal import RunDirectory, RunInfo, make_output_dir, write_json
 from mltrack.models import ModelSource, resolve_model, save_pretrained
 from mltrack.provenance import find_resumed, refuse_live, saved_options, undelivered
 from mltrack.relay import trainer_tags
+from mltrack.run_opening import RunOpener
 from mltrack.run_record import data_figures, inputs_of, long_text_warnings, open_run, params_of
 from mltrack.store import default_tracking_uri
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
-from mltrack.training import AdvancedTrainer, Listener, check_metric_name, choose_parallel, compare_decisive, decisive
+from mltrack.training import AdvancedTrainer, Listener, check_metric_name, choose_parallel, compare_decisive, decisive, use_attention
 
 log = logging.getLogger("mltrack")
 
@@ -58,6 +59,7 @@ class _Run:
     resumed: RunDirectory | None = None
     source: ModelSource | None = None
     parent: registry.Parent | None = None
+    opener: RunOpener | None = None
     train_dataset: CodeDataset | None = None
     eval_dataset: CodeDataset | None = None
     records: RequestedRecords | None = None
@@ -113,6 +115,9 @@ class TrainModelUseCase:
                 getattr(self, f"_{name}")(run)
         except (Exception, KeyboardInterrupt) as error:
             self._fail(run, error)
+        finally:
+            if run.opener is not None:
+                run.opener.close()
         return run.response
 
     # 1
@@ -138,6 +143,8 @@ class TrainModelUseCase:
                     find_sources(path)
                 except DatasetError as error:
                     raise ConfigurationError(f"{name}: {error}") from None
+        if not run.request.offline:
+            run.opener = RunOpener(default_tracking_uri(run.request.tracking_uri))
 
     # 2
     def _load_model(self, run: _Run) -> None:
@@ -175,6 +182,8 @@ class TrainModelUseCase:
         mapping = run.train_dataset.label_mapping if run.task.is_classification else None
         run.model = source.build(label_mapping=mapping, max_length=request.max_length, seed=request.seed)
         run.model.config.mltrack["truncation"] = request.truncation
+        device = choose_device(request.device)
+        use_attention(run.model, request.attention, device, choose_precision(request.use_mixed_precision, device))
         self._load_checkpoint(run)
         run.data_figures = found.counts | run.data_check.metrics() | data_figures(run.train_dataset, run.eval_dataset)
         for line in long_text_warnings(run.train_dataset, run.eval_dataset):
@@ -200,7 +209,7 @@ class TrainModelUseCase:
     # 4
     def _open_tracker(self, run: _Run) -> None:
         request = run.request
-        run.info = open_run(request, run.resumed, self._notice)
+        run.info = open_run(request, run.resumed, run.opener, self._notice)
         run.response.run_id = run.info.run_id or run.info.local_id
         run.response.experiment_id = run.info.experiment_id
         continues = run.resumed is not None and not request.new_run

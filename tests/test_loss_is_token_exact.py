@@ -62,7 +62,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(trainer, task):
     for record in (record for batch in group for record in batch.records):
         example = made.train_dataset[record]
         row = torch.from_numpy(example["input_ids"])[None]
-        if made.task.type.is_classification:
+        if made.train_dataset.task.is_classification:
             total = total + F.cross_entropy(made.model(row).logits, torch.tensor([example["labels"]]), reduction="sum")
         else:
             total = total + F.cross_entropy(made.model(row).logits[0, :-1], torch.from_numpy(example["labels"])[1:], reduction="sum", ignore_index=-100)

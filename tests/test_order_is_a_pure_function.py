@@ -18,6 +18,7 @@ import tiny
 import torch
 from test_resume_is_exact import StopAfter, _assert_equal, _finished, _trainer
 
+from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset, Sampler
 from mltrack.errors import ConfigurationError, Interrupted
 from mltrack.training.batches import MicroBatch, TrainingBatches
@@ -129,9 +130,9 @@ def skewed(tmp_path: Path) -> tuple[Any, CodeDataset, CodeDataset]:
     return tiny.data(path, "text_classification")
 
 
-def groups(dataset: CodeDataset, num_workers: int, position: int = 0) -> list[list[MicroBatch]]:
-    options: dict[str, Any] = {"batch_size": 4, "accumulation": 2, "seed": 7, "rank": 0, "world": 1, "pin": False}
-    return list(TrainingBatches(dataset, num_workers=num_workers, **options).groups(1, position))
+def groups(dataset: CodeDataset, num_workers: int, position: int = 0, **options: Any) -> list[list[MicroBatch]]:
+    config = TrainingConfig(batch_size=4, gradient_accumulation_steps=2, seed=7, num_workers=num_workers, **options)
+    return list(TrainingBatches(dataset, config, rank=0, world=1, pin=False).groups(1, position))
 
 
 def assert_same_batches(found: list[list[MicroBatch]], expected: list[list[MicroBatch]]) -> None:

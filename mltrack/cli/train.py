@@ -51,10 +51,7 @@ def train(words: Mapping[str, str]) -> int:
     stop = StopFlag()
     stop.install()
     _quiet(request.debug)
-    from mltrack.hardware import keep_freed_memory, yield_idle_cores
-
-    yield_idle_cores()
-    keep_freed_memory()
+    prepare_process(request.speedups)
     from mltrack.cli.progress import TrainingProgress
     from mltrack.cli.summary import print_summary
     from mltrack.train_model import TrainModelUseCase
@@ -73,6 +70,19 @@ def train(words: Mapping[str, str]) -> int:
         print(f"mltrack: {line}", file=sys.stderr)
     print_summary(request, response, file=sys.stderr if request.output == "json" else sys.stdout)
     return response.exit_code
+
+
+def prepare_process(speedups: str | Mapping[str, str] | None = None) -> None:
+    """What must be set before torch is imported: threads that fit the machine, memory that stays."""
+    from mltrack.config.speedups import Speedups
+    from mltrack.hardware import fit_threads, keep_freed_memory, yield_idle_cores
+
+    on = Speedups.of(speedups)
+    if on.threads:
+        yield_idle_cores()
+        fit_threads()
+    if on.allocator:
+        keep_freed_memory()
 
 
 def _request(words: Mapping[str, str]) -> TrainModelRequest:

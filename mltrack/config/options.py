@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mltrack.config import speedups
 from mltrack.config.pairs import format_pairs, parse_pairs
 from mltrack.errors import ConfigurationError, did_you_mean
 
@@ -33,7 +34,9 @@ class Option:
     by_task: bool = False
     """The default comes from `mltrack.tasks.defaults`."""
     choices: tuple[str, ...] = ()
-    """Accepted words; empty: any."""
+    """Accepted words, or names of pairs; empty: any."""
+    values: tuple[str, ...] = ()
+    """Accepted values of pairs; empty: any."""
     minimum: float | None = None
     """Smallest accepted number, itself accepted unless `above`."""
     above: bool = False
@@ -63,7 +66,8 @@ class Option:
         if self.kind == "interval":
             return "epoch, or a whole number of optimizer steps > 0"
         if self.kind == "pairs":
-            return "NAME=VALUE,NAME=VALUE or a JSON object" + (f"; NAME is {'|'.join(self.choices)}" if self.choices else "")
+            value = "|".join(self.values) or "VALUE"
+            return f"NAME={value},NAME={value} or a JSON object" + (f"; NAME is {'|'.join(self.choices)}" if self.choices else "")
         if self.choices:
             return "|".join(self.choices)
         return "a path" if self.kind == "path" else "text"
@@ -140,6 +144,9 @@ class Option:
         unknown = next((name for name in pairs if self.choices and name not in self.choices), None)
         if unknown is not None:
             raise ConfigurationError(f"{self.name}: seen the name {unknown!r} in {str(value)!r}; {did_you_mean(unknown, self.choices)}")
+        strange = next((name for name, meant in pairs.items() if self.values and meant not in self.values), None)
+        if strange is not None:
+            raise ConfigurationError(f"{self.name}: seen {pairs[strange]!r} for {strange}; {did_you_mean(pairs[strange], self.values)}")
         return value if isinstance(value, str) else format_pairs(pairs)
 
     def _check_text(self, value: Any) -> str:
@@ -202,6 +209,8 @@ OPTIONS: dict[str, Option] = _declare(
     Option(name="warmup_steps", kind="int", minimum=0, help="Optimizer steps of linear warmup; wins over `warmup_ratio`."),
     Option(name="warmup_ratio", kind="float", default=0.06, minimum=0, maximum=1, help="Linear warmup as a share of all optimizer steps."),
     Option(name="max_grad_norm", kind="float", default=1.0, minimum=0, above=True, help="Gradients are clipped to this norm."),
+    Option(name="max_batch_tokens", kind="int", minimum=8, help="Most tokens of a micro-batch, padding included: short examples come in larger batches than long ones, up to `batch_size`. Not set: always `batch_size` examples."),
+    Option(name="packing", kind="bool", default=False, help="Generation: several examples in one row of `max_length` tokens, none of which sees another."),
     Option(name="gradient_checkpointing", kind="bool", default=False, help="Recompute activations in the backward pass: less memory, more time."),
     Option(name="use_mixed_precision", kind="text", default="auto", choices=PRECISIONS, aliases={"true": "auto", "false": "off", "fp32": "off", "no": "off"}, help="`auto` takes bf16 where the device has the instruction, fp16 on older GPUs, else off; true means auto, false means off."),
     Option(name="class_weights", kind="text", default="none", choices=("none", "balanced"), help="`balanced` counts rare classes more in the training loss; evaluation is never weighted."),
@@ -216,6 +225,9 @@ OPTIONS: dict[str, Option] = _declare(
     # where it runs
     Option(name="device", kind="text", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="Where the model runs."),
     Option(name="parallel", kind="text", default="auto", choices=("auto", "none", "dp", "ddp"), help="`auto` uses DataParallel where several GPUs are visible."),
+    Option(name="attention", kind="text", default="auto", choices=("auto", "eager", "sdpa", "flash_attention_2"), help="How attention is computed; `auto` chooses by device, precision and the model's dropout."),
+    Option(name="compile", kind="bool", default=False, help="Compile the model with torch.compile: a minute or more before the first step, which a GPU earns back within a run of hours."),
+    Option(name="speedups", kind="pairs", choices=speedups.NAMES, values=(speedups.ON, speedups.OFF), help="Which of the speed-ups that are on by default are off: `buckets=off`."),
     Option(name="num_workers", kind="int", default=0, minimum=0, help="Worker processes that collate batches; 0: the trainer's own thread."),
     Option(name="seed", kind="int", default=42, minimum=0, help="Seeds the split, the order, the weights and the dropout."),
     Option(name="deterministic", kind="bool", default=False, help="Refuse operations that torch cannot repeat exactly on a GPU (a CPU run repeats as it is)."),

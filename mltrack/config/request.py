@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Any
 
 from mltrack.config.options import OPTIONS, setting
+from mltrack.config.speedups import Speedups
 from mltrack.errors import ConfigurationError
 
 
@@ -45,6 +46,8 @@ class TrainingConfig:
     warmup_ratio: float = setting("warmup_ratio")
     max_grad_norm: float = setting("max_grad_norm")
     gradient_accumulation_steps: int = setting("gradient_accumulation_steps")
+    max_batch_tokens: int | None = setting("max_batch_tokens")
+    packing: bool = setting("packing")
     gradient_checkpointing: bool = setting("gradient_checkpointing")
     use_mixed_precision: str | bool = setting("use_mixed_precision")
     early_stopping_patience: int | None = setting("early_stopping_patience")
@@ -57,6 +60,8 @@ class TrainingConfig:
     keep_every: int | None = setting("keep_every")
     device: str = setting("device")
     parallel: str = setting("parallel")
+    compile: bool = setting("compile")
+    speedups: str | Mapping[str, str] | None = setting("speedups")
     num_workers: int = setting("num_workers")
     seed: int = setting("seed")
     deterministic: bool = setting("deterministic")
@@ -72,6 +77,11 @@ class TrainingConfig:
             if value is None and option.by_task:
                 raise ConfigurationError(f"{f.name}: seen None; accepted: {option.accepted}")
             object.__setattr__(self, f.name, option.check(value))
+
+    @property
+    def effective_speedups(self) -> Speedups:
+        """Those that are on."""
+        return Speedups.of(self.speedups)
 
     @property
     def effective_eval_batch_size(self) -> int:
@@ -99,6 +109,8 @@ class TrainModelRequest:
     warmup_ratio: float = setting("warmup_ratio")
     max_grad_norm: float = setting("max_grad_norm")
     gradient_accumulation_steps: int = setting("gradient_accumulation_steps")
+    max_batch_tokens: int | None = None
+    packing: bool = setting("packing")
     gradient_checkpointing: bool = setting("gradient_checkpointing")
     use_mixed_precision: str | bool = setting("use_mixed_precision")
     early_stopping_patience: int | None = None
@@ -113,6 +125,9 @@ class TrainModelRequest:
     seed: int = setting("seed")
     deterministic: bool = setting("deterministic")
     device: str = setting("device")
+    attention: str = setting("attention")
+    compile: bool = setting("compile")
+    speedups: str | Mapping[str, str] | None = None
     num_workers: int = setting("num_workers")
     eval_every: int | str = setting("eval_every")
     save_every: int | str = setting("save_every")

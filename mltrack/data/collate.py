@@ -13,9 +13,13 @@ import torch
 
 IGNORED = -100
 """The label that a loss leaves out."""
+PADDED_TO = 8
+"""Tokens to a multiple of which a batch is padded."""
 
 
-def collate(examples: Sequence[Mapping[str, Any]], pad_token_id: int, pad_to_multiple_of: int = 8, max_length: int | None = None) -> dict[str, torch.Tensor]:
+def collate(
+    examples: Sequence[Mapping[str, Any]], pad_token_id: int, pad_to_multiple_of: int = PADDED_TO, max_length: int | None = None
+) -> dict[str, torch.Tensor]:
     """One batch, padded to the longest example rounded up to `pad_to_multiple_of`, but never beyond `max_length`.
 
     Returns:

@@ -32,6 +32,10 @@ class Sampler:
             largest batch at once.
         bucket_window: optimizer steps (of all ranks) whose examples are sorted by length before they are cut, the steps
             being shuffled afterwards; 1 is a plain shuffle.
+        max_tokens: most tokens of a micro-batch, padding included: then all examples are sorted by length, equal ones in a
+            shuffled order, cut where `max_tokens` or `batch_size` is reached, and the micro-batches are shuffled. How many
+            there are does not depend on the epoch. An example that is longer is a micro-batch of its own.
+        padded_to: multiple to which a batch is padded.
     """
 
     def __init__(
@@ -46,6 +50,8 @@ class Sampler:
         accumulation: int = 1,
         shuffle: bool = True,
         bucket_window: int = 1,
+        max_tokens: int | None = None,
+        padded_to: int = 8,
     ):
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -63,17 +69,44 @@ class Sampler:
         self._seed, self._epoch, self._rank, self._world = seed, epoch, rank, world
         self._batch_size, self._accumulation = batch_size, accumulation
         self._shuffle, self._bucket_window = shuffle, bucket_window
+        self._max_tokens, self._padded_to = max_tokens, padded_to
 
     def __len__(self) -> int:
-        """Batches of this rank, the same for every rank."""
+        """Batches of this rank, the same for every rank and every epoch."""
+        if self._max_tokens is not None:
+            return -(-len(self._cuts(np.sort(self._lengths)[::-1])) // self._world)
         return -(-len(self._lengths) // (self._batch_size * self._world))
 
     def __iter__(self) -> Iterator[list[int]]:
+        if self._max_tokens is not None:
+            yield from self._of_like_size()
+            return
         order = self._order()
         stride = self._batch_size * self._world
         for step in range(len(self)):
             start = step * stride + self._rank * self._batch_size
             yield order[start : min(start + self._batch_size, (step + 1) * stride)].tolist()
+
+    def _of_like_size(self) -> Iterator[list[int]]:
+        """Micro-batches of about `max_tokens` each."""
+        generator = np.random.default_rng([self._seed, self._epoch])
+        order = generator.permutation(len(self._lengths)) if self._shuffle else np.arange(len(self._lengths))
+        order = order[np.argsort(-self._lengths[order], kind="stable")]
+        batches = np.split(order, self._cuts(self._lengths[order])[1:])
+        places = generator.permutation(len(batches)) if self._shuffle else np.arange(len(batches))
+        for step in range(len(self)):
+            turn = step * self._world + self._rank
+            yield batches[places[turn]].tolist() if turn < len(batches) else []
+
+    def _cuts(self, descending: np.ndarray) -> list[int]:
+        """Where each micro-batch begins in examples that are sorted by length."""
+        assert self._max_tokens is not None
+        cuts, start = [], 0
+        while start < len(descending):
+            cuts.append(start)
+            width = -(-int(descending[start]) // self._padded_to) * self._padded_to
+            start += max(1, min(self._batch_size, self._max_tokens // max(1, width)))
+        return cuts
 
     def _order(self) -> np.ndarray:
         """All indices of the epoch, in the order in which the ranks together take them."""

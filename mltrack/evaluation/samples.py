@@ -72,21 +72,22 @@ def generate_samples(
     room = max(1, limit - max_new_tokens)
     prompts = [_prompt(tokenizer, text, prompt_template) for text in descriptions]
     prompts = [ids if len(ids) <= room else cut_prompt(tokenizer, ids, room) for ids in prompts]
-    samples: list[Sample] = []
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # a batch of like lengths pads little
+    samples: dict[int, Sample] = {}
     model.eval()
     try:
         for start in range(0, len(prompts), batch_size):
+            batch = longest_first[start : start + batch_size]
             if stop_requested is not None and stop_requested():
                 break
-            completions = _complete(model, tokenizer, prompts[start : start + batch_size], max_new_tokens, device, stop_requested)
+            completions = _complete(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, device, stop_requested)
             if stop_requested is not None and stop_requested():
                 break  # these may be cut off
-            for offset, completion in enumerate(completions):
-                i = start + offset
-                samples.append(Sample(descriptions[i], completion, references[i] if references else None, is_valid_python(completion)))
+            for i, completion in zip(batch, completions, strict=True):
+                samples[i] = Sample(descriptions[i], completion, references[i] if references else None, is_valid_python(completion))
     finally:
         model.train(was_training)
-    return samples
+    return [samples[i] for i in sorted(samples)]
 
 
 def _prompt(tokenizer: Any, description: str, prompt_template: str) -> list[int]:

@@ -86,7 +86,7 @@ class ClassificationEvaluator:
 
 def class_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
     """float32 [B, classes]."""
-    output: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    output: torch.Tensor = model(input_ids=batch["input_ids"], attention_mask=batch.get("attention_mask")).logits
     return output.float()
 
 

@@ -27,6 +27,8 @@ class Generation:
     """A completion for each description."""
 
     type: TaskType = TaskType.CODE_GENERATION
+    target_logits: bool = True
+    """Logits where a token is predicted, nowhere else."""
 
     def defaults(self, model_name: str) -> dict[str, Any]:
         """Options that the user left open, by name."""
@@ -34,7 +36,7 @@ class Generation:
 
     def sums(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(summed cross entropy in nats, number of target tokens)."""
-        logits, targets = _target_logits(model, batch)
+        logits, targets = _target_logits(model, batch, nowhere_else=self.target_logits)
         return F.cross_entropy(logits, targets, reduction="sum"), torch.tensor(len(targets), device=targets.device)
 
     def evaluator(self, label_names: Sequence[str] | None = None) -> GenerationEvaluator:
@@ -75,19 +77,40 @@ class GenerationEvaluator:
         return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "token_accuracy": hits / self._count}
 
 
-def _target_logits(model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def _target_logits(model: torch.nn.Module, batch: Batch, *, nowhere_else: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
     """float32 logits [N, vocabulary] and targets [N] of the N target tokens; the largest matrix of the model is multiplied for these alone."""
     input_ids, labels = batch["input_ids"], batch["labels"]
     inner: Any = getattr(model, "module", model)
     forward: Any = inner.__class__.forward
     names = _argument_names(forward)
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
+    if "position_ids" in batch:
+        options["position_ids"] = batch["position_ids"]
     mask = torch.zeros_like(labels, dtype=torch.bool)  # a position that predicts a target; the length stays the multiple that collate made it
     mask[:, :-1] = labels[:, 1:] != -100
     targets = labels[:, 1:][mask[:, :-1]]
-    if "logits_to_keep" in names and _takes_mask(forward):
+    if nowhere_else and "logits_to_keep" in names and _takes_mask(forward):
         return model(input_ids=input_ids, logits_to_keep=mask, **options).logits.float(), targets
     return model(input_ids=input_ids, **options).logits[mask].float(), targets
+
+
+def keeps_apart(model: torch.nn.Module) -> bool:
+    """True where the model computes two examples in one row, told apart by their positions alone, as it computes each in a row of its own."""
+    device = next(model.parameters()).device
+    inner: Any = getattr(model, "module", model)
+    if "position_ids" not in _argument_names(inner.__class__.forward):
+        return False
+    ids = torch.arange(12, device=device).unsqueeze(0) % inner.get_input_embeddings().num_embeddings
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).unsqueeze(0).to(device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, 5:].float()
+            alone = model(input_ids=ids[:, 5:], use_cache=False).logits[0].float()
+    finally:
+        model.train(was_training)
+    return bool((packed - alone).abs().max() <= 1e-3 * alone.abs().max())
 
 
 @lru_cache

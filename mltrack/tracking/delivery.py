@@ -5,9 +5,7 @@ Invariant: nothing here talks to the network, and a dead relay or server never c
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrack.journal import RunDirectory
+from mltrack.processes import start
 
 SILENCE_S = 8.0
 """How long the end of a training waits after the last request that the server acknowledged: with what ending itself takes, below ten seconds."""
@@ -85,14 +84,5 @@ def deliver_in_background(directories: Sequence[RunDirectory]) -> None:
 
 def _spawn(words: Sequence[str], log_file: Path) -> subprocess.Popen[bytes]:
     """`mltrack sync WORDS` in a session of its own, with nothing of ours open."""
-    package_parent = str(Path(__file__).resolve().parents[2])
-    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     with log_file.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "mltrack", "sync", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        )
+        return start("mltrack", ["sync", *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)

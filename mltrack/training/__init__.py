@@ -1,5 +1,6 @@
 """Training: the loop (trainer) and the small parts that it calls."""
 
+from mltrack.training.attention import use_attention
 from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.early_stopping import EarlyStopping
 from mltrack.training.evaluate import check_metric_name, evaluate, label_names
@@ -23,4 +24,5 @@ __all__ = [
     "decisive",
     "evaluate",
     "label_names",
+    "use_attention",
 ]

@@ -7,14 +7,20 @@ here draws from a global random number generator.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, partial
 
 import torch
 from torch.utils.data import DataLoader
 
+from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset, Sampler
-from mltrack.data.collate import IGNORED
+from mltrack.data.collate import IGNORED, PADDED_TO
+from mltrack.data.packing import pack
+from mltrack.errors import ConfigurationError
+
+NOT_FOR_THE_MODEL = ("index", "row")
 
 
 @dataclass(frozen=True)
@@ -22,7 +28,7 @@ class MicroBatch:
     """One collated batch."""
 
     tensors: dict[str, torch.Tensor]
-    """input_ids, attention_mask [batch, length], labels [batch] or [batch, length]; on the host."""
+    """What `mltrack.data.collate` or, for several examples a row, `mltrack.data.packing` makes; on the host."""
     records: list[int]
     """Their numbers in the data set."""
     targets: int
@@ -30,24 +36,42 @@ class MicroBatch:
     tokens: int
     """Real tokens, without padding."""
 
+    @property
+    def rows(self) -> int:
+        """Rows of the batch: its examples, or fewer where several are packed into one."""
+        return len(self.tensors["input_ids"])
+
     def to(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """The tensors on the device; the copy of a pinned batch is asynchronous."""
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items() if name != "index"}
+        """The tensors on the device; the copy of a pinned batch is asynchronous. A mask that hides nothing is left out: attention is faster without."""
+        full = self.tokens == self.tensors["input_ids"].numel()
+        left_out = (*NOT_FOR_THE_MODEL, "attention_mask") if full else NOT_FOR_THE_MODEL
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items() if name not in left_out}
 
     def split(self, size: int | None) -> list[MicroBatch]:
-        """Parts of at most `size` examples, in order; None: itself. Their targets and tokens are those of their labels and masks."""
-        if size is None or len(self.records) <= size:
+        """Parts of at most `size` rows, in order; None: itself. Their targets and tokens are those of their labels and records."""
+        if size is None or self.rows <= size:
             return [self]
-        parts = []
-        for start in range(0, len(self.records), size):
-            tensors = {name: tensor[start : start + size] for name, tensor in self.tensors.items()}
-            targets, tokens = int((tensors["labels"] != IGNORED).sum()), int(tensors["attention_mask"].sum())
-            parts.append(MicroBatch(tensors, self.records[start : start + size], targets, tokens))
-        return parts
+        return [self._part(start, start + size) for start in range(0, self.rows, size)]
+
+    def _part(self, start: int, end: int) -> MicroBatch:
+        row_of = self.tensors.get("row", torch.arange(self.rows))
+        inside = (row_of >= start) & (row_of < end)
+        of_examples = {name: self.tensors[name][inside] for name in NOT_FOR_THE_MODEL if name in self.tensors}
+        tensors = {name: tensor[start:end] for name, tensor in self.tensors.items()} | of_examples
+        if "row" in tensors:
+            tensors["row"] = tensors["row"] - start
+        targets = int((tensors["labels"] != IGNORED).sum())
+        records = [record for record, held in zip(self.records, inside.tolist(), strict=True) if held]
+        return MicroBatch(
+            tensors, records, targets, self.tokens * len(records) // len(self.records) if "row" in tensors else int(tensors["attention_mask"].sum())
+        )
+
+
+Collate = Callable[..., dict[str, torch.Tensor]]
 
 
 def load_batches(
-    dataset: CodeDataset, batches: list[list[int]], *, num_workers: int = 0, pin: bool = False, collate: Callable[..., Any] | None = None
+    dataset: CodeDataset, batches: list[list[int]], *, num_workers: int = 0, pin: bool = False, collate: Collate | None = None
 ) -> Iterator[MicroBatch]:
     """Collate the given lists of record numbers one after the other."""
     loader = DataLoader(
@@ -59,7 +83,17 @@ def load_batches(
         generator=torch.Generator(),  # else the iterator draws a seed from the global generator
     )
     for records, tensors in zip(batches, loader, strict=True):
-        yield MicroBatch(tensors, records, int(dataset.target_counts[records].sum()), int(dataset.lengths[records].sum()))
+        in_order = tensors["index"].tolist() if "row" in tensors else records
+        yield MicroBatch(tensors, in_order, int(dataset.target_counts[records].sum()), int(dataset.lengths[records].sum()))
+
+
+def ahead(groups: Iterator[list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
+    """The same groups; a thread makes the next one while the one before is computed."""
+    with ThreadPoolExecutor(1, thread_name_prefix="mltrack-batches") as thread:
+        following = thread.submit(next, groups, None)
+        while (group := following.result()) is not None:
+            following = thread.submit(next, groups, None)
+            yield group
 
 
 BUCKET_WINDOW = 50
@@ -67,23 +101,42 @@ BUCKET_WINDOW = 50
 
 
 class TrainingBatches:
-    """Groups of micro-batches, one group an optimizer step."""
+    """Groups of micro-batches, one group an optimizer step.
 
-    def __init__(self, dataset: CodeDataset, *, batch_size: int, accumulation: int, seed: int, rank: int, world: int, num_workers: int, pin: bool):
-        self.dataset, self.accumulation = dataset, accumulation
-        self._batch_size, self._seed, self._rank, self._world = batch_size, seed, rank, world
-        self._num_workers, self._pin = num_workers, pin
+    Args:
+        config: batch size, accumulation, token budget, packing, seed, workers, and which speed-ups are on.
+        rank, world: which of how many ranks.
+        pin: into memory that a GPU copies from by itself.
 
-    @property
+    Raises:
+        ConfigurationError: a budget that the longest example does not fit into.
+    """
+
+    def __init__(self, dataset: CodeDataset, config: TrainingConfig, *, rank: int, world: int, pin: bool):
+        self.dataset, self.accumulation = dataset, config.gradient_accumulation_steps
+        self._config, self._rank, self._world, self._pin = config, rank, world, pin
+        self._ahead = config.effective_speedups.prefetch and not config.num_workers  # workers are ahead by themselves
+        self._collate = partial(pack, pad_token_id=dataset.pad_token_id, row_length=dataset.max_length) if config.packing else None
+        longest = int(dataset.lengths.max(initial=0))
+        if config.max_batch_tokens is not None and longest > config.max_batch_tokens:
+            raise ConfigurationError(
+                f"max_batch_tokens: seen {config.max_batch_tokens}, but an example has {longest} tokens; accepted: a whole number >= {longest}, or a smaller max_length"
+            )
+
+    @cached_property
     def num_batches(self) -> int:
         """Micro-batches an epoch."""
         return len(self._sampler(0))
 
     def groups(self, epoch: int, position: int) -> Iterator[list[MicroBatch]]:
         """The groups of an epoch from the given optimizer step on."""
-        order = self._order(epoch)[position * self.accumulation :]
+        groups = self._groups(epoch, position)
+        return ahead(groups) if self._ahead else groups
+
+    def _groups(self, epoch: int, position: int) -> Iterator[list[MicroBatch]]:
+        order = [list(batch) for batch in self._sampler(epoch)][position * self.accumulation :]
         group: list[MicroBatch] = []
-        for batch in load_batches(self.dataset, order, num_workers=self._num_workers, pin=self._pin):
+        for batch in load_batches(self.dataset, order, num_workers=self._config.num_workers, pin=self._pin, collate=self._collate):
             group.append(batch)
             if len(group) == self.accumulation:
                 yield group
@@ -91,17 +144,23 @@ class TrainingBatches:
         if group:
             yield group
 
-    def _order(self, epoch: int) -> list[list[int]]:
-        return [list(batch) for batch in self._sampler(epoch)]
-
     def _sampler(self, epoch: int) -> Sampler:
         return Sampler(
             self.dataset.lengths,
-            self._seed,
+            self._config.seed,
             epoch,
             self._rank,
             self._world,
-            batch_size=self._batch_size,
+            batch_size=self._config.batch_size,
             accumulation=self.accumulation,
-            bucket_window=BUCKET_WINDOW,
+            bucket_window=BUCKET_WINDOW if self._config.effective_speedups.buckets else 1,
+            max_tokens=self._config.max_batch_tokens,
+            padded_to=PADDED_TO,
         )
+
+
+def order_of(config: TrainingConfig) -> str:
+    """How the records are put in order, in words: what a resume compares."""
+    if config.max_batch_tokens is not None:
+        return f"batches of at most {config.max_batch_tokens} tokens"
+    return f"length buckets of {BUCKET_WINDOW} steps" if config.effective_speedups.buckets else "shuffled"

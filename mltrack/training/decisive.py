@@ -14,7 +14,7 @@ from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.data.encoding import tokenizer_digest
 from mltrack.errors import ConfigurationError
-from mltrack.training.batches import BUCKET_WINDOW
+from mltrack.training.batches import order_of
 
 
 def decisive(config: TrainingConfig, dataset: CodeDataset, model: nn.Module, device: torch.device, precision: str, world: int = 1) -> dict[str, Any]:
@@ -32,7 +32,10 @@ def decisive(config: TrainingConfig, dataset: CodeDataset, model: nn.Module, dev
         "tokenizer": tokenizer_digest(dataset.tokenizer)[:12],
         "max_length": dataset.max_length,
         "truncation": dataset.truncation,
-        "sampler": f"length buckets of {BUCKET_WINDOW} steps",
+        "sampler": order_of(config),
+        "packing": config.packing,
+        "dropout masks": "cheap" if config.effective_speedups.dropout_masks else "torch's",
+        "compiled": config.compile,
         "model": shape_of(inner),
         "attention implementation": str(getattr(getattr(inner, "config", None), "_attn_implementation", None)),
         "optimizer": "AdamW",

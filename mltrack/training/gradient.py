@@ -70,7 +70,7 @@ class GradientOfGroup:
     """Computes it.
 
     Args:
-        micro_batch_size: most examples that are computed at once; None: all of a micro-batch.
+        micro_batch_size: most rows (examples, where none are packed) that are computed at once; None: all of a micro-batch.
         poll: called before each part; what it raises ends the step.
         on_halved: told the new size after memory ran out.
     """
@@ -148,15 +148,16 @@ class GradientOfGroup:
         gc.collect()
         if self.precision.device.type == "cuda":
             torch.cuda.empty_cache()
-        if part is None or len(part.records) == 1:
-            what = "the gradient's norm" if part is None else f"{self._place(part.records[0])}: a single record of {part.tokens:,} tokens"
+        if part is None or part.rows == 1:
+            single = "a single record" if part is None or len(part.records) == 1 else f"a row of {len(part.records)} packed records"
+            what = "the gradient's norm" if part is None else f"{self._place(part.records[0])}: {single} of {part.tokens:,} tokens"
             raise TrainingError(
                 f"{what} does not fit into the memory of {self.precision.device}: {problem}; accepted: a smaller max_length, gradient_checkpointing=true, "
                 "a smaller model, or a device with more memory"
             )
-        self.micro_batch_size = (len(part.records) + 1) // 2
+        self.micro_batch_size = (part.rows + 1) // 2
         warnings.warn(
-            f"out of memory with {len(part.records)} examples at once; the step starts again with {self.micro_batch_size}, which changes no result",
+            f"out of memory with {part.rows} examples at once; the step starts again with {self.micro_batch_size}, which changes no result",
             stacklevel=2,
         )
         self._on_halved(self.micro_batch_size)

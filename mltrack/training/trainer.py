@@ -26,16 +26,15 @@ import torch
 from torch import nn
 
 from mltrack.checkpoints import CheckpointManager
-from mltrack.checkpoints.state import capture_rng, load_model, load_optimizer, restore_rng, unwrapped
+from mltrack.checkpoints.state import capture_rng, load_model, load_optimizer, restore_rng
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.errors import DatasetError, Interrupted
-from mltrack.hardware import choose_device, choose_precision, repeating_exactly
-from mltrack.tasks import task_for
-from mltrack.tasks.class_weights import weighted
+from mltrack.hardware import choose_device, choose_precision
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking import TrainingMetricsTracker
 from mltrack.training.batches import MicroBatch, TrainingBatches
+from mltrack.training.collector import collect_between_epochs
 from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.defaults import configure, local_checkpoints, local_tracker
 from mltrack.training.early_stopping import EarlyStopping
@@ -45,6 +44,7 @@ from mltrack.training.listener import Listener
 from mltrack.training.non_finite import non_finite_error, save_group
 from mltrack.training.parallel import Parallel, choose_parallel
 from mltrack.training.precision import Precision, steps_on_condition
+from mltrack.training.preparation import objective_of, prepared, sped_up
 from mltrack.training.saving import Saving
 from mltrack.training.schedule import Every, Plan, adamw, apply_options, linear_warmup_decay
 from mltrack.training.state import TrainingState
@@ -59,12 +59,6 @@ class Step:
     gradient: StepGradient
     learning_rate: float
     data_wait_ms: float
-
-
-def _recompute_activations(model: Any) -> None:
-    """Hugging Face's switch, under its new name where it has one."""
-    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
-    enable()
 
 
 class AdvancedTrainer:
@@ -102,23 +96,12 @@ class AdvancedTrainer:
         **options: Any,
     ):
         self.config = configure(config, options)
-        self.task = task_for(train_dataset.task)
         self.device = choose_device(self.config.device)
         self.precision = Precision(choose_precision(self.config.use_mixed_precision, self.device), self.device)
-        objective = weighted(self.task, self.config.class_weights, train_dataset)
-        self.parallel = parallel or choose_parallel(self.config.parallel, self.device, objective)
-        self.model = model.to(self.device)
+        self.parallel = parallel or choose_parallel(self.config.parallel, self.device, objective_of(self.config, train_dataset))
+        self.model = prepared(model, self.config, self.device, self.precision.mode)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.batches = TrainingBatches(
-            train_dataset,
-            batch_size=self.config.batch_size,
-            accumulation=self.config.gradient_accumulation_steps,
-            seed=self.config.seed,
-            rank=self.parallel.rank,
-            world=self.parallel.world,
-            num_workers=self.config.num_workers,
-            pin=self.device.type == "cuda",
-        )
+        self.batches = TrainingBatches(train_dataset, self.config, rank=self.parallel.rank, world=self.parallel.world, pin=self.device.type == "cuda")
         if not len(train_dataset):
             raise DatasetError("the training set is empty; accepted: at least one record", path=train_dataset.source)
         self.plan = Plan.of(self.config, self.batches.num_batches)
@@ -154,8 +137,6 @@ class AdvancedTrainer:
         self._rng: dict[str, Any] | None = None
         self._data_wait_ms = 0.0
         self._last_settled = time.perf_counter()
-        if self.config.gradient_checkpointing:
-            _recompute_activations(unwrapped(self.model))
 
     def train(self) -> dict[str, Any]:
         """Train to the end.
@@ -171,7 +152,7 @@ class AdvancedTrainer:
         """
         self._begin()
         try:
-            with repeating_exactly(self.config.deterministic):
+            with sped_up(self.model, self.config, self.device):
                 while True:
                     self._close_step()
                     if self._is_over():
@@ -310,6 +291,7 @@ class AdvancedTrainer:
         if epoch_over:
             self.tracker.log_epoch_metrics({**state.epoch_aggregates(), **metrics}, epoch=state.epoch)
             state.next_epoch()
+            collect_between_epochs(self.config.effective_speedups.gc_freeze)
             self._groups = self._groups_from_here()
         state.closed_step = state.step
         state.stopped_early = self.early_stopping.should_stop and not last

@@ -1,0 +1,43 @@
+"""The speed-ups that are on unless switched off, each with its own switch: `speedups=buckets=off,dropout_masks=off`.
+
+Invariant: none of them changes what a training computes beyond rounding; `buckets` decides the order of the records, `dropout_masks` which random
+numbers are drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+from mltrack.config.pairs import parse_pairs
+
+ON, OFF = "on", "off"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speedups:
+    """Which of them are on."""
+
+    allocator: bool = True
+    """glibc keeps the memory of freed tensors for the next ones."""
+    threads: bool = True
+    """As many threads as the container's quota has cores; waiting ones sleep soon."""
+    buckets: bool = True
+    """The records of a batch are of like length."""
+    dropout_masks: bool = True
+    """On a CPU one random number decides about four elements."""
+    target_logits: bool = True
+    """In generation the logits are computed where a token is predicted, nowhere else."""
+    prefetch: bool = True
+    """The next step's batches are put together while this one is computed."""
+    gc_freeze: bool = True
+    """Python's garbage collector no longer looks at what was there before the training."""
+
+    @classmethod
+    def of(cls, given: str | Mapping[str, str] | None) -> Speedups:
+        """Those that a value of the option `speedups` leaves on; None: all."""
+        pairs = parse_pairs(given) if isinstance(given, str) else given or {}
+        return cls(**{name: value == ON for name, value in pairs.items()})
+
+
+NAMES = tuple(f.name for f in fields(Speedups))

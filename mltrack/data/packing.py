@@ -1,0 +1,55 @@
+"""Several examples in one row, for a causal model that keeps them apart by their positions.
+
+Invariant: every token has the position that it would have in a row of its own, and the first token of an example is no target: so the targets and
+their losses are those of the padded batch, in a model that `keeps_apart`. No attention mask is made; padding is an example of its own at the row's end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from mltrack.data.collate import IGNORED, PADDED_TO
+
+
+def pack(examples: Sequence[Mapping[str, Any]], pad_token_id: int, row_length: int) -> dict[str, torch.Tensor]:
+    """One batch of rows that hold one or more examples each, the longest first, each in the first row with room for it.
+
+    Args:
+        examples: `input_ids` and `labels` int64 [T] of at most `row_length` tokens, and `index`.
+
+    Returns:
+        int64 tensors: "input_ids", "position_ids", "labels" [rows, T]; "index" and "row" [B]: which example lies in which row.
+    """
+    assert examples, "a batch has at least one example"
+    rows: list[list[Mapping[str, Any]]] = []
+    used: list[int] = []
+    for example in sorted(examples, key=lambda one: -len(one["input_ids"])):
+        length = len(example["input_ids"])
+        place = next((number for number, taken in enumerate(used) if taken + length <= row_length), len(rows))
+        if place == len(rows):
+            rows.append([])
+            used.append(0)
+        rows[place].append(example)
+        used[place] += length
+    shape = (len(rows), min(row_length, -(-max(used) // PADDED_TO) * PADDED_TO))
+    input_ids = np.full(shape, pad_token_id, dtype=np.int64)
+    position_ids = np.zeros(shape, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
+    for number, row in enumerate(rows):
+        start = 0
+        for example in row:
+            end = start + len(example["input_ids"])
+            input_ids[number, start:end] = example["input_ids"]
+            position_ids[number, start:end] = np.arange(end - start)
+            labels[number, start:end] = example["labels"]
+            labels[number, start] = IGNORED
+            start = end
+        position_ids[number, start:] = np.arange(shape[1] - start)
+    index = np.fromiter((example["index"] for row in rows for example in row), dtype=np.int64)
+    row_of = np.fromiter((number for number, row in enumerate(rows) for _ in row), dtype=np.int64)
+    arrays = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels, "index": index, "row": row_of}
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}

@@ -1,0 +1,26 @@
+"""A Python process of this mltrack, beside the one that trains.
+
+Invariant: it runs the same interpreter and the same package, in a session of its own, so a terminal's Ctrl-C is not meant for it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def start(module: str, words: Sequence[str] = (), **streams: Any) -> subprocess.Popen[bytes]:
+    """`python -m MODULE WORDS`.
+
+    Args:
+        streams: stdin, stdout, stderr of `subprocess.Popen`.
+    """
+    package_parent = str(Path(__file__).resolve().parents[1])
+    paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *words], start_new_session=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, **streams
+    )

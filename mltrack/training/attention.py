@@ -1,0 +1,40 @@
+"""Which implementation of attention a model uses.
+
+Invariant: `auto` is a rule, never a measurement: the same request gives the same bits on the same machine.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mltrack.errors import ConfigurationError
+
+_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
+"""What configurations of transformers call the dropout of attention's weights."""
+
+
+def use_attention(model: Any, word: str, device: torch.device, precision: str) -> None:
+    """Let the model compute attention as `word` says.
+
+    Args:
+        model: of transformers.
+        word: eager, sdpa, flash_attention_2, or auto: eager on a CPU in bf16 with dropout on attention's weights (SDPA then leaves its fast path and
+            costs more than the plain products; docs/performance.md), else what the model comes with.
+
+    Raises:
+        ConfigurationError: the model or the machine does not have it.
+    """
+    if word == "auto":
+        dropout = max((float(getattr(model.config, name, 0.0) or 0.0) for name in _DROPOUTS), default=0.0)
+        if not (device.type == "cpu" and precision == "bf16" and dropout > 0):
+            return
+        word = "eager"
+    if word == "flash_attention_2" and device.type != "cuda":
+        raise ConfigurationError(f"attention: seen flash_attention_2 with device {device.type}; accepted there: auto|eager|sdpa")
+    try:
+        model.set_attn_implementation(word)
+    except (ImportError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigurationError(f"attention: seen {word}, which {type(model).__name__} does not have here ({reason}); accepted: auto") from error

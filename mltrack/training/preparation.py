@@ -1,0 +1,70 @@
+"""What is done to a model before it is trained, and what surrounds the loop while it is.
+
+Invariant: after `sped_up` the process and the model's modules are as before.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from mltrack.checkpoints.state import unwrapped
+from mltrack.config import TrainingConfig
+from mltrack.data import CodeDataset
+from mltrack.errors import ConfigurationError
+from mltrack.hardware import allow_tf32, repeating_exactly
+from mltrack.tasks import task_for
+from mltrack.tasks.class_weights import weighted
+from mltrack.tasks.generation import Generation, keeps_apart
+from mltrack.training.collector import frozen
+from mltrack.training.dropout import cheap_masks
+from mltrack.training.parallel import Objective
+
+
+def prepared(model: nn.Module, config: TrainingConfig, device: torch.device, precision: str) -> nn.Module:
+    """The model on its device, compiled and with recomputed activations where the configuration says so.
+
+    Raises:
+        ConfigurationError: a model that packing would mix up, or a machine that cannot compile.
+    """
+    allow_tf32(device, precision)
+    model = model.to(device)
+    inner: Any = unwrapped(model)
+    if config.packing and not keeps_apart(inner):
+        raise ConfigurationError(f"packing: seen true, but {type(inner).__name__} lets the examples of a row see each other; accepted for it: false")
+    if config.gradient_checkpointing:  # Hugging Face's switch, under its new name where it has one
+        (getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable)()
+    if config.compile:
+        if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+            raise ConfigurationError("compile: seen true, but torch.compile needs a C++ compiler here and finds none; accepted: false, or with g++ installed")
+        inner.compile(dynamic=True)
+    return model
+
+
+def objective_of(config: TrainingConfig, dataset: CodeDataset) -> Objective:
+    """The task's objective, weighted by class or without the shortcut of generation where the configuration says so.
+
+    Raises:
+        ConfigurationError: class weights or packing for a task that has none.
+    """
+    task = task_for(dataset.task)
+    if isinstance(task, Generation):
+        task = replace(task, target_logits=config.effective_speedups.target_logits)
+    elif config.packing:
+        raise ConfigurationError(f"packing: seen true, but a batch of {dataset.task} has one label a row; accepted: false")
+    return weighted(task, config.class_weights, dataset)
+
+
+@contextmanager
+def sped_up(model: nn.Module, config: TrainingConfig, device: torch.device) -> Iterator[None]:
+    """What surrounds the loop: the same bits each time where asked for, cheap dropout masks on a CPU, a collector that rests."""
+    on = config.effective_speedups
+    masks = on.dropout_masks and device.type == "cpu" and not config.compile
+    with repeating_exactly(config.deterministic), cheap_masks(model, masks), frozen(on.gc_freeze):
+        yield

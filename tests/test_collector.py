@@ -1,0 +1,45 @@
+"""The collector does not visit what was there before the training, and does so again afterwards."""
+
+from __future__ import annotations
+
+import gc
+
+from mltrack.training.collector import collect_between_epochs, frozen
+
+
+class Knot:
+    """Refers to itself: only the collector can free it."""
+
+    def __init__(self) -> None:
+        self.self = self
+
+
+def alive() -> int:
+    return sum(type(one) is Knot for one in gc.get_objects())
+
+
+def test_what_was_there_is_frozen_and_what_comes_is_collected():
+    held = Knot()
+    with frozen():
+        assert gc.get_freeze_count() > 10_000
+        assert alive() == 0, "frozen objects are in no generation"
+        for _ in range(10):
+            Knot()
+        collect_between_epochs()
+        assert alive() == 0
+    assert gc.get_freeze_count() == 0
+    assert alive() == 1
+    assert held.self is held
+
+
+def test_what_somebody_else_has_frozen_stays_frozen():
+    gc.freeze()
+    try:
+        count = gc.get_freeze_count()
+        with frozen():
+            pass
+        assert gc.get_freeze_count() >= count > 0
+    finally:
+        gc.unfreeze()
+    with frozen(wanted=False):
+        assert gc.get_freeze_count() == 0

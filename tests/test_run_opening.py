@@ -1,0 +1,97 @@
+"""A run is opened by a process beside; where that process cannot help, it is opened here; and nothing is made before it is asked for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mltrack.journal import RunInfo, records
+from mltrack.run_opening import RunOpener
+from mltrack.store import StoreRejected, StoreUnavailable, connect, get_run, list_runs
+
+
+def info(uri: str, **fields: object) -> RunInfo:
+    return RunInfo(local_id="a" * 32, tracking_uri=uri, created_ms=records.now_ms(), run_name="one", tags={"mltrack.task": "code_generation"}, **fields)
+
+
+@pytest.fixture
+def opener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """opener(uri) -> one with a process, although the tests have imported mlflow."""
+    made = []
+
+    def make(uri: str) -> RunOpener:
+        with monkeypatch.context() as patch:
+            patch.delitem(sys.modules, "mlflow", raising=False)
+            one = RunOpener(uri)
+        made.append(one)
+        assert one._process is not None
+        return one
+
+    yield make
+    for one in made:
+        one.close()
+
+
+def test_the_process_makes_the_run_and_ends(opener, tmp_path: Path):
+    uri = f"sqlite:///{tmp_path}/m.db"
+    one = opener(uri)
+    process = one._process
+    found = one.open(info(uri))
+    assert process.poll() is not None
+    run = get_run(connect(uri), found.run_id)
+    assert (run.run_name, run.status, run.tags["mltrack.task"], run.experiment_id) == ("one", "RUNNING", "code_generation", found.experiment_id)
+
+
+def test_a_process_that_was_killed_costs_nothing_but_time(opener, tmp_path: Path):
+    uri = f"sqlite:///{tmp_path}/m.db"
+    one = opener(uri)
+    os.kill(one._process.pid, signal.SIGKILL)
+    one._process.wait()
+    found = one.open(info(uri))
+    assert [run.run_id for run in list_runs(connect(uri))] == [found.run_id]
+
+
+def test_without_being_asked_it_makes_no_run_and_does_not_outlive_the_trainer(tmp_path: Path):
+    """A trainer that is killed before it asks: the process reads the end of its input and ends."""
+    uri = f"sqlite:///{tmp_path}/m.db"
+    script = f"from mltrack.run_opening import RunOpener\none = RunOpener({uri!r})\nprint(one._process.pid, flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        pid = int(trainer.stdout.readline())
+        pidfd = os.pidfd_open(pid)
+        trainer.kill()
+    import select
+
+    assert select.select([pidfd], [], [], 60)[0], "it has ended"
+    os.close(pidfd)
+    store = connect(uri)
+    assert list_runs(store) == []
+
+
+def test_what_the_store_says_comes_back_as_its_error(opener, tmp_path: Path):
+    uri = f"sqlite:///{tmp_path}/m.db"
+    with pytest.raises(StoreRejected, match=r"(reading|reopening) run") as refused:
+        opener(uri).open(info(uri, run_id="0" * 32))
+    assert "\n" not in str(refused.value)
+    gone = f"sqlite:///{tmp_path}/no/such/folder/m.db"
+    with pytest.raises(StoreUnavailable, match="does not exist; make it"):
+        opener(gone).open(info(gone))
+
+
+def test_a_trainer_never_imports_mlflow(tmp_path: Path, records_file):
+    """The whole training, with its run in MLflow."""
+    script = (
+        "import sys\nfrom mltrack import TrainModelRequest, TrainModelUseCase\n"
+        f"r = TrainModelUseCase().execute(TrainModelRequest(task='text_classification', dataset_path={str(records_file('text_classification'))!r},"
+        f" model_name='scratch:tiny', max_steps=2, batch_size=4, tracking_uri='sqlite:///{tmp_path}/m.db', output_dir={str(tmp_path / 'runs')!r}))\n"
+        "assert r.success, r.errors\nassert r.delivery == 'complete'\n"
+        "print(sorted(name for name in sys.modules if name.split('.')[0] in ('mlflow', 'sqlalchemy')))"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.strip().splitlines()[-1] == "[]"

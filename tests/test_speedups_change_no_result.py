@@ -1,0 +1,139 @@
+"""Each speed-up on and off, alone: the same losses, norms and weights up to rounding; and what decides the order or the draws says so at a resume."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from mltrack.config.speedups import NAMES
+from mltrack.errors import ConfigurationError
+from mltrack.training import decisive
+
+COMPUTES_THE_SAME = ("allocator", "threads", "target_logits", "prefetch", "gc_freeze")
+TASKS = ("text_classification", "code_generation")
+
+
+def trained(trainer: Any, name: str, task: str, **options: Any) -> tuple[dict[int, float], dict[int, float], torch.Tensor]:
+    """Losses, norms, weights."""
+    made = trainer(task, name=name, num_epochs=2, **options)
+    made.train()
+    journal = made.tracker.directory.journal
+    weights = torch.cat([parameter.detach().flatten() for parameter in made.model.parameters()])
+    return tiny.points(journal, "train_loss"), tiny.points(journal, "grad_norm"), weights
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    assert found[0] == pytest.approx(expected[0], rel=1e-5)
+    assert found[1] == pytest.approx(expected[1], rel=1e-4)
+    assert torch.allclose(found[2], expected[2], atol=2e-5)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_switched_off_one_by_one_the_run_is_the_same(trainer, task):
+    expected = trained(trainer, "all", task)
+    for name in COMPUTES_THE_SAME:
+        assert_same(trained(trainer, name, task, speedups={name: "off"}), expected)
+    without_dropout = trained(trainer, "no-dropout", task, dropout=0.0)
+    assert_same(trained(trainer, "own-masks", task, dropout=0.0, speedups="dropout_masks=off"), without_dropout)
+
+
+def test_every_speedup_is_looked_at():
+    assert {*COMPUTES_THE_SAME, "dropout_masks", "buckets"} == set(NAMES)
+
+
+@pytest.mark.parametrize(
+    "option", [{"speedups": "buckets=off"}, {"speedups": "dropout_masks=off"}, {"packing": True}, {"compile": True}, {"max_batch_tokens": 512}]
+)
+def test_what_decides_the_bits_is_compared_at_a_resume(trainer, option):
+    made = trainer("code_generation", count=16)
+    values = [
+        decisive(config, made.train_dataset, made.model, made.device, "off")
+        for config in (made.config, type(made.config)(**{**{f: getattr(made.config, f) for f in made.config.__dataclass_fields__}, **option}))
+    ]
+    assert values[0] != values[1]
+
+
+def test_without_buckets_the_order_is_a_plain_shuffle(trainer):
+    made = trainer(count=64, speedups="buckets=off", num_epochs=1)
+    order = [record for group in made.batches.groups(0, 0) for batch in group for record in batch.records]
+    assert sorted(order) == list(range(len(made.train_dataset)))
+    bucketed = [record for group in trainer(count=64, name="b").batches.groups(0, 0) for batch in group for record in batch.records]
+    assert order != bucketed
+
+
+# -- prefetching
+
+
+def test_the_next_group_is_made_while_this_one_is_computed(trainer):
+    made = trainer(count=64)
+    groups = made.batches.groups(0, 0)
+    asked: list[int] = []
+    own = made.train_dataset.collate
+    made.train_dataset.collate = lambda examples: asked.append(len(asked)) or own(examples)
+    next(groups)
+    next(groups)
+    assert len(asked) >= 2
+    following = made.batches.groups(0, 0)
+    next(following)
+    following.close()  # waits for what is being made; nothing runs on afterwards
+
+
+def test_an_error_of_the_thread_that_makes_batches_is_raised_in_the_loop(trainer):
+    made = trainer(count=64)
+
+    def broken(examples):
+        raise RuntimeError("a bad batch")
+
+    made.train_dataset.collate = broken
+    with pytest.raises(RuntimeError, match="a bad batch"):
+        made.train()
+
+
+# -- attention, compilation
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_attention_by_name_gives_the_same_loss(trainer, task):
+    from mltrack.training import use_attention
+
+    losses = []
+    for word in ("sdpa", "eager"):
+        made = trainer(task, name=word, dropout=0.0)
+        use_attention(made.model, word, torch.device("cpu"), "off")
+        assert made.model.config._attn_implementation == word
+        made.train()
+        losses.append(tiny.points(made.tracker.directory.journal, "train_loss"))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_attention_that_is_not_there_is_refused_in_one_line(trainer):
+    from mltrack.training import use_attention
+
+    with pytest.raises(ConfigurationError, match=r"attention: seen flash_attention_2 with device cpu; accepted there: auto\|eager\|sdpa"):
+        use_attention(trainer().model, "flash_attention_2", torch.device("cpu"), "off")
+
+
+def test_auto_takes_plain_attention_only_for_dropout_in_bf16_on_a_cpu(trainer):
+    from mltrack.training import use_attention
+
+    for dropout, precision, expected in ((0.1, "bf16", "eager"), (0.0, "bf16", "sdpa"), (0.1, "off", "sdpa")):
+        made = trainer(name=f"{dropout}{precision}", dropout=dropout)
+        use_attention(made.model, "auto", torch.device("cpu"), precision)
+        assert made.model.config._attn_implementation == expected
+
+
+@pytest.mark.long
+def test_a_compiled_model_trains_to_the_same_losses(trainer):
+    expected = trained(trainer, "plain", "code_generation", dropout=0.0, count=24)
+    found = trained(trainer, "compiled", "code_generation", dropout=0.0, count=24, compile=True)
+    assert found[0] == pytest.approx(expected[0], rel=1e-3)
+    assert torch.allclose(found[2], expected[2], atol=1e-3)
+
+
+def test_compiling_needs_a_compiler_and_says_so(trainer, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(ConfigurationError, match=r"compile: seen true, but torch.compile needs a C\+\+ compiler here and finds none; accepted: false"):
+        trainer(compile=True)
