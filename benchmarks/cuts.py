@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from report import circumstances, show, write
-from side_process import train
+from side_process import end_with_sigterm, train
 from training_job import Job
 from training_records import prepare
 
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--model", default="scratch:small")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = parser.parse_args()
+    end_with_sigterm()
     results: dict[str, Any] = {**circumstances(), "tasks": {}}
     with tempfile.TemporaryDirectory(prefix="mltrack-bench-") as folder:
         for task in options.tasks.split(","):

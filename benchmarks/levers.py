@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from report import circumstances, of_pairs, show, shown_ratio, write
-from side_process import train
+from side_process import end_with_sigterm, train
 from training_job import Job
 from training_records import Start, prepare
 
@@ -169,6 +169,7 @@ def main() -> None:
     parser.add_argument("--model", default="scratch:small")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = parser.parse_args()
+    end_with_sigterm()
     names = options.levers.split(",")
     unknown = [name for name in names if name not in LEVERS]
     if unknown:

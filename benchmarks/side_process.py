@@ -79,6 +79,11 @@ def environment_of(job: Job) -> dict[str, str]:
     return environment | (TUNED_ALLOCATOR if job.side == "hf_tuned" else {})
 
 
+def end_with_sigterm() -> None:
+    """Let SIGTERM unwind this process, so that the side that runs is killed and temporary folders go."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+
 def train(job: Job) -> dict[str, Any]:
     """Run one side; what it said, and its peak memory.
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from report import circumstances, met, of_pairs, show, shown_ratio, write
-from side_process import train
+from side_process import end_with_sigterm, train
 from training_job import Job
 from training_records import prepare
 
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--model", default="scratch:small")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     options = parser.parse_args()
+    end_with_sigterm()
     results = circumstances()
     with tempfile.TemporaryDirectory(prefix="mltrack-bench-") as folder:
         results |= measure(Path(folder), rounds=options.rounds, device=options.device, records=options.records, model=options.model)

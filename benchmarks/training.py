@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import statistics
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -25,7 +23,7 @@ from typing import Any
 import cuts
 import startup
 from report import circumstances, met, of_pairs, show, shown_ratio, write
-from side_process import train
+from side_process import end_with_sigterm, train
 from training_job import Job
 from training_records import prepare
 from training_side import SIDES
@@ -187,7 +185,7 @@ def parsed() -> argparse.Namespace:
 def main() -> None:
     """Measure, print, write; what was measured is written after each part."""
     options = parsed()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    end_with_sigterm()
     results: dict[str, Any] = {**circumstances(), "device": options.device, "model": options.model}
     print(f"{results['date']}, {results['machine']}", flush=True)
     with tempfile.TemporaryDirectory(prefix="mltrack-bench-") as name:
