@@ -8,49 +8,23 @@ parts when its module has been imported, and costs microseconds a step.
 
 from __future__ import annotations
 
-import importlib.util
 import statistics
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from after_import import AfterImport
 from training_job import Job, TokenCount, model_from, say
 
 WARM_UP = 3
 """First steps that are not steady."""
 PROFILED = 12
 """Steps that the profiler sees."""
-
-
-class AfterImport(MetaPathFinder):
-    """Calls `then` with a module when it has been imported, whoever imports it, so that nothing heavy is imported before its time."""
-
-    def __init__(self, name: str, then: Callable[[ModuleType], None]):
-        self._name, self._then = name, then
-        sys.meta_path.insert(0, self)
-
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if fullname != self._name:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
-        assert spec is not None
-        assert spec.loader is not None
-        execute = spec.loader.exec_module
-
-        def execute_and_tell(module: ModuleType) -> None:
-            execute(module)
-            self._then(module)
-
-        spec.loader.exec_module = execute_and_tell  # type: ignore[method-assign]
-        return spec
 
 
 class Stopwatch:
