@@ -64,7 +64,7 @@ def test_the_epochs_loss_is_weighted_by_targets(trainer, task):
     made = trainer(task)
     made.train()
     journal = made.tracker.directory.journal
-    sizes = [int(made.train_dataset.target_counts[batch].sum()) for batch in made.batches._order(0)]
+    sizes = [int(made.train_dataset.target_counts[batch].sum()) for batch in made.batches._sampler(0)]
     losses = tiny.points(journal, "train_loss")
     expected = sum(size * loss for size, loss in zip(sizes, losses.values(), strict=True)) / sum(sizes)
     assert tiny.points(journal, "epoch/train_loss")[1] == pytest.approx(expected)
