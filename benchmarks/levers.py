@@ -74,7 +74,10 @@ LEVERS = dict(
         ("padding_32", Lever(what="padded to multiples of 8, against 32", off_patches=("padding_32",))),
         ("eval_batch_size", Lever(what="evaluation batches as by default, against 8", off={"eval_batch_size": "8"}, of="evaluation")),
         ("packing", Lever(what="packed sequences, an option", on={"packing": "true"}, tasks=("code_generation",))),
-        ("max_batch_tokens", Lever(what="a budget of 4,096 tokens a batch, an option", on={"max_batch_tokens": "4096"})),
+        (
+            "max_batch_tokens",
+            Lever(what="at most 64 examples and 4,096 tokens a batch, against 16 examples; an option", on={"max_batch_tokens": "4096", "batch_size": "64"}),
+        ),
         ("compile", Lever(what="torch.compile, an option", on={"compile": "true"}, of="training")),
     )
 )
