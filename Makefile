@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help install demo test test-long test-exhaustive test-postgres check style lock ui
+.PHONY: help install demo test test-long test-exhaustive test-postgres check style lock ui bench bench-install
 .DEFAULT_GOAL := help
 
 help:
@@ -11,6 +11,7 @@ help:
 	@echo "make test    install, run the tests"
 	@echo "make test-long   the tests that take minutes: many kills, real servers in sequence"
 	@echo "make check   lint, format, types, all tests"
+	@echo "make bench   training speed beside the Hugging Face Trainer and Lightning, in less than half an hour on two cores"
 	@echo "make ui      the MLflow UI on a free port"
 
 install: $(VENV)/installed
@@ -41,6 +42,13 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest
+
+# the peers, without touching a version that the lock has pinned
+bench-install: install
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c requirements.lock 'accelerate>=1.10' 'lightning>=2.5'
+
+bench: bench-install
+	$(BIN)/python benchmarks/training.py --profile $(BENCH)
 
 style: install
 	$(BIN)/ruff check --fix .

@@ -1,229 +1,215 @@
 """How fast mltrack trains beside the trainers that people use: the same weights, records, steps and evaluations, in alternation.
 
-Invariant: every training is a process of its own; that the work was the same (steps, real tokens) is asserted from what each side
-counted, and every side's final weights go through one and the same evaluation.
+Invariant: every training is a process of its own; that the work was the same (optimizer steps, real tokens trained and evaluated) is
+asserted from what went through each side's model, and every side's final weights go through one and the same evaluation.
 
-    python benchmarks/training.py                              # both tasks, three pairs, about half an hour on two cores
-    python benchmarks/training.py --tasks text_classification --pairs 1
+    python benchmarks/training.py                              # `make bench`: both tasks, three pairs, start-up; below 30 minutes on two cores
+    python benchmarks/training.py --pairs 5                    # five seeds
+    python benchmarks/training.py --five-epochs --cuts         # further tables after the first one
+    python benchmarks/training.py --startup-only
+    python benchmarks/training.py --tasks code_generation --sides mltrack --pairs 1 --profile --no-startup
     python benchmarks/training.py --device cuda
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import os
-import platform
-import signal
 import statistics
-import subprocess
-import sys
 import tempfile
-import threading
-import time
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from training_side import SIDES, Job
+import cuts
+import startup
+from report import circumstances, met, of_pairs, show, shown_ratio, write
+from side_process import end_with_sigterm, train
+from training_job import Job
+from training_records import prepare
+from training_side import SIDES
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = Path(__file__).resolve().parent / "results" / "training.json"
 NAMES = {"mltrack": "mltrack", "hf": "HF Trainer + MLflow", "hf_tuned": "HF, tuned by hand", "lightning": "Lightning + MLFlowLogger"}
 GOALS = {
-    "text_classification": {"hf": 5.0, "lightning": 4.0, "hf_tuned": 1.5},
-    "code_generation": {"hf": 4.0, "lightning": 3.5, "hf_tuned": 1.4},
+    "cpu": {"text_classification": {"hf": 5.0, "lightning": 4.0, "hf_tuned": 1.5}, "code_generation": {"hf": 4.0, "lightning": 3.5, "hf_tuned": 1.4}},
+    "cuda": {"text_classification": {"hf": 2.0}, "code_generation": {"hf": 2.0}},
 }
-RECORDS, HELD_OUT = 640, 160
-MIB = 1 << 20
+LIMIT_GOALS = {"cpu": {"text_classification": 0.40, "code_generation": 0.45}, "cuda": {"text_classification": 0.45, "code_generation": 0.45}}
+LOSS_GOAL, MEMORY_GOAL, REST_GOAL = 0.02, 1.25, 0.03
 
 
-def prepare(folder: Path, task: str, seed: int) -> dict[str, str]:
-    """Records of the standard library in two files, and a small model with its tokenizer as a Hugging Face folder."""
-    import numpy as np
-
-    from mltrack.data import DatasetLoader
-    from mltrack.models import resolve_model, save_pretrained
-
-    folder.mkdir(parents=True)
-    loader = DatasetLoader("stdlib", task=task)
-    chosen = np.random.default_rng(seed).permutation(len(loader.records))[: RECORDS + HELD_OUT].tolist()
-    records = [loader.records[number] for number in chosen]
-    places = {"train": folder / "train.jsonl", "valid": folder / "valid.jsonl"}
-    for path, part in zip(places.values(), (records[:RECORDS], records[RECORDS:]), strict=True):
-        with path.open("w", encoding="utf-8") as file:
-            for record in part:
-                row = {"code": record.text, "label": record.label} if record.label is not None else {"description": record.description, "code": record.text}
-                file.write(json.dumps(row) + "\n")
-    source = resolve_model("scratch:small", task)
-    source.train_tokenizer([text for record in records[:RECORDS] for text in (record.description, record.text) if text])
-    mapping = DatasetLoader(places["train"], task=task).label_mapping if task != "code_generation" else None
-    save_pretrained(source.build(label_mapping=mapping, max_length=256, seed=seed), source.tokenizer, folder / "weights")
-    return {"weights": str(folder / "weights"), **{name: str(path) for name, path in places.items()}}
-
-
-def family(pid: int) -> Iterator[int]:
-    """The process and everything that it started, the relay included."""
-    import psutil
-
-    try:
-        process = psutil.Process(pid)
-        yield pid
-        for child in process.children(recursive=True):
-            yield child.pid
-    except psutil.NoSuchProcess:
-        return
-
-
-def proportional_bytes(pid: int) -> int:
-    """Memory of a process with shared pages divided among those that share them (PSS); 0 where it is gone."""
-    try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-            if line.startswith("Pss:"):
-                return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return 0
-
-
-def train(job: Job) -> dict[str, Any]:
-    """Run one side in a process of its own; what it said, and its peak memory."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", "MLFLOW_TRACKING_URI": job.uri, "PYTHONPATH": str(ROOT)}
-    if job.side == "hf_tuned":  # what a careful user sets for a CPU; glibc reads it when the process starts
-        environment |= {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "268435456"}
-    started = time.time()
-    with tempfile.TemporaryFile("w+") as errors:
-        process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("training_side.py")), json.dumps(asdict(job))],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            start_new_session=True,
-        )
-        peak, over = [0], threading.Event()
-
-        def watch() -> None:
-            while not over.wait(0.5):
-                peak[0] = max(peak[0], sum(map(proportional_bytes, family(process.pid))))
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        events: dict[str, Any] = {}
-        assert process.stdout is not None
-        for line in process.stdout:
-            if line.startswith('{"event"'):
-                event = json.loads(line)
-                events[event["event"]] = {**event, "since_launch_s": time.time() - started}
-                if event["event"] == "trained":
-                    over.set()  # what follows is this benchmark's own evaluation
-        code = process.wait()
-        over.set()
-        watcher.join()
-        if code or "done" not in events:
-            errors.seek(0)
-            raise SystemExit(f"{job.side} ended with {code}:\n{errors.read()[-3000:]}")
-    trained = events["trained"]
-    return {
-        "seconds": trained["seconds"],
-        "steps": trained["steps"],
-        "real_tokens": trained["real_tokens"],
-        "tokens_per_second": trained["real_tokens"] / trained["seconds"],
-        "first_step_s": events["first_step"]["since_launch_s"],
-        "eval_loss": events["done"]["eval_loss"],
-        "peak_mib": peak[0] / MIB,
-    }
-
-
-def compare(folder: Path, task: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All sides in alternation; asserts that the work was the same."""
-    places = prepare(folder / task, task, seed=7)
+def compare(folder: Path, task: str, options: argparse.Namespace, *, epochs: int, pairs: int) -> dict[str, Any]:
+    """All sides in alternation."""
+    start = prepare(folder, task, records=options.records, held_out=options.held_out, model=options.model)
     runs: dict[str, list[dict[str, Any]]] = {side: [] for side in options.sides}
-    for pair in range(options.pairs):
+    for pair in range(pairs):
         for side in options.sides if pair % 2 == 0 else reversed(options.sides):
-            place = folder / task / f"{side}-{pair}"
             job = Job(
                 side=side,
-                task=task,
-                folder=str(place),
-                uri=f"sqlite:///{folder}/{task}/{side}.db",
-                epochs=options.epochs,
+                folder=str(folder / f"{side}-{pair}"),
+                uri=start.store(folder / f"{side}.db"),
+                epochs=epochs,
                 seed=pair + 1,
                 device=options.device,
-                **places,
+                precision="bf16" if options.device == "cuda" and side != "mltrack" else "auto",
+                log_every=options.log_every,
+                limit=side == "mltrack",
+                **start.places,
             )
             found = train(job)
             runs[side].append(found)
-            print(f"{task} {pair + 1}/{options.pairs} {NAMES[side]}: {json.dumps(found)}", flush=True)
-    work = {(one["steps"], one["real_tokens"]) for found in runs.values() for one in found}
-    assert len(work) == 1, f"the sides did not do the same work: {work}"
-    return {side: summary(found, runs["mltrack"], GOALS[task].get(side)) for side, found in runs.items()}
+            shown = {name: found[name] for name in ("seconds", "tokens_per_second", "eval_loss", "first_step_s", "peak_mib")}
+            print(f"{task} {pair + 1}/{pairs} {NAMES[side]}: {json.dumps({name: round(value, 4) for name, value in shown.items()})}", flush=True)
+    work = {(one["steps"], one["real_tokens"], one["evaluated_tokens"]) for found in runs.values() for one in found}
+    assert len(work) == 1, f"the sides did not do the same work: (steps, tokens trained, tokens evaluated) {work}"
+    profile = None
+    if options.profile and "mltrack" in runs:
+        job = Job(side="mltrack", folder=str(folder / "profile"), uri=start.store(folder / "profile.db"), device=options.device, profile=True, **start.places)
+        profile = train(job)["profile"]
+    return {"work": dict(zip(("steps", "real_tokens", "evaluated_tokens"), work.pop(), strict=True)), "runs": runs, "profile": profile, "epochs": epochs}
 
 
-def summary(found: list[dict[str, Any]], ours: list[dict[str, Any]], goal: float | None) -> dict[str, Any]:
-    """Medians of one side, and what mltrack's are beside them."""
-    middle = {name: statistics.median(one[name] for one in found) for name in found[0]}
-    ratios = [other["seconds"] / mine["seconds"] for other, mine in zip(found, ours, strict=True)]
-    return {
-        **middle,
-        "mean_eval_loss": statistics.fmean(one["eval_loss"] for one in found),
-        "mltrack_is_faster_by": statistics.median(ratios),
-        "spread": [min(ratios), max(ratios)],
-        "goal": goal,
-        "runs": found,
+def show_comparison(task: str, found: dict[str, Any], device: str) -> None:
+    """A column a side."""
+    runs, work = found["runs"], found["work"]
+    sides = list(runs)
+    middle = {
+        side: {name: statistics.median(one[name] for one in runs[side]) for name in ("seconds", "tokens_per_second", "first_step_s", "peak_mib")}
+        for side in sides
     }
+    loss = {side: statistics.fmean(one["eval_loss"] for one in runs[side]) for side in sides}
+    ours = runs.get("mltrack")
+    rows = [
+        (
+            "optimizer steps, real tokens, tokens evaluated",
+            *[f"{work['steps']}, {work['real_tokens']:,}, {work['evaluated_tokens']:,}"] * len(sides),
+            "the same: yes",
+        ),
+        ("training, evaluation, saving", *[f"{middle[side]['seconds']:.1f} s" for side in sides], ""),
+        ("real tokens/s", *[f"{middle[side]['tokens_per_second']:,.0f}" for side in sides], ""),
+        ("process start to first step", *[f"{middle[side]['first_step_s']:.1f} s" for side in sides], ""),
+        ("peak memory (PSS)", *[f"{middle[side]['peak_mib']:,.0f} MiB" for side in sides], _memory_goal(middle)),
+        (f"mean eval_loss, {len(runs[sides[0]])} seeds", *[f"{loss[side]:.4f}" for side in sides], _loss_goal(loss)),
+    ]
+    if ours:
+        goals = GOALS[device][task]
+        cells = []
+        for side in sides:
+            ratio = of_pairs([one["seconds"] for one in runs[side]], [one["seconds"] for one in ours])
+            goal = f"\n>= {goals[side]:g}x: {met(ratio['ratio'], goals[side])}" if side in goals else ""
+            cells.append("-" if side == "mltrack" else shown_ratio(ratio) + goal)
+        rows.insert(3, ("mltrack is faster by", *cells, "in each column"))
+        rows += [(name, cell, *["-"] * (len(sides) - 1), goal) for name, cell, goal in _steady_rows(task, ours, device)]
+    epochs = "one epoch" if found["epochs"] == 1 else f"{found['epochs']} epochs"
+    show(f"{task}, {epochs}, {device}", ("", *[NAMES[side] for side in sides], "goal"), rows)
+    if found["profile"]:
+        lines = [(one["operator"], f"{one['ms_a_step']:.1f} ms", f"{100 * one['share']:.1f} %", f"{one['calls_a_step']:.0f}") for one in found["profile"]]
+        show(f"{task}: where mltrack's step goes", ("operator", "own time a step", "share", "calls a step"), lines)
 
 
-def show(results: dict[str, Any]) -> None:
-    """One table."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"training, {results['date']}, {results['machine']}")
-    for name in ("task", "side", "epoch", "real tokens/s", "mltrack is faster by", "goal", "eval_loss", "first step after", "peak memory"):
-        table.add_column(name)
-    for task, sides in results["tasks"].items():
-        for side, one in sides.items():
-            low, high = one["spread"]
-            table.add_row(
-                task,
-                NAMES[side],
-                f"{one['seconds']:.1f} s",
-                f"{one['tokens_per_second']:,.0f}",
-                "-" if side == "mltrack" else f"{one['mltrack_is_faster_by']:.2f}x [{low:.2f}, {high:.2f}]",
-                "-" if one["goal"] is None else f">= {one['goal']:g}x",
-                f"{one['mean_eval_loss']:.4f}",
-                f"{one['first_step_s']:.1f} s",
-                f"{one['peak_mib']:,.0f} MiB",
-            )
-    Console(width=170).print(table)
+def _memory_goal(middle: dict[str, Any]) -> str:
+    if not {"mltrack", "hf"} <= set(middle):
+        return ""
+    ratio = middle["mltrack"]["peak_mib"] / middle["hf"]["peak_mib"]
+    return f"<= {MEMORY_GOAL:g}x HF: {met(ratio, MEMORY_GOAL, at_most=True)} ({ratio:.2f}x)"
 
 
-def main() -> None:
-    """Measure, print, write."""
+def _loss_goal(loss: dict[str, float]) -> str:
+    if not {"mltrack", "hf"} <= set(loss):
+        return ""
+    difference = loss["mltrack"] / loss["hf"] - 1
+    return f"within {100 * LOSS_GOAL:g} % of HF: {met(abs(difference), LOSS_GOAL, at_most=True)} ({100 * difference:+.1f} %)"
+
+
+def _steady_rows(task: str, runs: list[dict[str, Any]], device: str) -> list[tuple[str, str, str]]:
+    """(what, mltrack's cell, goal) of the steady state."""
+    seen = [one for one in runs if one.get("limit")]
+    if not seen:
+        return []
+    steady = {name: statistics.median(one["steady"][name] for one in seen) for name in seen[0]["steady"]}
+    achieved = statistics.median(one["limit"]["flops_per_second"] for one in seen)
+    product = max(one["limit"]["best_product"] for one in seen)
+    limit = seen[0]["limit"]
+    peak = limit["stated_peak"] if device == "cuda" and limit["stated_peak"] else product
+    share, goal = achieved / peak, LIMIT_GOALS[device][task]
+    precision = "fp32" if limit["precision"] == "off" else limit["precision"]
+    rest = steady["rest_share"]
+    bookkeeping = max(0.0, steady["evaluation_s"] - steady["evaluation_forward_s"])
+    return [
+        ("steady state", f"{steady['tokens_per_second']:,.0f} tokens/s, {steady['step_ms']:.0f} ms a step, {100 * steady['padding_share']:.0f} % padding", ""),
+        (
+            f"share of the {precision} limit",
+            f"{100 * share:.0f} %: {achieved / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s\n{limit['flops_per_token'] / 1e6:.1f} MFLOP a token, {100 * limit['attention_share']:.0f} % attention",
+            f">= {100 * goal:.0f} %: {met(share, goal)}",
+        ),
+        (
+            "step beside gradient and optimizer",
+            f"{100 * rest:.2f} % (data {100 * steady['data_share']:.2f}, tracking {100 * steady['tracking_share']:.2f})",
+            f"< {100 * REST_GOAL:g} %: {met(rest, REST_GOAL, at_most=True)}",
+        ),
+        (
+            "evaluation, beside its forward passes; saving",
+            f"{steady['evaluation_s']:.2f} s, {1000 * bookkeeping:.0f} ms; {1000 * steady['saving_s']:.0f} ms",
+            "",
+        ),
+    ]
+
+
+def parsed() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="text_classification,code_generation")
     parser.add_argument("--sides", default=",".join(SIDES))
-    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--pairs", type=int, default=3, help="rounds of all sides, each with a seed of its own")
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--records", type=int, help="training records; not set: 640")
+    parser.add_argument("--held-out", type=int, help="evaluation records; not set: 160, or 128 where the source has no more")
+    parser.add_argument("--model", help="scratch:tiny|small|base, or large; not set: small, and large on a GPU")
+    parser.add_argument(
+        "--log-every", type=int, default=1, help="steps between the peers' log lines; mltrack logs every step, and their defaults are 500 and 50"
+    )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--profile", action="store_true", help="one more training of mltrack: where a step's time goes")
+    parser.add_argument("--five-epochs", action="store_true", help="one more comparison, once, over five epochs")
+    parser.add_argument("--cuts", action="store_true", help="one more table: 8x1, 4x2 and 1x8, with and without mixed precision")
+    parser.add_argument("--startup-only", action="store_true")
+    parser.add_argument("--no-startup", action="store_true")
+    parser.add_argument("--startup-rounds", type=int, default=3)
+    parser.add_argument("--startup-records", type=int, default=startup.RECORDS)
     options = parser.parse_args()
-    options.sides = options.sides.split(",")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    with tempfile.TemporaryDirectory(prefix="mltrack-bench-") as folder:
-        tasks = {task: compare(Path(folder), task, options) for task in options.tasks.split(",")}
-    results = {
-        "date": datetime.date.today().isoformat(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, {options.device}",
-        "epochs": options.epochs,
-        "tasks": tasks,
-    }
-    show(results)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(results, indent=1), encoding="utf-8")
+    options.sides, options.tasks = options.sides.split(","), options.tasks.split(",")
+    options.model = options.model or ("large" if options.device == "cuda" else "scratch:small")
+    return options
+
+
+def main() -> None:
+    """Measure, print, write; what was measured is written after each part."""
+    options = parsed()
+    end_with_sigterm()
+    results: dict[str, Any] = {**circumstances(), "device": options.device, "model": options.model}
+    print(f"{results['date']}, {results['machine']}", flush=True)
+    with tempfile.TemporaryDirectory(prefix="mltrack-bench-") as name:
+        folder = Path(name)
+        if not options.startup_only:
+            _train_all(folder, options, results)
+        if options.startup_only or not options.no_startup:
+            results["startup"] = startup.measure(
+                folder, rounds=options.startup_rounds, device=options.device, records=options.startup_records, model="scratch:small"
+            )
+            startup.show_startup(results["startup"])
+    print(f"written: {write('training', results)}")
+
+
+def _train_all(folder: Path, options: argparse.Namespace, results: dict[str, Any]) -> None:
+    for part, epochs, pairs, wanted in (("tasks", options.epochs, options.pairs, True), ("five_epochs", 5, 1, options.five_epochs)):
+        for task in options.tasks if wanted else ():
+            found = compare(folder / part / task, task, options, epochs=epochs, pairs=pairs)
+            results.setdefault(part, {})[task] = found
+            show_comparison(task, found, options.device)
+            write("training", results)
+    for task in options.tasks if options.cuts else ():
+        results.setdefault("cuts", {})[task] = cuts.measure(folder, task, device=options.device, records=options.records, model=options.model)
+        cuts.show_cuts(task, results["cuts"][task])
+        write("training", results)
 
 
 if __name__ == "__main__":

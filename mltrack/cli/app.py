@@ -7,7 +7,13 @@ import typer
 from mltrack.cli.options import spellings, split_options, takes_options, train_options
 
 app = typer.Typer(
-    name="mltrack", help="Fine-tune code models and keep every run in MLflow.", no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    name="mltrack",
+    help="Fine-tune code models and keep every run in MLflow.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # what draws boxes around the help takes longer to import than all the rest
+    context_settings={"max_content_width": 120},
 )
 models = typer.Typer(name="models", help="The model registry.", no_args_is_help=True)
 app.add_typer(models)
@@ -30,7 +36,7 @@ def _train(words: dict[str, str]) -> None:
     raise typer.Exit(train(words))
 
 
-app.command("train")(takes_options(train_options(), _train))
+app.command("train", short_help="Train a model.")(takes_options(train_options(), _train))
 
 
 @app.command("predict")
@@ -78,7 +84,7 @@ def _sync(
     raise typer.Exit(sync_runs(run or [], follow, all_runs, output_dir or "mltrack-runs", tracking_uri))
 
 
-@app.command("runs")
+@app.command("runs", short_help="List the local runs: state, steps, delivery.")
 def _runs(
     output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
     output: str | None = _option("output", "text or json.", "text"),
@@ -107,7 +113,7 @@ def _models_list(output: str | None = _option("output", "text or json.", "text")
     list_models(tracking_uri, output or "text")
 
 
-@models.command("show")
+@models.command("show", short_help="The versions of a model, and its champions.")
 def _models_show(
     name: str = typer.Argument(..., help="A registered model."), output: str | None = _option("output", "text or json.", "text"), tracking_uri: str | None = URI
 ) -> None:
@@ -174,7 +180,7 @@ def _data_inspect(
     inspect(path, {**given, "on_bad_record": on_bad_record, "output": output})
 
 
-@data.command("check")
+@data.command("check", short_help="Leaks, copies, contradictions, imbalance, lengths.")
 def _data_check(
     train: str = typer.Argument(..., help="Training records, as --dataset-path of train takes them, or stdlib."),
     valid: str | None = typer.Argument(None, help="Validation records.", show_default=False),
@@ -193,7 +199,7 @@ def _data_check(
     raise typer.Exit(check(train, valid, given, thresholds))
 
 
-@data.command("show")
+@data.command("show", short_help="What a run was trained and evaluated on.")
 def _data_show(
     run: str = typer.Argument(..., help="A run id, or a run directory."),
     output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
@@ -213,4 +219,4 @@ def _data_split(words: dict[str, str]) -> None:
     split(words)
 
 
-data.command("split")(takes_options(split_options(), _data_split))
+data.command("split", short_help="The records of both sides, counted or written.")(takes_options(split_options(), _data_split))

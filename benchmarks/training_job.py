@@ -1,0 +1,119 @@
+"""One training that a side does, told as JSON: what it starts from, where it writes, and how its result is judged.
+
+Invariant: tokens come from one tokenizer, cut at one length; every side's final weights go through one and the same evaluation, over all
+targets, divided once.
+
+    job = Job(**json.loads(sys.argv[1]))
+    say("start")
+    say("done", eval_loss=evaluated(job, model))
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+BORN = time.time()
+
+
+@dataclass(kw_only=True)
+class Job:
+    """What a side does; it travels as JSON."""
+
+    side: str
+    """mltrack, hf, hf_untracked, hf_tuned or lightning."""
+    task: str
+    weights: str
+    """Hugging Face folder of model and tokenizer that every side starts from."""
+    train: str
+    valid: str
+    folder: str
+    """Where this side writes."""
+    uri: str
+    """MLflow's tracking URI."""
+    batch_size: int = 16
+    max_length: int = 256
+    epochs: int = 1
+    max_steps: int = -1
+    """Optimizer steps after which training ends; -1: after the epochs."""
+    learning_rate: float = 3e-4
+    seed: int = 1
+    device: str = "cpu"
+    precision: str = "auto"
+    """mltrack's `use_mixed_precision`; bf16: of every side."""
+    accumulation: int = 1
+    log_every: int = 1
+    """Optimizer steps between the peers' log lines; mltrack logs each step."""
+    options: dict[str, str] = field(default_factory=dict)
+    """More options of `mltrack train`, as typed."""
+    patches: tuple[str, ...] = ()
+    """Names of what `observed_training.PATCHES` changes in mltrack, for levers that have no option."""
+    profile: bool = False
+    """Profile some of mltrack's steps; their times mean nothing then."""
+    limit: bool = False
+    """Measure the matrix limit after mltrack's training."""
+
+
+def say(event: str, **fields: Any) -> None:
+    """One event for the parent."""
+    print(json.dumps({"event": event, "since_start_s": time.time() - BORN, **fields}), flush=True)
+
+
+def model_from(folder: str | Path, task: str) -> Any:
+    """The model as transformers loads it."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    kind = AutoModelForCausalLM if task == "code_generation" else AutoModelForSequenceClassification
+    return kind.from_pretrained(folder)
+
+
+def datasets_of(job: Job) -> tuple[Any, Any, Any]:
+    """(training set, evaluation set, tokenizer): mltrack's own, from which the other sides take their token ids."""
+    from transformers import AutoTokenizer
+
+    from mltrack.data import DatasetLoader
+
+    tokenizer = AutoTokenizer.from_pretrained(job.weights)
+    train = DatasetLoader(job.train, tokenizer, task=job.task, max_length=job.max_length)
+    mapping = train.label_mapping if job.task != "code_generation" else None
+    valid = DatasetLoader(job.valid, tokenizer, task=job.task, max_length=job.max_length, label_mapping=mapping)
+    return train.load(), valid.load(), tokenizer
+
+
+def evaluated(job: Job, model: Any) -> float:
+    """Mean loss per target of the evaluation records, in fp32."""
+    import torch
+
+    from mltrack.training import Precision, evaluate
+
+    _, valid, _ = datasets_of(job)
+    device = torch.device(job.device)
+    values, _ = evaluate(model.to(device), valid, batch_size=32, device=device, precision=Precision("off", device))
+    return float(values["loss"])
+
+
+class TokenCount:
+    """Counts what really went through a model, the same way for every side: ids that are not padding, in training and in evaluation.
+
+    Args:
+        model: gets `input_ids` by name; padding that a tokenizer gives no other meaning.
+    """
+
+    def __init__(self, model: Any, pad_token_id: int):
+        self._pad_token_id = pad_token_id
+        self._seen: dict[bool, list[Any]] = {True: [], False: []}
+        model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, model: Any, _: Any, given: dict[str, Any]) -> None:
+        self._seen[model.training].append((given["input_ids"] != self._pad_token_id).sum())  # not read here: that would wait for a GPU
+
+    @property
+    def trained(self) -> int:
+        return sum(int(count) for count in self._seen[True])
+
+    @property
+    def evaluated(self) -> int:
+        return sum(int(count) for count in self._seen[False])
