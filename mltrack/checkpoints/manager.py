@@ -110,6 +110,7 @@ class CheckpointManager:
         self._behind = Background()
         self._buffers = HostBuffers() if background else None
         self._model_folder = ModelFolder(self.checkpoint_dir)
+        self._optimizer_names = state.OptimizerNames()
         if not read_only:
             self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
             directory.remove_leftovers(self.checkpoint_dir)
@@ -163,7 +164,7 @@ class CheckpointManager:
         }
         documents: dict[str, Any] = {}
         if optimizer is not None:
-            documents[directory.OPTIMIZER_JSON], content[directory.OPTIMIZER] = state.split_optimizer(optimizer.state_dict())
+            documents[directory.OPTIMIZER_JSON], content[directory.OPTIMIZER] = self._optimizer_names.split(optimizer.state_dict())
         others = {
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -188,6 +189,8 @@ class CheckpointManager:
             files = {name: held if isinstance(held, bytes) else TensorFile.of(held) for name, held in content.items()}
             return self._write(metadata, files, documents)
         snapshot = self._buffers.take(content)
+        # Letting go of tensors gives the interpreter's lock away: once the thread runs, that would be a wait of milliseconds.
+        del content, tensors, state_tensors
 
         def write_snapshot() -> None:
             snapshot.wait()
