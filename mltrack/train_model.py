@@ -71,6 +71,8 @@ class _Run:
     checkpoints: CheckpointManager | None = None
     trainer: AdvancedTrainer | None = None
     checkpoint: dict[str, Any] | None = None
+    damaged: list[Path] = field(default_factory=list)
+    """Checkpoints of the resumed run that are not to be kept."""
 
     @property
     def task(self) -> TaskType:
@@ -190,7 +192,7 @@ class TrainModelUseCase:
         held = CheckpointManager(
             resumed.checkpoints, metric_name=request.metric_name, mode=request.metric_mode, run_id=resumed.path.name, on_change=ignore, read_only=True
         )
-        run.checkpoint = held.load_latest_checkpoint()
+        run.checkpoint, run.damaged = held.load_latest_checkpoint(), held.damaged
         if run.checkpoint is None:
             raise ConfigurationError(f"resume: {resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never")
         device = choose_device(request.device)
@@ -270,6 +272,9 @@ class TrainModelUseCase:
             background=True,
             on_written=partial(log_writing, run.tracker),
         )
+        if run.directory is run.resumed:
+            for folder in run.damaged:
+                run.checkpoints.set_aside(folder)
 
     # 6
     def _build_trainer(self, run: _Run) -> None:

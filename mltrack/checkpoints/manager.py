@@ -72,6 +72,8 @@ class CheckpointManager:
 
     skipped_saves: int
     """Saves that were left out, because the one before was still being written."""
+    damaged: list[Path]
+    """What a read-only manager found damaged and left where it is, for whoever may set it aside."""
 
     def __init__(
         self,
@@ -105,6 +107,7 @@ class CheckpointManager:
         self.run_id = run_id
         self.tokenizer = tokenizer
         self.skipped_saves = 0
+        self.damaged = []
         self._read_only = read_only
         self._skips, self._on_written, self._max_shard_bytes = when_busy == "skip", on_written, max_shard_bytes
         self._behind = Background()
@@ -262,6 +265,14 @@ class CheckpointManager:
             raise CheckpointError(f"{info.path}: belongs to run {info.run_id}, not to {self.run_id}; nothing was deleted")
         directory.delete(info.path)
 
+    def set_aside(self, folder: Path) -> None:
+        """Rename a checkpoint that another reader found damaged, so that it is neither read nor kept nor deleted any more."""
+        self.finish()
+        assert not self._read_only, folder
+        assert folder.parent == self.checkpoint_dir, folder
+        if folder.exists():
+            directory.set_aside(folder)
+
     def set_aside_all(self) -> None:
         """Move every checkpoint of this run into a folder `earlier-N`, where no reader looks; nothing is deleted."""
         self.finish()
@@ -329,6 +340,7 @@ class CheckpointManager:
 
     def _set_aside(self, path: Path, problem: str) -> None:
         if self._read_only:
+            self.damaged.append(path)
             warnings.warn(f"{path}: damaged ({problem}); the next one is taken", stacklevel=4)
         else:
             warnings.warn(f"{path}: damaged ({problem}); set aside as {directory.set_aside(path).name}, the next one is taken", stacklevel=4)
