@@ -356,7 +356,9 @@ class TrainModelUseCase:
         best = checkpoints.load_best_checkpoint() or checkpoints.load_latest_checkpoint()
         if best is None:
             raise TrainingError(f"{checkpoints.checkpoint_dir}: no complete checkpoint is left")
-        info = best["metadata"]
+        info, best_step = best["metadata"], trainer.state.best_step
+        if best_step is not None and info.step != best_step:  # it could not be written, or was damaged since
+            self._notice(f"model: the weights are those of step {info.step}, the best checkpoint there is; the best evaluation was at step {best_step}")
         load_model(trainer.model, best["model_state_dict"])
         save_pretrained(trainer.model, run.source.tokenizer, directory.model)
         written_files = write_outcome(trainer, directory.path, step=info.step, stop_requested=self._stop_requested)
