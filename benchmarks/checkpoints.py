@@ -1,7 +1,8 @@
 """What a checkpoint costs the training thread: torch.save in the loop, torch.distributed.checkpoint.async_save and mltrack side by side.
 
 Invariant: each way is measured in processes of its own on the same state (weights and AdamW's moments), and each save is set against a
-plain memory copy of that state made right before it in the same process, so that the ratio holds on a busy machine too.
+plain memory copy of that state made right before it in the same process, so that the ratio holds on a busy machine too. Both begin after a rest:
+what comes second would else be more often at the end of its time slice.
 
     python benchmarks/checkpoints.py                           # 10 MB and 500 MB, about three minutes
     python benchmarks/checkpoints.py --device cuda             # and 4 GB
@@ -30,6 +31,9 @@ from torch import nn
 RESULTS = Path(__file__).resolve().parent / "results" / "checkpoints.json"
 WAYS = {"torch.save": "torch.save in the loop", "async_save": "torch.distributed.checkpoint\nasync_save", "mltrack": "mltrack"}
 CLEANED = 100
+REST_S = 0.01
+SMALL_MB, MORE_ROUNDS = 100, 10
+"""Saves of less than that are counted ten times as often: each takes a few milliseconds."""
 Figures = dict[str, Any]
 
 
@@ -150,14 +154,17 @@ def measure_time(way: str, megabytes: float, device: str, rounds: int, folder: P
     buffers = [torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda) for tensor in state]
     made = MADE[way](folder, model, optimizer)
     copies, stalls, durable = [], [], []
+    rounds *= MORE_ROUNDS if megabytes < SMALL_MB else 1
     for number in range(rounds + 1):
         optimizer_like_step(model)
         wait_for_device(device)
+        time.sleep(REST_S)
         started = time.perf_counter()
         for buffer, tensor in zip(buffers, state, strict=True):
             buffer.copy_(tensor, non_blocking=True)
         wait_for_device(device)
         copies.append(1000 * (time.perf_counter() - started))
+        time.sleep(REST_S)
         started = time.perf_counter()
         made.save(number + 1)
         wait_for_device(device)
@@ -257,7 +264,7 @@ def main() -> None:
     """Run, print the table, write the figures; with --measure, one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=9, help="saves that are counted; one more comes first")
+    parser.add_argument("--rounds", type=int, default=9, help="saves that are counted, ten times as many of small states; one more comes first")
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch, in all ways")
     parser.add_argument("--only", help="megabytes of state, and cleaning, separated by commas; default: 10,500,cleaning, and 4000 on a GPU")
     parser.add_argument("--folder", help="where checkpoints go; default: the folder of temporary files")

@@ -73,6 +73,8 @@ class _Run:
     checkpoints: CheckpointManager | None = None
     trainer: AdvancedTrainer | None = None
     checkpoint: dict[str, Any] | None = None
+    damaged: list[Path] = field(default_factory=list)
+    """Checkpoints of the resumed run that are not to be kept."""
 
     @property
     def task(self) -> TaskType:
@@ -199,7 +201,7 @@ class TrainModelUseCase:
         held = CheckpointManager(
             resumed.checkpoints, metric_name=request.metric_name, mode=request.metric_mode, run_id=resumed.path.name, on_change=ignore, read_only=True
         )
-        run.checkpoint = held.load_latest_checkpoint()
+        run.checkpoint, run.damaged = held.load_latest_checkpoint(), held.damaged
         if run.checkpoint is None:
             raise ConfigurationError(f"resume: {resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never")
         device = choose_device(request.device)
@@ -279,6 +281,9 @@ class TrainModelUseCase:
             background=True,
             on_written=partial(log_writing, run.tracker),
         )
+        if run.directory is run.resumed:
+            for folder in run.damaged:
+                run.checkpoints.set_aside(folder)
 
     # 6
     def _build_trainer(self, run: _Run) -> None:
@@ -360,7 +365,9 @@ class TrainModelUseCase:
         best = checkpoints.load_best_checkpoint() or checkpoints.load_latest_checkpoint()
         if best is None:
             raise TrainingError(f"{checkpoints.checkpoint_dir}: no complete checkpoint is left")
-        info = best["metadata"]
+        info, best_step = best["metadata"], trainer.state.best_step
+        if best_step is not None and info.step != best_step:  # it could not be written, or was damaged since
+            self._notice(f"model: the weights are those of step {info.step}, the best checkpoint there is; the best evaluation was at step {best_step}")
         load_model(trainer.model, best["model_state_dict"])
         save_pretrained(trainer.model, run.source.tokenizer, directory.model)
         written_files = write_outcome(trainer, directory.path, step=info.step, stop_requested=self._stop_requested)

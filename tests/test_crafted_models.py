@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import resource
 import shutil
 import struct
 from collections.abc import Callable
@@ -136,6 +137,19 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
     "a kernel from elsewhere": (lambda folder, trap: config(folder, _attn_implementation="somebody/kernel"), "code from elsewhere"),
     "a kernel from elsewhere, further in": (lambda folder, trap: config(folder, text_config={"attn_implementation": "a/b"}), "code from elsewhere"),
     "a generation of its own": (custom_generate, "brings Python code of its own"),
+    "an absurd width": (lambda folder, trap: config(folder, hidden_size=10**9), "its weights hold 39,840"),
+    "a width beyond any number": (lambda folder, trap: config(folder, hidden_size=10**30), "accepted: a model that transformers can load"),
+    "absurdly many layers": (
+        lambda folder, trap: config(folder, num_hidden_layers=10**8),
+        "num_hidden_layers=100000000; accepted: a whole number from 0 to 1,024",
+    ),
+    "fewer layers than none": (lambda folder, trap: config(folder, num_hidden_layers=-1), "num_hidden_layers=-1; accepted: a whole number"),
+    "half a layer": (lambda folder, trap: config(folder, num_hidden_layers=1.5), "num_hidden_layers=1.5; accepted: a whole number"),
+    "an absurd vocabulary": (lambda folder, trap: config(folder, vocab_size=10**12), "its weights hold 39,840"),
+    "absurdly many classes": (lambda folder, trap: config(folder, num_labels=10**12), "num_labels=1000000000000; accepted: a whole number from 0 to 1,000,000"),
+    "an absurd width of quantized weights": (lambda folder, trap: config(folder, hidden_size=10**9, quantization_config={}), "accepted: "),
+    "a width below nothing": (lambda folder, trap: config(folder, hidden_size=-8), "accepted: a model that transformers can load"),
+    "no heads": (lambda folder, trap: config(folder, num_attention_heads=0), "accepted: a model that transformers can load"),
     "a task that there is not": (lambda folder, trap: config(folder, mltrack={"task": ["x"]}), "accepted: a model that mltrack trained"),
 }
 
@@ -158,6 +172,42 @@ def test_it_is_one_line_and_nothing_runs(decoder: Path, tmp_path: Path, what: st
         assert "\n" not in str(caught.value), way
         assert said in str(caught.value), way
         assert not trap.exists(), way
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        {"hidden_size": 20_000},
+        {"vocab_size": 50_000_000},
+        {"intermediate_size": 30_000_000},
+        {"max_position_embeddings": 30_000_000},
+        {"num_hidden_layers": 10**8},
+        {"num_labels": 10**9},
+        {"hidden_size": 20_000, "quantization_config": {"quant_method": "none"}},
+    ],
+    ids=str,
+)
+def test_a_size_that_the_weights_do_not_bear_out_takes_no_memory(encoder: Path, tmp_path: Path, absurd: dict[str, object]) -> None:
+    """Each would take more than a gigabyte: a head for other classes is made anew, and what has another shape would be with it."""
+    folder = shutil.copytree(encoder, tmp_path / "model")
+    config(folder, **absurd)
+    resolve_model(str(encoder), "text_classification").build(label_mapping={"a": 0, "b": 1}, max_length=64, seed=1)  # loads the code that this takes
+    before, random_state = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, torch.get_rng_state()
+    for load in (lambda: registry.load(str(folder)), lambda: resolve_model(str(folder), "text_classification")):
+        with pytest.raises(ConfigurationError) as caught:
+            load()
+        assert "\n" not in str(caught.value)
+        assert "accepted: " in str(caught.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kB"
+    assert torch.equal(torch.get_rng_state(), random_state)
+
+
+@pytest.mark.parametrize("length", [0, -5, True, "64", 1.5])
+def test_a_length_that_is_none_is_refused(decoder: Path, tmp_path: Path, length: object) -> None:
+    folder = shutil.copytree(decoder, tmp_path / "model")
+    config(folder, mltrack={"task": "code_generation", "max_length": length})
+    with pytest.raises(ConfigurationError, match=r"as mltrack in its config\.json; accepted: a model that mltrack trained"):
+        registry.load(str(folder))
 
 
 def test_a_tokenizers_own_code_does_not_run(decoder: Path, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import nn
 
@@ -161,6 +163,71 @@ def test_the_memory_is_used_again_and_is_one_copy():
     places = [[np.asarray(view).ctypes.data for view in taken.data()] for taken in (first, again)]
     assert places[0] == places[1]
     assert sum(len(view) for view in first.data()) == sum(tensor.nbytes for tensor in tensors.values())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tensors_of_a_kind_are_copied_together_and_keep_their_values(threads):
+    """Lengths, strides, conjugates, scalars and nothing at all, among others of the same type; then the same names in other types and shapes."""
+    odd = {
+        "rows": torch.randn(3, 4),
+        "more rows": torch.randn(50_000, 4),
+        "transposed": torch.randn(4, 5).t(),
+        "no rows": torch.zeros(0, 4),
+        "every other": torch.arange(20.0)[::2],
+        "row": torch.tensor([float("nan"), -0.0]),
+        "nothing": torch.zeros(0),
+        "number": torch.tensor(1.5),
+        "another": torch.tensor(2.5),
+        "half": torch.randn(2, 4).half(),
+        "half rows": torch.randn(3, 4).bfloat16(),
+        "complex": torch.randn(2, 2, dtype=torch.complex64),
+        "conjugate": torch.randn(2, 2, dtype=torch.complex64).conj(),
+        "trained": nn.Parameter(torch.randn(2, 4)),
+    }
+    changed = {**odd, "rows": odd["rows"].double(), "row": torch.ones(7), "number": torch.tensor(3)}
+    buffers = HostBuffers()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for tensors in (odd, odd, changed, odd):
+            taken = buffers.take({"file": tensors}).content["file"]
+            held = safetensors.torch.load(taken.header + b"".join(taken.data()))
+            for name, tensor in tensors.items():
+                assert (held[name].dtype, held[name].shape) == (tensor.dtype, tensor.shape), name
+                plain = tensor.detach().resolve_conj().contiguous().view(-1)
+                assert torch.equal(held[name].view(-1).view(torch.uint8), plain.view(torch.uint8)), name
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_an_optimizer_that_changes_between_two_saves_is_saved_as_it_is(tmp_path):
+    """Parameters that are added, momentum that there is not yet: what was named for the save before does not count."""
+    first, second = nn.Linear(3, 3), nn.Linear(2, 2)
+    optimizer = torch.optim.SGD(first.parameters(), lr=0.1, momentum=0.9)
+    manager = CheckpointManager(tmp_path, max_checkpoints=9, background=True)
+
+    def step(*models):
+        for parameter in (parameter for model in models for parameter in model.parameters()):
+            parameter.grad = torch.randn_like(parameter)
+        optimizer.step()
+
+    def empty_momentum():
+        optimizer.state[first.bias]["momentum_buffer"] = None
+
+    def add_parameters():
+        optimizer.add_param_group({"params": list(second.parameters())})
+
+    changes = [lambda: None, lambda: step(first), lambda: step(first), add_parameters, lambda: step(first, second), empty_momentum, lambda: step(first)]
+    for number, change in enumerate(changes, start=1):
+        change()
+        expected = copy.deepcopy(optimizer.state_dict()["state"])
+        manager.save_checkpoint(model=first, optimizer=optimizer, epoch=0, step=number)
+        held = manager.load_latest_checkpoint()["optimizer_state_dict"]["state"]
+        assert held.keys() == expected.keys()
+        for key, values in expected.items():
+            assert held[key].keys() == values.keys()
+            for name, value in values.items():
+                assert held[key][name] is value is None or torch.equal(held[key][name], value)
 
 
 EXIT = """

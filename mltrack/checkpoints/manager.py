@@ -72,6 +72,8 @@ class CheckpointManager:
 
     skipped_saves: int
     """Saves that were left out, because the one before was still being written."""
+    damaged: list[Path]
+    """What a read-only manager found damaged and left where it is, for whoever may set it aside."""
 
     def __init__(
         self,
@@ -105,11 +107,13 @@ class CheckpointManager:
         self.run_id = run_id
         self.tokenizer = tokenizer
         self.skipped_saves = 0
+        self.damaged = []
         self._read_only = read_only
         self._skips, self._on_written, self._max_shard_bytes = when_busy == "skip", on_written, max_shard_bytes
         self._behind = Background()
         self._buffers = HostBuffers() if background else None
         self._model_folder = ModelFolder(self.checkpoint_dir)
+        self._optimizer_names = state.OptimizerNames()
         if not read_only:
             self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
             directory.remove_leftovers(self.checkpoint_dir)
@@ -163,7 +167,7 @@ class CheckpointManager:
         }
         documents: dict[str, Any] = {}
         if optimizer is not None:
-            documents[directory.OPTIMIZER_JSON], content[directory.OPTIMIZER] = state.split_optimizer(optimizer.state_dict())
+            documents[directory.OPTIMIZER_JSON], content[directory.OPTIMIZER] = self._optimizer_names.split(optimizer.state_dict())
         others = {
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -188,6 +192,8 @@ class CheckpointManager:
             files = {name: held if isinstance(held, bytes) else TensorFile.of(held) for name, held in content.items()}
             return self._write(metadata, files, documents)
         snapshot = self._buffers.take(content)
+        # Letting go of tensors gives the interpreter's lock away: once the thread runs, that would be a wait of milliseconds.
+        del content, tensors, state_tensors
 
         def write_snapshot() -> None:
             snapshot.wait()
@@ -259,6 +265,14 @@ class CheckpointManager:
             raise CheckpointError(f"{info.path}: belongs to run {info.run_id}, not to {self.run_id}; nothing was deleted")
         directory.delete(info.path)
 
+    def set_aside(self, folder: Path) -> None:
+        """Rename a checkpoint that another reader found damaged, so that it is neither read nor kept nor deleted any more."""
+        self.finish()
+        assert not self._read_only, folder
+        assert folder.parent == self.checkpoint_dir, folder
+        if folder.exists():
+            directory.set_aside(folder)
+
     def set_aside_all(self) -> None:
         """Move every checkpoint of this run into a folder `earlier-N`, where no reader looks; nothing is deleted."""
         self.finish()
@@ -326,6 +340,7 @@ class CheckpointManager:
 
     def _set_aside(self, path: Path, problem: str) -> None:
         if self._read_only:
+            self.damaged.append(path)
             warnings.warn(f"{path}: damaged ({problem}); the next one is taken", stacklevel=4)
         else:
             warnings.warn(f"{path}: damaged ({problem}); set aside as {directory.set_aside(path).name}, the next one is taken", stacklevel=4)

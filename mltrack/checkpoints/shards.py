@@ -20,6 +20,9 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 def model_files(tensors: Tensors, max_shard_bytes: int) -> dict[str, Tensors | bytes]:
     """{file name: its tensors, or its text} of the weights; a weight that is larger than a shard gets one of its own."""
+    total = sum([data_bytes(tensor) for tensor in tensors.values()])
+    if total <= max_shard_bytes:
+        return {SINGLE: tensors}
     shards: list[dict[str, torch.Tensor]] = [{}]
     filled = 0
     for name, tensor in tensors.items():
@@ -29,11 +32,11 @@ def model_files(tensors: Tensors, max_shard_bytes: int) -> dict[str, Tensors | b
             filled = 0
         shards[-1][name] = tensor
         filled += size
-    if len(shards) == 1:
-        return {SINGLE: shards[0]}
+    if len(shards) == 1:  # one weight that is larger than a shard
+        return {SINGLE: tensors}
     names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
     weight_map = {name: file for file, shard in zip(names, shards, strict=True) for name in shard}
-    index = {"metadata": {"total_size": sum(map(data_bytes, tensors.values()))}, "weight_map": weight_map}
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
     return {**dict(zip(names, shards, strict=True)), INDEX: json.dumps(index, indent=1).encode()}
 
 

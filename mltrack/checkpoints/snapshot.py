@@ -9,14 +9,18 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 
-from mltrack.checkpoints.tensor_file import TensorFile, Tensors, bytes_of, data_bytes, header_of, in_file_order
+from mltrack.checkpoints.tensor_file import TensorFile, Tensors, bytes_of, data_bytes, header_of, in_file_order, kind_of
 from mltrack.errors import CheckpointError
 
 Content = Mapping[str, TensorFile | bytes]
 """{file name: what will be in it}"""
+
+Layout = tuple[list[str], list[torch.dtype], list[torch.Size], list[torch.device]]
+"""Name, type, shape and device of each tensor; lists of a kind, because a tuple a tensor takes longer to make."""
 
 
 @dataclass(frozen=True)
@@ -58,25 +62,24 @@ class HostBuffers:
 
         return Snapshot(copied, wait)
 
-    @torch.no_grad()
     def _copy(self, name: str, tensors: Tensors) -> TensorFile:
-        shape = [(key, tensor.dtype, tensor.shape, tensor.device) for key, tensor in tensors.items()]
+        given = list(tensors.values())
+        layout = (list(tensors), [tensor.dtype for tensor in given], [tensor.shape for tensor in given], [tensor.device for tensor in given])
         held = self._held.get(name)
-        if held is None or held.shape != shape:
+        if held is None or held.layout != layout:
             self._held.pop(name, None)
             del held  # the old memory is free before the new one is taken
-            held = self._held[name] = _Buffer(shape, tensors)
-        if tensors:
-            torch._foreach_copy_(held.targets, list(tensors.values()), non_blocking=bool(held.gpus))
+            held = self._held[name] = _Buffer(layout, tensors)
+        held.fill(given)
         return held.file
 
 
 class _Buffer:
     """Memory of exactly the tensors' size, in which they lie as in their file."""
 
-    def __init__(self, shape: list[tuple[str, torch.dtype, torch.Size, torch.device]], tensors: Tensors):
-        self.shape = shape
-        self.gpus = {device for *_, device in shape if device.type == "cuda"}
+    def __init__(self, layout: Layout, tensors: Tensors):
+        self.layout = layout
+        self.gpus = {device for device in layout[3] if device.type == "cuda"}
         ordered = in_file_order(tensors)
         size = sum(data_bytes(tensor) for _, tensor in ordered)
         try:
@@ -87,15 +90,37 @@ class _Buffer:
             ) from error
         if self.gpus:
             self._pin(memory)
-        placed: dict[str, torch.Tensor] = {}
-        begin = 0
-        for name, tensor in ordered:
-            end = begin + data_bytes(tensor)
-            placed[name] = memory[begin:end].view(tensor.dtype).view(tensor.shape)
-            begin = end
-        self.targets = [placed[name] for name in tensors]
+        self._place(ordered, memory)
         header, data = header_of(ordered), bytes_of(memory)
         self.file = TensorFile(header, lambda: iter((data,)), len(header) + size)
+
+    @torch.no_grad()
+    def fill(self, given: list[torch.Tensor]) -> None:
+        """Copy the tensors, which come in the order of the layout."""
+        for join, places, target in self._runs:
+            join([given[place] for place in places], out=target)
+        if self._alone:
+            torch._foreach_copy_(self._targets, [given[place] for place in self._alone], non_blocking=bool(self.gpus))
+
+    def _place(self, ordered: list[tuple[str, torch.Tensor]], memory: torch.Tensor) -> None:
+        """Where each tensor goes: small ones take longer to be called for than to be copied, so on the CPU one call copies all of a kind."""
+        on_cpu = {device.type for device in self.layout[3]} == {"cpu"}
+        place_of = {name: place for place, name in enumerate(self.layout[0])}
+        self._runs: list[tuple[Callable[..., torch.Tensor], list[int], torch.Tensor]] = []
+        self._alone: list[int] = []
+        self._targets: list[torch.Tensor] = []
+        begin = 0
+        for _, run in groupby(ordered, key=lambda item: kind_of(item[1])):
+            places, tensors = zip(*((place_of[name], tensor) for name, tensor in run), strict=True)
+            first, sizes = tensors[0], [data_bytes(tensor) for tensor in tensors]
+            part = memory[begin : begin + sum(sizes)]
+            begin += part.numel()
+            if on_cpu and len(tensors) > 1:
+                shape = (sum(tensor.shape[0] for tensor in tensors), *first.shape[1:]) if first.dim() else (len(tensors),)
+                self._runs.append((torch.cat if first.dim() else torch.stack, list(places), part.view(first.dtype).view(shape)))
+            else:
+                self._alone += places
+                self._targets += [piece.view(first.dtype).view(tensor.shape) for piece, tensor in zip(part.split(sizes), tensors, strict=True)]
 
     def _pin(self, memory: torch.Tensor) -> None:
         """Lock the memory in place for the GPU; PyTorch's own pinned allocator would round its size up to a power of two."""

@@ -37,10 +37,13 @@ def split_model(model: nn.Module) -> tuple[Tensors, dict[str, str]]:
     Returns:
         {name: tensor} with each storage once, {other name: name} of tied weights.
     """
+    held: Tensors = dict(unwrapped(model).state_dict(keep_vars=True))
+    if len({tensor.data_ptr() for tensor in held.values()}) == len(held):
+        return held, {}
     tensors: Tensors = {}
     aliases: dict[str, str] = {}
     seen: dict[int, str] = {}
-    for name, tensor in unwrapped(model).state_dict().items():
+    for name, tensor in held.items():
         first = seen.setdefault(tensor.data_ptr(), name) if tensor.numel() else name
         if first != name and _same_view(tensor, tensors[first]):
             aliases[name] = first
@@ -164,21 +167,29 @@ def unflatten(value: Any, tensors: Tensors) -> Any:
     return value
 
 
-def split_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
-    """`optimizer.state_dict()` as JSON and tensors; of each parameter without a detour, as there may be thousands."""
-    tensors: Tensors = {}
-    content = flatten({name: value for name, value in state.items() if name != "state"}, "optimizer", tensors)
-    content["state"] = {}
-    for number, held in state["state"].items():
-        content["state"][str(number)] = row = {}
-        for name, value in held.items():
-            key = f"optimizer.state.{number}.{name}"
-            if isinstance(value, torch.Tensor):
-                tensors[key] = value
-                row[name] = {_TENSOR: key}
-            else:
-                row[name] = flatten(value, key, tensors)
-    return content, tensors
+class OptimizerNames:
+    """Splits one optimizer's state again and again: the tensors' names, which take longer to make than small tensors to copy, are made when they change."""
+
+    def __init__(self) -> None:
+        self._made_from: tuple[list[Any], ...] = ()
+        self._keys: list[str] = []
+        self._rows: dict[str, Any] = {}
+
+    def split(self, state: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
+        """`optimizer.state_dict()` as JSON, which is only to be read, and tensors."""
+        tensors: Tensors = {}
+        content = flatten({name: value for name, value in state.items() if name != "state"}, "optimizer", tensors)
+        rows: Mapping[int, Mapping[str, Any]] = state["state"]
+        values = [value for row in rows.values() for value in row.values()]
+        if {*map(type, values)} - {torch.Tensor}:
+            return {**content, "state": {str(number): flatten(row, f"optimizer.state.{number}", tensors) for number, row in rows.items()}}, tensors
+        made_from = ([*rows], [len(row) for row in rows.values()], [name for row in rows.values() for name in row])
+        if made_from != self._made_from:
+            self._made_from = made_from
+            self._rows = {str(number): {name: {_TENSOR: f"optimizer.state.{number}.{name}"} for name in row} for number, row in rows.items()}
+            self._keys = [place[_TENSOR] for row in self._rows.values() for place in row.values()]
+        tensors.update(zip(self._keys, values, strict=True))
+        return {**content, "state": self._rows}, tensors
 
 
 def join_optimizer(content: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:

@@ -55,7 +55,12 @@ def in_file_order(tensors: Tensors) -> list[tuple[str, torch.Tensor]]:
         if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.device.type == "meta":
             seen = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
             raise CheckpointError(f"{name}: seen a tensor of {seen}; accepted: dense tensors of {', '.join(DTYPES.values())}")
-    return sorted(tensors.items(), key=lambda item: -item[1].itemsize)
+    return sorted(tensors.items(), key=lambda item: (-item[1].itemsize, kind_of(item[1])))
+
+
+def kind_of(tensor: torch.Tensor) -> tuple[str, int, torch.Size]:
+    """Tensors of one kind lie next to each other, so that one call can copy them all: the same type and, but for the length, the same shape."""
+    return DTYPES[tensor.dtype], tensor.dim(), tensor.shape[1:]
 
 
 def data_bytes(tensor: torch.Tensor) -> int:

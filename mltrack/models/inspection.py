@@ -7,14 +7,20 @@ A folder's files may be links, as in the hub's cache; the names by which they ar
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mltrack.errors import CheckpointError, ConfigurationError
+from mltrack.models.size import check_size, members
 
 MAX_JSON_BYTES = 256 << 20
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+_LEAST_TENSOR_BYTES, _LEAST_NUMBER_BYTES = 64, 2
+"""In a .bin, where each tensor has a name and each number is of half precision at least."""
+_MOST_NUMBERS_A_BYTE = 2
+"""Of quantized weights."""
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _CODE_CHOICES = ("_implementation", "_implementation_internal")
 """Keys of a configuration that may name a kernel on the hub, which is code."""
@@ -29,7 +35,7 @@ def inspect_folder(name: str, folder: str | Path, *, trust_remote_code: bool = F
         trust_remote_code: allow what names code of its own.
 
     Raises:
-        ConfigurationError: a configuration that cannot be read, or that names code elsewhere.
+        ConfigurationError: a configuration that cannot be read, that names code elsewhere, or that is of another size than the weights.
         CheckpointError: weights that are no safetensors of floating point numbers, or an index that leads out of the folder.
     """
     path = Path(folder)
@@ -41,9 +47,20 @@ def inspect_folder(name: str, folder: str | Path, *, trust_remote_code: bool = F
     for index in _INDEXES:
         if (path / index).is_file():
             weights |= _check_index(name, path, path / index)
-    for file in sorted(path / weight for weight in weights if weight.endswith(".safetensors")):
-        if file.is_file():
-            _check_tensors(name, file, quantized="quantization_config" in config)
+    quantized = "quantization_config" in config
+    tensors = numbers = 0
+    for file in sorted(path / weight for weight in weights | {"pytorch_model.bin"}):
+        if not file.is_file():
+            continue
+        if file.suffix == ".safetensors":
+            held = _check_tensors(name, file, quantized=quantized)
+            tensors += len(held)
+            numbers += file.stat().st_size * _MOST_NUMBERS_A_BYTE if quantized else sum(held.values())
+        else:  # it is not opened here
+            tensors += file.stat().st_size // _LEAST_TENSOR_BYTES
+            numbers += file.stat().st_size // _LEAST_NUMBER_BYTES
+    if not trust_remote_code:
+        check_size(name, path, config, tensors=tensors, numbers=numbers)
 
 
 def inspect_trained(name: str, folder: str | Path) -> dict[str, Any]:
@@ -53,10 +70,14 @@ def inspect_trained(name: str, folder: str | Path) -> dict[str, Any]:
         ConfigurationError: it does not say which task it was trained for, and how long a sequence is.
     """
     inspect_folder(name, folder)
-    settings = read_object(Path(folder) / "config.json", name).get("mltrack")
+    config = read_object(Path(folder) / "config.json", name)
+    if not isinstance(config.get("model_type"), str):  # transformers would guess it by the folder's name
+        raise ConfigurationError(f"{name}: its config.json has no model_type; accepted: the config.json of a Hugging Face model")
+    settings = config.get("mltrack")
     wanted = (("task", str, True), ("max_length", int, False), ("prompt_template", str, False))
     fits = isinstance(settings, dict) and all(isinstance(settings.get(key), kind) or (not needed and key not in settings) for key, kind, needed in wanted)
-    if not isinstance(settings, dict) or not fits:
+    length = settings.get("max_length", 1) if isinstance(settings, dict) else 0
+    if not isinstance(settings, dict) or not fits or isinstance(length, bool) or length < 1:
         raise ConfigurationError(f"{name}: seen {_short(settings)} as mltrack in its config.json; accepted: a model that mltrack trained, with its task")
     return settings
 
@@ -84,7 +105,7 @@ def read_object(file: Path, name: str) -> dict[str, Any]:
 
 
 def _check_code(name: str, folder: Path, config: Mapping[str, Any]) -> None:
-    for key, value in _nested(config):
+    for key, value in members(config):
         if key.endswith(_CODE_CHOICES) and isinstance(value, str) and ("/" in value or "\\" in value):
             raise ConfigurationError(f"{name}: its config.json has {key}={_short(value)}, code from elsewhere; accepted: a name without '/'")
     if (folder / "custom_generate").exists():
@@ -116,12 +137,15 @@ def _check_index(name: str, folder: Path, index: Path) -> set[str]:
     return files
 
 
-def _check_tensors(name: str, file: Path, *, quantized: bool) -> None:
+def _check_tensors(name: str, file: Path, *, quantized: bool) -> dict[str, int]:
+    """{weight: how many numbers}"""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(file, framework="pt") as held:
-            kinds = {key: held.get_slice(key).get_dtype() for key in held.keys()}  # noqa: SIM118
+            parts = {key: held.get_slice(key) for key in held.keys()}  # noqa: SIM118
+            kinds = {key: part.get_dtype() for key, part in parts.items()}
+            sizes = {key: math.prod(part.get_shape()) for key, part in parts.items()}
     except (SafetensorError, OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise CheckpointError(f"{name}: its weights are damaged ({file.name}: {said[:120]}); accepted: whole safetensors files") from None
@@ -129,18 +153,7 @@ def _check_tensors(name: str, file: Path, *, quantized: bool) -> None:
     if wrong and not quantized:
         key, kind = next(iter(wrong.items()))
         raise CheckpointError(f"{name}: {_short(key)} in {file.name} is of type {kind}; accepted: {', '.join(_FLOATS)}")
-
-
-def _nested(value: Any) -> Iterable[tuple[str, Any]]:
-    """All (key, value) of a JSON object and of those in it."""
-    waiting = [value]
-    while waiting:
-        held = waiting.pop()
-        if isinstance(held, dict):
-            yield from held.items()
-            waiting.extend(held.values())
-        elif isinstance(held, list):
-            waiting.extend(held)
+    return sizes
 
 
 def _short(value: object) -> str:

@@ -7,9 +7,7 @@ Invariant: nothing of a model is executed unless `trust_remote_code` says so. We
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,9 @@ from torch import nn
 
 from mltrack.config import TaskType
 from mltrack.data.records import PROMPT_TEMPLATE
-from mltrack.errors import CheckpointError, ConfigurationError, MltrackError
+from mltrack.errors import CheckpointError, ConfigurationError
 from mltrack.models import presets
+from mltrack.models.foreign_errors import first_line, one_line, quiet
 from mltrack.models.hub import find_on_hub, hub_files
 from mltrack.models.inspection import inspect_folder
 from mltrack.models.tokenizers import train_tokenizer
@@ -192,7 +191,7 @@ def resolve_model(
 def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
     """Write a Hugging Face folder: config, safetensors, tokenizer. A data-parallel wrapper is taken off."""
     inner: Any = getattr(model, "module", model)
-    with _quiet():
+    with quiet():
         inner.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -229,7 +228,7 @@ def _open(kind: str, name: str, location: str, task: TaskType, trust_remote_code
         try:
             tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(location), **options)
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{where}: its tokenizer cannot be loaded ({_first_line(error)}); accepted: tokenizer.json beside config.json") from None
+            raise ConfigurationError(f"{where}: its tokenizer cannot be loaded ({first_line(error)}); accepted: tokenizer.json beside config.json") from None
     head = "AutoModelForSequenceClassification" if task.is_classification else "AutoModelForCausalLM"
     heads = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if task.is_classification else modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
     if type(config) not in heads and not (trust_remote_code and head in own_code):
@@ -276,49 +275,3 @@ def _check_causal(model: Any, name: str) -> None:
         moved = (model(input_ids=ids).logits[0] - model(input_ids=changed).logits[0]).float().abs().amax(dim=-1)
     if moved[:-1].max() > 1e-4 * moved[-1]:
         raise ConfigurationError(f"model_name: {name} sees the tokens that it should predict (it is an encoder); accepted for code_generation: a decoder")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings, reports and progress bars of transformers: the messages of this module say what matters."""
-    from transformers.utils import logging as transformers_logging
-
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
-
-
-@contextmanager
-def one_line(where: str) -> Iterator[None]:
-    """Errors of transformers and torch as one line of ours."""
-    import pickle
-
-    from safetensors import SafetensorError
-
-    try:
-        with _quiet():
-            yield
-    except MltrackError:
-        raise
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{where}: its weights are refused: they are no plain tensors, and reading them could run code; accepted: safetensors, or a .bin that holds tensors only"
-        ) from None
-    except (SafetensorError, EOFError) as error:
-        raise CheckpointError(f"{where}: its weights are damaged ({_first_line(error)}); accepted: whole safetensors files") from None
-    except Exception as error:  # transformers raises almost everything: OSError, ValueError, KeyError, AttributeError, RuntimeError, its own
-        raise ConfigurationError(f"{where}: {_first_line(error)}; accepted: a model that transformers can load") from error
-
-
-def _first_line(error: BaseException) -> str:
-    """The first sentence or so of another library's message."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

@@ -7,6 +7,7 @@ an alias reads again until alias and result agree. So two relays come to the sam
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -168,7 +169,7 @@ def rollback(name: str, tracking_uri: str | None = None) -> Change:
     earlier = [version for version in champions_in_turn(standing.history, standing.model.versions) if version != standing.champion]
     if not earlier:
         held = f"version {standing.champion}" if standing.champion else "no version"
-        raise TrackingError(f"{name}: {held} is champion and none was before it; accepted: mltrack models promote {name} --version N")
+        raise TrackingError(f"{name}: {held} is champion and none was before it; accepted: mltrack models promote {shlex.quote(name)} --version N")
     return decide(connected, name, earlier[-1], kind="rollback", why=f"back from version {standing.champion}")
 
 

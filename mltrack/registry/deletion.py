@@ -5,6 +5,8 @@ Invariant: what people load by an alias is deleted only by force, and no bytes t
 
 from __future__ import annotations
 
+import shlex
+
 from mltrack.errors import TrackingError
 from mltrack.registry.champion import CHALLENGER, CHAMPION, decide, existing_model, existing_version
 from mltrack.registry.loading import connect_existing
@@ -56,7 +58,9 @@ def _delete_version(connected: Store, model: RegisteredModel, number: int) -> li
     registry.delete_version(connected, model.name, number)
     lines = [f"{model.name}/{number}: deleted" + (f", and with it {', '.join('@' + alias for alias in held)}" if held else "")]
     if CHAMPION in held:
-        lines.append(f"{model.name} has no champion now; the next run's best becomes it, or mltrack models rollback {model.name} restores the one before")
+        lines.append(
+            f"{model.name} has no champion now; the next run's best becomes it, or mltrack models rollback {shlex.quote(model.name)} restores the one before"
+        )
     return lines
 
 

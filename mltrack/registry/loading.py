@@ -103,8 +103,8 @@ def load(uri: str, tracking_uri: str | None = None) -> Any:
         folder = uri
     else:
         raise ConfigurationError(f"model_uri: seen '{uri}'; accepted: models:/name@alias, models:/name/version, or a folder with config.json")
+    from mltrack.models.foreign_errors import one_line
     from mltrack.models.inspection import inspect_trained
-    from mltrack.models.loading import one_line
 
     inspect_trained(uri, folder)
     with one_line(f"model_uri: {uri}"):

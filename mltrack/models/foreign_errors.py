@@ -1,0 +1,58 @@
+"""What transformers, torch and safetensors raise and print, as one line of ours.
+
+Invariant: whatever they raise becomes a `ConfigurationError` or `CheckpointError` of one line that says what would be accepted.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from mltrack.errors import CheckpointError, ConfigurationError, MltrackError
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings, reports and progress bars of transformers: mltrack's messages say what matters."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def one_line(where: str) -> Iterator[None]:
+    """Errors of transformers and torch as one line of ours."""
+    import pickle
+
+    from safetensors import SafetensorError
+
+    try:
+        with quiet():
+            yield
+    except MltrackError:
+        raise
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{where}: its weights are refused: they are no plain tensors, and reading them could run code; accepted: safetensors, or a .bin that holds tensors only"
+        ) from None
+    except (SafetensorError, EOFError) as error:
+        raise CheckpointError(f"{where}: its weights are damaged ({first_line(error)}); accepted: whole safetensors files") from None
+    except Exception as error:  # transformers raises almost everything: OSError, ValueError, KeyError, AttributeError, RuntimeError, its own
+        raise ConfigurationError(f"{where}: {first_line(error)}; accepted: a model that transformers can load") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first sentence or so of another library's message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
