@@ -113,6 +113,8 @@ def find_sources(path: str | Path) -> list[Source]:
         DatasetError: there is none, or one that is of no accepted kind.
     """
     name = _printable(path)
+    if not name.strip():
+        raise DatasetError(f"seen an empty path; accepted: {ACCEPTED}, or stdlib")
     if name.startswith(HUB):
         hub_parts(name)
         return [Source(name, None, "hub")]
