@@ -7,8 +7,8 @@ process with an empty cache folder, and then once more with the cache that it le
 allocated (`anonymous`), and all that is resident; mapped files count in the second only as long as nobody else needs the memory.
 Times leave out the imports. With `--split true` the records are also split, near-duplicates kept together: a step of its own at the end.
 
-A start that takes longer than `--limit` seconds is ended and said; a size that would fill the disk is left out; what a size has written is removed
-before the next one. Prints one table and writes one JSON (`--output`), with the load of the machine at the end of each start.
+A start that takes longer than `--limit` seconds is ended, and its row has what it has measured until then; a size that would fill the disk is left
+out; what a size has written is removed before the next one. Prints one table and writes one JSON (`--output`), with the load of the machine at the end of each start.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def write_records(path: Path, count: int, file_format: str) -> None:
                 parquet.write_table(pa.Table.from_pylist([function(number) for number in range(start, min(start + 10_000, count))], schema))
 
 
-def measure(path: Path, tokenizer_folder: Path, splits: bool) -> dict[str, Any]:
-    """One start: read, tokenize, all batches of an epoch; and split."""
+def measure(path: Path, tokenizer_folder: Path, splits: bool) -> None:
+    """One start: read, tokenize, all batches of an epoch; and split. Prints a line of JSON behind each of them, the last one with all figures."""
     import pyarrow  # noqa: F401  imports are not what is measured
     from transformers import PreTrainedTokenizerFast
 
@@ -106,6 +106,8 @@ def measure(path: Path, tokenizer_folder: Path, splits: bool) -> dict[str, Any]:
         nonlocal started, cpu_started
         seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
         found[name] = {"seconds": round(seconds, 3), "per_s": round(count / seconds), "cpu_s": round(cpu_s, 3), **memory.peaks()}
+        found["readers_loaded"] = [name for name in ("datasets", "pandas") if name in sys.modules]
+        print(json.dumps(found), flush=True)
         started, cpu_started = time.perf_counter(), time.process_time()
 
     loader = DatasetLoader(path, tokenizer, "code_generation", MAX_LENGTH)
@@ -115,16 +117,14 @@ def measure(path: Path, tokenizer_folder: Path, splits: bool) -> dict[str, Any]:
     lap("tokenize", len(records))
     options: dict[str, Any] = {"batch_size": BATCH_SIZE, "accumulation": 1, "seed": 1, "rank": 0, "world": 1, "num_workers": 0, "pin": False}
     groups = TrainingBatches(dataset, **options).groups(0, 0)
-    tokens = next(groups)[0].tokens
+    found["tokens"] = next(groups)[0].tokens
     found["first_batch_s"] = round(time.perf_counter() - begun, 3)
     for group in groups:
-        tokens += group[0].tokens
+        found["tokens"] += group[0].tokens
     lap("batch", len(dataset))
     if splits:
         loader.split_records(0.1)
         lap("split", len(records))
-    found |= {"tokens": tokens, "readers_loaded": [name for name in ("datasets", "pandas") if name in sys.modules]}
-    return found
 
 
 def main() -> None:
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--measure", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(*options.measure, options.split == "true")))
+        measure(*options.measure, options.split == "true")
         return
     results: dict[str, Any] = {}
     print(f"| {' | '.join(COLUMNS)} |\n" + "|---" * len(COLUMNS) + "|")
@@ -159,11 +159,10 @@ def main() -> None:
                 words = [sys.executable, __file__, "--split", options.split, "--measure", str(path), str(tokenizer)]
                 environment = {**os.environ, "MLTRACK_CACHE_DIR": str(cache), "HF_HUB_OFFLINE": "1"}
                 try:
-                    ran = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=options.limit)
-                except subprocess.TimeoutExpired:
-                    print(f"| {size:,} | {start}: ended after {options.limit:,.0f} s |", flush=True)
-                    break
-                one = results[f"{size} {start}"] = {**json.loads(ran.stdout.splitlines()[-1]), "load": os.getloadavg()[0]}
+                    said = subprocess.run(words, env=environment, stdout=subprocess.PIPE, check=True, timeout=options.limit).stdout
+                except subprocess.TimeoutExpired as error:
+                    said = error.stdout or b""
+                one = results[f"{size} {start}"] = {**json.loads(said.splitlines()[-1] if said else "{}"), "load": os.getloadavg()[0]}
                 print(f"| {size:,} | {start} | {row(one)} |", flush=True)
             path.unlink()
             shutil.rmtree(cache, ignore_errors=True)
@@ -186,13 +185,14 @@ COLUMNS = (
 
 
 def row(one: dict[str, Any]) -> str:
-    """The cells of a start behind its name."""
-    phases = [one[name] for name in ("read", "tokenize", "batch", "split") if name in one]
+    """The cells of a start behind its name; "-" for what it has not come to, or is in no time."""
+    phases = [one[name] for name in ("imports", "read", "tokenize", "batch", "split") if name in one]
     rates = [f"{one[name]['per_s']:,}" if name in one else "-" for name in ("read", "tokenize", "batch", "split")]
-    per_cpu_s = one["tokenize"]["per_s"] * one["tokenize"]["seconds"] / max(one["tokenize"]["cpu_s"], 1e-3)
-    anonymous = ", ".join(f"{phase['anonymous_mb']:,}" for phase in (one["imports"], *phases))
-    resident = max(phase["resident_mb"] for phase in phases)
-    return " | ".join([*rates, f"{per_cpu_s:,.0f}", str(one["first_batch_s"]), anonymous, f"{resident:,}", f"{one['load']:.1f}"])
+    made = one.get("tokenize", {"cpu_s": 0.0})
+    per_cpu_s = f"{made['per_s'] * made['seconds'] / made['cpu_s']:,.0f}" if made["cpu_s"] > 1 else "-"
+    anonymous = ", ".join(f"{phase['anonymous_mb']:,}" for phase in phases)
+    resident = max((phase["resident_mb"] for phase in phases), default=0)
+    return " | ".join([*rates, per_cpu_s, str(one.get("first_batch_s", "-")), anonymous, f"{resident:,}", f"{one['load']:.1f}"])
 
 
 if __name__ == "__main__":
