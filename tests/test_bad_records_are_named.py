@@ -406,6 +406,11 @@ def test_a_folder_of_many_kinds(tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"{folder}: holds README.md, notes.txt; accepted: nothing but .json, .jsonl, .csv or .parquet files")
     with pytest.raises(DatasetError, match=r"\*\.csv: no file matches; accepted: a \.json"):
         read_records(folder / "*.csv", TEXT)
+    (folder / "c.jsonl").symlink_to("nowhere")
+    with pytest.raises(DatasetError) as caught:
+        read_records(folder / "*.jsonl", TEXT)
+    assert str(caught.value) == f"{folder / 'c.jsonl'}: is no regular file; accepted: a readable file"
+    (folder / "c.jsonl").unlink()
     (folder / "b.jsonl").write_bytes(GOOD + b"{}\n")
     with pytest.raises(DatasetError) as caught:
         read_records(folder / "*.jsonl", TEXT)
