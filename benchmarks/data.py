@@ -5,7 +5,10 @@
 For each size a file of generated pairs (a description and a function of about 400 characters, all different) is read, tokenized and batched in a new
 process with an empty cache folder, and then once more with the cache that it left. Memory is sampled every 20 ms: what the process has
 allocated (`anonymous`), and all that is resident; mapped files count in the second only as long as nobody else needs the memory.
-Times leave out the imports. Prints one table and writes one JSON (`--output`).
+Times leave out the imports. With `--split true` the records are also split, near-duplicates kept together: a step of its own at the end.
+
+A start that takes longer than `--limit` seconds is ended, and its row has what it has measured until then; a size that would fill the disk is left
+out; what a size has written is removed before the next one. Prints one table and writes one JSON (`--output`), with the load of the machine at the end of each start.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 BATCH_SIZE, MAX_LENGTH = 16, 256
+DISK_BYTES = 2500
+"""A record's share of its file, the table, the token ids and what a split keeps, with room to spare."""
 
 
 class Memory:
@@ -81,8 +87,8 @@ def write_records(path: Path, count: int, file_format: str) -> None:
                 parquet.write_table(pa.Table.from_pylist([function(number) for number in range(start, min(start + 10_000, count))], schema))
 
 
-def measure(path: Path, tokenizer_folder: Path) -> dict[str, Any]:
-    """One start: read, tokenize, all batches of an epoch."""
+def measure(path: Path, tokenizer_folder: Path, splits: bool) -> None:
+    """One start: read, tokenize, all batches of an epoch; and split. Prints a line of JSON behind each of them, the last one with all figures."""
     import pyarrow  # noqa: F401  imports are not what is measured
     from transformers import PreTrainedTokenizerFast
 
@@ -95,12 +101,15 @@ def measure(path: Path, tokenizer_folder: Path) -> dict[str, Any]:
     memory = Memory()
     found: dict[str, Any] = {"imports": memory.peaks()}
     started = begun = time.perf_counter()
+    cpu_started = time.process_time()
 
     def lap(name: str, count: int) -> None:
-        nonlocal started
-        seconds = time.perf_counter() - started
-        found[name] = {"seconds": round(seconds, 3), "per_s": round(count / seconds), **memory.peaks()}
-        started = time.perf_counter()
+        nonlocal started, cpu_started
+        seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
+        found[name] = {"seconds": round(seconds, 3), "per_s": round(count / seconds), "cpu_s": round(cpu_s, 3), **memory.peaks()}
+        found["readers_loaded"] = [name for name in ("datasets", "pandas") if name in sys.modules]
+        print(json.dumps(found), flush=True)
+        started, cpu_started = time.perf_counter(), time.process_time()
 
     loader = DatasetLoader(path, tokenizer, "code_generation", MAX_LENGTH)
     records = loader.records
@@ -108,13 +117,14 @@ def measure(path: Path, tokenizer_folder: Path) -> dict[str, Any]:
     dataset = loader.dataset(records)
     lap("tokenize", len(records))
     groups = TrainingBatches(dataset, TrainingConfig(batch_size=BATCH_SIZE, seed=1), rank=0, world=1, pin=False).groups(0, 0)
-    tokens = next(groups)[0].tokens
+    found["tokens"] = next(groups)[0].tokens
     found["first_batch_s"] = round(time.perf_counter() - begun, 3)
     for group in groups:
-        tokens += group[0].tokens
+        found["tokens"] += group[0].tokens
     lap("batch", len(dataset))
-    found |= {"tokens": tokens, "readers_loaded": [name for name in ("datasets", "pandas") if name in sys.modules]}
-    return found
+    if splits:
+        loader.split_records(0.1)
+        lap("split", len(records))
 
 
 def main() -> None:
@@ -123,15 +133,15 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
     parser.add_argument("--format", choices=("jsonl", "csv", "parquet"), default="jsonl")
     parser.add_argument("--output", type=Path, default=Path("data.json"))
+    parser.add_argument("--split", choices=("true", "false"), default="false")
+    parser.add_argument("--limit", type=float, default=1200.0, help="seconds of one start")
     parser.add_argument("--measure", nargs=2, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
-        print(json.dumps(measure(*options.measure)))
+        measure(*options.measure, options.split == "true")
         return
     results: dict[str, Any] = {}
-    print(
-        "| records | start | read/s | tokenize/s | batch/s | first batch, s | anonymous MB: imports, read, tokenize, batch | resident MB |\n" + "|---" * 8 + "|"
-    )
+    print(f"| {' | '.join(COLUMNS)} |\n" + "|---" * len(COLUMNS) + "|")
     with tempfile.TemporaryDirectory(prefix="mltrack-data-") as folder:
         tokenizer = Path(folder) / "tokenizer"
         from mltrack.data.readers.sources import SETTLED_S
@@ -139,20 +149,50 @@ def main() -> None:
 
         train_tokenizer([function(number)["code"] for number in range(2000)], 8000, "decoder").save_pretrained(tokenizer)
         for size in options.sizes:
-            path = Path(folder) / f"records-{size}.{options.format}"
+            if shutil.disk_usage(folder).free < size * DISK_BYTES:
+                print(f"| {size:,} | left out: {folder} has less than {size * DISK_BYTES / 1e9:.1f} GB of room |", flush=True)
+                continue
+            path, cache = Path(folder) / f"records-{size}.{options.format}", Path(folder) / f"cache-{size}"
             write_records(path, size, options.format)
             time.sleep(SETTLED_S)  # records of a file that changed just now are not kept
             for start in ("cold", "cached"):
-                environment = {**os.environ, "MLTRACK_CACHE_DIR": str(Path(folder) / f"cache-{size}"), "HF_HUB_OFFLINE": "1"}
-                words = [sys.executable, __file__, "--measure", str(path), str(tokenizer)]
-                ran = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-                one = results[f"{size} {start}"] = json.loads(ran.stdout.splitlines()[-1])
-                phases = [one[name] for name in ("read", "tokenize", "batch")]
-                rates = " | ".join(f"{phase['per_s']:,}" for phase in phases)
-                anonymous = ", ".join(f"{phase['anonymous_mb']:,}" for phase in (one["imports"], *phases))
-                print(f"| {size:,} | {start} | {rates} | {one['first_batch_s']} | {anonymous} | {max(p['resident_mb'] for p in phases):,} |", flush=True)
+                words = [sys.executable, __file__, "--split", options.split, "--measure", str(path), str(tokenizer)]
+                environment = {**os.environ, "MLTRACK_CACHE_DIR": str(cache), "HF_HUB_OFFLINE": "1"}
+                try:
+                    said = subprocess.run(words, env=environment, stdout=subprocess.PIPE, check=True, timeout=options.limit).stdout
+                except subprocess.TimeoutExpired as error:
+                    said = error.stdout or b""
+                one = results[f"{size} {start}"] = {**json.loads(said.splitlines()[-1] if said else "{}"), "load": os.getloadavg()[0]}
+                print(f"| {size:,} | {start} | {row(one)} |", flush=True)
             path.unlink()
+            shutil.rmtree(cache, ignore_errors=True)
             options.output.write_text(json.dumps({"format": options.format, "batch_size": BATCH_SIZE, "max_length": MAX_LENGTH, "results": results}, indent=1))
+
+
+COLUMNS = (
+    "records",
+    "start",
+    "read/s",
+    "tokenize/s",
+    "batch/s",
+    "split/s",
+    "tokenized per s of CPU",
+    "first batch, s",
+    "anonymous MB: imports, read, tokenize, batch, split",
+    "resident MB",
+    "load",
+)
+
+
+def row(one: dict[str, Any]) -> str:
+    """The cells of a start behind its name; "-" for what it has not come to, or is in no time."""
+    phases = [one[name] for name in ("imports", "read", "tokenize", "batch", "split") if name in one]
+    rates = [f"{one[name]['per_s']:,}" if name in one else "-" for name in ("read", "tokenize", "batch", "split")]
+    made = one.get("tokenize", {"cpu_s": 0.0})
+    per_cpu_s = f"{made['per_s'] * made['seconds'] / made['cpu_s']:,.0f}" if made["cpu_s"] > 1 else "-"
+    anonymous = ", ".join(f"{phase['anonymous_mb']:,}" for phase in phases)
+    resident = max((phase["resident_mb"] for phase in phases), default=0)
+    return " | ".join([*rates, per_cpu_s, str(one.get("first_batch_s", "-")), anonymous, f"{resident:,}", f"{one['load']:.1f}"])
 
 
 if __name__ == "__main__":

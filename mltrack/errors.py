@@ -55,7 +55,12 @@ class DatasetError(MltrackError):
             )
             if part
         )
-        super().__init__(f"{where}: {problem}" if where else problem)
+        super().__init__(_printable(f"{where}: {problem}" if where else problem))
+
+
+def _printable(text: str) -> str:
+    """One line that a terminal prints and does not obey: names of files and fields are other people's."""
+    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 class TrainingError(MltrackError):

@@ -37,6 +37,19 @@ def parquet(rows: list[dict]) -> bytes:
     return sink.getvalue()
 
 
+def table(**columns: pa.Array) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.table(columns), sink)
+    return sink.getvalue()
+
+
+def two_of_a_name() -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array(["x"])], names=["code", "code", "label"]), sink)
+    return sink.getvalue()
+
+
+NOT_UTF8 = pa.Array.from_buffers(pa.string(), 2, pa.array([b"good", b"\xff\xfe"]).buffers())
 LONG = "longer than 33,554,432 bytes; accepted: records up to that (is it one line end or bracket that is missing?)"
 
 # name, bytes, task, message behind the path
@@ -200,6 +213,45 @@ TABLE = [
         + ANOTHER
         + "=code=COLUMN",
     ),
+    # what nobody says which is meant, or what cannot be said
+    (
+        "a.jsonl",
+        GOOD + b'{"code": "a", "label": "x", "label": "y"}\n',
+        TEXT,
+        ", record 2, field 'label': stands twice in the record; accepted: one JSON object a line, each name once",
+    ),
+    (
+        "a.json",
+        b"[" + GOOD + b', {"code": "a", "label": "x", "code": "b"}]',
+        TEXT,
+        ", record 2, field 'code': stands twice in the record; accepted: a JSON array of records, each name once",
+    ),
+    ("a.parquet", two_of_a_name(), TEXT, ": the column 'code' stands twice in the header; accepted: each column once"),
+    (
+        "a.parquet",
+        table(code=NOT_UTF8, label=pa.array(["x", "y"])),
+        TEXT,
+        ", record 2, field 'code': cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte); accepted: a value that Python can hold",
+    ),
+    ("a.parquet", table(code=pa.array(["a"]), label=pa.array(["x"]), when=pa.array([2**60], pa.timestamp("ms"))), TEXT, None),
+    (
+        "a.jsonl",
+        b'{"code": "a", "label": "x\\ny"}\n',
+        TEXT,
+        ", record 1, field 'label': seen 'x\\ny'; accepted: a class name on one line, without control characters",
+    ),
+    (
+        "a.jsonl",
+        b'{"code": "a", "label": "\\u001b]0;title\\u0007"}\n',
+        TEXT,
+        ", record 1, field 'label': seen '\\x1b]0;title\\x07'; accepted: a class name on one line, without control characters",
+    ),
+    (
+        "a.jsonl",
+        b'{"\\u001b[31m": 1, "\\ud800": 2}\n',
+        TEXT,
+        f", record 1, field 'code': missing; seen the fields \\x1b[31m, \\ud800; accepted: text that is not blank{ANOTHER}=code=COLUMN",
+    ),
     # the five levels
     ("a.jsonl", GOOD + b'{"code": "a", "label": "hihg"}\n', SECURITY, f", record 2, field 'label': seen 'hihg'; {LEVELS} (did you mean 'high'?)"),
     ("a.jsonl", b'{"code": "a", "label": "CRITICAL"}\n', SECURITY, f", record 1, field 'label': seen 'CRITICAL'; {LEVELS} (did you mean 'critical'?)"),
@@ -238,7 +290,7 @@ def test_a_command_ends_in_that_line_alone(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_the_table_is_long_enough() -> None:
-    assert len(TABLE) >= 80
+    assert len(TABLE) >= 93
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
@@ -300,6 +352,9 @@ def test_errors_say_the_users_column(tmp_path: Path) -> None:
         ("columns", "func", "columns: seen 'func' (\"'func' has no '='\"); accepted: NAME=VALUE,NAME=VALUE, or a mapping"),
         ("labels", "0=a,0=b", "labels: seen '0=a,0=b' (\"'0' stands twice\"); accepted: NAME=VALUE,NAME=VALUE, or a mapping"),
         ("labels", '{"0": ', None),
+        ("labels", '{"0": ' * 50_000, None),
+        ("columns", "code=func,label=func", "columns: seen 'func' for both code and label; accepted: two columns, or the label stands in what is read"),
+        ("columns", "label=code", "columns: seen 'code' for both code and label; accepted: two columns, or the label stands in what is read"),
         ("labels", 5, None),
     ],
 )
@@ -308,6 +363,36 @@ def test_pairs_that_are_none(tmp_path: Path, option: str, value: object, line: s
         DatasetLoader(tmp_path / "a.jsonl", **{option: value})
     assert str(caught.value).startswith(f"{option}: seen ")
     assert line is None or str(caught.value).replace('("', "(").replace('")', ")") == line.replace('("', "(").replace('")', ")")
+
+
+@pytest.mark.parametrize("path", ["", " "])
+def test_an_empty_path_is_not_the_folder_where_one_is(path: str) -> None:
+    with pytest.raises(DatasetError) as caught:
+        read_records(path, TEXT)
+    assert str(caught.value) == f"seen an empty path; accepted: {FILES}, or stdlib"
+
+
+def test_one_bad_value_of_a_parquet_file_costs_its_record_alone(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    when = pa.array([0, 2**60, 1, 2], pa.timestamp("ms"))
+    codes = pa.Array.from_buffers(pa.string(), 4, pa.array([b"a", b"b", b"\xff", b"d"]).buffers())
+    path.write_bytes(table(code=codes, label=pa.array(["x", "y", "x", "y"]), when=when))
+    told: list[DatasetError] = []
+    records = read_records(path, TEXT, on_bad_record="skip", on_skip=lambda error, raw: told.append(error))
+    assert [(record.text, record.number) for record in records] == [("a", 1), ("d", 4)]
+    assert [(error.record, error.field) for error in told] == [(2, "when"), (3, "code")]
+
+
+def test_the_task_cannot_be_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('not json\n{"func": "a", "target": 1}\n')
+    for words in (["data", "inspect", str(path)], ["data", "check", str(path)]):
+        assert run_command(words) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == (
+            f"mltrack: {path}, record 2: seen the fields func, target, neither 'label' nor 'description'; "
+            "accepted: code and label, or description and code (--columns label=COLUMN names another column)"
+        )
 
 
 def test_a_folder_of_many_kinds(tmp_path: Path) -> None:
@@ -321,6 +406,11 @@ def test_a_folder_of_many_kinds(tmp_path: Path) -> None:
     assert str(caught.value).startswith(f"{folder}: holds README.md, notes.txt; accepted: nothing but .json, .jsonl, .csv or .parquet files")
     with pytest.raises(DatasetError, match=r"\*\.csv: no file matches; accepted: a \.json"):
         read_records(folder / "*.csv", TEXT)
+    (folder / "c.jsonl").symlink_to("nowhere")
+    with pytest.raises(DatasetError) as caught:
+        read_records(folder / "*.jsonl", TEXT)
+    assert str(caught.value) == f"{folder / 'c.jsonl'}: is no regular file; accepted: a readable file"
+    (folder / "c.jsonl").unlink()
     (folder / "b.jsonl").write_bytes(GOOD + b"{}\n")
     with pytest.raises(DatasetError) as caught:
         read_records(folder / "*.jsonl", TEXT)

@@ -183,6 +183,33 @@ def test_a_folder_that_cannot_be_written_costs_time_alone(tmp_path: Path, monkey
     assert same(rows, token_rows(records(), encoder(), cache=False))
 
 
+FULL = """
+import json, resource, signal, sys, warnings
+sys.path.insert(0, sys.argv[1])
+import cached_tokens
+from mltrack.data.token_cache import token_rows
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    rows = token_rows(cached_tokens.records(), cached_tokens.encoder())
+print(json.dumps({"sum": int(rows.ids.sum()), "path": rows.path, "told": [str(one.message) for one in told if "token ids" in str(one.message)]}))
+"""
+
+
+def test_a_disk_without_room_costs_time_alone(cache: Path) -> None:
+    """The file may not grow beyond 20 kB: it is given up in the middle, nothing of it is left, and the ids are the same."""
+    words = [sys.executable, "-c", FULL, str(Path(cached_tokens.__file__).parent)]
+    ended = subprocess.run(words, env=commands.environment(MLTRACK_CACHE_DIR=str(cache)), capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    found = json.loads(ended.stdout)
+    assert found["sum"] == int(token_rows(records(), encoder(), cache=False).ids.sum())
+    (line,) = found["told"]
+    assert line.endswith("not kept (File too large); token ids are held in memory")
+    assert (found["path"], files(cache), files(cache, ".tokens-*")) == (None, [], [])
+
+
 def test_few_records_need_no_file(cache: Path) -> None:
     assert token_rows(records(100), encoder()).path is None
     assert files(cache) == []

@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mltrack import DatasetLoader
+from mltrack import DatasetLoader, TrainModelRequest, TrainModelUseCase
 from mltrack.cli import run
 from mltrack.data import inspection
 from mltrack.data.inspection import histogram, inspect_records
+from mltrack.data.token_cache import FEWEST_RECORDS
+from mltrack.journal import read_journal
 from mltrack.models import resolve_model
 
 FUNCTIONS = [{"code": f"def f{n}(x):\n    return {' + '.join('x' for _ in range(n % 60 + 1))}\n", "label": "abc"[n % 3]} for n in range(180)]
@@ -90,3 +92,39 @@ def test_a_histogram_counts_each_record_once(lengths: list[int]) -> None:
     assert all(after.first == before.last + 1 for before, after in pairwise(bars))
     for bar in bars:
         assert bar.count == sum(bar.first <= length <= bar.last for length in lengths)
+
+
+def test_a_run_shows_how_far_it_is_and_keeps_the_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokenizing many records has its progress; what is too long is a metric, above 20 % a warning, and the histogram is a figure of the run."""
+    monkeypatch.setenv("MLTRACK_CACHE_DIR", str(tmp_path / "cache"))
+    count = FEWEST_RECORDS + 500
+    rows = [{"code": f"x{n} = {n}" if n % 3 else f"y = 'a long text of number {n}'", "label": "ab"[n % 2]} for n in range(count)]
+    said: list[str] = []
+    told: list[tuple[str, int, int]] = []
+    request = TrainModelRequest(
+        dataset_path=str(write(tmp_path / "a.jsonl", rows)),
+        task="text_classification",
+        model_name="scratch:tiny",
+        max_length=8,
+        max_steps=1,
+        batch_size=4,
+        validation_split=0.01,
+        device="cpu",
+        offline=True,
+        output_dir=str(tmp_path / "runs"),
+    )
+    response = TrainModelUseCase(notice=said.append, progress=lambda *done: told.append(done)).execute(request)
+    assert response.success, response.errors
+    tokenized = [(done, total) for what, done, total in told if what == "tokenizing"]
+    assert tokenized == [(1000, count - 25), (2000, count - 25), (count - 25, count - 25)]
+    assert [line for line in said if "records are longer than max_length=8 tokens and were cut" in line]
+    assert response.metrics_file is not None
+    folder = Path(response.metrics_file).parent
+    journal = list(read_journal(folder / "journal"))
+    (share,) = [record["values"]["truncated_share"] for record in journal if "truncated_share" in record.get("values", {})]
+    assert 0.2 < share <= 0.5
+    assert "token_lengths.png" in json.dumps([record for record in journal if record["type"] == "artifact"])
+    assert next(folder.rglob("token_lengths.png")).read_bytes().startswith(b"\x89PNG")
+    told.clear()
+    assert TrainModelUseCase(progress=lambda *done: told.append(done)).execute(request).success
+    assert "tokenizing" not in {what for what, _, _ in told}, "the second start takes them from the cache"

@@ -104,6 +104,12 @@ def test_a_record_without_a_group_stands_alone() -> None:
     assert group_numbers(records, "g").tolist() == [0, 0, -1, -1, -1, 1]
 
 
+def test_a_column_of_whole_numbers_is_the_same_when_some_are_missing() -> None:
+    """A table writes 7.0 and not-a-number then; another file of the same records says 7."""
+    records = [Record(f"code {n}", "a", None, "a", n, {"g": value}) for n, value in enumerate((7, 7.0, "7", float("nan"), float("nan"), 7.5, 8.0))]
+    assert group_numbers(records, "g").tolist() == [0, 0, 0, -1, -1, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("extra", "message"),
     [

@@ -64,6 +64,26 @@ def test_a_byte_order_mark_is_accepted(tmp_path: Path, name: str) -> None:
     assert [r.text for r in read_records(path, "text_classification")] == [row["code"] for row in ROWS]
 
 
+def test_files_that_were_put_together_keep_their_marks(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    one = write(tmp_path / "one.jsonl", ROWS).read_bytes()
+    path.write_bytes(b"\xef\xbb\xbf" + one + b"\n\xef\xbb\xbf" + one)
+    assert [r.text for r in read_records(path, "text_classification")] == 2 * [row["code"] for row in ROWS]
+
+
+def test_blanks_around_the_names_of_a_header_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("code, label ,more\na, x ,1\n")
+    (record,) = read_records(path, "text_classification")
+    assert (record.text, record.label, record.extra) == ("a", "x", {"more": "1"})
+
+
+def test_what_stands_twice_deeper_in_a_record_is_a_further_columns_own_affair(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"code": "a", "label": "x", "more": {"b": 1, "b": 2}}\n')
+    assert read_records(path, "text_classification")[0].extra == {"more": {"b": 2}}
+
+
 def test_csv_limit_is_put_back(tmp_path: Path) -> None:
     before = csv.field_size_limit()
     read_records(write(tmp_path / "a.csv", ROWS), "text_classification")

@@ -254,6 +254,31 @@ def test_a_cache_folder_that_cannot_be_written_costs_the_table_only(spills: Path
     assert len(DatasetLoader(spills).records) == 300
 
 
+FULL = """
+import resource, signal, sys
+from mltrack import DatasetLoader
+from mltrack.data import record_cache
+from mltrack.errors import DatasetError
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+record_cache.LIST_BYTES = 50_000
+import pyarrow
+resource.setrlimit(resource.RLIMIT_FSIZE, (4_000, resource.RLIM_INFINITY))
+try:
+    DatasetLoader(sys.argv[1]).records
+except DatasetError as error:
+    print(error)
+"""
+
+
+def test_a_disk_without_room_is_a_line_with_the_remedy(spills: Path, tmp_path: Path) -> None:
+    environment = commands.environment(MLTRACK_CACHE_DIR=str(tmp_path / "cache"))
+    ended = subprocess.run([sys.executable, "-c", FULL, str(spills)], capture_output=True, text=True, env=environment, check=False, timeout=60)
+    said = f"{tmp_path / 'cache'}: the records cannot be kept there: File too large; accepted: room in it, or another folder in MLTRACK_CACHE_DIR\n"
+    assert (ended.stdout, ended.returncode) == (said, 0), ended.stderr
+    assert kept(tmp_path) == []
+
+
 MEASURED = """
 import sys, threading
 import numpy as np, pyarrow.parquet

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _TRAINED_ON = 2000
 """Records that a scratch model's tokenizer is trained on here; a training takes all of its training split."""
+_GUESSED_FROM = 100
+"""Records of each file that are looked at for what they are for."""
 _BAR = 40
 _EXAMPLE_LINES = 8
 
@@ -53,20 +55,33 @@ def inspect(path: str, words: Mapping[str, str | None]) -> None:
 
 
 def guessed_task(path: str, columns: str | None) -> TaskType:
-    """The task that the first record can serve: the one with a label, where it has one."""
+    """The task that the first record can serve: the one with a label, where it has one.
+
+    Raises:
+        DatasetError: the first records have neither a label nor a description.
+    """
     from mltrack.config.pairs import parse_pairs
     from mltrack.data.readers import find_sources
+    from mltrack.data.records import listed
     from mltrack.data.stdlib_source import STDLIB
 
     if path == STDLIB:
         return TaskType.CODE_GENERATION
-    column = (parse_pairs(columns) if columns else {}).get("label", "label")
+    names = parse_pairs(columns) if columns else {}
+    label, description = (names.get(field, field) for field in ("label", "description"))
+    first: DatasetError | None = None
     for source in find_sources(path):
-        for raw in islice(source.raw_records(), 100):
-            if isinstance(raw.value, Mapping):
-                return TaskType.TEXT_CLASSIFICATION if column in raw.value else TaskType.CODE_GENERATION
-            if not isinstance(raw.value, DatasetError):
-                break
+        for raw in islice(source.raw_records(), _GUESSED_FROM):
+            if not isinstance(raw.value, Mapping):
+                continue
+            if label in raw.value or description in raw.value:
+                return TaskType.TEXT_CLASSIFICATION if label in raw.value else TaskType.CODE_GENERATION
+            if first is None:
+                seen = f"seen the fields {listed(raw.value)}, neither '{label}' nor '{description}'"
+                accepted = "accepted: code and label, or description and code (--columns label=COLUMN names another column)"
+                first = DatasetError(f"{seen}; {accepted}", path=source.name, record=raw.number)
+    if first is not None:
+        raise first
     return TaskType.CODE_GENERATION
 
 

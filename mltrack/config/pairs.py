@@ -17,7 +17,10 @@ def parse_pairs(word: str) -> dict[str, str]:
     """
     text = word.strip()
     if text.startswith("{"):
-        pairs = json.loads(text, object_pairs_hook=list)
+        try:
+            pairs = json.loads(text, object_pairs_hook=list)
+        except RecursionError:
+            raise ValueError("nested too deeply") from None
         if not all(isinstance(value, (str, int)) for _, value in pairs):
             raise ValueError("a value is neither text nor a whole number")
         parts = [(name, str(value).lower() if isinstance(value, bool) else str(value)) for name, value in pairs]

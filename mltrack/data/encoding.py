@@ -5,15 +5,19 @@ away; what is cut depends on the record, the tokenizer, `max_length` and `trunca
 
 `truncation` says what of a text that is too long is kept: `head` its beginning, `tail` its end, `both` half of each; `drop` leaves the record out.
 A completion can only lose its tail, and with it the end token: one that began in the middle, or had a hole, would be learned as it is.
+
+A part of the records is tokenized by all threads of a fast tokenizer, which hold no interpreter lock, while the part before it is cut and kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -23,10 +27,12 @@ from mltrack.errors import ConfigurationError, DatasetError
 
 TRUNCATIONS = OPTIONS["truncation"].choices
 MOST_RECORDS_AT_ONCE = 1000  # enough for the tokenizer's threads
-MOST_CHARACTERS_AT_ONCE = 4_000_000  # a token in the making takes about a hundred bytes
+MOST_CHARACTERS_AT_ONCE = 2_000_000  # a token in the making takes about a hundred bytes, and two parts are under way
 
 Progress = Callable[[int, int], None]
 """Called with (records done, all records)."""
+
+Part = TypeVar("Part")
 
 
 class EncodedRows(NamedTuple):
@@ -82,46 +88,53 @@ class Encoder:
         Raises:
             DatasetError: the tokenizer makes no token of a record.
         """
+        cut = self._cut_texts() if self._task.is_classification else self._cut_pairs()
         done = 0
-        for part in _parts(records):
-            made = self._texts(part) if self._task.is_classification else self._pairs(part)
-            lengths = np.array([len(ids) for ids, _, _ in made], dtype=np.int32)
+        for part, tokens in _made_ahead((part, self._tokens(part)) for part in _parts(records)):
+            ids, counts = array("I"), array("i")
+            for row, num_prompt, uncut in map(cut, *tokens):
+                ids.extend(row)
+                counts.extend((len(row), num_prompt, uncut))
+            lengths, num_prompts, uncuts = np.array(counts, dtype=np.int32).reshape(-1, 3).T
             if not lengths.all():
                 at = part[int(np.argmin(lengths))]
                 raise DatasetError(
                     "the tokenizer makes no token of it; accepted: text in the tokenizer's alphabet", path=at.file, record=at.number, field="code"
                 )
-            yield EncodedRows(
-                np.fromiter((token for ids, _, _ in made for token in ids), dtype=np.uint32, count=int(lengths.sum())),
-                lengths,
-                np.array([num_prompt for _, num_prompt, _ in made], dtype=np.int32),
-                np.array([uncut for _, _, uncut in made], dtype=np.int32),
-            )
+            yield EncodedRows(np.frombuffer(ids, dtype=np.uint32), lengths, num_prompts, uncuts)
             done += len(part)
             if progress is not None:
                 progress(done, len(records))
 
-    def _texts(self, records: Sequence[Record]) -> list[tuple[list[int], int, int]]:
+    def _tokens(self, part: Sequence[Record]) -> tuple[list[list[int]], ...]:
+        """What `cut` takes of each record: its text's tokens, for a pair behind its prompt's."""
+        texts = [record.text for record in part]
+        if self._task.is_classification:
+            return (_plain_ids(self._tokenizer, texts),)
+        both = _plain_ids(self._tokenizer, [PROMPT_TEMPLATE.format(description=record.description or "") for record in part] + texts)
+        return both[: len(part)], both[len(part) :]
+
+    def _cut_texts(self) -> Callable[..., tuple[list[int], int, int]]:
         before, behind = special_tokens_around(self._tokenizer)
         room = max(0, self._max_length - len(before) - len(behind))
-        rows = self._tokenizer([record.text for record in records], add_special_tokens=False, verbose=False)["input_ids"]
-        return [([*before, *self._shortened(row, room), *behind], 0, len(before) + len(row) + len(behind)) for row in rows]
-
-    def _shortened(self, row: list[int], room: int) -> list[int]:
-        if len(row) <= room:
-            return row
         from_end = {"tail": room, "both": room // 2}.get(self._truncation, 0)
-        return row[: room - from_end] + row[len(row) - from_end :]
 
-    def _pairs(self, records: Sequence[Record]) -> list[tuple[list[int], int, int]]:
-        prompts = prompt_ids(self._tokenizer, [record.description or "" for record in records])
-        codes = self._tokenizer([record.text for record in records], add_special_tokens=False, verbose=False)["input_ids"]
-        return [self._joined(prompt, [*code, self._end]) for prompt, code in zip(prompts, codes, strict=True)]
+        def cut(row: list[int]) -> tuple[list[int], int, int]:
+            kept = row if len(row) <= room else row[: room - from_end] + row[len(row) - from_end :]
+            return [*before, *kept, *behind], 0, len(before) + len(row) + len(behind)
 
-    def _joined(self, prompt: list[int], completion: list[int]) -> tuple[list[int], int, int]:
-        room = max(self._max_length // 2, self._max_length - len(completion))
-        kept = prompt if len(prompt) <= room else cut_prompt(self._tokenizer, prompt, room)
-        return [*kept, *completion][: self._max_length], len(kept), len(prompt) + len(completion)
+        return cut
+
+    def _cut_pairs(self) -> Callable[..., tuple[list[int], int, int]]:
+        start = start_ids(self._tokenizer)
+
+        def cut(prompt: list[int], code: list[int]) -> tuple[list[int], int, int]:
+            prompt, completion = [*start, *prompt], [*code, self._end]
+            room = max(self._max_length // 2, self._max_length - len(completion))
+            kept = prompt if len(prompt) <= room else _end_of_prompt(prompt, room, len(start))
+            return [*kept, *completion][: self._max_length], len(kept), len(prompt) + len(completion)
+
+        return cut
 
 
 def check_truncation(truncation: str, task: TaskType) -> None:
@@ -147,16 +160,17 @@ def kept_of_long_texts(settings: Mapping[str, Any]) -> str:
 
 def prompt_ids(tokenizer: Any, descriptions: Sequence[str]) -> list[list[int]]:
     """Token ids of the prompts that ask for what the descriptions say, as in training: what generation starts from."""
-    rows = tokenizer([PROMPT_TEMPLATE.format(description=text) for text in descriptions], add_special_tokens=False, verbose=False)["input_ids"]
-    start = [tokenizer.bos_token_id] if _adds_start(tokenizer) else []
-    return [[*start, *row] for row in rows]
+    start = start_ids(tokenizer)
+    return [[*start, *row] for row in _plain_ids(tokenizer, [PROMPT_TEMPLATE.format(description=text) for text in descriptions])]
 
 
 def cut_prompt(tokenizer: Any, prompt: list[int], room: int) -> list[int]:
     """The end of a prompt that is longer than `room` tokens, behind the start token where the tokenizer adds one."""
-    if _adds_start(tokenizer):
-        return [prompt[0], *prompt[len(prompt) - room + 1 :]]
-    return prompt[len(prompt) - room :]
+    return _end_of_prompt(prompt, room, len(start_ids(tokenizer)))
+
+
+def _end_of_prompt(prompt: list[int], room: int, num_start: int) -> list[int]:
+    return prompt[:num_start] + prompt[len(prompt) - room + num_start :]
 
 
 def end_token_id(tokenizer: Any) -> int:
@@ -202,11 +216,37 @@ def tokenizer_digest(tokenizer: Any) -> str:
     return hashlib.sha256(definition.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _adds_start(tokenizer: Any) -> bool:
+def start_ids(tokenizer: Any) -> list[int]:
+    """The start token, where the tokenizer puts it before a text; else nothing."""
     if tokenizer.bos_token_id is None:
-        return False
+        return []
     row = tokenizer("x", verbose=False)["input_ids"]
-    return len(row) > 0 and row[0] == tokenizer.bos_token_id
+    return [tokenizer.bos_token_id] if len(row) > 0 and row[0] == tokenizer.bos_token_id else []
+
+
+def _plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    """What `tokenizer(texts, add_special_tokens=False)` gives as ids, without the masks and offsets that nobody asks for."""
+    from transformers import PreTrainedTokenizerFast
+
+    kind, plain = type(tokenizer), PreTrainedTokenizerFast
+    if getattr(kind, "_encode_plus", None) is not plain._encode_plus or kind.__call__ is not plain.__call__:  # it has a way of its own
+        rows: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+        return rows
+    backend = tokenizer.backend_tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    backend.encode_special_tokens = tokenizer.split_special_tokens
+    return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+
+def _made_ahead(made: Iterable[Part]) -> Iterator[Part]:
+    """The same values (none is None), the next one being made by a thread while the caller has the last one."""
+    values = iter(made)
+    with ThreadPoolExecutor(1, "tokenizing") as thread:
+        coming = thread.submit(next, values, None)
+        while (value := coming.result()) is not None:
+            coming = thread.submit(next, values, None)
+            yield value
 
 
 def _parts(records: Sequence[Record]) -> Iterator[list[Record]]:

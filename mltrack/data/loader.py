@@ -88,6 +88,10 @@ class DatasetLoader:
         unknown = next((field for field in self.columns if field not in ("code", "label", "description")), None)
         if unknown is not None:
             raise ConfigurationError(f"columns: seen the name {unknown!r}; {did_you_mean(unknown, ('code', 'label', 'description'))}")
+        if self.task.is_classification and self._column("code") == self._column("label"):
+            raise ConfigurationError(
+                f"columns: seen {self._column('code')!r} for both code and label; accepted: two columns, or the label stands in what is read"
+            )
         self.bad_records = BadRecords(bad_records_path)
         """What was left out."""
         self.num_read = 0

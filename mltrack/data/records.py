@@ -108,7 +108,7 @@ def check_record(
         raise DatasetError(f"seen {_shown(raw)}; accepted: an object with the fields {' and '.join(names.values())}", path=file, record=number)
     for wanted_field, name in names.items():
         if raw.get(name) is None:
-            seen = "seen null" if name in raw else f"missing; seen the fields {_listed(raw)}"
+            seen = "seen null" if name in raw else f"missing; seen the fields {listed(raw)}"
             accepted = "text, a whole number, true or false" if wanted_field == "label" else "text that is not blank"
             renamed = f"; another column is named by columns={wanted_field}=COLUMN" if name not in raw and len(raw) > 1 and name == wanted_field else ""
             raise DatasetError(f"{seen}; accepted: {accepted}{renamed}", path=file, record=number, field=name)
@@ -131,7 +131,8 @@ def _kept(value: object, name: str, file: str, number: int) -> Any:
         ) from None
 
 
-def _listed(raw: Mapping[Any, Any]) -> str:
+def listed(raw: Mapping[Any, Any]) -> str:
+    """The names of a record's fields, for messages."""
     names = [str(name) if len(str(name)) <= _SHOWN else str(name)[: _SHOWN - 3] + "..." for name in list(raw)[:10]]
     return " ".join((", ".join(names) + (", ..." if len(raw) > 10 else "") or "(none)").split())
 
@@ -173,6 +174,8 @@ def _checked_label(value: object, name: str, kind: TaskType, file: str, number: 
     if not isinstance(value, (str, int)):
         raise DatasetError(f"seen {_shown(value)}; accepted: text, a whole number, true or false", path=file, record=number, field=name)
     label = _checked_text(str(value), name, file, number).strip()
+    if not label.isprintable():
+        raise DatasetError(f"seen {_shown(label)}; accepted: a class name on one line, without control characters", path=file, record=number, field=name)
     if len(label) > MAX_LABEL_CHARACTERS:
         problem = f"seen {len(label):,} characters, {_shown(label)}; accepted: a class of at most {MAX_LABEL_CHARACTERS} characters"
         raise DatasetError(problem, path=file, record=number, field=name)

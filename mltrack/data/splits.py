@@ -8,6 +8,7 @@ file; exact duplicates, near-duplicates and the records of one group are on one 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -81,7 +82,9 @@ def split_indices(
 
 
 def group_numbers(records: Sequence[Record], column: str) -> np.ndarray:
-    """A number per value of a column, -1 where a record has none (no such field, null, or blank): int64 [N].
+    """A number per value of a column, -1 where a record has none (no such field, null, blank, or not a number): int64 [N].
+
+    7, 7.0 and "7" are one value: a column of whole numbers in which some are missing is one of floats in many files.
 
     Raises:
         DatasetError: no record has the column, or a value is neither text nor a number.
@@ -92,11 +95,12 @@ def group_numbers(records: Sequence[Record], column: str) -> np.ndarray:
     for index, record in enumerate(records):
         value = record.extra.get(column)
         columns.update(record.extra)
-        if value is None or (isinstance(value, str) and not value.strip()):
+        if value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
             continue
         if not isinstance(value, (str, int, float)):
             raise DatasetError(f"seen {str(value)[:40]}; accepted: text or a number", path=record.file, record=record.number, field=column)
-        found[index] = numbers.setdefault(str(value), len(numbers))
+        word = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        found[index] = numbers.setdefault(word, len(numbers))
     if not numbers and len(records):
         accepted = did_you_mean(column, sorted(columns)) if columns else "accepted: the name of a column beside those of the task, but there is none"
         raise DatasetError(f"group: seen '{column}', which no record has; {accepted}", path=records[0].file)

@@ -1,6 +1,7 @@
 """JSON Lines, and JSON arrays of records.
 
-Invariant: an array is read through a window that is as wide as its widest record; the file is never in memory as a whole.
+Invariant: an array is read through a window that is as wide as its widest record; the file is never in memory as a whole. An object in which
+a name stands twice is no record: JSON does not say which value counts.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mltrack.data.readers.raw import MAX_RECORD_BYTES, Raw, not_utf8, one_line, too_long, unparsed
 from mltrack.errors import DatasetError
@@ -25,8 +26,7 @@ def json_lines(name: str, stream: BinaryIO) -> Iterator[Raw]:
     number = 0
     while line := stream.readline(MAX_RECORD_BYTES):
         number += 1
-        if number == 1:
-            line = line.removeprefix(BOM)
+        line = line.removeprefix(BOM)  # of any line: files are put together as they are
         if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
             beginning = line[:1000]
             while line and not line.endswith(b"\n"):
@@ -38,7 +38,7 @@ def json_lines(name: str, stream: BinaryIO) -> Iterator[Raw]:
 
 def _parsed_line(name: str, number: int, line: bytes) -> Raw:
     try:
-        return Raw(number, json.loads(line.decode()))
+        return _as_raw(name, number, _DECODER.decode(line.decode()), line, _LINE)
     except UnicodeDecodeError as error:
         problem = not_utf8(error, name, number)
     except json.JSONDecodeError as error:
@@ -61,7 +61,7 @@ def json_array(name: str, stream: BinaryIO) -> Iterator[Raw]:
     number = 0
     while window.next_character() != "]" or number:
         number += 1
-        yield Raw(number, window.value(number))
+        yield window.record(number)
         following = window.next_character(number)
         if following == "]":
             break
@@ -98,7 +98,6 @@ class _Window:
         self._lines, self._columns = 0, 0
         """Of the text that was cut away: line ends, and characters behind the last one."""
         self._ended = False
-        self._decoder = json.JSONDecoder()
 
     def next_character(self, number: int | None = None) -> str:
         """The next character that is not blank, moved to; "" at the end of the file."""
@@ -108,11 +107,11 @@ class _Window:
             if self.position < len(self.text) or not self._grow(number):
                 return self.text[self.position : self.position + 1]
 
-    def value(self, number: int) -> object:
-        """The value that stands here, moved behind."""
+    def record(self, number: int) -> Raw:
+        """The element that stands here, moved behind."""
         while True:
             try:
-                value, end = self._decoder.raw_decode(self.text, self.position)
+                value, end = _DECODER.raw_decode(self.text, self.position)
             except json.JSONDecodeError as error:
                 if self._grow(number):
                     continue
@@ -121,8 +120,8 @@ class _Window:
                 raise DatasetError(f"bad JSON ({_told(error)}); {_ARRAY}", path=self._name, record=number) from None
             if end == len(self.text) and self._grow(number):  # a number may go on
                 continue
-            self.position = end
-            return value
+            start, self.position = self.position, end
+            return _as_raw(self._name, number, value, self.text[start:end] if isinstance(value, _Doubled) else "", _ARRAY)
 
     def bad(self, problem: str, number: int | None, position: int | None = None) -> DatasetError:
         """The error for a place of the text."""
@@ -167,6 +166,32 @@ class _Window:
             text, used = self._bytes[: error.start].decode(), error.start
         self._offset, self._bytes = self._offset + used, self._bytes[used:]
         return text
+
+
+class _Doubled(dict[str, Any]):
+    """An object in which a name stands twice."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__()
+        self.name = ""
+        for name, value in pairs:
+            self.name = name if name in self else self.name
+            self[name] = value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    return found if len(found) == len(pairs) else _Doubled(pairs)
+
+
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
+def _as_raw(name: str, number: int, value: object, text: bytes | str, accepted: str) -> Raw:
+    """What was parsed; objects deeper in it are further columns, which may be what they are."""
+    if isinstance(value, _Doubled):
+        return unparsed(number, DatasetError(f"stands twice in the record; {accepted}, each name once", path=name, record=number, field=value.name[:40]), text)
+    return Raw(number, value)
 
 
 def _told(error: BaseException) -> str:

@@ -113,6 +113,8 @@ def find_sources(path: str | Path) -> list[Source]:
         DatasetError: there is none, or one that is of no accepted kind.
     """
     name = _printable(path)
+    if not name.strip():
+        raise DatasetError(f"seen an empty path; accepted: {ACCEPTED}, or stdlib")
     if name.startswith(HUB):
         hub_parts(name)
         return [Source(name, None, "hub")]
@@ -146,9 +148,9 @@ def _found(name: str, path: Path) -> list[Source]:
 def _several(name: str, paths: list[Path], folder: Path | None) -> list[Source]:
     sources, refused = [], []
     for path in sorted(paths):
-        try:
+        if _format(path)[0] in SUFFIXES:
             sources.append(_file(_printable(path), path))
-        except DatasetError:
+        else:
             refused.append(_printable(path.relative_to(folder) if folder is not None else path))
     if refused:
         shown = ", ".join(refused[:5]) + (f" and {len(refused) - 5} more" if len(refused) > 5 else "")
@@ -160,14 +162,19 @@ def _several(name: str, paths: list[Path], folder: Path | None) -> list[Source]:
 
 
 def _file(name: str, path: Path) -> Source:
-    compression = path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
-    suffix = (Path(path.stem) if compression else path).suffix.lower()
+    suffix, compression = _format(path)
     if suffix not in SUFFIXES:
         seen = f"the extension '{''.join(path.suffixes[-2:]) if compression else path.suffix}'" if path.suffix else "no extension"
         raise DatasetError(f"seen {seen}; accepted: {ACCEPTED}", path=name)
     if not path.is_file():
         raise DatasetError("is no regular file; accepted: a readable file", path=name)
     return Source(name, path, suffix, compression)
+
+
+def _format(path: Path) -> tuple[str, str]:
+    """(extension, that of the compression or nothing), in small letters."""
+    compression = path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
+    return (Path(path.stem) if compression else path).suffix.lower(), compression
 
 
 def _hidden(name: str) -> bool:

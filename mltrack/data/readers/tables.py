@@ -6,8 +6,9 @@ Invariant: CSV is read line by line, Parquet some hundred rows at a time: memory
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from mltrack.data.readers.json_files import BOM
 from mltrack.data.readers.raw import MAX_RECORD_BYTES, Raw, not_utf8, one_line, too_long, unparsed
@@ -26,9 +27,8 @@ def csv_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
         header = next(rows, None)
         if header is None:
             return
-        doubled = next((column for column in header if header.count(column) > 1), None)
-        if doubled is not None:
-            raise DatasetError(f"the column {doubled[:40]!r} stands twice in the header; accepted: each column once", path=name)
+        header = [column.strip() for column in header]  # as people write "code, label"
+        _check_once(name, header)
         for row in rows:
             if not row:
                 continue
@@ -46,6 +46,14 @@ def csv_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
         ) from None
     finally:
         csv.field_size_limit(limit)
+
+
+def _check_once(name: str, columns: list[str]) -> None:
+    seen: set[str] = set()
+    for column in columns:
+        if column in seen:
+            raise DatasetError(f"the column {column[:40]!r} stands twice in the header; accepted: each column once", path=name)
+        seen.add(column)
 
 
 def _decoded_lines(name: str, stream: BinaryIO) -> Iterator[str]:
@@ -66,12 +74,33 @@ def parquet_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
     number = 0
     try:
         file = pq.ParquetFile(stream)
+        _check_once(name, file.schema_arrow.names)
         for group in range(file.num_row_groups):  # one by one: a reader over all of them keeps what it has decoded
             for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], use_threads=False):
-                for value in batch.to_pylist():
-                    number += 1
-                    yield Raw(number, value)
-    except (pa.ArrowException, UnicodeDecodeError, OSError) as error:  # pyarrow's own errors of broken pages are OSErrors without a number
+                yield from _rows(name, batch, number)
+                number += batch.num_rows
+    except (pa.ArrowException, OSError) as error:  # pyarrow's own errors of broken pages are OSErrors without a number
         if isinstance(error, OSError) and error.errno:
             raise
         raise DatasetError(f"not a readable Parquet file ({one_line(error)}); accepted: a Parquet file", path=name) from None
+
+
+def _rows(name: str, batch: Any, before: int) -> Iterator[Raw]:
+    """The rows behind `before` others; where a value is none that Python has (text that is no UTF-8, a year 10000) its row alone is bad."""
+    try:
+        values = batch.to_pylist()
+    except (ValueError, OverflowError):
+        yield from (_row(name, batch.slice(row, 1), before + row + 1) for row in range(batch.num_rows))
+    else:
+        yield from (Raw(number, value) for number, value in enumerate(values, before + 1))
+
+
+def _row(name: str, row: Any, number: int) -> Raw:
+    value: dict[str, Any] = {}
+    for column in row.schema.names:
+        try:
+            value[column] = row.column(column)[0].as_py()
+        except (ValueError, OverflowError) as error:
+            problem = DatasetError(f"cannot be read ({one_line(error)}); accepted: a value that Python can hold", path=name, record=number, field=column)
+            return Raw(number, problem, json.dumps(value, default=str))
+    return Raw(number, value)
