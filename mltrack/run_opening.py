@@ -1,27 +1,31 @@
-"""Opening the MLflow run of a training in a process beside it.
+"""The MLflow run of a training is opened, and then followed, by a process beside it.
 
 The trainer needs one answer of MLflow before its first step. Importing mlflow for that takes two seconds and a hundred megabytes; so another process
-does it while this one imports torch, and ends when it has answered.
+does it while this one imports torch. When it has answered it becomes the relay, which needs the same imports.
 
-Invariant: nothing is asked, made or written before `open` is called, and a trainer that ends before that leaves nothing behind. Where the process cannot help, `open`
-does the same here: a run is found again by its idempotency key.
+Invariant: nothing is asked, made or written before `open` is called, and a trainer that ends before that leaves nothing behind. Where the process
+cannot help, `open` does the same here (a run is found again by its idempotency key), and the relay is started as `mltrack sync --follow`.
 
     opener = RunOpener(uri)
     ...                                                 # tokenizer, records, model
     info = opener.open(info)
+    tracker.follow(info, opener.become_relay)
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
+from mltrack import relay
 from mltrack.errors import TrackingError
-from mltrack.journal import RunInfo
+from mltrack.journal import RunDirectory, RunInfo
 from mltrack.processes import start
 from mltrack.store import StoreRejected, StoreUnavailable, connect, import_client, runs
 
@@ -38,7 +42,8 @@ class RunOpener:
     def __init__(self, tracking_uri: str):
         self._process: subprocess.Popen[bytes] | None = None
         if "mlflow" not in sys.modules:  # else it is imported already, and a run may be active here
-            self._process = start("mltrack.run_opening", [tracking_uri], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            self._process = start("mltrack.run_opening", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+            self._say(tracking_uri)  # not an argument: it may hold a password, and everybody sees the arguments of a process
 
     def open(self, info: RunInfo) -> RunInfo:
         """The run that `info` describes: made, or reopened where it has an id.
@@ -54,31 +59,52 @@ class RunOpener:
             raise _ERRORS[answer["error"]](answer["message"])
         return RunInfo(**answer["run"])
 
+    def become_relay(self, directory: RunDirectory) -> subprocess.Popen[bytes] | None:
+        """The process, which from now on follows the directory's journal; None where it cannot."""
+        if self._process is None or not self._say(str(directory.path)):
+            return None
+        process, self._process = self._process, None
+        _close_pipes(process)
+        return process
+
     def close(self) -> None:
-        """End the process, whatever it was doing."""
+        """End the process, whatever it was doing; not the relay that it has become."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            for stream in (process.stdin, process.stdout):
-                assert stream is not None
-                with suppress(OSError):
-                    stream.close()
+            _close_pipes(process)
             process.wait()
 
     def _answer(self, info: RunInfo) -> dict[str, Any] | None:
         """What the process says; None where there is none, or it died."""
-        if self._process is None:
+        if self._process is None or not self._say(json.dumps(asdict(info))):
             return None
-        assert self._process.stdin is not None
         assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line.endswith(b"\n"):
+            self.close()
+            return None
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _say(self, line: str) -> bool:
+        """Tell the process; False where it is gone, and then forgotten."""
+        assert self._process is not None
+        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(asdict(info)).encode() + b"\n")
+            self._process.stdin.write(line.encode() + b"\n")
             self._process.stdin.flush()
-            line = self._process.stdout.readline()
         except OSError:
-            line = b""
-        self.close()
-        return json.loads(line) if line.endswith(b"\n") else None
+            self.close()
+            return False
+        return True
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for stream in (process.stdin, process.stdout):
+        assert stream is not None
+        with suppress(OSError):  # what could not be written is of no use any more
+            stream.close()
 
 
 def opened(info: RunInfo) -> RunInfo:
@@ -106,11 +132,11 @@ def opened(info: RunInfo) -> RunInfo:
 
 
 def main() -> None:
-    """Import mlflow, wait for the description of a run on standard input, open it, and answer in one line."""
+    """Lines of standard input: the tracking URI, at which mlflow is imported; a run, which is opened and answered; its directory, which is followed."""
+    uri = sys.stdin.readline().rstrip("\n")
     with suppress(TrackingError):
-        import_client(sys.argv[1])  # what fails now, fails again when the run is opened, and is said then
-    line = sys.stdin.readline()
-    if not line:
+        import_client(uri)  # what fails now, fails again when the run is opened, and is said then
+    if not (line := sys.stdin.readline()):
         return
     try:
         answer: dict[str, Any] = {"error": None, "run": asdict(opened(RunInfo(**json.loads(line))))}
@@ -118,6 +144,18 @@ def main() -> None:
         kind = StoreUnavailable if isinstance(error, StoreUnavailable) else StoreRejected
         answer = {"error": kind.__name__, "message": str(error)}
     print(json.dumps(answer), flush=True)
+    if line := sys.stdin.readline():
+        directory = RunDirectory(Path(line.rstrip("\n")))
+        _use_streams_of_a_relay(directory)
+        relay.run(directory)
+
+
+def _use_streams_of_a_relay(directory: RunDirectory) -> None:
+    """As if it had been started as one: nothing of the trainer open, what it says in relay.log."""
+    log = os.open(directory.relay_log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for source, stream in ((nothing, 0), (log, 1), (log, 2)):
+        os.dup2(source, stream)
 
 
 if __name__ == "__main__":

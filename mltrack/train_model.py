@@ -343,10 +343,10 @@ class TrainModelUseCase:
     def _start_delivery(self, run: _Run) -> None:
         assert run.tracker is not None
         assert run.info is not None
-        if run.request.offline:
+        if run.opener is None:
             run.tracker.describe(run.info)
         else:
-            run.tracker.follow(run.info)
+            run.tracker.follow(run.info, run.opener.become_relay)
 
     # 7
     def _train(self, run: _Run) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from mltrack import TrainingMetricsTracker
 from mltrack.journal import RunInfo, records
 from mltrack.run_opening import RunOpener
 from mltrack.store import StoreRejected, StoreUnavailable, connect, get_run, list_runs
@@ -38,14 +39,41 @@ def opener(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         one.close()
 
 
-def test_the_process_makes_the_run_and_ends(opener, tmp_path: Path):
+def test_the_process_makes_the_run_and_becomes_its_relay(opener, tmp_path: Path):
     uri = f"sqlite:///{tmp_path}/m.db"
     one = opener(uri)
-    process = one._process
+    pid = one._process.pid
     found = one.open(info(uri))
-    assert process.poll() is not None
     run = get_run(connect(uri), found.run_id)
     assert (run.run_name, run.status, run.tags["mltrack.task"], run.experiment_id) == ("one", "RUNNING", "code_generation", found.experiment_id)
+    tracker = TrainingMetricsTracker(tmp_path / "run", unbacked=True)
+    tracker.follow(found, one.become_relay)
+    tracker.log_metrics({"train_loss": 0.5}, step=1)
+    tracker.end("FINISHED", 0)
+    assert tracker.close() == "complete"
+    run = get_run(connect(uri), found.run_id)
+    assert (run.status, run.metrics["train_loss"]) == ("FINISHED", 0.5)
+    assert int((tmp_path / "run" / "relay.lock").read_text()) == pid, "it was this process"
+    assert "complete" in (tmp_path / "run" / "relay.log").read_text()
+
+
+def test_a_relay_that_it_has_become_is_started_again_where_it_dies(opener, tmp_path: Path):
+    uri = f"sqlite:///{tmp_path}/m.db"
+    one = opener(uri)
+    pid = one._process.pid
+    found = one.open(info(uri))
+    tracker = TrainingMetricsTracker(tmp_path / "run", unbacked=True)
+    tracker.follow(found, one.become_relay)
+    os.kill(pid, signal.SIGKILL)
+    tracker.log_metrics({"train_loss": 0.5}, step=1)
+    tracker.end("FINISHED", 0)
+    assert tracker.close() == "complete"
+    assert get_run(connect(uri), found.run_id).metrics["train_loss"] == 0.5
+
+
+def test_a_password_is_not_among_the_arguments_of_a_process(opener):
+    one = opener("postgresql://me:secret@127.0.0.1:1/none")
+    assert b"secret" not in Path(f"/proc/{one._process.pid}/cmdline").read_bytes()
 
 
 def test_a_process_that_was_killed_costs_nothing_but_time(opener, tmp_path: Path):

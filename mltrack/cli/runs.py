@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,8 +77,7 @@ def _print_local(output_dir: str, output: str) -> None:
 def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_dir: str, tracking_uri: str | None) -> int:
     """Deliver; returns the exit code."""
     if follow is not None:
-        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-        relay.follow(RunDirectory(Path(follow).absolute()))
+        relay.run(RunDirectory(Path(follow).absolute()))
         return 0
     directories = find_run_directories(output_dir) if all_runs is not None and as_bool(all_runs) else [_named(run, output_dir) for run in runs]
     if not directories:

@@ -3,6 +3,6 @@
 from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.reaper import orphans, reap, trainer_tags
-from mltrack.relay.sync import DeliveredElsewhere, follow, sync
+from mltrack.relay.sync import DeliveredElsewhere, follow, run, sync
 
-__all__ = ["DeliveredElsewhere", "Progress", "WatchedProcess", "follow", "orphans", "reap", "sync", "trainer_tags"]
+__all__ = ["DeliveredElsewhere", "Progress", "WatchedProcess", "follow", "orphans", "reap", "run", "sync", "trainer_tags"]

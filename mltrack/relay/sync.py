@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import random
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -78,6 +79,12 @@ def delivering_process(directory: RunDirectory) -> int | None:
             return None
     except DeliveredElsewhere:
         return int((directory.path / "relay.lock").read_text() or 0)
+
+
+def run(directory: RunDirectory) -> None:
+    """Be the relay: `mltrack sync --follow`. Raises as `follow`."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    follow(directory)
 
 
 def follow(directory: RunDirectory) -> Progress:

@@ -28,7 +28,7 @@ from mltrack.journal import DiskFullError, JournalReader, JournalWriter, RunDire
 from mltrack.journal.records import json_number
 from mltrack.store import active_run, default_tracking_uri
 from mltrack.tasks.metrics import metric_mode
-from mltrack.tracking.delivery import Delivery
+from mltrack.tracking.delivery import Begin, Delivery
 from mltrack.tracking.export import entries_of, write_csv_export, write_json_export
 from mltrack.tracking.statistics import MetricEntry, MetricSeries, MetricStatistics
 
@@ -343,10 +343,10 @@ class TrainingMetricsTracker:
         info.trainer_pid, info.trainer_started = os.getpid(), process_started(os.getpid())
         self.directory.write_run(info)
 
-    def follow(self, info: RunInfo) -> None:
-        """Write run.json and start the relay, which ends with this process."""
+    def follow(self, info: RunInfo, begin: Begin = lambda directory: None) -> None:
+        """Write run.json and start the relay, which ends with this process; `begin` as in `Delivery`."""
         self.describe(info)
-        self.delivery = Delivery(self.directory)
+        self.delivery = Delivery(self.directory, begin)
 
 
 def as_number(name: str, value: Any) -> float:
