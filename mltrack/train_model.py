@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,26 +19,24 @@ import mltrack
 from mltrack import registry
 from mltrack.checkpoints import CheckpointManager, CheckpointMetadata
 from mltrack.checkpoints.state import load_model
-from mltrack.config import TaskType, TrainModelRequest, TrainModelResponse
-from mltrack.data import CodeDataset
-from mltrack.data.check import DataReport, check_data
+from mltrack.config import TrainModelRequest, TrainModelResponse
+from mltrack.data.check import check_data
 from mltrack.data.encoding import check_truncation
 from mltrack.data.readers import find_sources
-from mltrack.data.requested import RequestedRecords, requested_records
+from mltrack.data.requested import requested_records
 from mltrack.errors import ConfigurationError, DatasetError, Interrupted, MltrackError, TrainingError
-from mltrack.evaluation import baselines
 from mltrack.evaluation.outcome import write_outcome
-from mltrack.hardware import choose_device, choose_precision, facts
-from mltrack.journal import RunDirectory, RunInfo, make_output_dir, write_json
-from mltrack.models import ModelSource, resolve_model, save_pretrained
+from mltrack.hardware import choose_device, choose_precision
+from mltrack.journal import RunDirectory, make_output_dir, write_json
+from mltrack.models import resolve_model, save_pretrained
 from mltrack.provenance import find_resumed, refuse_live, saved_options, undelivered
-from mltrack.relay import trainer_tags
 from mltrack.run_opening import RunOpener
-from mltrack.run_record import data_figures, inputs_of, long_text_warnings, open_run, params_of
+from mltrack.run_record import data_figures, long_text_warnings, open_run
 from mltrack.store import default_tracking_uri
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
 from mltrack.training import AdvancedTrainer, Listener, check_metric_name, choose_parallel, compare_decisive, decisive, use_attention
+from mltrack.training_run import TrainingRun, log_what_is_known
 
 log = logging.getLogger("mltrack")
 
@@ -48,37 +45,6 @@ STEPS = ("validate_request", "load_model", "load_data", "open_tracker", "open_ch
 
 AFTER_SIGNAL_S = 2.0
 """Whoever sent a signal kills soon: the checkpoint is written, and the relay delivers the rest without this process."""
-
-
-@dataclass
-class _Run:
-    """What the steps hand on to each other."""
-
-    request: TrainModelRequest
-    response: TrainModelResponse = field(default_factory=TrainModelResponse)
-    resumed: RunDirectory | None = None
-    source: ModelSource | None = None
-    parent: registry.Parent | None = None
-    opener: RunOpener | None = None
-    train_dataset: CodeDataset | None = None
-    eval_dataset: CodeDataset | None = None
-    records: RequestedRecords | None = None
-    data_check: DataReport | None = None
-    data_figures: Mapping[str, float] = field(default_factory=dict)
-    """What is logged of the data at step 0."""
-    model: Any = None
-    directory: RunDirectory | None = None
-    info: RunInfo | None = None
-    tracker: TrainingMetricsTracker | None = None
-    checkpoints: CheckpointManager | None = None
-    trainer: AdvancedTrainer | None = None
-    checkpoint: dict[str, Any] | None = None
-    damaged: list[Path] = field(default_factory=list)
-    """Checkpoints of the resumed run that are not to be kept."""
-
-    @property
-    def task(self) -> TaskType:
-        return TaskType(self.request.task)
 
 
 class TrainModelUseCase:
@@ -110,7 +76,7 @@ class TrainModelUseCase:
         Returns:
             With `success=False`, `errors` and `exit_code` (2 bad input, 1 failed, 130 or 143 interrupted) where a step failed.
         """
-        run = _Run(request)
+        run = TrainingRun(request)
         try:
             for number, name in enumerate(STEPS, start=1):
                 log.info("step %d of %d: %s", number, len(STEPS), name.replace("_", " "))
@@ -123,7 +89,7 @@ class TrainModelUseCase:
         return run.response
 
     # 1
-    def _validate_request(self, run: _Run) -> None:
+    def _validate_request(self, run: TrainingRun) -> None:
         problems = run.request.validate()
         if problems:
             raise ConfigurationError("; ".join(problems))
@@ -149,7 +115,7 @@ class TrainModelUseCase:
             run.opener = RunOpener(default_tracking_uri(run.request.tracking_uri))
 
     # 2
-    def _load_model(self, run: _Run) -> None:
+    def _load_model(self, run: TrainingRun) -> None:
         """The tokenizer and what is known of the model; its weights follow once the data has told the classes."""
         request = run.request
         uri = default_tracking_uri(request.tracking_uri)
@@ -164,7 +130,7 @@ class TrainModelUseCase:
         run.source.check_max_length(request.max_length)
 
     # 3
-    def _load_data(self, run: _Run) -> None:
+    def _load_data(self, run: TrainingRun) -> None:
         request, source = run.request, run.source
         assert source is not None
         assert request.max_length is not None
@@ -192,7 +158,7 @@ class TrainModelUseCase:
             self._notice(line)
         self._notice(f"data: {len(run.train_dataset):,} training and {len(run.eval_dataset):,} evaluation records from {request.dataset_path}")
 
-    def _load_checkpoint(self, run: _Run) -> None:
+    def _load_checkpoint(self, run: TrainingRun) -> None:
         """Read the resumed run's latest checkpoint and compare it, before anything of that run is touched."""
         request, resumed = run.request, run.resumed
         if resumed is None:
@@ -209,7 +175,7 @@ class TrainModelUseCase:
         compare_decisive(run.checkpoint["extra_state"]["decisive"], now, exact=request.exact)
 
     # 4
-    def _open_tracker(self, run: _Run) -> None:
+    def _open_tracker(self, run: TrainingRun) -> None:
         request = run.request
         run.info = open_run(request, run.resumed, run.opener, self._notice)
         run.response.run_id = run.info.run_id or run.info.local_id
@@ -226,45 +192,11 @@ class TrainModelUseCase:
         )
         if restarted:  # the same MLflow run, started again before its first checkpoint: what it has recorded stands
             run.tracker.resume_from(0, 0)
-        self._log_what_is_known(run, run.tracker)
+        log_what_is_known(run, run.tracker)
         deliver_in_background(undelivered(request.output_dir))
 
-    def _log_what_is_known(self, run: _Run, tracker: TrainingMetricsTracker) -> None:
-        request, train_dataset, eval_dataset = run.request, run.train_dataset, run.eval_dataset
-        assert train_dataset is not None
-        assert eval_dataset is not None
-        assert run.directory is not None
-        tracker.log_params(params_of(request))
-        tracker.set_tags({"mltrack.version": mltrack.__version__, "mltrack.data_digest": train_dataset.digest, **facts(), **trainer_tags()})
-        if run.resumed is None or request.new_run:
-            tracker.set_tags(run.info.tags if run.info is not None else {})
-        if run.parent is not None:
-            tracker.set_tags(run.parent.tags)
-        tracker.log_inputs(inputs_of(request, train_dataset, eval_dataset))
-        tracker.log_artifact(run.directory.path / "config.json")
-        assert run.records is not None
-        assert run.data_check is not None
-        write_json(run.directory.path / "data_check.json", run.data_check.to_dict())
-        tracker.log_artifact(run.directory.path / "data_check.json", "data")
-        tracker.set_tags({"mltrack.data_check": ", ".join(finding.name for finding in run.data_check.findings) or "ok"})
-        for path in run.records.keep_bad_records(run.directory.path):
-            tracker.log_artifact(path, "data")
-        self._log_baselines(run, tracker)
-
-    def _log_baselines(self, run: _Run, tracker: TrainingMetricsTracker) -> None:
-        train_dataset, eval_dataset = run.train_dataset, run.eval_dataset
-        assert train_dataset is not None
-        assert eval_dataset is not None
-        if run.task.is_classification:
-            values = baselines.classification_baselines(train_dataset.records, eval_dataset.records, train_dataset.label_mapping)
-        else:
-            values = baselines.unigram_loss(train_dataset, eval_dataset, len(train_dataset.tokenizer))
-        run.response.baselines = {f"baseline_{name}": value for name, value in values.items()}
-        if run.resumed is None or run.request.new_run:
-            tracker.log_metrics({**run.data_figures, **run.response.baselines}, step=0)
-
     # 5
-    def _open_checkpoints(self, run: _Run) -> None:
+    def _open_checkpoints(self, run: TrainingRun) -> None:
         request = run.request
         assert run.directory is not None
         assert run.tracker is not None
@@ -286,7 +218,7 @@ class TrainModelUseCase:
                 run.checkpoints.set_aside(folder)
 
     # 6
-    def _build_trainer(self, run: _Run) -> None:
+    def _build_trainer(self, run: TrainingRun) -> None:
         request, train_dataset = run.request, run.train_dataset
         assert run.source is not None
         assert train_dataset is not None
@@ -313,7 +245,7 @@ class TrainModelUseCase:
             }
         )
 
-    def _resume(self, run: _Run) -> None:
+    def _resume(self, run: TrainingRun) -> None:
         assert run.trainer is not None
         assert run.tracker is not None
         assert run.checkpoints is not None
@@ -340,7 +272,7 @@ class TrainModelUseCase:
                 raise ConfigurationError(f"resume: {remedy}")
             self._notice(remedy)
 
-    def _start_delivery(self, run: _Run) -> None:
+    def _start_delivery(self, run: TrainingRun) -> None:
         assert run.tracker is not None
         assert run.info is not None
         if run.opener is None:
@@ -349,12 +281,12 @@ class TrainModelUseCase:
             run.tracker.follow(run.info, run.opener.become_relay)
 
     # 7
-    def _train(self, run: _Run) -> None:
+    def _train(self, run: TrainingRun) -> None:
         assert run.trainer is not None
         run.trainer.train()
 
     # 8
-    def _save_results(self, run: _Run) -> None:
+    def _save_results(self, run: TrainingRun) -> None:
         directory, trainer, tracker, checkpoints = run.directory, run.trainer, run.tracker, run.checkpoints
         assert directory is not None
         assert trainer is not None
@@ -391,7 +323,7 @@ class TrainModelUseCase:
         run.response.status, run.response.exit_code = "FINISHED", 0
 
     # 9
-    def _respond(self, run: _Run) -> None:
+    def _respond(self, run: TrainingRun) -> None:
         """Fill in what the trainer found, and wait for MLflow to have it."""
         response, directory = run.response, run.directory
         if run.trainer is not None:
@@ -415,7 +347,7 @@ class TrainModelUseCase:
             response.model_uri = f"models:/{best}" if best else None
             response.registered_model = delivery.get("registered")
 
-    def _fail(self, run: _Run, error: BaseException) -> None:
+    def _fail(self, run: TrainingRun, error: BaseException) -> None:
         """End the run truthfully and say what happened."""
         response = run.response
         response.success = False

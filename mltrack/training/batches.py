@@ -6,10 +6,11 @@ here draws from a global random number generator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 
 import torch
 from torch.utils.data import DataLoader
@@ -71,7 +72,7 @@ Collate = Callable[..., dict[str, torch.Tensor]]
 
 
 def load_batches(
-    dataset: CodeDataset, batches: list[list[int]], *, num_workers: int = 0, pin: bool = False, collate: Collate | None = None
+    dataset: CodeDataset, batches: Iterable[list[int]], *, num_workers: int = 0, pin: bool = False, collate: Collate | None = None
 ) -> Iterator[MicroBatch]:
     """Collate the given lists of record numbers one after the other."""
     loader = DataLoader(
@@ -82,9 +83,9 @@ def load_batches(
         pin_memory=pin,
         generator=torch.Generator(),  # else the iterator draws a seed from the global generator
     )
-    for records, tensors in zip(batches, loader, strict=True):
-        in_order = tensors["index"].tolist() if "row" in tensors else records
-        yield MicroBatch(tensors, in_order, int(dataset.target_counts[records].sum()), int(dataset.lengths[records].sum()))
+    for tensors in loader:
+        records = tensors["index"].tolist()
+        yield MicroBatch(tensors, records, int(dataset.target_counts[records].sum()), int(dataset.lengths[records].sum()))
 
 
 def ahead(groups: Iterator[list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
@@ -134,7 +135,7 @@ class TrainingBatches:
         return ahead(groups) if self._ahead else groups
 
     def _groups(self, epoch: int, position: int) -> Iterator[list[MicroBatch]]:
-        order = [list(batch) for batch in self._sampler(epoch)][position * self.accumulation :]
+        order = islice(self._sampler(epoch), position * self.accumulation, None)
         group: list[MicroBatch] = []
         for batch in load_batches(self.dataset, order, num_workers=self._config.num_workers, pin=self._pin, collate=self._collate):
             group.append(batch)

@@ -1,0 +1,93 @@
+"""What the steps of one training hand on to each other, and what is logged of it before the first optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import mltrack
+from mltrack import registry
+from mltrack.checkpoints import CheckpointManager
+from mltrack.config import TaskType, TrainModelRequest, TrainModelResponse
+from mltrack.data import CodeDataset
+from mltrack.data.check import DataReport
+from mltrack.data.requested import RequestedRecords
+from mltrack.evaluation import baselines
+from mltrack.hardware import facts
+from mltrack.journal import RunDirectory, RunInfo, write_json
+from mltrack.models import ModelSource
+from mltrack.relay import trainer_tags
+from mltrack.run_opening import RunOpener
+from mltrack.run_record import inputs_of, params_of
+from mltrack.tracking import TrainingMetricsTracker
+from mltrack.training import AdvancedTrainer
+
+
+@dataclass
+class TrainingRun:
+    """What the steps hand on to each other."""
+
+    request: TrainModelRequest
+    response: TrainModelResponse = field(default_factory=TrainModelResponse)
+    resumed: RunDirectory | None = None
+    source: ModelSource | None = None
+    parent: registry.Parent | None = None
+    opener: RunOpener | None = None
+    train_dataset: CodeDataset | None = None
+    eval_dataset: CodeDataset | None = None
+    records: RequestedRecords | None = None
+    data_check: DataReport | None = None
+    data_figures: Mapping[str, float] = field(default_factory=dict)
+    """What is logged of the data at step 0."""
+    model: Any = None
+    directory: RunDirectory | None = None
+    info: RunInfo | None = None
+    tracker: TrainingMetricsTracker | None = None
+    checkpoints: CheckpointManager | None = None
+    trainer: AdvancedTrainer | None = None
+    checkpoint: dict[str, Any] | None = None
+    damaged: list[Path] = field(default_factory=list)
+    """Checkpoints of the resumed run that are not to be kept."""
+
+    @property
+    def task(self) -> TaskType:
+        return TaskType(self.request.task)
+
+
+def log_what_is_known(run: TrainingRun, tracker: TrainingMetricsTracker) -> None:
+    """Params, tags, data sets, the report on the data and the baselines, before the first step."""
+    request, train_dataset, eval_dataset = run.request, run.train_dataset, run.eval_dataset
+    assert train_dataset is not None
+    assert eval_dataset is not None
+    assert run.directory is not None
+    tracker.log_params(params_of(request))
+    tracker.set_tags({"mltrack.version": mltrack.__version__, "mltrack.data_digest": train_dataset.digest, **facts(), **trainer_tags()})
+    if run.resumed is None or request.new_run:
+        tracker.set_tags(run.info.tags if run.info is not None else {})
+    if run.parent is not None:
+        tracker.set_tags(run.parent.tags)
+    tracker.log_inputs(inputs_of(request, train_dataset, eval_dataset))
+    tracker.log_artifact(run.directory.path / "config.json")
+    assert run.records is not None
+    assert run.data_check is not None
+    write_json(run.directory.path / "data_check.json", run.data_check.to_dict())
+    tracker.log_artifact(run.directory.path / "data_check.json", "data")
+    tracker.set_tags({"mltrack.data_check": ", ".join(finding.name for finding in run.data_check.findings) or "ok"})
+    for path in run.records.keep_bad_records(run.directory.path):
+        tracker.log_artifact(path, "data")
+    _log_baselines(run, tracker)
+
+
+def _log_baselines(run: TrainingRun, tracker: TrainingMetricsTracker) -> None:
+    train_dataset, eval_dataset = run.train_dataset, run.eval_dataset
+    assert train_dataset is not None
+    assert eval_dataset is not None
+    if run.task.is_classification:
+        values = baselines.classification_baselines(train_dataset.records, eval_dataset.records, train_dataset.label_mapping)
+    else:
+        values = baselines.unigram_loss(train_dataset, eval_dataset, len(train_dataset.tokenizer))
+    run.response.baselines = {f"baseline_{name}": value for name, value in values.items()}
+    if run.resumed is None or run.request.new_run:
+        tracker.log_metrics({**run.data_figures, **run.response.baselines}, step=0)
