@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow import MlflowClient
-from tracked_runs import assert_complete, client, start_script, start_stream
+from tracked_runs import assert_complete, client, start_script, start_stream, until
 
 from mltrack.relay.system_metrics import ENABLE_VARIABLE, INTERVAL_VARIABLE, TRAINER_CPU, TRAINER_MEMORY, SystemMetrics, SystemMetricsFeed
 from mltrack.store import connect, create_run
@@ -156,13 +156,15 @@ def test_mlflows_own_variables_are_obeyed(burning: int, store, monkeypatch: pyte
 
 def test_a_relay_sends_them_beside_the_journal(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    stream = start_stream(tmp_path / "run", uri, count=400, pause_s=0.015)
-    assert stream.finish() == "complete"
-    run_id = assert_complete(stream.directory, uri, status="FINISHED")
+    stream = start_stream(tmp_path / "run", uri, count=400, ends_with=tmp_path / "sampled")
     api: MlflowClient = client(uri)
+    run_id = until(lambda: stream.directory.read_delivery().get("run_id"), "the run")
+    until(lambda: api.get_metric_history(run_id, TRAINER_MEMORY), "a sample")
+    (tmp_path / "sampled").touch()
+    assert stream.finish() == "complete"
+    assert assert_complete(stream.directory, uri, status="FINISHED") == run_id
     memory = api.get_metric_history(run_id, TRAINER_MEMORY)
     assert [point.step for point in memory] == list(range(1, len(memory) + 1))
-    assert memory, "a run of six seconds has a sample"
     assert 5 < memory[0].value < 400
     seen = api.get_run(run_id).data.metrics
     assert {"system/cpu_utilization_percentage", "system/network_receive_megabytes", "system/disk_available_megabytes"} < seen.keys()

@@ -36,11 +36,11 @@ RELAYS_OWN = "system/"
 """Metrics that the relay measures itself; they are not in the journal."""
 
 STREAM = """
-import json, sys, time
+import json, os, sys, time
 from mltrack.journal import RunInfo, records
 from mltrack.tracking import TrainingMetricsTracker
 
-folder, uri, count, pause, local_id, offline = json.loads(sys.argv[1])
+folder, uri, count, pause, local_id, offline, until = json.loads(sys.argv[1])
 tracker = TrainingMetricsTracker(folder, unbacked=True)
 info = RunInfo(local_id=local_id, tracking_uri=uri, created_ms=records.now_ms(), run_name=local_id)
 tracker.log_params({"count": count})
@@ -48,6 +48,8 @@ tracker.log_params({"count": count})
 for step in range(1, count + 1):
     tracker.log_metrics({"train_loss": 1 / step, "learning_rate": 1e-3, "tokens_per_second": 1e4 + step}, step, epoch=0)
     time.sleep(pause)
+while until and not os.path.exists(until):
+    time.sleep(0.02)
 print(tracker.close(), flush=True)
 """
 """Three metrics a step; ends like a training, and prints how the delivery ended."""
@@ -80,9 +82,9 @@ def start_script(script: str, *words: object) -> subprocess.Popen[str]:
     )
 
 
-def start_stream(folder: Path, uri: str, *, count: int, pause_s: float = 0.002, offline: bool = False) -> Stream:
-    """Start a tracker that records `count` steps, `pause_s` apart."""
-    words = json.dumps([str(folder), uri, count, pause_s, uuid.uuid4().hex, offline])
+def start_stream(folder: Path, uri: str, *, count: int, pause_s: float = 0.002, offline: bool = False, ends_with: Path | None = None) -> Stream:
+    """Start a tracker that records `count` steps, `pause_s` apart, and ends when there is a file `ends_with`."""
+    words = json.dumps([str(folder), uri, count, pause_s, uuid.uuid4().hex, offline, ends_with and str(ends_with)])
     return Stream(RunDirectory(folder), start_script(STREAM, words))
 
 
