@@ -26,7 +26,7 @@ from mltrack.data.readers import find_sources
 from mltrack.data.requested import requested_records
 from mltrack.errors import ConfigurationError, DatasetError, Interrupted, MltrackError, TrainingError
 from mltrack.evaluation.outcome import write_outcome
-from mltrack.hardware import choose_device, choose_precision
+from mltrack.hardware import choose_device, choose_precision, give_back_freed_memory
 from mltrack.journal import RunDirectory, make_output_dir, write_json
 from mltrack.models import resolve_model, save_pretrained
 from mltrack.provenance import find_resumed, refuse_live, saved_options, undelivered
@@ -284,6 +284,7 @@ class TrainModelUseCase:
     def _train(self, run: TrainingRun) -> None:
         assert run.trainer is not None
         run.trainer.train()
+        give_back_freed_memory()
 
     # 8
     def _save_results(self, run: TrainingRun) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -101,3 +103,23 @@ def test_threads_fit_the_quota_unless_the_user_has_set_them(monkeypatch: pytest.
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert hardware.fit_threads() is None
     assert hardware.usable_cores() == 64
+
+
+@pytest.mark.skipif(not hardware.cpu._has_glibc(), reason="glibc's own functions")
+def test_memory_of_freed_tensors_is_kept_until_it_is_given_back():
+    script = """
+import os, psutil, torch
+from mltrack.hardware import give_back_freed_memory, keep_freed_memory
+assert keep_freed_memory()
+held = lambda: psutil.Process().memory_info().rss / 2**20
+before = held()
+tensors = [torch.ones(4 << 20) for _ in range(16)]       # 256 MiB
+del tensors
+kept = held() - before
+assert give_back_freed_memory()
+print(round(kept), round(held() - before))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    kept, left = map(int, ended.stdout.split())
+    assert kept > 240
+    assert left < 40

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mltrack.hardware.cpu import cpu_multiplies_bf16, cpu_quota, cpuinfo, fit_threads, keep_freed_memory, usable_cores, yield_idle_cores
+from mltrack.hardware.cpu import cpu_multiplies_bf16, cpu_quota, cpuinfo, fit_threads, give_back_freed_memory, keep_freed_memory, usable_cores, yield_idle_cores
 from mltrack.hardware.device import allow_tf32, autocast, choose_device, choose_precision, repeating_exactly, visible_gpus
 from mltrack.hardware.facts import describe, facts
 
@@ -17,6 +17,7 @@ __all__ = [
     "describe",
     "facts",
     "fit_threads",
+    "give_back_freed_memory",
     "keep_freed_memory",
     "repeating_exactly",
     "usable_cores",

@@ -45,9 +45,9 @@ def keep_freed_memory() -> bool:
     """Let glibc keep the memory of freed tensors and give it out again; True where that took effect.
 
     By default every large tensor is mapped, faulted in page by page and unmapped; on a CPU that costs up to a third of a training loop.
-    The price: the process never gives its peak memory back. Call it before the first tensor.
+    The price: the process does not give its peak memory back before `give_back_freed_memory`. Call it before the first tensor.
     """
-    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+    if not _has_glibc():
         return False
     import ctypes
 
@@ -55,6 +55,15 @@ def keep_freed_memory() -> bool:
     # glibc caps M_MMAP_THRESHOLD at half of a heap (32 MiB on 64 bit) in older releases and then answers 0: not an error, only no gain
     answers = [mallopt(_M_MMAP_THRESHOLD, 1 << 30), mallopt(_M_TRIM_THRESHOLD, 2**31 - 1), mallopt(_M_TOP_PAD, 256 << 20)]
     return all(answer == 1 for answer in answers)
+
+
+def give_back_freed_memory() -> bool:
+    """Return to the kernel what `keep_freed_memory` has kept, once no more steps come; True where something was returned."""
+    if not _has_glibc():
+        return False
+    import ctypes
+
+    return bool(ctypes.CDLL(None).malloc_trim(0))
 
 
 def usable_cores() -> int:
@@ -107,6 +116,10 @@ def cpuinfo(key: str) -> str:
         if name.strip() == key:
             return value.strip()
     return ""
+
+
+def _has_glibc() -> bool:
+    return sys.platform.startswith("linux") and platform.libc_ver()[0] == "glibc"
 
 
 def _allowed_cores() -> int:
