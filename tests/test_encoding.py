@@ -126,7 +126,7 @@ def test_the_next_part_is_made_while_the_last_one_is_kept(monkeypatch: pytest.Mo
     time.sleep(0.05)
     assert read == [1, 2, 3, 4], "one part ahead and no more: memory holds two"
     rows.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tokenizing")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mltrack-ahead")]
 
 
 def test_what_goes_wrong_ahead_is_told_behind_the_good_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,4 +148,4 @@ def test_what_goes_wrong_ahead_is_told_behind_the_good_parts(monkeypatch: pytest
     next(broken)
     with pytest.raises(OSError, match="the disk is gone"):
         next(broken)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("tokenizing")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mltrack-ahead")]

@@ -14,14 +14,14 @@ from __future__ import annotations
 import hashlib
 import json
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from mltrack.config import OPTIONS, TaskType
+from mltrack.data.ahead import ahead
 from mltrack.data.records import PROMPT_TEMPLATE, Record
 from mltrack.errors import ConfigurationError, DatasetError
 
@@ -31,8 +31,6 @@ MOST_CHARACTERS_AT_ONCE = 2_000_000  # a token in the making takes about a hundr
 
 Progress = Callable[[int, int], None]
 """Called with (records done, all records)."""
-
-Part = TypeVar("Part")
 
 
 class EncodedRows(NamedTuple):
@@ -90,7 +88,7 @@ class Encoder:
         """
         cut = self._cut_texts() if self._task.is_classification else self._cut_pairs()
         done = 0
-        for part, tokens in _made_ahead((part, self._tokens(part)) for part in _parts(records)):
+        for part, tokens in ahead((part, self._tokens(part)) for part in _parts(records)):
             ids, counts = array("I"), array("i")
             for row, num_prompt, uncut in map(cut, *tokens):
                 ids.extend(row)
@@ -237,16 +235,6 @@ def _plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     backend.no_padding()
     backend.encode_special_tokens = tokenizer.split_special_tokens
     return [encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)]
-
-
-def _made_ahead(made: Iterable[Part]) -> Iterator[Part]:
-    """The same values (none is None), the next one being made by a thread while the caller has the last one."""
-    values = iter(made)
-    with ThreadPoolExecutor(1, "tokenizing") as thread:
-        coming = thread.submit(next, values, None)
-        while (value := coming.result()) is not None:
-            coming = thread.submit(next, values, None)
-            yield value
 
 
 def _parts(records: Sequence[Record]) -> Iterator[list[Record]]:

@@ -7,7 +7,6 @@ here draws from a global random number generator.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -17,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset, Sampler
+from mltrack.data.ahead import ahead
 from mltrack.data.collate import IGNORED, PADDED_TO
 from mltrack.data.packing import pack
 from mltrack.errors import ConfigurationError
@@ -86,15 +86,6 @@ def load_batches(
     for tensors in loader:
         records = tensors["index"].tolist()
         yield MicroBatch(tensors, records, int(dataset.target_counts[records].sum()), int(dataset.lengths[records].sum()))
-
-
-def ahead(groups: Iterator[list[MicroBatch]]) -> Iterator[list[MicroBatch]]:
-    """The same groups; a thread makes the next one while the one before is computed."""
-    with ThreadPoolExecutor(1, thread_name_prefix="mltrack-batches") as thread:
-        following = thread.submit(next, groups, None)
-        while (group := following.result()) is not None:
-            following = thread.submit(next, groups, None)
-            yield group
 
 
 BUCKET_WINDOW = 50
