@@ -65,6 +65,7 @@ LEVERS = dict(
         _switch("dropout_masks", "cheap dropout masks", tasks=("text_classification",)),
         _switch("gc_freeze", "garbage collector frozen after the warm-up"),
         _switch("prefetch", "batches collated ahead of the step"),
+        _switch("first_token", "last layer for the token that the head reads", tasks=("text_classification",)),
         _switch("target_logits", "logits only where a loss is taken", tasks=("code_generation",)),
         ("bf16", Lever(what="mixed precision where the device has it, against fp32", off={"use_mixed_precision": "off"})),
         ("attention_eager", Lever(what="attention as chosen, against eager", off={"attention": "eager"})),

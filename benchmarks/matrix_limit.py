@@ -29,7 +29,8 @@ class Arithmetic:
     deducted. Source: Chowdhery et al., PaLM (2022), appendix B; Kaplan et al., Scaling Laws (2020), section 2.1.
 
     The output layer is counted where a loss is taken and nowhere else: H is charged to targets (the completion's tokens of a decoder,
-    the one label of a classified text), although some trainers multiply it for every position.
+    the one label of a classified text), although some trainers multiply it for every position. So is what of a last layer only the first
+    token of a classified text needs (all but keys and values), with its attention, where mltrack computes it for that token alone.
     """
 
     body: int
@@ -40,26 +41,36 @@ class Arithmetic:
     """L"""
     width: int
     """W: heads times their size."""
+    last: int = 0
+    """Those of N that are multiplied for one token of a sequence."""
 
     @classmethod
     def of(cls, model: Any) -> Arithmetic:
         """Read from a transformers model."""
         from torch import nn
 
+        from mltrack.training.first_token import only_first_token
+
         inner, config = model.base_model, model.config
         embedded = {id(weight) for part in inner.modules() if isinstance(part, nn.Embedding) for weight in part.parameters()}
         outside = [part for _, part in model.named_children() if part is not inner]
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        with only_first_token(model) as narrow:
+            last = inner.encoder.layer[-1] if narrow else None
+        own = () if last is None else (last.attention.self.key, last.attention.self.value)
+        every_token = sum(weight.numel() for part in own for weight in part.parameters())
         return cls(
             body=sum(weight.numel() for weight in inner.parameters() if id(weight) not in embedded),
             head=sum(weight.numel() for part in outside for weight in part.parameters()),
             layers=config.num_hidden_layers,
             width=config.num_attention_heads * head_dim,
+            last=0 if last is None else sum(weight.numel() for weight in last.parameters()) - every_token,
         )
 
     def of_step(self, *, tokens: int, targets: int, squared_lengths: int) -> float:
         """FLOPs of a forward and a backward pass; `squared_lengths` is the sum of T^2 over the sequences."""
-        return 6.0 * self.body * tokens + 6.0 * self.head * targets + 12.0 * self.layers * self.width * squared_lengths
+        whole_layers = self.layers - bool(self.last)
+        return 6.0 * (self.body - self.last) * tokens + 6.0 * (self.head + self.last) * targets + 12.0 * whole_layers * self.width * squared_lengths
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)

@@ -13,6 +13,7 @@ from mltrack.errors import ConfigurationError
 from mltrack.training import decisive
 
 COMPUTES_THE_SAME = ("allocator", "threads", "target_logits", "prefetch", "gc_freeze")
+DRAWS_OTHERWISE = ("dropout_masks", "first_token")
 TASKS = ("text_classification", "code_generation")
 
 
@@ -37,15 +38,24 @@ def test_switched_off_one_by_one_the_run_is_the_same(trainer, task):
     for name in COMPUTES_THE_SAME:
         assert_same(trained(trainer, name, task, speedups={name: "off"}), expected)
     without_dropout = trained(trainer, "no-dropout", task, dropout=0.0)
-    assert_same(trained(trainer, "own-masks", task, dropout=0.0, speedups="dropout_masks=off"), without_dropout)
+    for name in DRAWS_OTHERWISE:
+        assert_same(trained(trainer, f"no-{name}", task, dropout=0.0, speedups={name: "off"}), without_dropout)
 
 
 def test_every_speedup_is_looked_at():
-    assert {*COMPUTES_THE_SAME, "dropout_masks", "buckets"} == set(NAMES)
+    assert {*COMPUTES_THE_SAME, *DRAWS_OTHERWISE, "buckets"} == set(NAMES)
 
 
 @pytest.mark.parametrize(
-    "option", [{"speedups": "buckets=off"}, {"speedups": "dropout_masks=off"}, {"packing": True}, {"compile": True}, {"max_batch_tokens": 512}]
+    "option",
+    [
+        {"speedups": "buckets=off"},
+        {"speedups": "dropout_masks=off"},
+        {"speedups": "first_token=off"},
+        {"packing": True},
+        {"compile": True},
+        {"max_batch_tokens": 512},
+    ],
 )
 def test_what_decides_the_bits_is_compared_at_a_resume(trainer, option):
     made = trainer("code_generation", count=16)

@@ -1,7 +1,7 @@
 """The speed-ups that are on unless switched off, each with its own switch: `speedups=buckets=off,dropout_masks=off`.
 
-Invariant: none of them changes what a training computes beyond rounding; `buckets` decides the order of the records, `dropout_masks` which random
-numbers are drawn.
+Invariant: none of them changes what a training computes beyond rounding; `buckets` decides the order of the records, `dropout_masks` and
+`first_token` which random numbers are drawn.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ class Speedups:
     """On a CPU one random number decides about four elements."""
     target_logits: bool = True
     """In generation the logits are computed where a token is predicted, nowhere else."""
+    first_token: bool = True
+    """In classification an encoder's last layer is computed for the one token that the head reads, where it is one."""
     prefetch: bool = True
     """The next step's batches are put together while this one is computed."""
     gc_freeze: bool = True

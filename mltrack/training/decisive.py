@@ -35,6 +35,7 @@ def decisive(config: TrainingConfig, dataset: CodeDataset, model: nn.Module, dev
         "sampler": order_of(config),
         "packing": config.packing,
         "dropout masks": "cheap" if config.effective_speedups.dropout_masks else "torch's",
+        "last layer": "for its first token" if config.effective_speedups.first_token else "whole",
         "compiled": config.compile,
         "model": shape_of(inner),
         "attention implementation": str(getattr(getattr(inner, "config", None), "_attn_implementation", None)),

@@ -28,6 +28,8 @@ class Parallel(Protocol):
 
     rank: int
     world: int
+    replicates: bool
+    """Copies of the model are made in this process."""
 
     def sums(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss_sum float32, count int64), both without dimensions."""
@@ -37,7 +39,7 @@ class Parallel(Protocol):
 class SingleDevice:
     """The whole micro-batch at once."""
 
-    rank, world = 0, 1
+    rank, world, replicates = 0, 1, False
 
     def __init__(self, task: Objective):
         self._task = task
@@ -68,7 +70,7 @@ class DataParallelReplicas:
         wrap: `nn.DataParallel`, or what splits, runs and gathers as it does.
     """
 
-    rank, world = 0, 1
+    rank, world, replicates = 0, 1, True
 
     def __init__(self, task: Objective, wrap: Callable[[nn.Module], Any] = nn.DataParallel):
         self._task, self._wrap = task, wrap

@@ -24,6 +24,7 @@ from mltrack.tasks.class_weights import weighted
 from mltrack.tasks.generation import Generation, keeps_apart
 from mltrack.training.collector import frozen
 from mltrack.training.dropout import cheap_masks
+from mltrack.training.first_token import only_first_token
 from mltrack.training.parallel import Objective
 
 
@@ -62,9 +63,14 @@ def objective_of(config: TrainingConfig, dataset: CodeDataset) -> Objective:
 
 
 @contextmanager
-def sped_up(model: nn.Module, config: TrainingConfig, device: torch.device) -> Iterator[None]:
-    """What surrounds the loop: the same bits each time where asked for, cheap dropout masks on a CPU, a collector that rests."""
+def sped_up(model: nn.Module, config: TrainingConfig, device: torch.device, *, replicated: bool = False) -> Iterator[None]:
+    """What surrounds the loop: the same bits each time where asked for, work that nobody would look at left out, a collector that rests.
+
+    Args:
+        replicated: replicas are made of the model, which must then be what its classes say.
+    """
     on = config.effective_speedups
     masks = on.dropout_masks and device.type == "cpu" and not config.compile
-    with repeating_exactly(config.deterministic), cheap_masks(model, masks), frozen(on.gc_freeze):
+    narrow = on.first_token and not config.compile and not replicated
+    with repeating_exactly(config.deterministic), cheap_masks(model, masks), only_first_token(unwrapped(model), narrow), frozen(on.gc_freeze):
         yield

@@ -152,7 +152,7 @@ class AdvancedTrainer:
         """
         self._begin()
         try:
-            with sped_up(self.model, self.config, self.device):
+            with sped_up(self.model, self.config, self.device, replicated=self.parallel.replicates):
                 while True:
                     self._close_step()
                     if self._is_over():

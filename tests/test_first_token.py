@@ -1,0 +1,123 @@
+"""The last layer for one token alone: the same logits and gradients, for every model of the family; others are left as they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    CamembertConfig,
+    DistilBertConfig,
+    ElectraConfig,
+    GPT2Config,
+    RobertaConfig,
+    XLMRobertaConfig,
+)
+
+from mltrack.training.first_token import only_first_token
+
+SIZES = {
+    "vocab_size": 100,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "max_position_embeddings": 40,
+    "hidden_dropout_prob": 0.0,
+    "attention_probs_dropout_prob": 0.0,
+    "num_labels": 3,
+}
+FAMILY = [BertConfig, RobertaConfig, XLMRobertaConfig, CamembertConfig, ElectraConfig]
+
+
+def made(config: type, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return AutoModelForSequenceClassification.from_config(config(**{**SIZES, **options}))
+
+
+def batch(padded: bool = True) -> dict[str, torch.Tensor]:
+    mask = torch.ones(4, 12, dtype=torch.int64)
+    if padded:
+        for row, length in enumerate((12, 7, 3, 1)):
+            mask[row, length:] = 0
+    ids = torch.randint(5, 100, (4, 12), generator=torch.Generator().manual_seed(1))
+    return {"input_ids": ids, "attention_mask": mask} if padded else {"input_ids": ids}
+
+
+def logits_and_gradients(model: Any, given: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    logits = model(**given).logits
+    logits.square().sum().backward()
+    return logits.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("config", FAMILY)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("padded", [True, False])
+def test_logits_and_gradients_are_those_of_the_whole_layer(config: type, attention: str, padded: bool):
+    model = made(config).train()
+    model.set_attn_implementation(attention)
+    expected, gradients = logits_and_gradients(model, batch(padded))
+    names = list(model.state_dict())
+    widths = []
+    with only_first_token(model) as narrow:
+        assert narrow
+        assert list(model.state_dict()) == names
+        body = getattr(model, model.base_model_prefix)
+        handle = body.encoder.layer[-1].register_forward_hook(lambda module, given, out: widths.append(out.shape[1]))
+        found, narrow_gradients = logits_and_gradients(model, batch(padded))
+        handle.remove()
+    assert widths == [1]
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert narrow_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(narrow_gradients[name], gradient, atol=2e-5), name
+    again, _ = logits_and_gradients(model, batch(padded))
+    assert torch.equal(again, expected), "afterwards it is as before"
+
+
+def test_dropout_of_the_layer_is_still_drawn():
+    model = made(RobertaConfig, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
+    with only_first_token(model) as narrow:
+        assert narrow
+        assert not torch.equal(model(**batch()).logits, model(**batch()).logits)
+        model.eval()
+        assert torch.equal(model(**batch()).logits, model(**batch()).logits)
+
+
+class MeanHead(torch.nn.Module):
+    """A head that reads every token."""
+
+    def __init__(self, inner: Any):
+        super().__init__()
+        self.out = inner.out_proj
+
+    def forward(self, features: torch.Tensor, **_: Any) -> torch.Tensor:
+        return self.out(features.mean(dim=1))
+
+
+def test_a_head_that_reads_more_than_the_first_token_keeps_the_whole_layer():
+    model = made(RobertaConfig)
+    model.classifier = MeanHead(model.classifier)
+    expected = model.eval()(**batch()).logits
+    with only_first_token(model) as narrow:
+        assert not narrow
+        assert torch.equal(model(**batch()).logits, expected)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        DistilBertConfig(vocab_size=100, dim=32, n_layers=2, n_heads=2, hidden_dim=64),
+        GPT2Config(vocab_size=100, n_embd=32, n_layer=2, n_head=2, pad_token_id=0),
+    ],
+)
+def test_models_that_are_built_otherwise_are_left_as_they_are(model: Any):
+    model = AutoModelForSequenceClassification.from_config(model)
+    with only_first_token(model) as narrow:
+        assert not narrow
+    with only_first_token(made(RobertaConfig), wanted=False) as narrow:
+        assert not narrow
