@@ -135,6 +135,8 @@ class Watch:
         lengths = self.trainer.train_dataset.lengths
 
         def of(group: Any, *given: Any) -> Any:
+            if self.hooked and not self.steps and not self._groups:
+                self.tokens.forget()
             squared = sum(int((lengths[batch.records].astype("int64") ** 2).sum()) for batch in group)
             padded = sum(int(batch.tensors["input_ids"].numel()) for batch in group)
             size = {"tokens": sum(batch.tokens for batch in group), "targets": sum(batch.targets for batch in group)}

@@ -110,6 +110,10 @@ class TokenCount:
     def _count(self, model: Any, _: Any, given: dict[str, Any]) -> None:
         self._seen[model.training].append((given["input_ids"] != self._pad_token_id).sum())  # not read here: that would wait for a GPU
 
+    def forget(self) -> None:
+        """What went through so far was a look at the model, no work."""
+        self._seen = {True: [], False: []}
+
     @property
     def trained(self) -> int:
         return sum(int(count) for count in self._seen[True])
