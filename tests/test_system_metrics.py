@@ -13,7 +13,7 @@ import pytest
 from mlflow import MlflowClient
 from tracked_runs import assert_complete, client, start_script, start_stream, until
 
-from mltrack.relay.system_metrics import ENABLE_VARIABLE, INTERVAL_VARIABLE, TRAINER_CPU, TRAINER_MEMORY, SystemMetrics, SystemMetricsFeed
+from mltrack.relay.system_metrics import ENABLE_VARIABLE, INTERVAL_S, INTERVAL_VARIABLE, TRAINER_CPU, TRAINER_MEMORY, SystemMetrics, SystemMetricsFeed
 from mltrack.store import connect, create_run
 
 BURN = """
@@ -45,6 +45,18 @@ def burning():
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory):
     return connect(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+
+
+class Clock:
+    """Seconds that pass when the test says so."""
+
+    seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+    def pass_interval(self) -> None:
+        self.seconds += INTERVAL_S
 
 
 def new_run(store) -> str:
@@ -96,41 +108,47 @@ def test_a_trainer_that_has_ended_leaves_the_machine_alone() -> None:
     assert seen["system/system_memory_usage_megabytes"] > 0
 
 
-def test_steps_begin_at_one_and_a_later_relay_goes_on(burning: int, store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(INTERVAL_VARIABLE, "0.05")
+def test_steps_begin_at_one_and_a_later_relay_goes_on(burning: int, store) -> None:
     run_id = new_run(store)
     for _ in range(2):
-        feed = SystemMetricsFeed(burning)
+        clock = Clock()
+        feed = SystemMetricsFeed(burning, clock=clock)
         for _ in range(3):
-            time.sleep(0.06)
+            clock.pass_interval()
             feed.send_due(store, run_id)
-        feed.send_due(store, run_id)  # not due: nothing
+            feed.send_due(store, run_id)  # not due: nothing
     assert steps(store, run_id, TRAINER_MEMORY) == [1, 2, 3, 4, 5, 6]
     assert steps(store, run_id, "system/cpu_utilization_percentage") == [1, 2, 3, 4, 5, 6]
 
 
-def test_what_an_outage_held_back_is_sent_after_it_and_nothing_is_raised(
-    burning: int, store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setenv(INTERVAL_VARIABLE, "0.05")
+def test_the_first_sample_comes_early_and_the_interval_is_mlflows_variable(burning: int, store, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = new_run(store)
-    feed = SystemMetricsFeed(burning)
-    time.sleep(0.06)
-    feed.send_due(store, run_id)
-    away = connect("http://127.0.0.1:9")
-    time.sleep(0.06)
-    feed.send_due(away, run_id)
+    clock = Clock()
+    monkeypatch.setenv(INTERVAL_VARIABLE, "20")
+    feed = SystemMetricsFeed(burning, clock=clock)
+    sent = []
+    for clock.seconds in (0.5, 1.0, 20.5, 21.0):
+        feed.send_due(store, run_id)
+        sent.append(len(steps(store, run_id, TRAINER_MEMORY)))
+    assert sent == [0, 1, 1, 2]
+
+
+def test_what_an_outage_held_back_is_sent_after_it_and_nothing_is_raised(burning: int, store, caplog: pytest.LogCaptureFixture) -> None:
+    run_id = new_run(store)
+    clock = Clock()
+    feed = SystemMetricsFeed(burning, clock=clock)
+    for asked in (store, connect("http://127.0.0.1:9"), store):
+        clock.pass_interval()
+        feed.send_due(asked, run_id)
     assert "system metrics" in caplog.text
-    time.sleep(0.06)
-    feed.send_due(store, run_id)
     assert steps(store, run_id, TRAINER_CPU) == [1, 2, 3]
 
 
-def test_a_run_that_is_gone_ends_the_sampling_in_one_line(burning: int, store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setenv(INTERVAL_VARIABLE, "0.05")
-    feed = SystemMetricsFeed(burning)
+def test_a_run_that_is_gone_ends_the_sampling_in_one_line(burning: int, store, caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    feed = SystemMetricsFeed(burning, clock=clock)
     for _ in range(3):
-        time.sleep(0.06)
+        clock.pass_interval()
         feed.send_due(store, "0" * 32)
     assert len(caplog.records) == 1
     assert "not sampled any more" in caplog.text
@@ -138,15 +156,15 @@ def test_a_run_that_is_gone_ends_the_sampling_in_one_line(burning: int, store, m
 
 def test_mlflows_own_variables_are_obeyed(burning: int, store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     run_id = new_run(store)
-    monkeypatch.setenv(INTERVAL_VARIABLE, "0.01")
+    clock = Clock()
     monkeypatch.setenv(ENABLE_VARIABLE, "false")
-    off = SystemMetricsFeed(None)
-    time.sleep(0.02)
+    off = SystemMetricsFeed(None, clock=clock)
+    clock.pass_interval()
     off.send_due(store, run_id)
     assert store.client.get_run(run_id).data.metrics == {}
     monkeypatch.setenv(ENABLE_VARIABLE, "true")
-    beside_mlflow = SystemMetricsFeed(burning, own_run=False)
-    time.sleep(0.02)
+    beside_mlflow = SystemMetricsFeed(burning, own_run=False, clock=clock)
+    clock.pass_interval()
     beside_mlflow.send_due(store, run_id)
     assert store.client.get_run(run_id).data.metrics.keys() == {TRAINER_MEMORY, TRAINER_CPU}, "MLflow samples the machine itself"
     monkeypatch.setenv(INTERVAL_VARIABLE, "often")

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -105,21 +105,23 @@ class SystemMetricsFeed:
     Args:
         pid: the trainer's.
         own_run: False where the MLflow run is the user's own, in whose process MLflow may sample the machine too.
+        clock: tells seconds, from any beginning; when a sample is due is read from it.
     """
 
-    def __init__(self, pid: int | None, *, own_run: bool = True):
+    def __init__(self, pid: int | None, *, own_run: bool = True, clock: Callable[[], float] = time.monotonic):
         asked = os.environ.get(ENABLE_VARIABLE, "").strip().lower()
         self._interval_s = _interval_s()
         self._metrics = SystemMetrics(pid, machine_wide=own_run or asked not in ("true", "1")) if asked not in ("false", "0") else None
-        self._due = time.monotonic() + min(FIRST_S, self._interval_s)
+        self._clock = clock
+        self._due = clock() + min(FIRST_S, self._interval_s)
         self._step: int | None = None
         self._unsent: list[runs.Point] = []
 
     def send_due(self, store: Store, run_id: str) -> None:
         """Sample and send, if the interval is over. Raises nothing: what fails is logged, and sent with the next sample where it can be."""
-        if self._metrics is None or time.monotonic() < self._due:
+        if self._metrics is None or self._clock() < self._due:
             return
-        self._due = time.monotonic() + self._interval_s
+        self._due = self._clock() + self._interval_s
         try:
             if self._step is None:
                 self._step = max((step for _, step in runs.delivered_pairs(store, run_id, [TRAINER_MEMORY], 0)), default=0)
