@@ -34,6 +34,8 @@ CLEANED = 100
 REST_S = 0.01
 SMALL_MB, MORE_ROUNDS = 100, 10
 """Saves of less than that are counted ten times as often: each takes a few milliseconds."""
+OBJECTS_BYTES = 1_000_000
+"""Of extra memory that is no part of a copy: the writer's stack, names, headers. Two copies of 10 MB are told from one and that."""
 Figures = dict[str, Any]
 
 
@@ -249,14 +251,20 @@ def shown_size(megabytes: float) -> str:
     return f"{megabytes:g} MB" if megabytes < 1000 else f"{megabytes / 1000:g} GB"
 
 
+def beyond_a_copy(one: Figures) -> int:
+    """Extra bytes, but for those of one copy of the state."""
+    return int(one["extra_bytes"] - one["state_bytes"])
+
+
 def rows_of(megabytes: float, seen: dict[str, Figures]) -> list[tuple[str, list[str], str, str]]:
     """(what, a cell for each way, goal, met)"""
     ours, size = seen["mltrack"], shown_size(megabytes)
     stall = [f"{one['stall_ms']:.1f} ms = {one['ratio']:.2f}x\n(first {one['first_stall_ms']:.0f} ms)" for one in seen.values()]
+    extra = [f"{one['extra_copies']:.2f} copies\n(1 {beyond_a_copy(one) / 1e6:+.1f} MB)" for one in seen.values()]
     return [
         (f"{size}: stall, of a copy", stall, "<= 1.5x", "yes" if ours["ratio"] <= 1.5 else "no"),
         (f"{size}: until on the disk", [f"{one['on_disk_ms']:.0f} ms" for one in seen.values()], "", ""),
-        (f"{size}: extra memory", [f"{one['extra_copies']:.2f} copies" for one in seen.values()], "<= 1 copy", "yes" if ours["extra_copies"] <= 1.05 else "no"),
+        (f"{size}: extra memory", extra, "<= 1 copy", "yes" if beyond_a_copy(ours) <= OBJECTS_BYTES else "no"),
     ]
 
 

@@ -81,6 +81,43 @@ def test_everything_comes_back_equal(tmp_path):
     assert other.out.weight is other.embed.weight
 
 
+class WithExtraState(nn.Linear):
+    """Saves a tensor that is neither parameter nor buffer."""
+
+    extra = torch.arange(3.0)
+
+    def get_extra_state(self):
+        return self.extra
+
+
+def _model(kind: str) -> nn.Module:
+    linear = nn.Linear(4, 4)
+    model = nn.Sequential(linear, nn.BatchNorm1d(4), nn.Linear(4, 4, bias=False), linear)
+    model[1].register_buffer("not_saved", torch.zeros(2), persistent=False)
+    model[1].register_buffer("none", None)
+    if kind == "a hook of a child":
+        model[1].register_state_dict_post_hook(lambda module, held, prefix, metadata: held.__delitem__(f"{prefix}running_var"))
+    elif kind == "extra state":
+        model.append(WithExtraState(4, 4))
+    elif kind == "a state_dict of the instance's own":
+        own = model.state_dict
+        model.state_dict = lambda **options: {name: tensor for name, tensor in own(**options).items() if "bias" not in name}  # as adapters do it
+    elif kind == "parametrized":
+        torch.nn.utils.parametrizations.weight_norm(model[2])
+    return model
+
+
+@pytest.mark.parametrize("kind", ["plain", "a hook of a child", "extra state", "a state_dict of the instance's own", "parametrized"])
+def test_what_is_saved_of_a_model_is_its_state_dict(kind, tmp_path):
+    model = _model(kind)
+    wanted = model.state_dict()
+    held = state.join_model(*state.split_model(model))
+    assert {name: tensor.data_ptr() for name, tensor in held.items()} == {name: tensor.data_ptr() for name, tensor in wanted.items()}
+    manager = CheckpointManager(tmp_path)
+    manager.save_checkpoint(model=model, epoch=0, step=1)
+    assert _equal(dict(manager.load_latest_checkpoint()["model_state_dict"]), dict(wanted))
+
+
 def test_tied_weights_are_written_once(tmp_path):
     model, _, _ = _trained()
     info = CheckpointManager(tmp_path).save_checkpoint(model=model, epoch=0, step=1, metric_value=1.0)

@@ -20,6 +20,9 @@ _SCALARS = {type(None), bool, int, float, str}
 _WRAPPERS = ("module", "_orig_mod")
 """Attributes by which DataParallel, DistributedDataParallel and torch.compile hold the model."""
 
+_STATE_DICT, _SAVE, _EXTRA_STATE = nn.Module.state_dict, nn.Module._save_to_state_dict, nn.Module.get_extra_state
+"""What a module overrides that has a say in what is saved of it."""
+
 Tensors = dict[str, torch.Tensor]
 
 
@@ -37,7 +40,7 @@ def split_model(model: nn.Module) -> tuple[Tensors, dict[str, str]]:
     Returns:
         {name: tensor} with each storage once, {other name: name} of tied weights.
     """
-    held: Tensors = dict(unwrapped(model).state_dict(keep_vars=True))
+    held = _named_state(unwrapped(model))
     if len({tensor.data_ptr() for tensor in held.values()}) == len(held):
         return held, {}
     tensors: Tensors = {}
@@ -50,6 +53,27 @@ def split_model(model: nn.Module) -> tuple[Tensors, dict[str, str]]:
         else:
             tensors[name] = tensor
     return tensors, aliases
+
+
+def _named_state(model: nn.Module) -> Tensors:
+    """`model.state_dict(keep_vars=True)`: of modules with a way of their own by that call; else by a walk, in half the time when nothing is in the cache."""
+    held: Tensors = {}
+    return held if _collect(model, "", held) else dict(model.state_dict(keep_vars=True))
+
+
+def _collect(module: nn.Module, prefix: str, held: Tensors) -> bool:
+    """Add what `module` and those below it would save; False where one of them has a say in that."""
+    kind = type(module)
+    overridden = kind.state_dict is not _STATE_DICT or kind._save_to_state_dict is not _SAVE or kind.get_extra_state is not _EXTRA_STATE
+    if overridden or "state_dict" in vars(module) or module._state_dict_hooks or module._state_dict_pre_hooks:
+        return False
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            held[prefix + name] = parameter
+    for name, buffer in module._buffers.items():
+        if buffer is not None and name not in module._non_persistent_buffers_set:
+            held[prefix + name] = buffer
+    return all(_collect(child, f"{prefix}{name}.", held) for name, child in module._modules.items() if child is not None)
 
 
 def _same_view(one: torch.Tensor, other: torch.Tensor) -> bool:
