@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrack import relay
+from mltrack.collector import collect_as_before, collect_rarely
 from mltrack.errors import TrackingError
 from mltrack.journal import RunDirectory, RunInfo
 from mltrack.processes import start
@@ -134,8 +135,10 @@ def opened(info: RunInfo) -> RunInfo:
 def main() -> None:
     """Lines of standard input: the tracking URI, at which mlflow is imported; a run, which is opened and answered; its directory, which is followed."""
     uri = sys.stdin.readline().rstrip("\n")
+    collect_rarely()
     with suppress(TrackingError):
         import_client(uri)  # what fails now, fails again when the run is opened, and is said then
+    collect_as_before()
     if not (line := sys.stdin.readline()):
         return
     try:

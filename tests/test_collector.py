@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 
-from mltrack.training.collector import collect_between_epochs, frozen
+import pytest
+
+from mltrack.collector import collect_between_epochs, collect_rarely, frozen
 
 
 class Knot:
@@ -43,3 +45,32 @@ def test_what_somebody_else_has_frozen_stays_frozen():
         gc.unfreeze()
     with frozen(wanted=False):
         assert gc.get_freeze_count() == 0
+
+
+@pytest.fixture
+def thresholds():
+    """Those of the interpreter, which come back afterwards."""
+    held = gc.get_threshold()
+    yield held
+    gc.set_threshold(*held)
+
+
+def test_collections_are_rare_until_the_training_begins(thresholds):
+    collect_rarely()
+    before = gc.get_stats()[0]["collections"]
+    kept = [[] for _ in range(50_000)]
+    assert gc.get_stats()[0]["collections"] - before <= 1, "seventy with the thresholds that were"
+    with frozen():
+        assert gc.get_threshold() == thresholds
+    assert gc.get_threshold() == thresholds
+    assert len(kept) == 50_000
+
+
+def test_thresholds_of_somebody_else_stay(thresholds):
+    gc.set_threshold(5_000, 20, 20)
+    collect_rarely()
+    with frozen():
+        assert gc.get_threshold() == (5_000, 20, 20)
+    gc.set_threshold(*thresholds)
+    collect_rarely(wanted=False)
+    assert gc.get_threshold() == thresholds

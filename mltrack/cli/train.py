@@ -73,7 +73,8 @@ def train(words: Mapping[str, str]) -> int:
 
 
 def prepare_process(speedups: str | Mapping[str, str] | None = None) -> None:
-    """What must be set before torch is imported: threads that fit the machine, memory that stays."""
+    """What must be set before torch is imported: threads that fit the machine, memory that stays, a collector that does not look at each import."""
+    from mltrack.collector import collect_rarely
     from mltrack.config.speedups import Speedups
     from mltrack.hardware import fit_threads, keep_freed_memory, yield_idle_cores
 
@@ -83,6 +84,7 @@ def prepare_process(speedups: str | Mapping[str, str] | None = None) -> None:
         fit_threads()
     if on.allocator:
         keep_freed_memory()
+    collect_rarely(on.gc_freeze)
 
 
 def _request(words: Mapping[str, str]) -> TrainModelRequest:

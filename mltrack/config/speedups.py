@@ -33,7 +33,7 @@ class Speedups:
     prefetch: bool = True
     """The next step's batches are put together while this one is computed."""
     gc_freeze: bool = True
-    """Python's garbage collector no longer looks at what was there before the training."""
+    """Python's garbage collector hardly looks while code is imported, and not at what was there before the training."""
 
     @classmethod
     def of(cls, given: str | Mapping[str, str] | None) -> Speedups:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from mltrack.checkpoints.state import unwrapped
+from mltrack.collector import frozen
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.errors import ConfigurationError
@@ -22,7 +23,6 @@ from mltrack.hardware import allow_tf32, repeating_exactly
 from mltrack.tasks import task_for
 from mltrack.tasks.class_weights import weighted
 from mltrack.tasks.generation import Generation, keeps_apart
-from mltrack.training.collector import frozen
 from mltrack.training.dropout import cheap_masks
 from mltrack.training.first_token import only_first_token
 from mltrack.training.parallel import Objective

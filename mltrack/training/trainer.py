@@ -27,6 +27,7 @@ from torch import nn
 
 from mltrack.checkpoints import CheckpointManager
 from mltrack.checkpoints.state import capture_rng, load_model, load_optimizer, restore_rng
+from mltrack.collector import collect_between_epochs
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.errors import DatasetError, Interrupted
@@ -34,7 +35,6 @@ from mltrack.hardware import choose_device, choose_precision
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking import TrainingMetricsTracker
 from mltrack.training.batches import MicroBatch, TrainingBatches
-from mltrack.training.collector import collect_between_epochs
 from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.defaults import configure, local_checkpoints, local_tracker
 from mltrack.training.early_stopping import EarlyStopping
