@@ -99,4 +99,4 @@ def test_a_run_its_files_and_its_models_through_the_proxy_and_the_bytes_after_pr
         log_points(store, run.run_id, [("a", 1.0, 1, 1)])
     with pytest.raises(StoreUnavailable):
         artifacts.put_file(store, run.run_id, checkpoint / "large.bin")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 30
