@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import subprocess
@@ -129,7 +130,14 @@ def test_cut_off_at_any_request_and_called_again_it_is_one_decision(store: Store
 
     finish(store, folder, name, 0.5)
     model_id, real = logged_model(store, folder), store.client
-    for verb in ("create_model_version", "update_model_version", "set_registered_model_alias", "set_registered_model_tag", "set_model_version_tag"):
+    for verb in (
+        "create_model_version",
+        "set_logged_model_tags",
+        "update_model_version",
+        "set_registered_model_alias",
+        "set_registered_model_tag",
+        "set_model_version_tag",
+    ):
         store.client = Cut(real, verb)
         try:
             with pytest.raises(CutOffError):
@@ -140,6 +148,7 @@ def test_cut_off_at_any_request_and_called_again_it_is_one_decision(store: Store
     assert (outcome.version, outcome.aliases, outcome.decision.split(":")[0]) == (2, ["challenger", "champion"], "champion")
     assert [(change.before, change.version, change.kind) for change in history(store, name)] == [(None, 1, "gate"), (1, 2, "gate")]
     assert store.client.get_model_version(name, "2").description == "version 2"
+    assert store.client.get_logged_model(model_id).tags["mlflow.modelVersions"] == json.dumps([{"name": name, "version": "2"}])
 
 
 def test_other_evaluation_data_leave_it_challenger_and_name_the_command(store: Store, folder: Path, name: str) -> None:

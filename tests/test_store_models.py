@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import pytest
 from hf_folders import PROMPT, decoder_folder, encoder_folder
 
@@ -35,6 +36,7 @@ from mltrack.store import (
     set_alias,
     write_model_folder,
 )
+from mltrack.store.connection import as_process_default
 
 STATE = {"optimizer.safetensors", "optimizer.json", "state.json", "metadata.json"}
 
@@ -201,6 +203,20 @@ def test_the_registry(store: Store, run: RunInfo, written: dict[str, Path]) -> N
     assert len(set(folders)) == 1
     assert (folders[0] / "MLmodel").is_file()
     assert resolve(store, "models:/reg/latest") == resolve(store, "models:/reg/2") != folders[0]
+
+
+def test_a_logged_model_names_its_versions_as_mlflows_pages_read_them(store: Store, run: RunInfo, written: dict[str, Path]) -> None:
+    model_id = published(store, run, written["text_classification"], step=1, eval_loss=1.0)
+    for name in ("linked", "linked-too", "linked"):
+        register(store, name, model_id)
+    ours = store.client.get_logged_model(model_id).tags["mlflow.modelVersions"]
+    other_id = published(store, run, written["text_classification"], step=2, eval_loss=1.0)
+    with as_process_default(store):
+        for name in ("linked-by-mlflow", "linked-by-mlflow-too"):
+            mlflow.register_model(f"models:/{other_id}", name)
+    theirs = store.client.get_logged_model(other_id).tags["mlflow.modelVersions"]
+    assert json.loads(ours) == [{"name": "linked", "version": "1"}, {"name": "linked-too", "version": "1"}]
+    assert [one | {"name": "", "version": str(one["version"])} for one in json.loads(theirs)] == [one | {"name": ""} for one in json.loads(ours)]
 
 
 @pytest.mark.parametrize(

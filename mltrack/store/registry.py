@@ -9,6 +9,7 @@ Invariant: a version is made from models:/m-... and once per logged model; what 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from mltrack.store.runs import cut, legal_name
 
 MAX_RACES = 5
 _MAX_TAG_LENGTH = 8000
+_VERSIONS_TAG = "mlflow.modelVersions"
 _SOURCE = re.compile(r"models:/(m-[^/]+)$")
 
 
@@ -46,7 +48,9 @@ def register(store: Store, name: str, model_id: str, tags: Mapping[str, Any] | N
     with translated(store, f"registering {model_id} as {name}"):
         held = [version for version in search_versions(store, f"source_path='models:/{model_id}'") if version.name == name]
         if held:
-            return str(min(held, key=lambda version: int(version.version)).version)
+            number = str(min(held, key=lambda version: int(version.version)).version)
+            _link_back(store, model_id, name, number)
+            return number
         model = store.client.get_logged_model(model_id)
         if str(model.status) != "READY":
             raise StoreRejected(f"{store.shown_uri}: {model_id} is {model.status}, its files are not complete; a READY model is accepted")
@@ -65,7 +69,21 @@ def register(store: Store, name: str, model_id: str, tags: Mapping[str, Any] | N
                 await_creation_for=0,
                 model_id=model_id,
             )
+        _link_back(store, model_id, name, str(version.version))
         return str(version.version)
+
+
+def _link_back(store: Store, model_id: str, name: str, number: str) -> None:
+    """Name the version in the tag from which MLflow's pages show what a logged model is registered as: a server writes it, an embedded database does not."""
+    try:
+        known = json.loads(store.client.get_logged_model(model_id).tags.get(_VERSIONS_TAG, "[]"))
+    except Exception as error:
+        if is_missing(error):  # deleted by somebody, after it was registered
+            return
+        raise
+    mine = {"name": name, "version": number}
+    if mine not in known:
+        store.client.set_logged_model_tags(model_id, {_VERSIONS_TAG: json.dumps([*known, mine])})
 
 
 def set_alias(store: Store, name: str, alias: str, version: str | int) -> None:
