@@ -17,6 +17,7 @@ from typing import Any
 import mltrack
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.data import CodeDataset
+from mltrack.data.requested import WORKING_DIRECTORY
 from mltrack.data.stdlib_source import STDLIB
 from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.provenance import git_facts
@@ -55,7 +56,7 @@ def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: R
         offline=request.offline,
         task=request.task,
         created_ms=records.now_ms(),
-        tags={"mltrack.task": request.task, **({} if given else git_facts())},
+        tags={"mltrack.task": request.task, WORKING_DIRECTORY: os.getcwd(), **({} if given else git_facts())},
         mltrack_version=mltrack.__version__,
     )
     if resumed is not None and not request.new_run:
@@ -97,7 +98,7 @@ def _described(dataset: CodeDataset, path: str, context: str, split: str) -> Map
     profile: dict[str, Any] = {"num_rows": number, "records": number, "digest": dataset.digest}
     columns = ["code", "label"] if dataset.task.is_classification else ["description", "code"]
     if dataset.task.is_classification:
-        profile["classes"] = dataset.class_counts
+        profile["classes"] = dataset.record_counts
     source: str | dict[str, str] = path
     if path == STDLIB:  # another interpreter has another library, and another Bandit other opinions
         source = {"uri": STDLIB, "python": platform.python_version(), **({"bandit": version("bandit")} if dataset.task.is_classification else {})}

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cached_tokens
 import commands
@@ -16,9 +17,11 @@ import numpy as np
 import pytest
 from cached_tokens import encoder, records
 from tracked_runs import kill, until
+from transformers import PreTrainedTokenizer
 
 from mltrack.config import TaskType
 from mltrack.data import token_cache
+from mltrack.data.encoding import Encoder
 from mltrack.data.records import Record
 from mltrack.data.token_cache import TokenRows, token_rows
 
@@ -146,6 +149,42 @@ def test_each_of_what_decides_the_ids_has_a_file_of_its_own(cache: Path, monkeyp
         assert same(rows, token_rows(chosen, made_by, cache=False))
     moved = [Record(record.text, "a label", record.description, "elsewhere.csv", 99) for record in some]
     assert not built_by(lambda built: token_rows(moved, encoder(), progress=built))[1], "where a record stands and its label decide no token"
+
+
+class InPython(PreTrainedTokenizer):
+    """A tokenizer without a backend, one token a character, whose setting decides the ids."""
+
+    vocab_files_names = {}  # noqa: RUF012
+
+    def __init__(self, lower: bool = False, **options: Any):
+        self.lower = lower
+        self._ids = {chr(code): code - 32 for code in range(32, 127)} | {"<pad>": 95, "<unk>": 96}
+        super().__init__(pad_token="<pad>", unk_token="<unk>", **options)
+
+    @property
+    def vocab_size(self) -> int:
+        return len(self._ids)
+
+    def get_vocab(self) -> dict[str, int]:
+        return dict(self._ids)
+
+    def _tokenize(self, text: str, **options: Any) -> list[str]:
+        return list(text.lower() if self.lower else text)
+
+    def _convert_token_to_id(self, token: str) -> int:
+        return self._ids.get(token, 96)
+
+
+def test_a_setting_of_a_tokenizer_that_is_written_in_python_has_a_file_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_cache, "FEWEST_RECORDS", 20)
+    some = [Record(f"DEF F{n}", "a label", None, "a.jsonl", n) for n in range(1, 41)]
+    for lower in (False, True):
+        made_by = Encoder(InPython(lower), TaskType.TEXT_CLASSIFICATION, 32, "head")
+        rows, built = built_by(lambda built, made_by=made_by: token_rows(some, made_by, progress=built))
+        assert built
+        assert same(rows, token_rows(some, made_by, cache=False))
+    elsewhere = InPython(True, name_or_path="elsewhere", model_max_length=9)
+    assert not built_by(lambda built: token_rows(some, Encoder(elsewhere, TaskType.TEXT_CLASSIFICATION, 32, "head"), progress=built))[1]
 
 
 def test_a_call_of_the_tokenizer_that_cuts_and_pads_changes_no_key(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

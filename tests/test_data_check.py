@@ -72,6 +72,17 @@ def test_the_same_code_with_two_labels() -> None:
     assert "label_conflicts" in [finding.name for finding in report.findings]
 
 
+def test_the_same_code_with_another_label_in_validation() -> None:
+    code, other = function(1), function(2)
+    train, valid = records([code, other], "ab"), records([recommented(code), with_other_literals(code), other], "bba", file="valid.jsonl")
+    report = check_data(train, valid)
+    assert (report.train.label_conflicts, report.valid.label_conflicts, report.conflicting_overlap) == (0, 0, 2)
+    assert report.shares()["label_conflicts"] == pytest.approx(2 / 3)
+    (finding,) = [finding for finding in report.findings if finding.name == "label_conflicts"]
+    assert "valid.jsonl: record 1 ~ train.jsonl: record 1; valid.jsonl: record 3 ~ train.jsonl: record 2" in finding.line
+    assert check_data(train, records([recommented(code)], "a", file="valid.jsonl")).conflicting_overlap == 0
+
+
 def test_copies_inside_a_set() -> None:
     train = records([function(1), function(1), renamed(function(1)), function(2), function(3)], "aaabb")
     report = check_data(train).train

@@ -134,7 +134,9 @@ def test_what_is_too_long_can_be_left_out_and_is_counted() -> None:
     head = CodeDataset(records, tokenizer, "code_generation", max_length=16)
     assert (dataset.digest, head.dropped, head.truncated) == (head.digest, 0, 2), "the digest is of what was given: another tokenizer leaves out others"
     classes = [Record("c" * count, label, None, "a", 1) for count, label in ((30, "x"), (3, "y"), (4, "y"))]
-    assert CodeDataset(classes, tokenizer, "text_classification", max_length=16, truncation="drop").class_counts == {"x": 0, "y": 2}
+    classified = CodeDataset(classes, tokenizer, "text_classification", max_length=16, truncation="drop")
+    assert classified.class_counts == {"x": 0, "y": 2}
+    assert (sum(classified.record_counts.values()), classified.record_counts["y"]) == (len(classified) + classified.dropped, 2), "what the digest is of"
     with pytest.raises(DatasetError, match=r"a\.jsonl: none of the 1 records fits into max_length=8 tokens; accepted: a larger max_length, or truncation=head"):
         CodeDataset(records[:1], tokenizer, "code_generation", max_length=8, truncation="drop")
 

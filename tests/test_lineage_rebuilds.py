@@ -90,13 +90,28 @@ def test_the_printed_command_makes_the_same_records(trained: SimpleNamespace, tm
     digests = [one["profile"]["digest"] for one in told["data_sets"]]
     command = shlex.split(told["rebuild"])
     assert command[:3] == ["mltrack", "data", "split"]
-    ran = commands.mltrack(*command[1:], "--output-dir", tmp_path / "again", "--output", "json", cwd=trained.folder)
+    ran = commands.mltrack(*command[1:], "--output-dir", tmp_path / "again", "--output", "json", cwd=tmp_path)
     assert ran.returncode == 0, ran.stderr
     made = json.loads(ran.stdout)
     assert [one["digest"] for one in made] == digests
     assert [one["records"] for one in made] == [one["profile"]["records"] for one in told["data_sets"]]
     for one in made:  # and what was written is those records
         assert DatasetLoader(one["path"]).get_info()["digest"] == one["digest"]
+
+
+def test_the_printed_command_says_that_the_file_holds_other_records_by_now(trained: SimpleNamespace, tmp_path: Path) -> None:
+    write(tmp_path / "changed.jsonl", [{**row, "func": row["func"].replace("eval", "exec")} for row in rows()])
+    words = shlex.split(show(trained)["rebuild"])
+    words[words.index(str(trained.folder / "my data.jsonl"))] = "changed.jsonl"
+    ran = commands.mltrack(*words[1:], "--output-dir", "again", cwd=tmp_path)
+    assert ran.returncode == 2
+    training, _ = words[words.index("--digests") + 1].split(",")
+    assert len(ran.stderr.strip().splitlines()) == 1
+    assert "digests: the training records have " in ran.stderr
+    assert f"accepted: {training}. The files, or the library, have changed" in ran.stderr
+    assert not (tmp_path / "again").exists()
+    words[words.index("--digests") + 1] = training
+    assert "accepted: the digests of the training and of the evaluation records" in commands.mltrack(*words[1:], cwd=tmp_path).stderr
 
 
 def test_from_mlflow_alone_and_from_the_run_directory_alone_it_is_the_same(trained: SimpleNamespace) -> None:
@@ -110,7 +125,7 @@ def test_another_order_another_file_and_another_machine_give_the_same_digests(tr
     random.Random(1).shuffle(shuffled)
     write(tmp_path / "elsewhere" / "other.jsonl", shuffled)
     words = shlex.split(show(trained)["rebuild"])
-    words[words.index("my data.jsonl")] = "elsewhere/other.jsonl"
+    words[words.index(str(trained.folder / "my data.jsonl"))] = "elsewhere/other.jsonl"
     ran = commands.mltrack(*words[1:], "--output", "json", cwd=tmp_path, PYTHONHASHSEED="5")
     assert [one["digest"] for one in json.loads(ran.stdout)] == [one["profile"]["digest"] for one in show(trained)["data_sets"]]
 
@@ -120,7 +135,7 @@ def test_a_person_reads_it(trained: SimpleNamespace) -> None:
     assert ran.returncode == 0, ran.stderr
     assert "training    my data.jsonl-train: " in ran.stdout
     assert "  classes   safe " in ran.stdout
-    assert ran.stdout.splitlines()[-1].startswith("rebuild     mltrack data split --dataset-path 'my data.jsonl' --task text_classification")
+    assert ran.stdout.splitlines()[-1].startswith(f"rebuild     mltrack data split --dataset-path '{trained.folder}/my data.jsonl' --task text_classification")
 
 
 def test_a_run_that_is_not_there_is_one_line(trained: SimpleNamespace) -> None:
@@ -136,3 +151,8 @@ def test_the_command_says_what_decides_the_records_and_nothing_else() -> None:
     assert rebuild_command(options) == "mltrack data split --dataset-path a.csv --task code_generation --validation-split 0.1 --seed 3"
     two_files = {**options, "validation_path": "b.csv"}
     assert rebuild_command(two_files) == "mltrack data split --dataset-path a.csv --task code_generation --validation-path b.csv"
+    of_another_folder = {**two_files, "dataset_path": "hf:name:train", "validation_path": "/c/b.csv"}
+    assert rebuild_command(of_another_folder, working_directory="/d").endswith("--dataset-path hf:name:train --task code_generation --validation-path /c/b.csv")
+    assert rebuild_command({**two_files, "dataset_path": "stdlib"}, working_directory="/d", digests=["ab" * 32, "cd" * 32]).endswith(
+        "--dataset-path stdlib --task code_generation --validation-path /d/b.csv --digests abababababababab,cdcdcdcdcdcdcdcd"
+    )

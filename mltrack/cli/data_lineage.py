@@ -11,22 +11,30 @@ from mltrack.cli.options import split_options
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError
 
+_DIGITS = 8
+
 
 def split(words: Mapping[str, str]) -> None:
-    """Print, and with `output_dir` write, the training and evaluation records that a training with these options has."""
+    """Print, and with `output_dir` write, the training and evaluation records that a training with these options has.
+
+    Raises:
+        ConfigurationError: they are not those that `digests` names; nothing is written.
+    """
     from mltrack.data.requested import requested_records
     from mltrack.data.table import digest_of
 
     options = split_options()
     values = {name: options[name].parse(word) for name, word in words.items()}
-    folder, output = values.pop("output_dir", None), values.pop("output", "text")
+    folder, output, digests = values.pop("output_dir", None), values.pop("output", "text"), values.pop("digests", None)
     found = requested_records(TrainModelRequest(**values))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name, records in (("train", found.train), ("evaluation", found.evaluation)):
-        row: dict[str, Any] = {"set": name, "records": len(records), "digest": digest_of(records)}
-        if folder is not None:
-            row["path"] = str(_written(records, Path(folder), name, found.loader.task.is_classification))
-        rows.append(row)
+        rows.append({"set": name, "records": len(records), "digest": digest_of(records)})
+    if digests is not None:
+        _compare([row["digest"] for row in rows], digests)
+    if folder is not None:
+        for row, records in zip(rows, (found.train, found.evaluation), strict=True):
+            row["path"] = str(_written(records, Path(folder), row["set"], found.loader.task.is_classification))
     if output == "json":
         print(json.dumps(rows))
         return
@@ -38,13 +46,16 @@ def split(words: Mapping[str, str]) -> None:
 
 def show(run_id: str, output_dir: str, output: str, tracking_uri: str | None) -> None:
     """Print the data sets of a run, here or in MLflow, and the command that makes them again."""
-    from mltrack.data.requested import rebuild_command
+    from mltrack.data.requested import WORKING_DIRECTORY, rebuild_command
 
     OPTIONS["output"].check(output)
-    data_sets, options = _recorded(run_id, output_dir, tracking_uri)
+    data_sets, options, tags = _recorded(run_id, output_dir, tracking_uri)
     if not data_sets:
         raise ConfigurationError(f"data show: run {run_id} names no data sets; accepted: a run of `mltrack train` that has got as far as its data")
-    command = rebuild_command(options) if options.get("dataset_path") else None
+    sides = {one["context"]: (one.get("profile") or {}).get("digest") or one["digest"] for one in data_sets}
+    digests = [sides[context] for context in ("training", "evaluation")] if {"training", "evaluation"} <= sides.keys() else []
+    place = tags.get(WORKING_DIRECTORY, "")
+    command = rebuild_command(options, working_directory=place, digests=digests) if options.get("dataset_path") else None
     if output == "json":
         print(json.dumps({"data_sets": data_sets, "rebuild": command}))
         return
@@ -53,8 +64,8 @@ def show(run_id: str, output_dir: str, output: str, tracking_uri: str | None) ->
     print(f"rebuild     {command or 'its options are not recorded'}")
 
 
-def _recorded(run_id: str, output_dir: str, tracking_uri: str | None) -> tuple[list[dict[str, Any]], Mapping[str, Any]]:
-    """The run's data sets and options: from its run directory, which holds them offline too, else from MLflow."""
+def _recorded(run_id: str, output_dir: str, tracking_uri: str | None) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, str]]:
+    """The run's data sets, options and tags: from its run directory, which holds them offline too, else from MLflow."""
     from mltrack.journal import JournalReader, find_run_directory
     from mltrack.remote_run import look_up
     from mltrack.store.inputs import data_sets_of
@@ -62,15 +73,31 @@ def _recorded(run_id: str, output_dir: str, tracking_uri: str | None) -> tuple[l
     directory = find_run_directory(output_dir, run_id)
     if directory is None:
         store, run = look_up(run_id, tracking_uri)
-        return data_sets_of(store, run.run_id), run.params
+        return data_sets_of(store, run.run_id), run.params, run.tags
     data_sets: dict[tuple[str, str], dict[str, Any]] = {}
+    tags: dict[str, str] = {}
     for record in JournalReader(directory.journal).read_new():
         if record["type"] == "inputs":
             for one in record["datasets"]:
                 parsed = {name: json.loads(one[name]) for name in ("schema", "profile") if one.get(name)}
                 data_sets.setdefault((one["context"], one["digest"]), {**one, **parsed})
+        elif record["type"] == "tags":
+            tags |= record["values"]
     config = directory.path / "config.json"
-    return list(data_sets.values()), json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
+    return list(data_sets.values()), json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}, tags
+
+
+def _compare(made: Sequence[str], wanted: str) -> None:
+    """Digests against the first digits of others."""
+    beginnings = [one.strip() for one in wanted.split(",")]
+    if len(beginnings) != len(made) or not all(len(one) >= _DIGITS for one in beginnings):
+        accepted = f"accepted: the digests of the training and of the evaluation records, at least {_DIGITS} digits each: TRAINING,EVALUATION"
+        raise ConfigurationError(f"digests: seen '{wanted}'; {accepted}")
+    for name, digest, beginning in zip(("training", "evaluation"), made, beginnings, strict=True):
+        if not digest.startswith(beginning):
+            raise ConfigurationError(
+                f"digests: the {name} records have {digest[: len(beginning)]}; accepted: {beginning}. The files, or the library, have changed"
+            )
 
 
 def _lines(one: Mapping[str, Any]) -> list[str]:

@@ -47,7 +47,8 @@ def train_options() -> dict[str, Option]:
 def split_options() -> dict[str, Option]:
     """The options of `mltrack data split`: those of `train` that decide which records are on which side, and where they go."""
     folder = Option(name="output_dir", kind="path", help="Folder for train.jsonl and evaluation.jsonl; not set: the records are only counted.")
-    return {name: OPTIONS[name] for name in DATA_OPTIONS} | {"output_dir": folder, "output": OPTIONS["output"]}
+    digests = Option(name="digests", kind="text", help="TRAINING,EVALUATION: what the digests must begin with, as `mltrack data show` names them.")
+    return {name: OPTIONS[name] for name in DATA_OPTIONS} | {"digests": digests, "output_dir": folder, "output": OPTIONS["output"]}
 
 
 def markdown_table() -> str:

@@ -99,6 +99,8 @@ class DataReport:
     """Further validation records that are near-duplicates of one in training."""
     group_overlap: int = 0
     """Validation records of a group that has records in training."""
+    conflicting_overlap: int = 0
+    """Validation records whose code (but for layout, comments and the names that it gives) has another label in training."""
     overlap_examples: dict[str, list[str]] = field(default_factory=dict)
     """"validation place ~ training place" by the kind of overlap."""
     findings: list[Finding] = field(default_factory=list)
@@ -111,11 +113,13 @@ class DataReport:
         """The values that `THRESHOLDS` are for."""
         sets = [one for one in (self.train, self.valid) if one is not None]
         valid = self.valid.records if self.valid is not None else 1
+        inside = {name: max(getattr(one, name) / one.records for one in sets) for name in ("exact_duplicates", "near_duplicates", "label_conflicts")}
         return {
             "exact_overlap": self.exact_overlap / valid,
             "near_overlap": self.near_overlap / valid,
             "group_overlap": self.group_overlap / valid,
-            **{name: max(getattr(one, name) / one.records for one in sets) for name in ("exact_duplicates", "near_duplicates", "label_conflicts")},
+            **inside,
+            "label_conflicts": max(inside["label_conflicts"], self.conflicting_overlap / valid),
             "imbalance": self.train.imbalance or 1.0,
             "unparsable": max(one.unparsable / max(1, one.python) for one in sets),
         }
@@ -162,9 +166,12 @@ def check_data(
         exact = np.isin(content[cut:], content[:cut])
         near = np.isin(groups.near[cut:], groups.near[:cut]) & ~exact
         report.exact_overlap, report.near_overlap = int(exact.sum()), int(near.sum())
+        conflicting = _conflicts_across(groups.same, np.concatenate([labels_of(train), labels_of(valid)]), cut)
+        report.conflicting_overlap = int(conflicting.sum())
         report.overlap_examples = {
             "exact_overlap": _overlap_examples(both, cut, content, exact),
             "near_overlap": _overlap_examples(both, cut, groups.near, near),
+            "label_conflicts": _overlap_examples(both, cut, groups.same, conflicting),
         }
         if numbers is not None:
             report.group_overlap = int((np.isin(numbers[cut:], numbers[:cut]) & (numbers[cut:] >= 0)).sum())
@@ -222,6 +229,15 @@ def _conflicts(same: np.ndarray, labels: np.ndarray) -> list[int]:
     for number, label in zip(same.tolist(), labels, strict=True):
         words.setdefault(number, set()).add(label)
     return sorted((index for index, number in enumerate(same.tolist()) if len(words[number]) > 1), key=lambda index: (same[index], index))
+
+
+def _conflicts_across(same: np.ndarray, labels: np.ndarray, cut: int) -> np.ndarray:
+    """Which records from `cut` on have the code, and not the label, of one before it: bool [N - cut]."""
+    words: dict[int, set[Any]] = {}
+    for number, label in zip(same[:cut].tolist(), labels[:cut], strict=True):
+        words.setdefault(number, set()).add(label)
+    later = zip(same[cut:].tolist(), labels[cut:], strict=True)
+    return np.array([label is not None and bool(words.get(number, {label}) - {label}) for number, label in later], dtype=bool)
 
 
 def _lengths_and_syntax(records: Sequence[Record]) -> tuple[dict[str, int], int, list[tuple[int, str]]]:

@@ -9,6 +9,7 @@ token, the token's own id with -100 on the prompt. Token ids lie in one array, m
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -114,6 +115,14 @@ class CodeDataset(torch.utils.data.Dataset):
             return {}
         counts = np.bincount(self._classes, minlength=max(self.label_mapping.values(), default=-1) + 1)
         return {label: int(counts[index]) for label, index in self.label_mapping.items()}
+
+    @cached_property
+    def record_counts(self) -> dict[str, int]:
+        """Records per class, in index order, those that `drop` leaves out too; empty for generation."""
+        if not self.dropped:
+            return self.class_counts
+        counts = Counter(labels_of(self._given))
+        return {label: counts[label] for label in self.label_mapping}
 
     @property
     def truncated(self) -> int:

@@ -16,6 +16,7 @@ import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ from mltrack.errors import ConfigurationError, DatasetError
 TRUNCATIONS = OPTIONS["truncation"].choices
 MOST_RECORDS_AT_ONCE = 1000  # enough for the tokenizer's threads
 MOST_CHARACTERS_AT_ONCE = 2_000_000  # a token in the making takes about a hundred bytes, and two parts are under way
+_NOT_OF_THE_TEXT = {"name_or_path", "model_max_length", "padding_side", "truncation_side", "verbose"}
 
 Progress = Callable[[int, int], None]
 """Called with (records done, all records)."""
@@ -201,17 +203,26 @@ def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """sha256 (hex) of what a tokenizer does to a text: its definition where it is a fast one, else its vocabulary.
+    """sha256 (hex) of what a tokenizer does to a text: its definition where it is a fast one, else its class, vocabulary, files and settings.
 
     How long texts are cut and padded is no part of it: it is a setting that calls of the tokenizer change.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        definition = json.dumps(sorted(tokenizer.get_vocab().items()))
+        definition = json.dumps(_written_in_python(tokenizer), sort_keys=True)
     else:
         definition = backend.to_str()
         definition = definition[max(0, definition.find('"added_tokens"')) :]  # "truncation" and "padding" stand before it
     return hashlib.sha256(definition.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _written_in_python(tokenizer: Any) -> list[Any]:
+    """What a tokenizer without a backend depends on, as far as it can be seen: nothing of it says where its files lie."""
+    settings = {name: value for name, value in vars(tokenizer).items() if isinstance(value, (bool, int, float, str)) and name not in _NOT_OF_THE_TEXT}
+    files = [getattr(tokenizer, name, None) or tokenizer.init_kwargs.get(name) for name in sorted(tokenizer.vocab_files_names)]
+    contents = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if isinstance(file, str) and Path(file).is_file()]
+    paths = {file for file in files if isinstance(file, str)}
+    return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), contents, {name: value for name, value in settings.items() if value not in paths}]
 
 
 def start_ids(tokenizer: Any) -> list[int]:

@@ -9,6 +9,7 @@ Invariant: they are a pure function of the files' contents and of the request's 
 
 from __future__ import annotations
 
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,16 @@ from typing import Any
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.config.options import DATA_OPTIONS
 from mltrack.data.loader import DatasetLoader
+from mltrack.data.readers.hugging_face import HUB
 from mltrack.data.records import Record, as_task
+from mltrack.data.stdlib_source import STDLIB
 
+WORKING_DIRECTORY = "mltrack.working_directory"
+"""Tag of a run: what its relative paths are relative to."""
 _ALWAYS_SAID = ("dataset_path", "task", "validation_split", "seed")
+_PATHS = ("dataset_path", "validation_path")
+DIGEST_DIGITS = 16
+"""Of a digest in a command line."""
 _OF_A_SPLIT = ("validation_split", "seed", "group")
 
 
@@ -84,11 +92,13 @@ def requested_records(request: TrainModelRequest, *, tokenizer: Any = None, prog
     return RequestedRecords(loader, eval_loader, loader.records, eval_loader.records)
 
 
-def rebuild_command(options: Mapping[str, Any]) -> str:
-    """The command line that makes the same records again.
+def rebuild_command(options: Mapping[str, Any], *, working_directory: str = "", digests: Sequence[str] = ()) -> str:
+    """The command line that makes the same records again, and says so where they are others by now.
 
     Args:
         options: a request's options, or the params of its run; others than `DATA_OPTIONS` are ignored.
+        working_directory: what relative paths are relative to.
+        digests: of the training and the evaluation records.
     """
     words = ["mltrack", "data", "split"]
     split = options.get("validation_path") is None
@@ -96,6 +106,10 @@ def rebuild_command(options: Mapping[str, Any]) -> str:
         value = options.get(name)
         if value is None or (name in _OF_A_SPLIT and not split):
             continue
+        if name in _PATHS and value != STDLIB and not str(value).startswith(HUB):
+            value = os.path.join(working_directory, str(value))
         if name in _ALWAYS_SAID or str(value) != str(OPTIONS[name].default):
             words += [OPTIONS[name].flag, str(value)]
+    if digests:
+        words += ["--digests", ",".join(digest[:DIGEST_DIGITS] for digest in digests)]
     return shlex.join(words)
