@@ -187,6 +187,26 @@ def test_pruned_with_its_bytes_and_again_and_never_when_registered(store: Store,
     assert prune(store, third) == "pruned"
 
 
+def test_what_mlflow_has_copied_or_registered_by_its_folder_stays_too(store: Store, run: RunInfo, written: dict[str, Path]) -> None:
+    ids = [published(store, run, written["text_classification"], step=step) for step in (1, 2, 3, 4)]
+    location = next(row["artifact_location"] for row in models_of_run(store, run.run_id) if row["model_id"] == ids[2])
+    register(store, "it's first", ids[0])
+    register(store, "second", ids[1])
+    with as_process_default(store):
+        store.client.copy_model_version("models:/it's first/1", "copied")
+        mlflow.register_model("models:/copied/1", "copied-again")
+        mlflow.register_model("models:/second/1", "of-second")
+        mlflow.register_model(location, "by-its-folder")
+    for name in ("it's first", "copied"):  # what a copy was made from may be gone
+        store.client.delete_model_version(name, "1")
+    assert [prune(store, model_id) for model_id in ids] == ["registered", "registered", "registered", "pruned"]
+    assert set(ids[:3]) <= registered_model_ids(store)
+    for name in ("copied-again", "of-second", "by-its-folder"):
+        assert (resolve(store, f"models:/{name}/1") / "model.safetensors").exists()
+    store.client.delete_model_version("copied-again", "1")
+    assert prune(store, ids[0]) == "pruned"
+
+
 def test_the_registry(store: Store, run: RunInfo, written: dict[str, Path]) -> None:
     ids = [published(store, run, written["text_classification"], step=step, eval_loss=float(step)) for step in (1, 2)]
     assert [register(store, "reg", model_id, {"task": "t"}, "said") for model_id in (*ids, ids[0])] == ["1", "2", "1"]
@@ -203,6 +223,8 @@ def test_the_registry(store: Store, run: RunInfo, written: dict[str, Path]) -> N
     assert len(set(folders)) == 1
     assert (folders[0] / "MLmodel").is_file()
     assert resolve(store, "models:/reg/latest") == resolve(store, "models:/reg/2") != folders[0]
+    register(store, "it's", ids[0])
+    assert resolve(store, "models:/it's/latest") == folders[0]
 
 
 def test_a_logged_model_names_its_versions_as_mlflows_pages_read_them(store: Store, run: RunInfo, written: dict[str, Path]) -> None:

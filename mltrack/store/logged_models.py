@@ -1,6 +1,6 @@
 """Checkpoints as LoggedModels: published by the light path, pruned with their bytes.
 
-Invariant: one logged model for a (run, step), READY only while all its bytes and its links are there; nothing that a registered version points at is deleted.
+Invariant: one logged model for a (run, step), READY only while all its bytes and its links are there; nothing that a registered version loads is deleted.
 Both verbs can be cut off at any point and called again.
 
     model_id = publish(store, run_id, folder, name="step-4", step=4, tags={}, metrics={"eval_loss": 0.5}, timestamp_ms=now)
@@ -19,6 +19,7 @@ from mltrack.store import placement
 from mltrack.store.artifacts import delete_tree, repository
 from mltrack.store.connection import Store, StoreRejected, is_missing, local_path, patient, translated
 from mltrack.store.light_model import identified
+from mltrack.store.registry import is_registered
 from mltrack.store.runs import CUT_MARK, MAX_DIGEST_LENGTH, cut, legal_name
 
 RUN_TAG = "mltrack.run_id"
@@ -113,12 +114,6 @@ def prune(store: Store, model_id: str) -> str:
                 _remove_empty(local.parent)
         store.client.delete_logged_model(model_id)
         return "pruned"
-
-
-def is_registered(store: Store, model_id: str) -> bool:
-    """True where any version of any registered model was made from this logged model."""
-    with translated(store, f"asking who uses {model_id}"):
-        return bool(store.client.search_model_versions(f"source_path='models:/{model_id}'", max_results=1))
 
 
 def models_of_run(store: Store, run_id: str) -> list[dict[str, Any]]:

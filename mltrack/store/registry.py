@@ -23,6 +23,9 @@ from mltrack.store.runs import cut, legal_name
 MAX_RACES = 5
 _MAX_TAG_LENGTH = 8000
 _VERSIONS_TAG = "mlflow.modelVersions"
+_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
+_COPIES, _COPY = "models:/%/%", re.compile(r"models:/[^/]+/")
+"""The source of a version that MLflow has copied from another one, models:/name/3; as MLflow's filters and as Python match it."""
 _SOURCE = re.compile(r"models:/(m-[^/]+)$")
 
 
@@ -182,9 +185,30 @@ def list_versions(store: Store, name: str) -> list[dict[str, Any]]:
 
 
 def registered_model_ids(store: Store) -> set[str]:
-    """The logged models that a registered version points at: never to be deleted."""
+    """The logged models whose bytes a registered version loads: never to be deleted."""
     with translated(store, "listing the registered versions"):
-        return {model_id for version in search_versions(store, "") if (model_id := model_id_of(version))}
+        return {model_id for version in search_versions(store, "") for model_id in _model_ids_in(_source(store, version))}
+
+
+def is_registered(store: Store, model_id: str) -> bool:
+    """True where a registered version loads the bytes of this logged model: one made from it, from its folder, or a copy of such a version."""
+    with translated(store, f"asking who uses {model_id}"):
+        if store.client.search_model_versions(f"source_path LIKE '%{model_id}%'", max_results=1):
+            return True
+        copies = {version.source: version for version in search_versions(store, f"source_path LIKE '{_COPIES}'")}
+        return any(model_id in _model_ids_in(_source(store, version)) for version in copies.values())
+
+
+def _source(store: Store, version: Any) -> str:
+    """Where a version's bytes come from; a copy's source is a version that may be deleted by now, so the store is asked where that had them."""
+    source = version.source or ""
+    if _COPY.match(source):
+        source = store.client.get_model_version_download_uri(version.name, str(version.version)) or ""
+    return str(source)
+
+
+def _model_ids_in(source: str) -> list[str]:
+    return _MODEL_ID.findall(source)
 
 
 def resolve(store: Store, uri: str, dst: str | Path | None = None) -> Path:
@@ -234,7 +258,7 @@ def _location(store: Store, wanted: ModelUri) -> str:
     assert wanted.name
     number = _aliases(store, wanted.name, must_exist=True).get(wanted.alias) if wanted.alias else wanted.version
     if number == "latest":
-        numbers = [int(version.version) for version in search_versions(store, f"name='{wanted.name}'")]
+        numbers = [int(version.version) for version in search_versions(store, named(wanted.name))]
         number = str(max(numbers)) if numbers else None
     if number is None:
         aliases = ", ".join(sorted(_aliases(store, wanted.name))) or "none"
