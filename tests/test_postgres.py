@@ -17,7 +17,11 @@ import commands
 import pytest
 import tiny
 from mlflow import MlflowClient
+from registered_runs import intent, logged_model, model_folder
 from servers import free_port, mlflow_server
+
+from mltrack import registry
+from mltrack.store import connect
 
 pytestmark = [pytest.mark.postgres, pytest.mark.long]
 
@@ -75,6 +79,14 @@ def test_a_training_is_there_once_with_its_model(server, tmp_path, records_file)
     client = MlflowClient(server)
     _assert_all_delivered(client, tmp_path / "mltrack-runs" / response["run_id"] / "journal", response["run_id"])
     assert client.get_model_version_by_alias("mltrack-text_classification", "champion").run_id == response["run_id"]
+
+
+def test_a_description_that_its_column_cannot_hold_is_cut(server, tmp_path):
+    store, folder = connect(server), model_folder(tmp_path)
+    outcome = registry.register(store, "described", logged_model(store, folder), intent(0.5), "version {version} " + "x" * 20_000)
+    description = store.client.get_model_version("described", str(outcome.version)).description
+    assert description.startswith("version 1 xxx")
+    assert len(description) <= 5000
 
 
 def test_a_killed_trainer_is_failed_with_every_point(server, tmp_path, records_file):

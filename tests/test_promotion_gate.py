@@ -21,7 +21,7 @@ from mltrack.errors import TrackingError
 from mltrack.registry import gate
 from mltrack.registry.champion import Outcome, read_standing
 from mltrack.registry.history import MAX_CHANGES, Change, champions_in_turn, read_history
-from mltrack.store import Store, connect, get_alias, model_tags, set_alias
+from mltrack.store import Store, connect, get_alias, model_tags, register, set_alias
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,26 @@ def test_cut_off_at_any_request_and_called_again_it_is_one_decision(store: Store
     assert [(change.before, change.version, change.kind) for change in history(store, name)] == [(None, 1, "gate"), (1, 2, "gate")]
     assert store.client.get_model_version(name, "2").description == "version 2"
     assert store.client.get_logged_model(model_id).tags["mlflow.modelVersions"] == json.dumps([{"name": name, "version": "2"}])
+
+
+def test_a_move_by_mlflows_page_is_what_a_rollback_goes_back_to(store: Store, folder: Path, name: str) -> None:
+    for value in (0.5, 0.6, 0.7):
+        finish(store, folder, name, value)
+    store.client.set_registered_model_alias(name, "champion", "2")
+    registry.promote(name, 3, store.tracking_uri)
+    assert [(change.kind, change.before, change.version) for change in history(store, name)][-2:] == [("outside", 1, 2), ("promote", 2, 3)]
+    assert registry.rollback(name, store.tracking_uri).version == 2
+    assert aliases(store, name)["champion"] == 2
+
+
+def test_a_move_by_mlflows_page_stays_while_a_version_is_being_registered(store: Store, folder: Path, name: str) -> None:
+    for value in (0.5, 0.6):
+        finish(store, folder, name, value)
+    register(store, name, logged_model(store, folder), tags=intent(0.7), description="its relay was killed here")
+    store.client.set_registered_model_alias(name, "champion", "2")
+    finish(store, folder, name, 0.9)
+    assert aliases(store, name)["champion"] == 2
+    assert registry.rollback(name, store.tracking_uri).version == 1
 
 
 def test_other_evaluation_data_leave_it_challenger_and_name_the_command(store: Store, folder: Path, name: str) -> None:

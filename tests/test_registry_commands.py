@@ -18,6 +18,7 @@ from hf_folders import decoder_folder
 from mltrack import cli, registry
 from mltrack.errors import ConfigurationError, TrackingError
 from mltrack.registry import gate
+from mltrack.registry.card import listed_classes
 from mltrack.registry.duel import PER_CHARACTER, promote_on
 from mltrack.store import Store, connect, create_run, model_tags, publish, write_model_folder
 
@@ -100,6 +101,13 @@ def test_the_card_says_what_it_is_and_how_to_load_it(trained: Trained) -> None:
     assert len([cell for cell in row.split("|") if cell.strip()]) == 4, "the model beside two baselines"
 
 
+def test_a_card_has_room_for_the_names_of_some_classes() -> None:
+    assert listed_classes(["safe", "unsafe"]) == "safe, unsafe"
+    assert listed_classes([str(number) for number in range(60)]).endswith(", 49 and 10 more")
+    long = [f"{number:03d} {'x' * 196}" for number in range(300)]
+    assert listed_classes(long) == f"{', '.join(long[:9])} and 291 more"
+
+
 def test_the_run_and_the_version_name_the_model_they_come_from(trained: Trained) -> None:
     parent = {
         "mltrack.parent": f"models:/{NAME}/1",
@@ -127,9 +135,10 @@ def test_a_resumed_run_keeps_its_parent_wherever_the_alias_is(trained: Trained) 
 def test_other_evaluation_data_print_the_command_that_decides_and_it_does(trained: Trained) -> None:
     held = trained.second["registered"]
     assert (held["version"], held["aliases"]) == ("2", ["challenger"])
-    command = f"mltrack models promote {NAME} --version 2 --dataset-path other.jsonl"
+    command = f"mltrack models promote {NAME} --version 2 --dataset-path {trained.folder}/other.jsonl"
     assert held["command"] == command
-    assert f"decide     {command}" in trained.said
+    (decide,) = [line for line in trained.said.splitlines() if line.startswith("decide ")]
+    assert f"{command.removeprefix('mltrack')} --tracking-uri {trained.store.tracking_uri}" in decide, "it is right from anywhere"
     assert f"decide: {command}" in trained.run("models", "show", NAME)
     said = trained.run(*shlex.split(command)[1:], "--output", "json")
     duel = json.loads(said)
@@ -140,7 +149,7 @@ def test_other_evaluation_data_print_the_command_that_decides_and_it_does(traine
     assert duel["promoted"], "the second training went on from the first one's weights"
     shown = trained.run("models", "show", NAME)
     assert "1 -> 2  evaluate: eval_loss" in shown
-    assert "(other.jsonl, digest " in shown
+    assert f"({trained.folder}/other.jsonl, digest " in shown
     assert "decide:" not in shown
     assert "version 2 is champion already" in trained.refused(*shlex.split(command)[1:])
 

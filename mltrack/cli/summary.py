@@ -91,7 +91,7 @@ def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: Ru
         if held.get("decision"):
             lines.append(f"           {held['decision']}")
         if held.get("command"):
-            lines.append(f"decide     {held['command']}")
+            lines.append(f"decide     {_command(*shlex.split(held['command']), '--tracking-uri', info.tracking_uri)}")
     for line in directory.read_delivery().get("failed", []):
         lines.append(f"refused    {line}")
     if response.delivery == "pending":

@@ -9,7 +9,6 @@ Invariant: they are a pure function of the files' contents and of the request's 
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,9 +18,8 @@ from typing import Any
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.config.options import DATA_OPTIONS
 from mltrack.data.loader import DatasetLoader
-from mltrack.data.readers.hugging_face import HUB
+from mltrack.data.readers import absolute
 from mltrack.data.records import Record, as_task
-from mltrack.data.stdlib_source import STDLIB
 
 WORKING_DIRECTORY = "mltrack.working_directory"
 """Tag of a run: what its relative paths are relative to."""
@@ -106,8 +104,8 @@ def rebuild_command(options: Mapping[str, Any], *, working_directory: str = "", 
         value = options.get(name)
         if value is None or (name in _OF_A_SPLIT and not split):
             continue
-        if name in _PATHS and value != STDLIB and not str(value).startswith(HUB):
-            value = os.path.join(working_directory, str(value))
+        if name in _PATHS:
+            value = absolute(str(value), working_directory)
         if name in _ALWAYS_SAID or str(value) != str(OPTIONS[name].default):
             words += [OPTIONS[name].flag, str(value)]
     if digests:

@@ -5,11 +5,15 @@ Invariant: both are made of what the run recorded; figures stand beside the base
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from mltrack.config import TrainModelRequest
 from mltrack.data.encoding import tokenizer_digest
+from mltrack.data.readers import absolute
 from mltrack.errors import ConfigurationError
 from mltrack.registry import gate
 
@@ -19,7 +23,7 @@ if TYPE_CHECKING:  # they load torch, which `mltrack models` does without
     from mltrack.registry.loading import Parent
 
 MAX_NAME_LENGTH = 200
-MAX_CLASSES_SHOWN = 50
+MAX_CLASSES_SHOWN, MAX_CLASSES_CHARACTERS = 50, 2000
 CANNOT = {
     True: "It has seen labels, not proofs: it ranks code for a person to read and finds neither all flaws nor only flaws.",
     False: "It completes in the style of its training data; what it writes may not run and must be read by a person.",
@@ -52,7 +56,7 @@ def version_tags(
         **(parent.tags if parent is not None else {}),
     }
     if request.validation_path:
-        tags[gate.EVAL_PATH] = request.validation_path
+        tags[gate.EVAL_PATH] = absolute(request.validation_path, os.getcwd())
     if not eval_dataset.task.is_classification:
         tags[gate.TOKENS] = f"{tokenizer_digest(eval_dataset.tokenizer)[:16]}/{eval_dataset.max_length}"
     return tags
@@ -74,8 +78,7 @@ def model_card(
     """
     is_classification = train_dataset.task.is_classification
     classes = list(train_dataset.label_mapping)
-    shown = ", ".join(classes[:MAX_CLASSES_SHOWN]) + (f" and {len(classes) - MAX_CLASSES_SHOWN} more" if len(classes) > MAX_CLASSES_SHOWN else "")
-    named_classes = f"\n\nClasses: {shown}." if is_classification else ""
+    named_classes = f"\n\nClasses: {listed_classes(classes)}." if is_classification else ""
     labels = " The labels of this source are Bandit's opinions, not verified flaws." if is_classification and request.dataset_path == "stdlib" else ""
     origin = f" That one was made by run `{parent.run_id}`." if parent is not None and parent.run_id else ""
     uri = f"models:/{name}/{{version}}"
@@ -109,6 +112,13 @@ def check_name(name: str | None) -> None:
         raise ConfigurationError(
             f"registered_model_name: seen {shown}; accepted: a name without '/', ':', '@', '?', '%', '#' and '\\\\', at most {MAX_NAME_LENGTH} printable characters"
         )
+
+
+def listed_classes(classes: Sequence[str]) -> str:
+    """The first classes, and how many more there are."""
+    lengths = list(accumulate(len(name) + 2 for name in classes[:MAX_CLASSES_SHOWN]))
+    shown = max(1, bisect_right(lengths, MAX_CLASSES_CHARACTERS))
+    return ", ".join(classes[:shown]) + (f" and {len(classes) - shown} more" if len(classes) > shown else "")
 
 
 def _figures(metrics: Mapping[str, float], baselines: Mapping[str, float]) -> str:

@@ -21,6 +21,7 @@ from mltrack.store import Store, model_tags, registry
 from mltrack.store.model_tags import RegisteredModel
 
 CHAMPION, CHALLENGER = "champion", "challenger"
+OUTSIDE = "outside"
 MAX_ROUNDS = 50
 IN_FLIGHT_MS = 3_600_000
 """How long a version without a decision may be somebody's that is still writing."""
@@ -174,10 +175,12 @@ def rollback(name: str, tracking_uri: str | None = None) -> Change:
 
 
 def decide(connected: Store, name: str, version: int | None, *, kind: str, why: str) -> Change:
-    """Write a person's decision down and have the alias follow it."""
+    """Write a person's decision down and have the alias follow it; what somebody did to the alias before by other means is written down first."""
+    if kind != OUTSIDE:
+        _adopt(connected, name)
     standing = read_standing(connected, name)
     at_ms = max(_now_ms(), *(change.at_ms + 1 for change in standing.history), 0)
-    before = standing.model.aliases.get(CHAMPION)
+    before = standing.champion if kind == OUTSIDE else standing.model.aliases.get(CHAMPION)
     change = Change(version=version, before=before, why=why, kind=kind, barrier=standing.newest, at_ms=at_ms, mark=new_mark(at_ms))
     model_tags.set_model_tag(connected, name, change.key, change.text)
     settle(connected, name)
@@ -211,16 +214,18 @@ def existing_version(model: RegisteredModel, version: str | int) -> int:
 def _adopt(connected: Store, name: str) -> None:
     """What somebody did to the alias by other means, MLflow's page for instance, is a decision like any other.
 
-    Only while nobody is registering: then an alias that does not agree is one that is about to.
+    While somebody is registering, an alias that does not agree may be one that is about to; not where it stands on a version that it never had lately.
     """
     standing = read_standing(connected, name)
     held = standing.model.aliases.get(CHAMPION)
     if held == standing.champion or (held is not None and held not in standing.model.versions):
         return
-    for version in standing.model.versions.values():
-        if gate.POLICY in version.tags and gate.DECISION not in version.tags and _now_ms() - version.created_ms < IN_FLIGHT_MS:
-            return
-    decide(connected, name, held, kind="outside", why="the alias was moved by other means")
+    since = _now_ms() - IN_FLIGHT_MS
+    registering = any(gate.POLICY in one.tags and gate.DECISION not in one.tags and one.created_ms > since for one in standing.model.versions.values())
+    lately = {version for change in (*standing.history, *standing.unwritten) if change.at_ms > since for version in (change.before, change.version)}
+    if registering and held in lately:
+        return
+    decide(connected, name, held, kind=OUTSIDE, why="the alias was moved by other means")
 
 
 def _challenge(connected: Store, name: str, number: int) -> None:

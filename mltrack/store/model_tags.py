@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mltrack.store.connection import Store, is_missing, translated
-from mltrack.store.registry import also_where_raced, model_id_of, named, search_versions
+from mltrack.store.registry import MAX_DESCRIPTION_LENGTH, also_where_raced, model_id_of, named, search_versions
 from mltrack.store.runs import cut, legal_name
 
 MAX_VALUE = 5000
@@ -94,4 +94,4 @@ def set_version_tags(store: Store, name: str, version: int, tags: Mapping[str, s
 def describe_version(store: Store, name: str, version: int, description: str) -> None:
     """The description of one version, in Markdown."""
     with translated(store, f"describing {name}/{version}"):
-        store.client.update_model_version(name, str(version), description)
+        store.client.update_model_version(name, str(version), cut(description, MAX_DESCRIPTION_LENGTH))

@@ -21,6 +21,8 @@ from mltrack.store.connection import Store, StoreRejected, already_exists, as_pr
 from mltrack.store.runs import cut, legal_name
 
 MAX_RACES = 5
+MAX_DESCRIPTION_LENGTH = 5000
+"""What MLflow's tables hold of it; sqlite takes more, the others refuse the version."""
 _MAX_TAG_LENGTH = 8000
 _VERSIONS_TAG = "mlflow.modelVersions"
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
@@ -68,7 +70,7 @@ def register(store: Store, name: str, model_id: str, tags: Mapping[str, Any] | N
                 source=f"models:/{model_id}",
                 run_id=model.source_run_id or None,
                 tags={legal_name(key): cut(str(value), _MAX_TAG_LENGTH) for key, value in (tags or {}).items()},
-                description=description,
+                description=None if description is None else cut(description, MAX_DESCRIPTION_LENGTH),
                 await_creation_for=0,
                 model_id=model_id,
             )

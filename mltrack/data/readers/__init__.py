@@ -10,6 +10,6 @@ at fault, its number and field. One record at a time is held in its raw form, an
 
 from mltrack.data.readers.raw import MAX_RECORD_BYTES, SKIPPABLE, Raw
 from mltrack.data.readers.reading import OnSkip, iterate_records, read_records
-from mltrack.data.readers.sources import SUFFIXES, Source, find_sources, state_of
+from mltrack.data.readers.sources import SUFFIXES, Source, absolute, find_sources, state_of
 
-__all__ = ["MAX_RECORD_BYTES", "SKIPPABLE", "SUFFIXES", "OnSkip", "Raw", "Source", "find_sources", "iterate_records", "read_records", "state_of"]
+__all__ = ["MAX_RECORD_BYTES", "SKIPPABLE", "SUFFIXES", "OnSkip", "Raw", "Source", "absolute", "find_sources", "iterate_records", "read_records", "state_of"]

@@ -24,6 +24,7 @@ from mltrack.data.readers.hugging_face import HUB, hub_parts, hub_rows, is_saved
 from mltrack.data.readers.json_files import holds_lines, json_array, json_lines
 from mltrack.data.readers.raw import Raw, one_line
 from mltrack.data.readers.tables import csv_rows, parquet_rows
+from mltrack.data.stdlib_source import STDLIB
 from mltrack.errors import DatasetError, did_you_mean
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
@@ -190,6 +191,11 @@ def _prune(folders: list[str]) -> bool:
 def _printable(path: object) -> str:
     """A name as text that can be stored: bytes of it that are no UTF-8 become question marks."""
     return os.fsencode(str(path)).decode("utf-8", "replace") if not isinstance(path, bytes) else path.decode("utf-8", "replace")
+
+
+def absolute(path: str, folder: str) -> str:
+    """A data path that is relative to `folder` as one that is the same from anywhere; a data set of the hub and the built-in source have no place."""
+    return path if path.startswith(HUB) or path == STDLIB else os.path.join(folder, path)
 
 
 def state_of(sources: list[Source]) -> str | None:
