@@ -211,6 +211,7 @@ class TrainModelUseCase:
             on_change=run.tracker.log_checkpoints,
             tokenizer=run.source.tokenizer,
             background=True,
+            when_busy=request.save_when_busy,
             on_written=partial(log_writing, run.tracker),
         )
         if run.directory is run.resumed:

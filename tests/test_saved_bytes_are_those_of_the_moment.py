@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from mltrack import CheckpointManager
+from mltrack import CheckpointManager, TrainingMetricsTracker
 from mltrack.checkpoints.snapshot import HostBuffers
 from mltrack.errors import CheckpointError
+from mltrack.training.saving import Saving
 
 
 def _large():
@@ -102,6 +103,22 @@ def test_a_busy_writer_is_not_waited_for_where_the_save_is_not_required(tmp_path
     assert gate.steps == [1, 3]
     assert manager.save_checkpoint(model=model, epoch=0, step=4, required=False) is not None, "nothing is in flight any more"
     manager.close()
+
+
+@pytest.mark.parametrize("on_disk_full", ["stop", "continue"])
+def test_a_training_leaves_out_what_would_wait_for_a_busy_writer(tmp_path, on_disk_full):
+    gate, model = Gate(), nn.Linear(3, 3)
+    manager = CheckpointManager(tmp_path / "checkpoints", background=True, when_busy="skip", on_written=gate)
+    steps = iter(range(1, 4))
+    with TrainingMetricsTracker(tmp_path / "run", unbacked=True) as tracker:
+        saving = Saving(manager, tracker, lambda: {"model": model, "step": next(steps)}, metric_name="eval_loss", on_disk_full=on_disk_full)
+        saving.save(0, {}, required=False)
+        assert gate.reached.wait(60)
+        assert saving.save(0, {}, required=False) == 0.0
+        gate.open.set()
+        saving.save(0, {})
+        saving.finish()
+    assert [one.step for one in manager.list_checkpoints()] == [2], "the first is not the latest any more, and the second save was left out"
 
 
 def test_deciding_what_stays_and_telling_it_happen_behind_too(tmp_path):
@@ -235,7 +252,7 @@ import sys
 from pathlib import Path
 import torch
 from torch import nn
-from mltrack import CheckpointManager
+from mltrack import CheckpointManager, TrainingMetricsTracker
 
 folder = Path(sys.argv[1])
 manager = CheckpointManager(folder, background=True)

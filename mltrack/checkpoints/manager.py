@@ -16,7 +16,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -89,7 +89,7 @@ class CheckpointManager:
         tokenizer: Any = None,
         read_only: bool = False,
         background: bool = False,
-        when_busy: Literal["wait", "skip"] = "wait",
+        when_busy: str = "wait",
         on_written: OnWritten | None = None,
         max_shard_bytes: int = MAX_SHARD_BYTES,
     ):
@@ -156,7 +156,7 @@ class CheckpointManager:
                 error of the save before, and then nothing of this one was done.
         """
         assert not self._read_only, self.checkpoint_dir
-        if self._skips and not required and self._behind.busy:
+        if self.leaves_out(required=required):
             self.skipped_saves += 1
             return None
         self.finish()
@@ -201,6 +201,10 @@ class CheckpointManager:
 
         self._behind.start(write_snapshot)
         return metadata
+
+    def leaves_out(self, *, required: bool) -> bool:
+        """True where a save would be left out now: the one before is being written, and `when_busy` says "skip"."""
+        return self._skips and not required and self._behind.busy
 
     def finish(self) -> None:
         """Return when the save in flight is on the disk and it is decided what stays.

@@ -218,6 +218,7 @@ OPTIONS: dict[str, Option] = _declare(
     # evaluation and checkpoints
     Option(name="eval_every", kind="interval", default="epoch", help="When to evaluate: each epoch, or every so many optimizer steps (and at each epoch's end)."),
     Option(name="save_every", kind="interval", default="epoch", help="When to save a checkpoint; one is also saved at the end."),
+    Option(name="save_when_busy", kind="text", default="wait", choices=("wait", "skip"), help="What a checkpoint that is neither the best nor the last does while the one before is still being written: wait for it, or be left out."),
     Option(name="metric_name", kind="text", default="eval_loss", help="The metric that ranks checkpoints and stops early."),
     Option(name="metric_mode", kind="text", choices=("min", "max"), help="Whether lower or higher is better; not set: told by the metric's name."),
     Option(name="max_checkpoints", kind="int", default=3, minimum=1, help="Best checkpoints kept, beside the latest."),

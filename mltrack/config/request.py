@@ -131,6 +131,7 @@ class TrainModelRequest:
     num_workers: int = setting("num_workers")
     eval_every: int | str = setting("eval_every")
     save_every: int | str = setting("save_every")
+    save_when_busy: str = setting("save_when_busy")
     max_checkpoints: int = setting("max_checkpoints")
     keep_every: int | None = None
     parallel: str = setting("parallel")

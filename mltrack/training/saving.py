@@ -30,7 +30,7 @@ class Saving:
         self._metric_name, self._goes_on = metric_name, on_disk_full == "continue"
 
     def save(self, epoch: int, metrics: Mapping[str, float], *, required: bool = True) -> float:
-        """Save the state of this moment; returns the seconds that the training waited for it.
+        """Save the state of this moment, or leave it out where the manager would; returns the seconds that the training waited for it.
 
         Args:
             epoch: 0-based, in which the last step was taken.
@@ -41,6 +41,8 @@ class Saving:
             CheckpointError: this save failed, or the one before; not with on_disk_full="continue".
         """
         started = time.perf_counter()
+        if self._manager.leaves_out(required=required):
+            return 0.0
         if self._goes_on:
             self.finish()  # else the error of the save before would cost this one too
         state = self._whole_state()
