@@ -136,6 +136,11 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
     "a class of its own": (auto_map, "accepted: a model "),
     "a kernel from elsewhere": (lambda folder, trap: config(folder, _attn_implementation="somebody/kernel"), "code from elsewhere"),
     "a kernel from elsewhere, further in": (lambda folder, trap: config(folder, text_config={"attn_implementation": "a/b"}), "code from elsewhere"),
+    "a kernel from elsewhere, for a part": (lambda folder, trap: config(folder, attn_implementation={"": "evil/kernel"}), "code from elsewhere"),
+    "a kernel from elsewhere, for a part of a part": (
+        lambda folder, trap: config(folder, text_config={"_experts_implementation": {"": None, "x": [{"y": "a/b"}]}}),
+        "code from elsewhere",
+    ),
     "a generation of its own": (custom_generate, "brings Python code of its own"),
     "an absurd width": (lambda folder, trap: config(folder, hidden_size=10**9), "its weights hold 39,840"),
     "a width beyond any number": (lambda folder, trap: config(folder, hidden_size=10**30), "accepted: a model that transformers can load"),

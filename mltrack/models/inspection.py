@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ _MOST_NUMBERS_A_BYTE = 2
 """Of quantized weights."""
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _CODE_CHOICES = ("_implementation", "_implementation_internal")
-"""Keys of a configuration that may name a kernel on the hub, which is code."""
+"""Ends of the keys that may name a kernel on the hub, which is code: as text, or as an object with a text for each part of the model."""
 
 
 def inspect_folder(name: str, folder: str | Path, *, trust_remote_code: bool = False) -> None:
@@ -106,10 +106,21 @@ def read_object(file: Path, name: str) -> dict[str, Any]:
 
 def _check_code(name: str, folder: Path, config: Mapping[str, Any]) -> None:
     for key, value in members(config):
-        if key.endswith(_CODE_CHOICES) and isinstance(value, str) and ("/" in value or "\\" in value):
+        if key.endswith(_CODE_CHOICES) and any("/" in text or "\\" in text for text in _texts_in(value)):
             raise ConfigurationError(f"{name}: its config.json has {key}={_short(value)}, code from elsewhere; accepted: a name without '/'")
     if (folder / "custom_generate").exists():
         raise ConfigurationError(f"{name} brings Python code of its own in custom_generate/; accepted: a model without")
+
+
+def _texts_in(value: object) -> Iterator[str]:
+    """All texts of a JSON value, but not the names in its objects."""
+    waiting = [value]
+    while waiting:
+        held = waiting.pop()
+        if isinstance(held, str):
+            yield held
+        elif isinstance(held, (dict, list)):
+            waiting.extend(held.values() if isinstance(held, dict) else held)
 
 
 def _check_classes(name: str, config: Mapping[str, Any]) -> None:
