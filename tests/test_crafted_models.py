@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import resource
@@ -230,6 +231,17 @@ def test_classes_without_numbers_of_their_own_are_refused(encoder: Path, tmp_pat
     config(folder, label2id=mapping)
     with pytest.raises(ConfigurationError, match="accepted: each class with a number of its own, from 0"):
         registry.load(str(folder))
+
+
+@pytest.mark.parametrize("task", ["code_generation", "text_classification"])
+def test_weights_that_are_no_numbers_give_no_answer(decoder: Path, encoder: Path, tmp_path: Path, task: str) -> None:
+    """JSON could not hold the answer either."""
+    folder = shutil.copytree(decoder if task == "code_generation" else encoder, tmp_path / "model")
+    weights(folder, lambda held: held.update({name: tensor * math.nan for name, tensor in held.items()}))
+    for params in (None, {"temperature": 2.0} if task == "code_generation" else None):
+        with pytest.raises(ConfigurationError, match=r"the model computes what is no number \(NaN\), .*; accepted: ") as caught:
+            registry.predict(str(folder), ["x"], params=params)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_body_of_another_shape_is_refused_and_a_head_of_other_classes_is_new(encoder: Path, tmp_path: Path, records_file: Callable[..., Path]) -> None:
