@@ -90,9 +90,10 @@ def test_a_class_is_one_line_without_control_characters(tmp_path: Path, capsys: 
 
 
 def test_a_completion_does_not_command_the_terminal(tmp_path: Path) -> None:
-    """At this temperature the model writes any byte."""
+    """At this temperature the model writes any byte, until it happens to end."""
     folder = decoder_folder(tmp_path / "model")
-    words = ["predict", "--model-uri", str(folder), "--text", "x", "--max-new-tokens", "100", "--temperature", "1000"]
+    (tmp_path / "in.txt").write_text("x\n" * 16)
+    words = ["predict", "--model-uri", str(folder), "--input-path", "in.txt", "--max-new-tokens", "60", "--temperature", "1000"]
     ours, theirs = pty.openpty()
     process = subprocess.Popen([sys.executable, "-m", "mltrack", *words], cwd=tmp_path, env=commands.environment(), stdin=theirs, stdout=theirs)
     os.close(theirs)
