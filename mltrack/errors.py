@@ -55,12 +55,12 @@ class DatasetError(MltrackError):
             )
             if part
         )
-        super().__init__(_printable(f"{where}: {problem}" if where else problem))
+        super().__init__(printable(f"{where}: {problem}" if where else problem))
 
 
-def _printable(text: str) -> str:
-    """One line that a terminal prints and does not obey: names of files and fields are other people's."""
-    return text if text.isprintable() else "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+def printable(text: str, but: str = "") -> str:
+    """What a terminal prints and does not obey, on one line unless the characters in `but` stay: names of files, fields and classes are other people's."""
+    return text if text.isprintable() else "".join(one if one.isprintable() or one in but else ascii(one)[1:-1] for one in text)
 
 
 class TrainingError(MltrackError):

@@ -135,7 +135,7 @@ def _sealed(path: Path, change: Callable[[Path, dict[str, Any]], None]) -> None:
     content = json.loads((path / "metadata.json").read_text())
     change(path, content)
     for name in content["files"] if isinstance(content.get("files"), dict) else ():
-        if (path / name).is_file():
+        if os.path.isfile(path / name):
             data = (path / name).read_bytes()
             content["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (path / "metadata.json").write_text(json.dumps(content))
@@ -171,6 +171,8 @@ CRAFTED: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     "an absolute path": (_outside("/etc/hostname"), "a path out of the checkpoint"),
     "a path of Windows": (_outside("..\\secret"), "a path out of the checkpoint"),
     "a drive of Windows": (_outside("C:secret"), "a path out of the checkpoint"),
+    "a name that no file can have": (_outside("a" * 5000), "of 5,000 characters; accepted: at most 255 bytes"),
+    "a path that no file can have": (_outside("a/" * 2500), "of 5,000 characters; accepted: at most 255 bytes"),
     "no weights recorded": (lambda _, content: content["files"].pop("model.safetensors") and None, "names no weights"),
     "header longer than the file": (_weights(_raw(b"{}", length=1 << 62)), "no readable safetensors file"),
     "header of a gigabyte": (_weights(_raw(b"{}", length=1 << 30)), "no readable safetensors file"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import resource
@@ -127,7 +128,7 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
     "a header of four gigabytes": (replaced("model.safetensors", header(1 << 32)), "its weights are damaged"),
     "tensors beyond the end of the file": (replaced("model.safetensors", overlapping), "its weights are damaged"),
     "whole numbers as weights": (taken(NORM, lambda tensor: tensor.to(torch.int64)), "is of type I64; accepted: F16, BF16, F32, F64"),
-    "a weight of another shape": (taken(NORM, lambda tensor: torch.ones(7)), "accepted: "),
+    "a weight of another shape": (taken(NORM, lambda tensor: torch.ones(7)), f"{NORM} has another shape than its config.json says: seen [7]; accepted: [32]"),
     "a weight that is missing": (taken(NORM, lambda tensor: None), f"1 weights are missing, such as {NORM}"),
     "a configuration that is a pickle": (replaced("config.json", lambda trap: pickle.dumps(_Trap(trap))), "config.json is not a valid JSON file"),
     "a configuration without end": (replaced("config.json", lambda trap: b"[" * 200_000), "config.json is not a valid JSON file"),
@@ -136,6 +137,11 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
     "a class of its own": (auto_map, "accepted: a model "),
     "a kernel from elsewhere": (lambda folder, trap: config(folder, _attn_implementation="somebody/kernel"), "code from elsewhere"),
     "a kernel from elsewhere, further in": (lambda folder, trap: config(folder, text_config={"attn_implementation": "a/b"}), "code from elsewhere"),
+    "a kernel from elsewhere, for a part": (lambda folder, trap: config(folder, attn_implementation={"": "evil/kernel"}), "code from elsewhere"),
+    "a kernel from elsewhere, for a part of a part": (
+        lambda folder, trap: config(folder, text_config={"_experts_implementation": {"": None, "x": [{"y": "a/b"}]}}),
+        "code from elsewhere",
+    ),
     "a generation of its own": (custom_generate, "brings Python code of its own"),
     "an absurd width": (lambda folder, trap: config(folder, hidden_size=10**9), "its weights hold 39,840"),
     "a width beyond any number": (lambda folder, trap: config(folder, hidden_size=10**30), "accepted: a model that transformers can load"),
@@ -219,23 +225,63 @@ def test_a_tokenizers_own_code_does_not_run(decoder: Path, tmp_path: Path) -> No
         assert not (tmp_path / "it-ran").exists()
 
 
-@pytest.mark.parametrize("mapping", [{"safe": 0, "unsafe": 5}, {"safe": 0, "unsafe": 0}, ["safe"], {"safe": "0"}, {"safe": True}])
-def test_classes_without_numbers_of_their_own_are_refused(encoder: Path, tmp_path: Path, mapping: object) -> None:
+@pytest.mark.parametrize(
+    ("key", "mapping"),
+    [
+        ("label2id", {"safe": 0, "unsafe": 5}),
+        ("label2id", {"safe": 0, "unsafe": 0}),
+        ("label2id", ["safe"]),
+        ("label2id", {"safe": "0"}),
+        ("label2id", {"safe": True}),
+        ("id2label", {"0": "safe", "5": "unsafe"}),
+        ("id2label", {"1": "safe", "2": "unsafe"}),
+        ("id2label", {"first": "safe"}),
+        ("id2label", ["safe", "unsafe"]),
+    ],
+)
+def test_classes_without_numbers_of_their_own_are_refused(encoder: Path, tmp_path: Path, key: str, mapping: object) -> None:
     folder = shutil.copytree(encoder, tmp_path / "model")
-    config(folder, label2id=mapping)
-    with pytest.raises(ConfigurationError, match="accepted: each class with a number of its own, from 0"):
+    config(folder, **{key: mapping})
+    for load in (lambda: registry.load(str(folder)), lambda: resolve_model(str(folder), "text_classification")):
+        with pytest.raises(ConfigurationError, match=f"seen {key}=.* accepted: each class with a number of its own, from 0"):
+            load()
+
+
+@pytest.mark.parametrize("classes", [{"0": "safe", "1": "safe"}, {"0": "safe", "1": ["unsafe"]}, {"0": 0, "1": 1}])
+def test_classes_that_an_answer_could_not_tell_apart_are_refused(encoder: Path, tmp_path: Path, classes: object) -> None:
+    folder = shutil.copytree(encoder, tmp_path / "model")
+    config(folder, id2label=classes)
+    with pytest.raises(ConfigurationError, match=r"seen id2label=.*; accepted: a name for each class, each name once"):
         registry.load(str(folder))
 
 
-def test_a_body_of_another_shape_is_refused_and_a_head_of_other_classes_is_new(encoder: Path, tmp_path: Path, records_file: Callable[..., Path]) -> None:
+@pytest.mark.parametrize("task", ["code_generation", "text_classification"])
+def test_weights_that_are_no_numbers_give_no_answer(decoder: Path, encoder: Path, tmp_path: Path, task: str) -> None:
+    """JSON could not hold the answer either."""
+    folder = shutil.copytree(decoder if task == "code_generation" else encoder, tmp_path / "model")
+    weights(folder, lambda held: held.update({name: tensor * math.nan for name, tensor in held.items()}))
+    for params in (None, {"temperature": 2.0} if task == "code_generation" else None):
+        with pytest.raises(ConfigurationError, match=r"the model computes what is no number \(NaN\), .*; accepted: ") as caught:
+            registry.predict(str(folder), ["x"], params=params)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_body_of_another_shape_is_refused_and_a_head_of_other_classes_is_new(
+    encoder: Path, tmp_path: Path, records_file: Callable[..., Path], caplog: pytest.LogCaptureFixture
+) -> None:
     three = {"a": 0, "b": 1, "c": 2}
     model = resolve_model(str(encoder), "text_classification").build(label_mapping=three, max_length=64, seed=1)
     assert model.config.num_labels == 3
-    folder = shutil.copytree(encoder, tmp_path / "model")
-    (body,) = [name for name in load_file(folder / "model.safetensors") if name.endswith("layer.0.output.dense.bias")]
-    taken(body, lambda tensor: torch.ones(7))(folder, tmp_path)
-    with pytest.raises(CheckpointError, match="has another shape than its config"):
-        resolve_model(str(folder), "text_classification").build(label_mapping=three, max_length=64, seed=1)
+    assert "classifier.out_proj.weight is for other classes: seen [2, 32], new and seeded as [3, 32]" in caplog.text
+    for name in ("roberta.encoder.layer.0.output.dense.bias", "classifier.dense.bias"):  # the second is of the head, but no matter of classes
+        folder = shutil.copytree(encoder, tmp_path / name)
+        taken(name, lambda tensor: torch.ones(7))(folder, tmp_path)
+        for load in (
+            lambda folder=folder: resolve_model(str(folder), "text_classification").build(label_mapping=three, max_length=64, seed=1),
+            lambda folder=folder: registry.predict(str(folder), ["x"]),
+        ):
+            with pytest.raises(MltrackError, match=rf"{name} has another shape than its config\.json says: seen \[7\]; accepted: \[32\]$"):
+                load()
     headless = shutil.copytree(encoder, tmp_path / "headless")
     taken("classifier.out_proj.weight", lambda tensor: None)(headless, tmp_path)
     with pytest.raises(CheckpointError, match=r"weights are missing, such as classifier.out_proj.weight"):

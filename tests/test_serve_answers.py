@@ -134,9 +134,17 @@ def test_a_classification_is_served_with_a_score_a_class(store: Store, tmp_path:
             for answer, wanted in zip(found, expected, strict=True):
                 assert answer["scores"] == pytest.approx(wanted["scores"], abs=1e-6)
                 assert answer["score"] == max(answer["scores"].values())
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            asked(address, {"dataframe_records": [{"label": "safe", "code": "eval(x)"}]})
-        assert "the texts are accepted in the first column" in refused.value.read().decode(), "not a judgement of the word safe"
+        other_first = [{"id": "7", "code": "eval(x)"}]
+        for body in (
+            {"dataframe_records": other_first},
+            {"dataframe_split": {"columns": ["label", "code"], "data": [["safe", "eval(x)"]]}},
+            {"inputs": other_first},
+            {"instances": other_first},
+            {"dataframe_records": [{"id": "7"}]},
+        ):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                asked(address, body)
+            assert "; accepted: one named code or text" in refused.value.read().decode(), "not a judgement of what is no code"
 
 
 LOADING = """
@@ -154,7 +162,7 @@ try:
     gen.predict(pd.DataFrame({"code": ["x"], "description": ["Reverse a string"]}), params=params)
     raise SystemExit("the code was taken for a description")
 except ValueError as error:
-    assert "best named description" in str(error), error
+    assert "; accepted: one named description or text" in str(error), error
 assert not whole[0].startswith("Reverse"), "the completion alone"
 assert gen.predict(["Reverse a string"], params={**params, "stop": [whole[0][1]]}) == [whole[0].split(whole[0][1])[0]]
 assert len({gen.predict("x", params={"max_new_tokens": 20, "temperature": 9.0})[0] for _ in range(4)}) > 1

@@ -14,7 +14,7 @@ import mlflow
 import pytest
 from hf_folders import PROMPT, decoder_folder, encoder_folder
 
-from mltrack.errors import CheckpointError, TrackingError
+from mltrack.errors import CheckpointError, ConfigurationError, TrackingError
 from mltrack.store import (
     RunInfo,
     Store,
@@ -293,6 +293,92 @@ def test_classification_through_pyfunc(store: Store, run: RunInfo, written: dict
     assert list(pd.DataFrame(answers).columns) == ["label", "score", "scores"]
     assert list(tmp_path.iterdir()) == [], "a stray database"
     assert os.environ["MLFLOW_TRACKING_URI"] == "sqlite:///elsewhere.db"
+
+
+CODE = "def f(x):\n    return eval(x)"
+
+
+def tables() -> dict[str, tuple[Any, bool, bool]]:
+    """{what: (data, answered through MLflow, answered by the model itself)}; MLflow hands on a table's first column alone."""
+    import numpy as np
+    import pandas as pd
+
+    both = pd.DataFrame({"id": ["7"], "code": [CODE]})
+    return {
+        "the column alone": (both[["code"]], True, True),
+        "the column first": (both[["code", "id"]], True, True),
+        "the column behind another": (both, False, True),
+        "another column alone": (both[["id"]], False, False),
+        "a description": (pd.DataFrame({"description": ["7"]}), False, False),
+        "the column twice": (pd.DataFrame([[CODE, CODE]], columns=["code", "code"]), False, False),
+        "a column without a name": (pd.DataFrame([CODE]), True, True),
+        "a column of another number": (pd.DataFrame({1: [CODE]}), False, False),
+        "a series": (both["code"], True, True),
+        "a series of another name": (both["id"], False, False),
+        "an array": (np.array([CODE]), True, True),
+        "an array of one column": (np.array([[CODE]]), True, True),
+        "records": ([{"code": CODE}], True, True),
+        "records with another field first": ([{"id": "7", "code": CODE}], False, True),
+        "a record": ({"id": "7", "code": CODE}, False, True),
+    }
+
+
+@pytest.mark.parametrize("what", tables())
+def test_a_table_is_answered_from_the_records_own_column_or_not_at_all(written: dict[str, Path], what: str) -> None:
+    import mlflow.pyfunc
+
+    from mltrack.store.registry import load_folder
+
+    folder = written["text_classification"]
+    data, *answered = tables()[what]
+    (expected,) = load_folder(folder).predict([CODE])
+    for model, fits in zip((mlflow.pyfunc.load_model(str(folder)), load_folder(folder)), answered, strict=True):
+        if fits:
+            (answer,) = model.predict(data)
+            assert answer["scores"] == pytest.approx(expected["scores"], abs=1e-6)
+        else:
+            with pytest.raises(Exception, match=r"; accepted: one named code or text|has no attribute 'dtype'"):
+                model.predict(data)
+
+
+def test_tables_of_several_columns_without_names_are_refused_where_they_are_seen(written: dict[str, Path]) -> None:
+    import numpy as np
+    import pandas as pd
+
+    from mltrack.store.registry import load_folder
+
+    for data in (pd.DataFrame([["7", CODE]]), np.array([["7", CODE]])):
+        with pytest.raises(ValueError, match=r"seen columns \[0, 1\]; accepted: one named code or text"):
+            load_folder(written["text_classification"]).predict(data)
+
+
+@pytest.mark.parametrize(
+    ("params", "said"),
+    [
+        ({"max_new_tokens": 0}, "max_new_tokens: seen 0; accepted: a whole number >= 1"),
+        ({"max_new_tokens": -3}, "max_new_tokens: seen -3; accepted: a whole number >= 1"),
+        ({"temperature": -1.0}, r"temperature: seen -1\.0; accepted: a number >= 0"),
+        ({"temperature": math.nan}, "temperature: seen nan; accepted: a number >= 0"),
+        ({"temperature": math.inf}, "temperature: seen inf; accepted: a number >= 0"),
+    ],
+)
+def test_params_that_mean_nothing_are_refused(written: dict[str, Path], params: dict[str, float], said: str) -> None:
+    import mlflow.pyfunc
+
+    from mltrack import registry
+
+    folder = str(written["code_generation"])
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        mlflow.pyfunc.load_model(folder).predict(["x"], params=params)
+    with pytest.raises(ConfigurationError, match=f": {said}$"):
+        registry.predict(folder, ["x"], params=params)
+
+
+def test_half_a_surrogate_pair_is_refused(written: dict[str, Path]) -> None:
+    from mltrack import registry
+
+    with pytest.raises(ConfigurationError, match="text 2 holds half a surrogate pair; accepted: Unicode text"):
+        registry.predict(str(written["text_classification"]), ["x", "\ud800"])
 
 
 def test_generation_through_pyfunc_equals_greedy_decoding_by_hand(store: Store, run: RunInfo, written: dict[str, Path], decoder: Path) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mltrack.config import OPTIONS, Option
-from mltrack.errors import ConfigurationError
+from mltrack.errors import ConfigurationError, DatasetError, printable
 
 _NUMBERS = {
     "max_new_tokens": Option(name="max_new_tokens", kind="int", minimum=1, help=""),
@@ -44,7 +46,10 @@ def predict(
         print(json.dumps(found))
         return
     for answer in found:
-        print(f"{answer['label']}  {answer['score']:.4f}" if isinstance(answer, dict) else answer)
+        if isinstance(answer, dict):
+            print(f"{printable(answer['label'])}  {answer['score']:.4f}")
+        else:  # into a file or a pipe as it is
+            print(printable(answer, but="\n\t") if sys.stdout.isatty() else answer)
 
 
 def evaluate(model_uri: str, dataset_path: str, batch_size: str, output: str, tracking_uri: str | None) -> None:
@@ -63,7 +68,7 @@ def evaluate(model_uri: str, dataset_path: str, batch_size: str, output: str, tr
         print(json.dumps(metrics))
         return
     for name, value in metrics.items():
-        print(f"{name}  {value:.4f}")
+        print(f"{printable(name)}  {value:.4f}")
 
 
 def quiet() -> None:
@@ -76,30 +81,56 @@ def _texts(text: str | None, input_path: str | None) -> list[str]:
     if (text is None) == (input_path is None):
         raise ConfigurationError("predict: accepted: exactly one of --text and --input-path")
     if text is not None:
-        return [text]
+        return [_checked(text, "--text")]
     assert input_path is not None
     if input_path == "-":
-        return [sys.stdin.read()]
+        return [_decoded(sys.stdin.buffer.read(), "standard input").replace("\r\n", "\n").replace("\r", "\n")]
     path = Path(input_path)
     if not path.is_file():
         raise ConfigurationError(f"input_path: seen '{input_path}', which is no file; accepted: a file, or - for standard input")
-    if path.suffix in (".jsonl", ".json"):
-        return [_text_of(record, number, path) for number, record in enumerate(_json_records(path), start=1)]
-    return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-
-
-def _json_records(path: Path) -> list[Any]:
-    content = path.read_text(encoding="utf-8")
     try:
-        return json.loads(content) if path.suffix == ".json" else [json.loads(line) for line in content.splitlines() if line.strip()]
-    except ValueError as error:
-        raise ConfigurationError(f"{path}: not JSON: {error}; accepted: a JSON array, or JSON Lines with the ending .jsonl") from error
+        with path.open("rb") as file:
+            if path.suffix in (".jsonl", ".json"):
+                return [_text_of(value, number, str(path)) for number, value in _json_records(path, file)]
+            lines = enumerate(file.read().removeprefix(codecs.BOM_UTF8).splitlines(), start=1)
+            return [_decoded(line, str(path), number) for number, line in lines if line.strip()]
+    except OSError as error:
+        raise DatasetError(f"cannot be read: {error.strerror or error}; accepted: a readable file", path=path) from None
 
 
-def _text_of(record: Any, number: int, path: Path) -> str:
+def _json_records(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
+    """(number, value) of each; many .json files are JSON Lines."""
+    from mltrack.data.readers import json_files
+
+    head = file.read(1 << 16)
+    file.seek(0)
+    lines = path.suffix == ".jsonl" or json_files.holds_lines(head)
+    for raw in (json_files.json_lines if lines else json_files.json_array)(str(path), file):
+        if isinstance(raw.value, DatasetError):
+            raise raw.value
+        yield raw.number, raw.value
+
+
+def _text_of(record: Any, number: int, name: str) -> str:
     if isinstance(record, str):
-        return record
-    for name in ("description", "code", "text"):
-        if isinstance(record, dict) and isinstance(record.get(name), str):
-            return str(record[name])
-    raise ConfigurationError(f"{path}, record {number}: accepted: text, or an object with one of description, code, text")
+        return _checked(record, name, number)
+    for field in ("description", "code", "text"):
+        if isinstance(record, dict) and isinstance(record.get(field), str):
+            return _checked(record[field], name, number, field)
+    raise DatasetError("accepted: text, or an object with one of description, code, text", path=name, record=number)
+
+
+def _decoded(data: bytes, name: str, number: int | None = None) -> str:
+    from mltrack.data.readers.raw import not_utf8
+
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise not_utf8(error, name, number) from None
+
+
+def _checked(text: str, name: str, number: int | None = None, field: str | None = None) -> str:
+    from mltrack.data.records import num_bytes
+
+    num_bytes(text, name, number, field)
+    return text

@@ -142,6 +142,20 @@ def label_outside(record: Record, accepted: Iterable[str], column: str = "label"
     return _label_refused(str(record.label), accepted, record.file, record.number, column)
 
 
+def num_bytes(text: str, file: str, number: int | None = None, name: str | None = None) -> int:
+    """Of a text in UTF-8.
+
+    Raises:
+        DatasetError: it has none, and a tokenizer would take none of it.
+    """
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        code = f"\\u{ord(text[error.start]):04x}"
+        problem = f"seen half a surrogate pair ({code}) at offset {error.start}; accepted: Unicode text"
+        raise DatasetError(problem, path=file, record=number, field=name) from None
+
+
 def _label_refused(label: str, accepted: Iterable[str], file: str, number: int, name: str = "label") -> DatasetError:
     words = list(accepted)
     close = label.lower() if label.lower() in words else label
@@ -156,13 +170,7 @@ def _checked_text(value: object, name: str, file: str, number: int) -> str:
         raise DatasetError(f"seen {_shown(value)}; accepted: text that is not blank", path=file, record=number, field=name)
     if "\0" in value:
         raise DatasetError(f"seen a NUL character at offset {value.index(chr(0))}; accepted: text without NUL", path=file, record=number, field=name)
-    try:
-        length = len(value.encode())
-    except UnicodeEncodeError as error:
-        code = f"\\u{ord(value[error.start]):04x}"
-        raise DatasetError(
-            f"seen half a surrogate pair ({code}) at offset {error.start}; accepted: Unicode text", path=file, record=number, field=name
-        ) from None
+    length = num_bytes(value, file, number, name)
     if length > MAX_TEXT_BYTES:
         raise DatasetError(f"seen {length:,} bytes of text; accepted: at most {MAX_TEXT_BYTES:,} bytes", path=file, record=number, field=name)
     return value

@@ -49,7 +49,9 @@ def one_line(where: str) -> Iterator[None]:
     except (SafetensorError, EOFError) as error:
         raise CheckpointError(f"{where}: its weights are damaged ({first_line(error)}); accepted: whole safetensors files") from None
     except Exception as error:  # transformers raises almost everything: OSError, ValueError, KeyError, AttributeError, RuntimeError, its own
-        raise ConfigurationError(f"{where}: {first_line(error)}; accepted: a model that transformers can load") from error
+        said = first_line(error)
+        accepted = "" if "accepted: " in said else "; accepted: a model that transformers can load"
+        raise ConfigurationError(f"{where}: {said}{accepted}") from error
 
 
 def first_line(error: BaseException) -> str:

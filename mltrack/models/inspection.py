@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ _MOST_NUMBERS_A_BYTE = 2
 """Of quantized weights."""
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _CODE_CHOICES = ("_implementation", "_implementation_internal")
-"""Keys of a configuration that may name a kernel on the hub, which is code."""
+"""Ends of the keys that may name a kernel on the hub, which is code: as text, or as an object with a text for each part of the model."""
 
 
 def inspect_folder(name: str, folder: str | Path, *, trust_remote_code: bool = False) -> None:
@@ -79,6 +79,7 @@ def inspect_trained(name: str, folder: str | Path) -> dict[str, Any]:
     length = settings.get("max_length", 1) if isinstance(settings, dict) else 0
     if not isinstance(settings, dict) or not fits or isinstance(length, bool) or length < 1:
         raise ConfigurationError(f"{name}: seen {_short(settings)} as mltrack in its config.json; accepted: a model that mltrack trained, with its task")
+    _check_class_names(name, config)
     return settings
 
 
@@ -106,20 +107,39 @@ def read_object(file: Path, name: str) -> dict[str, Any]:
 
 def _check_code(name: str, folder: Path, config: Mapping[str, Any]) -> None:
     for key, value in members(config):
-        if key.endswith(_CODE_CHOICES) and isinstance(value, str) and ("/" in value or "\\" in value):
+        if key.endswith(_CODE_CHOICES) and any("/" in text or "\\" in text for text in _texts_in(value)):
             raise ConfigurationError(f"{name}: its config.json has {key}={_short(value)}, code from elsewhere; accepted: a name without '/'")
     if (folder / "custom_generate").exists():
         raise ConfigurationError(f"{name} brings Python code of its own in custom_generate/; accepted: a model without")
 
 
+def _texts_in(value: object) -> Iterator[str]:
+    """All texts of a JSON value, but not the names in its objects."""
+    waiting = [value]
+    while waiting:
+        held = waiting.pop()
+        if isinstance(held, str):
+            yield held
+        elif isinstance(held, (dict, list)):
+            waiting.extend(held.values() if isinstance(held, dict) else held)
+
+
 def _check_classes(name: str, config: Mapping[str, Any]) -> None:
-    mapping = config.get("label2id")
-    if mapping is None:
-        return
-    numbers = sorted(mapping.values(), key=str) if isinstance(mapping, dict) else []
-    whole = all(isinstance(number, int) and not isinstance(number, bool) for number in numbers)
-    if not isinstance(mapping, dict) or not whole or sorted(numbers) != list(range(len(numbers))):
-        raise ConfigurationError(f"{name}: seen label2id={_short(mapping)} in its config.json; accepted: each class with a number of its own, from 0")
+    for key in ("label2id", "id2label"):
+        mapping = config.get(key)
+        if mapping is None:
+            continue
+        held = list((mapping.values() if key == "label2id" else mapping) if isinstance(mapping, dict) else ())
+        kind = int if key == "label2id" else str
+        if not isinstance(mapping, dict) or any(type(number) is not kind for number in held) or {*map(str, held)} != {*map(str, range(len(held)))}:
+            raise ConfigurationError(f"{name}: seen {key}={_short(mapping)} in its config.json; accepted: each class with a number of its own, from 0")
+
+
+def _check_class_names(name: str, config: Mapping[str, Any]) -> None:
+    """In an answer each class has a score of its own."""
+    classes = list((config.get("id2label") or {}).values())
+    if not all(isinstance(one, str) for one in classes) or len(set(classes)) < len(classes):
+        raise ConfigurationError(f"{name}: seen id2label={_short(config['id2label'])} in its config.json; accepted: a name for each class, each name once")
 
 
 def _check_index(name: str, folder: Path, index: Path) -> set[str]:

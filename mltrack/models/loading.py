@@ -112,6 +112,7 @@ class ModelSource:
 
         safetensors = find_weights(self.name, self._files(), self._location)
         options = self._options | {"use_safetensors": safetensors, "weights_only": True, "dtype": torch.float32, "output_loading_info": True}
+        options["ignore_mismatched_sizes"] = True  # they are told below; transformers would do so in a report of several lines
         loaded: Any
         with one_line(f"model_name: {self.name}"):
             config = AutoConfig.from_pretrained(self._location, **self._options)
@@ -121,20 +122,22 @@ class ModelSource:
                 config.id2label = {index: label for label, index in label_mapping.items()}
                 config.label2id = dict(label_mapping)
                 config.problem_type = "single_label_classification"
-                loaded = AutoModelForSequenceClassification.from_pretrained(self._location, config=config, ignore_mismatched_sizes=True, **options)
+                loaded = AutoModelForSequenceClassification.from_pretrained(self._location, config=config, **options)
         model, info = loaded
         if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
             raise ConfigurationError(
                 f"model_name: {self.name} has embeddings for {model.get_input_embeddings().num_embeddings} tokens, its tokenizer has {len(self.tokenizer)}; "
                 "accepted: a tokenizer whose ids the model knows"
             )
-        reshaped = {entry[0] if isinstance(entry, tuple) else entry for entry in info["mismatched_keys"]}
-        new = sorted(set(info["missing_keys"]) | reshaped)
+        reshaped = {weight: (list(seen), list(shape)) for weight, seen, shape in sorted(info["mismatched_keys"])}
+        for weight, (seen, shape) in reshaped.items():
+            of_other_classes = seen and label_mapping and shape == [len(label_mapping), *seen[1:]]
+            if whole or not of_other_classes or not _is_head(model, weight):
+                raise CheckpointError(f"{self.name}: {weight} has another shape than its config.json says: seen {seen}; accepted: {shape}")
+            _LOG.warning("%s: %s is for other classes: seen %s, new and seeded as %s", self.name, weight, seen, shape)
+        new = sorted(set(info["missing_keys"]) - set(reshaped))
         if new and (label_mapping is None or whole):
             raise CheckpointError(f"{self.name}: {len(new)} weights are missing, such as {new[0]}; accepted: the weights of a whole {type(model).__name__}")
-        body = sorted(name for name in reshaped if not _is_head(model, name))
-        if body:
-            raise CheckpointError(f"{self.name}: {body[0]} has another shape than its config.json says; accepted: weights that fit the configuration")
         if new:
             _LOG.info("%s: new weights, seeded: %s", self.name, ", ".join(new[:8]))
         if label_mapping is None:

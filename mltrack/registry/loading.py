@@ -112,8 +112,16 @@ def load(uri: str, tracking_uri: str | None = None) -> Any:
 
 
 def predict(uri: str, texts: Sequence[str], tracking_uri: str | None = None, params: Mapping[str, Any] | None = None) -> list[Any]:
-    """What a model says of texts: {label, score, scores} for a classification, the completion for a generation; `load` has the errors."""
-    return list(load(uri, tracking_uri).predict(list(texts), dict(params) if params else None))
+    """What a model says of texts: {label, score, scores} for a classification, the completion for a generation.
+
+    Raises:
+        ConfigurationError: a text or a param that is none, or an answer that is no number; and those of `load`.
+    """
+    model = load(uri, tracking_uri)
+    try:
+        return list(model.predict(list(texts), dict(params) if params else None))
+    except ValueError as error:
+        raise ConfigurationError(f"{uri}: {' '.join(str(error).split())}") from error
 
 
 def folder_task(folder: str | Path) -> str:

@@ -1,12 +1,14 @@
 """Loads the model folder that this file was shipped in and predicts from plain strings; needs torch, transformers, numpy and pandas, not mltrack.
 
 Invariant: what comes out does not depend on what else is in the batch (padding is masked, on the left where text is generated), and a completion is
-exactly what the model wrote: without the prompt, without special tokens, leading white space kept.
+exactly what the model wrote: without the prompt, without special tokens, leading white space kept. A column of another name than the record's is
+no text, and an answer that is no number is an error.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,12 +16,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LogitsProcessor, LogitsProcessorList
 
 BATCH_SIZE = 16
 MAX_NEW_TOKENS = 128
-_RECORD = ("code", "description", "label")
-"""Columns of a record; MLflow hands on a table's first column alone, which must not be one that is not asked for."""
+_NOT_A_NUMBER = "the model computes what is no number (NaN), as weights that are damaged do; accepted: a model whose weights are finite"
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Classifier | Generator:
@@ -32,7 +33,9 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Cl
     tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     kind = Generator if settings.get("task") == "code_generation" else Classifier
     auto: Any = AutoModelForCausalLM if kind is Generator else AutoModelForSequenceClassification
-    model, info = auto.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **local)
+    model, info = auto.from_pretrained(folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **local)
+    for name, seen, shape in sorted(info["mismatched_keys"]):  # transformers would tell in a report of several lines
+        raise ValueError(f"{name} has another shape than its config.json says: seen {list(seen)}; accepted: {list(shape)}")
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would fill them with random numbers
         raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}; the weights of a whole {type(model).__name__} are accepted")
@@ -62,6 +65,8 @@ class Classifier:
             with torch.inference_mode():
                 rows = self.model(**accepted).logits.float().softmax(dim=-1).cpu().tolist()
             for row in rows:
+                if not all(map(math.isfinite, row)):  # JSON has no word for it
+                    raise ValueError(_NOT_A_NUMBER)
                 best = max(range(len(row)), key=row.__getitem__)
                 answers.append({"label": labels[best], "score": row[best], "scores": dict(zip(labels, row, strict=True))})
         return answers
@@ -89,8 +94,8 @@ class Generator:
     def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> list[str]:
         """`params`: max_new_tokens (128), temperature (0: the likeliest token each time), stop (strings; the completion ends before the first of them)."""
         given = dict(params or {})
-        max_new_tokens = int(given.get("max_new_tokens") or MAX_NEW_TOKENS)
-        temperature = float(given.get("temperature") or 0.0)
+        max_new_tokens = _number(given, "max_new_tokens", MAX_NEW_TOKENS, least=1)
+        temperature = _number(given, "temperature", 0.0, least=0)
         stop = _stops(given.get("stop"))
         prompts = [self.template.replace("{description}", text) for text in _texts(data, ("description", "text"))]
         completions: list[str] = []
@@ -120,6 +125,7 @@ class Generator:
                 max_new_tokens=max_new_tokens,
                 pad_token_id=pad,
                 eos_token_id=self.tokenizer.eos_token_id,
+                logits_processor=LogitsProcessorList([_Numbers()]),
                 **sampling,
             )
         return [self._text(row, stop) for row in out[:, longest:].cpu().tolist()]
@@ -140,27 +146,66 @@ class Generator:
         return text[: min(cuts)] if cuts else text
 
 
+class _Numbers(LogitsProcessor):
+    """Between the model and the choice of a token: NaN would be a token like any other."""
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        if scores.isnan().any():
+            raise ValueError(_NOT_A_NUMBER)
+        return scores
+
+
 def _texts(data: Any, accepted: tuple[str, ...]) -> list[str]:
     """The strings of whatever MLflow hands over; `accepted` are the names of the column that holds them."""
-    if isinstance(data, pd.DataFrame):
-        named = [column for column in accepted if column in data.columns]
-        if not named and (data.shape[1] != 1 or data.columns[0] in _RECORD):
-            shown = list(data.columns)
-            raise ValueError(f"columns {shown}: the texts are accepted in the first column, or in one column alone, best named {' or '.join(accepted)}")
-        data = data[named[0]] if named else data.iloc[:, 0]
     if isinstance(data, str):
         data = [data]
     elif isinstance(data, Mapping):
-        return _texts(pd.DataFrame(data), accepted)
-    elif isinstance(data, (pd.Series, np.ndarray)):
-        data = np.asarray(data).reshape(-1).tolist()
-    texts = list(data)
+        data = pd.DataFrame([data] if all(isinstance(value, str) for value in data.values()) else dict(data))
+    elif isinstance(data, pd.Series):
+        data = data.to_frame()
+    elif isinstance(data, np.ndarray):
+        data = pd.DataFrame(data) if data.ndim > 1 else data.reshape(-1).tolist()
+    texts = _column(data, accepted) if isinstance(data, pd.DataFrame) else list(data)
     if texts and all(isinstance(text, Mapping) for text in texts):
-        return _texts(pd.DataFrame(texts), accepted)
-    wrong = next((text for text in texts if not isinstance(text, str)), None)
-    if wrong is not None:
-        raise ValueError(f"{type(wrong).__name__} given; strings are accepted")
+        texts = _column(pd.DataFrame(texts), accepted)
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise ValueError(f"{type(text).__name__} given as text {number}; strings are accepted")
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"text {number} holds half a surrogate pair; accepted: Unicode text") from None
     return texts
+
+
+def _column(table: pd.DataFrame, accepted: tuple[str, ...]) -> list[Any]:
+    """The one column that has a record's name, wherever it stands, or the only one where it has no name.
+
+    MLflow hands on a table's first column alone, under its name.
+    """
+    names = list(table.columns)
+    places = [place for place, name in enumerate(names) if isinstance(name, str) and name in accepted]
+    if not places and len(names) == 1 and isinstance(names[0], (int, np.integer)) and names[0] == 0:
+        places = [0]
+    if len(places) != 1:
+        wanted = " or ".join(accepted)
+        raise ValueError(f"seen columns {str(names)[:200]}; accepted: one named {wanted} (through MLflow the first, it hands on no other), or strings alone")
+    return [text.item() if isinstance(text, np.ndarray) and text.size == 1 else text for text in table.iloc[:, places[0]]]  # as served records hold them
+
+
+def _number(given: Mapping[str, Any], name: str, default: float, *, least: int) -> Any:
+    """One of `params`, of its default's type."""
+    value, kind = given.get(name), type(default)
+    if value is None:
+        return default
+    try:
+        number = kind(value)
+        fits = not isinstance(value, (bool, str)) and number == value and least <= number < float("inf")
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{name}: seen {repr(value)[:40]}; accepted: a {'whole ' if kind is int else ''}number >= {least}")
+    return number
 
 
 def _stops(value: Any) -> list[str]:
