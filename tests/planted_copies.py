@@ -47,6 +47,11 @@ def reformatted(code: str) -> str:
     return "\n\n".join(re.sub(r"^( +)", lambda found: " " * (len(found.group()) // 2), line) for line in code.split("\n"))
 
 
+def with_a_parameter_a_line(code: str) -> str:
+    """As other formatters write it: no comma at the end, the bracket on a line of its own."""
+    return re.sub(r"def (\w+)\((\w+), (\w+), (\w+=\d+)\):", r"def \1(\n    \2,\n    \3,\n    \4\n):", code)
+
+
 def recommented(code: str) -> str:
     """A docstring, and comments on every second line."""
     head, *rest = code.replace("    # what it does\n", "").split("\n")
@@ -65,4 +70,30 @@ def with_a_line_more(code: str) -> str:
     return code.replace("    return result", "    print(limit)\n    return result")
 
 
-COPIES: tuple[Callable[[str], str], ...] = (renamed, reformatted, recommented, with_other_literals, with_a_line_more)
+def java_method(number: int) -> str:
+    """A method in Java whose structure no other number's has."""
+    draw = random.Random(number)
+    lines = [
+        f"public Map<String, List<Integer>> work{number}(List<String> first, Map<String, List<Integer>> second) {{",
+        "    Map<String, Integer> result = null;",
+    ]
+    for step in range(8):
+        call, attribute, operation = draw.choice(ATTRIBUTES), draw.choice(ATTRIBUTES), draw.choice(OPERATIONS[:5])
+        if draw.randrange(2):
+            lines.append(f"    List<Integer> value{step} = second.{call}(first.{attribute}() {operation} {step});")
+            lines.append(f"    result.{draw.choice(ATTRIBUTES)}(value{step} {draw.choice(OPERATIONS[:5])} first);")
+        else:
+            lines.append(f"    for (Map.Entry<String, List<Integer>> item{step} : second.{call}()) {{")
+            lines.append(f"        first.{attribute}(item{step}.{draw.choice(ATTRIBUTES)}() {operation} result);")
+            lines.append("    }")
+    return "\n".join([*lines, "    return second;", "}"]) + "\n"
+
+
+COPIES: tuple[Callable[[str], str], ...] = (
+    renamed,
+    reformatted,
+    recommented,
+    with_other_literals,
+    with_a_line_more,
+    with_a_parameter_a_line,
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from planted_copies import COPIES, function
+from planted_copies import COPIES, function, java_method, renamed
 from sklearn.model_selection import train_test_split
 
 from mltrack import DatasetLoader
@@ -24,9 +25,9 @@ from mltrack.errors import DatasetError
 ORIGINALS = 60
 
 
-def made(copy: Callable[[str], str]) -> list[Record]:
+def made(copy: Callable[[str], str], original: Callable[[int], str] = function) -> list[Record]:
     """Sixty functions, and a copy of each, in a random order; `origin` says whose copy it is."""
-    texts = [(kind(function(number)), number) for number in range(ORIGINALS) for kind in (str, copy)]
+    texts = [(kind(original(number)), number) for number in range(ORIGINALS) for kind in (str, copy)]
     random.Random(5).shuffle(texts)
     return [Record(text, "ab"[origin % 2], None, "a.jsonl", number, {"origin": origin}) for number, (text, origin) in enumerate(texts, start=1)]
 
@@ -48,8 +49,20 @@ def test_a_copy_is_on_the_side_of_its_original(copy: Callable[[str], str]) -> No
     assert parted(*split_records(records, 0.2, 0, stratify=True, near=False)) > 10
 
 
-def test_other_functions_are_not_taken_for_copies() -> None:
-    records = [Record(function(number), "a", None, "a.jsonl", number + 1) for number in range(200)]
+def test_a_renamed_method_in_java_is_on_the_side_of_its_original() -> None:
+    def copy(code: str) -> str:
+        return re.sub(r"\b(work|value|item)(\d+)\b", r"other\1\2", renamed(code))
+
+    records = made(copy, java_method)
+    for seed in range(5):
+        train, test = split_records(records, 0.2, seed, stratify=True)
+        assert parted(train, test) == 0
+    assert parted(*split_records(records, 0.2, 0, stratify=True, near=False)) > 10
+
+
+@pytest.mark.parametrize("original", [function, java_method])
+def test_other_functions_are_not_taken_for_copies(original: Callable[[int], str]) -> None:
+    records = [Record(original(number), "a", None, "a.jsonl", number + 1) for number in range(200)]
     assert len(set(duplicate_groups(records).near.tolist())) == 200
 
 
