@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import commands
@@ -144,8 +146,8 @@ TABLE = [
     ),
     ("a.jsonl", GOOD + b'{"code": "' + b"x" * (40 << 20), TEXT, f", record 2: {LONG}"),
     ("a.json", b'[{"code": "' + b"x" * (40 << 20), TEXT, f", record 1: {LONG}"),
-    ("a.csv", b"code,label\n" + b"x" * (40 << 20), TEXT, None),
-    ("a.csv", b'code,label\n"' + b"x,\n" * (20 << 20), TEXT, None),
+    ("a.csv", b"code,label\n" + b"x" * (40 << 20), TEXT, f", record 1: {LONG}"),
+    ("a.csv", b'code,label\n"' + b"x,\n" * (20 << 20), TEXT, f", record 1: {LONG}"),
     ("a.jsonl", b'{"code": "a", "label": "b", "more": ' + b"[" * 5000 + b"]" * 5000 + b"}", TEXT, None),
     ("a.json", b'[{"code": "a", "label": "b"}, ' + b'{"a":' * 100_000, TEXT, ", record 2: bad JSON (nested too deeply); accepted: a JSON array of records"),
     (
@@ -234,6 +236,13 @@ TABLE = [
         ", record 2, field 'code': cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte); accepted: a value that Python can hold",
     ),
     ("a.parquet", table(code=pa.array(["a"]), label=pa.array(["x"]), when=pa.array([2**60], pa.timestamp("ms"))), TEXT, None),
+    ("a.parquet", table(code=pa.array(["a"]), label=pa.array(["x"]), when=pa.array([1], pa.timestamp("ms", "No/Where"))), TEXT, None),
+    (
+        "a.parquet",
+        parquet([{"code": "a", "label": "x", "more": "y" * (33 << 20)}]),
+        TEXT,
+        ", record 1, field 'more': seen 34,603,012 of the record's 34,603,022 bytes; accepted: records of at most 33,554,432 bytes",
+    ),
     (
         "a.jsonl",
         b'{"code": "a", "label": "x\\ny"}\n',
@@ -290,7 +299,7 @@ def test_a_command_ends_in_that_line_alone(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_the_table_is_long_enough() -> None:
-    assert len(TABLE) >= 93
+    assert len(TABLE) >= 95
 
 
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
@@ -381,6 +390,67 @@ def test_one_bad_value_of_a_parquet_file_costs_its_record_alone(tmp_path: Path) 
     records = read_records(path, TEXT, on_bad_record="skip", on_skip=lambda error, raw: told.append(error))
     assert [(record.text, record.number) for record in records] == [("a", 1), ("d", 4)]
     assert [(error.record, error.field) for error in told] == [(2, "when"), (3, "code")]
+
+
+@pytest.mark.parametrize(
+    ("bad", "problem", "kept", "raw"),
+    [
+        (b"y=\xff2,b\n", "not UTF-8 (byte 0xff at offset 2); accepted: UTF-8", [1, 3], "y=\\xff2,b\n"),
+        (b'"y\n\xff\n\xfe",b\n', "not UTF-8 (byte 0xff at offset 0); accepted: UTF-8", [1, 3], '"y\n\\xff\n\\xfe",b\n'),
+        (b'"y=1"z,a\n', "bad CSV (',' expected after '\"'); accepted: comma-separated cells, quoted with \"", [1, 3], '"y=1"z,a\n'),
+        (b'"y,b\n', 'bad CSV (unexpected end of data); accepted: comma-separated cells, quoted with "', [1, 3], '"y,b\n'),
+        (b"y" * (40 << 20) + b",b\n", LONG, [1, 3], "y" * 1000),
+        (b'"y\n' + b"y" * (40 << 20) + b",b\n", LONG, [1, 3], '"y\n'),
+    ],
+    ids=["a byte", "bytes in a cell of several lines", "a quote", "a quote without an end", "a long line", "a long line in a cell of several"],
+)
+def test_one_wrong_row_of_a_csv_file_costs_its_record_alone(tmp_path: Path, bad: bytes, problem: str, kept: list[int], raw: str) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"code,label\nx=1,a\n" + bad + b"z=3,a\n")
+    told: list[tuple[str, object]] = []
+    before = csv.field_size_limit()
+    records = read_records(path, TEXT, on_bad_record="skip", on_skip=lambda error, raw: told.append((str(error), raw)))
+    assert [(record.text, record.number) for record in records] == [("x=1", kept[0]), ("z=3", kept[1])]
+    assert told == [(f"{path}, record 2: {problem}", raw)]
+    with pytest.raises(DatasetError) as caught:
+        read_records(path, TEXT)
+    assert str(caught.value) == f"{path}, record 2: {problem}"
+    assert csv.field_size_limit() == before  # while the error, and with it the reader's frame, is still held
+
+
+def test_behind_a_quote_that_is_never_closed_lines_are_read_twice_at_most(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"code,label\nx,a\n" + b'y","y\n' * 50_000)  # each of them opens a quote that the next one closes and opens again
+    told: list[DatasetError] = []
+    started = time.process_time()
+    records = read_records(path, TEXT, on_bad_record="skip", on_skip=lambda error, raw: told.append(error))
+    assert ([record.text for record in records], [error.record for error in told]) == (["x"], [2, 3])
+    assert time.process_time() - started < 5
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """A folder of save_to_disk whose second and third record hold what Python cannot."""
+    import datasets
+
+    codes = pa.Array.from_buffers(pa.string(), 4, pa.array([b"a", b"b", b"\xff", b"d"]).buffers())
+    rows = pa.table({"code": codes, "label": ["x", "y", "x", "y"], "when": pa.array([0, 2**60, 1, 2], pa.timestamp("ms"))})
+    datasets.Dataset(rows).save_to_disk(str(tmp_path / "saved"))
+    return tmp_path / "saved"
+
+
+def test_one_bad_value_of_a_saved_data_set_costs_its_record_alone(saved: Path) -> None:
+    told: list[DatasetError] = []
+    records = read_records(saved, TEXT, on_bad_record="skip", on_skip=lambda error, raw: told.append(error))
+    assert [(record.text, record.number) for record in records] == [("a", 1), ("d", 4)]
+    assert [(error.record, error.field) for error in told] == [(2, "when"), (3, "code")]
+
+
+def test_a_bad_value_of_a_saved_data_set_has_its_line(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["data", "check", str(saved)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mltrack: {saved}, record 2, field 'when': cannot be read (")
+    assert line.endswith("); accepted: a value that Python can hold")
 
 
 def test_the_task_cannot_be_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -528,3 +598,43 @@ def test_memory_is_bounded_whatever_comes(tmp_path: Path, kind: str) -> None:
     line, grown = ended.stdout.splitlines()
     assert line.startswith(str(path))
     assert int(grown) * (1 if sys.platform == "linux" else 1 / 1024) < 300_000  # kB
+
+
+WIDE = """
+import sys, threading
+import pyarrow, pyarrow.parquet, datasets
+from mltrack.data.readers import iterate_records
+
+def anonymous():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
+
+before, peak, over = anonymous(), 0, threading.Event()
+def watch():
+    global peak
+    while not over.wait(0.005):
+        peak = max(peak, anonymous())
+watcher = threading.Thread(target=watch)
+watcher.start()
+count = sum(1 for _ in iterate_records(sys.argv[1], "text_classification"))
+over.set(); watcher.join()
+print(count, peak - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is told apart as Linux does")
+@pytest.mark.parametrize("kind", ["Parquet", "Parquet, one value in all rows", "save_to_disk"])
+def test_memory_follows_the_record_however_wide_it_is(tmp_path: Path, kind: str) -> None:
+    """100 records of 4 MB; what is mapped from files apart."""
+    wide = "x = 1\n" * 700_000
+    rows = pa.table({"code": [wide if "one value" in kind else f"{wide}{n}" for n in range(100)], "label": ["a", "b"] * 50})
+    path = tmp_path / ("saved" if kind == "save_to_disk" else "a.parquet")
+    if kind == "save_to_disk":
+        import datasets
+
+        datasets.Dataset(rows).save_to_disk(str(path))
+    else:  # a page a row, as other writers do; pyarrow's own pages are of a thousand rows, whatever they hold
+        pq.write_table(rows, path, compression="zstd", use_dictionary="one value" in kind, data_page_size=1 << 20, write_batch_size=1)
+    ended = subprocess.run([sys.executable, "-c", WIDE, str(path)], capture_output=True, text=True, env=commands.environment(), check=True)
+    count, grown = map(int, ended.stdout.split())
+    assert count == 100
+    assert grown < 150_000  # kB

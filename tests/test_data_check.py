@@ -130,6 +130,41 @@ def test_the_command(tmp_path: Path) -> None:
     assert commands.mltrack("data", "check", train, leaking, "--thresholds", "near_overlap=0.2", cwd=tmp_path).returncode == 0
 
 
+def test_what_is_left_out_is_told_and_written(tmp_path: Path) -> None:
+    train = written(tmp_path / "train.jsonl", clean(0, 20, "t"))
+    valid = written(tmp_path / "valid.jsonl", clean(100, 10, "v"))
+    with train.open("a", encoding="utf-8") as stream:
+        stream.write("not json\n" + '{"code": " ", "label": "a"}\n' * 29)
+    done = commands.mltrack("data", "check", train, valid, "--on-bad-record", "skip", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert ["left", "out", "30", "0"] in [line.split() for line in lines]
+    assert f"left out: {train}, record 21: bad JSON at column 1 (Expecting value); accepted: one JSON object a line" in lines
+    assert f"left out: 10 further records of {train}" in lines
+    assert lines[-2:] == [
+        "nothing is above its threshold",
+        "left out of the training records: 30, written with their reasons to bad_records-training.jsonl",
+    ]
+    bad = [json.loads(line) for line in (tmp_path / "bad_records-training.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert ([one["record"] for one in bad], bad[0]["raw"]) == (list(range(21, 51)), "not json\n")
+    assert not (tmp_path / "bad_records-evaluation.jsonl").exists()
+    done = commands.mltrack("data", "check", train, valid, "--on-bad-record", "skip", "--output", "json", cwd=tmp_path)
+    assert json.loads(done.stdout)["left_out"] == {
+        "training": {"records": 30, "file": "bad_records-training.jsonl"},
+        "evaluation": {"records": 0, "file": None},
+    }
+
+
+def test_what_is_left_out_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    train = written(tmp_path / "train.jsonl", clean(0, 20, "t"))
+    with train.open("a", encoding="utf-8") as stream:
+        stream.write("not json\n")
+    (tmp_path / "bad_records-training.jsonl").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert run(["data", "check", str(train), "--on-bad-record", "skip"]) == 2
+    assert capsys.readouterr().err == "mltrack: bad_records-training.jsonl: cannot be written: Is a directory; accepted: a file that can\n"
+
+
 @pytest.mark.parametrize(
     ("words", "line"),
     [

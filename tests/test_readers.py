@@ -141,6 +141,23 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
         _ = loader.records
 
 
+def test_a_glob_reads_folders_as_they_would_be_read_alone(tmp_path: Path) -> None:
+    names = ["a.jsonl", "sub/b.jsonl", "sub/_c.jsonl", "_hidden.jsonl", "_old/d.jsonl", ".git/e.jsonl"]
+    for name in names:
+        (tmp_path / "g" / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "g" / name, ROWS)
+    for pattern, expected in {
+        "*": ["a.jsonl", "sub/b.jsonl"],
+        "**": ["a.jsonl", "sub/b.jsonl"],
+        "s*": ["sub/b.jsonl"],
+        "**/*.jsonl": ["a.jsonl", "sub/b.jsonl"],
+        "_*": ["_hidden.jsonl", "_old/d.jsonl"],
+        "_old/*": ["_old/d.jsonl"],
+        "*/_*.jsonl": ["sub/_c.jsonl"],
+    }.items():
+        assert [source.name for source in find_sources(tmp_path / "g" / pattern)] == [str(tmp_path / "g" / name) for name in expected]
+
+
 def test_a_name_with_the_signs_of_a_glob_is_the_file(tmp_path: Path) -> None:
     assert len(read_records(write(tmp_path / "a[1]*.jsonl", ROWS), "text_classification")) == 3
 
@@ -224,6 +241,16 @@ def test_a_hugging_face_folder(saved: Path) -> None:
     records = read_records(saved / "one", "text_classification", columns={"code": "func"})
     assert [(record.text, record.label, record.number) for record in records[:2]] == [("train 0", "safe", 1), ("train 1", "unsafe", 2)]
     assert (len(records), records[-1].place) == (600, f"{saved / 'one'}: record 600")
+
+
+def test_saved_data_sets_of_a_glob_and_of_a_folder(saved: Path) -> None:
+    splits = [str(saved / "both" / "test"), str(saved / "both" / "train")]
+    assert [source.name for source in find_sources(saved / "both" / "t*")] == splits
+    assert [source.name for source in find_sources(saved / "[bo]*")] == [str(saved / "both"), str(saved / "one")]
+    assert [source.name for source in find_sources(saved / "**")] == [str(saved / "both"), str(saved / "hub/test.parquet"), str(saved / "one")]
+    assert find_sources(saved) == find_sources(saved / "*")
+    records = read_records(saved / "both" / "t*", "text_classification", columns={"code": "func"})
+    assert [record.place for record in (records[0], records[600])] == [f"{name}: record 1" for name in splits]
 
 
 def test_a_split_is_named(saved: Path) -> None:

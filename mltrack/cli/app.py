@@ -188,7 +188,7 @@ def _data_check(
     columns: str | None = _option("columns", "Which columns of the data hold what: code=func,label=target."),
     labels: str | None = _option("labels", "Which class each label of the data means: 0=safe,1=unsafe."),
     group: str | None = _option("group", "A column whose equal values should be on one side."),
-    on_bad_record: str | None = _option("on_bad_record", "stop at the first bad record, or skip: leave them out."),
+    on_bad_record: str | None = _option("on_bad_record", "stop at the first bad record, or skip: leave them out, count and write them."),
     thresholds: str | None = _option("thresholds", "What is still accepted, by name: near_overlap=0.01,imbalance=20; the output names them all."),
     output: str | None = _option("output", "text or json."),
 ) -> None:

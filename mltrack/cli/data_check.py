@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from mltrack.config import OPTIONS, Option, TaskType
@@ -12,10 +12,13 @@ from mltrack.config.pairs import parse_pairs
 
 if TYPE_CHECKING:
     from mltrack.data.check import DataReport
+    from mltrack.data.loader import DatasetLoader
 
 
 def check(train: str, valid: str | None, words: Mapping[str, str | None], thresholds: str | None = None) -> int:
     """Print the report of these records; 1 where something is above its threshold, else 0.
+
+    What `on_bad_record=skip` leaves out is counted, told, and written with its reasons into the working directory.
 
     Args:
         train: what `--dataset-path` of a training may be.
@@ -33,12 +36,18 @@ def check(train: str, valid: str | None, words: Mapping[str, str | None], thresh
     reading = {"task": task, **{name: values[name] for name in ("columns", "labels", "on_bad_record")}}
     loader = DatasetLoader(train, **reading)
     mapping = loader.label_mapping if task.is_classification else None
-    held = DatasetLoader(valid, label_mapping=mapping, **reading).records if valid is not None else None
-    report = check_data(loader.records, held, group=values["group"], thresholds=limits)
+    loaders = {"training": loader} | ({"evaluation": DatasetLoader(valid, label_mapping=mapping, **reading)} if valid is not None else {})
+    records = [one.records for one in loaders.values()]
+    report = check_data(records[0], records[1] if valid is not None else None, group=values["group"], thresholds=limits)
+    kept = {side: one.bad_records.keep(f"bad_records-{side}.jsonl") for side, one in loaders.items()}
     if values["output"] == "json":
-        print(json.dumps(report.to_dict()))
+        left_out = {side: {"records": one.num_skipped, "file": str(kept[side]) if kept[side] else None} for side, one in loaders.items()}
+        print(json.dumps({**report.to_dict(), "left_out": left_out}))
     else:
-        _print(report, train, valid, {**THRESHOLDS, **limits})
+        _print(report, list(loaders.values()), {**THRESHOLDS, **limits})
+        for side, path in kept.items():
+            if path is not None:
+                print(f"left out of the {side} records: {loaders[side].num_skipped:,}, written with their reasons to {path}")
     return 1 if report.findings else 0
 
 
@@ -52,11 +61,11 @@ def _limits(thresholds: str | None) -> dict[str, float]:
     return {name: Option(name=f"thresholds: {name}", kind="float", minimum=0, help="").parse(word) for name, word in pairs.items()}
 
 
-def _print(report: DataReport, train: str, valid: str | None, limits: Mapping[str, float]) -> None:
+def _print(report: DataReport, loaders: Sequence[DatasetLoader], limits: Mapping[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("", train, *([valid] if valid is not None else []), box=None, pad_edge=False)
+    table = Table("", *(loader.data_path for loader in loaders), box=None, pad_edge=False)
     sides = [one for one in (report.train, report.valid) if one is not None]
     for title, name in (
         ("records", "records"),
@@ -69,6 +78,8 @@ def _print(report: DataReport, train: str, valid: str | None, limits: Mapping[st
         ("of them not parsed", "unparsable"),
     ):
         table.add_row(title, *(f"{getattr(one, name):,}" for one in sides))
+    if any(loader.num_skipped for loader in loaders):
+        table.add_row("left out", *(f"{loader.num_skipped:,}" for loader in loaders))
     table.add_row("characters p5 / p50 / p95 / max", *(" / ".join(f"{one.characters[name]:,}" for name in ("p5", "p50", "p95", "max")) for one in sides))
     for label in list(report.train.classes)[:20]:
         table.add_row(f"class {label}", *(f"{one.classes.get(label, 0):,}" for one in sides))
@@ -78,6 +89,9 @@ def _print(report: DataReport, train: str, valid: str | None, limits: Mapping[st
         for title, count in (("exact", report.exact_overlap), ("near", report.near_overlap), ("group", report.group_overlap)):
             table.add_row(f"in training, too: {title}", "", f"{count:,}")
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
+    for loader in loaders:
+        for line in loader.bad_records.told(loader.data_path):
+            print(line)
     for finding in report.findings:
         print(finding.line)
     print("thresholds: " + ", ".join(f"{name} {value:.4g} ({limits[name]:g})" for name, value in report.shares().items()))

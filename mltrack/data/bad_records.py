@@ -54,17 +54,29 @@ class BadRecords:
         except OSError as problem:
             raise DatasetError(f"cannot be written: {problem.strerror}; accepted: a file that can", path=self.path or tempfile.gettempdir()) from None
 
+    def told(self, source: str) -> list[str]:
+        """One line for each of the first records that were left out of `source`, and one for the rest."""
+        rest = self.count - len(self.lines)
+        return [f"left out: {line}" for line in self.lines] + ([f"left out: {rest:,} further records of {source}"] if rest else [])
+
     def keep(self, path: str | Path) -> Path | None:
-        """Copy the lines to a file; None where there is no bad record."""
+        """Copy the lines to a file; None where there is no bad record.
+
+        Raises:
+            DatasetError: the file cannot be written.
+        """
         if self._file is None:
             return None
         target = Path(path)
-        if self.path is not None:
-            shutil.copyfile(self.path, target)
-            return target
-        self._file.seek(0)
-        with target.open("w", encoding="utf-8") as copy:
-            shutil.copyfileobj(self._file, copy)
+        try:
+            if self.path is not None:
+                shutil.copyfile(self.path, target)
+                return target
+            self._file.seek(0)
+            with target.open("w", encoding="utf-8") as copy:
+                shutil.copyfileobj(self._file, copy)
+        except OSError as problem:
+            raise DatasetError(f"cannot be written: {problem.strerror}; accepted: a file that can", path=target) from None
         return target
 
 

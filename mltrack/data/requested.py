@@ -49,12 +49,7 @@ class RequestedRecords:
     @property
     def lines(self) -> list[str]:
         """What `on_bad_record=skip` left out, one line for each of the first records and one for the rest."""
-        found = []
-        for loader in self.loaders.values():
-            found += [f"left out: {line}" for line in loader.skipped]
-            if loader.num_skipped > len(loader.skipped):
-                found.append(f"left out: {loader.num_skipped - len(loader.skipped):,} further records of {loader.data_path}")
-        return found
+        return [line for loader in self.loaders.values() for line in loader.bad_records.told(loader.data_path)]
 
     @property
     def counts(self) -> dict[str, int]:

@@ -6,17 +6,16 @@ Invariant: no error of the library reaches the user as more than one line; the r
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mltrack.data.readers.arrow_rows import batch_rows, rows_at_once
 from mltrack.data.readers.raw import Raw, one_line
 from mltrack.errors import DatasetError, did_you_mean
 
 HUB = "hf:"
 """What a name of the hub begins with: `hf:name:split`, or `hf:name:configuration:split`."""
-
-_ROWS = 256
 
 
 def is_saved(folder: Path) -> bool:
@@ -85,16 +84,32 @@ def _chosen(name: str, held: Any, split: str | None) -> Any:
 
 
 def _rows(name: str, dataset: Any) -> Iterator[Raw]:
-    """Rows as plain values; a class of a ClassLabel column by its name."""
+    """Rows as plain values; a class of a ClassLabel column by its name.
+
+    Raises:
+        DatasetError: what lies in the files cannot be read.
+    """
     classes = {column: feature.names for column, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"}
     number = 0
-    for table in dataset.with_format("arrow").iter(batch_size=_ROWS):  # as Arrow, so that images and sounds stay undecoded
-        for row in table.to_pylist():
-            number += 1
-            for column, names in classes.items():
-                if isinstance(row[column], int):
-                    row[column] = names[row[column]] if 0 <= row[column] < len(names) else None
-            yield Raw(number, row)
+    try:
+        held = dataset.with_format("arrow")  # as Arrow, so that images and sounds stay undecoded
+        for table in held.iter(batch_size=rows_at_once(dataset.data.num_rows, dataset.data.nbytes)):
+            for batch in table.to_batches():
+                raws = batch_rows(name, batch, number)
+                yield from (_named(raw, classes) for raw in raws) if classes else raws
+                number += batch.num_rows
+    except Exception as error:
+        raise DatasetError(f"not a readable data set ({one_line(error)}); accepted: a data set that is whole", path=name) from None
+
+
+def _named(raw: Raw, classes: Mapping[str, list[str]]) -> Raw:
+    """With the names of its classes."""
+    row = raw.value
+    if isinstance(row, dict):
+        for column, names in classes.items():
+            if isinstance(row[column], int):
+                row[column] = names[row[column]] if 0 <= row[column] < len(names) else None
+    return raw
 
 
 def _library(name: str) -> Any:

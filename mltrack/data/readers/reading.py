@@ -6,6 +6,7 @@ Invariant: a record is either yielded or told to `on_skip`; none is lost without
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
 
 from mltrack.config.pairs import parse_pairs
@@ -63,21 +64,22 @@ def iterate_records(
     num_good, num_bad = 0, 0
     first_bad: DatasetError | None = None
     for source in find_sources(path):
-        for raw in source.raw_records():
-            try:
-                if isinstance(raw.value, DatasetError):
-                    raise raw.value
-                record = check_record(raw.value, kind, source.name, raw.number, columns=names, labels=classes)
-            except DatasetError as error:
-                if on_bad_record == "stop":
-                    raise
-                num_bad += 1
-                first_bad = first_bad or error
-                if on_skip is not None:
-                    on_skip(error, _what_stood(raw))
-                continue
-            num_good += 1
-            yield record
+        with closing(source.raw_records()) as raws:  # at once: a file is open, and the csv module's limit is another
+            for raw in raws:
+                try:
+                    if isinstance(raw.value, DatasetError):
+                        raise raw.value
+                    record = check_record(raw.value, kind, source.name, raw.number, columns=names, labels=classes)
+                except DatasetError as error:
+                    if on_bad_record == "stop":
+                        raise
+                    num_bad += 1
+                    first_bad = first_bad or error
+                    if on_skip is not None:
+                        on_skip(error, _what_stood(raw))
+                    continue
+                num_good += 1
+                yield record
     if first_bad is not None and not num_good:
         raise DatasetError(f"none of the {num_bad} records is good; the first: {first_bad}", path=path)
     if not num_good:

@@ -1,11 +1,13 @@
 """A data path as the files behind it, in a fixed order, each with its reader.
 
 Accepted are a file, a folder, a glob, a Hugging Face data set's folder (`folder` or `folder:split`) and `hf:name:split`.
-Invariant: every file that a folder or a glob holds is read or named in the error; hidden files (`.name`, `_name`) are passed over.
+Invariant: every file that a folder or a glob holds is read or named in the error; a folder that a glob matches is read as if it were given by
+itself. Hidden files and folders (`.name`, `_name`) are passed over, unless the glob names them (`_*.jsonl`).
 """
 
 from __future__ import annotations
 
+import fnmatch
 import glob
 import gzip
 import io
@@ -14,7 +16,7 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +62,7 @@ class Source:
     split: str | None = None
     """Of a saved DatasetDict."""
 
-    def raw_records(self) -> Iterator[Raw]:
+    def raw_records(self) -> Generator[Raw, None, None]:
         """What stands in it, in its order.
 
         Raises:
@@ -128,15 +130,13 @@ def find_sources(path: str | Path) -> list[Source]:
 
 def _found(name: str, path: Path) -> list[Source]:
     if path.is_dir():
-        if is_saved(path):
-            return [Source(name, path, "saved")]
-        return _several(name, [Path(folder, file) for folder, below, files in os.walk(path) if not _prune(below) for file in files if not _hidden(file)], path)
+        return _of_folder(name, path)
     if path.exists():
         return [_file(name, path)]
     if glob.has_magic(name):
-        found = [Path(one) for one in glob.glob(str(path), recursive=True)]
+        found = _chosen(path)
         if found:
-            return _several(name, [one for one in found if not one.is_dir()], None)
+            return _several(name, found, None)
         raise DatasetError(f"no file matches; accepted: {ACCEPTED}, or stdlib", path=name)
     folder, colon, split = str(path).rpartition(":")
     if colon and is_saved(Path(folder)):
@@ -146,10 +146,44 @@ def _found(name: str, path: Path) -> list[Source]:
     raise DatasetError(f"no such file{' (did you mean ' + hint[2] if hint[1] else ''}; accepted: {ACCEPTED}, or stdlib", path=name)
 
 
+def _of_folder(name: str, folder: Path) -> list[Source]:
+    return [Source(name, folder, "saved")] if is_saved(folder) else _several(name, _held(folder), folder)
+
+
+def _held(folder: Path) -> list[Path]:
+    """The files and saved data sets below a folder."""
+    if is_saved(folder):
+        return [folder]
+    held = []
+    for place, below, files in os.walk(folder, onerror=_refuse):
+        held += [Path(place, file) for file in files if not _hidden(file)]
+        saved = [one for one in below if is_saved(Path(place, one))]
+        held += [Path(place, one) for one in saved if not _hidden(one)]
+        below[:] = [one for one in below if one not in saved and not _hidden(one)]
+    return held
+
+
+def _chosen(pattern: Path) -> list[Path]:
+    """What a glob matches, and what the folders among it hold; each once, and of a saved data set none of the files that it consists of."""
+    matched = [path for path in map(Path, glob.glob(str(pattern), recursive=True)) if _is_meant(path, pattern)]
+    folders = {path for path in matched if path.is_dir()}
+    saved = {path for path in folders if is_saved(path)}
+    held = {path for path in matched if path not in folders}.union(*map(_held, folders))
+    return [path for path in held if saved.isdisjoint(path.parents)]
+
+
+def _is_meant(path: Path, pattern: Path) -> bool:
+    """Whether no part of a path is hidden, but for those that the pattern names: `_old/*`, `_*.jsonl`."""
+    named = [part for part in pattern.parts if _hidden(part)]
+    return all(any(fnmatch.fnmatchcase(part, one) for one in named) for part in path.parts if _hidden(part))
+
+
 def _several(name: str, paths: list[Path], folder: Path | None) -> list[Source]:
     sources, refused = [], []
     for path in sorted(paths):
-        if _format(path)[0] in SUFFIXES:
+        if path.is_dir() and is_saved(path):
+            sources.append(Source(_printable(path), path, "saved"))
+        elif _format(path)[0] in SUFFIXES:
             sources.append(_file(_printable(path), path))
         else:
             refused.append(_printable(path.relative_to(folder) if folder is not None else path))
@@ -182,10 +216,9 @@ def _hidden(name: str) -> bool:
     return name.startswith((".", "_"))
 
 
-def _prune(folders: list[str]) -> bool:
-    """Leave hidden folders out of a walk."""
-    folders[:] = [folder for folder in folders if not _hidden(folder)]
-    return False
+def _refuse(error: OSError) -> None:
+    """A folder that cannot be looked into is not passed over."""
+    raise error
 
 
 def _printable(path: object) -> str:

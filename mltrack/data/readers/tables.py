@@ -1,51 +1,74 @@
 """CSV and Parquet files.
 
-Invariant: CSV is read line by line, Parquet some hundred rows at a time: memory follows the widest record and the row group, not the file.
+Invariant: CSV is read line by line, Parquet some rows at a time, fewer where they are wide: memory follows the widest record and the row
+group, not the file. A row of a CSV file that cannot be read is bad by itself; the next one begins on the next line.
 """
 
 from __future__ import annotations
 
 import csv
-import json
+import io
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from mltrack.data.readers.arrow_rows import batch_rows, rows_at_once
 from mltrack.data.readers.json_files import BOM
 from mltrack.data.readers.raw import MAX_RECORD_BYTES, Raw, not_utf8, one_line, too_long, unparsed
 from mltrack.errors import DatasetError
 
-_ROWS = 256
-
 
 def csv_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
-    """A record a row, with the names of the header; every value is text."""
+    """A record a row, with the names of the header; every value is text.
+
+    Where the quotes of a row are wrong, nobody can say where it ends: the next row begins on the line after the wrong quote or, behind a quote
+    that is never closed, on the line after the one that it stands on.
+    """
+    lines = _Lines(stream)
+    held = lines.row
+    header: list[str] | None = None
+    number = 0
     # a cell may be a whole program; the module's limit of 131,072 characters is global, so it is put back
     limit = csv.field_size_limit(MAX_RECORD_BYTES)
-    number, header = 0, None
     try:
-        rows = csv.reader(_decoded_lines(name, stream), strict=True)
-        header = next(rows, None)
-        if header is None:
-            return
-        header = [column.strip() for column in header]  # as people write "code, label"
-        _check_once(name, header)
-        for row in rows:
-            if not row:
-                continue
-            number += 1
-            if len(row) == len(header):
-                yield Raw(number, dict(zip(header, row, strict=True)))
-            else:
-                problem = f"seen {len(row)} cells, the header has {len(header)}; accepted: as many cells as the header (cells with commas or line ends quoted)"
-                yield unparsed(number, DatasetError(problem, path=name, record=number), ",".join(row))
-    except UnicodeDecodeError as error:
-        raise not_utf8(error, name, number + 1 if header else None) from None
-    except csv.Error as error:
-        raise DatasetError(
-            f'bad CSV ({one_line(error)}); accepted: comma-separated cells, quoted with "', path=name, record=number + 1 if header else None
-        ) from None
+        while not lines.ended:
+            problem, endless = "", False
+            try:
+                for row in csv.reader(lines.texts(), strict=True):
+                    if header is None:
+                        header = _header(name, row, lines.wrong)
+                    elif row:
+                        number += 1
+                        if lines.wrong is not None:
+                            yield unparsed(number, not_utf8(lines.wrong, name, number), bytes(held))
+                        elif len(row) == len(header):
+                            yield Raw(number, dict(zip(header, row, strict=True)))
+                        else:
+                            yield unparsed(number, DatasetError(_cells(row, header), path=name, record=number), bytes(held))
+                        lines.wrong = None
+                    held.clear()
+            except csv.Error as error:
+                problem, endless = f'bad CSV ({one_line(error)}); accepted: comma-separated cells, quoted with "', lines.ended
+            except _TooLongError:
+                problem, endless = too_long(name, None).problem, True
+            if problem and header is None:
+                raise DatasetError(problem, path=name)
+            if problem:
+                number += 1
+                yield unparsed(number, DatasetError(problem, path=name, record=number), lines.given_up(endless=endless))
     finally:
         csv.field_size_limit(limit)
+
+
+def _header(name: str, row: list[str], wrong: UnicodeDecodeError | None) -> list[str]:
+    if wrong is not None:
+        raise not_utf8(wrong, name, None)
+    header = [column.strip() for column in row]  # as people write "code, label"
+    _check_once(name, header)
+    return header
+
+
+def _cells(row: list[str], header: list[str]) -> str:
+    return f"seen {len(row)} cells, the header has {len(header)}; accepted: as many cells as the header (cells with commas or line ends quoted)"
 
 
 def _check_once(name: str, columns: list[str]) -> None:
@@ -56,14 +79,64 @@ def _check_once(name: str, columns: list[str]) -> None:
         seen.add(column)
 
 
-def _decoded_lines(name: str, stream: BinaryIO) -> Iterator[str]:
-    # line by line, so that a wrong byte is met in its own record
-    first = True
-    while line := stream.readline(MAX_RECORD_BYTES):
-        if len(line) == MAX_RECORD_BYTES:
-            raise too_long(name, None)
-        yield (line.removeprefix(BOM) if first else line).decode()
-        first = False
+class _TooLongError(Exception):
+    """The row at hand is longer than `MAX_RECORD_BYTES`."""
+
+
+class _Lines:
+    """The lines of a CSV file as text, and the bytes of those that the row at hand consists of; they are read twice at most."""
+
+    def __init__(self, stream: BinaryIO):
+        self.row = bytearray()
+        self.wrong: UnicodeDecodeError | None = None
+        """Met in the row at hand."""
+        self.ended = False
+        self._stream = stream
+        self._before = io.BytesIO(stream.readline(MAX_RECORD_BYTES + 1).removeprefix(BOM))
+        """Lines that come before those that the file still has."""
+        self._read_again = False
+        """Whether the row at hand began in lines that were read before."""
+
+    def texts(self) -> Iterator[str]:
+        """The lines from here on; wrong bytes as half surrogate pairs.
+
+        Raises:
+            _TooLongError: the row at hand is; of a line that alone is, the rest is passed over.
+        """
+        row = self.row
+        for stream in (self._before, self._stream):
+            readline = stream.readline
+            while line := readline(MAX_RECORD_BYTES + 1):
+                row += line
+                if len(row) > MAX_RECORD_BYTES:
+                    self._pass_over(line)
+                    raise _TooLongError
+                try:
+                    text = line.decode()
+                except UnicodeDecodeError as error:
+                    self.wrong = self.wrong or error
+                    text = line.decode(errors="surrogateescape")
+                yield text
+            self._read_again = self._read_again and bool(row)
+        self.ended = True
+
+    def given_up(self, *, endless: bool) -> bytes:
+        """The bytes of the row at hand, which is none. Where it has no end: its first line; the others are read again, unless they were already."""
+        given_up = bytes(self.row)
+        first, end, further = given_up.partition(b"\n")
+        if endless and further and not self._read_again:
+            given_up = first + end
+            self._before, self._read_again, self.ended = io.BytesIO(further), True, False
+        self.row.clear()
+        self.wrong = None
+        return given_up
+
+    def _pass_over(self, line: bytes) -> None:
+        """The rest of a line that is too long alone; of the row there remains what came before it, or the beginning of the line."""
+        if len(line) > MAX_RECORD_BYTES:
+            del self.row[len(self.row) - len(line) or 1000 :]
+            while line and not line.endswith(b"\n"):
+                line = self._stream.readline(MAX_RECORD_BYTES)
 
 
 def parquet_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
@@ -76,8 +149,8 @@ def parquet_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
         file = pq.ParquetFile(stream)
         _check_once(name, file.schema_arrow.names)
         for group in range(file.num_row_groups):  # one by one: a reader over all of them keeps what it has decoded
-            for batch in file.iter_batches(batch_size=_ROWS, row_groups=[group], use_threads=False):
-                yield from _rows(name, batch, number)
+            for batch in file.iter_batches(batch_size=_rows_at_once(file, group), row_groups=[group], use_threads=False):
+                yield from batch_rows(name, batch, number)
                 number += batch.num_rows
     except (pa.ArrowException, OSError) as error:  # pyarrow's own errors of broken pages are OSErrors without a number
         if isinstance(error, OSError) and error.errno:
@@ -85,22 +158,8 @@ def parquet_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
         raise DatasetError(f"not a readable Parquet file ({one_line(error)}); accepted: a Parquet file", path=name) from None
 
 
-def _rows(name: str, batch: Any, before: int) -> Iterator[Raw]:
-    """The rows behind `before` others; where a value is none that Python has (text that is no UTF-8, a year 10000) its row alone is bad."""
-    try:
-        values = batch.to_pylist()
-    except (ValueError, OverflowError):
-        yield from (_row(name, batch.slice(row, 1), before + row + 1) for row in range(batch.num_rows))
-    else:
-        yield from (Raw(number, value) for number, value in enumerate(values, before + 1))
-
-
-def _row(name: str, row: Any, number: int) -> Raw:
-    value: dict[str, Any] = {}
-    for column in row.schema.names:
-        try:
-            value[column] = row.column(column)[0].as_py()
-        except (ValueError, OverflowError) as error:
-            problem = DatasetError(f"cannot be read ({one_line(error)}); accepted: a value that Python can hold", path=name, record=number, field=column)
-            return Raw(number, problem, json.dumps(value, default=str))
-    return Raw(number, value)
+def _rows_at_once(file: Any, group: int) -> int:
+    """Told by the group's size when unpacked, and by its first row: a value that stands in every row is in the file once."""
+    about = file.metadata.row_group(group)
+    first = next(file.iter_batches(batch_size=1, row_groups=[group], use_threads=False), None)
+    return rows_at_once(about.num_rows, max(about.total_byte_size, about.num_rows * (0 if first is None else first.nbytes)))
