@@ -22,6 +22,7 @@ CHECKPOINTS = "checkpoints"
 REQUIRED = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 
 Save = Callable[[], None]
+Check = Callable[[], None]
 
 
 class KeptModels:
@@ -29,10 +30,11 @@ class KeptModels:
 
     Args:
         save: writes `progress` down; called after each acknowledged step.
+        check: raises where somebody else trains the run; called before anything is deleted.
     """
 
-    def __init__(self, store: Store, run_id: str, directory: RunDirectory, progress: Progress, save: Save):
-        self._store, self._run_id, self._directory, self._progress, self._save = store, run_id, directory, progress, save
+    def __init__(self, store: Store, run_id: str, directory: RunDirectory, progress: Progress, save: Save, check: Check):
+        self._store, self._run_id, self._directory, self._progress, self._save, self._check = store, run_id, directory, progress, save, check
         self._staging = directory.path / ".relay"
         self._kept: set[str] | None = None
         """Steps of the newest record, until the store is known to hold nothing else."""
@@ -65,9 +67,11 @@ class KeptModels:
         try:
             for row in logged_models.models_of_run(self._store, self._run_id):
                 if row["model_id"] not in self._progress.models.values():
+                    self._check()
                     logged_models.prune(self._store, row["model_id"])
             for name in artifacts.list_names(self._store, self._run_id, CHECKPOINTS):
                 if name.isdigit() and name not in kept:
+                    self._check()
                     artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{name}")
         except StoreUnavailable:
             self._kept = kept  # try again later
@@ -123,6 +127,7 @@ class KeptModels:
         )
 
     def _prune(self, step: str) -> None:
+        self._check()
         if self._progress.models[step]:
             logged_models.prune(self._store, self._progress.models[step])
         artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{step}")
