@@ -7,6 +7,7 @@ a registered model is never deleted.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -20,6 +21,8 @@ from mltrack.store import Store, StoreUnavailable, artifacts, light_model, logge
 CHECKPOINTS = "checkpoints"
 """Folder of the run's artifacts: `index.json`, and `<step>/state/` with what a logged model does not hold of that checkpoint."""
 REQUIRED = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
+
+log = logging.getLogger("mltrack.relay")
 
 Save = Callable[[], None]
 Check = Callable[[], None]
@@ -58,6 +61,16 @@ class KeptModels:
         best = record["best_step"]
         self._progress.best_model_id = (self._progress.models.get(str(best)) or None) if best is not None else None
         self._kept = set(kept)
+
+    def forget_missing(self) -> bool:
+        """Take what the store no longer holds off the progress, so that the next `reconcile` publishes it again; True where there was something."""
+        ready = {row["model_id"] for row in logged_models.models_of_run(self._store, self._run_id) if row["status"] == "READY"}
+        missing = [step for step, model_id in self._progress.models.items() if model_id and model_id not in ready]
+        for step in missing:
+            log.warning("the model of step %s (%s) is not in the store any more", step, self._progress.models[step])
+            if self._progress.models.pop(step) == self._progress.best_model_id:
+                self._progress.best_model_id = None
+        return bool(missing)
 
     def settle(self) -> None:
         """Remove what relays that were killed left of this run: to be called when no newer record is known."""

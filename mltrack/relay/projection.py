@@ -302,6 +302,11 @@ class Projection:
         self._kept.reconcile(record)
 
     def _apply_model(self, record: Mapping[str, Any]) -> None:
+        self.progress.registered = None  # what an earlier attempt has registered may be gone
+        if self._kept.forget_missing() or str(record["step"]) not in self.progress.models:
+            newest = self._newest_checkpoints(record)
+            if newest is not None:
+                self._kept.reconcile(newest)
         model_id = self.progress.models.get(str(record["step"]))
         if model_id is None:
             self._report(f"model of step {record['step']}: its checkpoint was not delivered")
@@ -312,8 +317,18 @@ class Projection:
         outcome = registry.register(self.store, name, model_id, tags, record["description"])
         self.progress.registered = {"name": name, **asdict(outcome), "version": str(outcome.version)}
 
+    def _newest_checkpoints(self, before: Mapping[str, Any]) -> records.Record | None:
+        """The record of the checkpoints that stay, as it was when `before` was written."""
+        newest = None
+        for record in JournalReader(self.directory.journal).read_new():
+            if record == before:
+                break
+            newest = record if record["type"] == "checkpoints" else newest
+        return newest
+
     def _apply_resumed(self, record: Mapping[str, Any]) -> None:
-        self.progress.end = None
+        self.progress.end = self.progress.registered = None
+        self._kept.forget_missing()  # somebody may have deleted it since
         if self.info.owns_status:  # the relay of the trainer that is gone may have ended it meanwhile
             runs.reopen_run(self.store, self._run_id)
         runs.drop_tag(self.store, self._run_id, "mltrack.failure")
