@@ -91,12 +91,16 @@ def refuse_live(resumed: RunDirectory) -> None:
 
 
 def undelivered(output_dir: Path | str) -> list[RunDirectory]:
-    """Runs of dead trainers in this folder whose delivery is not complete; runs that are offline on purpose are not among them."""
+    """Runs of dead trainers in this folder whose delivery is not complete.
+
+    Those that are offline on purpose are not among them, nor those of which a delivery has found that the run went on elsewhere.
+    """
     found = []
     for directory in find_run_directories(output_dir):
         info = directory.read_run()
-        complete = directory.read_delivery().get("complete", False)
-        if not complete and not info.offline and not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive():
+        delivery = directory.read_delivery()
+        settled = delivery.get("complete", False) or delivery.get("elsewhere") is not None
+        if not settled and not info.offline and not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive():
             found.append(directory)
     return found
 

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import mltrack
 from mltrack import store as stores
 from mltrack.errors import CheckpointError, ConfigurationError, TrackingError
-from mltrack.journal import JournalReader, JournalWriter, RunDirectory, RunInfo, make_output_dir, records, write_json
+from mltrack.journal import JournalWriter, RunDirectory, RunInfo, make_output_dir, records, write_json
 from mltrack.registry import connect_existing
 from mltrack.relay.progress import Progress
-from mltrack.relay.reaper import HOST_TAG, PID_TAG, STARTED_TAG
+from mltrack.relay.trainers import HOST_TAG, PID_TAG, STARTED_TAG, VERSION_TAG, OwnTrainers
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, history, placement, runs
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking.tracker import TIMING_WORDS
@@ -38,7 +38,6 @@ class UnknownRunError(ConfigurationError):
 
 ALIVE_WITHIN_MS = 60_000
 """A run whose relay sent something so recently is being trained, where its process cannot be asked: the relay sends every few seconds."""
-VERSION_TAG = "mltrack.version"
 
 Notice = Callable[[str], None]
 
@@ -95,14 +94,14 @@ def set_aside_if_outdated(directory: RunDirectory) -> bool:
     A server that does not answer cannot tell; then the directory is taken as it is.
     """
     info = directory.read_run()
-    if info.run_id is None or info.offline:
+    if info.run_id is None:
         return False
     try:
-        newest = runs.get_run(connect_existing(info.tracking_uri, f"run {info.run_id}"), info.run_id).tags.get(STARTED_TAG)
+        store = connect_existing(info.tracking_uri, f"run {info.run_id}")
+        tags = runs.get_run(store, info.run_id).tags
     except TrackingError:
         return False
-    known = {record["values"].get(STARTED_TAG) for record in JournalReader(directory.journal).read_new() if record["type"] == "tags"}
-    if newest is None or newest in known:
+    if not OwnTrainers(directory).fell_behind(tags, Progress.read(directory, store.tracking_uri).offset):
         return False
     number = 1
     while (aside := directory.path.with_name(f"{directory.path.name}.earlier-{number}")).exists():

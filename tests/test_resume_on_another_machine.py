@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,56 @@ def test_a_run_that_went_on_elsewhere_is_fetched_anew_and_the_old_directory_kept
     aside = one / "mltrack-runs" / f"{run_id}.earlier-1"
     assert (aside / "journal").exists()
     assert (aside / "earlier-run.json").exists()
+
+
+def test_a_directory_that_fell_behind_takes_nothing_from_the_run_that_went_on(tmp_path: Path) -> None:
+    """Trainer and relay of machine one die with an undelivered journal, machine two ends the run, machine one comes back: by itself and by hand."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.mkdir(), two.mkdir()
+    records, uri = _records(tmp_path), f"sqlite:///{tmp_path}/mlflow.db"
+    process = commands.start(*_words(records, "--tracking-uri", uri, "--max-steps", 10_000), cwd=one)
+    found = until(lambda: next((path for path in one.glob("mltrack-runs/*/delivery.json") if json.loads(path.read_text())["models"]), None), "a model", 120)
+    directory = RunDirectory(found.parent)
+    relay, journal, run_id = relay_pid(directory), directory.journal, directory.path.name
+    os.kill(relay, signal.SIGSTOP)
+    delivered = max(map(int, directory.read_delivery()["models"]))
+    until(lambda: max(tiny.points(journal, "train_loss")) > delivered + 12, "steps and checkpoints that MLflow does not hold", 120)
+    kill(process.pid)
+    kill(relay)
+    process.communicate()
+    response = _ended(commands.mltrack("train", "--resume", run_id, "--tracking-uri", uri, "--max-steps", delivered + 6, "--output", "json", cwd=two))
+    assert (response["run_id"], response["delivery"], response["status"]) == (run_id, "complete", "FINISHED")
+    client = MlflowClient(uri)
+
+    def held() -> tuple[Any, ...]:
+        run = client.get_run(run_id)
+        points = {name: [(one.step, one.value, one.timestamp) for one in client.get_metric_history(run_id, name)] for name in run.data.metrics}
+        models = [one for one in client.search_logged_models([run.info.experiment_id]) if one.source_run_id == run_id]
+        folders = [Path(run.info.artifact_uri), *(Path(one.artifact_location.removeprefix("file://")) for one in models)]
+        files = {path: path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()}
+        return run.info.status, run.data.tags, points, {one.model_id: str(one.status) for one in models}, files
+
+    before, written = held(), journal.read_bytes()
+    steps = [step for step, _, _ in before[2]["train_loss"]]
+    assert steps == list(range(1, delivered + 7))
+    assert len(before[3]) == len(response["checkpoints"])
+    short = (*commands.TINY, "--max-steps", "1", "--offline", "true")
+    unrelated = ("train", "--task", "text_classification", "--dataset-path", records, *short)
+    assert commands.mltrack(*unrelated, cwd=one).returncode == 0
+    until(lambda: directory.read_delivery().get("elsewhere"), "the word of the delivery in the background")
+    assert f"{run_id} went on elsewhere" in directory.relay_log.read_text()
+    assert held() == before
+    said = directory.relay_log.read_text()
+    assert commands.mltrack(*unrelated, cwd=one).returncode == 0
+    by_hand = commands.mltrack("sync", run_id, cwd=one)
+    assert (by_hand.returncode, f"run {run_id} went on elsewhere" in by_hand.stderr) == (1, True)
+    assert directory.relay_log.read_text() == said, "nobody tries again by himself"
+    assert held() == before
+    assert journal.read_bytes() == written
+    response = _ended(commands.mltrack("train", "--resume", run_id, "--max-steps", delivered + 8, "--output", "json", cwd=one))
+    assert response["delivery"] == "complete"
+    assert [point.step for point in client.get_metric_history(run_id, "train_loss")] == list(range(1, delivered + 9))
+    assert (directory.path.with_name(f"{run_id}.earlier-1") / "journal").read_bytes() == written
 
 
 def test_what_cannot_be_fetched_is_said_in_one_line(whole, tmp_path: Path) -> None:

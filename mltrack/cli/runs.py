@@ -39,7 +39,7 @@ def _print_orphans(uri: str, output_dir: str, reap: bool, file: TextIO) -> None:
             continue
         try:
             print(f"{run_id}: was RUNNING without a trainer, is {relay.reap(connected, run_id, directory)} now", file=file)
-        except relay.DeliveredElsewhere as error:
+        except (relay.DeliveredElsewhere, relay.WentOnElsewhere) as error:
             print(f"{run_id}: left alone: {error}", file=file)
 
 
@@ -96,6 +96,7 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
         there = min(before.get("sent", 0), progress.sent) if before.get("tracking_uri") == progress.tracking_uri else 0
         print(
             f"{directory.path.name}: {state}, {progress.sent - there:,} points sent, {there:,} already there, {len(progress.failed)} failed, run {progress.run_id}"
+            f"{', which went on elsewhere since' if progress.elsewhere else ''}"
         )
         for line in progress.failed:
             print(f"  failed: {line}")
@@ -133,11 +134,12 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
     alive = relay.WatchedProcess(info.trainer_pid, info.trainer_started).is_alive()
     delivery = directory.read_delivery()
     undelivered = directory.journal.stat().st_size - delivery.get("offset", 0) if directory.journal.exists() else 0
+    state = "complete" if delivery.get("complete") and not undelivered else "went on elsewhere" if delivery.get("elsewhere") else "pending"
     return {
         "run": directory.path.name,
         "task": info.task,
         "state": end or ("RUNNING" if alive else "FAILED"),
         "steps": step,
-        "delivery": "complete" if delivery.get("complete") and not undelivered else f"pending ({undelivered:,} bytes)",
+        "delivery": state if state == "complete" else f"{state} ({undelivered:,} bytes)",
         "tracking_uri": info.tracking_uri,
     }

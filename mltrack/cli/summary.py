@@ -92,9 +92,12 @@ def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: Ru
             lines.append(f"           {held['decision']}")
         if held.get("command"):
             lines.append(f"decide     {_command(*shlex.split(held['command']), '--tracking-uri', info.tracking_uri)}")
-    for line in directory.read_delivery().get("failed", []):
+    delivery = directory.read_delivery()
+    for line in delivery.get("failed", []):
         lines.append(f"refused    {line}")
-    if response.delivery == "pending":
+    if delivery.get("elsewhere"):
+        lines.append(f"delivery   {delivery['elsewhere']}")
+    elif response.delivery == "pending":
         lines.append(f"delivery   pending: {_command('mltrack', 'sync', str(directory.path))}")
     return lines
 

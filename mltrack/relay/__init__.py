@@ -2,7 +2,8 @@
 
 from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
-from mltrack.relay.reaper import orphans, reap, trainer_tags
+from mltrack.relay.reaper import orphans, reap
 from mltrack.relay.sync import DeliveredElsewhere, follow, run, sync
+from mltrack.relay.trainers import WentOnElsewhere, trainer_tags
 
-__all__ = ["DeliveredElsewhere", "Progress", "WatchedProcess", "follow", "orphans", "reap", "run", "sync", "trainer_tags"]
+__all__ = ["DeliveredElsewhere", "Progress", "WatchedProcess", "WentOnElsewhere", "follow", "orphans", "reap", "run", "sync", "trainer_tags"]

@@ -7,6 +7,7 @@ a registered model is never deleted.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Callable, Mapping
 from importlib import metadata
@@ -21,7 +22,10 @@ CHECKPOINTS = "checkpoints"
 """Folder of the run's artifacts: `index.json`, and `<step>/state/` with what a logged model does not hold of that checkpoint."""
 REQUIRED = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 
+log = logging.getLogger("mltrack.relay")
+
 Save = Callable[[], None]
+Check = Callable[[], None]
 
 
 class KeptModels:
@@ -29,10 +33,11 @@ class KeptModels:
 
     Args:
         save: writes `progress` down; called after each acknowledged step.
+        check: raises where somebody else trains the run; called before anything is deleted.
     """
 
-    def __init__(self, store: Store, run_id: str, directory: RunDirectory, progress: Progress, save: Save):
-        self._store, self._run_id, self._directory, self._progress, self._save = store, run_id, directory, progress, save
+    def __init__(self, store: Store, run_id: str, directory: RunDirectory, progress: Progress, save: Save, check: Check):
+        self._store, self._run_id, self._directory, self._progress, self._save, self._check = store, run_id, directory, progress, save, check
         self._staging = directory.path / ".relay"
         self._kept: set[str] | None = None
         """Steps of the newest record, until the store is known to hold nothing else."""
@@ -57,6 +62,16 @@ class KeptModels:
         self._progress.best_model_id = (self._progress.models.get(str(best)) or None) if best is not None else None
         self._kept = set(kept)
 
+    def forget_missing(self) -> bool:
+        """Take what the store no longer holds off the progress, so that the next `reconcile` publishes it again; True where there was something."""
+        ready = {row["model_id"] for row in logged_models.models_of_run(self._store, self._run_id) if row["status"] == "READY"}
+        missing = [step for step, model_id in self._progress.models.items() if model_id and model_id not in ready]
+        for step in missing:
+            log.warning("the model of step %s (%s) is not in the store any more", step, self._progress.models[step])
+            if self._progress.models.pop(step) == self._progress.best_model_id:
+                self._progress.best_model_id = None
+        return bool(missing)
+
     def settle(self) -> None:
         """Remove what relays that were killed left of this run: to be called when no newer record is known."""
         if self._kept is None:
@@ -65,9 +80,11 @@ class KeptModels:
         try:
             for row in logged_models.models_of_run(self._store, self._run_id):
                 if row["model_id"] not in self._progress.models.values():
+                    self._check()
                     logged_models.prune(self._store, row["model_id"])
             for name in artifacts.list_names(self._store, self._run_id, CHECKPOINTS):
                 if name.isdigit() and name not in kept:
+                    self._check()
                     artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{name}")
         except StoreUnavailable:
             self._kept = kept  # try again later
@@ -123,6 +140,7 @@ class KeptModels:
         )
 
     def _prune(self, step: str) -> None:
+        self._check()
         if self._progress.models[step]:
             logged_models.prune(self._store, self._progress.models[step])
         artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{step}")

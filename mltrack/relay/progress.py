@@ -51,6 +51,8 @@ class Progress:
     status: str | None = None
     """The status that the MLflow run was given."""
     complete: bool = False
+    elsewhere: str | None = None
+    """What is to be said of it where the run went on elsewhere: nothing more is delivered."""
     format_version: int = FORMAT_VERSION
 
     @classmethod
@@ -61,6 +63,11 @@ class Progress:
             return cls(tracking_uri=tracking_uri)
         known = {f.name for f in fields(cls)} - {"uploading"}  # whoever uploaded is gone
         return cls(**{name: value for name, value in content.items() if name in known})
+
+    def is_whole(self, directory: RunDirectory) -> bool:
+        """True where nothing of the journal is left to deliver, and the run was given its status."""
+        ended = self.end is not None or self.status is not None
+        return ended and not self.deferred and self.offset >= directory.journal.stat().st_size
 
     def write(self, directory: RunDirectory, *, acknowledged: bool = True) -> None:
         """Write it down; `acknowledged` where the server has just answered."""

@@ -2,7 +2,7 @@
 
 Invariant: sending is at least once and in order; timestamps were fixed when the point was recorded, so that a point sent twice is
 stored once. What the server refuses is reported and does not hold up the rest. Files that the artifact store does not take now are
-deferred and tried again; the delivery is not complete before they are there.
+deferred and tried again; the delivery is not complete before they are there. Nothing is sent once the run went on elsewhere.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mltrack.relay.isolation import send_isolated
 from mltrack.relay.kept_models import KeptModels
 from mltrack.relay.pace import Pace
 from mltrack.relay.progress import Progress
+from mltrack.relay.trainers import NOW_AND_THEN_S, STARTED_TAG, Claim, WentOnElsewhere
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, ping, runs
 
 WITH_FILES = ("artifact", "checkpoints", "model")
@@ -44,6 +45,9 @@ class Projection:
         store: the connected tracking server.
         on_progress: called after each acknowledged request.
         pace: what the server is asked at once.
+
+    Raises:
+        WentOnElsewhere: somebody has resumed the run into another directory; so does every method below.
     """
 
     def __init__(self, directory: RunDirectory, store: Store, on_progress: Callable[[Progress], None] | None = None, pace: Pace | None = None):
@@ -60,7 +64,9 @@ class Projection:
         self.progress.connected_ms, self.progress.complete = records.now_ms(), False
         self._save(acknowledged=False)
         self._run_id = self._open_run()
-        self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save_models)
+        self._claim = Claim(directory, store, self._run_id, self.progress, self._save)
+        self._claim.check()
+        self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save_models, self._claim.check)
         self._save(acknowledged=False)
 
     def deliver(self) -> int:
@@ -110,6 +116,7 @@ class Projection:
             tags["mltrack.renamed"] = self._renamed_json()
         if self._reader.damaged:
             tags["mltrack.journal_damage"] = ", ".join(f"bytes {start}-{stop}" for start, stop in self._reader.damaged)
+        self._claim.check()
         runs.set_tags(self.store, self._run_id, tags)
         if status == "FINISHED":  # whatever ended an earlier attempt
             runs.drop_tag(self.store, self._run_id, "mltrack.failure")
@@ -182,6 +189,7 @@ class Projection:
         """Send the points that wait, in requests of at most the pace's batch."""
         while self._points:
             batch = self._points[: self._pace.batch]
+            self._claim.check(within_s=NOW_AND_THEN_S)
             self._send(batch)
             del self._points[: len(batch)]
         if self._behind != self.progress.offset:
@@ -213,11 +221,13 @@ class Projection:
             self._handle(record)
 
     def _handle(self, record: records.Record) -> None:
+        takes_over = record["type"] in ("checkpoints", "model", "resumed") or STARTED_TAG in record.get("values", {})
+        self._claim.check(within_s=0.0 if takes_over else NOW_AND_THEN_S)
         try:
             handler = getattr(self, f"_apply_{record['type']}", None)
             if handler is not None:
                 handler(record)
-        except StoreUnavailable:
+        except (StoreUnavailable, WentOnElsewhere):
             raise
         except (MltrackError, OSError) as error:
             self._report(f"{record['type']}: {error}")
@@ -292,6 +302,11 @@ class Projection:
         self._kept.reconcile(record)
 
     def _apply_model(self, record: Mapping[str, Any]) -> None:
+        self.progress.registered = None  # what an earlier attempt has registered may be gone
+        if self._kept.forget_missing() or str(record["step"]) not in self.progress.models:
+            newest = self._newest_checkpoints(record)
+            if newest is not None:
+                self._kept.reconcile(newest)
         model_id = self.progress.models.get(str(record["step"]))
         if model_id is None:
             self._report(f"model of step {record['step']}: its checkpoint was not delivered")
@@ -302,8 +317,18 @@ class Projection:
         outcome = registry.register(self.store, name, model_id, tags, record["description"])
         self.progress.registered = {"name": name, **asdict(outcome), "version": str(outcome.version)}
 
+    def _newest_checkpoints(self, before: Mapping[str, Any]) -> records.Record | None:
+        """The record of the checkpoints that stay, as it was when `before` was written."""
+        newest = None
+        for record in JournalReader(self.directory.journal).read_new():
+            if record == before:
+                break
+            newest = record if record["type"] == "checkpoints" else newest
+        return newest
+
     def _apply_resumed(self, record: Mapping[str, Any]) -> None:
-        self.progress.end = None
+        self.progress.end = self.progress.registered = None
+        self._kept.forget_missing()  # somebody may have deleted it since
         if self.info.owns_status:  # the relay of the trainer that is gone may have ended it meanwhile
             runs.reopen_run(self.store, self._run_id)
         runs.drop_tag(self.store, self._run_id, "mltrack.failure")

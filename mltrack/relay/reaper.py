@@ -1,30 +1,22 @@
 """Runs that MLflow calls RUNNING though nobody trains them any more.
 
 Invariant: only runs of mltrack are touched, and only where their trainer is known to be dead (by this machine's run directory, or by the
-host and process that the run's tags name) and nobody is delivering them.
+host and process that the run's tags name) and nobody is delivering them. A run that went on elsewhere is not this directory's to judge.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
 
-import psutil
-
 from mltrack.errors import MltrackError
 from mltrack.journal import RunDirectory, find_run_directories
 from mltrack.relay.process import WatchedProcess
+from mltrack.relay.progress import Progress
 from mltrack.relay.sync import DeliveredElsewhere, delivering_process, sync
+from mltrack.relay.trainers import HOST_TAG, PID_TAG, STARTED_TAG, OwnTrainers, WentOnElsewhere
 from mltrack.store import Store, StoreUnavailable, runs
-
-HOST_TAG, PID_TAG, STARTED_TAG = "mltrack.host", "mltrack.trainer_pid", "mltrack.trainer_started"
-
-
-def trainer_tags() -> dict[str, str]:
-    """Tags that name this process as the trainer of a run."""
-    return {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid()), STARTED_TAG: str(psutil.Process().create_time())}
 
 
 def orphans(store: Store, output_dir: Path | str) -> dict[str, RunDirectory | None]:
@@ -33,6 +25,8 @@ def orphans(store: Store, output_dir: Path | str) -> dict[str, RunDirectory | No
     found: dict[str, RunDirectory | None] = {}
     for run in runs.search_running_runs(store):
         directory = directories.get(run.run_id)
+        if directory is not None and OwnTrainers(directory).fell_behind(run.tags, Progress.read(directory, store.tracking_uri).offset):
+            directory = None
         if directory is not None:
             info = directory.read_run()
             dead = not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive() and delivering_process(directory) is None
@@ -58,6 +52,7 @@ def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
     Raises:
         StoreUnavailable: the server does not answer.
         DeliveredElsewhere: somebody has begun to deliver it; who does so sets the status.
+        WentOnElsewhere: somebody has begun to train it.
     """
     if directory is not None:
         try:
@@ -67,7 +62,7 @@ def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
             held = runs.get_run(store, run_id).status
             if held != "RUNNING":
                 return held
-        except (StoreUnavailable, DeliveredElsewhere):
+        except (StoreUnavailable, DeliveredElsewhere, WentOnElsewhere):
             raise
         except MltrackError:
             pass  # the journal cannot be read: what is left is the truth about the status

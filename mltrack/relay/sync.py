@@ -22,6 +22,7 @@ from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.projection import Projection
 from mltrack.relay.system_metrics import SystemMetricsFeed
+from mltrack.relay.trainers import WentOnElsewhere
 from mltrack.store import StoreUnavailable, connect, default_tracking_uri
 from mltrack.store.connection import StoreSlow
 
@@ -49,6 +50,7 @@ def sync(directory: RunDirectory, tracking_uri: str | None = None, *, on_progres
 
     Raises:
         DeliveredElsewhere: somebody else is delivering this directory.
+        WentOnElsewhere: the run was resumed into another directory, and something of this one had not arrived by then.
         StoreUnavailable: the server does not answer, or not in `LONGEST_S` though little is asked of it.
     """
     info = directory.read_run()
@@ -57,6 +59,10 @@ def sync(directory: RunDirectory, tracking_uri: str | None = None, *, on_progres
         while True:
             try:
                 return _sync_connected(directory, uri, on_progress, pace)
+            except WentOnElsewhere:
+                if (progress := Progress.read(directory, uri)).complete:
+                    return progress
+                raise
             except StoreSlow:
                 if pace.has_asked_for_little:
                     raise
@@ -82,9 +88,12 @@ def delivering_process(directory: RunDirectory) -> int | None:
 
 
 def run(directory: RunDirectory) -> None:
-    """Be the relay: `mltrack sync --follow`. Raises as `follow`."""
+    """Be the relay: `mltrack sync --follow`. Raises as `follow`, except where the run went on elsewhere: a relay that is started again finds the same."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    follow(directory)
+    try:
+        follow(directory)
+    except WentOnElsewhere as error:
+        log.error("%s", error)
 
 
 def follow(directory: RunDirectory) -> Progress:
@@ -92,6 +101,7 @@ def follow(directory: RunDirectory) -> Progress:
 
     Raises:
         DeliveredElsewhere: somebody else is delivering this directory.
+        WentOnElsewhere: the run was resumed into another directory.
         StoreUnavailable: the server was silent for too long after the trainer's end.
     """
     os.nice(NICENESS)
