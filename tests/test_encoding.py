@@ -108,6 +108,11 @@ def test_many_parts_come_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None
     assert [len(part.lengths) for part in Encoder(tokenizer, TaskType.TEXT_CLASSIFICATION, 12).rows(numbered(9))] == [4, 4, 1]
 
 
+def threads_ahead() -> set[threading.Thread]:
+    """Those that make something before it is asked for; other tests may have left some to the collector."""
+    return {thread for thread in threading.enumerate() if thread.name.startswith("mltrack-ahead")}
+
+
 def test_the_next_part_is_made_while_the_last_one_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "MOST_RECORDS_AT_ONCE", 2)
     read: list[int] = []
@@ -118,15 +123,17 @@ def test_the_next_part_is_made_while_the_last_one_is_kept(monkeypatch: pytest.Mo
                 read.append(record.number)
                 yield record
 
+    before = threads_ahead()
     rows = Encoder(words(), TaskType.TEXT_CLASSIFICATION, 12).rows(Watched(numbered(8)))
     next(rows)
+    assert len(threads_ahead() - before) == 1
     until = time.monotonic() + 10
     while len(read) < 4 and time.monotonic() < until:
         time.sleep(0.01)
     time.sleep(0.05)
     assert read == [1, 2, 3, 4], "one part ahead and no more: memory holds two"
     rows.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mltrack-ahead")]
+    assert threads_ahead() == before
 
 
 def test_what_goes_wrong_ahead_is_told_behind_the_good_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,8 +151,9 @@ def test_what_goes_wrong_ahead_is_told_behind_the_good_parts(monkeypatch: pytest
             yield from numbered(3)
             raise OSError("the disk is gone")
 
+    before = threads_ahead()
     broken = Encoder(words(), TaskType.TEXT_CLASSIFICATION, 12).rows(Broken(numbered(9)))
     next(broken)
     with pytest.raises(OSError, match="the disk is gone"):
         next(broken)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("mltrack-ahead")]
+    assert threads_ahead() == before

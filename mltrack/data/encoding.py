@@ -15,6 +15,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -90,21 +91,22 @@ class Encoder:
         """
         cut = self._cut_texts() if self._task.is_classification else self._cut_pairs()
         done = 0
-        for part, tokens in ahead((part, self._tokens(part)) for part in _parts(records)):
-            ids, counts = array("I"), array("i")
-            for row, num_prompt, uncut in map(cut, *tokens):
-                ids.extend(row)
-                counts.extend((len(row), num_prompt, uncut))
-            lengths, num_prompts, uncuts = np.array(counts, dtype=np.int32).reshape(-1, 3).T
-            if not lengths.all():
-                at = part[int(np.argmin(lengths))]
-                raise DatasetError(
-                    "the tokenizer makes no token of it; accepted: text in the tokenizer's alphabet", path=at.file, record=at.number, field="code"
-                )
-            yield EncodedRows(np.frombuffer(ids, dtype=np.uint32), lengths, num_prompts, uncuts)
-            done += len(part)
-            if progress is not None:
-                progress(done, len(records))
+        with closing(ahead((part, self._tokens(part)) for part in _parts(records))) as made:
+            for part, tokens in made:
+                ids, counts = array("I"), array("i")
+                for row, num_prompt, uncut in map(cut, *tokens):
+                    ids.extend(row)
+                    counts.extend((len(row), num_prompt, uncut))
+                lengths, num_prompts, uncuts = np.array(counts, dtype=np.int32).reshape(-1, 3).T
+                if not lengths.all():
+                    at = part[int(np.argmin(lengths))]
+                    raise DatasetError(
+                        "the tokenizer makes no token of it; accepted: text in the tokenizer's alphabet", path=at.file, record=at.number, field="code"
+                    )
+                yield EncodedRows(np.frombuffer(ids, dtype=np.uint32), lengths, num_prompts, uncuts)
+                done += len(part)
+                if progress is not None:
+                    progress(done, len(records))
 
     def _tokens(self, part: Sequence[Record]) -> tuple[list[list[int]], ...]:
         """What `cut` takes of each record: its text's tokens, for a pair behind its prompt's."""

@@ -6,7 +6,7 @@ here draws from a global random number generator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -120,12 +120,12 @@ class TrainingBatches:
         """Micro-batches an epoch."""
         return len(self._sampler(0))
 
-    def groups(self, epoch: int, position: int) -> Iterator[list[MicroBatch]]:
-        """The groups of an epoch from the given optimizer step on."""
+    def groups(self, epoch: int, position: int) -> Generator[list[MicroBatch], None, None]:
+        """The groups of an epoch from the given optimizer step on; to be closed by who stops early."""
         groups = self._groups(epoch, position)
         return ahead(groups) if self._ahead else groups
 
-    def _groups(self, epoch: int, position: int) -> Iterator[list[MicroBatch]]:
+    def _groups(self, epoch: int, position: int) -> Generator[list[MicroBatch], None, None]:
         order = islice(self._sampler(epoch), position * self.accumulation, None)
         group: list[MicroBatch] = []
         for batch in load_batches(self.dataset, order, num_workers=self._config.num_workers, pin=self._pin, collate=self._collate):

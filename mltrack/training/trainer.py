@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -163,6 +163,7 @@ class AdvancedTrainer:
             self._save_where_it_stands()
             raise
         finally:
+            self._groups.close()
             if self._owns_tracker:
                 self.tracker.close()
         return self.results()
@@ -330,7 +331,7 @@ class AdvancedTrainer:
     def _is_over(self) -> bool:
         return self.state.step >= self.plan.total_steps or self.state.stopped_early
 
-    def _groups_from_here(self) -> Iterator[list[MicroBatch]]:
+    def _groups_from_here(self) -> Generator[list[MicroBatch], None, None]:
         return self.batches.groups(self.state.epoch, self.state.position)
 
     def _poll(self) -> None:
