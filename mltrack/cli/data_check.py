@@ -86,7 +86,12 @@ def _print(report: DataReport, loaders: Sequence[DatasetLoader], limits: Mapping
     if len(report.train.classes) > 20:
         table.add_row(f"and {len(report.train.classes) - 20:,} more classes", *("" for _ in sides))
     if report.valid is not None:
-        for title, count in (("exact", report.exact_overlap), ("near", report.near_overlap), ("group", report.group_overlap)):
+        for title, count in (
+            ("exact", report.exact_overlap),
+            ("near", report.near_overlap),
+            ("group", report.group_overlap),
+            ("with another label", report.conflicting_overlap),
+        ):
             table.add_row(f"in training, too: {title}", "", f"{count:,}")
     Console(file=sys.stdout, width=None if sys.stdout.isatty() else 160, highlight=False, markup=False).print(table)
     for loader in loaders:
