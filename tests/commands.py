@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pty
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,24 @@ def start(*words: object, cwd: Path, **extra: str) -> subprocess.Popen[str]:
         text=True,
         start_new_session=True,
     )
+
+
+def on_terminal(*words: object, cwd: Path, **extra: str) -> tuple[int, str]:
+    """Run `mltrack ...` as in a terminal of its own; the exit code and all that it wrote there."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mltrack", *(str(word) for word in words)], cwd=cwd, env=environment(**extra), stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    seen = b""
+    try:
+        while chunk := os.read(ours, 65536):
+            seen += chunk
+    except OSError:
+        pass  # the other end is closed
+    finally:
+        os.close(ours)
+    return process.wait(timeout=60), seen.decode()
 
 
 TINY = ("--model-name", "scratch:tiny", "--max-length", "64", "--batch-size", "8", "--learning-rate", "2e-3")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import pty
 import re
-import subprocess
 import sys
 
 import commands
@@ -102,24 +99,8 @@ def test_no_control_characters_when_piped(tmp_path, records_file):
 
 def test_a_live_line_on_a_terminal(tmp_path, records_file):
     words = ["train", "--task", "text_classification", "--dataset-path", str(records_file("text_classification")), *commands.TINY, "--epochs", "12"]
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "mltrack", *words, "--offline", "true"],
-        cwd=tmp_path,
-        env=commands.environment(TERM="xterm", COLUMNS="200"),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    seen = b""
-    try:
-        while chunk := os.read(ours, 65536):
-            seen += chunk
-    except OSError:
-        pass  # the other end is closed
-    assert process.wait(timeout=60) == 0
-    text = seen.decode()
+    code, text = commands.on_terminal(*words, "--offline", "true", cwd=tmp_path, TERM="xterm", COLUMNS="200")
+    assert code == 0
     assert re.search(r"epoch \d+  step \d+/60  loss \d\.\d{4}  lr \d\.\d\de-0\d  [\d,]+ tokens/s  ETA \d+:\d\d", text), text[-3000:]
     assert "best " in text
     assert "\x1b[" in text, "a live line is redrawn in place"

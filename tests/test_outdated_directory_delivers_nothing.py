@@ -51,16 +51,22 @@ def taken_along(run: KeptRun, folder: Path) -> KeptRun:
     return other
 
 
-def behind(tmp_path: Path, there: ArtifactStore, encoder: Path) -> tuple[KeptRun, KeptRun]:
-    """A directory with something undelivered, and the one in which its run went on and ended."""
+def resumed_elsewhere(tmp_path: Path, there: ArtifactStore, encoder: Path) -> tuple[KeptRun, KeptRun]:
+    """A directory whose last checkpoint is not delivered, and another one in which its run has begun to go on."""
     one = KeptRun(tmp_path / "runs" / "one", there, encoder)
     one.record(*beginning("first-machine", 100.0))
     one.keep(1)
     sync_alive(one)
     two = taken_along(one, tmp_path / "two")
     one.keep(2)
-    one.keep(3)
     two.record(*beginning("second-machine", 200.0, resumed=1))
+    return one, two
+
+
+def behind(tmp_path: Path, there: ArtifactStore, encoder: Path) -> tuple[KeptRun, KeptRun]:
+    """A directory with something undelivered, and the one in which its run went on and ended."""
+    one, two = resumed_elsewhere(tmp_path, there, encoder)
+    one.keep(3)
     for kept in ((1, 2), (2, 4)):
         two.keep(*kept)
     two.end()
@@ -129,13 +135,7 @@ def test_what_had_arrived_as_a_whole_is_complete_and_the_status_is_the_other_one
 
 
 def test_a_running_run_is_not_judged_by_a_directory_that_fell_behind(there: ArtifactStore, encoder: Path, tmp_path: Path) -> None:
-    one = KeptRun(tmp_path / "runs" / "one", there, encoder)
-    one.record(*beginning("first-machine", 100.0))
-    one.keep(1)
-    sync_alive(one)
-    two = taken_along(one, tmp_path / "two")
-    one.keep(2)
-    two.record(*beginning("second-machine", 200.0, resumed=1))
+    _, two = resumed_elsewhere(tmp_path, there, encoder)
     sync_alive(two)
     reaped = commands.mltrack("runs", "--output-dir", tmp_path / "runs", "--reap", "true", "--tracking-uri", there.uri, cwd=tmp_path)
     assert reaped.returncode == 0, reaped.stderr
