@@ -26,6 +26,11 @@ def environment(**extra: str) -> dict[str, str]:
     }
 
 
+def with_tests(**extra: str) -> dict[str, str]:
+    """The same, for a program that imports what lies beside the tests."""
+    return environment(PYTHONPATH=os.pathsep.join((str(ROOT), str(ROOT / "tests"))), **extra)
+
+
 def run(*words: object, cwd: Path, timeout_s: float = 240, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; output is captured."""
     return subprocess.run([str(word) for word in words], cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=timeout_s, check=False)

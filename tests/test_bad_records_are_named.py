@@ -601,23 +601,14 @@ def test_memory_is_bounded_whatever_comes(tmp_path: Path, kind: str) -> None:
 
 
 WIDE = """
-import sys, threading
+import sys
 import pyarrow, pyarrow.parquet, datasets
 from mltrack.data.readers import iterate_records
+from watched_memory import watched
 
-def anonymous():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
-
-before, peak, over = anonymous(), 0, threading.Event()
-def watch():
-    global peak
-    while not over.wait(0.005):
-        peak = max(peak, anonymous())
-watcher = threading.Thread(target=watch)
-watcher.start()
-count = sum(1 for _ in iterate_records(sys.argv[1], "text_classification"))
-over.set(); watcher.join()
-print(count, peak - before)
+with watched() as samples:
+    count = sum(1 for _ in iterate_records(sys.argv[1], "text_classification"))
+print(count, max(samples) - samples[0])
 """
 
 
@@ -634,7 +625,7 @@ def test_memory_follows_the_record_however_wide_it_is(tmp_path: Path, kind: str)
         datasets.Dataset(rows).save_to_disk(str(path))
     else:  # a page a row, as other writers do; pyarrow's own pages are of a thousand rows, whatever they hold
         pq.write_table(rows, path, compression="zstd", use_dictionary="one value" in kind, data_page_size=1 << 20, write_batch_size=1)
-    ended = subprocess.run([sys.executable, "-c", WIDE, str(path)], capture_output=True, text=True, env=commands.environment(), check=True)
+    ended = subprocess.run([sys.executable, "-c", WIDE, str(path)], capture_output=True, text=True, env=commands.with_tests(), check=True)
     count, grown = map(int, ended.stdout.split())
     assert count == 100
     assert grown < 150_000  # kB

@@ -280,28 +280,19 @@ def test_a_disk_without_room_is_a_line_with_the_remedy(spills: Path, tmp_path: P
 
 
 MEASURED = """
-import sys, threading
+import sys
 import numpy as np, pyarrow.parquet
 from mltrack import DatasetLoader
 from mltrack.data.table import RecordTable
-
-def anonymous():
-    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1])
+from watched_memory import watched
 
 for path in sys.argv[1:]:
-    peak, over = 0, threading.Event()
-    def watch():
-        global peak
-        while not over.wait(0.01):
-            peak = max(peak, anonymous())
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    records = DatasetLoader(path).records
-    assert isinstance(records, RecordTable)
-    part = records.select(np.flatnonzero(records.labels == "x"))
-    size = sum(len(record.text) for record in part)
-    over.set(); watcher.join()
-    print(len(part), size, peak)
+    with watched() as samples:
+        records = DatasetLoader(path).records
+        assert isinstance(records, RecordTable)
+        part = records.select(np.flatnonzero(records.labels == "x"))
+        size = sum(len(record.text) for record in part)
+    print(len(part), size, max(samples))
 """
 
 
@@ -326,7 +317,7 @@ def test_memory_does_not_grow_with_the_records(tmp_path: Path, suffix: str) -> N
         else:
             pyarrow.csv.write_csv(pa.Table.from_pylist(rows), path)
         paths.append(path)
-    environment = commands.environment(MLTRACK_CACHE_DIR=str(tmp_path / "cache"))
+    environment = commands.with_tests(MLTRACK_CACHE_DIR=str(tmp_path / "cache"))
     ended = subprocess.run([sys.executable, "-c", MEASURED, *map(str, paths)], capture_output=True, text=True, env=environment, check=False)
     assert ended.returncode == 0, ended.stderr
     (few, small, before), (many, large, after) = (map(int, line.split()) for line in ended.stdout.splitlines())

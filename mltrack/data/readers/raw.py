@@ -46,6 +46,19 @@ def too_long(name: str, number: int | None) -> DatasetError:
     )
 
 
+def check_once(name: str, columns: list[str]) -> None:
+    """Refuse a table that has two columns of one name.
+
+    Raises:
+        DatasetError: that column.
+    """
+    seen: set[str] = set()
+    for column in columns:
+        if column in seen:
+            raise DatasetError(f"the column {column[:40]!r} stands twice in the header; accepted: each column once", path=name)
+        seen.add(column)
+
+
 def one_line(error: BaseException) -> str:
     """A library's message, short and without line ends."""
     return " ".join(str(error).split())[:160]

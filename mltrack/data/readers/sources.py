@@ -22,10 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from mltrack.data.readers.csv_files import csv_rows
 from mltrack.data.readers.hugging_face import HUB, hub_parts, hub_rows, is_saved, saved_rows
 from mltrack.data.readers.json_files import holds_lines, json_array, json_lines
+from mltrack.data.readers.parquet_files import parquet_rows
 from mltrack.data.readers.raw import Raw, one_line
-from mltrack.data.readers.tables import csv_rows, parquet_rows
 from mltrack.data.stdlib_source import STDLIB
 from mltrack.errors import DatasetError, did_you_mean
 

@@ -1,7 +1,7 @@
-"""CSV and Parquet files.
+"""CSV files.
 
-Invariant: CSV is read line by line, Parquet some rows at a time, fewer where they are wide: memory follows the widest record and the row
-group, not the file. A row of a CSV file that cannot be read is bad by itself; the next one begins on the next line.
+Invariant: one row is held at a time, so memory follows the widest record, not the file. A row that cannot be read is bad by itself; the next
+one begins on the next line.
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from mltrack.data.readers.arrow_rows import batch_rows, rows_at_once
 from mltrack.data.readers.json_files import BOM
-from mltrack.data.readers.raw import MAX_RECORD_BYTES, Raw, not_utf8, one_line, too_long, unparsed
+from mltrack.data.readers.raw import MAX_RECORD_BYTES, Raw, check_once, not_utf8, one_line, too_long, unparsed
 from mltrack.errors import DatasetError
 
 
@@ -63,20 +62,12 @@ def _header(name: str, row: list[str], wrong: UnicodeDecodeError | None) -> list
     if wrong is not None:
         raise not_utf8(wrong, name, None)
     header = [column.strip() for column in row]  # as people write "code, label"
-    _check_once(name, header)
+    check_once(name, header)
     return header
 
 
 def _cells(row: list[str], header: list[str]) -> str:
     return f"seen {len(row)} cells, the header has {len(header)}; accepted: as many cells as the header (cells with commas or line ends quoted)"
-
-
-def _check_once(name: str, columns: list[str]) -> None:
-    seen: set[str] = set()
-    for column in columns:
-        if column in seen:
-            raise DatasetError(f"the column {column[:40]!r} stands twice in the header; accepted: each column once", path=name)
-        seen.add(column)
 
 
 class _TooLongError(Exception):
@@ -137,29 +128,3 @@ class _Lines:
             del self.row[len(self.row) - len(line) or 1000 :]
             while line and not line.endswith(b"\n"):
                 line = self._stream.readline(MAX_RECORD_BYTES)
-
-
-def parquet_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
-    """A record a row."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    number = 0
-    try:
-        file = pq.ParquetFile(stream)
-        _check_once(name, file.schema_arrow.names)
-        for group in range(file.num_row_groups):  # one by one: a reader over all of them keeps what it has decoded
-            for batch in file.iter_batches(batch_size=_rows_at_once(file, group), row_groups=[group], use_threads=False):
-                yield from batch_rows(name, batch, number)
-                number += batch.num_rows
-    except (pa.ArrowException, OSError) as error:  # pyarrow's own errors of broken pages are OSErrors without a number
-        if isinstance(error, OSError) and error.errno:
-            raise
-        raise DatasetError(f"not a readable Parquet file ({one_line(error)}); accepted: a Parquet file", path=name) from None
-
-
-def _rows_at_once(file: Any, group: int) -> int:
-    """Told by the group's size when unpacked, and by its first row: a value that stands in every row is in the file once."""
-    about = file.metadata.row_group(group)
-    first = next(file.iter_batches(batch_size=1, row_groups=[group], use_threads=False), None)
-    return rows_at_once(about.num_rows, max(about.total_byte_size, about.num_rows * (0 if first is None else first.nbytes)))
