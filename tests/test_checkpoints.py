@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import re
 import shutil
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import hf_folders
 import numpy as np
@@ -116,6 +118,30 @@ def test_what_is_saved_of_a_model_is_its_state_dict(kind, tmp_path):
     manager = CheckpointManager(tmp_path)
     manager.save_checkpoint(model=model, epoch=0, step=1)
     assert _equal(dict(manager.load_latest_checkpoint()["model_state_dict"]), dict(wanted))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="names of open files as Linux tells them")
+def test_each_file_and_both_folders_are_synced_around_the_one_rename(tmp_path, monkeypatch):
+    """Real calls, written down: a power cut after the rename finds all bytes of what it made visible."""
+    happened, fsync, rename = [], os.fsync, Path.rename
+
+    def synced(descriptor):
+        happened.append(("sync", Path(os.readlink(f"/proc/self/fd/{descriptor}"))))
+        fsync(descriptor)
+
+    def renamed(path, target):
+        happened.append(("rename", path))
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    model, optimizer, _ = _trained()
+    info = CheckpointManager(tmp_path).save_checkpoint(model=model, optimizer=optimizer, epoch=0, step=1)
+    (at,) = [place for place, (what, _) in enumerate(happened) if what == "rename"]
+    temporary = happened[at][1]
+    assert {path for _, path in happened[:at]} == {temporary, *(temporary / path.name for path in info.path.iterdir())}
+    assert happened[at - 1] == ("sync", temporary)
+    assert happened[at + 1 :] == [("sync", tmp_path)]
 
 
 def test_tied_weights_are_written_once(tmp_path):

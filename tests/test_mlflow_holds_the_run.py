@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import commands
 import pytest
@@ -74,6 +75,17 @@ def test_the_run_is_finished_with_params_tags_inputs_and_artifacts(trained):
     assert {held.dataset.name for held in run.inputs.dataset_inputs} == {"records.jsonl-train", "records.jsonl-eval"}
     names = {file.path for file in client.list_artifacts(response["run_id"])}
     assert {"config.json", "metrics.json", "metrics.csv", "figures", "evaluation", "checkpoints"} <= names
+
+
+def test_what_each_checkpoint_costs_is_a_metric_at_its_step(trained):
+    _, response, client, _ = trained
+    names = ("checkpoint_stall_ms", "checkpoint_write_ms", "checkpoint_bytes")
+    costs = {name: {metric.step: metric.value for metric in client.get_metric_history(response["run_id"], name)} for name in names}
+    assert [sorted(held) for held in costs.values()] == [sorted(costs["checkpoint_bytes"])] * 3
+    assert all(value > 0 for held in costs.values() for value in held.values())
+    for one in response["checkpoints"]:
+        on_disk = [path.stat().st_size for path in Path(one["path"]).iterdir() if path.name != "metadata.json"]
+        assert costs["checkpoint_bytes"][one["step"]] == sum(on_disk)
 
 
 def test_the_best_and_the_latest_checkpoints_are_there_and_no_other_bytes(trained):
