@@ -115,19 +115,23 @@ def test_a_delivery_that_is_repeated_moves_nothing(store: Store, folder: Path, n
     assert (aliases(store, name), history(store, name)) == (held, past)
 
 
+class CutOffError(BaseException):
+    """The process died."""
+
+
+class Cut:
+    """A client whose process dies at one verb."""
+
+    def __init__(self, real: Any, verb: str):
+        self._real, self._verb = real, verb
+
+    def __getattr__(self, verb: str) -> Any:
+        if verb == self._verb:
+            raise CutOffError
+        return getattr(self._real, verb)
+
+
 def test_cut_off_at_any_request_and_called_again_it_is_one_decision(store: Store, folder: Path, name: str) -> None:
-    class CutOffError(BaseException):
-        pass
-
-    class Cut:
-        def __init__(self, real: Any, verb: str):
-            self._real, self._verb = real, verb
-
-        def __getattr__(self, verb: str) -> Any:
-            if verb == self._verb:
-                raise CutOffError
-            return getattr(self._real, verb)
-
     finish(store, folder, name, 0.5)
     model_id, real = logged_model(store, folder), store.client
     for verb in (
@@ -149,6 +153,22 @@ def test_cut_off_at_any_request_and_called_again_it_is_one_decision(store: Store
     assert [(change.before, change.version, change.kind) for change in history(store, name)] == [(None, 1, "gate"), (1, 2, "gate")]
     assert store.client.get_model_version(name, "2").description == "version 2"
     assert store.client.get_logged_model(model_id).tags["mlflow.modelVersions"] == json.dumps([{"name": name, "version": "2"}])
+
+
+def test_a_decision_whose_alias_is_about_to_move_is_not_taken_back_by_a_run_that_ends_then(
+    store: Store, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value in (0.5, 0.4):
+        finish(store, folder, name, value)
+    with monkeypatch.context() as patched:
+        patched.setattr("mltrack.registry.champion.connect_existing", lambda *_: store)
+        patched.setattr(store, "client", Cut(store.client, "set_registered_model_alias"))
+        with pytest.raises(CutOffError):
+            registry.promote(name, 1, store.tracking_uri)
+    assert aliases(store, name)["champion"] == 2
+    finish(store, folder, name, 0.6)
+    assert aliases(store, name)["champion"] == 1
+    assert history(store, name)[-1].kind == "promote"
 
 
 def test_a_move_by_mlflows_page_is_what_a_rollback_goes_back_to(store: Store, folder: Path, name: str) -> None:

@@ -12,6 +12,7 @@ from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError
 
 _DIGITS = 8
+"""Fewest of a digest that say which data set is meant."""
 
 
 def split(words: Mapping[str, str]) -> None:

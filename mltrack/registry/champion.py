@@ -25,6 +25,8 @@ OUTSIDE = "outside"
 MAX_ROUNDS = 50
 IN_FLIGHT_MS = 3_600_000
 """How long a version without a decision may be somebody's that is still writing."""
+SETTLING_MS = 10_000
+"""How long an alias may lag behind a person's decision that is written already."""
 VERSION_IN_CARD = "{version}"
 """Stands in a model card for the number that the registry gives."""
 
@@ -220,6 +222,9 @@ def _adopt(connected: Store, name: str) -> None:
     held = standing.model.aliases.get(CHAMPION)
     if held == standing.champion or (held is not None and held not in standing.model.versions):
         return
+    decided = last_decision(standing.history)
+    if decided is not None and held == decided.before and decided.at_ms > _now_ms() - SETTLING_MS:
+        return  # whoever decided is about to move it
     since = _now_ms() - IN_FLIGHT_MS
     registering = any(gate.POLICY in one.tags and gate.DECISION not in one.tags and one.created_ms > since for one in standing.model.versions.values())
     lately = {version for change in (*standing.history, *standing.unwritten) if change.at_ms > since for version in (change.before, change.version)}

@@ -197,8 +197,8 @@ def is_registered(store: Store, model_id: str) -> bool:
     with translated(store, f"asking who uses {model_id}"):
         if store.client.search_model_versions(f"source_path LIKE '%{model_id}%'", max_results=1):
             return True
-        copies = {version.source: version for version in search_versions(store, f"source_path LIKE '{_COPIES}'")}
-        return any(model_id in _model_ids_in(_source(store, version)) for version in copies.values())
+        copies = search_versions(store, f"source_path LIKE '{_COPIES}'")
+        return any(model_id in _model_ids_in(_source(store, version)) for version in copies)
 
 
 def _source(store: Store, version: Any) -> str:
