@@ -35,6 +35,8 @@ class Lever:
     off_patches: tuple[str, ...] = ()
     """What `observed_training.PATCHES` changes where the lever is off."""
     tasks: tuple[str, ...] = ("text_classification", "code_generation")
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    """Where it does anything."""
     of: str = "step"
     """What its ratio is of: `step`, seconds a real token in the steady state; `evaluation`, seconds of the evaluations; `training`, all of it."""
 
@@ -53,24 +55,29 @@ class Lever:
         return ""
 
 
-def _switch(name: str, what: str, **more: Any) -> tuple[str, Lever]:
-    return name, Lever(what=what, off={"speedups": f"{name}=off"}, **more)
+def _switch(name: str, what: str, *, off: Mapping[str, str] | None = None, **more: Any) -> tuple[str, Lever]:
+    return name, Lever(what=what, off={"speedups": f"{name}=off", **(off or {})}, **more)
 
 
 LEVERS = dict(
     (
-        _switch("allocator", "glibc keeps freed memory"),
-        _switch("threads", "as many threads as cores and quota allow"),
+        _switch("allocator", "glibc keeps freed memory", devices=("cpu",)),
+        _switch("threads", "as many threads as cores and quota allow", devices=("cpu",)),
         _switch("buckets", "batches of like length"),
-        _switch("dropout_masks", "cheap dropout masks", tasks=("text_classification",)),
+        _switch("dropout_masks", "cheap dropout masks", devices=("cpu",), tasks=("text_classification",)),
         _switch("gc_freeze", "garbage collector frozen after the warm-up"),
         _switch("prefetch", "batches collated ahead of the step"),
+        _switch("fused_adamw", "AdamW in one kernel, against torch's default"),
+        _switch("late_loss", "loss read when the next step is under way", devices=("cuda",)),
+        _switch("pinned_memory", "batches in memory that a GPU copies by itself", devices=("cuda",)),
+        _switch("tf32", "fp32 products with TF32", devices=("cuda",), on={"use_mixed_precision": "off"}, off={"use_mixed_precision": "off"}),
+        ("no_mask", Lever(what="no mask where nothing is padded, against always one", off_patches=("whole_mask",))),
+        ("sorted_evaluation", Lever(what="evaluation by length, against as the records come", off_patches=("unsorted_evaluation",), of="evaluation")),
         _switch("first_token", "last layer for the token that the head reads", tasks=("text_classification",)),
         _switch("target_logits", "logits only where a loss is taken", tasks=("code_generation",)),
         ("bf16", Lever(what="mixed precision where the device has it, against fp32", off={"use_mixed_precision": "off"})),
         ("attention_eager", Lever(what="attention as chosen, against eager", off={"attention": "eager"})),
         ("attention_sdpa", Lever(what="attention as chosen, against SDPA", off={"attention": "sdpa"})),
-        ("fused_adamw", Lever(what="fused AdamW, against foreach", off_patches=("foreach_adamw",))),
         ("padding_1", Lever(what="padded to multiples of 8, against 1", off_patches=("padding_1",))),
         ("padding_32", Lever(what="padded to multiples of 8, against 32", off_patches=("padding_32",))),
         ("eval_batch_size", Lever(what="evaluation batches as by default, against 8", off={"eval_batch_size": "8"}, of="evaluation")),
@@ -92,6 +99,8 @@ def unavailable(name: str, device: str) -> str:
 
     if name == "bf16" and choose_precision("auto", torch.device(device)) == "off":
         return "this CPU does not multiply bf16 itself"
+    if device not in LEVERS[name].devices:
+        return f"nothing on {device}"
     return LEVERS[name].missing()
 
 

@@ -217,17 +217,24 @@ class Watch:
         }
 
 
-def _foreach_adamw(module: Any) -> None:
-    """AdamW's foreach implementation instead of the fused one."""
-    import torch
+def _whole_mask(module: Any) -> None:
+    """A mask also where nothing is padded."""
+    to = module.MicroBatch.to
 
-    fused = module.adamw
+    def with_mask(batch: Any, device: Any) -> dict[str, Any]:
+        return {**to(batch, device), **({"attention_mask": batch.tensors["attention_mask"].to(device)} if "attention_mask" in batch.tensors else {})}
 
-    def adamw(*given: Any) -> Any:
-        groups = [{"params": group["params"], "weight_decay": group["weight_decay"], "lr": group["lr"]} for group in fused(*given).param_groups]
-        return torch.optim.AdamW(groups, foreach=True)
+    module.MicroBatch.to = with_mask
 
-    module.adamw = adamw
+
+def _unsorted_evaluation(_: Any) -> None:
+    """Evaluation batches as the records come."""
+    holder: Any = sys.modules["mltrack.training.evaluate"]
+
+    def in_turn(lengths: Any, *_: Any, batch_size: int, **__: Any) -> list[list[int]]:
+        return [list(range(start, min(start + batch_size, len(lengths)))) for start in range(0, len(lengths), batch_size)]
+
+    holder.Sampler = in_turn
 
 
 def _padding(multiple: int, module: Any) -> None:
@@ -237,7 +244,8 @@ def _padding(multiple: int, module: Any) -> None:
 
 
 PATCHES: dict[str, Callable[[Any], None]] = {
-    "foreach_adamw": _foreach_adamw,
+    "whole_mask": _whole_mask,
+    "unsorted_evaluation": _unsorted_evaluation,
     "padding_1": partial(_padding, 1),
     "padding_32": partial(_padding, 32),
     "padding_64": partial(_padding, 64),

@@ -41,6 +41,7 @@ class RunOpener:
     """
 
     def __init__(self, tracking_uri: str):
+        self.tracking_uri = tracking_uri
         self._process: subprocess.Popen[bytes] | None = None
         if "mlflow" not in sys.modules:  # else it is imported already, and a run may be active here
             self._process = start("mltrack.run_opening", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

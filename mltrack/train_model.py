@@ -56,6 +56,7 @@ class TrainModelUseCase:
         progress: called with (what, done, total) while something long is prepared.
         on_delivery: called with delivery.json's content while the end waits for MLflow.
         stop_requested: a signal number once the training shall stop with a checkpoint.
+        opener: of the MLflow run, begun already; it is used where the run belongs there, and whoever made it closes it.
     """
 
     def __init__(
@@ -66,9 +67,10 @@ class TrainModelUseCase:
         progress: Callable[[str, int, int], None] | None = None,
         on_delivery: Callable[[dict[str, Any]], None] | None = None,
         stop_requested: Callable[[], int | None] = lambda: None,
+        opener: RunOpener | None = None,
     ):
         self._listeners, self._notice, self._progress = listeners, notice, progress
-        self._on_delivery, self._stop_requested = on_delivery, stop_requested
+        self._on_delivery, self._stop_requested, self._opener = on_delivery, stop_requested, opener
 
     def execute(self, request: TrainModelRequest) -> TrainModelResponse:
         """Run the nine steps.
@@ -112,7 +114,8 @@ class TrainModelUseCase:
                 except DatasetError as error:
                     raise ConfigurationError(f"{name}: {error}") from None
         if not run.request.offline:
-            run.opener = RunOpener(default_tracking_uri(run.request.tracking_uri))
+            uri = default_tracking_uri(run.request.tracking_uri)
+            run.opener = self._opener if self._opener is not None and self._opener.tracking_uri == uri else RunOpener(uri)
 
     # 2
     def _load_model(self, run: TrainingRun) -> None:

@@ -210,3 +210,26 @@ def test_training_warns_of_overlap_moves_nothing_and_logs_the_report(tmp_path: P
     assert {record["values"]["data/near_overlap"] for record in journal if "data/near_overlap" in record.get("values", {})} == {0.1}
     assert "data_check.json" in json.dumps([record for record in journal if record["type"] == "artifact"])
     assert "near_overlap" in json.dumps([record for record in journal if record["type"] == "tags"])
+
+
+def test_the_syntax_of_many_records_is_kept_and_is_theirs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second start reads what the first one found; other records, and records that moved, are looked at anew."""
+    monkeypatch.setenv("MLTRACK_CACHE_DIR", str(tmp_path))
+    texts = [function(n) for n in range(1_100)]
+    texts[700] = "def f(:\n    return 1\n"
+
+    def found() -> tuple[int, int, list[str], int]:
+        train = check_data(records(texts, "ab" * 550)).train
+        return train.python, train.unparsable, train.examples["unparsable"], len(list(tmp_path.glob("syntax-*.jsonl.gz")))
+
+    first = found()
+    assert first == (1_100, 1, ["train.jsonl: record 701: line 1: invalid syntax"], 1)
+    (kept,) = tmp_path.glob("syntax-*.jsonl.gz")
+    kept.touch()
+    written_at = kept.stat().st_mtime_ns
+    assert found() == first
+    assert kept.stat().st_mtime_ns == written_at
+    texts[3] = "class Half(\n    def f(self): pass\n"
+    assert found()[1::2] == (2, 2)
+    texts[700], texts[701] = texts[701], texts[700]
+    assert found()[2][-1].startswith("train.jsonl: record 702: ")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mltrack import TrainingMetricsTracker
+from mltrack import TrainingMetricsTracker, TrainModelRequest, TrainModelUseCase
 from mltrack.journal import RunInfo, records
 from mltrack.run_opening import RunOpener
 from mltrack.store import StoreRejected, StoreUnavailable, connect, get_run, list_runs
@@ -97,6 +97,44 @@ def test_without_being_asked_it_makes_no_run_and_does_not_outlive_the_trainer(tm
     assert select.select([pidfd], [], [], 60)[0], "it has ended"
     os.close(pidfd)
     assert not (tmp_path / "m.db").exists(), "not even the database"
+
+
+def test_a_run_is_never_opened_by_a_process_that_asks_another_store(opener, tmp_path: Path, records_file):
+    """What was begun before the request was understood helps where the run belongs there, and makes nothing elsewhere."""
+    here, elsewhere = f"sqlite:///{tmp_path}/here.db", f"sqlite:///{tmp_path}/elsewhere.db"
+    for begun in (opener(here), opener(elsewhere)):
+        pid = begun._process.pid
+        request = TrainModelRequest(
+            task="text_classification",
+            dataset_path=str(records_file("text_classification")),
+            model_name="scratch:tiny",
+            max_steps=1,
+            batch_size=4,
+            tracking_uri=here,
+            output_dir=str(tmp_path / "runs"),
+            resume="never",
+        )
+        response = TrainModelUseCase(opener=begun).execute(request)
+        assert (response.success, response.delivery) == (True, "complete"), response.errors
+        relay = int((tmp_path / "runs" / response.run_id / "relay.lock").read_text())
+        assert (relay == pid) == (begun.tracking_uri == here)
+    assert len(list_runs(connect(here))) == 2
+    assert not (tmp_path / "elsewhere.db").exists()
+
+
+def test_the_process_is_begun_before_torch_is_imported(tmp_path: Path, records_file):
+    """A command that is refused for its data has begun one, and leaves neither it nor a store behind."""
+    script = (
+        "import sys\nfrom mltrack import run_opening\nfrom mltrack.cli import run\nbegun = []\n"
+        "class Watched(run_opening.RunOpener):\n"
+        "    def __init__(self, uri):\n        super().__init__(uri)\n        begun.append((self._process, 'torch' in sys.modules))\n"
+        "run_opening.RunOpener = Watched\n"
+        "code = run(['train', '--task', 'text_classification', '--dataset_path', 'none.jsonl', '--tracking_uri', 'sqlite:///m.db'])\n"
+        "print(code, [torch for _, torch in begun], [process.poll() for process, _ in begun])"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert ended.stdout.strip().splitlines()[-1] == f"2 [False] [{-signal.SIGKILL}]", ended.stderr[-2000:]
+    assert not (tmp_path / "m.db").exists()
 
 
 def test_what_the_store_says_comes_back_as_its_error(opener, tmp_path: Path):

@@ -12,7 +12,7 @@ from mltrack.config.speedups import NAMES
 from mltrack.errors import ConfigurationError
 from mltrack.training import decisive
 
-COMPUTES_THE_SAME = ("allocator", "threads", "target_logits", "prefetch", "gc_freeze")
+COMPUTES_THE_SAME = ("allocator", "threads", "target_logits", "prefetch", "gc_freeze", "fused_adamw", "late_loss", "pinned_memory", "tf32")
 DRAWS_OTHERWISE = ("dropout_masks", "first_token")
 TASKS = ("text_classification", "code_generation")
 
@@ -52,6 +52,7 @@ def test_every_speedup_is_looked_at():
         {"speedups": "buckets=off"},
         {"speedups": "dropout_masks=off"},
         {"speedups": "first_token=off"},
+        {"speedups": "fused_adamw=off"},
         {"packing": True},
         {"compile": True},
         {"max_batch_tokens": 512},
@@ -64,6 +65,21 @@ def test_what_decides_the_bits_is_compared_at_a_resume(trainer, option):
         for config in (made.config, type(made.config)(**{**{f: getattr(made.config, f) for f in made.config.__dataclass_fields__}, **option}))
     ]
     assert values[0] != values[1]
+
+
+def test_a_resume_takes_the_kernels_that_it_is_told_and_not_those_of_the_checkpoint(trainer):
+    """Which kernels there are is no state: the same weights, to rounding, and the change is named."""
+    made = trainer(num_epochs=1, dropout=0.0)
+    made.train()
+    ended = {}
+    for word in ("on", "off"):
+        going_on = trainer(name=word, num_epochs=2, dropout=0.0, exact=False, speedups=f"fused_adamw={word}")
+        changed = going_on.load_checkpoint(made.checkpoint_manager.load_latest_checkpoint())
+        assert changed == ([] if word == "on" else ["optimizer is AdamW, not fused, was AdamW"])
+        going_on.train()
+        assert {bool(group["fused"]) for group in going_on.optimizer.param_groups} == {word == "on"}
+        ended[word] = torch.cat([parameter.detach().flatten() for parameter in going_on.model.parameters()])
+    assert torch.allclose(ended["on"], ended["off"], atol=2e-5)
 
 
 def test_without_buckets_the_order_is_a_plain_shuffle(trainer):

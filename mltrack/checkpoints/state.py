@@ -6,7 +6,7 @@ Invariant: what comes back is `torch.equal` and `==` to what went in; nothing is
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -126,10 +126,17 @@ def load_optimizer(optimizer: torch.optim.Optimizer, held: Mapping[str, Any]) ->
                     f"optimizer: {name} of parameter {number}: seen {list(value.shape)}; accepted: {list(parameters[number].shape)}, or a part of it"
                 )
     try:
-        optimizer.load_state_dict(dict(held))
+        optimizer.load_state_dict({**held, "param_groups": _as_implemented(optimizer, held["param_groups"])})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = str(error).partition("\n")[0]
         raise CheckpointError(f"optimizer: {problem}; accepted: the state of the same {type(optimizer).__name__}") from error
+
+
+def _as_implemented(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The held groups with this optimizer's own choice of kernels, which is no state; as many as were held."""
+    own: list[dict[str, Any]] = [{name: group[name] for name in ("fused", "foreach") if name in group} for group in optimizer.param_groups]
+    surplus: list[dict[str, Any]] = [{}] * (len(groups) - len(own))  # to be refused by torch
+    return [{**group, **kernels} for group, kernels in zip(groups, own + surplus, strict=False)]
 
 
 def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 bad input or configuration, 130 and 143 interrup
 
 from __future__ import annotations
 
+import os
 import sys
 from itertools import pairwise
 from typing import NoReturn
@@ -19,6 +20,7 @@ def main() -> NoReturn:
 
 def run(arguments: list[str]) -> int:
     """Run a command line; returns its exit code. An error is one line on stderr, with `--debug true` the traceback too."""
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # typer parses options with it; looking through all that is installed takes 0.1 s
     import typer
 
     from mltrack.cli.app import app

@@ -1,7 +1,7 @@
 """The speed-ups that are on unless switched off, each with its own switch: `speedups=buckets=off,dropout_masks=off`.
 
 Invariant: none of them changes what a training computes beyond rounding; `buckets` decides the order of the records, `dropout_masks` and
-`first_token` which random numbers are drawn.
+`first_token` which random numbers are drawn, `tf32` how many digits a GPU multiplies in fp32.
 """
 
 from __future__ import annotations
@@ -34,6 +34,14 @@ class Speedups:
     """The next step's batches are put together while this one is computed."""
     gc_freeze: bool = True
     """Python's garbage collector hardly looks while code is imported, and not at what was there before the training."""
+    fused_adamw: bool = True
+    """AdamW in one kernel, instead of as torch does it by default."""
+    late_loss: bool = True
+    """On a GPU a step's loss is read when the next one is under way."""
+    pinned_memory: bool = True
+    """A GPU copies batches by itself, from memory that stays where it is."""
+    tf32: bool = True
+    """A GPU that is asked for fp32 multiplies with TF32."""
 
     @classmethod
     def of(cls, given: str | Mapping[str, str] | None) -> Speedups:

@@ -10,9 +10,6 @@ is above, so that who reads it need not know what is too much.
 
 from __future__ import annotations
 
-import ast
-import textwrap
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from mltrack.data.near_duplicates import DuplicateGroups, Progress, distinct_keys, duplicate_groups
-from mltrack.data.normalize import looks_like_python
 from mltrack.data.records import Record
 from mltrack.data.splits import group_numbers
-from mltrack.data.stdlib_source import STDLIB
+from mltrack.data.syntax import parsed
 from mltrack.data.table import keys_of, labels_of
 from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
 
@@ -42,8 +38,6 @@ THRESHOLDS: Mapping[str, float] = {
 records (the larger of both sets). `imbalance`: records of the largest class per record of the smallest."""
 
 _SHOWN = 5  # places named per finding
-_PARSED_RECORDS = 5000  # two seconds
-_PARSED_CHARACTERS = 100_000  # longer code is not parsed
 _PERCENTILES = (5, 25, 50, 75, 95)
 
 
@@ -160,9 +154,9 @@ def check_data(
     groups = duplicate_groups(both, keys=keys, progress=progress)
     cut = len(train)
     numbers = group_numbers(both, group) if group is not None else None
-    report = DataReport(_set_report(train, content[:cut], _part(groups, slice(None, cut))), None)
+    report = DataReport(_set_report(train, keys[:cut], content[:cut], _part(groups, slice(None, cut))), None)
     if valid is not None and len(valid):
-        report.valid = _set_report(valid, content[cut:], _part(groups, slice(cut, None)))
+        report.valid = _set_report(valid, keys[cut:], content[cut:], _part(groups, slice(cut, None)))
         exact = np.isin(content[cut:], content[:cut])
         near = np.isin(groups.near[cut:], groups.near[:cut]) & ~exact
         report.exact_overlap, report.near_overlap = int(exact.sum()), int(near.sum())
@@ -197,13 +191,13 @@ def _part(groups: DuplicateGroups, where: slice) -> DuplicateGroups:
     return DuplicateGroups(groups.near[where], groups.same[where])
 
 
-def _set_report(records: Sequence[Record], content: np.ndarray, groups: DuplicateGroups) -> SetReport:
+def _set_report(records: Sequence[Record], keys: np.ndarray, content: np.ndarray, groups: DuplicateGroups) -> SetReport:
     labels = labels_of(records)
     sizes = np.unique(groups.near, return_counts=True)[1]
     distinct = len(np.unique(content))
     classes = dict(sorted(Counter(str(label) for label in labels if label is not None).items(), key=lambda item: (-item[1], item[0])))
     conflicts = _conflicts(groups.same, labels) if classes else []
-    characters, python, unparsable = _lengths_and_syntax(records)
+    python, unparsable = parsed(records, keys)
     return SetReport(
         records=len(records),
         distinct=distinct,
@@ -213,7 +207,7 @@ def _set_report(records: Sequence[Record], content: np.ndarray, groups: Duplicat
         label_conflicts=len(conflicts),
         classes=classes,
         imbalance=max(classes.values()) / min(classes.values()) if classes else None,
-        characters=characters,
+        characters=_percentiles([len(record.text) for record in records]),
         python=python,
         unparsable=len(unparsable),
         examples={
@@ -240,35 +234,10 @@ def _conflicts_across(same: np.ndarray, labels: np.ndarray, cut: int) -> np.ndar
     return np.array([label is not None and bool(words.get(number, {label}) - {label}) for number, label in later], dtype=bool)
 
 
-def _lengths_and_syntax(records: Sequence[Record]) -> tuple[dict[str, int], int, list[tuple[int, str]]]:
-    """(percentiles of the characters, records that read as Python, those of them that do not parse with the reason)."""
-    lengths: list[int] = []
-    looked_at = set(np.unique(np.linspace(0, len(records) - 1, min(len(records), _PARSED_RECORDS)).astype(int)).tolist())
-    python = 0
-    unparsable: list[tuple[int, str]] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Python thinks of a literal is not the question
-        for index, record in enumerate(records):
-            lengths.append(len(record.text))
-            if index in looked_at and len(record.text) <= _PARSED_CHARACTERS and looks_like_python(record.text):
-                python += 1
-                why = _syntax_error(record.text) if record.file != STDLIB else None
-                if why is not None:
-                    unparsable.append((index, why))
+def _percentiles(lengths: Sequence[int]) -> dict[str, int]:
     found = np.percentile(lengths, _PERCENTILES, method="higher")
-    percentiles = {f"p{p}": int(value) for p, value in zip(_PERCENTILES, found, strict=True)}
-    return {"min": min(lengths), **percentiles, "max": max(lengths)}, python, unparsable
-
-
-def _syntax_error(code: str) -> str | None:
-    """Why Python cannot parse it, or None; the indentation of a method alone is no fault."""
-    try:
-        ast.parse(code if not code[:1].isspace() else textwrap.dedent(code.lstrip("\r\n")))
-    except SyntaxError as error:
-        return f"line {error.lineno}: {error.msg}"
-    except (ValueError, RecursionError, MemoryError) as error:
-        return type(error).__name__
-    return None
+    between = {f"p{p}": int(value) for p, value in zip(_PERCENTILES, found, strict=True)}
+    return {"min": min(lengths), **between, "max": max(lengths)}
 
 
 def _overlap_examples(both: Sequence[Record], cut: int, numbers: np.ndarray, overlapping: np.ndarray) -> list[str]:

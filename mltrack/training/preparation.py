@@ -34,7 +34,8 @@ def prepared(model: nn.Module, config: TrainingConfig, device: torch.device, pre
     Raises:
         ConfigurationError: a model that packing would mix up, or a machine that cannot compile.
     """
-    allow_tf32(device, precision)
+    if config.effective_speedups.tf32:
+        allow_tf32(device, precision)
     model = model.to(device)
     inner: Any = unwrapped(model)
     if config.packing and not keeps_apart(inner):

@@ -101,7 +101,8 @@ class AdvancedTrainer:
         self.parallel = parallel or choose_parallel(self.config.parallel, self.device, objective_of(self.config, train_dataset))
         self.model = prepared(model, self.config, self.device, self.precision.mode)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        self.batches = TrainingBatches(train_dataset, self.config, rank=self.parallel.rank, world=self.parallel.world, pin=self.device.type == "cuda")
+        on, on_gpu = self.config.effective_speedups, self.device.type == "cuda"
+        self.batches = TrainingBatches(train_dataset, self.config, rank=self.parallel.rank, world=self.parallel.world, pin=on_gpu and on.pinned_memory)
         if not len(train_dataset):
             raise DatasetError("the training set is empty; accepted: at least one record", path=train_dataset.source)
         self.plan = Plan.of(self.config, self.batches.num_batches)
@@ -131,7 +132,7 @@ class AdvancedTrainer:
             place=train_dataset.place,
             on_halved=self._remember_micro_batch_size,
         )
-        self.reads_late = self.device.type == "cuda" and steps_on_condition(self.optimizer)
+        self.reads_late = on_gpu and on.late_loss and steps_on_condition(self.optimizer)
         """A step's loss is read when the next gradient is under way, so that a GPU never waits for the host."""
         self._in_flight: Step | None = None
         self._rng: dict[str, Any] | None = None

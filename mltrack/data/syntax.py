@@ -1,0 +1,81 @@
+"""Which records read as Python, and which of those this interpreter cannot parse.
+
+Invariant: the answer is a pure function of the records looked at and of the interpreter's version; of many it is kept in the cache folder.
+
+    python, unparsable = parsed(records, keys_of(records))        # 1_987, [(41, "line 3: invalid syntax")]
+"""
+
+from __future__ import annotations
+
+import ast
+import platform
+import textwrap
+import warnings
+from collections.abc import Sequence
+from hashlib import sha256
+
+import numpy as np
+
+from mltrack.data.cache import cached_rows
+from mltrack.data.normalize import looks_like_python
+from mltrack.data.records import Record
+from mltrack.data.stdlib_source import STDLIB
+from mltrack.data.table import files_of
+
+FORMAT_VERSION = 1
+"""Part of the cache's name; whatever changes the answer raises it."""
+
+MOST_PARSED = 5000
+"""Of more records than this, so many that are evenly spread: half a second."""
+
+_LONGEST = 100_000  # characters; longer code is not parsed
+_CACHED_FROM = 1000
+
+
+def parsed(records: Sequence[Record], keys: np.ndarray) -> tuple[int, list[tuple[int, str]]]:
+    """(records that read as Python, those of them that do not parse: index and reason).
+
+    Args:
+        keys: the records' content keys, V16 [N].
+    """
+    chosen = np.unique(np.linspace(0, len(records) - 1, min(len(records), MOST_PARSED)).astype(int))
+    parse = files_of(records) != [STDLIB]  # which is taken from this interpreter
+
+    def look() -> list[list[int | str]]:
+        return _looked_at(records, chosen.tolist(), parse=parse)
+
+    if len(chosen) < _CACHED_FROM:
+        rows = look()
+    else:
+        state = sha256(keys[chosen].tobytes()).hexdigest()[:32]
+        rows = cached_rows(f"syntax-{state}-{'parsed' if parse else STDLIB}-python{platform.python_version()}-v{FORMAT_VERSION}", look)
+    (python,), *unparsable = rows
+    return int(python), [(int(chosen[position]), str(why)) for position, why in unparsable]
+
+
+def _looked_at(records: Sequence[Record], chosen: Sequence[int], *, parse: bool) -> list[list[int | str]]:
+    """[number that read as Python], then [position among the chosen, reason] for each that does not parse."""
+    python = 0
+    unparsable: list[list[int | str]] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what Python thinks of a literal is not the question
+        for position, index in enumerate(chosen):
+            record = records[index]
+            if len(record.text) > _LONGEST or not looks_like_python(record.text):
+                continue
+            python += 1
+            why = _syntax_error(record.text) if parse else None
+            if why is not None:
+                unparsable.append([position, why])
+    return [[python], *unparsable]
+
+
+def _syntax_error(code: str) -> str | None:
+    """Why Python cannot parse it, or None; the indentation of a method alone is no fault."""
+    try:
+        ast.parse(code if not code[:1].isspace() else textwrap.dedent(code.lstrip("\r\n")))
+    except SyntaxError as error:
+        return f"line {error.lineno}: {error.msg}"
+    except (ValueError, RecursionError, MemoryError) as error:
+        return type(error).__name__
+    return None
