@@ -14,7 +14,19 @@ import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
-PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "A10": 125e12, "L4": 121e12, "RTX 4090": 165e12, "T4": 65e12, "V100": 125e12}
+PEAKS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "A10": 125e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "T4": 65e12,
+    "V100": 125e12,
+}
 """Dense bf16 (T4, V100: fp16) FLOP/s that the vendor states, by a word of the card's name; the first that fits holds."""
 MEASURED_S = 0.25
 """For each shape."""
@@ -49,14 +61,13 @@ class Arithmetic:
         """Read from a transformers model."""
         from torch import nn
 
-        from mltrack.training.first_token import only_first_token
+        from mltrack.training.first_token import reads_first_token
 
         inner, config = model.base_model, model.config
         embedded = {id(weight) for part in inner.modules() if isinstance(part, nn.Embedding) for weight in part.parameters()}
         outside = [part for _, part in model.named_children() if part is not inner]
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        with only_first_token(model) as narrow:
-            last = inner.encoder.layer[-1] if narrow else None
+        last = inner.encoder.layer[-1] if reads_first_token(model) else None
         own = () if last is None else (last.attention.self.key, last.attention.self.value)
         every_token = sum(weight.numel() for part in own for weight in part.parameters())
         return cls(

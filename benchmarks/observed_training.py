@@ -137,6 +137,7 @@ class Watch:
         def of(group: Any, *given: Any) -> Any:
             if self.hooked and not self.steps and not self._groups:
                 self.tokens.forget()
+                self._forward.read()
             squared = sum(int((lengths[batch.records].astype("int64") ** 2).sum()) for batch in group)
             padded = sum(int(batch.tensors["input_ids"].numel()) for batch in group)
             size = {"tokens": sum(batch.tokens for batch in group), "targets": sum(batch.targets for batch in group)}
@@ -295,6 +296,7 @@ def run_mltrack(job: Job) -> dict[str, Any]:
         "steps": state.step,
         "real_tokens": watch.real_tokens,
         "evaluated_tokens": watch.evaluated_tokens,
+        **(watch.tokens.begun_with if watch.hooked else {}),
         "steady": watch.steady(),
         "profile": watch.profiled,
         "precision": watch.trainer.precision.mode,

@@ -86,7 +86,8 @@ def run_hf(job: Job, *, tuned: bool, tracked: bool) -> dict[str, Any]:
     if job.device == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "steps": counter.steps, "real_tokens": tokens.trained, "evaluated_tokens": tokens.evaluated, "model": trainer.model}
+    counts = {"steps": counter.steps, "real_tokens": tokens.trained, "evaluated_tokens": tokens.evaluated}
+    return {"seconds": seconds, **counts, **tokens.begun_with, "model": trainer.model}
 
 
 def run_lightning(job: Job) -> dict[str, Any]:
@@ -153,4 +154,5 @@ def run_lightning(job: Job) -> dict[str, Any]:
     if job.device == "cuda":
         torch.cuda.synchronize()
     seconds = time.perf_counter() - started
-    return {"seconds": seconds, "steps": trainer.global_step, "real_tokens": tokens.trained, "evaluated_tokens": tokens.evaluated, "model": module.model}
+    counts = {"steps": trainer.global_step, "real_tokens": tokens.trained, "evaluated_tokens": tokens.evaluated}
+    return {"seconds": seconds, **counts, **tokens.begun_with, "model": module.model}

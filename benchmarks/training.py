@@ -61,6 +61,8 @@ def compare(folder: Path, task: str, options: argparse.Namespace, *, epochs: int
             print(f"{task} {pair + 1}/{pairs} {NAMES[side]}: {json.dumps({name: round(value, 4) for name, value in shown.items()})}", flush=True)
     work = {(one["steps"], one["real_tokens"], one["evaluated_tokens"]) for found in runs.values() for one in found}
     assert len(work) == 1, f"the sides did not do the same work: (steps, tokens trained, tokens evaluated) {work}"
+    begun = {(one["initial_weights"], *one["dropouts"]) for found in runs.values() for one in found}
+    assert len(begun) == 1, f"the sides did not begin with the same model: (its weights, its dropouts) {begun}"
     profile = None
     if options.profile and "mltrack" in runs:
         job = Job(side="mltrack", folder=str(folder / "profile"), uri=start.store(folder / "profile.db"), device=options.device, profile=True, **start.places)
@@ -73,7 +75,7 @@ def show_comparison(task: str, found: dict[str, Any], device: str) -> None:
     runs, work = found["runs"], found["work"]
     sides = list(runs)
     middle = {
-        side: {name: statistics.median(one[name] for one in runs[side]) for name in ("seconds", "tokens_per_second", "first_step_s", "peak_mib")}
+        side: {name: statistics.median(one[name] for one in runs[side]) for name in ("seconds", "trained_s", "tokens_per_second", "first_step_s", "peak_mib")}
         for side in sides
     }
     loss = {side: statistics.fmean(one["eval_loss"] for one in runs[side]) for side in sides}
@@ -85,6 +87,7 @@ def show_comparison(task: str, found: dict[str, Any], device: str) -> None:
             "the same: yes",
         ),
         ("training, evaluation, saving", *[f"{middle[side]['seconds']:.1f} s" for side in sides], ""),
+        ("the whole process, imports and export included", *[f"{middle[side]['trained_s']:.1f} s" for side in sides], ""),
         ("real tokens/s", *[f"{middle[side]['tokens_per_second']:,.0f}" for side in sides], ""),
         ("process start to first step", *[f"{middle[side]['first_step_s']:.1f} s" for side in sides], ""),
         ("peak memory (PSS)", *[f"{middle[side]['peak_mib']:,.0f} MiB" for side in sides], _memory_goal(middle)),
@@ -133,7 +136,7 @@ def _steady_rows(task: str, runs: list[dict[str, Any]], device: str) -> list[tup
     share, goal = achieved / peak, LIMIT_GOALS[device][task]
     precision = "fp32" if limit["precision"] == "off" else limit["precision"]
     rest = steady["rest_share"]
-    bookkeeping = max(0.0, steady["evaluation_s"] - steady["evaluation_forward_s"])
+    bookkeeping = steady["evaluation_s"] - steady["evaluation_forward_s"]
     return [
         ("steady state", f"{steady['tokens_per_second']:,.0f} tokens/s, {steady['step_ms']:.0f} ms a step, {100 * steady['padding_share']:.0f} % padding", ""),
         (

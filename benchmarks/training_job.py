@@ -10,6 +10,7 @@ targets, divided once.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from dataclasses import dataclass, field
@@ -104,11 +105,18 @@ class TokenCount:
 
     def __init__(self, model: Any, pad_token_id: int):
         self._pad_token_id = pad_token_id
+        self.initial_weights = hashlib.sha256(b"".join(weight.detach().cpu().numpy().tobytes() for weight in model.state_dict().values())).hexdigest()[:12]
+        self.dropouts = sorted({part.p for part in model.modules() if type(part).__name__ in ("Dropout", "CheapDropout")})
         self._seen: dict[bool, list[Any]] = {True: [], False: []}
         model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, model: Any, _: Any, given: dict[str, Any]) -> None:
         self._seen[model.training].append((given["input_ids"] != self._pad_token_id).sum())  # not read here: that would wait for a GPU
+
+    @property
+    def begun_with(self) -> dict[str, Any]:
+        """What every side must begin with: digest of the weights, probabilities of the dropouts."""
+        return {"initial_weights": self.initial_weights, "dropouts": self.dropouts}
 
     def forget(self) -> None:
         """What went through so far was a look at the model, no work."""

@@ -84,6 +84,8 @@ def _model(name: str, task: str, records: list[Any], train: Path, seed: int) -> 
         from transformers import LlamaForCausalLM
 
         torch.manual_seed(seed)
-        return LlamaForCausalLM(presets.decoder_config(presets.Preset(**LARGE), source.tokenizer)), source.tokenizer
+        config = presets.decoder_config(presets.Preset(**LARGE), source.tokenizer)
+        config.vocab_size = LARGE["vocab_size"]  # the tokenizer of a few hundred records has fewer
+        return LlamaForCausalLM(config), source.tokenizer
     mapping = DatasetLoader(train, task=task).label_mapping if task != "code_generation" else None
     return source.build(label_mapping=mapping, max_length=256, seed=seed), source.tokenizer

@@ -45,6 +45,16 @@ def frozen(wanted: bool = True) -> Iterator[None]:
             gc.unfreeze()
 
 
+def collect_all() -> None:
+    """Collect what is frozen, too: memory is short."""
+    thawed = gc.get_freeze_count() > 0
+    if thawed:
+        gc.unfreeze()
+    gc.collect()
+    if thawed:
+        gc.freeze()
+
+
 def collect_between_epochs(wanted: bool = True) -> None:
     """Collect at a moment at which nothing is waiting for the next step."""
     if wanted:

@@ -3,8 +3,8 @@
 The trainer needs one answer of MLflow before its first step. Importing mlflow for that takes two seconds and a hundred megabytes; so another process
 does it while this one imports torch. When it has answered it becomes the relay, which needs the same imports.
 
-Invariant: nothing is asked, made or written before `open` is called, and a trainer that ends before that leaves nothing behind. Where the process
-cannot help, `open` does the same here (a run is found again by its idempotency key), and the relay is started as `mltrack sync --follow`.
+Invariant: nothing is asked, made or written before `open` is called, and a trainer that ends before that leaves nothing behind; one that ends before
+anybody follows its run leaves the run FAILED, not RUNNING for ever. Where the process cannot help, `open` does the same here (a run is found again by its idempotency key), and the relay is started as `mltrack sync --follow`.
 
     opener = RunOpener(uri)
     ...                                                 # tokenizer, records, model
@@ -42,6 +42,7 @@ class RunOpener:
 
     def __init__(self, tracking_uri: str):
         self.tracking_uri = tracking_uri
+        self._unfollowed: RunInfo | None = None
         self._process: subprocess.Popen[bytes] | None = None
         if "mlflow" not in sys.modules:  # else it is imported already, and a run may be active here
             self._process = start("mltrack.run_opening", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -55,14 +56,14 @@ class RunOpener:
             StoreRejected: it has no such run, or the experiment is deleted.
         """
         answer = self._answer(info)
-        if answer is None:
-            return opened(info)
-        if answer["error"] is not None:
+        if answer is not None and answer["error"] is not None:
             raise _ERRORS[answer["error"]](answer["message"])
-        return RunInfo(**answer["run"])
+        self._unfollowed = opened(info) if answer is None else RunInfo(**answer["run"])
+        return self._unfollowed
 
     def become_relay(self, directory: RunDirectory) -> subprocess.Popen[bytes] | None:
-        """The process, which from now on follows the directory's journal; None where it cannot."""
+        """The process, which from now on follows the directory's journal; None where it cannot, and another must."""
+        self._unfollowed = None
         if self._process is None or not self._say(str(directory.path)):
             return None
         process, self._process = self._process, None
@@ -70,11 +71,17 @@ class RunOpener:
         return process
 
     def close(self) -> None:
-        """End the process, whatever it was doing; not the relay that it has become."""
-        process, self._process = self._process, None
-        if process is not None:
+        """End the process, whatever it was doing, and the run that nobody follows; not the relay that it has become."""
+        (process, self._process), (run, self._unfollowed) = (self._process, None), (self._unfollowed, None)
+        if process is None:
+            if run is not None:
+                with suppress(TrackingError):
+                    _end_unfollowed(run)
+            return
+        if run is None:
             process.kill()
-            _close_pipes(process)
+        _close_pipes(process)  # where it has opened a run, it ends that and then itself
+        if run is None:
             process.wait()
 
     def _answer(self, info: RunInfo) -> dict[str, Any] | None:
@@ -142,16 +149,28 @@ def main() -> None:
     collect_as_before()
     if not (line := sys.stdin.readline()):
         return
+    run = None
     try:
-        answer: dict[str, Any] = {"error": None, "run": asdict(opened(RunInfo(**json.loads(line))))}
+        run = opened(RunInfo(**json.loads(line)))
+        answer: dict[str, Any] = {"error": None, "run": asdict(run)}
     except (StoreUnavailable, StoreRejected) as error:
         kind = StoreUnavailable if isinstance(error, StoreUnavailable) else StoreRejected
         answer = {"error": kind.__name__, "message": str(error)}
-    print(json.dumps(answer), flush=True)
+    with suppress(BrokenPipeError):
+        print(json.dumps(answer), flush=True)
     if line := sys.stdin.readline():
         directory = RunDirectory(Path(line.rstrip("\n")))
         _use_streams_of_a_relay(directory)
         relay.run(directory)
+    elif run is not None:
+        with suppress(TrackingError):
+            _end_unfollowed(run)
+
+
+def _end_unfollowed(run: RunInfo) -> None:
+    """Its trainer is gone before there was anything to deliver; a run of `mlflow run`, or one that the user has begun, is ended by whoever began it."""
+    if run.owns_status and not run.under_mlflow_run and run.run_id is not None:
+        runs.finish_run(connect(run.tracking_uri), run.run_id, "FAILED")
 
 
 def _use_streams_of_a_relay(directory: RunDirectory) -> None:

@@ -103,7 +103,7 @@ class TrainModelUseCase:
         task = task_for(run.task)
         run.request = run.request.with_defaults(task.defaults(run.request.model_name))
         check_truncation(run.request.truncation, run.task)
-        choose_parallel(run.request.parallel, choose_device(run.request.device), task)
+        choose_parallel(run.request.parallel, choose_device(run.request.device), task, compiled=run.request.compile)
         make_output_dir(run.request.output_dir)
         registry.check_name(run.request.registered_model_name)
         for name in ("dataset_path", "validation_path"):
@@ -174,7 +174,9 @@ class TrainModelUseCase:
         if run.checkpoint is None:
             raise ConfigurationError(f"resume: {resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never")
         device = choose_device(request.device)
-        now = decisive(request.training_config(), run.train_dataset, run.model, device, choose_precision(request.use_mixed_precision, device))
+        replicated = choose_parallel(request.parallel, device, task_for(run.task), compiled=request.compile).replicates
+        precision = choose_precision(request.use_mixed_precision, device)
+        now = decisive(request.training_config(), run.train_dataset, run.model, device, precision, replicated=replicated)
         compare_decisive(run.checkpoint["extra_state"]["decisive"], now, exact=request.exact)
 
     # 4

@@ -17,9 +17,22 @@ def test_the_share_that_is_dropped_and_the_mean_are_those_of_the_probability(p: 
     values = torch.ones(count, dtype=dtype)
     out = CheapDropout(p)(values)
     error = 4 * (p * (1 - p) / count) ** 0.5  # four standard deviations
-    assert abs((out == 0).double().mean().item() - p) < error
+    assert abs((out == 0).double().mean().item() - p) < error + (0.001 if dtype is torch.bfloat16 else 0)
     assert abs(out.double().mean().item() - 1) < error / (1 - p) + (0.004 if dtype is torch.bfloat16 else 1e-6)
-    assert set(out.unique().tolist()) == {0.0, torch.tensor(65536 / (65536 - round(p * 65536)), dtype=dtype).item()}
+    assert len(out.unique()) == 2
+    if dtype is torch.float32:
+        assert out.max().item() == pytest.approx(65536 / (65536 - round(p * 65536)), rel=1e-7)
+
+
+def test_in_bf16_too_what_is_kept_is_scaled_by_the_inverse_of_how_much_is_kept():
+    """The comparison in bf16 keeps 7 % more than asked for where a hundredth is kept; float64 holds the scale that the rounding of a product would hide."""
+    from mltrack.training.dropout import _scale
+
+    torch.manual_seed(0)
+    for p in (0.5, 0.9, 0.99):
+        module, count = CheapDropout(p), 4_000_000
+        kept = (module(torch.ones(count, dtype=torch.bfloat16)) != 0).double().mean().item()
+        assert kept * _scale(module._threshold, torch.bfloat16) == pytest.approx(1, abs=4 * ((1 - kept) / kept / count) ** 0.5)
 
 
 def test_elements_are_dropped_independently_of_their_neighbours():
@@ -60,13 +73,14 @@ def test_a_random_state_gives_the_same_mask_again():
 
 
 def test_a_model_has_its_own_dropout_again_afterwards():
-    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2), nn.Sequential(nn.Dropout(0.3), nn.AlphaDropout(0.1)))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2), nn.Sequential(nn.Dropout(0.3), nn.AlphaDropout(0.1)), nn.Dropout(0.1, inplace=True))
     own = [model[1], model[2][0], model[2][1]]
     names = list(model.state_dict())
     with cheap_masks(model):
         assert [type(model[1]), type(model[2][0]), type(model[2][1])] == [CheapDropout, CheapDropout, nn.AlphaDropout]
         assert (model[1].p, model[2][0].p) == (0.2, 0.3)
         assert list(model.state_dict()) == names
+        assert type(model[3]) is nn.Dropout, "it works in place, and so it stays"
         model.eval()
     assert [model[1], model[2][0], model[2][1]] == own
     assert not model[1].training

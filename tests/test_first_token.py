@@ -13,11 +13,12 @@ from transformers import (
     DistilBertConfig,
     ElectraConfig,
     GPT2Config,
+    MobileBertConfig,
     RobertaConfig,
     XLMRobertaConfig,
 )
 
-from mltrack.training.first_token import only_first_token
+from mltrack.training.first_token import only_first_token, reads_first_token
 
 SIZES = {
     "vocab_size": 100,
@@ -63,8 +64,8 @@ def test_logits_and_gradients_are_those_of_the_whole_layer(config: type, attenti
     expected, gradients = logits_and_gradients(model, batch(padded))
     names = list(model.state_dict())
     widths = []
-    with only_first_token(model) as narrow:
-        assert narrow
+    assert reads_first_token(model)
+    with only_first_token(model):
         assert list(model.state_dict()) == names
         body = getattr(model, model.base_model_prefix)
         handle = body.encoder.layer[-1].register_forward_hook(lambda module, given, out: widths.append(out.shape[1]))
@@ -81,8 +82,8 @@ def test_logits_and_gradients_are_those_of_the_whole_layer(config: type, attenti
 
 def test_dropout_of_the_layer_is_still_drawn():
     model = made(RobertaConfig, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
-    with only_first_token(model) as narrow:
-        assert narrow
+    assert reads_first_token(model)
+    with only_first_token(model):
         assert not torch.equal(model(**batch()).logits, model(**batch()).logits)
         model.eval()
         assert torch.equal(model(**batch()).logits, model(**batch()).logits)
@@ -102,10 +103,37 @@ class MeanHead(torch.nn.Module):
 def test_a_head_that_reads_more_than_the_first_token_keeps_the_whole_layer():
     model = made(RobertaConfig)
     model.classifier = MeanHead(model.classifier)
-    expected = model.eval()(**batch()).logits
-    with only_first_token(model) as narrow:
-        assert not narrow
-        assert torch.equal(model(**batch()).logits, expected)
+    assert not reads_first_token(model)
+
+
+def test_a_head_of_zeros_shows_nothing_and_keeps_the_whole_layer():
+    """Its logits are the same whatever it reads; what it reads once it has learned something, nobody knows."""
+    model = made(RobertaConfig)
+    for head in (model.classifier, MeanHead(model.classifier)):
+        model.classifier = head
+        torch.nn.init.zeros_(head.out_proj.weight if hasattr(head, "out_proj") else head.out.weight)
+        assert not reads_first_token(model)
+
+
+def test_a_trained_head_is_judged_as_a_new_one():
+    """Logits that hardly differ from text to text, as those of a model that is sure: the gradient still tells."""
+    model = made(RobertaConfig)
+    with torch.no_grad():
+        model.classifier.out_proj.bias.add_(torch.tensor([100.0, 0.0, -100.0]))
+    assert reads_first_token(model)
+    model.classifier = MeanHead(model.classifier)
+    assert not reads_first_token(model)
+
+
+def test_recomputed_activations_change_nothing():
+    model = made(RobertaConfig, hidden_dropout_prob=0.0).train()
+    expected, gradients = logits_and_gradients(model, batch())
+    model.gradient_checkpointing_enable()
+    assert reads_first_token(model)
+    with only_first_token(model):
+        found, narrow_gradients = logits_and_gradients(model, batch())
+    assert torch.allclose(found, expected, atol=1e-5)
+    assert all(torch.allclose(narrow_gradients[name], gradient, atol=2e-5) for name, gradient in gradients.items())
 
 
 @pytest.mark.parametrize(
@@ -116,8 +144,15 @@ def test_a_head_that_reads_more_than_the_first_token_keeps_the_whole_layer():
     ],
 )
 def test_models_that_are_built_otherwise_are_left_as_they_are(model: Any):
-    model = AutoModelForSequenceClassification.from_config(model)
-    with only_first_token(model) as narrow:
-        assert not narrow
-    with only_first_token(made(RobertaConfig), wanted=False) as narrow:
-        assert not narrow
+    model = AutoModelForSequenceClassification.from_config(model).train()
+    assert not reads_first_token(model)
+    assert model.training
+
+
+def test_a_layer_that_cannot_be_computed_for_one_token_is_left_as_it_is():
+    """A feed-forward part that takes its tokens in chunks of six, and a model whose own call of attention is another."""
+    assert not reads_first_token(made(BertConfig, chunk_size_feed_forward=6))
+    small = {"vocab_size": 100, "hidden_size": 32, "embedding_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    model = AutoModelForSequenceClassification.from_config(MobileBertConfig(**small, true_hidden_size=16, intra_bottleneck_size=16))
+    assert not reads_first_token(model)
+    model(**batch())

@@ -66,7 +66,7 @@ def test_facts_and_doctor_lines_are_words():
     assert facts["mltrack.torch"] == torch.__version__
     assert int(facts["mltrack.cpu_cores"]) >= 1
     assert all(isinstance(value, str) and value for value in facts.values())
-    assert set(hardware.describe()) == {"python", "cpu", "torch", "device", "bf16"}
+    assert set(hardware.describe()) == {"python", "cpu", "torch", "device", "allocator", "bf16"}
 
 
 @pytest.mark.parametrize(
@@ -123,3 +123,21 @@ print(round(kept), round(held() - before))
     kept, left = map(int, ended.stdout.split())
     assert kept > 240
     assert left < 40
+
+
+def test_an_older_glibc_that_refuses_large_thresholds_gets_the_largest_it_takes(monkeypatch: pytest.MonkeyPatch):
+    """Where it takes none, nothing else is set: that would end glibc's own raising of the threshold and make it worse."""
+    import ctypes
+
+    asked: list[tuple[int, int]] = []
+    for largest, expected in ((32 << 20, True), (1 << 20, False)):
+        asked.clear()
+
+        class OldGlibc:
+            def mallopt(self, name: int, value: int, largest: int = largest) -> int:
+                asked.append((name, value))
+                return int(name != -3 or value <= largest)
+
+        monkeypatch.setattr(ctypes, "CDLL", lambda _: OldGlibc())
+        assert hardware.keep_freed_memory() is expected
+        assert [name for name, _ in asked] == ([-3, -3, -1, -2] if expected else [-3, -3])

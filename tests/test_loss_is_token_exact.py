@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 
 import pytest
@@ -160,3 +161,38 @@ def test_replicas_give_the_gradients_of_one_device(trainer, task):
         assert not any(key.startswith("module.") for key in made.checkpoint_manager.load_latest_checkpoint()["model_state_dict"])
     assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-5)
     assert losses[1][1] == pytest.approx(losses[0][1], rel=1e-4)
+
+
+class ThreadsOfTheirOwn(SplitRunGather):
+    """As nn.DataParallel does: a thread for each replica, which is told that there is an autocast and not which."""
+
+    def forward(self, batch):
+        enabled = torch.is_autocast_enabled("cpu")
+
+        def run(part):
+            with torch.autocast("cpu", enabled=enabled):
+                return self.module(part)
+
+        halves = [{name: tensor[rows] for name, tensor in batch.items()} for rows in (slice(0, 2), slice(2, None))]
+        with ThreadPoolExecutor(2) as threads:
+            outputs = list(threads.map(run, halves))
+        return tuple(torch.cat(values) for values in zip(*outputs, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_replicas_compute_in_the_precision_of_the_training(dtype):
+    """A thread's own default for the CPU is bf16, and for a GPU fp16: without a word from the caller it would be that one."""
+    seen = []
+
+    class Watched:
+        def sums(self, model, batch):
+            product = model(batch["x"])
+            seen.append(product.dtype)
+            return product.float().sum(), torch.tensor(len(product))
+
+    parallel = DataParallelReplicas(Watched(), wrap=ThreadsOfTheirOwn)
+    model, batch = nn.Linear(8, 8), {"x": torch.randn(4, 8), "labels": torch.zeros(4)}
+    with torch.autocast("cpu", dtype=dtype):
+        parallel.sums(model, batch)
+    parallel.sums(model, batch)
+    assert seen == [dtype, dtype, torch.float32, torch.float32]

@@ -81,9 +81,20 @@ def test_buckets_pad_less_and_stay_shuffled() -> None:
     def padding(taken: list[list[int]]) -> int:
         return sum(int(LENGTHS[batch].max()) * len(batch) - int(LENGTHS[batch].sum()) for batch in taken)
 
-    assert padding(batches(bucket_window=8)) < padding(batches()) / 2
+    assert padding(batches(bucket_window=8)) < 0.7 * padding(batches())
     longest = [int(LENGTHS[batch].max()) for batch in batches(bucket_window=100)[:-1]]
     assert longest != sorted(longest, reverse=True)
+
+
+@pytest.mark.parametrize("bucket_window", [50, 1000])
+def test_buckets_do_not_make_the_same_batches_in_every_epoch(bucket_window: int) -> None:
+    """Records of which a window is all that there is: who is in a batch still changes, and so does who is left over at the end."""
+    lengths = np.random.default_rng(1).integers(5, 500, size=645)
+    epochs = [batches(lengths, epoch=epoch, batch_size=16, bucket_window=bucket_window) for epoch in range(4)]
+    groups = [frozenset(batch) for taken in epochs for batch in taken]
+    assert len(set(groups)) == len(groups)
+    left_over = [int(lengths[index]) for taken in epochs for index in taken[-1]]
+    assert max(left_over) > np.median(lengths), "not only the shortest"
 
 
 def test_no_examples_no_batches() -> None:

@@ -85,6 +85,9 @@ def test_a_model_that_mixes_packed_examples_is_refused(trainer):
 
     with pytest.raises(ConfigurationError, match="packing: seen true, but MambaForCausalLM lets the examples of a row see each other"):
         AdvancedTrainer(mixing, made.train_dataset, packing=True, device="cpu")
+    made.model.config._attn_implementation = "flash_attention_2"
+    with pytest.raises(ConfigurationError, match=r"packing: seen true with attention flash_attention_2, which .*; accepted: attention=sdpa"):
+        AdvancedTrainer(made.model, made.train_dataset, packing=True, device="cpu")
     with pytest.raises(ConfigurationError, match="packing: seen true, but a batch of text_classification has one label a row"):
         trainer("text_classification", name="text", packing=True)
 

@@ -137,6 +137,38 @@ def test_the_process_is_begun_before_torch_is_imported(tmp_path: Path, records_f
     assert not (tmp_path / "m.db").exists()
 
 
+def test_a_trainer_that_is_killed_before_anybody_follows_leaves_its_run_failed(tmp_path: Path):
+    """While it builds its model, say: MLflow knows the run, and no journal does."""
+    uri = f"sqlite:///{tmp_path}/m.db"
+    script = (
+        "from mltrack.journal import RunInfo, records\nfrom mltrack.run_opening import RunOpener\n"
+        f"one = RunOpener({uri!r})\n"
+        f"one.open(RunInfo(local_id='a' * 32, tracking_uri={uri!r}, created_ms=records.now_ms(), run_name='one'))\n"
+        "print(one._process.pid, flush=True)\ninput()"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        pidfd = os.pidfd_open(int(trainer.stdout.readline()))
+        trainer.kill()
+    assert select.select([pidfd], [], [], 60)[0], "the process has ended"
+    os.close(pidfd)
+    assert [run.status for run in list_runs(connect(uri))] == ["FAILED"]
+
+
+@pytest.mark.parametrize("with_process", [True, False])
+def test_a_training_that_ends_before_anybody_follows_leaves_its_run_failed(opener, tmp_path: Path, with_process: bool):
+    uri = f"sqlite:///{tmp_path}/m.db"
+    one = opener(uri)
+    process = one._process
+    if not with_process:
+        process.kill()
+        process.wait()
+    one.open(info(uri))
+    one.close()
+    process.wait(60)
+    assert [run.status for run in list_runs(connect(uri))] == ["FAILED"]
+
+
 def test_what_the_store_says_comes_back_as_its_error(opener, tmp_path: Path):
     uri = f"sqlite:///{tmp_path}/m.db"
     with pytest.raises(StoreRejected, match=r"(reading|reopening) run") as refused:

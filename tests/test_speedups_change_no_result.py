@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 import torch
+from safetensors.torch import load_file
 
 from mltrack.config.speedups import NAMES
 from mltrack.errors import ConfigurationError
 from mltrack.training import decisive
 
-COMPUTES_THE_SAME = ("allocator", "threads", "target_logits", "prefetch", "gc_freeze", "fused_adamw", "late_loss", "pinned_memory", "tf32")
+COMPUTES_THE_SAME = ("target_logits", "prefetch", "gc_freeze", "fused_adamw")
+OF_A_PROCESS = ("allocator", "threads")
+ON_A_GPU_ALONE = ("late_loss", "pinned_memory", "tf32")
 DRAWS_OTHERWISE = ("dropout_masks", "first_token")
 TASKS = ("text_classification", "code_generation")
 
@@ -43,7 +49,30 @@ def test_switched_off_one_by_one_the_run_is_the_same(trainer, task):
 
 
 def test_every_speedup_is_looked_at():
-    assert {*COMPUTES_THE_SAME, *DRAWS_OTHERWISE, "buckets"} == set(NAMES)
+    assert {*COMPUTES_THE_SAME, *DRAWS_OTHERWISE, *OF_A_PROCESS, *ON_A_GPU_ALONE, "buckets"} == set(NAMES)
+
+
+def test_a_process_that_is_not_sped_up_trains_to_the_same_weights(tmp_path: Path, records_file):
+    """The command as a user types it, once as it is and once without."""
+    made = {}
+    for word in ("on", "off"):
+        options = {
+            "task": "text_classification",
+            "dataset_path": records_file("text_classification"),
+            "model_name": "scratch:tiny",
+            "epochs": 1,
+            "batch_size": 4,
+            "offline": "true",
+            "output_dir": tmp_path / word,
+            "speedups": f"allocator={word},threads={word},gc_freeze={word}",
+        }
+        words = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        ended = subprocess.run([sys.executable, "-m", "mltrack", "train", *words], capture_output=True, text=True, cwd=tmp_path)
+        assert ended.returncode == 0, ended.stderr[-2000:]
+        (weights,) = (tmp_path / word).glob("*/model/model.safetensors")
+        made[word] = load_file(weights)
+    assert made["on"].keys() == made["off"].keys()
+    assert all(torch.equal(tensor, made["off"][name]) for name, tensor in made["on"].items())
 
 
 @pytest.mark.parametrize(
@@ -51,15 +80,16 @@ def test_every_speedup_is_looked_at():
     [
         {"speedups": "buckets=off"},
         {"speedups": "dropout_masks=off"},
-        {"speedups": "first_token=off"},
         {"speedups": "fused_adamw=off"},
         {"packing": True},
         {"compile": True},
         {"max_batch_tokens": 512},
+        {"speedups": "first_token=off", "task": "text_classification"},
     ],
 )
 def test_what_decides_the_bits_is_compared_at_a_resume(trainer, option):
-    made = trainer("code_generation", count=16)
+    made = trainer(option.get("task", "code_generation"), count=16)
+    option = {name: value for name, value in option.items() if name != "task"}
     values = [
         decisive(config, made.train_dataset, made.model, made.device, "off")
         for config in (made.config, type(made.config)(**{**{f: getattr(made.config, f) for f in made.config.__dataclass_fields__}, **option}))

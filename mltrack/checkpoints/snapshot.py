@@ -6,8 +6,10 @@ of the state and never a second.
 
 from __future__ import annotations
 
+import mmap
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -83,8 +85,9 @@ class _Buffer:
         ordered = in_file_order(tensors)
         size = sum(data_bytes(tensor) for _, tensor in ordered)
         try:
-            memory = torch.empty(size, dtype=torch.uint8)
-        except (RuntimeError, MemoryError) as error:
+            # a GPU wants pages that nothing else lies on
+            memory = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8) if self.gpus and size else torch.empty(size, dtype=torch.uint8)
+        except (RuntimeError, MemoryError, OSError) as error:
             raise CheckpointError(
                 f"snapshot: {size:,} bytes of memory could not be had; accepted: a machine with one copy of the state to spare, or background=False"
             ) from error
@@ -125,8 +128,13 @@ class _Buffer:
     def _pin(self, memory: torch.Tensor) -> None:
         """Lock the memory in place for the GPU; PyTorch's own pinned allocator would round its size up to a power of two."""
         runtime = torch.cuda.cudart()
-        if memory.nbytes and int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0:
+        if not memory.nbytes:
+            return
+        if int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0:
             weakref.finalize(self, runtime.cudaHostUnregister, memory.data_ptr()).atexit = False
+            return
+        with suppress(RuntimeError):  # the copies are only slower; but CUDA remembers the error, and would report it of whatever is computed next
+            torch.zeros(1, device=next(iter(self.gpus)))
 
 
 def _event_on(device: torch.device) -> torch.cuda.Event:

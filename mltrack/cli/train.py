@@ -56,6 +56,8 @@ def train(words: Mapping[str, str]) -> int:
     stop = StopFlag()
     stop.install()
     _quiet(request.debug)
+    from mltrack.hardware import prepare_process
+
     prepare_process(request.speedups)
     with _opener(request) as opener:
         from mltrack.cli.progress import TrainingProgress
@@ -94,21 +96,6 @@ def _opener(request: TrainModelRequest) -> Iterator[RunOpener | None]:
 
     with closing(RunOpener(default_tracking_uri(request.tracking_uri))) as opener:
         yield opener
-
-
-def prepare_process(speedups: str | Mapping[str, str] | None = None) -> None:
-    """What must be set before torch is imported: threads that fit the machine, memory that stays, a collector that does not look at each import."""
-    from mltrack.collector import collect_rarely
-    from mltrack.config.speedups import Speedups
-    from mltrack.hardware import fit_threads, keep_freed_memory, yield_idle_cores
-
-    on = Speedups.of(speedups)
-    if on.threads:
-        yield_idle_cores()
-        fit_threads()
-    if on.allocator:
-        keep_freed_memory()
-    collect_rarely(on.gc_freeze)
 
 
 def _request(words: Mapping[str, str]) -> TrainModelRequest:

@@ -31,7 +31,8 @@ class Sampler:
         shuffle: False gives the longest examples first (ties in data set order): evaluation pads little and meets its
             largest batch at once.
         bucket_window: optimizer steps (of all ranks) whose examples are sorted by length before they are cut, the steps
-            being shuffled afterwards; 1 is a plain shuffle.
+            being shuffled afterwards; at most a quarter of the epoch's, so that the same examples do not meet in every epoch.
+            1 is a plain shuffle.
         max_tokens: most tokens of a micro-batch, padding included: then all examples are sorted by length, equal ones in a
             shuffled order, cut where `max_tokens` or `batch_size` is reached, and the micro-batches are shuffled. How many
             there are does not depend on the epoch. An example that is longer is a micro-batch of its own.
@@ -118,12 +119,11 @@ class Sampler:
 
     def _bucketed(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         stride = self._batch_size * self._accumulation * self._world
-        window = stride * self._bucket_window
-        by_length = [
-            part[np.argsort(-self._lengths[part], kind="stable")] for part in (order[start : start + window] for start in range(0, len(order), window))
-        ]
-        order = np.concatenate(by_length) if by_length else order
         whole = len(order) // stride
-        # the ragged end stays last: every step but the last of the epoch is whole
-        steps = order[: whole * stride].reshape(whole, stride)[generator.permutation(whole)]
-        return np.concatenate([steps.reshape(-1), order[whole * stride :]])
+        window = stride * min(self._bucket_window, max(1, whole // 4))
+        ragged = whole * stride  # those left over are any, and stay last: every step but the last of the epoch is whole
+        cuts = [*range(0, ragged, window), ragged]
+        by_length = [part[np.argsort(-self._lengths[part], kind="stable")] for part in np.split(order, cuts[1:])]
+        order = np.concatenate(by_length)
+        steps = order[:ragged].reshape(whole, stride)[generator.permutation(whole)]
+        return np.concatenate([steps.reshape(-1), order[ragged:]])

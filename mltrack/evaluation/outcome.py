@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -67,14 +68,15 @@ def _classification_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder
 def _generation_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, step: int, check: Callable[..., None]) -> Written:
     check()
     chosen = fixed_prompts(dataset.records)
-    samples = generate_samples(
-        trainer.model,
-        dataset.tokenizer,
-        [record.description or "" for record in chosen],
-        max_new_tokens=min(SAMPLE_TOKENS, dataset.max_length // 2),
-        references=[record.text for record in chosen],
-        stop_requested=lambda: _ended(check),
-    )
+    with trainer.precision.autocast() if trainer.device.type == "cuda" else nullcontext():  # flash attention computes in nothing else; a CPU is slower so
+        samples = generate_samples(
+            trainer.model,
+            dataset.tokenizer,
+            [record.description or "" for record in chosen],
+            max_new_tokens=min(SAMPLE_TOKENS, dataset.max_length // 2),
+            references=[record.text for record in chosen],
+            stop_requested=lambda: _ended(check),
+        )
     check()
     share = syntax_valid_share(samples)
     trainer.tracker.log_metrics({"eval_syntax_valid": share}, step=step)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mltrack.hardware.cpu import cpu_multiplies_bf16, cpu_quota, cpuinfo, fit_threads, give_back_freed_memory, keep_freed_memory, usable_cores, yield_idle_cores
 from mltrack.hardware.device import allow_tf32, autocast, choose_device, choose_precision, repeating_exactly, visible_gpus
 from mltrack.hardware.facts import describe, facts
+from mltrack.hardware.process import prepare_process
 
 __all__ = [
     "allow_tf32",
@@ -19,6 +20,7 @@ __all__ = [
     "fit_threads",
     "give_back_freed_memory",
     "keep_freed_memory",
+    "prepare_process",
     "repeating_exactly",
     "usable_cores",
     "visible_gpus",

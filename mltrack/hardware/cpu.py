@@ -52,8 +52,10 @@ def keep_freed_memory() -> bool:
     import ctypes
 
     mallopt = ctypes.CDLL(None).mallopt
-    # glibc caps M_MMAP_THRESHOLD at half of a heap (32 MiB on 64 bit) in older releases and then answers 0: not an error, only no gain
-    answers = [mallopt(_M_MMAP_THRESHOLD, 1 << 30), mallopt(_M_TRIM_THRESHOLD, 2**31 - 1), mallopt(_M_TOP_PAD, 256 << 20)]
+    # older releases answer 0 above half of a heap (32 MiB on 64 bit). Without this one the others would make it worse: they end glibc's own raising of it
+    if not any(mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in (1 << 30, 32 << 20)):
+        return False
+    answers = [mallopt(_M_TRIM_THRESHOLD, 2**31 - 1), mallopt(_M_TOP_PAD, 256 << 20)]
     return all(answer == 1 for answer in answers)
 
 

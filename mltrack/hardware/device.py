@@ -50,6 +50,10 @@ def choose_precision(use_mixed_precision: str | bool, device: torch.device) -> s
         if word not in ("auto", "off"):
             raise ConfigurationError(f"use_mixed_precision: seen {word} with device mps; accepted there: auto|off (both are fp32)")
         return "off"
+    if word == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8:
+        raise ConfigurationError(
+            f"use_mixed_precision: seen bf16, which {torch.cuda.get_device_name(device)} does not multiply itself; accepted there: auto|fp16|off"
+        )
     if word != "auto":
         return word
     if device.type == "cuda":
@@ -73,12 +77,15 @@ def visible_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def allow_tf32(device: torch.device, precision: str) -> None:
-    """Let a GPU that is asked for fp32 multiply with TF32's 10 bits of mantissa and add in fp32: several times as fast (Ampere and later)."""
+def allow_tf32(device: torch.device, precision: str, wanted: bool = True) -> None:
+    """Let a GPU that is asked for fp32 multiply with TF32's 10 bits of mantissa and add in fp32, several times as fast (Ampere and later), or forbid it.
+
+    It holds for the whole process, also for the evaluation that comes after a training; each training sets it anew.
+    """
     import torch
 
     if device.type == "cuda" and precision == "off":
-        torch.set_float32_matmul_precision("high")
+        torch.set_float32_matmul_precision("high" if wanted else "highest")
 
 
 @contextmanager
@@ -89,14 +96,18 @@ def repeating_exactly(wanted: bool) -> Iterator[None]:
     """
     import torch
 
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    if wanted:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False
-        torch.use_deterministic_algorithms(True)
+    if not wanted:
+        yield
+        return
+    filling: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # which transformers reads at each call
+    torch.backends.cudnn.benchmark = False
+    torch.use_deterministic_algorithms(True)
+    filling.fill_uninitialized_memory = False  # nobody reads memory that nobody has written
     try:
         yield
     finally:
-        if wanted:
-            torch.use_deterministic_algorithms(before[0])
-            torch.backends.cudnn.benchmark = before[1]
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory = before[1:]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -38,8 +39,14 @@ class WeightedClassification:
     def sums(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(weighted sum of cross entropies in nats, number of examples)."""
         logits, labels = class_logits(model, batch), batch["labels"]
-        weight = torch.tensor(self.weights, device=logits.device, dtype=logits.dtype)
+        weight = _on(logits.device, logits.dtype, self.weights)
         return F.cross_entropy(logits, labels, weight=weight, reduction="sum"), (labels != -100).sum()
+
+
+@lru_cache
+def _on(device: torch.device, dtype: torch.dtype, weights: tuple[float, ...]) -> torch.Tensor:
+    """Copied there once: a copy makes a GPU wait."""
+    return torch.tensor(weights, device=device, dtype=dtype)
 
 
 def weighted(task: Task, class_weights: str, dataset: Labelled) -> Task | WeightedClassification:

@@ -37,7 +37,7 @@ class Generation:
     def sums(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(summed cross entropy in nats, number of target tokens)."""
         logits, targets = _target_logits(model, batch, nowhere_else=self.target_logits)
-        return F.cross_entropy(logits, targets, reduction="sum"), torch.tensor(len(targets), device=targets.device)
+        return F.cross_entropy(logits, targets, reduction="sum"), torch.full((), len(targets), device=targets.device)
 
     def evaluator(self, label_names: Sequence[str] | None = None) -> GenerationEvaluator:
         """A new, empty evaluator; there are no classes to name."""
@@ -100,14 +100,14 @@ def keeps_apart(model: torch.nn.Module) -> bool:
     inner: Any = getattr(model, "module", model)
     if "position_ids" not in _argument_names(inner.__class__.forward):
         return False
-    ids = torch.arange(12, device=device).unsqueeze(0) % inner.get_input_embeddings().num_embeddings
-    positions = torch.cat([torch.arange(5), torch.arange(7)]).unsqueeze(0).to(device)
+    ids = torch.arange(24, device=device).reshape(2, 12) % inner.get_input_embeddings().num_embeddings
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1).to(device)
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0, 5:].float()
-            alone = model(input_ids=ids[:, 5:], use_cache=False).logits[0].float()
+        with torch.no_grad():
+            packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 5:].float()
+            alone = model(input_ids=ids[:, 5:], use_cache=False).logits.float()
     finally:
         model.train(was_training)
     return bool((packed - alone).abs().max() <= 1e-3 * alone.abs().max())

@@ -33,6 +33,10 @@ def use_attention(model: Any, word: str, device: torch.device, precision: str) -
         word = "eager"
     if word == "flash_attention_2" and device.type != "cuda":
         raise ConfigurationError(f"attention: seen flash_attention_2 with device {device.type}; accepted there: auto|eager|sdpa")
+    if word == "flash_attention_2" and precision == "off":
+        raise ConfigurationError(
+            "attention: seen flash_attention_2 in fp32, which it does not compute; accepted: use_mixed_precision=bf16|fp16, or attention=sdpa"
+        )
     try:
         model.set_attn_implementation(word)
     except (ImportError, ValueError, AttributeError) as error:

@@ -46,7 +46,7 @@ class MicroBatch:
         """The tensors on the device; the copy of a pinned batch is asynchronous. A mask that hides nothing is left out: attention is faster without."""
         full = self.tokens == self.tensors["input_ids"].numel()
         left_out = (*NOT_FOR_THE_MODEL, "attention_mask") if full else NOT_FOR_THE_MODEL
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors.items() if name not in left_out}
+        return {name: tensor.to(device, non_blocking=device.type == "cuda") for name, tensor in self.tensors.items() if name not in left_out}
 
     def split(self, size: int | None) -> list[MicroBatch]:
         """Parts of at most `size` rows, in order; None: itself. Their targets and tokens are those of their labels and records."""
@@ -89,7 +89,7 @@ def load_batches(
 
 
 BUCKET_WINDOW = 50
-"""Optimizer steps whose examples are sorted by length before they are cut and shuffled: little padding, still a random order."""
+"""Optimizer steps, or a quarter of an epoch's, whose examples are sorted by length before they are cut and shuffled: little padding, still a random order."""
 
 
 class TrainingBatches:
@@ -155,4 +155,4 @@ def order_of(config: TrainingConfig) -> str:
     """How the records are put in order, in words: what a resume compares."""
     if config.max_batch_tokens is not None:
         return f"batches of at most {config.max_batch_tokens} tokens"
-    return f"length buckets of {BUCKET_WINDOW} steps" if config.effective_speedups.buckets else "shuffled"
+    return f"length buckets of {BUCKET_WINDOW} steps, at most a quarter" if config.effective_speedups.buckets else "shuffled"

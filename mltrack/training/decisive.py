@@ -14,11 +14,15 @@ from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.data.encoding import tokenizer_digest
 from mltrack.errors import ConfigurationError
+from mltrack.hardware import visible_gpus
 from mltrack.training.batches import order_of
+from mltrack.training.preparation import narrows
 
 
-def decisive(config: TrainingConfig, dataset: CodeDataset, model: nn.Module, device: torch.device, precision: str, world: int = 1) -> dict[str, Any]:
-    """The values by name, as a checkpoint keeps them."""
+def decisive(
+    config: TrainingConfig, dataset: CodeDataset, model: nn.Module, device: torch.device, precision: str, *, world: int = 1, replicated: bool = False
+) -> dict[str, Any]:
+    """The values by name, as a checkpoint keeps them; asked for before the training, which changes what the model computes."""
     inner = unwrapped(model)
     return {
         "batch_size": config.batch_size,
@@ -35,19 +39,26 @@ def decisive(config: TrainingConfig, dataset: CodeDataset, model: nn.Module, dev
         "sampler": order_of(config),
         "packing": config.packing,
         "dropout masks": "cheap" if config.effective_speedups.dropout_masks else "torch's",
-        "last layer": "for its first token" if config.effective_speedups.first_token else "whole",
+        "last layer": "for its first token" if narrows(inner, config, replicated=replicated) else "whole",
         "compiled": config.compile,
         "model": shape_of(inner),
         "attention implementation": str(getattr(getattr(inner, "config", None), "_attn_implementation", None)),
         "optimizer": "AdamW" if config.effective_speedups.fused_adamw else "AdamW, not fused",
         "world size": world,
-        "device": device.type,
+        "device": _device(device, replicated=replicated),
         "precision": precision,
         "fp32 products": "TF32" if config.effective_speedups.tf32 and device.type == "cuda" else "whole",
         "deterministic": config.deterministic,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }
+
+
+def _device(device: torch.device, *, replicated: bool) -> str:
+    """Its kind; of a GPU its name too, and how many compute together."""
+    if device.type != "cuda":
+        return device.type
+    return f"{visible_gpus() if replicated else 1} x {torch.cuda.get_device_name(device)}"
 
 
 def shape_of(model: nn.Module) -> str:

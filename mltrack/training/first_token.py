@@ -3,10 +3,10 @@
 Of the last layer's output the heads of the BERT family take the first token and nothing else. Keys and values are needed of every token; the query,
 attention's output and the whole feed-forward part only of that one: five sixths of the layer.
 
-Invariant: the logits and every gradient are those of the whole layer; a model for which a probe says otherwise is left as it is. The model's modules
-and the names of its weights stay as they are, also inside.
+Invariant: the logits and every gradient are those of the whole layer; a model of which a probe does not show that is left as it is. What the probe asks
+(which tokens have a gradient) does not hang on how far the model is trained. The model's modules and the names of its weights stay as they are, also inside.
 
-    with only_first_token(model):
+    with only_first_token(model, reads_first_token(model)):
         ...
 """
 
@@ -22,27 +22,47 @@ from torch import nn
 from torch.nn import functional as F
 
 
+def reads_first_token(model: Any) -> bool:
+    """True where the head of the model reads the first token of the last layer and nothing else, and the layer can be computed for it alone."""
+    attention = _last_attention(model)
+    if attention is None:
+        return False
+    was_training, precision = model.training, torch.get_float32_matmul_precision()
+    model.eval()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        return _only_first_has_a_gradient(model) and _same_logits(model, attention)
+    except Exception:  # a model that is built otherwise than its names say; it is trained as it is
+        return False
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        model.train(was_training)
+
+
 @contextmanager
-def only_first_token(model: nn.Module, wanted: bool = True) -> Iterator[bool]:
-    """Inside, the last layer of the model gives its first token alone, [B, 1, width]; gives whether that is so."""
-    attention = _last_attention(model) if wanted else None
-    if attention is None or not _same_logits(model, attention):
-        yield False
+def only_first_token(model: Any, wanted: bool = True) -> Iterator[None]:
+    """Inside, where wanted, the last layer of a model that `reads_first_token` gives its first token alone, [B, 1, width]."""
+    if not wanted:
+        yield
         return
-    with _narrowed(attention):
-        yield True
+    with _narrowed(_last_attention(model)):
+        yield
 
 
 def _last_attention(model: Any) -> Any:
     """The attention of the last layer, where the model is built as transformers builds those of the BERT family; else None."""
-    body = getattr(model, getattr(model, "base_model_prefix", "") or "_", None)
-    layers = getattr(getattr(body, "encoder", None), "layer", None)
-    if not layers or getattr(model.config, "is_decoder", False):
-        return None
+    layers = _layers(model)
+    if not layers or getattr(model.config, "is_decoder", False) or model.config._attn_implementation not in ("eager", "sdpa"):
+        return None  # the mask of other implementations has another shape
     attention = getattr(layers[-1], "attention", None)
     own = getattr(attention, "self", None)
     there = all(hasattr(own, name) for name in ("query", "key", "value", "scaling", "attention_head_size", "dropout")) and hasattr(attention, "output")
     return attention if there else None
+
+
+def _layers(model: Any) -> Any:
+    body = getattr(model, getattr(model, "base_model_prefix", "") or "_", None)
+    return getattr(getattr(body, "encoder", None), "layer", None)
 
 
 @contextmanager
@@ -75,19 +95,37 @@ def _first_of_both(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[t
     return attended, residual[:, :1]
 
 
-def _same_logits(model: Any, attention: Any) -> bool:
-    """On two rows, one of them padded."""
-    device = next(model.parameters()).device
-    batch = {"input_ids": torch.arange(3, 15, device=device).reshape(2, 6) % model.get_input_embeddings().num_embeddings}
-    batch["attention_mask"] = torch.ones_like(batch["input_ids"])
-    batch["attention_mask"][1, 4:] = 0
-    was_training = model.training
-    model.eval()
+def _only_first_has_a_gradient(model: Any) -> bool:
+    """Of the last layer's output, for the logits; a head of zeros shows nothing."""
+    outputs: list[torch.Tensor] = []
+
+    def cut(module: nn.Module, given: Any, output: torch.Tensor) -> torch.Tensor:
+        outputs.append(output.detach().requires_grad_())
+        return outputs[-1]
+
+    handle = _layers(model)[-1].register_forward_hook(cut)
     try:
-        with torch.inference_mode():
-            whole = model(**batch).logits
-            with _narrowed(attention):
-                narrow = model(**batch).logits
+        with torch.enable_grad():
+            logits = model(**_probe_batch(model)).logits
+            (gradient,) = torch.autograd.grad((logits * torch.arange(1, logits.shape[-1] + 1, device=logits.device)).sum(), outputs[-1])
     finally:
-        model.train(was_training)
+        handle.remove()
+    return bool(gradient[:, 0].any()) and not bool(gradient[:, 1:].any())
+
+
+def _same_logits(model: Any, attention: Any) -> bool:
+    batch = _probe_batch(model)
+    with torch.no_grad():
+        whole = model(**batch).logits
+        with _narrowed(attention):
+            narrow = model(**batch).logits
     return whole.shape == narrow.shape and bool((whole - narrow).abs().max() <= 1e-4 * whole.abs().max().clamp(min=1e-3))
+
+
+def _probe_batch(model: Any) -> dict[str, torch.Tensor]:
+    """Two rows, one of them padded."""
+    device = next(model.parameters()).device
+    ids = torch.arange(3, 15, device=device).reshape(2, 6) % model.get_input_embeddings().num_embeddings
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    return {"input_ids": ids, "attention_mask": mask}

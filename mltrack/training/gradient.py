@@ -6,7 +6,6 @@ halves, and the step starts again from nothing with the same random numbers; the
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +15,19 @@ import torch
 from torch import nn
 
 from mltrack.checkpoints.state import restore_rng
+from mltrack.collector import collect_all
 from mltrack.errors import TrainingError
 from mltrack.training.batches import MicroBatch
 from mltrack.training.parallel import Parallel
 from mltrack.training.precision import Precision
 
-_ALLOCATION_FAILED = ("can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+_ALLOCATION_FAILED = (
+    "can't allocate memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 """What a RuntimeError says where torch has no class of its own for it."""
 
 
@@ -41,7 +47,7 @@ class Reading:
         if values.device.type == "cuda":
             self._host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             self._host.copy_(values, non_blocking=True)
-            self._copied = torch.cuda.Event()
+            self._copied = torch.cuda.Event(blocking=True)
             self._copied.record()
 
     def wait(self) -> list[float]:
@@ -108,13 +114,15 @@ class GradientOfGroup:
                 return self._computed(group)
             except Exception as error:
                 if NOT_DETERMINISTIC in str(error):
-                    operation = str(error).split(NOT_DETERMINISTIC)[0].strip()
+                    operation = str(error).split(NOT_DETERMINISTIC)[0].strip().splitlines()[-1]  # a replica's error begins with where it was
                     raise TrainingError(
                         f"deterministic: {operation} cannot be repeated exactly on {self.precision.device}; accepted: deterministic=false"
                     ) from error
                 if not is_out_of_memory(error):
                     raise
-                problem = str(error).splitlines()[0]
+                problem = (
+                    next(line for line in reversed(str(error).splitlines()) if line.strip()) if " in replica " in str(error) else str(error).splitlines()[0]
+                )
             # not inside the handler: the traceback would keep the tensors alive
             self._halve(problem)
             restore_rng(rng)
@@ -145,7 +153,7 @@ class GradientOfGroup:
     def _halve(self, problem: str) -> None:
         part = self._at
         self.optimizer.zero_grad(set_to_none=True)
-        gc.collect()
+        collect_all()
         if self.precision.device.type == "cuda":
             torch.cuda.empty_cache()
         if part is None or part.rows == 1:

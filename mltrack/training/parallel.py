@@ -6,6 +6,7 @@ Invariant: a strategy gives the sum of the losses and the number of targets of t
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -52,13 +53,18 @@ class SingleDevice:
 class _ReplicaSums(nn.Module):
     """A model whose forward pass gives its sums shaped [1]: DataParallel gathers along a first dimension."""
 
+    mixed: torch.dtype | None = None
+    """Of the caller's autocast: DataParallel tells its threads that there is one, and not which."""
+
     def __init__(self, model: nn.Module, task: Objective):
         super().__init__()
         self.model = model
         self._task = task
 
     def forward(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        loss_sum, count = self._task.sums(self.model, batch)
+        kind = next(iter(batch.values())).device.type
+        with torch.autocast(kind, dtype=self.mixed) if self.mixed is not None else nullcontext():
+            loss_sum, count = self._task.sums(self.model, batch)
         return loss_sum.reshape(1), count.reshape(1)
 
 
@@ -74,18 +80,22 @@ class DataParallelReplicas:
 
     def __init__(self, task: Objective, wrap: Callable[[nn.Module], Any] = nn.DataParallel):
         self._task, self._wrap = task, wrap
-        self._wrapped: tuple[nn.Module, Any] | None = None
+        self._wrapped: tuple[nn.Module, _ReplicaSums, Any] | None = None
 
     def sums(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """As `Parallel.sums`."""
         if self._wrapped is None or self._wrapped[0] is not model:
-            self._wrapped = (model, self._wrap(_ReplicaSums(model, self._task)))
-        loss_sums, counts = self._wrapped[1](batch)
+            inner = _ReplicaSums(model, self._task)
+            self._wrapped = (model, inner, self._wrap(inner))
+        _, inner, wrapped = self._wrapped
+        kind = next(iter(batch.values())).device.type
+        inner.mixed = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        loss_sums, counts = wrapped(batch)
         return loss_sums.sum(), counts.sum()
 
 
-def choose_parallel(name: str, device: torch.device, task: Objective) -> Parallel:
-    """The strategy that `auto`, `none`, `dp` or `ddp` means here.
+def choose_parallel(name: str, device: torch.device, task: Objective, *, compiled: bool = False) -> Parallel:
+    """The strategy that `auto`, `none`, `dp` or `ddp` means here; a compiled model cannot be replicated.
 
     Raises:
         ConfigurationError: the machine cannot do what was asked for.
@@ -95,6 +105,10 @@ def choose_parallel(name: str, device: torch.device, task: Objective) -> Paralle
         raise ConfigurationError("parallel: seen 'ddp', which this version does not run; accepted: auto, none, dp")
     if name == "dp" and gpus < 2:
         raise ConfigurationError(f"parallel: seen 'dp' with {gpus} visible GPUs; accepted: dp with two or more GPUs, auto, none")
-    if name == "dp" or (name == "auto" and gpus > 1):
+    if name == "dp" and compiled:
+        raise ConfigurationError(
+            "parallel: seen 'dp' with compile=true, whose replicas would all compute on the first GPU; accepted: auto, none, or compile=false"
+        )
+    if name == "dp" or (name == "auto" and gpus > 1 and not compiled):
         return DataParallelReplicas(task)
     return SingleDevice(task)

@@ -51,16 +51,17 @@ class Precision:
 
     def step(self, optimizer: torch.optim.Optimizer, not_finite: torch.Tensor) -> None:
         """Step the optimizer unless `not_finite` (float32, 0-dim, on the device) is 1; a GPU is not waited for."""
-        if self.mode == "fp16":
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        elif steps_on_condition(optimizer):
+        if steps_on_condition(optimizer):
             held: Any = optimizer
             held.grad_scale, held.found_inf = None, not_finite
             try:
                 optimizer.step()
             finally:
                 del held.grad_scale, held.found_inf
+            self.scaler.update()
+        elif self.mode == "fp16":
+            self.scaler.step(optimizer)
+            self.scaler.update()
         elif not not_finite.item():
             optimizer.step()
 

@@ -24,7 +24,7 @@ from mltrack.tasks import task_for
 from mltrack.tasks.class_weights import weighted
 from mltrack.tasks.generation import Generation, keeps_apart
 from mltrack.training.dropout import cheap_masks
-from mltrack.training.first_token import only_first_token
+from mltrack.training.first_token import only_first_token, reads_first_token
 from mltrack.training.parallel import Objective
 
 
@@ -34,10 +34,13 @@ def prepared(model: nn.Module, config: TrainingConfig, device: torch.device, pre
     Raises:
         ConfigurationError: a model that packing would mix up, or a machine that cannot compile.
     """
-    if config.effective_speedups.tf32:
-        allow_tf32(device, precision)
+    allow_tf32(device, precision, config.effective_speedups.tf32)
     model = model.to(device)
     inner: Any = unwrapped(model)
+    if config.packing and getattr(getattr(inner, "config", None), "_attn_implementation", None) == "flash_attention_2":
+        raise ConfigurationError(
+            "packing: seen true with attention flash_attention_2, which tells the examples of one row apart and not those of several; accepted: attention=sdpa"
+        )
     if config.packing and not keeps_apart(inner):
         raise ConfigurationError(f"packing: seen true, but {type(inner).__name__} lets the examples of a row see each other; accepted for it: false")
     if config.gradient_checkpointing:  # Hugging Face's switch, under its new name where it has one
@@ -70,8 +73,13 @@ def sped_up(model: nn.Module, config: TrainingConfig, device: torch.device, *, r
     Args:
         replicated: replicas are made of the model, which must then be what its classes say.
     """
-    on = config.effective_speedups
+    on, inner = config.effective_speedups, unwrapped(model)
     masks = on.dropout_masks and device.type == "cpu" and not config.compile
-    narrow = on.first_token and not config.compile and not replicated
-    with repeating_exactly(config.deterministic), cheap_masks(model, masks), only_first_token(unwrapped(model), narrow), frozen(on.gc_freeze):
+    narrow = narrows(inner, config, replicated=replicated)
+    with repeating_exactly(config.deterministic), cheap_masks(model, masks), only_first_token(inner, narrow), frozen(on.gc_freeze):
         yield
+
+
+def narrows(model: nn.Module, config: TrainingConfig, *, replicated: bool) -> bool:
+    """Whether the training computes the model's last layer for its first token alone; a compiled or replicated model must stay what its classes say."""
+    return config.effective_speedups.first_token and not config.compile and not replicated and reads_first_token(model)

@@ -64,7 +64,7 @@ def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
     ]
     fused = config.effective_speedups.fused_adamw and all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=fused)
+    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=fused or None)
 
 
 def apply_options(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, config: TrainingConfig) -> None:

@@ -17,7 +17,6 @@ import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +97,16 @@ class AdvancedTrainer:
         self.config = configure(config, options)
         self.device = choose_device(self.config.device)
         self.precision = Precision(choose_precision(self.config.use_mixed_precision, self.device), self.device)
-        self.parallel = parallel or choose_parallel(self.config.parallel, self.device, objective_of(self.config, train_dataset))
+        self.parallel = parallel or choose_parallel(self.config.parallel, self.device, objective_of(self.config, train_dataset), compiled=self.config.compile)
         self.model = prepared(model, self.config, self.device, self.precision.mode)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         on, on_gpu = self.config.effective_speedups, self.device.type == "cuda"
         self.batches = TrainingBatches(train_dataset, self.config, rank=self.parallel.rank, world=self.parallel.world, pin=on_gpu and on.pinned_memory)
         if not len(train_dataset):
             raise DatasetError("the training set is empty; accepted: at least one record", path=train_dataset.source)
+        strategy = self.parallel
+        self.decisive = decisive(self.config, train_dataset, self.model, self.device, self.precision.mode, world=strategy.world, replicated=strategy.replicates)
+        """What else than weights, data order and position decides the bits of the result."""
         self.plan = Plan.of(self.config, self.batches.num_batches)
         self.optimizer = adamw(self.model, self.config)
         self.scheduler = linear_warmup_decay(self.optimizer, self.plan)
@@ -195,7 +197,7 @@ class AdvancedTrainer:
             CheckpointError: it is not of this model or this optimizer.
         """
         extra = checkpoint["extra_state"]
-        changed = compare_decisive(extra["decisive"], self._decisive, exact=self.config.exact)
+        changed = compare_decisive(extra["decisive"], self.decisive, exact=self.config.exact)
         load_model(self.model, checkpoint["model_state_dict"])
         load_optimizer(self.optimizer, checkpoint["optimizer_state_dict"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
@@ -370,17 +372,12 @@ class AdvancedTrainer:
             "scaler": self.precision,
             "step": self.state.step,
             "extra_state": {
-                "decisive": self._decisive,
+                "decisive": self.decisive,
                 "training": self.state.state_dict(),
                 "early_stopping": self.early_stopping.state_dict(),
                 "rng": self._rng or capture_rng(),
             },
         }
-
-    @cached_property
-    def _decisive(self) -> dict[str, Any]:
-        """What else than weights, data order and position decides the bits of the result."""
-        return decisive(self.config, self.train_dataset, self.model, self.device, self.precision.mode, self.parallel.world)
 
     def _save_where_it_stands(self) -> None:
         """A checkpoint of the last whole step; the micro-batches after it are computed again."""
