@@ -317,7 +317,12 @@ class Projection:
         name = record["registered_name"]
         commit = runs.get_run(self.store, self._run_id).tags.get("mlflow.source.git.commit")
         tags = {"mltrack.promote": record["promote"], **({"mltrack.git_commit": commit} if commit else {}), **record["tags"]}
-        outcome = registry.register(self.store, name, model_id, tags, record["description"])
+        self.progress.uploading = f"version of {name}"
+        self._save(acknowledged=False)
+        try:
+            outcome = registry.register(self.store, name, model_id, tags, record["description"])
+        finally:
+            self.progress.uploading = None
         self.progress.registered = {"name": name, **asdict(outcome), "version": str(outcome.version)}
 
     def _newest_checkpoints(self, before: Mapping[str, Any]) -> records.Record | None:
