@@ -385,7 +385,7 @@ from mltrack import registry
 from mltrack.store import StoreUnavailable, connect
 
 uri, model_id, value, who, count, meeting = sys.argv[1:]
-store = connect(uri)
+store = connect(uri, request_timeout_s=60)
 for turn in range(int(count)):
     Path(meeting, f"{turn}-{who}").touch()
     deadline = time.monotonic() + 60
