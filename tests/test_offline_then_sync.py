@@ -130,7 +130,7 @@ def test_sync_beside_the_relay_waits_or_says_so(tmp_path: Path, uri: str):
     assert f"is being delivered by process {relay_pid(stream.directory)}" in finished.stderr
     kill(stream.process.pid)
     stream.process.communicate()
-    until(lambda: complete(stream.directory), "the relay to finish", within_s=30)
+    until(lambda: complete(stream.directory), "the relay to finish")
     assert_complete(stream.directory, uri, status="FAILED")
 
 
