@@ -265,7 +265,7 @@ def test_sigterm_ends_with_a_checkpoint_and_resume_continues_the_run(tmp_path, r
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.2)
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 143, errors
     run_id = journal.parent.name
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")

@@ -58,7 +58,7 @@ def test_a_signal(tmp_path, uri, records_file, number, exit_code, deserved, unde
         trainer = directory.read_run().trainer_pid
         assert (trainer != process.pid) == under_mlflow_run
         os.kill(trainer, number)
-        _, errors = process.communicate(timeout=90)
+        _, errors = process.communicate(timeout=120)
     finally:
         kill(process.pid)
     assert process.returncode == (1 if under_mlflow_run else exit_code), errors
@@ -113,7 +113,7 @@ DEATHS = [("exit", "FAILED"), ("os-exit", "FAILED"), ("exception", "FAILED"), ("
 @pytest.mark.parametrize(("death", "deserved"), DEATHS, ids=[death for death, _ in DEATHS])
 def test_the_end_of_anyones_loop(tmp_path, uri, death, deserved):
     process = start_script(LOOP, tmp_path / "run", uri, death)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert (process.returncode == 0) == (death == "none"), errors
     directory = RunDirectory(tmp_path / "run")
     until(lambda: complete(directory), "the relay to finish")
