@@ -29,7 +29,7 @@ test: install
 	$(BIN)/python -m pytest -m "not long and not exhaustive"
 
 test-long: install
-	$(BIN)/python -m pytest -m "long and not exhaustive"
+	$(BIN)/python -m pytest -m "long and not exhaustive" --timeout 900 --durations=25
 
 test-exhaustive: install
 	$(BIN)/python -m pytest -m exhaustive

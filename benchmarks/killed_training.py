@@ -29,6 +29,8 @@ ANYWHERE = 0.15
 """Share of the kills that may also fall before the loop."""
 RELAY_TOO = 0.3
 """Share of the kills that take the relay with them, as the end of a container does."""
+DELIVERED_WITHIN_S = 120.0
+"""How long after the end of its trainer a run may be incomplete in MLflow before that is a finding."""
 WATCH = """
 import os
 from torch.nn.modules.module import register_module_forward_pre_hook
@@ -229,8 +231,10 @@ class Storm:
             self.tally.unloadable += loaded is None or loaded["step"] != newest
 
     def look_for_leftovers(self, living: int, directory: Path) -> None:
-        """What dead processes left under temporary names, once the next one trains; the relay's own staging is its to clean, at the end."""
-        dead = [path for path in _hidden(directory) if path.name != ".relay" and not _belongs_to_a_living_process(path, living)]
+        """What dead processes left under temporary names, once the next one trains; what the relay left is the next relay's to clean, at the end."""
+        dead = [
+            path for path in _hidden(directory) if not path.name.startswith((".relay", ".delivery.json.")) and not _belongs_to_a_living_process(path, living)
+        ]
         self.tally.leftovers += [str(path.relative_to(directory)) for path in dead if ".relay" not in path.parts]
 
     def _outcome(self, directory: Path) -> Outcome:
@@ -241,6 +245,8 @@ class Storm:
         manager = CheckpointManager(directory / "checkpoints", run_id=directory.name, on_change=lambda *_: None, read_only=True)
         checkpoint = manager.load_latest_checkpoint()
         assert checkpoint is not None, directory
+        if not self._offline:
+            _await_delivery(directory)
         points, status, tags = _recorded(directory) if self._offline else _held_by_mlflow(self.uri, directory.name)
         return Outcome(
             state=_without_clock(checkpoint),
@@ -276,6 +282,18 @@ class Storm:
             if tag in found.tags:
                 tally.problems.append(f"{directory.name}: {tag} = {found.tags[tag]}")
         tally.leftovers += [str(path.relative_to(directory)) for path in directory.rglob(".*") if not _belongs_to_a_living_process(path, 0)]
+
+
+def _await_delivery(directory: Path) -> None:
+    """Return when MLflow has everything of a run that has ended, which a busy machine leaves to the relay; in the end without it."""
+    from mltrack.journal import RunDirectory
+
+    held, deadline = RunDirectory(directory), time.monotonic() + DELIVERED_WITHIN_S
+    while time.monotonic() < deadline:
+        delivery = held.read_delivery()
+        if delivery.get("complete") and delivery["offset"] >= held.journal.stat().st_size:
+            return
+        time.sleep(0.1)
 
 
 def _held_by_mlflow(uri: str, run_id: str) -> tuple[Points, str, Mapping[str, str]]:

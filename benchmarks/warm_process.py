@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ IMPORTED = (
     "transformers.models.roberta.modeling_roberta",
 )
 """What a training imports sooner or later."""
+FORKED_WITHIN_S = 240.0
+"""The first fork waits for all of these imports."""
 
 
 class Forked:
@@ -67,16 +70,17 @@ class Forked:
     def send(self, number: int) -> None:
         """A signal to this one process; none where it has ended."""
         if not self.ended.is_set():
-            os.kill(self.pid, number)
+            with suppress(ProcessLookupError):  # collected, and not yet told of
+                os.kill(self.pid, number)
 
-    def wait(self, timeout_s: float = 120.0) -> int:
+    def wait(self, timeout_s: float = 240.0) -> int:
         """Its exit code, once it has ended."""
         if not self.ended.wait(timeout_s):
             raise TimeoutError(f"process {self.pid} runs after {timeout_s:.0f} s; its last lines: {self.errors[-500:]}")
         assert self.exit_code is not None
         return self.exit_code
 
-    def until(self, happened: Callable[[], Any], what: str, within_s: float = 60.0) -> bool:
+    def until(self, happened: Callable[[], Any], what: str, within_s: float = 240.0) -> bool:
         """Wait for something that the process does; False where it ended before."""
         deadline = time.monotonic() + within_s
         while not happened():
@@ -132,8 +136,8 @@ class WarmProcess:
         assert self._parent.stdin is not None
         self._parent.stdin.write(json.dumps({**request, "environment": {**self.environment, **environment}}) + "\n")
         self._parent.stdin.flush()
-        if not self._forked.wait(60):
-            raise TimeoutError("the warm process did not fork within 60 s")
+        if not self._forked.wait(FORKED_WITHIN_S):
+            raise TimeoutError(f"the warm process did not fork within {FORKED_WITHIN_S:.0f} s")
         assert self._last is not None, "the warm process is gone"
         return self._last
 

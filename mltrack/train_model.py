@@ -195,6 +195,7 @@ class TrainModelUseCase:
         run.tracker = TrainingMetricsTracker(
             run.directory.path, request.experiment_name, resume=continues or restarted, unbacked=True, on_disk_full=request.on_disk_full
         )
+        run.tracker.describe(run.info)  # before anything is recorded that an earlier trainer's delivery could take for its own
         if restarted:  # the same MLflow run, started again before its first checkpoint: what it has recorded stands
             run.tracker.resume_from(0, 0)
         log_what_is_known(run, run.tracker)

@@ -133,7 +133,7 @@ def test_the_next_part_is_made_while_the_last_one_is_kept(monkeypatch: pytest.Mo
     time.sleep(0.05)
     assert read == [1, 2, 3, 4], "one part ahead and no more: memory holds two"
     rows.close()
-    assert threads_ahead() == before
+    assert threads_ahead() <= before
 
 
 def test_what_goes_wrong_ahead_is_told_behind_the_good_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,4 +156,4 @@ def test_what_goes_wrong_ahead_is_told_behind_the_good_parts(monkeypatch: pytest
     next(broken)
     with pytest.raises(OSError, match="the disk is gone"):
         next(broken)
-    assert threads_ahead() == before
+    assert threads_ahead() <= before

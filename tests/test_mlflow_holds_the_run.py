@@ -12,8 +12,9 @@ import pytest
 import tiny
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
+from tracked_runs import delivered, until
 
-from mltrack.journal import read_journal
+from mltrack.journal import RunDirectory, read_journal
 
 OPTIONS = ("--epochs", "4", "--max-checkpoints", "1", "--eval-every", "2", "--seed", "3")
 
@@ -264,10 +265,11 @@ def test_sigterm_ends_with_a_checkpoint_and_resume_continues_the_run(tmp_path, r
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.2)
     process.terminate()
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert process.returncode == 143, errors
     run_id = journal.parent.name
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    until(lambda: delivered(RunDirectory(journal.parent)), "the delivery, for which a signal leaves little time")
     assert client.get_run(run_id).info.status == "KILLED"
     stopped_at = max(tiny.points(journal, "train_loss"))
     words = ("train", "--resume", run_id, "--epochs", "10000", "--max-steps", stopped_at + 5, "--output", "json")

@@ -7,6 +7,9 @@ import json
 import commands
 import pytest
 from mlflow import MlflowClient
+from tracked_runs import delivered, until
+
+from mltrack.journal import find_run_directories
 
 pytestmark = pytest.mark.long
 
@@ -18,7 +21,13 @@ def mlflow_run(project, *words, folder, **extra):
     uri = f"sqlite:///{folder}/mlflow.db"
     output = ("-P", f"output_dir={folder}/runs")
     finished = commands.run("mlflow", "run", project, "--env-manager", "local", *words, *output, cwd=folder, MLFLOW_TRACKING_URI=uri, **extra)
+    all_delivered(folder / "runs")
     return finished, MlflowClient(uri)
+
+
+def all_delivered(output_dir):
+    """Wait for the deliveries that a busy machine leaves to the relays."""
+    until(lambda: all(map(delivered, find_run_directories(output_dir))), "the deliveries")
 
 
 def only_run(client):
@@ -75,6 +84,7 @@ def test_both_ways_stand_in_one_experiment_with_the_same_metrics_and_params(tmp_
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     finished = commands.mltrack("train", "--task", "code_generation", *words, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
+    all_delivered(tmp_path / "mltrack-runs")
     first, second = client.search_runs(["0"])
     names = [{name for name in run.data.metrics if not name.startswith("system/")} for run in (first, second)]
     assert names[0] == names[1]

@@ -90,7 +90,7 @@ RunDirectory.write_run = lambda self, info: os.kill(os.getpid(), signal.SIGKILL)
 def test_killed_between_making_the_run_and_writing_its_id_down(offline: RunDirectory, uri: str):
     for _ in range(2):
         process = start_sync(offline, CUT_OFF)
-        process.communicate(timeout=60)
+        process.communicate(timeout=120)
         assert process.returncode == -signal.SIGKILL
         assert offline.read_run().run_id is None
         assert len(run_ids(uri)) == 1, "the second look finds the first one's run by its tag"
@@ -130,7 +130,7 @@ def test_sync_beside_the_relay_waits_or_says_so(tmp_path: Path, uri: str):
     assert f"is being delivered by process {relay_pid(stream.directory)}" in finished.stderr
     kill(stream.process.pid)
     stream.process.communicate()
-    until(lambda: complete(stream.directory), "the relay to finish", within_s=30)
+    until(lambda: complete(stream.directory), "the relay to finish")
     assert_complete(stream.directory, uri, status="FAILED")
 
 
@@ -193,7 +193,7 @@ def test_a_terminal_has_a_progress_bar_and_a_pipe_has_none(offline: RunDirectory
         while chunk := os.read(ours, 65536):
             seen += chunk
     os.close(ours)
-    out, _ = process.communicate(timeout=60)
+    out, _ = process.communicate(timeout=120)
     assert process.returncode == 0, seen.decode()
     shown = {int(percent) for percent in re.findall(rb"(\d+)%", seen)}
     assert offline.path.name.encode() in seen

@@ -385,10 +385,10 @@ from mltrack import registry
 from mltrack.store import StoreUnavailable, connect
 
 uri, model_id, value, who, count, meeting = sys.argv[1:]
-store = connect(uri)
+store = connect(uri, request_timeout_s=60)
 for turn in range(int(count)):
     Path(meeting, f"{turn}-{who}").touch()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not Path(meeting, f"{turn}-{1 - int(who)}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.0005)

@@ -70,6 +70,7 @@ def _killed(folder: Path, records: Path, *more: object, after_step: int = 22) ->
         return found if found is not None and len(tiny.points(found, "train_loss")) >= after_step else None
 
     directory = RunDirectory(until(journal, f"step {after_step}", 120).parent)
+    os.kill(process.pid, signal.SIGSTOP)  # it would end while the relay is still on its way
     relay = relay_pid(directory)
     kill(process.pid)
     process.communicate()
@@ -189,6 +190,8 @@ def test_a_directory_that_fell_behind_takes_nothing_from_the_run_that_went_on(tm
     unrelated = ("train", "--task", "text_classification", "--dataset-path", records, *short)
     assert commands.mltrack(*unrelated, cwd=one).returncode == 0
     until(lambda: directory.read_delivery().get("elsewhere"), "the word of the delivery in the background")
+    background = int((directory.path / "relay.lock").read_text())
+    until(lambda: not is_running(background), "the end of the delivery in the background")
     assert f"{run_id} went on elsewhere" in directory.relay_log.read_text()
     assert held() == before
     said = directory.relay_log.read_text()

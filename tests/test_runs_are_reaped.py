@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -32,6 +34,7 @@ def dead_stream(folder: Path, uri: str) -> Stream:
     stream = start_stream(folder, uri, count=100_000)
     until(lambda: sent(stream.directory) > 0, "the first acknowledged points")
     relay = relay_pid(stream.directory)
+    os.kill(relay, signal.SIGSTOP)  # it would deliver the rest
     stream.process.kill()  # the trainer first: it would start another relay
     kill(relay)
     stream.process.communicate()
@@ -57,7 +60,7 @@ def test_a_dead_run_is_named_and_set_right_and_a_living_one_is_left_alone(tmp_pa
     finally:
         kill(living.process.pid)
         living.process.communicate()
-    until(lambda: complete(living.directory), "the living run's relay to finish", within_s=30)
+    until(lambda: complete(living.directory), "the living run's relay to finish")
 
 
 def test_a_run_that_its_relay_still_delivers_is_the_relays(tmp_path: Path, uri: str):
@@ -72,7 +75,7 @@ def test_a_run_that_its_relay_still_delivers_is_the_relays(tmp_path: Path, uri: 
         assert "RUNNING in" not in listed(tmp_path, "--reap", "true").stdout
     finally:
         commands.run("kill", "-CONT", relay, cwd=tmp_path)
-    until(lambda: complete(stream.directory), "the relay to finish", within_s=30)
+    until(lambda: complete(stream.directory), "the relay to finish")
     assert_complete(stream.directory, uri, status="FAILED")
 
 

@@ -92,7 +92,7 @@ def served(store: Store, uri: str, folder: Path, environment: dict[str, str]) ->
             return False
 
     try:
-        until(answers, "the model server", within_s=120)
+        until(answers, "the model server")
         yield address
     finally:
         os.killpg(process.pid, signal.SIGTERM)

@@ -11,7 +11,22 @@ import pytest
 import tiny
 from faulty_proxy import FaultyProxy, faulty_proxy
 from servers import free_port, mlflow_server
-from tracked_runs import PER_STEP, assert_complete, client, complete, is_running, journal_points, kill, relay_pid, sent, start_script, start_stream, sync, until
+from tracked_runs import (
+    PER_STEP,
+    assert_complete,
+    client,
+    complete,
+    is_running,
+    journal_points,
+    kill,
+    recorded,
+    relay_pid,
+    sent,
+    start_script,
+    start_stream,
+    sync,
+    until,
+)
 
 from mltrack.journal import RunDirectory
 
@@ -59,23 +74,24 @@ def test_a_slow_server_is_waited_for(tmp_path: Path, proxy: FaultyProxy, server:
 
 @pytest.mark.parametrize("fault", ["cut", "hang"])
 def test_a_server_that_fails_always_costs_ten_seconds_at_the_end(tmp_path: Path, proxy: FaultyProxy, server: str, fault: str):
-    stream = start_stream(tmp_path / "run", proxy.uri, count=1000, pause_s=0.003)
+    stream = start_stream(tmp_path / "run", proxy.uri, count=1, pause_s=0.003, ends_with=tmp_path / "recorded")
     until(lambda: sent(stream.directory) > 0, "the first acknowledged points")
     proxy.fault = fault
-    assert stream.process.poll() is None, "the stream is too short for this machine"
-    journal = stream.directory.journal
-    until(lambda: journal_points(stream.directory)["train_loss"][-1][2] == 1000, "the last step")
+    before = recorded(stream.directory)
+    until(lambda: recorded(stream.directory) > before + 300, "300 steps without a server")
     ended = time.monotonic()
+    (tmp_path / "recorded").touch()
     assert stream.finish() == "pending"
     assert time.monotonic() - ended < EXIT_S
     assert not complete(stream.directory)
-    assert journal.stat().st_size > stream.directory.read_delivery()["offset"]
+    assert stream.directory.journal.stat().st_size > stream.directory.read_delivery()["offset"]
+    steps = len(journal_points(stream.directory)["train_loss"])
     stop_relay(stream.directory)
     proxy.fault = "none"
     for _ in range(2):
         finished = sync(stream.directory)
         assert finished.returncode == 0, finished.stderr
-        assert_everything_is_there(stream.directory, 1000, server)
+        assert_everything_is_there(stream.directory, steps, server)
 
 
 def test_the_relay_goes_on_by_itself_once_the_server_is_back(tmp_path: Path, proxy: FaultyProxy, server: str):
@@ -84,7 +100,7 @@ def test_the_relay_goes_on_by_itself_once_the_server_is_back(tmp_path: Path, pro
     assert stream.finish() == "pending"
     relay = relay_pid(stream.directory)
     proxy.fault = "none"
-    until(lambda: complete(stream.directory), "the relay to finish", within_s=30)
+    until(lambda: complete(stream.directory), "the relay to finish")
     assert_everything_is_there(stream.directory, 200, server)
     until(lambda: not is_running(relay), "the relay to end")
 

@@ -45,7 +45,6 @@ def directory_in_training(folder: Path) -> RunDirectory:
     return until(
         lambda: next((one for one in find_run_directories(folder / "runs") if one.read_run().trainer_pid and recorded(one) > 12), None),
         "the first steps",
-        within_s=90,
     )
 
 
@@ -59,11 +58,11 @@ def test_a_signal(tmp_path, uri, records_file, number, exit_code, deserved, unde
         trainer = directory.read_run().trainer_pid
         assert (trainer != process.pid) == under_mlflow_run
         os.kill(trainer, number)
-        _, errors = process.communicate(timeout=90)
+        _, errors = process.communicate(timeout=120)
     finally:
         kill(process.pid)
     assert process.returncode == (1 if under_mlflow_run else exit_code), errors
-    until(lambda: complete(directory), "the relay to finish", within_s=30)
+    until(lambda: complete(directory), "the relay to finish")
     run_id = assert_complete(directory, uri, status="FAILED" if under_mlflow_run else deserved)
     tags = client(uri).get_run(run_id).data.tags
     assert tags["mltrack.status"] == deserved
@@ -80,7 +79,7 @@ def test_an_exception_in_the_loop(tmp_path, uri, records_file, under_mlflow_run)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors
     (directory,) = find_run_directories(tmp_path / "runs")
-    until(lambda: complete(directory), "the relay to finish", within_s=30)
+    until(lambda: complete(directory), "the relay to finish")
     run_id = assert_complete(directory, uri, status="FAILED")
     tags = client(uri).get_run(run_id).data.tags
     assert tags["mltrack.status"] == "FAILED"
@@ -114,10 +113,10 @@ DEATHS = [("exit", "FAILED"), ("os-exit", "FAILED"), ("exception", "FAILED"), ("
 @pytest.mark.parametrize(("death", "deserved"), DEATHS, ids=[death for death, _ in DEATHS])
 def test_the_end_of_anyones_loop(tmp_path, uri, death, deserved):
     process = start_script(LOOP, tmp_path / "run", uri, death)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=120)
     assert (process.returncode == 0) == (death == "none"), errors
     directory = RunDirectory(tmp_path / "run")
-    until(lambda: complete(directory), "the relay to finish", within_s=30)
+    until(lambda: complete(directory), "the relay to finish")
     run_id = assert_complete(directory, uri, status=deserved)
     assert client(uri).get_run(run_id).data.tags["mltrack.status"] == deserved
 
@@ -133,6 +132,6 @@ def test_the_end_of_anyones_loop_under_mlflow_run(tmp_path, uri, death, deserved
     finished = commands.run("mlflow", "run", project, "--env-manager", "local", "-P", f"death={death}", cwd=tmp_path, MLFLOW_TRACKING_URI=uri)
     assert finished.returncode == 1, finished.stderr
     directory = RunDirectory(tmp_path / "run")
-    until(lambda: complete(directory), "the relay to finish", within_s=30)
+    until(lambda: complete(directory), "the relay to finish")
     run_id = assert_complete(directory, uri, status="FAILED")
     assert client(uri).get_run(run_id).data.tags["mltrack.status"] == deserved

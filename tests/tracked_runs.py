@@ -45,11 +45,11 @@ tracker = TrainingMetricsTracker(folder, unbacked=True)
 info = RunInfo(local_id=local_id, tracking_uri=uri, created_ms=records.now_ms(), run_name=local_id)
 tracker.log_params({"count": count})
 (tracker.describe if offline else tracker.follow)(info)
-for step in range(1, count + 1):
+step = 0
+while step < count or (until and not os.path.exists(until)):
+    step += 1
     tracker.log_metrics({"train_loss": 1 / step, "learning_rate": 1e-3, "tokens_per_second": 1e4 + step}, step, epoch=0)
     time.sleep(pause)
-while until and not os.path.exists(until):
-    time.sleep(0.02)
 print(tracker.close(), flush=True)
 """
 """Three metrics a step; ends like a training, and prints how the delivery ended."""
@@ -83,7 +83,7 @@ def start_script(script: str, *words: object) -> subprocess.Popen[str]:
 
 
 def start_stream(folder: Path, uri: str, *, count: int, pause_s: float = 0.002, offline: bool = False, ends_with: Path | None = None) -> Stream:
-    """Start a tracker that records `count` steps, `pause_s` apart, and ends when there is a file `ends_with`."""
+    """Start a tracker that records `count` steps, `pause_s` apart, and more until there is a file `ends_with`."""
     words = json.dumps([str(folder), uri, count, pause_s, uuid.uuid4().hex, offline, ends_with and str(ends_with)])
     return Stream(RunDirectory(folder), start_script(STREAM, words))
 
@@ -93,7 +93,7 @@ def sync(directory: RunDirectory, *words: object, timeout_s: float = 120) -> sub
     return commands.mltrack("sync", directory.path, *words, cwd=directory.path.parent, timeout_s=timeout_s)
 
 
-def until(happened: Callable[[], Any], what: str, within_s: float = 60) -> Any:
+def until(happened: Callable[[], Any], what: str, within_s: float = 120) -> Any:
     """What `happened` returns once it is true."""
     deadline = time.monotonic() + within_s
     while not (result := happened()):
@@ -183,6 +183,11 @@ def assert_complete(directory: RunDirectory, uri: str, *, status: str, names: Ca
 def complete(directory: RunDirectory) -> bool:
     """True once the relay has said so."""
     return bool(directory.read_delivery().get("complete"))
+
+
+def delivered(directory: RunDirectory) -> bool:
+    """True once MLflow has all that a run has recorded which ended by itself; of a resumed run, also the newest of it."""
+    return complete(directory) and int(directory.read_delivery()["offset"]) >= directory.journal.stat().st_size
 
 
 def _by_time(points: Iterable[Key]) -> list[Key]:

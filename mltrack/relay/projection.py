@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from mltrack import registry
@@ -23,7 +23,7 @@ from mltrack.relay.isolation import send_isolated
 from mltrack.relay.kept_models import KeptModels
 from mltrack.relay.pace import Pace
 from mltrack.relay.progress import Progress
-from mltrack.relay.trainers import NOW_AND_THEN_S, STARTED_TAG, Claim, WentOnElsewhere
+from mltrack.relay.trainers import NOW_AND_THEN_S, STARTED_TAG, Claim, WentOnElsewhere, trainer_of
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, ping, runs
 
 WITH_FILES = ("artifact", "checkpoints", "model")
@@ -96,14 +96,16 @@ class Projection:
         return count
 
     def finish(self) -> None:
-        """Give the MLflow run its final status and mark the delivery as complete; a run that another trainer has resumed is that one's to end.
+        """Give the MLflow run its final status and mark the delivery as complete.
+
+        Nothing is ended where run.json names another trainer than when this delivery began, nor where the trainer lives and has recorded no end.
 
         Raises:
             StoreUnavailable: the server does not answer; or the artifact store does not take what was deferred, and only that is missing.
         """
         missing = self._apply_deferred() or self._stored({"type": "full_values"})
         recorded = self.progress.end
-        if recorded is None and self._is_taken_over():
+        if self._is_taken_over() or (recorded is None and trainer_of(self.directory).is_alive()):
             return
         end = recorded or {"status": "FAILED", "exit_code": 1, "time_ms": records.now_ms()}
         status = end["status"]
@@ -169,8 +171,9 @@ class Projection:
             )
             belongs_elsewhere = info.run_id is not None
             info.run_id, info.experiment_id, info.tracking_uri = run.run_id, run.experiment_id, self.store.tracking_uri
-            if not belongs_elsewhere:
-                self.directory.write_run(info)
+            if not belongs_elsewhere:  # read anew: somebody may have resumed the run while MLflow made it
+                now = self.directory.read_run()
+                self.directory.write_run(replace(now, run_id=info.run_id, experiment_id=info.experiment_id, tracking_uri=info.tracking_uri))
         assert info.run_id is not None
         self.progress.run_id = info.run_id
         return info.run_id
@@ -314,7 +317,12 @@ class Projection:
         name = record["registered_name"]
         commit = runs.get_run(self.store, self._run_id).tags.get("mlflow.source.git.commit")
         tags = {"mltrack.promote": record["promote"], **({"mltrack.git_commit": commit} if commit else {}), **record["tags"]}
-        outcome = registry.register(self.store, name, model_id, tags, record["description"])
+        self.progress.uploading = f"version of {name}"
+        self._save(acknowledged=False)
+        try:
+            outcome = registry.register(self.store, name, model_id, tags, record["description"])
+        finally:
+            self.progress.uploading = None
         self.progress.registered = {"name": name, **asdict(outcome), "version": str(outcome.version)}
 
     def _newest_checkpoints(self, before: Mapping[str, Any]) -> records.Record | None:

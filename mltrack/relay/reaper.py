@@ -15,7 +15,7 @@ from mltrack.journal import RunDirectory, find_run_directories
 from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.sync import DeliveredElsewhere, delivering_process, sync
-from mltrack.relay.trainers import HOST_TAG, PID_TAG, STARTED_TAG, OwnTrainers, WentOnElsewhere
+from mltrack.relay.trainers import HOST_TAG, PID_TAG, STARTED_TAG, OwnTrainers, WentOnElsewhere, trainer_of
 from mltrack.store import Store, StoreUnavailable, runs
 
 
@@ -28,8 +28,7 @@ def orphans(store: Store, output_dir: Path | str) -> dict[str, RunDirectory | No
         if directory is not None and OwnTrainers(directory).fell_behind(run.tags, Progress.read(directory, store.tracking_uri).offset):
             directory = None
         if directory is not None:
-            info = directory.read_run()
-            dead = not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive() and delivering_process(directory) is None
+            dead = not trainer_of(directory).is_alive() and delivering_process(directory) is None
         else:
             dead = _died_here(run.tags)
         if dead:

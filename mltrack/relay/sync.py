@@ -22,7 +22,7 @@ from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.projection import Projection
 from mltrack.relay.system_metrics import SystemMetricsFeed
-from mltrack.relay.trainers import WentOnElsewhere
+from mltrack.relay.trainers import WentOnElsewhere, trainer_of
 from mltrack.store import StoreUnavailable, connect, default_tracking_uri
 from mltrack.store.connection import StoreSlow
 
@@ -70,10 +70,10 @@ def sync(directory: RunDirectory, tracking_uri: str | None = None, *, on_progres
 
 
 def _sync_connected(directory: RunDirectory, uri: str, on_progress: Callable[[Progress], None] | None, pace: Pace) -> Progress:
-    info = directory.read_run()
     projection = Projection(directory, connect(uri, request_timeout_s=pace.timeout_s), on_progress, pace)
+    was_trained = trainer_of(directory).is_alive()  # asked first: what a trainer records before it ends is delivered below
     projection.deliver()
-    if not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive() or projection.progress.end is not None:
+    if not was_trained or projection.progress.end is not None:
         projection.finish()
     return projection.progress
 

@@ -16,6 +16,7 @@ import psutil
 
 from mltrack.errors import TrackingError
 from mltrack.journal import JournalReader, RunDirectory
+from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.store import Store, runs
 
@@ -46,6 +47,12 @@ class WentOnElsewhere(TrackingError):
 def trainer_tags() -> dict[str, str]:
     """Tags that name this process as the trainer of a run."""
     return {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid()), STARTED_TAG: str(psutil.Process().create_time())}
+
+
+def trainer_of(directory: RunDirectory) -> WatchedProcess:
+    """The trainer that run.json names at this moment."""
+    info = directory.read_run()
+    return WatchedProcess(info.trainer_pid, info.trainer_started)
 
 
 class OwnTrainers:

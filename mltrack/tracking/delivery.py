@@ -60,7 +60,7 @@ class Delivery:
             if on_progress is not None:
                 on_progress(delivery)
             now, acknowledged = time.time(), delivery.get("acknowledged_ms", 0) / 1000
-            if delivery.get("connected_ms", 0) / 1000 < self._started and now - started < START_UP_S:
+            if delivery.get("connected_ms", 0) / 1000 < self._started and now - max(started, self._started) < START_UP_S:
                 ready = now
             silent = now - max(ready, acknowledged)
             if now - started > limit_s or (silent > self._silence_s and not delivery.get("uploading")):
@@ -76,6 +76,7 @@ class Delivery:
 
     def _restart_once(self) -> None:
         if self._process.wait() != 0 and not self._stopped.is_set():
+            self._started = time.time()
             self._process = self._start()
             self._process.wait()
 
