@@ -34,10 +34,15 @@ DELIVERED_WITHIN_S = 120.0
 WATCH = """
 import os
 from torch.nn.modules.module import register_module_forward_pre_hook
+from mltrack.training.trainer import AdvancedTrainer
 _watch = os.open("phase", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-register_module_forward_pre_hook(lambda module, given: os.pwrite(_watch, b"T" if module.training else b"E", 0) and None)
+_unwatched = AdvancedTrainer.train
+def _watched(self):
+    register_module_forward_pre_hook(lambda module, given: os.pwrite(_watch, b"T" if module.training else b"E", 0) and None)
+    return _unwatched(self)
+AdvancedTrainer.train = _watched
 """
-"""Says in the file `phase` whether the last module that ran was training or evaluating."""
+"""Says in the file `phase` whether the last module that ran in the loop was training or evaluating; before it a model may be probed."""
 
 Points = dict[str, list[tuple[int, float]]]
 """{metric: (step, value) as MLflow's history has them}"""

@@ -35,7 +35,7 @@ from mltrack.run_record import data_figures, long_text_warnings, open_run
 from mltrack.store import default_tracking_uri
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
-from mltrack.training import AdvancedTrainer, Listener, check_metric_name, choose_parallel, compare_decisive, decisive, use_attention
+from mltrack.training import AdvancedTrainer, Listener, check_metric_name, choose_parallel, compare_decisive, decisive, narrows, use_attention
 from mltrack.training_run import TrainingRun, log_what_is_known
 
 log = logging.getLogger("mltrack")
@@ -175,8 +175,9 @@ class TrainModelUseCase:
             raise ConfigurationError(f"resume: {resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never")
         device = choose_device(request.device)
         replicated = choose_parallel(request.parallel, device, task_for(run.task), compiled=request.compile).replicates
-        precision = choose_precision(request.use_mixed_precision, device)
-        now = decisive(request.training_config(), run.train_dataset, run.model, device, precision, replicated=replicated)
+        config, precision = request.training_config(), choose_precision(request.use_mixed_precision, device)
+        narrow = narrows(run.model, config, replicated=replicated)
+        now = decisive(config, run.train_dataset, run.model, device, precision, replicated=replicated, narrow=narrow)
         compare_decisive(run.checkpoint["extra_state"]["decisive"], now, exact=request.exact)
 
     # 4

@@ -43,7 +43,7 @@ def poison(made, at_calls, where="loss"):
 
 def weights_after(made, steps):
     """The weights after so many steps of the same plan."""
-    with sped_up(made.model, made.config, made.device):
+    with sped_up(made.model, made.config, made.device, narrow=made.narrow):
         made._begin()
         for _ in range(steps):
             made._take_step(next(made._groups))

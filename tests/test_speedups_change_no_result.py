@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from mltrack.config.speedups import NAMES
 from mltrack.errors import ConfigurationError
-from mltrack.training import decisive
+from mltrack.training import decisive, narrows
 
 COMPUTES_THE_SAME = ("target_logits", "prefetch", "gc_freeze", "fused_adamw")
 OF_A_PROCESS = ("allocator", "threads")
@@ -91,7 +91,7 @@ def test_what_decides_the_bits_is_compared_at_a_resume(trainer, option):
     made = trainer(option.get("task", "code_generation"), count=16)
     option = {name: value for name, value in option.items() if name != "task"}
     values = [
-        decisive(config, made.train_dataset, made.model, made.device, "off")
+        decisive(config, made.train_dataset, made.model, made.device, "off", narrow=narrows(made.model, config, replicated=False))
         for config in (made.config, type(made.config)(**{**{f: getattr(made.config, f) for f in made.config.__dataclass_fields__}, **option}))
     ]
     assert values[0] != values[1]

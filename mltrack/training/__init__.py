@@ -7,6 +7,7 @@ from mltrack.training.evaluate import check_metric_name, evaluate, label_names
 from mltrack.training.listener import Listener
 from mltrack.training.parallel import choose_parallel
 from mltrack.training.precision import Precision
+from mltrack.training.preparation import narrows
 from mltrack.training.schedule import Plan
 from mltrack.training.state import TrainingState
 from mltrack.training.trainer import AdvancedTrainer
@@ -24,5 +25,6 @@ __all__ = [
     "decisive",
     "evaluate",
     "label_names",
+    "narrows",
     "use_attention",
 ]

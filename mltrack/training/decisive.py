@@ -16,13 +16,24 @@ from mltrack.data.encoding import tokenizer_digest
 from mltrack.errors import ConfigurationError
 from mltrack.hardware import visible_gpus
 from mltrack.training.batches import order_of
-from mltrack.training.preparation import narrows
 
 
 def decisive(
-    config: TrainingConfig, dataset: CodeDataset, model: nn.Module, device: torch.device, precision: str, *, world: int = 1, replicated: bool = False
+    config: TrainingConfig,
+    dataset: CodeDataset,
+    model: nn.Module,
+    device: torch.device,
+    precision: str,
+    *,
+    world: int = 1,
+    replicated: bool = False,
+    narrow: bool = False,
 ) -> dict[str, Any]:
-    """The values by name, as a checkpoint keeps them; asked for before the training, which changes what the model computes."""
+    """The values by name, as a checkpoint keeps them.
+
+    Args:
+        narrow: what `narrows` says of the model.
+    """
     inner = unwrapped(model)
     return {
         "batch_size": config.batch_size,
@@ -39,7 +50,7 @@ def decisive(
         "sampler": order_of(config),
         "packing": config.packing,
         "dropout masks": "cheap" if config.effective_speedups.dropout_masks else "torch's",
-        "last layer": "for its first token" if narrows(inner, config, replicated=replicated) else "whole",
+        "last layer": "for its first token" if narrow else "whole",
         "compiled": config.compile,
         "model": shape_of(inner),
         "attention implementation": str(getattr(getattr(inner, "config", None), "_attn_implementation", None)),

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import closing
 from typing import Any
 
 import torch
 from torch import nn
 
 from mltrack.data import CodeDataset, Sampler
-from mltrack.data.ahead import ahead
 from mltrack.errors import ConfigurationError, did_you_mean
 from mltrack.tasks import task_for
 from mltrack.training.batches import MicroBatch, load_batches
@@ -35,10 +33,9 @@ def evaluate(
     order = [list(batch) for batch in Sampler(dataset.lengths, 0, 0, batch_size=batch_size, shuffle=False)]
     was_training = model.training
     model.eval()
-    batches = ahead(load_batches(dataset, order, pin=device.type == "cuda"))
     try:
-        with closing(batches), torch.inference_mode():
-            for done, batch in enumerate(batches):
+        with torch.inference_mode():
+            for done, batch in enumerate(load_batches(dataset, order, pin=device.type == "cuda")):
                 if on_batch is not None:
                     on_batch(done, len(order))
                 with precision.autocast():

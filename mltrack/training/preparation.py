@@ -66,20 +66,19 @@ def objective_of(config: TrainingConfig, dataset: CodeDataset) -> Objective:
     return weighted(task, config.class_weights, dataset)
 
 
+def narrows(model: nn.Module, config: TrainingConfig, *, replicated: bool) -> bool:
+    """Whether the model's last layer is computed for its first token alone; a compiled or replicated model must stay what its classes say."""
+    return config.effective_speedups.first_token and not config.compile and not replicated and reads_first_token(unwrapped(model))
+
+
 @contextmanager
-def sped_up(model: nn.Module, config: TrainingConfig, device: torch.device, *, replicated: bool = False) -> Iterator[None]:
+def sped_up(model: nn.Module, config: TrainingConfig, device: torch.device, *, narrow: bool = False) -> Iterator[None]:
     """What surrounds the loop: the same bits each time where asked for, work that nobody would look at left out, a collector that rests.
 
     Args:
-        replicated: replicas are made of the model, which must then be what its classes say.
+        narrow: what `narrows` says of the model.
     """
-    on, inner = config.effective_speedups, unwrapped(model)
+    on = config.effective_speedups
     masks = on.dropout_masks and device.type == "cpu" and not config.compile
-    narrow = narrows(inner, config, replicated=replicated)
-    with repeating_exactly(config.deterministic), cheap_masks(model, masks), only_first_token(inner, narrow), frozen(on.gc_freeze):
+    with repeating_exactly(config.deterministic), cheap_masks(model, masks), only_first_token(unwrapped(model), narrow), frozen(on.gc_freeze):
         yield
-
-
-def narrows(model: nn.Module, config: TrainingConfig, *, replicated: bool) -> bool:
-    """Whether the training computes the model's last layer for its first token alone; a compiled or replicated model must stay what its classes say."""
-    return config.effective_speedups.first_token and not config.compile and not replicated and reads_first_token(model)

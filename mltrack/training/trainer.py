@@ -43,7 +43,7 @@ from mltrack.training.listener import Listener
 from mltrack.training.non_finite import non_finite_error, save_group
 from mltrack.training.parallel import Parallel, choose_parallel
 from mltrack.training.precision import Precision, steps_on_condition
-from mltrack.training.preparation import objective_of, prepared, sped_up
+from mltrack.training.preparation import narrows, objective_of, prepared, sped_up
 from mltrack.training.saving import Saving
 from mltrack.training.schedule import Every, Plan, adamw, apply_options, linear_warmup_decay
 from mltrack.training.state import TrainingState
@@ -104,8 +104,11 @@ class AdvancedTrainer:
         self.batches = TrainingBatches(train_dataset, self.config, rank=self.parallel.rank, world=self.parallel.world, pin=on_gpu and on.pinned_memory)
         if not len(train_dataset):
             raise DatasetError("the training set is empty; accepted: at least one record", path=train_dataset.source)
-        strategy = self.parallel
-        self.decisive = decisive(self.config, train_dataset, self.model, self.device, self.precision.mode, world=strategy.world, replicated=strategy.replicates)
+        world, replicated = self.parallel.world, self.parallel.replicates
+        self.narrow = narrows(self.model, self.config, replicated=replicated)
+        self.decisive = decisive(
+            self.config, train_dataset, self.model, self.device, self.precision.mode, world=world, replicated=replicated, narrow=self.narrow
+        )
         """What else than weights, data order and position decides the bits of the result."""
         self.plan = Plan.of(self.config, self.batches.num_batches)
         self.optimizer = adamw(self.model, self.config)
@@ -155,7 +158,7 @@ class AdvancedTrainer:
         """
         self._begin()
         try:
-            with sped_up(self.model, self.config, self.device, replicated=self.parallel.replicates):
+            with sped_up(self.model, self.config, self.device, narrow=self.narrow):
                 while True:
                     self._close_step()
                     if self._is_over():
