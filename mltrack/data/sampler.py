@@ -31,7 +31,7 @@ class Sampler:
         shuffle: False gives the longest examples first (ties in data set order): evaluation pads little and meets its
             largest batch at once.
         bucket_window: optimizer steps (of all ranks) whose examples are sorted by length before they are cut, the steps
-            being shuffled afterwards; at most half of the epoch's, so that the same examples do not meet in every epoch.
+            being shuffled afterwards; at most a quarter of the epoch's, so that the same examples do not meet in every epoch.
             1 is a plain shuffle.
         max_tokens: most tokens of a micro-batch, padding included: then all examples are sorted by length, equal ones in a
             shuffled order, cut where `max_tokens` or `batch_size` is reached, and the micro-batches are shuffled. How many
@@ -120,7 +120,7 @@ class Sampler:
     def _bucketed(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         stride = self._batch_size * self._accumulation * self._world
         whole = len(order) // stride
-        window = stride * min(self._bucket_window, max(1, whole // 2))
+        window = stride * min(self._bucket_window, max(1, whole // 4))
         ragged = whole * stride  # those left over are any, and stay last: every step but the last of the epoch is whole
         cuts = [*range(0, ragged, window), ragged]
         by_length = [part[np.argsort(-self._lengths[part], kind="stable")] for part in np.split(order, cuts[1:])]

@@ -89,7 +89,7 @@ def load_batches(
 
 
 BUCKET_WINDOW = 50
-"""Optimizer steps, or half of an epoch's, whose examples are sorted by length before they are cut and shuffled: little padding, still a random order."""
+"""Optimizer steps, or a quarter of an epoch's, whose examples are sorted by length before they are cut and shuffled: little padding, still a random order."""
 
 
 class TrainingBatches:
@@ -155,4 +155,4 @@ def order_of(config: TrainingConfig) -> str:
     """How the records are put in order, in words: what a resume compares."""
     if config.max_batch_tokens is not None:
         return f"batches of at most {config.max_batch_tokens} tokens"
-    return f"length buckets of {BUCKET_WINDOW} steps, at most half of an epoch" if config.effective_speedups.buckets else "shuffled"
+    return f"length buckets of {BUCKET_WINDOW} steps, at most a quarter of an epoch" if config.effective_speedups.buckets else "shuffled"
