@@ -52,7 +52,7 @@ def only_first_token(model: Any, wanted: bool = True) -> Iterator[None]:
 def _last_attention(model: Any) -> Any:
     """The attention of the last layer, where the model is built as transformers builds those of the BERT family; else None."""
     layers = _layers(model)
-    if not layers or getattr(model.config, "is_decoder", False) or model.config._attn_implementation not in ("eager", "sdpa"):
+    if not layers or getattr(model.config, "is_decoder", False) or getattr(model.config, "_attn_implementation", None) not in ("eager", "sdpa"):
         return None  # the mask of other implementations has another shape
     attention = getattr(layers[-1], "attention", None)
     own = getattr(attention, "self", None)
