@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
+from functools import lru_cache
 from pathlib import Path
 
 import pytest
@@ -207,3 +210,59 @@ def test_a_hub_name_without_network_is_one_line_within_seconds(monkeypatch: pyte
             resolve_model("someone/some-model-that-is-not-cached", "code_generation")
         assert time.monotonic() - start < 10
         assert "\n" not in str(caught.value)
+
+
+# -- importing transformers
+
+READ = """
+import hashlib, sys
+import transformers
+from transformers.utils import import_utils
+
+reads = lambda: import_utils.create_import_structure_from_path.cache_info().misses
+first = reads()
+{imported}
+from transformers.models.auto import modeling_auto
+
+models = sys.modules["transformers.models"]
+known = [
+    sorted(models._class_to_module.items()),
+    sorted((name, sorted(names)) for name, names in models._import_structure.items()),
+    sorted((name, sorted(needed)) for name, needed in models._object_missing_backend.items()),
+]
+print(first, reads() - first, hashlib.sha256(repr(known).encode()).hexdigest())
+"""
+
+
+def test_the_files_of_transformers_are_read_once_and_say_what_they_say_to_transformers():
+    found = {}
+    for imported in ("", "import mltrack.models"):
+        done = subprocess.run([sys.executable, "-c", READ.format(imported=imported)], capture_output=True, text=True, check=True)
+        found[imported] = done.stdout.split()
+    (first, again, expected), (_, by_mltrack, known) = found.values()
+    assert int(first) > 100
+    assert int(again) > 100, "transformers reads once itself now: mltrack/models/scan.py can go"
+    assert int(by_mltrack) < 5, "one for each model that is imported"
+    assert known == expected
+
+
+def test_a_transformers_that_is_built_otherwise_is_left_alone(monkeypatch):
+    from mltrack.models.scan import read_once
+
+    class Elsewhere:
+        """A function without a cache, or with one that has nothing."""
+
+        def __call__(self, *_, **__):
+            raise TypeError("other arguments")
+
+    from transformers.utils import import_utils
+
+    models = sys.modules.pop("transformers.models")
+    try:
+        for other in (Elsewhere(), lru_cache(lambda *_, **__: {frozenset(): {"models.bert": {"Bert"}}}), None):
+            monkeypatch.setattr(import_utils, "define_import_structure", other)
+            read_once()
+            assert import_utils.define_import_structure is other
+            assert "transformers.models" not in sys.modules
+    finally:
+        sys.modules["transformers.models"] = models

@@ -11,6 +11,9 @@ from __future__ import annotations
 
 from mltrack.models.loading import ModelSource, resolve_model, save_pretrained
 from mltrack.models.presets import PRESETS
+from mltrack.models.scan import read_once
 from mltrack.models.tokenizers import train_tokenizer
+
+read_once()
 
 __all__ = ["PRESETS", "ModelSource", "resolve_model", "save_pretrained", "train_tokenizer"]
