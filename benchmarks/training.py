@@ -91,7 +91,7 @@ def show_comparison(task: str, found: dict[str, Any], device: str) -> None:
         ("real tokens/s", *[f"{middle[side]['tokens_per_second']:,.0f}" for side in sides], ""),
         ("process start to first step", *[f"{middle[side]['first_step_s']:.1f} s" for side in sides], ""),
         ("peak memory (PSS)", *[f"{middle[side]['peak_mib']:,.0f} MiB" for side in sides], _memory_goal(middle)),
-        (f"mean eval_loss, {len(runs[sides[0]])} seeds", *[f"{loss[side]:.4f}" for side in sides], _loss_goal(loss)),
+        (f"mean eval_loss, {len(runs[sides[0]])} seeds", *[_shown_loss(loss, side) for side in sides], _loss_goal(loss)),
     ]
     if ours:
         goals = GOALS[device][task]
@@ -116,11 +116,16 @@ def _memory_goal(middle: dict[str, Any]) -> str:
     return f"<= {MEMORY_GOAL:g}x HF: {met(ratio, MEMORY_GOAL, at_most=True)} ({ratio:.2f}x)"
 
 
+def _shown_loss(loss: dict[str, float], side: str) -> str:
+    beside = "" if side == "mltrack" or "mltrack" not in loss else f"\nmltrack {100 * (loss['mltrack'] / loss[side] - 1):+.1f} %"
+    return f"{loss[side]:.4f}{beside}"
+
+
 def _loss_goal(loss: dict[str, float]) -> str:
-    if not {"mltrack", "hf"} <= set(loss):
+    if "mltrack" not in loss or len(loss) == 1:
         return ""
-    difference = loss["mltrack"] / loss["hf"] - 1
-    return f"within {100 * LOSS_GOAL:g} % of HF: {met(abs(difference), LOSS_GOAL, at_most=True)} ({100 * difference:+.1f} %)"
+    furthest = max(abs(loss["mltrack"] / other - 1) for side, other in loss.items() if side != "mltrack")
+    return f"within {100 * LOSS_GOAL:g} % of each: {met(furthest, LOSS_GOAL, at_most=True)}"
 
 
 def _steady_rows(task: str, runs: list[dict[str, Any]], device: str) -> list[tuple[str, str, str]]:
@@ -135,8 +140,9 @@ def _steady_rows(task: str, runs: list[dict[str, Any]], device: str) -> list[tup
     peak = limit["stated_peak"] if device == "cuda" and limit["stated_peak"] else product
     share, goal = achieved / peak, LIMIT_GOALS[device][task]
     precision = "fp32" if limit["precision"] == "off" else limit["precision"]
-    rest = steady["rest_share"]
+    rest, saving = steady["rest_share"], steady["saving_s"]
     bookkeeping = steady["evaluation_s"] - steady["evaluation_forward_s"]
+    together = (rest * steady["seconds_sum"] + bookkeeping + saving) / (steady["seconds_sum"] + steady["evaluation_s"] + saving)
     return [
         ("steady state", f"{steady['tokens_per_second']:,.0f} tokens/s, {steady['step_ms']:.0f} ms a step, {100 * steady['padding_share']:.0f} % padding", ""),
         (
@@ -147,12 +153,12 @@ def _steady_rows(task: str, runs: list[dict[str, Any]], device: str) -> list[tup
         (
             "step beside gradient and optimizer",
             f"{100 * rest:.2f} % (data {100 * steady['data_share']:.2f}, tracking {100 * steady['tracking_share']:.2f})",
-            f"< {100 * REST_GOAL:g} %: {met(rest, REST_GOAL, at_most=True)}",
+            "",
         ),
         (
-            "evaluation, beside its forward passes; saving",
-            f"{steady['evaluation_s']:.2f} s, {1000 * bookkeeping:.0f} ms; {1000 * steady['saving_s']:.0f} ms",
-            "",
+            "the same, with evaluation beside its forward passes and saving",
+            f"{100 * together:.2f} % (evaluation {1000 * bookkeeping:.0f} ms of {steady['evaluation_s']:.2f} s, saving {1000 * saving:.0f} ms)",
+            f"< {100 * REST_GOAL:g} %: {met(together, REST_GOAL, at_most=True)}",
         ),
     ]
 

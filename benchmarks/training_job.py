@@ -106,7 +106,8 @@ class TokenCount:
     def __init__(self, model: Any, pad_token_id: int):
         self._pad_token_id = pad_token_id
         self.initial_weights = hashlib.sha256(b"".join(weight.detach().cpu().numpy().tobytes() for weight in model.state_dict().values())).hexdigest()[:12]
-        self.dropouts = sorted({part.p for part in model.modules() if type(part).__name__ in ("Dropout", "CheapDropout")})
+        modules = {f"modules {part.p}" for part in model.modules() if type(part).__name__ in ("Dropout", "CheapDropout")}
+        self.dropouts = sorted(modules | {f"{name} {value}" for name, value in model.config.to_dict().items() if "drop" in name})
         self._seen: dict[bool, list[Any]] = {True: [], False: []}
         model.register_forward_pre_hook(self._count, with_kwargs=True)
 
@@ -115,7 +116,7 @@ class TokenCount:
 
     @property
     def begun_with(self) -> dict[str, Any]:
-        """What every side must begin with: digest of the weights, probabilities of the dropouts."""
+        """What every side must begin with: digest of the weights, probabilities of the dropouts, of modules and as configured (attention has no module for its own)."""
         return {"initial_weights": self.initial_weights, "dropouts": self.dropouts}
 
     def forget(self) -> None:
