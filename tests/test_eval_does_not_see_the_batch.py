@@ -8,6 +8,7 @@ import torch
 
 from mltrack.errors import Interrupted
 from mltrack.training import Precision, evaluate
+from mltrack.training.preparation import sped_up
 
 
 @pytest.fixture
@@ -30,6 +31,25 @@ def test_the_batch_size_does_not_matter(evaluated, task, precision, tolerance):
     reference = evaluated(task, 5, precision)[0]
     for batch_size in (1, 3, 8, 64):
         assert evaluated(task, batch_size, precision)[0]["loss"] == pytest.approx(reference["loss"], rel=tolerance)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("off", 1e-6), ("bf16", 1e-2)])
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [("text_classification", {}), ("security_classification", {}), ("code_generation", {"packing": True}), ("code_generation", {"max_batch_tokens": 128})],
+)
+def test_a_training_evaluates_the_same_whatever_the_batch(trainer, task, options, precision, tolerance):
+    """With all that surrounds the loop, an encoder's last layer for one token among it; every metric, in bf16 the loss alone: a tie falls either way."""
+    found = []
+    for size in (5, 1, 3, 8, 64):
+        made = trainer(task, name=str(size), eval_batch_size=size, use_mixed_precision=precision, **options)
+        assert made.narrow == (task != "code_generation")
+        with sped_up(made.model, made.config, made.device, narrow=made.narrow):
+            metrics, _ = made.evaluated(made.eval_dataset)
+        made.tracker.close()
+        found.append(metrics if precision == "off" else {"loss": metrics["loss"]})
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=tolerance)
 
 
 def test_a_stop_is_heard_between_batches_and_the_mode_comes_back(evaluated):

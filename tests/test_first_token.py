@@ -80,6 +80,22 @@ def test_logits_and_gradients_are_those_of_the_whole_layer(config: type, attenti
     assert torch.equal(again, expected), "afterwards it is as before"
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_in_bf16_it_is_the_whole_layer_up_to_its_rounding(attention: str):
+    """Eager attention in bf16 is what `auto` gives an encoder with dropout on a CPU that multiplies bf16."""
+    model = made(RobertaConfig).train()
+    model.set_attn_implementation(attention)
+    found = []
+    for narrow in (False, True):
+        with torch.autocast("cpu", torch.bfloat16), only_first_token(model, narrow):
+            found.append(logits_and_gradients(model, batch()))
+    (expected, gradients), (logits, narrow_gradients) = found
+    assert torch.allclose(logits, expected, atol=2e-2)
+    assert narrow_gradients.keys() == gradients.keys()
+    for name, gradient in gradients.items():
+        assert torch.allclose(narrow_gradients[name], gradient, atol=2e-2 * gradient.abs().max().item() + 1e-4), name
+
+
 def test_dropout_of_the_layer_is_still_drawn():
     model = made(RobertaConfig, hidden_dropout_prob=0.5, attention_probs_dropout_prob=0.5).train()
     assert reads_first_token(model)

@@ -21,11 +21,11 @@ from mltrack.training.parallel import DataParallelReplicas
 
 TASKS = ("text_classification", "security_classification", "code_generation")
 CUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
-CASES = [(task, "none") for task in TASKS] + [("security_classification", "balanced")]
+CASES = [(task, {}) for task in TASKS] + [("security_classification", {"class_weights": "balanced"}), ("code_generation", {"packing": True})]
 
 
-@pytest.mark.parametrize(("task", "class_weights"), CASES)
-def test_a_run_is_the_same_however_its_steps_are_cut(trainer, task, class_weights):
+@pytest.mark.parametrize(("task", "options"), CASES)
+def test_a_run_is_the_same_however_its_steps_are_cut(trainer, task, options):
     """30 training records, two epochs in the sampler's own order, the ragged tail of 6 included: losses, norms, schedule and weights."""
     found = []
     for batch_size, accumulation in CUTS:
@@ -37,7 +37,7 @@ def test_a_run_is_the_same_however_its_steps_are_cut(trainer, task, class_weight
             gradient_accumulation_steps=accumulation,
             num_epochs=2,
             warmup_ratio=0.3,
-            class_weights=class_weights,
+            **options,
         )
         assert len(made.train_dataset) % 8, "the tail must be ragged"
         made.train()

@@ -91,6 +91,20 @@ def test_the_micro_batch_is_named_and_the_batch_is_kept(trainer):
             assert torch.equal(kept[row, : len(ids)], ids)
 
 
+def test_the_records_of_packed_rows_are_named_and_kept(trainer):
+    made = trainer("code_generation", batch_size=8, gradient_accumulation_steps=2, packing=True)
+    batch = next(made.batches.groups(0, 0))[1]
+    assert batch.rows < len(batch.records)
+    poison(made, {2})
+    with pytest.raises(NonFiniteLossError, match=r"step 1 \(epoch 1, micro-batch 2 of 2\)") as caught:
+        made.train()
+    assert sorted(caught.value.records) == sorted(made.train_dataset.place(record) for record in batch.records)
+    tensors = load_file(made.tracker.directory.path / "non_finite" / "step-00000001.safetensors")
+    for record, row in zip(batch.records, tensors["1.row"].tolist(), strict=True):
+        ids, kept = made.train_dataset[record]["input_ids"].tolist(), tensors["1.input_ids"][row].tolist()
+        assert any(kept[start : start + len(ids)] == ids for start in range(len(kept))), record
+
+
 @LATE
 @pytest.mark.parametrize("precision", ["off", "bf16", "fp16"])
 def test_skipped_steps_are_counted_and_the_schedule_waits(trainer, late, precision):

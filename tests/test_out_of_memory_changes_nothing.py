@@ -51,15 +51,27 @@ def outcome(made):
     return tiny.points(journal, "train_loss"), tiny.points(journal, "grad_norm"), weights
 
 
-@pytest.mark.parametrize("task", ["text_classification", "code_generation"])
+@pytest.mark.parametrize(
+    ("task", "most", "late", "given"),
+    [
+        ("text_classification", 2, False, {}),
+        ("text_classification", 2, True, {}),
+        ("code_generation", 2, False, {}),
+        ("code_generation", 1, False, {"packing": True, "batch_size": 16}),
+        ("code_generation", 2, False, {"max_batch_tokens": 256, "batch_size": 8}),
+    ],
+    ids=["classification", "read a step later", "generation", "packed", "a budget of tokens"],
+)
 @pytest.mark.parametrize(("where", "from_call"), [("forward", 1), ("backward", 1), ("forward", 2), ("backward", 2)])
 @pytest.mark.filterwarnings("ignore:out of memory")
-def test_the_result_is_that_of_enough_memory(trainer, task, where, from_call):
-    options = {"dropout": 0.0, "batch_size": 4, "gradient_accumulation_steps": 2, "num_epochs": 2}
+def test_the_result_is_that_of_enough_memory(trainer, task, most, late, given, where, from_call):
+    options = {"dropout": 0.0, "batch_size": 4, "gradient_accumulation_steps": 2, "num_epochs": 2, **given}
     losses, norms, weights = outcome(trainer(task, name="enough", **options))
     made = trainer(task, name="small", **options)
-    small_memory(made, 2, where, from_call)
+    made.reads_late = late
+    small_memory(made, most, where, from_call)
     found = outcome(made)
+    assert made.state.micro_batch_size is not None, "it did run out"
     assert found[0] == pytest.approx(losses, rel=1e-5)
     assert found[1] == pytest.approx(norms, rel=1e-4)
     assert torch.allclose(found[2], weights, atol=2e-5)
@@ -107,14 +119,22 @@ def test_a_single_record_that_does_not_fit_ends_with_one_line(trainer):
     assert "\n" not in str(caught.value)
 
 
-def test_evaluation_takes_halves_too(trainer, monkeypatch):
-    made = trainer("code_generation")
+@pytest.mark.filterwarnings("ignore:out of memory")
+def test_a_packed_row_that_does_not_fit_names_packing(trainer):
+    made = trainer("code_generation", batch_size=16, packing=True)
+    small_memory(made, 0)
+    with pytest.raises(TrainingError, match=r"a row of \d+ packed records of \d+ tokens does not fit .*accepted: packing=false, a smaller max_length"):
+        made.train()
+
+
+def test_evaluation_takes_halves_too_and_goes_on_with_what_fits(trainer, monkeypatch):
+    made = trainer("code_generation", count=80, eval_batch_size=8)
     expected = made._evaluate(made.eval_dataset)
     inner = type(made.model).forward
     refused = []
 
     def forward(self, input_ids=None, **arguments):
-        if len(input_ids) > 3:
+        if input_ids.numel() > 100:
             refused.append(len(input_ids))
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return inner(self, input_ids=input_ids, **arguments)
@@ -123,7 +143,7 @@ def test_evaluation_takes_halves_too(trainer, monkeypatch):
     monkeypatch.setattr(type(made.model), "forward", forward)
     found = made._evaluate(made.eval_dataset)
     made.tracker.close()
-    assert refused
+    assert refused == [8, 4], "the later batches begin with what fits"
     assert found == pytest.approx(expected, rel=1e-6)
 
 

@@ -131,6 +131,30 @@ def test_a_training_with_a_budget_takes_each_record_once_an_epoch(trainer):
     assert made.state.step == made.plan.total_steps == 2 * made.batches.num_batches
 
 
+def test_evaluation_keeps_to_the_budget_too(trainer):
+    made = trainer("code_generation", count=80, batch_size=32, max_batch_tokens=256)
+    sizes = []
+    made.model.register_forward_pre_hook(lambda _, args, given: sizes.append(given["input_ids"].numel()), with_kwargs=True)
+    made.evaluated(made.eval_dataset)
+    made.tracker.close()
+    assert 128 < max(sizes) <= 256, "filled, and not beyond it"
+    assert len(sizes) > 1
+
+
+def test_packing_never_takes_more_than_a_row_for_each():
+    """Five of 100 tokens in rows of 256 would be three rows of 200; four of 60 are one row of 240."""
+    alone = pack([example(100, number + 1) for number in range(5)], pad_token_id=0, row_length=256)
+    assert alone["input_ids"].shape == (5, 104)
+    assert alone["row"].tolist() == list(range(5))
+    together = pack([example(60, number + 1) for number in range(4)], pad_token_id=0, row_length=256)
+    assert together["input_ids"].shape == (1, 240)
+
+
 def test_a_budget_that_the_longest_example_does_not_fit_into_is_refused(trainer):
-    with pytest.raises(ConfigurationError, match=r"max_batch_tokens: seen 8, but an example has \d+ tokens; accepted: a whole number >= \d+"):
+    said = r"max_batch_tokens: seen {}, but the longest example has (\d+) tokens with its padding; accepted: a whole number >= \1"
+    with pytest.raises(ConfigurationError, match=said.format(8)):
         trainer("code_generation", max_batch_tokens=8)
+    longest = int(trainer("code_generation", name="longest").train_dataset.lengths.max())
+    assert longest % 8, "its padding must count"
+    with pytest.raises(ConfigurationError, match=said.format(longest)):
+        trainer("code_generation", name="unpadded", max_batch_tokens=longest)

@@ -23,13 +23,15 @@ class StopAfter:
         return 15 if self.seen > self.polls else None
 
 
-def _trainer(folder, source, train, evaluation, *, stop=lambda: None, **options):
+def _trainer(folder, source, train, evaluation, *, stop=lambda: None, late=False, attention="sdpa", **options):
     from mltrack import CheckpointManager, TrainingMetricsTracker
 
     defaults = {"num_epochs": 2, "batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "eval_every": 3, "save_every": 2, "device": "cpu"}
     resume = (folder / "journal").exists()
-    return AdvancedTrainer(
-        tiny.model(source, train, dropout=0.1),
+    model = tiny.model(source, train, dropout=0.1)
+    model.set_attn_implementation(attention)
+    made = AdvancedTrainer(
+        model,
         train,
         evaluation,
         tracker=TrainingMetricsTracker(folder, resume=resume),
@@ -37,6 +39,8 @@ def _trainer(folder, source, train, evaluation, *, stop=lambda: None, **options)
         stop_requested=stop,
         **{**defaults, **options},
     )
+    made.reads_late = late
+    return made
 
 
 def _finished(made):
@@ -64,16 +68,27 @@ def _assert_equal(found, expected):
         assert found[name] == expected[name], name
 
 
-@pytest.mark.parametrize("precision", ["off", "bf16", "fp16"])
-def test_stopped_at_any_poll_and_resumed(tmp_path, records_file, precision):
+@pytest.mark.parametrize(
+    ("task", "options"),
+    [
+        ("text_classification", {"use_mixed_precision": "off"}),
+        ("text_classification", {"use_mixed_precision": "bf16"}),
+        ("text_classification", {"use_mixed_precision": "fp16"}),
+        ("text_classification", {"late": True}),
+        ("text_classification", {"use_mixed_precision": "bf16", "attention": "eager", "gradient_checkpointing": True}),
+        ("text_classification", {"max_batch_tokens": 128}),
+        ("code_generation", {"packing": True}),
+    ],
+)
+def test_stopped_at_any_poll_and_resumed(tmp_path, records_file, task, options):
     """The stop falls between micro-batches (also inside an accumulated step) and inside evaluations."""
-    source, train, evaluation = tiny.data(records_file("text_classification", 28), "text_classification")
-    options = {"use_mixed_precision": precision, "early_stopping_patience": 9}
+    source, train, evaluation = tiny.data(records_file(task, 28), task)
+    options = {"use_mixed_precision": "off", "early_stopping_patience": 9, **options}
     never = StopAfter(10**9)
     expected = _finished(_trainer(tmp_path / "whole", source, train, evaluation, stop=never, **options))
     assert never.seen > 12, "accumulated steps of two epochs and their evaluations"
     for polls in range(never.seen):
-        folder = tmp_path / f"{precision}-{polls}"
+        folder = tmp_path / str(polls)
         stopped = _trainer(folder, source, train, evaluation, stop=StopAfter(polls), **options)
         with pytest.raises(Interrupted):
             stopped.train()

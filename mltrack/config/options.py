@@ -209,7 +209,7 @@ OPTIONS: dict[str, Option] = _declare(
     Option(name="warmup_steps", kind="int", minimum=0, help="Optimizer steps of linear warmup; wins over `warmup_ratio`."),
     Option(name="warmup_ratio", kind="float", default=0.06, minimum=0, maximum=1, help="Linear warmup as a share of all optimizer steps."),
     Option(name="max_grad_norm", kind="float", default=1.0, minimum=0, above=True, help="Gradients are clipped to this norm."),
-    Option(name="max_batch_tokens", kind="int", minimum=8, help="Most tokens of a micro-batch, padding included: short examples come in larger batches than long ones, up to `batch_size`. Not set: always `batch_size` examples."),
+    Option(name="max_batch_tokens", kind="int", minimum=8, help="Most tokens of a batch, in training and evaluation, padding included: short examples come in larger batches than long ones, up to `batch_size`. Not set: always `batch_size` examples."),
     Option(name="packing", kind="bool", default=False, help="Generation: several examples in one row of `max_length` tokens, none of which sees another."),
     Option(name="gradient_checkpointing", kind="bool", default=False, help="Recompute activations in the backward pass: less memory, more time."),
     Option(name="use_mixed_precision", kind="text", default="auto", choices=PRECISIONS, aliases={"true": "auto", "false": "off", "fp32": "off", "no": "off"}, help="`auto` takes bf16 where the device has the instruction, fp16 on older GPUs, else off; true means auto, false means off."),
@@ -229,7 +229,7 @@ OPTIONS: dict[str, Option] = _declare(
     Option(name="attention", kind="text", default="auto", choices=("auto", "eager", "sdpa", "flash_attention_2"), help="How attention is computed; `auto` chooses by device, precision and the model's dropout."),
     Option(name="compile", kind="bool", default=False, help="Compile the model with torch.compile: a minute or more before the first step, which a GPU earns back within a run of hours."),
     Option(name="speedups", kind="pairs", choices=speedups.NAMES, values=(speedups.ON, speedups.OFF), help="Which of the speed-ups that are on by default are off: `buckets=off`."),
-    Option(name="num_workers", kind="int", default=0, minimum=0, help="Worker processes that collate batches; 0: the trainer's own thread."),
+    Option(name="num_workers", kind="int", default=0, minimum=0, help="Worker processes that collate batches; 0: a thread beside the trainer."),
     Option(name="seed", kind="int", default=42, minimum=0, help="Seeds the split, the order, the weights and the dropout."),
     Option(name="deterministic", kind="bool", default=False, help="Refuse operations that torch cannot repeat exactly on a GPU (a CPU run repeats as it is)."),
     # MLflow and the run's folder

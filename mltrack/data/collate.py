@@ -17,6 +17,12 @@ PADDED_TO = 8
 """Tokens to a multiple of which a batch is padded."""
 
 
+def padded_width(longest: int, max_length: int | None = None, pad_to_multiple_of: int = PADDED_TO) -> int:
+    """Tokens a row of a batch whose longest example has `longest`: a multiple, but not beyond `max_length`."""
+    padded = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
+    return padded if max_length is None else max(longest, min(padded, max_length))
+
+
 def collate(
     examples: Sequence[Mapping[str, Any]], pad_token_id: int, pad_to_multiple_of: int = PADDED_TO, max_length: int | None = None
 ) -> dict[str, torch.Tensor]:
@@ -27,11 +33,7 @@ def collate(
     """
     assert examples, "a batch has at least one example"
     lengths = [len(example["input_ids"]) for example in examples]
-    longest = max(lengths)
-    padded = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
-    if max_length is not None:
-        padded = max(longest, min(padded, max_length))
-    shape = (len(examples), padded)
+    shape = (len(examples), padded_width(max(lengths), max_length, pad_to_multiple_of))
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
     attention_mask = np.zeros(shape, dtype=np.int64)
     per_token = np.ndim(examples[0]["labels"]) == 1

@@ -6,17 +6,21 @@ their losses are those of the padded batch, in a model that `keeps_apart`. No at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from mltrack.data.collate import IGNORED, PADDED_TO
+from mltrack.data.collate import IGNORED, padded_width
+
+Rows = list[list[Mapping[str, Any]]]
 
 
 def pack(examples: Sequence[Mapping[str, Any]], pad_token_id: int, row_length: int) -> dict[str, torch.Tensor]:
-    """One batch of rows that hold one or more examples each, the longest first, each in the first row with room for it.
+    """One batch of rows that hold one or more examples each, the longest first, each in the first row with room for it; where that
+    takes more tokens than a row for each of them, a row for each.
 
     Args:
         examples: `input_ids` and `labels` int64 [T] of at most `row_length` tokens, and `index`.
@@ -25,17 +29,9 @@ def pack(examples: Sequence[Mapping[str, Any]], pad_token_id: int, row_length: i
         int64 tensors: "input_ids", "position_ids", "labels" [rows, T]; "index" and "row" [B]: which example lies in which row.
     """
     assert examples, "a batch has at least one example"
-    rows: list[list[Mapping[str, Any]]] = []
-    used: list[int] = []
-    for example in sorted(examples, key=lambda one: -len(one["input_ids"])):
-        length = len(example["input_ids"])
-        place = next((number for number, taken in enumerate(used) if taken + length <= row_length), len(rows))
-        if place == len(rows):
-            rows.append([])
-            used.append(0)
-        rows[place].append(example)
-        used[place] += length
-    shape = (len(rows), min(row_length, -(-max(used) // PADDED_TO) * PADDED_TO))
+    longest_first = sorted(examples, key=lambda one: -len(one["input_ids"]))
+    rows = min(_filled(longest_first, row_length), [[one] for one in longest_first], key=lambda these: math.prod(_shape(these, row_length)))
+    shape = _shape(rows, row_length)
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
@@ -53,3 +49,21 @@ def pack(examples: Sequence[Mapping[str, Any]], pad_token_id: int, row_length: i
     row_of = np.fromiter((number for number, row in enumerate(rows) for _ in row), dtype=np.int64)
     arrays = {"input_ids": input_ids, "position_ids": position_ids, "labels": labels, "index": index, "row": row_of}
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def _filled(examples: Sequence[Mapping[str, Any]], row_length: int) -> Rows:
+    rows: Rows = []
+    used: list[int] = []
+    for example in examples:
+        length = len(example["input_ids"])
+        place = next((number for number, taken in enumerate(used) if taken + length <= row_length), len(rows))
+        if place == len(rows):
+            rows.append([])
+            used.append(0)
+        rows[place].append(example)
+        used[place] += length
+    return rows
+
+
+def _shape(rows: Rows, row_length: int) -> tuple[int, int]:
+    return len(rows), padded_width(max(sum(len(example["input_ids"]) for example in row) for row in rows), row_length)

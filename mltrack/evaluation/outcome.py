@@ -17,7 +17,7 @@ from mltrack.errors import Interrupted
 from mltrack.evaluation.figures import confusion_matrix_figure, learning_curves_figure, token_lengths_figure
 from mltrack.evaluation.reports import classification_report
 from mltrack.evaluation.samples import Sample, fixed_prompts, generate_samples, syntax_valid_share
-from mltrack.training import AdvancedTrainer, evaluate, label_names
+from mltrack.training import AdvancedTrainer, label_names
 
 Written = list[tuple[Path, str]]
 """(file, folder in the run's artifacts)."""
@@ -54,9 +54,7 @@ def write_outcome(trainer: AdvancedTrainer, folder: Path, *, step: int, stop_req
 
 def _classification_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, check: Callable[..., None]) -> Written:
     names = label_names(dataset) or []
-    _, evaluator = evaluate(
-        trainer.model, dataset, batch_size=trainer.config.effective_eval_batch_size, device=trainer.device, precision=trainer.precision, on_batch=check
-    )
+    _, evaluator = trainer.evaluated(dataset, check)
     report = classification_report(evaluator.labels, evaluator.predictions, names)
     path = folder / "classification_report.json"
     path.write_text(json.dumps(report, indent=1), encoding="utf-8")

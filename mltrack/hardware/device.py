@@ -89,6 +89,19 @@ def allow_tf32(device: torch.device, precision: str, wanted: bool = True) -> Non
 
 
 @contextmanager
+def whole_products() -> Iterator[None]:
+    """Inside, fp32 is multiplied in fp32 on a GPU too: what two computations are compared in, whose difference would else be TF32's rounding."""
+    import torch
+
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+@contextmanager
 def repeating_exactly(wanted: bool) -> Iterator[None]:
     """Where wanted, torch computes the same bits each time on a GPU too, and fails at an operation that it cannot repeat (`deterministic=true`).
 

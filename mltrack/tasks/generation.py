@@ -18,6 +18,7 @@ import torch
 from torch.nn import functional as F
 
 from mltrack.config import TaskType
+from mltrack.hardware import whole_products
 from mltrack.tasks.contract import Batch
 from mltrack.tasks.defaults import defaults_for
 
@@ -105,7 +106,7 @@ def keeps_apart(model: torch.nn.Module) -> bool:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), whole_products():
             packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 5:].float()
             alone = model(input_ids=ids[:, 5:], use_cache=False).logits.float()
     finally:

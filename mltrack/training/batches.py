@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset, Sampler
 from mltrack.data.ahead import ahead
-from mltrack.data.collate import IGNORED, PADDED_TO
+from mltrack.data.collate import IGNORED, PADDED_TO, padded_width
 from mltrack.data.packing import pack
 from mltrack.errors import ConfigurationError
 
@@ -41,6 +41,11 @@ class MicroBatch:
     def rows(self) -> int:
         """Rows of the batch: its examples, or fewer where several are packed into one."""
         return len(self.tensors["input_ids"])
+
+    @property
+    def width(self) -> int:
+        """Tokens of each row, padding included."""
+        return self.tensors["input_ids"].shape[1]
 
     def to(self, device: torch.device) -> dict[str, torch.Tensor]:
         """The tensors on the device; the copy of a pinned batch is asynchronous. A mask that hides nothing is left out: attention is faster without."""
@@ -109,10 +114,11 @@ class TrainingBatches:
         self._config, self._rank, self._world, self._pin = config, rank, world, pin
         self._ahead = config.effective_speedups.prefetch and not config.num_workers  # workers are ahead by themselves
         self._collate = partial(pack, pad_token_id=dataset.pad_token_id, row_length=dataset.max_length) if config.packing else None
-        longest = int(dataset.lengths.max(initial=0))
+        longest = padded_width(int(dataset.lengths.max(initial=0)), dataset.max_length)
         if config.max_batch_tokens is not None and longest > config.max_batch_tokens:
             raise ConfigurationError(
-                f"max_batch_tokens: seen {config.max_batch_tokens}, but an example has {longest} tokens; accepted: a whole number >= {longest}, or a smaller max_length"
+                f"max_batch_tokens: seen {config.max_batch_tokens}, but the longest example has {longest} tokens with its padding; "
+                f"accepted: a whole number >= {longest}, or a smaller max_length"
             )
 
     @cached_property

@@ -12,6 +12,7 @@ from torch import nn
 from mltrack.checkpoints.state import unwrapped
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
+from mltrack.data.collate import PADDED_TO
 from mltrack.data.encoding import tokenizer_digest
 from mltrack.errors import ConfigurationError
 from mltrack.hardware import visible_gpus
@@ -48,8 +49,10 @@ def decisive(
         "max_length": dataset.max_length,
         "truncation": dataset.truncation,
         "sampler": order_of(config),
+        "padding": f"to multiples of {PADDED_TO}",
         "packing": config.packing,
         "dropout masks": "cheap" if config.effective_speedups.dropout_masks else "torch's",
+        "logits": "where a loss is taken" if config.effective_speedups.target_logits and not dataset.task.is_classification else "everywhere",
         "last layer": "for its first token" if narrow else "whole",
         "compiled": config.compile,
         "model": shape_of(inner),
@@ -61,6 +64,7 @@ def decisive(
         "fp32 products": "TF32" if config.effective_speedups.tf32 and device.type == "cuda" else "whole",
         "deterministic": config.deterministic,
         "threads": torch.get_num_threads(),
+        "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "the GPU's",
         "torch": str(torch.__version__),
     }
 

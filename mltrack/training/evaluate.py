@@ -12,49 +12,73 @@ from mltrack.data import CodeDataset, Sampler
 from mltrack.errors import ConfigurationError, did_you_mean
 from mltrack.tasks import task_for
 from mltrack.training.batches import MicroBatch, load_batches
-from mltrack.training.gradient import is_out_of_memory
+from mltrack.training.memory import is_out_of_memory, make_room
 from mltrack.training.precision import Precision
 
 OnBatch = Callable[[int, int], None]
 
 
 def evaluate(
-    model: nn.Module, dataset: CodeDataset, *, batch_size: int, device: torch.device, precision: Precision, on_batch: OnBatch | None = None
+    model: nn.Module,
+    dataset: CodeDataset,
+    *,
+    batch_size: int,
+    device: torch.device,
+    precision: Precision,
+    max_batch_tokens: int | None = None,
+    pin: bool = True,
+    on_batch: OnBatch | None = None,
 ) -> tuple[dict[str, float], Any]:
     """Evaluate without dropout and without gradients; the model's mode is as before afterwards.
 
     Args:
+        batch_size: examples at once; fewer where `max_batch_tokens`, padding included, or the memory does not hold them.
+        pin: a GPU copies batches by itself.
         on_batch: called before each batch with (batches done, all batches); what it raises ends the evaluation.
 
     Returns:
         The metrics by name, `loss` first, and the task's evaluator with its predictions.
     """
     evaluator = task_for(dataset.task).evaluator(label_names(dataset))
-    order = [list(batch) for batch in Sampler(dataset.lengths, 0, 0, batch_size=batch_size, shuffle=False)]
+    order = list(Sampler(dataset.lengths, 0, 0, batch_size=batch_size, shuffle=False, max_tokens=max_batch_tokens))
+    room = None
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            for done, batch in enumerate(load_batches(dataset, order, pin=device.type == "cuda")):
+            for done, batch in enumerate(load_batches(dataset, order, pin=pin and device.type == "cuda")):
                 if on_batch is not None:
                     on_batch(done, len(order))
                 with precision.autocast():
-                    _add(evaluator, model, batch, device)
+                    room = _add(evaluator, model, batch, device, room)
     finally:
         model.train(was_training)
     return evaluator.compute(), evaluator
 
 
-def _add(evaluator: Any, model: nn.Module, batch: MicroBatch, device: torch.device) -> None:
-    """Add a batch; where it does not fit into memory, its halves."""
-    try:
-        evaluator.update(model, batch.to(device))
-        return
-    except Exception as error:
-        if not is_out_of_memory(error) or len(batch.records) == 1:
-            raise
-    for half in batch.split((len(batch.records) + 1) // 2):
-        _add(evaluator, model, half, device)
+def _add(evaluator: Any, model: nn.Module, batch: MicroBatch, device: torch.device, room: int | None) -> int | None:
+    """Add a batch, in parts of at most `room` tokens, padding included; where memory runs out, in halves of the part that did not fit.
+
+    Returns:
+        What fits: the next batches begin with it.
+    """
+    waiting = _parts(batch, room)
+    while waiting:
+        part = waiting.pop(0)
+        try:
+            evaluator.update(model, part.to(device))
+            continue
+        except Exception as error:
+            if not is_out_of_memory(error) or part.rows == 1:
+                raise
+        make_room(device)
+        room = (part.rows + 1) // 2 * part.width
+        waiting = [smaller for one in (part, *waiting) for smaller in _parts(one, room)]
+    return room
+
+
+def _parts(batch: MicroBatch, room: int | None) -> list[MicroBatch]:
+    return batch.split(None if room is None else max(1, room // batch.width))
 
 
 def check_metric_name(dataset: CodeDataset, name: str) -> None:

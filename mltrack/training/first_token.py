@@ -21,21 +21,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from mltrack.hardware import whole_products
+
 
 def reads_first_token(model: Any) -> bool:
     """True where the head of the model reads the first token of the last layer and nothing else, and the layer can be computed for it alone."""
     attention = _last_attention(model)
     if attention is None:
         return False
-    was_training, precision = model.training, torch.get_float32_matmul_precision()
+    was_training = model.training
     model.eval()
-    torch.set_float32_matmul_precision("highest")
     try:
-        return _only_first_has_a_gradient(model) and _same_logits(model, attention)
+        with whole_products():
+            return _only_first_has_a_gradient(model) and _same_logits(model, attention)
     except Exception:  # a model that is built otherwise than its names say; it is trained as it is
         return False
     finally:
-        torch.set_float32_matmul_precision(precision)
         model.train(was_training)
 
 

@@ -15,21 +15,11 @@ import torch
 from torch import nn
 
 from mltrack.checkpoints.state import restore_rng
-from mltrack.collector import collect_all
 from mltrack.errors import TrainingError
 from mltrack.training.batches import MicroBatch
+from mltrack.training.memory import is_out_of_memory, make_room
 from mltrack.training.parallel import Parallel
 from mltrack.training.precision import Precision
-
-_ALLOCATION_FAILED = (
-    "can't allocate memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUBLAS_STATUS_NOT_INITIALIZED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
-"""What a RuntimeError says where torch has no class of its own for it."""
-
 
 NOT_DETERMINISTIC = "does not have a deterministic implementation"
 """What torch says of an operation that it was forbidden."""
@@ -153,26 +143,19 @@ class GradientOfGroup:
     def _halve(self, problem: str) -> None:
         part = self._at
         self.optimizer.zero_grad(set_to_none=True)
-        collect_all()
-        if self.precision.device.type == "cuda":
-            torch.cuda.empty_cache()
+        make_room(self.precision.device)
         if part is None or part.rows == 1:
             single = "a single record" if part is None or len(part.records) == 1 else f"a row of {len(part.records)} packed records"
             what = "the gradient's norm" if part is None else f"{self._place(part.records[0])}: {single} of {part.tokens:,} tokens"
+            smaller = "packing=false, " if part is not None and len(part.records) > 1 else ""
             raise TrainingError(
-                f"{what} does not fit into the memory of {self.precision.device}: {problem}; accepted: a smaller max_length, gradient_checkpointing=true, "
-                "a smaller model, or a device with more memory"
+                f"{what} does not fit into the memory of {self.precision.device}: {problem}; accepted: {smaller}a smaller max_length, "
+                "gradient_checkpointing=true, a smaller model, or a device with more memory"
             )
         self.micro_batch_size = (part.rows + 1) // 2
+        what = "examples" if part.rows == len(part.records) else "packed rows"
         warnings.warn(
-            f"out of memory with {part.rows} examples at once; the step starts again with {self.micro_batch_size}, which changes no result",
+            f"out of memory with {part.rows} {what} at once; the step starts again with {self.micro_batch_size}: the same sum, to rounding",
             stacklevel=2,
         )
         self._on_halved(self.micro_batch_size)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """True where an allocation failed, on a GPU or on the host."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATION_FAILED)

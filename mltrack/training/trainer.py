@@ -37,7 +37,7 @@ from mltrack.training.batches import MicroBatch, TrainingBatches
 from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.defaults import configure, local_checkpoints, local_tracker
 from mltrack.training.early_stopping import EarlyStopping
-from mltrack.training.evaluate import check_metric_name, evaluate
+from mltrack.training.evaluate import OnBatch, check_metric_name, evaluate
 from mltrack.training.gradient import GradientOfGroup, StepGradient
 from mltrack.training.listener import Listener
 from mltrack.training.non_finite import non_finite_error, save_group
@@ -307,6 +307,19 @@ class AdvancedTrainer:
         if must_stay or self.save_every.due(state.step, epoch_over):
             self._last_settled += self.saving.save(taken_in, metrics, required=must_stay)
 
+    def evaluated(self, dataset: CodeDataset, on_batch: OnBatch | None = None) -> tuple[dict[str, float], Any]:
+        """`mltrack.training.evaluate` of the model as it is now, with this training's device, precision and bounds of a batch."""
+        return evaluate(
+            self.model,
+            dataset,
+            batch_size=self.config.effective_eval_batch_size,
+            device=self.device,
+            precision=self.precision,
+            max_batch_tokens=self.config.max_batch_tokens,
+            pin=self.config.effective_speedups.pinned_memory,
+            on_batch=on_batch,
+        )
+
     def _evaluate(self, dataset: CodeDataset) -> dict[str, float]:
         """Metrics under their `eval_` names, logged, and offered as the best."""
 
@@ -316,9 +329,7 @@ class AdvancedTrainer:
                 listener.on_evaluation_batch(done, total)
 
         started = time.perf_counter()
-        values, _ = evaluate(
-            self.model, dataset, batch_size=self.config.effective_eval_batch_size, device=self.device, precision=self.precision, on_batch=on_batch
-        )
+        values, _ = self.evaluated(dataset, on_batch)
         metrics = {f"eval_{name}": value for name, value in values.items()}
         name, state = self.config.metric_name, self.state
         seconds = time.perf_counter() - started
