@@ -83,17 +83,19 @@ def test_logits_and_gradients_are_those_of_the_whole_layer(config: type, attenti
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_in_bf16_it_is_the_whole_layer_up_to_its_rounding(attention: str):
     """Eager attention in bf16 is what `auto` gives an encoder with dropout on a CPU that multiplies bf16."""
-    model = made(RobertaConfig).train()
+    model = made(RobertaConfig, initializer_range=0.3).train()
     model.set_attn_implementation(attention)
     found = []
     for narrow in (False, True):
         with torch.autocast("cpu", torch.bfloat16), only_first_token(model, narrow):
             found.append(logits_and_gradients(model, batch()))
     (expected, gradients), (logits, narrow_gradients) = found
-    assert torch.allclose(logits, expected, atol=2e-2)
+    assert expected.abs().max() > 0.1
+    assert torch.allclose(logits, expected, atol=2e-2 * expected.abs().max().item())
     assert narrow_gradients.keys() == gradients.keys()
     for name, gradient in gradients.items():
-        assert torch.allclose(narrow_gradients[name], gradient, atol=2e-2 * gradient.abs().max().item() + 1e-4), name
+        if not name.endswith("key.bias"):  # softmax does not see it: its gradient is rounding alone
+            assert (narrow_gradients[name] - gradient).norm() <= 5e-2 * gradient.norm(), name
 
 
 def test_dropout_of_the_layer_is_still_drawn():

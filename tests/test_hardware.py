@@ -12,6 +12,7 @@ import torch
 
 from mltrack import hardware
 from mltrack.errors import ConfigurationError
+from mltrack.tasks.generation import keeps_apart
 
 CPU = torch.device("cpu")
 
@@ -141,3 +142,41 @@ def test_an_older_glibc_that_refuses_large_thresholds_gets_the_largest_it_takes(
         monkeypatch.setattr(ctypes, "CDLL", lambda _: OldGlibc())
         assert hardware.keep_freed_memory() is expected
         assert [name for name, _ in asked] == ([-3, -3, -1, -2] if expected else [-3, -3])
+
+
+def test_products_are_whole_inside_and_as_before_afterwards():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        with hardware.whole_products():
+            assert torch.get_float32_matmul_precision() == "highest"
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_products_chosen_by_the_newer_switches_are_left_alone():
+    """torch does not let the two ways be mixed; in a process of its own, since there is no way back."""
+    script = """
+import torch
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+from mltrack import hardware
+with hardware.whole_products():
+    pass
+print(torch.backends.cuda.matmul.fp32_precision)
+"""
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "tf32"
+
+
+def test_models_are_asked_in_whole_products(trainer):
+    """Else a GPU that multiplies with TF32 would show a difference that is only its rounding."""
+    made = trainer("code_generation", packing=True)
+    seen = set()
+    made.model.register_forward_pre_hook(lambda *_: seen.add(torch.get_float32_matmul_precision()))
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert keeps_apart(made.model)
+        assert seen == {"highest"}
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import tiny
 import torch
 from transformers import MambaConfig, MambaForCausalLM
 
+from mltrack import AdvancedTrainer
 from mltrack.checkpoints.state import capture_rng
-from mltrack.data import Sampler
-from mltrack.data.collate import IGNORED
+from mltrack.data import DatasetLoader, Sampler
+from mltrack.data.collate import IGNORED, padded_width
 from mltrack.data.packing import pack
 from mltrack.errors import ConfigurationError
 from mltrack.tasks.generation import keeps_apart
@@ -81,8 +84,6 @@ def test_a_model_that_mixes_packed_examples_is_refused(trainer):
     assert not keeps_apart(mixing)
     made = trainer("code_generation", count=16)
     assert keeps_apart(made.model)
-    from mltrack import AdvancedTrainer
-
     with pytest.raises(ConfigurationError, match="packing: seen true, but MambaForCausalLM lets the examples of a row see each other"):
         AdvancedTrainer(mixing, made.train_dataset, packing=True, device="cpu")
     made.model.config._attn_implementation = "flash_attention_2"
@@ -139,6 +140,16 @@ def test_evaluation_keeps_to_the_budget_too(trainer):
     made.tracker.close()
     assert 128 < max(sizes) <= 256, "filled, and not beyond it"
     assert len(sizes) > 1
+
+
+def test_a_budget_that_the_longest_example_of_the_evaluation_does_not_fit_into_is_refused(trainer, tmp_path):
+    made = trainer("code_generation")
+    fits = padded_width(int(made.train_dataset.lengths.max()))
+    assert fits < 64
+    (tmp_path / "long.jsonl").write_text(json.dumps({"description": "Add up.", "code": "def f(x):\n    return " + " + ".join("x" * 60)}))
+    long = DatasetLoader(tmp_path / "long.jsonl", made.train_dataset.tokenizer, task="code_generation", max_length=64).load()
+    with pytest.raises(ConfigurationError, match=f"max_batch_tokens: seen {fits}, but the longest example has 64 tokens"):
+        AdvancedTrainer(made.model, made.train_dataset, long, max_batch_tokens=fits, device="cpu")
 
 
 def test_packing_never_takes_more_than_a_row_for_each():

@@ -191,7 +191,7 @@ def test_what_decides_the_result_is_compared(storm):
     assert tag == "learning_rate is 0.002, was 0.001"
 
 
-@pytest.mark.parametrize("name", ["world size", "optimizer", "attention implementation", "sampler", "device", "torch"])
+@pytest.mark.parametrize("name", ["world size", "optimizer", "attention implementation", "sampler", "device", "torch", "instructions", "padding", "packing"])
 def test_what_no_option_changes_is_compared_too(tmp_path, records_file, name):
     """With another release, machine or number of processes they change; here the checkpoint says that they were otherwise."""
     source, train, evaluation = tiny.data(records_file("text_classification", 24), "text_classification")

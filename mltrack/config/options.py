@@ -229,7 +229,7 @@ OPTIONS: dict[str, Option] = _declare(
     Option(name="attention", kind="text", default="auto", choices=("auto", "eager", "sdpa", "flash_attention_2"), help="How attention is computed; `auto` chooses by device, precision and the model's dropout."),
     Option(name="compile", kind="bool", default=False, help="Compile the model with torch.compile: a minute or more before the first step, which a GPU earns back within a run of hours."),
     Option(name="speedups", kind="pairs", choices=speedups.NAMES, values=(speedups.ON, speedups.OFF), help="Which of the speed-ups that are on by default are off: `buckets=off`."),
-    Option(name="num_workers", kind="int", default=0, minimum=0, help="Worker processes that collate batches; 0: a thread beside the trainer."),
+    Option(name="num_workers", kind="int", default=0, minimum=0, help="Worker processes that collate batches; 0: a thread of this process."),
     Option(name="seed", kind="int", default=42, minimum=0, help="Seeds the split, the order, the weights and the dropout."),
     Option(name="deterministic", kind="bool", default=False, help="Refuse operations that torch cannot repeat exactly on a GPU (a CPU run repeats as it is)."),
     # MLflow and the run's folder

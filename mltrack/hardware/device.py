@@ -93,7 +93,11 @@ def whole_products() -> Iterator[None]:
     """Inside, fp32 is multiplied in fp32 on a GPU too: what two computations are compared in, whose difference would else be TF32's rounding."""
     import torch
 
-    before = torch.get_float32_matmul_precision()
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # somebody has chosen by torch's newer switches, which do not mix with this one
+        yield
+        return
     torch.set_float32_matmul_precision("highest")
     try:
         yield

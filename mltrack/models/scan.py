@@ -1,7 +1,7 @@
-"""`transformers` reads the 2,000 files of its models to know which names they define; here it does so once instead of twice, a third of a second each.
+"""`transformers` reads the files of all its models to know which names they define; here it does so once instead of twice, a third of a second each.
 
 `import transformers` reads them, and so does the first model, configuration or tokenizer: the answers are kept in a cache of 128 folders, and there are
-450. What the first reading found is handed to the second.
+more than 500. What the first reading found is handed to the second.
 
 Invariant: transformers gets what it would have found itself; where it is built otherwise than expected, it is left to find it.
 
@@ -28,11 +28,12 @@ def read_once() -> None:
     from transformers.utils import import_utils
 
     utilities: Any = import_utils
-    own = getattr(utilities, "define_import_structure", None)
+    own: Any = getattr(utilities, "define_import_structure", None)
     found = _found(own, Path(transformers.__file__).parent / "models")
     if not found:
         return
-    utilities.define_import_structure = lambda *_, **__: found
+    file = str(Path(transformers.__file__).parent / "models" / "__init__.py")
+    utilities.define_import_structure = lambda *asked, **options: found if (asked, options) == ((file,), {}) else own(*asked, **options)
     try:
         with suppress(Exception):  # then it is imported where it is needed, in its own way
             import transformers.models

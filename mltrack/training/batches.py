@@ -114,12 +114,7 @@ class TrainingBatches:
         self._config, self._rank, self._world, self._pin = config, rank, world, pin
         self._ahead = config.effective_speedups.prefetch and not config.num_workers  # workers are ahead by themselves
         self._collate = partial(pack, pad_token_id=dataset.pad_token_id, row_length=dataset.max_length) if config.packing else None
-        longest = padded_width(int(dataset.lengths.max(initial=0)), dataset.max_length)
-        if config.max_batch_tokens is not None and longest > config.max_batch_tokens:
-            raise ConfigurationError(
-                f"max_batch_tokens: seen {config.max_batch_tokens}, but the longest example has {longest} tokens with its padding; "
-                f"accepted: a whole number >= {longest}, or a smaller max_length"
-            )
+        check_budget(dataset, config)
 
     @cached_property
     def num_batches(self) -> int:
@@ -154,6 +149,20 @@ class TrainingBatches:
             bucket_window=BUCKET_WINDOW if self._config.effective_speedups.buckets else 1,
             max_tokens=self._config.max_batch_tokens,
             padded_to=PADDED_TO,
+        )
+
+
+def check_budget(dataset: CodeDataset, config: TrainingConfig) -> None:
+    """Refuse a budget of tokens that the longest example does not fit into.
+
+    Raises:
+        ConfigurationError: with the least that is accepted.
+    """
+    longest = padded_width(int(dataset.lengths.max(initial=0)), dataset.max_length)
+    if config.max_batch_tokens is not None and longest > config.max_batch_tokens:
+        raise ConfigurationError(
+            f"max_batch_tokens: seen {config.max_batch_tokens}, but the longest example has {longest} tokens with its padding; "
+            f"accepted: a whole number >= {longest}, or a smaller max_length"
         )
 
 

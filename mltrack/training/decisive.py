@@ -50,7 +50,7 @@ def decisive(
         "truncation": dataset.truncation,
         "sampler": order_of(config),
         "padding": f"to multiples of {PADDED_TO}",
-        "packing": config.packing,
+        "packing": "rows filled, or one each" if config.packing else False,
         "dropout masks": "cheap" if config.effective_speedups.dropout_masks else "torch's",
         "logits": "where a loss is taken" if config.effective_speedups.target_logits and not dataset.task.is_classification else "everywhere",
         "last layer": "for its first token" if narrow else "whole",

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from mltrack.data import CodeDataset, Sampler
+from mltrack.data.collate import PADDED_TO
 from mltrack.errors import ConfigurationError, did_you_mean
 from mltrack.tasks import task_for
 from mltrack.training.batches import MicroBatch, load_batches
@@ -40,7 +41,7 @@ def evaluate(
         The metrics by name, `loss` first, and the task's evaluator with its predictions.
     """
     evaluator = task_for(dataset.task).evaluator(label_names(dataset))
-    order = list(Sampler(dataset.lengths, 0, 0, batch_size=batch_size, shuffle=False, max_tokens=max_batch_tokens))
+    order = list(Sampler(dataset.lengths, 0, 0, batch_size=batch_size, shuffle=False, max_tokens=max_batch_tokens, padded_to=PADDED_TO))
     room = None
     was_training = model.training
     model.eval()

@@ -110,9 +110,8 @@ class GradientOfGroup:
                     ) from error
                 if not is_out_of_memory(error):
                     raise
-                problem = (
-                    next(line for line in reversed(str(error).splitlines()) if line.strip()) if " in replica " in str(error) else str(error).splitlines()[0]
-                )
+                said = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+                problem = said[-1 if " in replica " in str(error) else 0]
             # not inside the handler: the traceback would keep the tensors alive
             self._halve(problem)
             restore_rng(rng)

@@ -33,7 +33,7 @@ from mltrack.errors import DatasetError, Interrupted
 from mltrack.hardware import choose_device, choose_precision
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking import TrainingMetricsTracker
-from mltrack.training.batches import MicroBatch, TrainingBatches
+from mltrack.training.batches import MicroBatch, TrainingBatches, check_budget
 from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.defaults import configure, local_checkpoints, local_tracker
 from mltrack.training.early_stopping import EarlyStopping
@@ -115,6 +115,7 @@ class AdvancedTrainer:
         self.scheduler = linear_warmup_decay(self.optimizer, self.plan)
         if eval_dataset is not None:
             check_metric_name(eval_dataset, self.config.metric_name)
+            check_budget(eval_dataset, self.config)
         self.metric_mode = self.config.metric_mode or metric_mode(self.config.metric_name)
         self.early_stopping = EarlyStopping(self.config.early_stopping_patience, self.config.early_stopping_min_delta, self.metric_mode)
         self.eval_every, self.save_every = Every(self.config.eval_every), Every(self.config.save_every)
