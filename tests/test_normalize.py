@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from renamed_copies import FUNCTIONS
 from renamed_copies import renamed as other_names
 
+import mltrack
 from mltrack.data.normalize import LONGEST_CHARACTERS, looks_like_python, normalize
 
 C = """
@@ -207,3 +209,10 @@ def _seconds(text: str) -> float:
 def test_what_is_behind_the_longest_text_still_counts() -> None:
     code = "x = 1\n" * (LONGEST_CHARACTERS // 6 + 1)
     assert normalize(code + "a").same_code != normalize(code + "b").same_code
+
+
+def test_no_pattern_has_a_possessive_group() -> None:
+    """Python before 3.11.5 reads them wrongly (gh-106052), which a newer interpreter does not show."""
+    package = Path(mltrack.__file__).parent
+    lines = [(path.name, line.strip()) for path in package.rglob("*.py") for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [(name, line) for name, line in lines if not line.startswith("#") and re.search(r"\)(?:[*+?]|\{\d*,?\d*\})\+", line)] == []

@@ -18,7 +18,7 @@ from artifact_stores import ArtifactStore, artifact_store
 from hf_folders import encoder_folder
 from kept_checkpoints import KeptRun
 from mlflow import MlflowClient
-from tracked_runs import held_points, is_running, kill, recorded, relay_pid, sent, start_script, until
+from tracked_runs import held_points, is_running, kill, pause_between_transactions, recorded, relay_pid, sent, start_script, until
 
 from mltrack.journal import JournalWriter, RunDirectory, records
 from mltrack.provenance import undelivered
@@ -207,7 +207,7 @@ def test_a_relay_that_was_cut_off_finds_it_too_and_is_not_started_again(tmp_path
     try:
         until(lambda: sent(directory) > 20, "the first points")
         relay = relay_pid(directory)
-        os.kill(relay, signal.SIGSTOP)
+        pause_between_transactions(relay, tmp_path / "mlflow.db")
         stopped = time.monotonic()
         run_id = str(directory.read_delivery()["run_id"])
         two = RunDirectory(tmp_path / "two")

@@ -14,13 +14,14 @@ import json
 import math
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,24 @@ def kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     until(lambda: not is_running(pid), f"the end of process {pid}")
+
+
+def pause_between_transactions(pid: int, database: Path) -> None:
+    """Stop a process (SIGSTOP) at a moment at which it holds no lock of an SQLite file, so that others can open it."""
+
+    def paused() -> bool:
+        os.kill(pid, signal.SIGSTOP)
+        until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "the stop")
+        with closing(sqlite3.connect(database, timeout=0)) as connection:
+            try:
+                connection.execute("BEGIN EXCLUSIVE")
+                connection.rollback()
+                return True
+            except sqlite3.OperationalError:
+                os.kill(pid, signal.SIGCONT)
+                return False
+
+    until(paused, "a moment between two transactions")
 
 
 def client(uri: str) -> MlflowClient:

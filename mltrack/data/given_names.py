@@ -36,7 +36,7 @@ _BEFORE_EXPRESSIONS = frozenset(_USING_WORDS.split())
 # its own, and looks behind it then, takes a third of the time
 _BEGIN = r"(?<!\S)"
 _END = r"(?!\S)"
-_INSIDE = r"(?:[^()]++|\((?:[^()]++|\([^()]*+\))*+\))*+"
+_INSIDE = r"(?:[^()]++|\((?:[^()]++|\([^()]*+\))*\))*"
 _LISTED = re.compile(rf"(?:^|[(,*&{{\[]|\.\.\.|{_BEGIN}mut) ?({WORD})(?= (?:[,:=?)}}\]]|$)|$)")
 _BLOCKS = re.compile(r"\|(?:(?<=[(,={] \|)|(?<=\bdo \|)|(?<=\bmove \|)) ([^|\n]{0,200}?) \|")
 """What a block of Ruby and a closure of Rust take."""
@@ -62,12 +62,12 @@ _CAPTURED = re.compile(rf"{_BEGIN}({WORD})(?= (?:[,)}}\]|]|as{_END})|$)")
 # C, Java, JavaScript, Go, Rust and their kin
 _GIVING = rf"(?::?=|=>|->|[-+*/%&|^]=){_END}"
 _ASSIGNED = re.compile(rf"{_BEGIN}({WORD}) {_GIVING}|{_BEGIN}(?:let|val|var|mut) ({WORD})(?! \()")
-_SEVERAL_ASSIGNED = re.compile(rf"{_BEGIN}(?<!, )({WORD}(?: , {WORD})++) {_GIVING}")
+_SEVERAL_ASSIGNED = re.compile(rf"{_BEGIN}(?<!, )({WORD}(?: , {WORD})+) {_GIVING}")
 _AFTER_DECLARED = rf"(?= (?:[=;,)\[:({{\n]|$|(?:in|of){_END}))"
 _DECLARED = re.compile(
-    rf"(?<![\w$\x01])({WORD})(?:(?: [*&]+| \[ \]| \.\.\.)*+ ({WORD}){_AFTER_DECLARED}| \? ({WORD})(?= [=;,)]))"  # not `a ? b : c`
+    rf"(?<![\w$\x01])({WORD})(?:(?: [*&]+| \[ \]| \.\.\.)* ({WORD}){_AFTER_DECLARED}| \? ({WORD})(?= [=;,)]))"  # not `a ? b : c`
 )
-_GENERIC = re.compile(rf" <(?<=[\w$] <)(?: (?:[\w$.:?,*<>\[\]]+|&)){{0,60}}? >>?(?: [*&?]+| \[ \]| \.\.\.)*+ ({WORD}){_AFTER_DECLARED}")
+_GENERIC = re.compile(rf" <(?<=[\w$] <)(?: (?:[\w$.:?,*<>\[\]]+|&)){{0,60}}? >>?(?: [*&?]+| \[ \]| \.\.\.)* ({WORD}){_AFTER_DECLARED}")
 _FUNCTIONS = re.compile(rf"{_BEGIN}(?:function|fn|func|fun)(?: (\( [^()]*+\)))?(?: ({WORD}))?[^()\n]{{0,200}}? (\( {_INSIDE}\))")
 _BEFORE_TYPES = re.compile(rf"[(,] ({WORD})(?= [\w*\[.])")
 """Go: the parameter stands before its type."""

@@ -25,11 +25,13 @@ NAME, TEXT, NUMBER = "\x01name", "\x01text", "\x01number"
 LONGEST_CHARACTERS = 200_000
 """Of a longer text only the beginning is read as code; the rest counts for `same_code` as it stands."""
 
+# Groups are not possessive, here and in `given_names`: before Python 3.11.5 `re` reads `(?:...)*+` wrongly (gh-106052). Nothing would be
+# gained: what an alternative has taken, no other way of reading takes.
 _QUOTES = "\"'`"
 _STRINGS = r"""
-    (?:[rRbBuUfFtT]{0,2}|L)(?:\"{3}(?:[^"\\]++|\\.|"(?!""))*+(?:\"{3}|\Z) | '{3}(?:[^'\\]++|\\.|'(?!''))*+(?:'{3}|\Z)
-        | "(?:[^"\\\n]++|\\.)*+" | '(?:[^'\\\n]++|\\.)*+')
-    | `(?:[^`\\]++|\\.)*+`
+    (?:[rRbBuUfFtT]{0,2}|L)(?:\"{3}(?:[^"\\]++|\\.|"(?!""))*(?:\"{3}|\Z) | '{3}(?:[^'\\]++|\\.|'(?!''))*(?:'{3}|\Z)
+        | "(?:[^"\\\n]++|\\.)*" | '(?:[^'\\\n]++|\\.)*')
+    | `(?:[^`\\]++|\\.)*`
 """
 # A quote that nothing closes is looked behind once: what it is escaped from there is escaped from here, too, and begins no other look.
 _REST = rf"""
@@ -42,12 +44,12 @@ _REST = rf"""
     | [^\w\s]
 """
 _CONTINUED = r"\\\r?\n"
-_DOCSTRING = r"""^[ \t]*[rRuU]?(?:\"{3}(?:[^"\\]++|\\.|"(?!""))*+\"{3} | '{3}(?:[^'\\]++|\\.|'(?!''))*+'{3})[ \t]*\r?$"""
+_DOCSTRING = r"""^[ \t]*[rRuU]?(?:\"{3}(?:[^"\\]++|\\.|"(?!""))*\"{3} | '{3}(?:[^'\\]++|\\.|'(?!''))*'{3})[ \t]*\r?$"""
 _FLAGS = re.VERBOSE | re.DOTALL | re.MULTILINE
 # what a comment, a docstring or a continued line matches leaves the group empty
 _HASH_COMMENTS = re.compile(rf"{_DOCSTRING} | \#[^\n]* | {_CONTINUED} | ( {_STRINGS} {_REST} )", _FLAGS)
 _SLASH_COMMENTS = re.compile(rf"//[^\n]* | /\*.*?(?:\*/|\Z) | {_CONTINUED} | ( {_STRINGS} {_REST} )", _FLAGS)
-_JOINED_LINES = re.compile(r"(?<=[(,\[]) (?:\n )+|(?<!\n)(?: \n)++ (?=[)\],])")
+_JOINED_LINES = re.compile(r"(?<=[(,\[]) (?:\n )+|(?<!\n)(?: \n)+ (?=[)\],])")
 
 _ONLY_PYTHON = re.compile(
     r"^[ \t]*(?:(?:async[ \t]+)?def[ \t]+\w+[ \t]*\(|(?:class|if|elif|for|while|with|except)\b[^\n;{]*:[ \t]*(?:\#.*)?\r?$|(?:else|try|finally)[ \t]*:)",
@@ -61,9 +63,9 @@ _SHELL = re.compile(r"^[ \t]*(?:fi|done|esac)[ \t]*\r?(?:$|[;|&<>)])", re.MULTIL
 # of a string its quote stays, of a comment its beginning
 _SAID = re.compile(
     r"""(["'`\#/\\])(?:
-        (?<=")(?:""(?:[^"\\]++|\\.|"(?!""))*+(?:"{3}|\Z) | (?:[^"\\\n]++|\\.)*+")
-        | (?<=')(?:''(?:[^'\\]++|\\.|'(?!''))*+(?:'{3}|\Z) | (?:[^'\\\n]++|\\.)*+')
-        | (?<=`)(?:[^`\\]++|\\.)*+` | (?<=\\). | (?<=\#)([ \t!]*\w*)[^\n]* | (?<=/)(?:(/)[^\n]* | (\*).*?(?:\*/|\Z))
+        (?<=")(?:""(?:[^"\\]++|\\.|"(?!""))*(?:"{3}|\Z) | (?:[^"\\\n]++|\\.)*")
+        | (?<=')(?:''(?:[^'\\]++|\\.|'(?!''))*(?:'{3}|\Z) | (?:[^'\\\n]++|\\.)*')
+        | (?<=`)(?:[^`\\]++|\\.)*` | (?<=\\). | (?<=\#)([ \t!]*\w*)[^\n]* | (?<=/)(?:(/)[^\n]* | (\*).*?(?:\*/|\Z))
     )""",
     _FLAGS,
 )
