@@ -25,7 +25,7 @@ from mltrack.data.normalize import normalize
 from mltrack.data.records import Record
 from mltrack.data.table import keys_of
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Part of the cache's name; whatever changes the groups raises it."""
 
 RUN = 5
