@@ -29,10 +29,11 @@ def read_once() -> None:
 
     utilities: Any = import_utils
     own: Any = getattr(utilities, "define_import_structure", None)
-    found = _found(own, Path(transformers.__file__).parent / "models")
+    folder = Path(transformers.__file__).parent / "models"
+    found = _found(own, folder)
     if not found:
         return
-    file = str(Path(transformers.__file__).parent / "models" / "__init__.py")
+    file = str(folder / "__init__.py")  # what the second reading asks for; anything else is transformers' own business
     utilities.define_import_structure = lambda *asked, **options: found if (asked, options) == ((file,), {}) else own(*asked, **options)
     try:
         with suppress(Exception):  # then it is imported where it is needed, in its own way
@@ -49,5 +50,5 @@ def _found(own: Any, folder: Path) -> Structure:
         if own.cache_info().misses > before.misses:
             return {}
         return {needed: {name.removeprefix(_PREFIX): names for name, names in modules.items() if name.startswith(_PREFIX)} for needed, modules in whole.items()}
-    except Exception:
+    except Exception:  # another version's function may fail in any way; then transformers reads twice, as without this
         return {}
