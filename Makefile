@@ -3,13 +3,14 @@ VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help install demo test test-long test-exhaustive test-postgres check style lock ui bench bench-install
+.PHONY: help install demo test test-long test-exhaustive test-gpu test-postgres check style lock ui bench bench-install
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    install, train the code generation demo, register its model"
 	@echo "make test    install, run the tests"
 	@echo "make test-long   the tests that take minutes: many kills, real servers in sequence"
+	@echo "make test-gpu   the invariants of training, on the GPU of this machine"
 	@echo "make check   lint, format, types, all tests"
 	@echo "make bench   training speed beside the Hugging Face Trainer and Lightning, in less than half an hour on two cores"
 	@echo "make ui      the MLflow UI on a free port"
@@ -33,6 +34,10 @@ test-long: install
 
 test-exhaustive: install
 	$(BIN)/python -m pytest -m exhaustive
+
+# what computes, on the GPU of this machine
+test-gpu: install
+	MLTRACK_TEST_DEVICE=cuda $(BIN)/python -m pytest -m "device and not exhaustive"
 
 test-postgres: install
 	MLTRACK_REQUIRE_POSTGRES=1 $(BIN)/python -m pytest tests/test_postgres.py

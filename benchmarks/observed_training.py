@@ -19,10 +19,8 @@ from types import ModuleType
 from typing import Any
 
 from after_import import AfterImport
-from training_job import Job, TokenCount, model_from, say
+from training_job import WARM_UP, Job, TokenCount, model_from, say
 
-WARM_UP = 3
-"""First steps that are not steady."""
 PROFILED = 12
 """Steps that the profiler sees."""
 
@@ -298,6 +296,7 @@ def run_mltrack(job: Job) -> dict[str, Any]:
         "evaluated_tokens": watch.evaluated_tokens,
         **(watch.tokens.begun_with if watch.hooked else {}),
         "steady": watch.steady(),
+        "steady_tokens_per_second": watch.steady().get("tokens_per_second"),
         "profile": watch.profiled,
         "precision": watch.trainer.precision.mode,
         "model": partial(model_from, last, job.task),  # loaded by who wants it: it does not belong to the peak

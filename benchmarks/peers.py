@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from training_job import Job, TokenCount, datasets_of, model_from, say
+from training_job import Job, Pace, TokenCount, datasets_of, model_from, say, wait_for_gpu
 
 
 def rows_of(dataset: Any) -> list[dict[str, Any]]:
@@ -63,31 +63,31 @@ def run_hf(job: Job, *, tuned: bool, tracked: bool) -> dict[str, Any]:
         **({"train_sampling_strategy": "group_by_length"} if tuned else {}),
     )
 
-    class FirstStep(TrainerCallback):
-        steps = 0
+    pace, tokens = Pace(job, len(train)), TokenCount(model, tokenizer.pad_token_id)
+
+    class Steps(TrainerCallback):
+        seen = 0
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.steps += 1
-            if self.steps == 1:
-                say("first_step")
+            self.seen += 1
+            pace.step_ended(self.seen)
 
-    counter, tokens = FirstStep(), TokenCount(model, tokenizer.pad_token_id)
+    steps = Steps()
     trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=rows_of(train),
         eval_dataset=rows_of(valid),
         data_collator=collator_of(job, tokenizer),
-        callbacks=[counter],
+        callbacks=[steps],
     )
     say("start")
     started = time.perf_counter()
     trainer.train()
-    if job.device == "cuda":
-        torch.cuda.synchronize()
+    wait_for_gpu(job)
     seconds = time.perf_counter() - started
-    counts = {"steps": counter.steps, "real_tokens": tokens.trained, "evaluated_tokens": tokens.evaluated}
-    return {"seconds": seconds, **counts, **tokens.begun_with, "model": trainer.model}
+    counts = {"steps": steps.seen, "real_tokens": tokens.trained, "evaluated_tokens": tokens.evaluated}
+    return {"seconds": seconds, **counts, "steady_tokens_per_second": pace.tokens_per_second(tokens), **tokens.begun_with, "model": trainer.model}
 
 
 def run_lightning(job: Job) -> dict[str, Any]:
@@ -122,10 +122,15 @@ def run_lightning(job: Job) -> dict[str, Any]:
             schedule = get_linear_schedule_with_warmup(optimizer, -(-total * 6 // 100), total)
             return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    class FirstStep(Callback):
+    pace = Pace(job, len(train))
+
+    class Steps(Callback):
+        seen = 0
+
         def on_train_batch_end(self, trainer: Any, *_: Any) -> None:
-            if trainer.global_step == 1:
-                say("first_step")
+            if trainer.global_step > self.seen:
+                self.seen = trainer.global_step
+                pace.step_ended(self.seen)
 
     trainer = lightning.Trainer(
         max_epochs=job.epochs,
@@ -139,7 +144,7 @@ def run_lightning(job: Job) -> dict[str, Any]:
         num_sanity_val_steps=0,
         enable_progress_bar=False,
         logger=MLFlowLogger(experiment_name="lightning", tracking_uri=job.uri),
-        callbacks=[ModelCheckpoint(dirpath=job.folder), FirstStep()],
+        callbacks=[ModelCheckpoint(dirpath=job.folder), Steps()],
     )
     module = Module()
     module.train()  # from_pretrained gives a model in evaluation mode, which Lightning keeps
@@ -151,8 +156,7 @@ def run_lightning(job: Job) -> dict[str, Any]:
         DataLoader(rows_of(train), batch_size=job.batch_size, shuffle=True, collate_fn=collate),
         DataLoader(rows_of(valid), batch_size=2 * job.batch_size, collate_fn=collate),
     )
-    if job.device == "cuda":
-        torch.cuda.synchronize()
+    wait_for_gpu(job)
     seconds = time.perf_counter() - started
     counts = {"steps": trainer.global_step, "real_tokens": tokens.trained, "evaluated_tokens": tokens.evaluated}
-    return {"seconds": seconds, **counts, **tokens.begun_with, "model": module.model}
+    return {"seconds": seconds, **counts, "steady_tokens_per_second": pace.tokens_per_second(tokens), **tokens.begun_with, "model": module.model}

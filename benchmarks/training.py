@@ -25,7 +25,7 @@ import startup
 from report import circumstances, met, of_pairs, show, shown_ratio, write
 from side_process import end_with_sigterm, train
 from training_job import Job
-from training_records import prepare
+from training_records import GPU_RECORDS, prepare
 from training_side import SIDES
 
 NAMES = {"mltrack": "mltrack", "hf": "HF Trainer + MLflow", "hf_tuned": "HF, tuned by hand", "lightning": "Lightning + MLFlowLogger"}
@@ -51,8 +51,11 @@ def compare(folder: Path, task: str, options: argparse.Namespace, *, epochs: int
                 seed=pair + 1,
                 device=options.device,
                 precision="bf16" if options.device == "cuda" and side != "mltrack" else "auto",
+                batch_size=options.batch_size,
+                max_length=options.max_length,
                 log_every=options.log_every,
                 limit=side == "mltrack",
+                options=options.mltrack,
                 **start.places,
             )
             found = train(job)
@@ -65,7 +68,17 @@ def compare(folder: Path, task: str, options: argparse.Namespace, *, epochs: int
     assert len(begun) == 1, f"the sides did not begin with the same model: (its weights, its dropouts) {begun}"
     profile = None
     if options.profile and "mltrack" in runs:
-        job = Job(side="mltrack", folder=str(folder / "profile"), uri=start.store(folder / "profile.db"), device=options.device, profile=True, **start.places)
+        job = Job(
+            side="mltrack",
+            folder=str(folder / "profile"),
+            uri=start.store(folder / "profile.db"),
+            device=options.device,
+            batch_size=options.batch_size,
+            max_length=options.max_length,
+            profile=True,
+            options=options.mltrack,
+            **start.places,
+        )
         profile = train(job)["profile"]
     return {"work": dict(zip(("steps", "real_tokens", "evaluated_tokens"), work.pop(), strict=True)), "runs": runs, "profile": profile, "epochs": epochs}
 
@@ -79,6 +92,7 @@ def show_comparison(task: str, found: dict[str, Any], device: str) -> None:
         for side in sides
     }
     loss = {side: statistics.fmean(one["eval_loss"] for one in runs[side]) for side in sides}
+    steady = {side: _steady_median(runs[side]) for side in sides}
     ours = runs.get("mltrack")
     rows = [
         (
@@ -88,25 +102,44 @@ def show_comparison(task: str, found: dict[str, Any], device: str) -> None:
         ),
         ("training, evaluation, saving", *[f"{middle[side]['seconds']:.1f} s" for side in sides], ""),
         ("the whole process, imports and export included", *[f"{middle[side]['trained_s']:.1f} s" for side in sides], ""),
-        ("real tokens/s", *[f"{middle[side]['tokens_per_second']:,.0f}" for side in sides], ""),
+        ("real tokens/s, evaluation and saving included", *[f"{middle[side]['tokens_per_second']:,.0f}" for side in sides], ""),
+        ("real tokens/s, steady", *["-" if steady[side] is None else f"{steady[side]:,.0f}" for side in sides], ""),
         ("process start to first step", *[f"{middle[side]['first_step_s']:.1f} s" for side in sides], ""),
         ("peak memory (PSS)", *[f"{middle[side]['peak_mib']:,.0f} MiB" for side in sides], _memory_goal(middle)),
         (f"mean eval_loss, {len(runs[sides[0]])} seeds", *[_shown_loss(loss, side) for side in sides], _loss_goal(loss)),
     ]
+    if device == "cuda":
+        rows.insert(-1, ("peak memory of the GPU, allocated", *[f"{max(one['gpu_mib'] for one in runs[side]):,.0f} MiB" for side in sides], ""))
     if ours:
+        whole = {side: of_pairs([one["seconds"] for one in runs[side]], [one["seconds"] for one in ours]) for side in sides}
+        in_steps = {
+            side: of_pairs([1 / one["steady_tokens_per_second"] for one in runs[side]], [1 / one["steady_tokens_per_second"] for one in ours])
+            for side in sides
+            if steady[side] and steady["mltrack"]
+        }
         goals = GOALS[device][task]
-        cells = []
-        for side in sides:
-            ratio = of_pairs([one["seconds"] for one in runs[side]], [one["seconds"] for one in ours])
-            goal = f"\n>= {goals[side]:g}x: {met(ratio['ratio'], goals[side])}" if side in goals else ""
-            cells.append("-" if side == "mltrack" else shown_ratio(ratio) + goal)
-        rows.insert(3, ("mltrack is faster by", *cells, "in each column"))
+        of_steps, of_all = ({}, goals) if device == "cpu" else (goals, {})
+        rows.insert(3, ("mltrack is faster by", *[_cell(side, whole, of_all) for side in sides], "in each column"))
+        rows.insert(6, ("mltrack's steady rate is higher by", *[_cell(side, in_steps, of_steps) for side in sides], "in each column"))
         rows += [(name, cell, *["-"] * (len(sides) - 1), goal) for name, cell, goal in _steady_rows(task, ours, device)]
     epochs = "one epoch" if found["epochs"] == 1 else f"{found['epochs']} epochs"
     show(f"{task}, {epochs}, {device}", ("", *[NAMES[side] for side in sides], "goal"), rows)
     if found["profile"]:
         lines = [(one["operator"], f"{one['ms_a_step']:.1f} ms", f"{100 * one['share']:.1f} %", f"{one['calls_a_step']:.0f}") for one in found["profile"]]
         show(f"{task}: where mltrack's step goes", ("operator", "own time a step", "share", "calls a step"), lines)
+
+
+def _steady_median(runs: list[dict[str, Any]]) -> float | None:
+    rates = [one["steady_tokens_per_second"] for one in runs]
+    return None if None in rates else statistics.median(rates)
+
+
+def _cell(side: str, ratios: dict[str, dict[str, float]], goals: dict[str, float]) -> str:
+    """A ratio, and whether it is the goal's."""
+    if side == "mltrack" or side not in ratios:
+        return "-"
+    goal = f"\n>= {goals[side]:g}x: {met(ratios[side]['ratio'], goals[side])}" if side in goals else ""
+    return shown_ratio(ratios[side]) + goal
 
 
 def _memory_goal(middle: dict[str, Any]) -> str:
@@ -147,7 +180,7 @@ def _steady_rows(task: str, runs: list[dict[str, Any]], device: str) -> list[tup
         ("steady state", f"{steady['tokens_per_second']:,.0f} tokens/s, {steady['step_ms']:.0f} ms a step, {100 * steady['padding_share']:.0f} % padding", ""),
         (
             f"share of the {precision} limit",
-            f"{100 * share:.0f} %: {achieved / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s\n{limit['flops_per_token'] / 1e6:.1f} MFLOP a token, {100 * limit['attention_share']:.0f} % attention",
+            f"{100 * share:.0f} %: {achieved / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s (best product {product / 1e9:,.0f})\n{limit['flops_per_token'] / 1e6:.1f} MFLOP a token, {100 * limit['attention_share']:.0f} % attention",
             f">= {100 * goal:.0f} %: {met(share, goal)}",
         ),
         (
@@ -170,13 +203,16 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--sides", default=",".join(SIDES))
     parser.add_argument("--pairs", type=int, default=3, help="rounds of all sides, each with a seed of its own")
     parser.add_argument("--epochs", type=int, default=1)
-    parser.add_argument("--records", type=int, help="training records; not set: 640")
+    parser.add_argument("--records", type=int, help="training records; not set: 640, and 5,120 on a GPU")
+    parser.add_argument("--batch-size", type=int, help="not set: 16, and 64 on a GPU")
+    parser.add_argument("--max-length", type=int, help="tokens; not set: 256, and 512 on a GPU")
     parser.add_argument("--held-out", type=int, help="evaluation records; not set: 160, or 128 where the source has no more")
     parser.add_argument("--model", help="scratch:tiny|small|base, or large; not set: small, and large on a GPU")
     parser.add_argument(
         "--log-every", type=int, default=1, help="steps between the peers' log lines; mltrack logs every step, and their defaults are 500 and 50"
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--mltrack", default="", help="more options of mltrack alone, as name=value,name=value")
     parser.add_argument("--profile", action="store_true", help="one more training of mltrack: where a step's time goes")
     parser.add_argument("--five-epochs", action="store_true", help="one more comparison, once, over five epochs")
     parser.add_argument("--cuts", action="store_true", help="one more table: 8x1, 4x2 and 1x8, with and without mixed precision")
@@ -186,7 +222,11 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--startup-records", type=int, default=startup.RECORDS)
     options = parser.parse_args()
     options.sides, options.tasks = options.sides.split(","), options.tasks.split(",")
-    options.model = options.model or ("large" if options.device == "cuda" else "scratch:small")
+    options.mltrack = dict(one.split("=", 1) for one in options.mltrack.split(",") if one)
+    on_gpu = options.device == "cuda"
+    options.model = options.model or ("large" if on_gpu else "scratch:small")
+    options.records = options.records or (GPU_RECORDS if on_gpu else None)
+    options.batch_size, options.max_length = options.batch_size or (64 if on_gpu else 16), options.max_length or (512 if on_gpu else 256)
     return options
 
 

@@ -96,6 +96,42 @@ def evaluated(job: Job, model: Any) -> float:
     return float(values["loss"])
 
 
+WARM_UP = 3
+"""First steps that are not steady."""
+
+
+class Pace:
+    """When the first epoch's steady part began and ended; a GPU is waited for at these two moments alone."""
+
+    def __init__(self, job: Job, records: int):
+        epoch = -(-records // (job.batch_size * job.accumulation))
+        self.last = min(epoch, job.max_steps) if job.max_steps > 0 else epoch
+        self._job, self._times = job, dict[int, float]()
+
+    def step_ended(self, number: int) -> None:
+        """The optimizer step of that number, counted from 1."""
+        if number == 1:
+            say("first_step")
+        if number in (WARM_UP, self.last):
+            wait_for_gpu(self._job)
+            self._times[number] = time.perf_counter()
+
+    def tokens_per_second(self, tokens: TokenCount) -> float | None:
+        """Real tokens, between the two; None where there were too few steps."""
+        if self.last <= WARM_UP:
+            return None
+        accumulation = self._job.accumulation
+        return tokens.of_steps(WARM_UP * accumulation + 1, self.last * accumulation) / (self._times[self.last] - self._times[WARM_UP])
+
+
+def wait_for_gpu(job: Job) -> None:
+    """Until it has done what it was given."""
+    if job.device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+
+
 class TokenCount:
     """Counts what really went through a model, the same way for every side: ids that are not padding, in training and in evaluation.
 
@@ -113,6 +149,10 @@ class TokenCount:
 
     def _count(self, model: Any, _: Any, given: dict[str, Any]) -> None:
         self._seen[model.training].append((given["input_ids"] != self._pad_token_id).sum())  # not read here: that would wait for a GPU
+
+    def of_steps(self, first: int, last: int) -> int:
+        """Trained in forward passes number `first` to `last`, both counted from 1 and included."""
+        return sum(int(count) for count in self._seen[True][first - 1 : last])
 
     @property
     def begun_with(self) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What all sides start from: records of the standard library in two files, a model's folder, and an MLflow store that exists already.
 
-Invariant: as many records as were asked for, or an error that says how many there are; the same seed gives the same folder.
+Invariant: as many records as were asked for, none of them in both files; the same seed gives the same folder.
 
     start = prepare(folder, "code_generation", records=640, held_out=160)
     job = Job(side="hf", task="code_generation", folder=..., uri=start.store(folder / "hf.db"), **start.places)
@@ -18,6 +18,8 @@ from typing import Any
 
 SIZES = {"text_classification": (640, 128), "code_generation": (640, 160)}
 """Training and evaluation records by task; the classification source has 768 distinct ones."""
+GPU_RECORDS = 5120
+"""Training records on a GPU: 80 steps of 64."""
 LARGE = {"vocab_size": 50265, "hidden_size": 1024, "num_layers": 24, "num_heads": 16, "max_positions": 1024, "dropout": 0.0}
 """A decoder of about 350 million parameters, for a GPU."""
 
@@ -41,7 +43,7 @@ def prepare(folder: Path, task: str, *, records: int | None = None, held_out: in
     """Write it all.
 
     Args:
-        records, held_out: None: those of `SIZES`.
+        records, held_out: None: those of `SIZES`. More training records than the source has come several times, in one order: lengths as they are.
         model: a scratch preset, or `large`: the preset's encoder of the largest size, or the decoder of `LARGE`.
     """
     import numpy as np
@@ -52,12 +54,14 @@ def prepare(folder: Path, task: str, *, records: int | None = None, held_out: in
     folder.mkdir(parents=True)
     num_train, num_valid = records or SIZES[task][0], held_out or SIZES[task][1]
     source = DatasetLoader("stdlib", task=task)
-    assert len(source.records) >= num_train + num_valid, f"{task}: {num_train} + {num_valid} records asked for, the source has {len(source.records)}"
-    chosen = [source.records[number] for number in np.random.default_rng(seed).permutation(len(source.records))[: num_train + num_valid].tolist()]
+    assert len(source.records) > num_valid, f"{task}: {num_valid} evaluation records asked for, the source has {len(source.records)}"
+    order = np.random.default_rng(seed).permutation(len(source.records))
+    distinct = min(num_train, len(order) - num_valid)
+    chosen = [source.records[number] for number in order[: distinct + num_valid].tolist()]
     train, valid = folder / "train.jsonl", folder / "valid.jsonl"
-    _write(train, chosen[:num_train])
-    _write(valid, chosen[num_train:])
-    made, tokenizer = _model(model, task, chosen[:num_train], train, seed)
+    _write(train, [chosen[number % distinct] for number in range(num_train)])
+    _write(valid, chosen[distinct:])
+    made, tokenizer = _model(model, task, chosen[:distinct], train, seed)
     save_pretrained(made, tokenizer, folder / "weights")
     store = folder / "empty.db"
     script = f"import mlflow; mlflow.MlflowClient('sqlite:///{store}').search_experiments()"

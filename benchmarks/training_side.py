@@ -59,6 +59,10 @@ def main() -> None:
     job = Job(**json.loads(sys.argv[1]))
     found = run(job)
     model = found.pop("model")
+    if job.device == "cuda":
+        import torch
+
+        found["gpu_mib"] = torch.cuda.max_memory_allocated() / (1 << 20)
     say("trained", **found)
     if not hasattr(model, "parameters"):
         model = model()

@@ -79,7 +79,9 @@ def trainer(records_file, tmp_path):
 
         source, train, evaluation = tiny.data(records_file(task, count), task)
         made = tiny.model(source, train, dropout=dropout)
-        defaults = {"num_epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "warmup_ratio": 0.0, "use_mixed_precision": False, "device": "cpu"}
+        defaults = {"num_epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "warmup_ratio": 0.0, "use_mixed_precision": False, "device": tiny.DEVICE}
+        if tiny.DEVICE == "cuda":  # what is compared to the rounding of fp32 is computed in it
+            options["speedups"] = {"tf32": "off", **options.get("speedups", {})}
         return AdvancedTrainer(made, train, evaluation, output_dir=tmp_path / name, **{**defaults, **options})
 
     return make

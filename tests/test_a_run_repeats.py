@@ -8,6 +8,8 @@ import torch
 
 from mltrack.errors import TrainingError
 
+pytestmark = pytest.mark.device
+
 
 def outcome(made):
     made.train()

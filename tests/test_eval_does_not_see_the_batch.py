@@ -10,6 +10,8 @@ from mltrack.errors import Interrupted
 from mltrack.training import Precision, evaluate
 from mltrack.training.preparation import sped_up
 
+pytestmark = pytest.mark.device
+
 
 @pytest.fixture
 def evaluated(records_file):
@@ -18,7 +20,7 @@ def evaluated(records_file):
     def run(task, batch_size, precision="off", on_batch=None):
         source, train, _ = tiny.data(records_file(task, 40), task)
         model = tiny.model(source, train)
-        device = torch.device("cpu")
+        device = torch.device(tiny.DEVICE)
         metrics, evaluator = evaluate(model, train, batch_size=batch_size, device=device, precision=Precision(precision, device), on_batch=on_batch)
         return metrics, evaluator, model
 

@@ -19,6 +19,8 @@ from mltrack.tasks import task_for
 from mltrack.tasks.class_weights import balanced
 from mltrack.training.parallel import DataParallelReplicas
 
+pytestmark = pytest.mark.device
+
 TASKS = ("text_classification", "security_classification", "code_generation")
 CUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
 CASES = [(task, {}) for task in TASKS] + [("security_classification", {"class_weights": "balanced"}), ("code_generation", {"packing": True})]

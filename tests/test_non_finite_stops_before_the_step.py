@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 from mltrack.errors import NonFiniteLossError
 from mltrack.training.preparation import sped_up
 
+pytestmark = pytest.mark.device
+
 LATE = pytest.mark.parametrize("late", [False, True], ids=["read at once", "read a step later, as on a GPU"])
 
 

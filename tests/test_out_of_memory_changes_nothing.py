@@ -16,6 +16,8 @@ import torch
 from mltrack.errors import TrainingError
 from mltrack.journal import read_journal
 
+pytestmark = pytest.mark.device
+
 
 class _FailingBackward(torch.autograd.Function):
     """Passes a loss on and has no memory for its gradient."""

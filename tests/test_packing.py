@@ -18,6 +18,8 @@ from mltrack.data.packing import pack
 from mltrack.errors import ConfigurationError
 from mltrack.tasks.generation import keeps_apart
 
+pytestmark = pytest.mark.device
+
 
 def example(length: int, index: int, prompt: int = 2) -> dict:
     ids = np.arange(100 * index, 100 * index + length, dtype=np.int64)
@@ -85,10 +87,10 @@ def test_a_model_that_mixes_packed_examples_is_refused(trainer):
     made = trainer("code_generation", count=16)
     assert keeps_apart(made.model)
     with pytest.raises(ConfigurationError, match="packing: seen true, but MambaForCausalLM lets the examples of a row see each other"):
-        AdvancedTrainer(mixing, made.train_dataset, packing=True, device="cpu")
+        AdvancedTrainer(mixing, made.train_dataset, packing=True, device=tiny.DEVICE)
     made.model.config._attn_implementation = "flash_attention_2"
     with pytest.raises(ConfigurationError, match=r"packing: seen true with attention flash_attention_2, which .*; accepted: attention=sdpa"):
-        AdvancedTrainer(made.model, made.train_dataset, packing=True, device="cpu")
+        AdvancedTrainer(made.model, made.train_dataset, packing=True, device=tiny.DEVICE)
     with pytest.raises(ConfigurationError, match="packing: seen true, but a batch of text_classification has one label a row"):
         trainer("text_classification", name="text", packing=True)
 
@@ -149,7 +151,7 @@ def test_a_budget_that_the_longest_example_of_the_evaluation_does_not_fit_into_i
     (tmp_path / "long.jsonl").write_text(json.dumps({"description": "Add up.", "code": "def f(x):\n    return " + " + ".join("x" * 60)}))
     long = DatasetLoader(tmp_path / "long.jsonl", made.train_dataset.tokenizer, task="code_generation", max_length=64).load()
     with pytest.raises(ConfigurationError, match=f"max_batch_tokens: seen {fits}, but the longest example has 64 tokens"):
-        AdvancedTrainer(made.model, made.train_dataset, long, max_batch_tokens=fits, device="cpu")
+        AdvancedTrainer(made.model, made.train_dataset, long, max_batch_tokens=fits, device=tiny.DEVICE)
 
 
 def test_packing_never_takes_more_than_a_row_for_each():

@@ -9,6 +9,8 @@ import torch
 from mltrack import AdvancedTrainer
 from mltrack.errors import Interrupted
 
+pytestmark = pytest.mark.device
+
 DETERMINISTIC = ("train_loss", "learning_rate", "grad_norm", "eval_loss", "epoch/train_loss", "epoch/eval_loss", "epoch/train_loss_std")
 
 
@@ -26,7 +28,15 @@ class StopAfter:
 def _trainer(folder, source, train, evaluation, *, stop=lambda: None, late=False, attention="sdpa", **options):
     from mltrack import CheckpointManager, TrainingMetricsTracker
 
-    defaults = {"num_epochs": 2, "batch_size": 4, "gradient_accumulation_steps": 2, "learning_rate": 1e-3, "eval_every": 3, "save_every": 2, "device": "cpu"}
+    defaults = {
+        "num_epochs": 2,
+        "batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "learning_rate": 1e-3,
+        "eval_every": 3,
+        "save_every": 2,
+        "device": tiny.DEVICE,
+    }
     resume = (folder / "journal").exists()
     model = tiny.model(source, train, dropout=0.1)
     model.set_attn_implementation(attention)

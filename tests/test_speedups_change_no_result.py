@@ -16,6 +16,8 @@ from mltrack.config.speedups import NAMES
 from mltrack.errors import ConfigurationError
 from mltrack.training import decisive, narrows
 
+pytestmark = pytest.mark.device
+
 COMPUTES_THE_SAME = ("target_logits", "prefetch", "gc_freeze", "fused_adamw")
 OF_A_PROCESS = ("allocator", "threads")
 ON_A_GPU_ALONE = ("late_loss", "pinned_memory", "tf32")

@@ -13,6 +13,8 @@ from mltrack import TrainingConfig
 from mltrack.errors import ConfigurationError
 from mltrack.training.schedule import Plan, adamw, linear_warmup_decay
 
+pytestmark = pytest.mark.device
+
 TASKS = ("text_classification", "security_classification", "code_generation")
 
 

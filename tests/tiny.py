@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ import torch
 
 from mltrack.data import DatasetLoader
 from mltrack.models import resolve_model
+
+DEVICE = os.environ.get("MLTRACK_TEST_DEVICE", "cpu")
+"""Where the tests of the marker `device` compute (make test-gpu)."""
 
 
 def data(path: Path, task: str, *, test_size: float = 0.25, max_length: int = 64) -> tuple[Any, Any, Any]:
