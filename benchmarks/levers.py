@@ -70,6 +70,7 @@ LEVERS = dict(
         _switch("fused_adamw", "AdamW in one kernel, against torch's default; on a GPU with the late loss, which needs it"),
         _switch("late_loss", "loss read when the next step is under way", devices=("cuda",)),
         _switch("pinned_memory", "batches in memory that a GPU copies by itself", devices=("cuda",)),
+        _switch("any_shape_attention", "attention without cuDNN, which plans each shape", devices=("cuda",)),
         _switch("tf32", "fp32 products with TF32", devices=("cuda",), on={"use_mixed_precision": "off"}, off={"use_mixed_precision": "off"}),
         ("no_mask", Lever(what="no mask where nothing is padded, against always one", off_patches=("whole_mask",), tasks=("text_classification",))),
         ("relay", Lever(what="delivery to MLflow by a process beside, against local files alone: what it costs", off={"offline": "true"})),

@@ -93,10 +93,8 @@ class Watch:
 
     def _begin(self, trainer: Any) -> None:
         self.trainer = trainer
-        self.hooked = self.job.options.get("compile") != "true"  # a hook would be compiled too
-        if self.hooked:
-            self.tokens = TokenCount(trainer.model, trainer.train_dataset.pad_token_id)
-            self._time_evaluated(trainer.model)
+        self.tokens = TokenCount(trainer.model, trainer.train_dataset.pad_token_id)
+        self._time_evaluated(trainer.model)
         clocks, gradient = self._clocks, trainer.gradient
         gradient.of = self._measuring(clocks["gradient"].around(gradient.of))
         trainer.precision.step = clocks["optimizer"].around(trainer.precision.step)
@@ -111,7 +109,7 @@ class Watch:
         """What comes later, such as the evaluation of the best weights, is no part of the training."""
         self.seconds = seconds
         self._end_profile(max(1, len(self.steps) - WARM_UP))  # an open profiler ends a process with a crash
-        self.real_tokens, self.evaluated_tokens = (self.tokens.trained, self.tokens.evaluated) if self.hooked else (self.trainer.state.tokens, 0)
+        self.real_tokens, self.evaluated_tokens = self.tokens.trained, self.tokens.evaluated
         self.forward_s = self._forward.read()
         for name in self.between:
             self.between[name] += self._clocks[name].read()
@@ -133,7 +131,7 @@ class Watch:
         lengths = self.trainer.train_dataset.lengths
 
         def of(group: Any, *given: Any) -> Any:
-            if self.hooked and not self.steps and not self._groups:
+            if not self.steps and not self._groups:
                 self.tokens.forget()
                 self._forward.read()
             squared = sum(int((lengths[batch.records].astype("int64") ** 2).sum()) for batch in group)
@@ -294,7 +292,7 @@ def run_mltrack(job: Job) -> dict[str, Any]:
         "steps": state.step,
         "real_tokens": watch.real_tokens,
         "evaluated_tokens": watch.evaluated_tokens,
-        **(watch.tokens.begun_with if watch.hooked else {}),
+        **watch.tokens.begun_with,
         "steady": watch.steady(),
         "steady_tokens_per_second": watch.steady().get("tokens_per_second"),
         "profile": watch.profiled,

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.device
 
 COMPUTES_THE_SAME = ("target_logits", "prefetch", "gc_freeze", "fused_adamw")
 OF_A_PROCESS = ("allocator", "threads")
-ON_A_GPU_ALONE = ("late_loss", "pinned_memory", "tf32")
+ON_A_GPU_ALONE = ("late_loss", "pinned_memory", "tf32", "any_shape_attention")
 DRAWS_OTHERWISE = ("dropout_masks", "first_token")
 TASKS = ("text_classification", "code_generation")
 

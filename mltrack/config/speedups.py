@@ -40,6 +40,8 @@ class Speedups:
     """On a GPU a step's loss is read when the next one is under way."""
     pinned_memory: bool = True
     """A GPU copies batches by itself, from memory that stays where it is."""
+    any_shape_attention: bool = True
+    """On a GPU attention is computed by kernels that take every shape as it comes; cuDNN's are planned anew for each."""
     tf32: bool = True
     """A GPU that is asked for fp32 multiplies with TF32."""
 

@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from mltrack.hardware.cpu import cpu_multiplies_bf16, cpu_quota, cpuinfo, fit_threads, give_back_freed_memory, keep_freed_memory, usable_cores, yield_idle_cores
-from mltrack.hardware.device import allow_tf32, autocast, choose_device, choose_precision, repeating_exactly, visible_gpus, whole_products
+from mltrack.hardware.device import (
+    allow_planned_attention,
+    allow_tf32,
+    autocast,
+    choose_device,
+    choose_precision,
+    repeating_exactly,
+    visible_gpus,
+    whole_products,
+)
 from mltrack.hardware.facts import describe, facts
 from mltrack.hardware.process import prepare_process
 
 __all__ = [
+    "allow_planned_attention",
     "allow_tf32",
     "autocast",
     "choose_device",

@@ -88,6 +88,18 @@ def allow_tf32(device: torch.device, precision: str, wanted: bool = True) -> Non
         torch.set_float32_matmul_precision("high" if wanted else "highest")
 
 
+def allow_planned_attention(device: torch.device, wanted: bool) -> None:
+    """Let `scaled_dot_product_attention` take cuDNN's kernels on a GPU, or leave it flash and the memory-efficient ones.
+
+    cuDNN makes a plan for each new shape, which takes longer than the steps of a short training, whose batches have dozens of lengths
+    (docs/performance.md). It holds for the whole process, as `allow_tf32` does.
+    """
+    import torch
+
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(wanted)
+
+
 @contextmanager
 def whole_products() -> Iterator[None]:
     """Inside, fp32 is multiplied in fp32 on a GPU too: what two computations are compared in, whose difference would else be TF32's rounding."""

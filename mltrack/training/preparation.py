@@ -5,7 +5,6 @@ Invariant: after `sped_up` the process and the model's modules are as before.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -19,22 +18,24 @@ from mltrack.collector import frozen
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.errors import ConfigurationError
-from mltrack.hardware import allow_tf32, repeating_exactly
+from mltrack.hardware import allow_planned_attention, allow_tf32, repeating_exactly
 from mltrack.tasks import task_for
 from mltrack.tasks.class_weights import weighted
 from mltrack.tasks.generation import Generation, keeps_apart
+from mltrack.training.compiled import compile_layers
 from mltrack.training.dropout import cheap_masks
 from mltrack.training.first_token import only_first_token, reads_first_token
 from mltrack.training.parallel import Objective
 
 
-def prepared(model: nn.Module, config: TrainingConfig, device: torch.device, precision: str) -> nn.Module:
-    """The model on its device, compiled and with recomputed activations where the configuration says so.
+def prepared(model: nn.Module, config: TrainingConfig, device: torch.device, precision: str, *, replicated: bool = False) -> tuple[nn.Module, bool]:
+    """The model on its device, compiled and with recomputed activations where the configuration says so, and what `narrows` says of it.
 
     Raises:
         ConfigurationError: a model that packing would mix up, or a machine that cannot compile.
     """
     allow_tf32(device, precision, config.effective_speedups.tf32)
+    allow_planned_attention(device, not config.effective_speedups.any_shape_attention)
     model = model.to(device)
     inner: Any = unwrapped(model)
     if config.packing and getattr(getattr(inner, "config", None), "_attn_implementation", None) == "flash_attention_2":
@@ -45,11 +46,10 @@ def prepared(model: nn.Module, config: TrainingConfig, device: torch.device, pre
         raise ConfigurationError(f"packing: seen true, but {type(inner).__name__} lets the examples of a row see each other; accepted for it: false")
     if config.gradient_checkpointing:  # Hugging Face's switch, under its new name where it has one
         (getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable)()
+    narrow = narrows(model, config, replicated=replicated)
     if config.compile:
-        if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
-            raise ConfigurationError("compile: seen true, but torch.compile needs a C++ compiler here and finds none; accepted: false, or with g++ installed")
-        inner.compile(dynamic=True)
-    return model
+        compile_layers(inner, device, all_but_last=narrow)
+    return model, narrow
 
 
 def objective_of(config: TrainingConfig, dataset: CodeDataset) -> Objective:
@@ -67,8 +67,8 @@ def objective_of(config: TrainingConfig, dataset: CodeDataset) -> Objective:
 
 
 def narrows(model: nn.Module, config: TrainingConfig, *, replicated: bool) -> bool:
-    """Whether the model's last layer is computed for its first token alone; a compiled or replicated model must stay what its classes say."""
-    return config.effective_speedups.first_token and not config.compile and not replicated and reads_first_token(unwrapped(model))
+    """Whether the model's last layer is computed for its first token alone; a replicated model must stay what its classes say."""
+    return config.effective_speedups.first_token and not replicated and reads_first_token(unwrapped(model))
 
 
 @contextmanager
