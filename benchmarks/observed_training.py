@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from after_import import AfterImport
-from training_job import WARM_UP, Job, TokenCount, model_from, say
+from training_job import Job, TokenCount, model_from, say
 
 PROFILED = 12
 """Steps that the profiler sees."""
@@ -108,7 +108,7 @@ class Watch:
     def _end(self, seconds: float) -> None:
         """What comes later, such as the evaluation of the best weights, is no part of the training."""
         self.seconds = seconds
-        self._end_profile(max(1, len(self.steps) - WARM_UP))  # an open profiler ends a process with a crash
+        self._end_profile(max(1, len(self.steps) - self.job.warm_up))  # an open profiler ends a process with a crash
         self.real_tokens, self.evaluated_tokens = self.tokens.trained, self.tokens.evaluated
         self.forward_s = self._forward.read()
         for name in self.between:
@@ -168,11 +168,11 @@ class Watch:
     def _profile(self, step: int) -> None:
         from torch import profiler
 
-        if step == WARM_UP:
+        if step == self.job.warm_up:
             kinds = [profiler.ProfilerActivity.CPU] + ([profiler.ProfilerActivity.CUDA] if self.job.device == "cuda" else [])
             self._profiler = profiler.profile(activities=kinds)
             self._profiler.start()
-        elif step == WARM_UP + PROFILED:
+        elif step == self.job.warm_up + PROFILED:
             self._end_profile(PROFILED)
 
     def _end_profile(self, steps: int) -> None:
@@ -192,7 +192,7 @@ class Watch:
 
     def steady(self) -> dict[str, float]:
         """Sums and medians of the steps behind the warm-up."""
-        steps = self.steps[WARM_UP:]
+        steps = self.steps[self.job.warm_up :]
         if not steps:
             return {}
         sums = {name: sum(step[name] for step in steps) for name in steps[0]}

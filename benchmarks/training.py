@@ -54,6 +54,7 @@ def compare(folder: Path, task: str, options: argparse.Namespace, *, epochs: int
                 batch_size=options.batch_size,
                 max_length=options.max_length,
                 log_every=options.log_every,
+                warm_up=options.warm_up,
                 limit=side == "mltrack",
                 options=options.mltrack,
                 **start.places,
@@ -75,6 +76,7 @@ def compare(folder: Path, task: str, options: argparse.Namespace, *, epochs: int
             device=options.device,
             batch_size=options.batch_size,
             max_length=options.max_length,
+            warm_up=options.warm_up,
             profile=True,
             options=options.mltrack,
             **start.places,
@@ -212,6 +214,7 @@ def parsed() -> argparse.Namespace:
         "--log-every", type=int, default=1, help="steps between the peers' log lines; mltrack logs every step, and their defaults are 500 and 50"
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--warm-up", type=int, default=Job.warm_up, help="first optimizer steps that are not steady")
     parser.add_argument("--mltrack", default="", help="more options of mltrack alone, as name=value,name=value")
     parser.add_argument("--profile", action="store_true", help="one more training of mltrack: where a step's time goes")
     parser.add_argument("--five-epochs", action="store_true", help="one more comparison, once, over five epochs")

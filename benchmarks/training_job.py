@@ -40,6 +40,8 @@ class Job:
     epochs: int = 1
     max_steps: int = -1
     """Optimizer steps after which training ends; -1: after the epochs."""
+    warm_up: int = 3
+    """First steps that are not steady."""
     learning_rate: float = 3e-4
     seed: int = 1
     device: str = "cpu"
@@ -96,10 +98,6 @@ def evaluated(job: Job, model: Any) -> float:
     return float(values["loss"])
 
 
-WARM_UP = 3
-"""First steps that are not steady."""
-
-
 class Pace:
     """When the first epoch's steady part began and ended; a GPU is waited for at these two moments alone."""
 
@@ -112,16 +110,16 @@ class Pace:
         """The optimizer step of that number, counted from 1."""
         if number == 1:
             say("first_step")
-        if number in (WARM_UP, self.last):
+        if number in (self._job.warm_up, self.last):
             wait_for_gpu(self._job)
             self._times[number] = time.perf_counter()
 
     def tokens_per_second(self, tokens: TokenCount) -> float | None:
         """Real tokens, between the two; None where there were too few steps."""
-        if self.last <= WARM_UP:
+        first, last, accumulation = self._job.warm_up, self.last, self._job.accumulation
+        if last <= first:
             return None
-        accumulation = self._job.accumulation
-        return tokens.of_steps(WARM_UP * accumulation + 1, self.last * accumulation) / (self._times[self.last] - self._times[WARM_UP])
+        return tokens.of_steps(first * accumulation + 1, last * accumulation) / (self._times[last] - self._times[first])
 
 
 def wait_for_gpu(job: Job) -> None:

@@ -32,7 +32,7 @@ def test_another_seed_is_another_run(trainer):
 
 
 def test_what_cannot_be_repeated_ends_with_one_line(trainer):
-    made = trainer(deterministic=True)
+    made = trainer(deterministic=True, device="cpu")
     inner = made.parallel.sums
 
     def sums(model, batch):

@@ -19,8 +19,8 @@ def evaluated(records_file):
 
     def run(task, batch_size, precision="off", on_batch=None):
         source, train, _ = tiny.data(records_file(task, 40), task)
-        model = tiny.model(source, train)
         device = torch.device(tiny.DEVICE)
+        model = tiny.model(source, train).to(device)
         metrics, evaluator = evaluate(model, train, batch_size=batch_size, device=device, precision=Precision(precision, device), on_batch=on_batch)
         return metrics, evaluator, model
 

@@ -61,14 +61,14 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(trainer, task):
     """Beside torch alone: every record by itself, the losses of all targets of the step added up and divided once."""
     made = trainer(task, dropout=0.0, batch_size=3, gradient_accumulation_steps=4, max_grad_norm=1e9)
     group = next(made.batches.groups(0, 0))
-    total = torch.zeros(())
+    total = torch.zeros((), device=made.device)
     for record in (record for batch in group for record in batch.records):
         example = made.train_dataset[record]
-        row = torch.from_numpy(example["input_ids"])[None]
+        row, labels = (torch.as_tensor(example[name], device=made.device) for name in ("input_ids", "labels"))
         if made.train_dataset.task.is_classification:
-            total = total + F.cross_entropy(made.model(row).logits, torch.tensor([example["labels"]]), reduction="sum")
+            total = total + F.cross_entropy(made.model(row[None]).logits, labels[None], reduction="sum")
         else:
-            total = total + F.cross_entropy(made.model(row).logits[0, :-1], torch.from_numpy(example["labels"])[1:], reduction="sum", ignore_index=-100)
+            total = total + F.cross_entropy(made.model(row[None]).logits[0, :-1], labels[1:], reduction="sum", ignore_index=-100)
     targets = sum(int(made.train_dataset.target_counts[batch.records].sum()) for batch in group)
     (total / targets).backward()
     expected = {name: parameter.grad.clone() for name, parameter in made.model.named_parameters() if parameter.grad is not None}

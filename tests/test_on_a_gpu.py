@@ -63,16 +63,16 @@ def test_mixed_precision_is_bf16_where_the_gpu_multiplies_it():
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_host_waits_once_a_step_and_only_where_it_must(trainer, task):
-    """Beside transformers, whose waits are its own."""
+def test_the_host_waits_for_nothing_but_the_number_of_targets(trainer, task):
+    """Which the selection of a decoder's targets asks for (docs/performance.md); what transformers waits for is its own."""
     made = trainer(task, batch_size=8, use_mixed_precision="bf16", num_epochs=4)
     groups = iter(made.batches.groups(0, 0))
     made._begin()
     for _ in range(2):
         made._take_step(next(groups))
     found = waits(lambda: [made._take_step(next(groups)) for _ in range(2)])
-    own = [place for place in found if "/mltrack/" in place]
-    assert own == [], found
+    own = {place.rsplit("/mltrack/")[1].split(":")[0] for place in found if "/mltrack/" in place}
+    assert own == ({"tasks/generation.py"} if task == "code_generation" else set()), found
 
 
 def test_a_batch_is_copied_from_pinned_memory(trainer):

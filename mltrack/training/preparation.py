@@ -22,14 +22,14 @@ from mltrack.hardware import allow_planned_attention, allow_tf32, repeating_exac
 from mltrack.tasks import task_for
 from mltrack.tasks.class_weights import weighted
 from mltrack.tasks.generation import Generation, keeps_apart
-from mltrack.training.compiled import compile_layers
+from mltrack.training.compiled import check_compiler, compiled_layers
 from mltrack.training.dropout import cheap_masks
 from mltrack.training.first_token import only_first_token, reads_first_token
 from mltrack.training.parallel import Objective
 
 
-def prepared(model: nn.Module, config: TrainingConfig, device: torch.device, precision: str, *, replicated: bool = False) -> tuple[nn.Module, bool]:
-    """The model on its device, compiled and with recomputed activations where the configuration says so, and what `narrows` says of it.
+def prepared(model: nn.Module, config: TrainingConfig, device: torch.device, precision: str) -> nn.Module:
+    """The model on its device, with recomputed activations where the configuration says so.
 
     Raises:
         ConfigurationError: a model that packing would mix up, or a machine that cannot compile.
@@ -46,10 +46,9 @@ def prepared(model: nn.Module, config: TrainingConfig, device: torch.device, pre
         raise ConfigurationError(f"packing: seen true, but {type(inner).__name__} lets the examples of a row see each other; accepted for it: false")
     if config.gradient_checkpointing:  # Hugging Face's switch, under its new name where it has one
         (getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable)()
-    narrow = narrows(model, config, replicated=replicated)
     if config.compile:
-        compile_layers(inner, device, all_but_last=narrow)
-    return model, narrow
+        check_compiler(device)
+    return model
 
 
 def objective_of(config: TrainingConfig, dataset: CodeDataset) -> Objective:
@@ -78,7 +77,8 @@ def sped_up(model: nn.Module, config: TrainingConfig, device: torch.device, *, n
     Args:
         narrow: what `narrows` says of the model.
     """
-    on = config.effective_speedups
+    on, inner = config.effective_speedups, unwrapped(model)
     masks = on.dropout_masks and device.type == "cpu" and not config.compile
-    with repeating_exactly(config.deterministic), cheap_masks(model, masks), only_first_token(unwrapped(model), narrow), frozen(on.gc_freeze):
+    layers = compiled_layers(inner, config.compile, all_but_last=narrow)
+    with repeating_exactly(config.deterministic), cheap_masks(model, masks), only_first_token(inner, narrow), layers, frozen(on.gc_freeze):
         yield

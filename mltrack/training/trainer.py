@@ -43,7 +43,7 @@ from mltrack.training.listener import Listener
 from mltrack.training.non_finite import non_finite_error, save_group
 from mltrack.training.parallel import Parallel, choose_parallel
 from mltrack.training.precision import Precision, steps_on_condition
-from mltrack.training.preparation import objective_of, prepared, sped_up
+from mltrack.training.preparation import narrows, objective_of, prepared, sped_up
 from mltrack.training.saving import Saving
 from mltrack.training.schedule import Every, Plan, adamw, apply_options, linear_warmup_decay
 from mltrack.training.state import TrainingState
@@ -98,15 +98,17 @@ class AdvancedTrainer:
         self.device = choose_device(self.config.device)
         self.precision = Precision(choose_precision(self.config.use_mixed_precision, self.device), self.device)
         self.parallel = parallel or choose_parallel(self.config.parallel, self.device, objective_of(self.config, train_dataset), compiled=self.config.compile)
-        replicated = self.parallel.replicates
-        self.model, self.narrow = prepared(model, self.config, self.device, self.precision.mode, replicated=replicated)
+        self.model = prepared(model, self.config, self.device, self.precision.mode)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         on, on_gpu = self.config.effective_speedups, self.device.type == "cuda"
         self.batches = TrainingBatches(train_dataset, self.config, rank=self.parallel.rank, world=self.parallel.world, pin=on_gpu and on.pinned_memory)
         if not len(train_dataset):
             raise DatasetError("the training set is empty; accepted: at least one record", path=train_dataset.source)
-        world, mode = self.parallel.world, self.precision.mode
-        self.decisive = decisive(self.config, train_dataset, self.model, self.device, mode, world=world, replicated=replicated, narrow=self.narrow)
+        world, replicated = self.parallel.world, self.parallel.replicates
+        self.narrow = narrows(self.model, self.config, replicated=replicated)
+        self.decisive = decisive(
+            self.config, train_dataset, self.model, self.device, self.precision.mode, world=world, replicated=replicated, narrow=self.narrow
+        )
         """What else than weights, data order and position decides the bits of the result."""
         self.plan = Plan.of(self.config, self.batches.num_batches)
         self.optimizer = adamw(self.model, self.config)
