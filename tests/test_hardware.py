@@ -180,3 +180,14 @@ def test_models_are_asked_in_whole_products(trainer):
         assert seen == {"highest"}
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def test_attention_that_is_planned_for_each_shape_is_allowed_on_a_gpu_alone_and_as_asked_for():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for wanted in (False, True):
+            hardware.allow_planned_attention(torch.device("cuda"), wanted)
+            hardware.allow_planned_attention(CPU, not wanted)
+            assert torch.backends.cuda.cudnn_sdp_enabled() == wanted
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

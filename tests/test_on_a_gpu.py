@@ -133,6 +133,13 @@ def test_fp32_uses_tf32_unless_switched_off(trainer):
     assert (whole - reference).abs().max() < (quick - reference).abs().max() / 4
 
 
+def test_no_shape_of_attention_is_planned_unless_asked_for(trainer):
+    trainer(name="any-shape")
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    trainer(name="planned", speedups={"any_shape_attention": "off"})
+    assert torch.backends.cuda.cudnn_sdp_enabled()
+
+
 def test_from_the_command_line_to_mlflow(records_file, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     words = ("train", "--task", "code_generation", "--dataset-path", records_file("code_generation", 64), *commands.TINY)

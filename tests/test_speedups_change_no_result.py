@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from mltrack.config.speedups import NAMES
 from mltrack.errors import ConfigurationError
 from mltrack.training import decisive, narrows
+from mltrack.training.compiled import compiled_layers, repeated_layers
 
 pytestmark = pytest.mark.device
 
@@ -195,11 +196,54 @@ def test_auto_takes_plain_attention_only_for_dropout_in_bf16_on_a_cpu(trainer):
 
 
 @pytest.mark.long
-def test_a_compiled_model_trains_to_the_same_losses(trainer):
-    expected = trained(trainer, "plain", "code_generation", dropout=0.0, count=24)
-    found = trained(trainer, "compiled", "code_generation", dropout=0.0, count=24, compile=True)
+@pytest.mark.parametrize("task", TASKS)
+def test_a_compiled_model_trains_to_the_same_losses(trainer, task):
+    expected = trained(trainer, "plain", task, dropout=0.0, count=24)
+    found = trained(trainer, "compiled", task, dropout=0.0, count=24, compile=True)
     assert found[0] == pytest.approx(expected[0], rel=1e-3)
     assert torch.allclose(found[2], expected[2], atol=1e-3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("task", "graphs"), [("text_classification", 4), ("code_generation", 2)])
+def test_layers_share_a_compilation_whatever_the_batch_and_are_as_before_afterwards(trainer, task, graphs):
+    """One in training and one in evaluation; of an encoder each with a mask and without."""
+    made = trainer(task)
+    model, layers, device = made.model.train(), repeated_layers(made.model), made.device
+    assert len(layers) == 2
+    torch._dynamo.reset()
+    counted = torch._dynamo.utils.counters["stats"]
+    counted.clear()
+
+    def forward(rows: int, width: int, padded: bool) -> torch.Tensor:
+        ids = torch.full((rows, width), 7, device=device)
+        mask = {"attention_mask": (torch.arange(width, device=device) < width - 3).long().expand(rows, -1)} if padded and task == "text_classification" else {}
+        cache = {"use_cache": False} if task == "code_generation" else {}
+        return model(input_ids=ids, **mask, **cache).logits
+
+    with compiled_layers(model):
+        for rows, width in ((8, 24), (5, 40), (3, 64), (7, 8)):
+            for padded in (False, True):
+                model.train()
+                forward(rows, width, padded).sum().backward()
+                model.eval()
+                with torch.inference_mode():
+                    forward(2 * rows, width, padded)
+        assert counted["unique_graphs"] == graphs
+    assert all(layer._compiled_call_impl is None for layer in layers)
+    forward(1, 5, False)
+    assert counted["unique_graphs"] == graphs
+    with compiled_layers(model, all_but_last=True):
+        assert [layer._compiled_call_impl is None for layer in layers] == [False, True]
+
+
+def test_the_layers_of_a_model_are_found_and_nothing_else():
+    layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
+    heads = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(5))
+    mixed = torch.nn.ModuleList([torch.nn.Linear(64, 64), torch.nn.LayerNorm(64)])
+    model = torch.nn.ModuleDict({"layers": layers, "heads": heads, "mixed": mixed})
+    assert repeated_layers(model) == list(layers)
+    assert repeated_layers(torch.nn.Linear(2, 2)) == []
 
 
 def test_compiling_needs_a_compiler_and_says_so(trainer, monkeypatch):
