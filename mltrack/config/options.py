@@ -227,7 +227,7 @@ OPTIONS: dict[str, Option] = _declare(
     Option(name="device", kind="text", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="Where the model runs."),
     Option(name="parallel", kind="text", default="auto", choices=("auto", "none", "dp", "ddp"), help="`auto` uses DataParallel where several GPUs are visible."),
     Option(name="attention", kind="text", default="auto", choices=("auto", "eager", "sdpa", "flash_attention_2"), help="How attention is computed; `auto` chooses by device, precision and the model's dropout."),
-    Option(name="compile", kind="bool", default=False, help="Compile the model with torch.compile: a minute or more before the first step, which a GPU earns back within a run of hours."),
+    Option(name="compile", kind="bool", default=False, help="Compile the layers of the model with torch.compile: a quarter of a minute or more before the first step, which a GPU earns back within some hundred steps."),
     Option(name="speedups", kind="pairs", choices=speedups.NAMES, values=(speedups.ON, speedups.OFF), help="Which of the speed-ups that are on by default are off: `buckets=off`."),
     Option(name="num_workers", kind="int", default=0, minimum=0, help="Worker processes that collate batches; 0: a thread of this process."),
     Option(name="seed", kind="int", default=42, minimum=0, help="Seeds the split, the order, the weights and the dropout."),
