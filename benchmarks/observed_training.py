@@ -190,6 +190,11 @@ class Watch:
 
     # -- what it saw
 
+    def first_epoch_rate(self) -> float | None:
+        """Real tokens/s of the first epoch's steps behind the warm-up, as `training_job.Pace` has it of the peers."""
+        steps = self.steps[self.job.warm_up : self.trainer.plan.steps_per_epoch]
+        return sum(step["tokens"] for step in steps) / sum(step["seconds"] for step in steps) if steps else None
+
     def steady(self) -> dict[str, float]:
         """Sums and medians of the steps behind the warm-up."""
         steps = self.steps[self.job.warm_up :]
@@ -294,7 +299,7 @@ def run_mltrack(job: Job) -> dict[str, Any]:
         "evaluated_tokens": watch.evaluated_tokens,
         **watch.tokens.begun_with,
         "steady": watch.steady(),
-        "steady_tokens_per_second": watch.steady().get("tokens_per_second"),
+        "steady_tokens_per_second": watch.first_epoch_rate(),
         "profile": watch.profiled,
         "precision": watch.trainer.precision.mode,
         "model": partial(model_from, last, job.task),  # loaded by who wants it: it does not belong to the peak

@@ -105,7 +105,7 @@ def show_comparison(task: str, found: dict[str, Any], device: str) -> None:
         ("training, evaluation, saving", *[f"{middle[side]['seconds']:.1f} s" for side in sides], ""),
         ("the whole process, imports and export included", *[f"{middle[side]['trained_s']:.1f} s" for side in sides], ""),
         ("real tokens/s, evaluation and saving included", *[f"{middle[side]['tokens_per_second']:,.0f}" for side in sides], ""),
-        ("real tokens/s, steady", *["-" if steady[side] is None else f"{steady[side]:,.0f}" for side in sides], ""),
+        ("real tokens/s, steady in the first epoch", *["-" if steady[side] is None else f"{steady[side]:,.0f}" for side in sides], ""),
         ("process start to first step", *[f"{middle[side]['first_step_s']:.1f} s" for side in sides], ""),
         ("peak memory (PSS)", *[f"{middle[side]['peak_mib']:,.0f} MiB" for side in sides], _memory_goal(middle)),
         (f"mean eval_loss, {len(runs[sides[0]])} seeds", *[_shown_loss(loss, side) for side in sides], _loss_goal(loss)),
@@ -215,7 +215,7 @@ def parsed() -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--warm-up", type=int, default=Job.warm_up, help="first optimizer steps that are not steady")
-    parser.add_argument("--mltrack", default="", help="more options of mltrack alone, as name=value,name=value")
+    parser.add_argument("--mltrack", action="append", default=[], metavar="NAME=VALUE", help="an option of mltrack alone; may come several times")
     parser.add_argument("--profile", action="store_true", help="one more training of mltrack: where a step's time goes")
     parser.add_argument("--five-epochs", action="store_true", help="one more comparison, once, over five epochs")
     parser.add_argument("--cuts", action="store_true", help="one more table: 8x1, 4x2 and 1x8, with and without mixed precision")
@@ -225,7 +225,10 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--startup-records", type=int, default=startup.RECORDS)
     options = parser.parse_args()
     options.sides, options.tasks = options.sides.split(","), options.tasks.split(",")
-    options.mltrack = dict(one.split("=", 1) for one in options.mltrack.split(",") if one)
+    if options.warm_up < 1:
+        parser.error(f"--warm-up: seen {options.warm_up}; accepted: a whole number >= 1")
+    options.mltrack = dict(one.split("=", 1) for one in options.mltrack)
+    options.cut_records = options.records
     on_gpu = options.device == "cuda"
     options.model = options.model or ("large" if on_gpu else "scratch:small")
     options.records = options.records or (GPU_RECORDS if on_gpu else None)
@@ -259,7 +262,7 @@ def _train_all(folder: Path, options: argparse.Namespace, results: dict[str, Any
             show_comparison(task, found, options.device)
             write("training", results)
     for task in options.tasks if options.cuts else ():
-        results.setdefault("cuts", {})[task] = cuts.measure(folder, task, device=options.device, records=options.records, model=options.model)
+        results.setdefault("cuts", {})[task] = cuts.measure(folder, task, device=options.device, records=options.cut_records, model=options.model)
         cuts.show_cuts(task, results["cuts"][task])
         write("training", results)
 

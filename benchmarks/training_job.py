@@ -102,7 +102,8 @@ class Pace:
     """When the first epoch's steady part began and ended; a GPU is waited for at these two moments alone."""
 
     def __init__(self, job: Job, records: int):
-        epoch = -(-records // (job.batch_size * job.accumulation))
+        self._micro_batches = -(-records // job.batch_size)
+        epoch = -(-self._micro_batches // job.accumulation)
         self.last = min(epoch, job.max_steps) if job.max_steps > 0 else epoch
         self._job, self._times = job, dict[int, float]()
 
@@ -119,7 +120,8 @@ class Pace:
         first, last, accumulation = self._job.warm_up, self.last, self._job.accumulation
         if last <= first:
             return None
-        return tokens.of_steps(first * accumulation + 1, last * accumulation) / (self._times[last] - self._times[first])
+        passes = min(last * accumulation, self._micro_batches)  # the epoch's last step may have fewer
+        return tokens.of_passes(first * accumulation + 1, passes) / (self._times[last] - self._times[first])
 
 
 def wait_for_gpu(job: Job) -> None:
@@ -148,7 +150,7 @@ class TokenCount:
     def _count(self, model: Any, _: Any, given: dict[str, Any]) -> None:
         self._seen[model.training].append((given["input_ids"] != self._pad_token_id).sum())  # not read here: that would wait for a GPU
 
-    def of_steps(self, first: int, last: int) -> int:
+    def of_passes(self, first: int, last: int) -> int:
         """Trained in forward passes number `first` to `last`, both counted from 1 and included."""
         return sum(int(count) for count in self._seen[True][first - 1 : last])
 

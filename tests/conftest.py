@@ -81,7 +81,8 @@ def trainer(records_file, tmp_path):
         made = tiny.model(source, train, dropout=dropout)
         defaults = {"num_epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "warmup_ratio": 0.0, "use_mixed_precision": False, "device": tiny.DEVICE}
         if tiny.DEVICE == "cuda":  # what is compared to the rounding of fp32 is computed in it
-            options["speedups"] = {"tf32": "off", **options.get("speedups", {})}
+            given = options.get("speedups", {})
+            options["speedups"] = f"tf32=off,{given}" if isinstance(given, str) else {"tf32": "off", **given}
         return AdvancedTrainer(made, train, evaluation, output_dir=tmp_path / name, **{**defaults, **options})
 
     return make

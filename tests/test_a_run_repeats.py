@@ -19,7 +19,7 @@ def outcome(made):
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_run_on_the_cpu_repeats_to_the_last_bit(trainer, deterministic):
-    options = {"dropout": 0.2, "num_epochs": 2, "use_mixed_precision": "bf16", "deterministic": deterministic}
+    options = {"device": "cpu", "dropout": 0.2, "num_epochs": 2, "use_mixed_precision": "bf16", "deterministic": deterministic}
     first, second = (outcome(trainer("code_generation", name=name, **options)) for name in ("first", "second"))
     assert first[1] == second[1]
     for name, tensor in first[0].items():

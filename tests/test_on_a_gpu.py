@@ -106,6 +106,7 @@ def test_a_checkpoint_holds_the_weights_of_its_step_while_training_goes_on(train
 def test_memory_of_the_gpu_that_really_runs_out(trainer):
     """A micro-batch that does not fit into what the process may have is halved until it does; the sums stay."""
     options = {"task": "code_generation", "count": 600, "batch_size": 256, "max_steps": 2, "eval_batch_size": 8, "dropout": 0.0}
+    torch.cuda.reset_peak_memory_stats()
     enough = outcome(trainer(name="enough", **options))
     peak = torch.cuda.max_memory_allocated()
     torch.cuda.empty_cache()

@@ -11,6 +11,7 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from mltrack.config.speedups import NAMES
 from mltrack.errors import ConfigurationError
@@ -198,16 +199,19 @@ def test_auto_takes_plain_attention_only_for_dropout_in_bf16_on_a_cpu(trainer):
 @pytest.mark.long
 @pytest.mark.parametrize("task", TASKS)
 def test_a_compiled_model_trains_to_the_same_losses(trainer, task):
+    counted = torch._dynamo.utils.counters["stats"]
     expected = trained(trainer, "plain", task, dropout=0.0, count=24)
+    before = counted["unique_graphs"]
     found = trained(trainer, "compiled", task, dropout=0.0, count=24, compile=True)
+    assert counted["unique_graphs"] > before
     assert found[0] == pytest.approx(expected[0], rel=1e-3)
     assert torch.allclose(found[2], expected[2], atol=1e-3)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("task", "graphs"), [("text_classification", 4), ("code_generation", 2)])
+@pytest.mark.parametrize(("task", "graphs"), [("text_classification", 8), ("code_generation", 4)])
 def test_layers_share_a_compilation_whatever_the_batch_and_are_as_before_afterwards(trainer, task, graphs):
-    """One in training and one in evaluation; of an encoder each with a mask and without."""
+    """One in training and one in evaluation, of an encoder each with a mask and without, and as many again for a single row."""
     made = trainer(task)
     model, layers, device = made.model.train(), repeated_layers(made.model), made.device
     assert len(layers) == 2
@@ -222,31 +226,67 @@ def test_layers_share_a_compilation_whatever_the_batch_and_are_as_before_afterwa
         return model(input_ids=ids, **mask, **cache).logits
 
     with compiled_layers(model):
-        for rows, width in ((8, 24), (5, 40), (3, 64), (7, 8)):
+        for rows, width in ((8, 24), (5, 40), (1, 32), (3, 64), (7, 8), (1, 8)):
             for padded in (False, True):
                 model.train()
                 forward(rows, width, padded).sum().backward()
                 model.eval()
                 with torch.inference_mode():
-                    forward(2 * rows, width, padded)
+                    forward(rows, width + 8, padded)
         assert counted["unique_graphs"] == graphs
     assert all(layer._compiled_call_impl is None for layer in layers)
     forward(1, 5, False)
     assert counted["unique_graphs"] == graphs
-    with compiled_layers(model, all_but_last=True):
+    with compiled_layers(model, without=layers[1]):
         assert [layer._compiled_call_impl is None for layer in layers] == [False, True]
 
 
+@pytest.mark.long
+def test_another_model_of_the_process_is_compiled_too():
+    """More compilations than torch allows one function by itself."""
+    torch._dynamo.reset()
+    counted = torch._dynamo.utils.counters["stats"]
+    counted.clear()
+    for number in range(1, 11):
+        config = LlamaConfig(vocab_size=50, hidden_size=16 * number, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+        model = LlamaForCausalLM(config)
+        with compiled_layers(model), torch.no_grad():
+            model(input_ids=torch.ones(2, 8, dtype=torch.int64), use_cache=False)
+    assert counted["unique_graphs"] == 10
+
+
+class Experts(torch.nn.Module):
+    """A layer with a list of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experts = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(4))
+
+
 def test_the_layers_of_a_model_are_found_and_nothing_else():
-    layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
+    def layers() -> torch.nn.ModuleList:
+        return torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
+
+    encoder, decoder = layers(), layers()
     heads = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(5))
-    mixed = torch.nn.ModuleList([torch.nn.Linear(64, 64), torch.nn.LayerNorm(64)])
-    model = torch.nn.ModuleDict({"layers": layers, "heads": heads, "mixed": mixed})
-    assert repeated_layers(model) == list(layers)
+    assert repeated_layers(torch.nn.ModuleDict({"encoder": encoder, "decoder": decoder, "heads": heads})) == [*encoder, *decoder]
+    mixed = torch.nn.ModuleList([torch.nn.Linear(8, 8), Experts(), torch.nn.Linear(8, 8), Experts()])
+    assert repeated_layers(torch.nn.ModuleDict({"layers": mixed})) == [*mixed]
+    blocks = torch.nn.ModuleList([encoder, decoder])
+    assert repeated_layers(torch.nn.ModuleDict({"blocks": blocks})) == [*encoder, *decoder]
     assert repeated_layers(torch.nn.Linear(2, 2)) == []
+
+
+def test_a_layer_that_was_compiled_before_is_as_it_was():
+    model = torch.nn.ModuleDict({"layers": torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(2))})
+    model["layers"][0].compile()
+    own = model["layers"][0]._compiled_call_impl
+    with compiled_layers(model):
+        assert model["layers"][0]._compiled_call_impl is not own
+    assert [layer._compiled_call_impl for layer in model["layers"]] == [own, None]
 
 
 def test_compiling_needs_a_compiler_and_says_so(trainer, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(ConfigurationError, match=r"compile: seen true, but torch.compile needs a C\+\+ compiler here and finds none; accepted: false"):
-        trainer(compile=True)
+        trainer(compile=True, device="cpu")

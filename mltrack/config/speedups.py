@@ -1,7 +1,7 @@
 """The speed-ups that are on unless switched off, each with its own switch: `speedups=buckets=off,dropout_masks=off`.
 
 Invariant: none of them changes what a training computes beyond rounding; `buckets` decides the order of the records, `dropout_masks` and
-`first_token` which random numbers are drawn, `tf32` how many digits a GPU multiplies in fp32.
+`first_token` which random numbers are drawn, `any_shape_attention` which of a GPU's kernels compute attention, `tf32` how many digits it multiplies in fp32.
 """
 
 from __future__ import annotations

@@ -50,12 +50,18 @@ def only_first_token(model: Any, wanted: bool = True) -> Iterator[None]:
         yield
 
 
+def last_layer(model: Any) -> nn.Module | None:
+    """The layer that is computed so, of a model that `reads_first_token`."""
+    layers = _layers(model)
+    return layers[-1] if layers else None
+
+
 def _last_attention(model: Any) -> Any:
     """The attention of the last layer, where the model is built as transformers builds those of the BERT family; else None."""
-    layers = _layers(model)
-    if not layers or getattr(model.config, "is_decoder", False) or getattr(model.config, "_attn_implementation", None) not in ("eager", "sdpa"):
+    last = last_layer(model)
+    if last is None or getattr(model.config, "is_decoder", False) or getattr(model.config, "_attn_implementation", None) not in ("eager", "sdpa"):
         return None  # the mask of other implementations has another shape
-    attention = getattr(layers[-1], "attention", None)
+    attention = getattr(last, "attention", None)
     own = getattr(attention, "self", None)
     there = all(hasattr(own, name) for name in ("query", "key", "value", "scaling", "attention_head_size", "dropout")) and hasattr(attention, "output")
     return attention if there else None

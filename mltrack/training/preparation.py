@@ -1,6 +1,6 @@
 """What is done to a model before it is trained, and what surrounds the loop while it is.
 
-Invariant: after `sped_up` the process and the model's modules are as before.
+Invariant: after `sped_up` the process and the model's modules are as before, but for which kernels a GPU may use.
 """
 
 from __future__ import annotations
@@ -18,24 +18,23 @@ from mltrack.collector import frozen
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.errors import ConfigurationError
-from mltrack.hardware import allow_planned_attention, allow_tf32, repeating_exactly
+from mltrack.hardware import allow_planned_attention, allow_tf32, choose_precision, repeating_exactly
 from mltrack.tasks import task_for
 from mltrack.tasks.class_weights import weighted
 from mltrack.tasks.generation import Generation, keeps_apart
 from mltrack.training.compiled import check_compiler, compiled_layers
 from mltrack.training.dropout import cheap_masks
-from mltrack.training.first_token import only_first_token, reads_first_token
+from mltrack.training.first_token import last_layer, only_first_token, reads_first_token
 from mltrack.training.parallel import Objective
 
 
-def prepared(model: nn.Module, config: TrainingConfig, device: torch.device, precision: str) -> nn.Module:
+def prepared(model: nn.Module, config: TrainingConfig, device: torch.device) -> nn.Module:
     """The model on its device, with recomputed activations where the configuration says so.
 
     Raises:
         ConfigurationError: a model that packing would mix up, or a machine that cannot compile.
     """
-    allow_tf32(device, precision, config.effective_speedups.tf32)
-    allow_planned_attention(device, not config.effective_speedups.any_shape_attention)
+    choose_kernels(config, device)
     model = model.to(device)
     inner: Any = unwrapped(model)
     if config.packing and getattr(getattr(inner, "config", None), "_attn_implementation", None) == "flash_attention_2":
@@ -49,6 +48,13 @@ def prepared(model: nn.Module, config: TrainingConfig, device: torch.device, pre
     if config.compile:
         check_compiler(device)
     return model
+
+
+def choose_kernels(config: TrainingConfig, device: torch.device) -> None:
+    """What a GPU multiplies and attends with, for the whole process: what comes after a training, such as the evaluation of its best weights, computes as it did."""
+    on = config.effective_speedups
+    allow_tf32(device, choose_precision(config.use_mixed_precision, device), on.tf32)
+    allow_planned_attention(device, not on.any_shape_attention)
 
 
 def objective_of(config: TrainingConfig, dataset: CodeDataset) -> Objective:
@@ -77,8 +83,9 @@ def sped_up(model: nn.Module, config: TrainingConfig, device: torch.device, *, n
     Args:
         narrow: what `narrows` says of the model.
     """
+    choose_kernels(config, device)  # again: another trainer may have been made in between
     on, inner = config.effective_speedups, unwrapped(model)
     masks = on.dropout_masks and device.type == "cpu" and not config.compile
-    layers = compiled_layers(inner, config.compile, all_but_last=narrow)
+    layers = compiled_layers(inner, config.compile, without=last_layer(inner) if narrow else None)
     with repeating_exactly(config.deterministic), cheap_masks(model, masks), only_first_token(inner, narrow), layers, frozen(on.gc_freeze):
         yield

@@ -98,7 +98,7 @@ class AdvancedTrainer:
         self.device = choose_device(self.config.device)
         self.precision = Precision(choose_precision(self.config.use_mixed_precision, self.device), self.device)
         self.parallel = parallel or choose_parallel(self.config.parallel, self.device, objective_of(self.config, train_dataset), compiled=self.config.compile)
-        self.model = prepared(model, self.config, self.device, self.precision.mode)
+        self.model = prepared(model, self.config, self.device)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         on, on_gpu = self.config.effective_speedups, self.device.type == "cuda"
         self.batches = TrainingBatches(train_dataset, self.config, rank=self.parallel.rank, world=self.parallel.world, pin=on_gpu and on.pinned_memory)
