@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mltrack.data import DatasetLoader
 from mltrack.data.encoding import kept_of_long_texts
-from mltrack.hardware import choose_device, choose_precision
+from mltrack.hardware import allow_planned_attention, choose_device, choose_precision
 from mltrack.models import resolve_model
 from mltrack.training import Precision, evaluate
 
@@ -28,6 +28,7 @@ def evaluate_folder(folder: str | Path, dataset_path: str, *, task: str, batch_s
     )
     dataset = loader.dataset(loader.records)
     device = choose_device("auto")
+    allow_planned_attention(device, False)  # evaluated once, no shape of batch earns its plan
     model = source.build(label_mapping=mapping, max_length=max_length, seed=0, whole=True).to(device)
     metrics, _ = evaluate(model, dataset, batch_size=batch_size, device=device, precision=Precision(choose_precision("auto", device), device))
     return metrics

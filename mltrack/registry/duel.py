@@ -106,7 +106,7 @@ def _evaluate(folders: dict[int, str], dataset_path: str, metric: str, batch_siz
     (task,) = tasks
     from mltrack.data import DatasetLoader
     from mltrack.data.encoding import kept_of_long_texts
-    from mltrack.hardware import choose_device, choose_precision
+    from mltrack.hardware import allow_planned_attention, choose_device, choose_precision
     from mltrack.models import resolve_model
     from mltrack.training import Precision, evaluate
 
@@ -128,6 +128,7 @@ def _evaluate(folders: dict[int, str], dataset_path: str, metric: str, batch_siz
             raise ConfigurationError(f"{dataset_path}: every record is longer than {shortest} tokens; accepted: shorter records, which both models see whole")
         datasets = {one: loader.dataset([loader.records[i] for i in whole]) for one, loader in loaders.items()}
     device = choose_device("auto")
+    allow_planned_attention(device, False)
     precision = Precision(choose_precision("auto", device), device)
     values: dict[int, float] = {}
     for one, dataset in datasets.items():
