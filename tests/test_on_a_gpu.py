@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from pathlib import Path
 
 import commands
 import pytest
@@ -12,11 +13,13 @@ import torch
 from mlflow import MlflowClient
 from safetensors.torch import load_file
 
+import mltrack
 from mltrack.hardware import choose_precision
 from mltrack.training.batches import MicroBatch
 
 pytestmark = [pytest.mark.device, pytest.mark.skipif(tiny.DEVICE != "cuda", reason="MLTRACK_TEST_DEVICE is not cuda (make test-gpu)")]
 TASKS = ("text_classification", "code_generation")
+PACKAGE = f"{Path(mltrack.__file__).parent}/"
 
 
 def outcome(made):
@@ -71,7 +74,7 @@ def test_the_host_waits_for_nothing_but_the_number_of_targets(trainer, task):
     for _ in range(2):
         made._take_step(next(groups))
     found = waits(lambda: [made._take_step(next(groups)) for _ in range(2)])
-    own = {place.rsplit("/mltrack/")[1].split(":")[0] for place in found if "/mltrack/" in place}
+    own = {place.removeprefix(PACKAGE).split(":")[0] for place in found if place.startswith(PACKAGE)}
     assert own == ({"tasks/generation.py"} if task == "code_generation" else set()), found
 
 
