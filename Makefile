@@ -12,7 +12,7 @@ help:
 	@echo "make test-long   the tests that take minutes: many kills, real servers in sequence"
 	@echo "make test-gpu   the invariants of training, on the GPU of this machine"
 	@echo "make check   lint, format, types, all tests"
-	@echo "make bench   training speed beside the Hugging Face Trainer and Lightning, in less than half an hour on two cores"
+	@echo "make bench   training speed beside the Hugging Face Trainer and Lightning, in about half an hour on two cores"
 	@echo "make ui      the MLflow UI on a free port"
 
 install: $(VENV)/installed
