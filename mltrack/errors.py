@@ -19,11 +19,16 @@ import difflib
 import signal
 from collections.abc import Iterable, Sequence
 
+from mltrack.addresses import redact
+
 
 class MltrackError(Exception):
-    """Base of all errors that a user can meet."""
+    """Base of all errors that a user can meet; no address in its message holds a password or a token."""
 
     exit_code = 1
+
+    def __init__(self, message: str = ""):
+        super().__init__(redact(message))
 
 
 class ConfigurationError(MltrackError):

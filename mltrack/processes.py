@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 
-def start(module: str, words: Sequence[str] = (), **streams: Any) -> subprocess.Popen[bytes]:
+def start(module: str, words: Sequence[str] = (), *, tracking_uri: str | None = None, **streams: Any) -> subprocess.Popen[bytes]:
     """`python -m MODULE WORDS`.
 
     Args:
+        tracking_uri: its MLFLOW_TRACKING_URI: credentials are no argument, since everybody sees the arguments of a process.
         streams: stdin, stdout, stderr of `subprocess.Popen`.
     """
     package_parent = str(Path(__file__).resolve().parents[1])
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", module, *words], start_new_session=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, **streams
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **({"MLFLOW_TRACKING_URI": tracking_uri} if tracking_uri else {})}
+    return subprocess.Popen([sys.executable, "-P", "-m", module, *words], start_new_session=True, env=environment, **streams)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
+from mltrack.addresses import with_credentials
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError
 from mltrack.journal import RunDirectory, find_run_directories, find_run_directory
@@ -73,10 +74,11 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
 def _up_to_date(found: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None]) -> RunDirectory:
     """`found`, or what MLflow holds of that run where it went on elsewhere since."""
     info = found.read_run()
-    if request.new_run or request.offline or info.run_id is None or not set_aside_if_outdated(found):
+    uri = with_credentials(info.tracking_uri, request.tracking_uri)
+    if request.new_run or request.offline or info.run_id is None or not set_aside_if_outdated(found, uri):
         return found
     notice(f"run {info.run_id} went on elsewhere since {found.path} was written")
-    return fetch_run(info.run_id, info.tracking_uri, found.path.parent, notice=notice)
+    return fetch_run(info.run_id, uri, found.path.parent, notice=notice)
 
 
 def refuse_live(resumed: RunDirectory) -> None:

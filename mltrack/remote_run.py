@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import mltrack
 from mltrack import store as stores
+from mltrack.addresses import redacted
 from mltrack.errors import CheckpointError, ConfigurationError, TrackingError
 from mltrack.journal import JournalWriter, RunDirectory, RunInfo, make_output_dir, records, write_json
 from mltrack.registry import connect_existing
@@ -88,8 +89,11 @@ def fetch_started_run(run_id: str, tracking_uri: str | None, output_dir: str | P
     return fetch_run(run_id, tracking_uri, output_dir, notice=notice)
 
 
-def set_aside_if_outdated(directory: RunDirectory) -> bool:
+def set_aside_if_outdated(directory: RunDirectory, tracking_uri: str | None = None) -> bool:
     """True where the run went on elsewhere after this directory was written: then it no longer counts as a run directory, and nothing in it is deleted.
+
+    Args:
+        tracking_uri: where to ask, with credentials; default: where the run belongs.
 
     A server that does not answer cannot tell; then the directory is taken as it is.
     """
@@ -97,7 +101,7 @@ def set_aside_if_outdated(directory: RunDirectory) -> bool:
     if info.run_id is None:
         return False
     try:
-        store = connect_existing(info.tracking_uri, f"run {info.run_id}")
+        store = connect_existing(tracking_uri or info.tracking_uri, f"run {info.run_id}")
         tags = runs.get_run(store, info.run_id).tags
     except TrackingError:
         return False
@@ -149,7 +153,7 @@ def _refuse_live(store: Store, run: runs.RunInfo) -> None:
 def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunDirectory:
     directory = RunDirectory(making)
     notice(f"fetching run {run.run_id} from {store.shown_uri}")
-    write_json(making / "config.json", _config(store, run))
+    write_json(making / "config.json", redacted(_config(store, run)))
     fetched = _fetch_checkpoints(store, run, directory.checkpoints, notice)
     renamed = json.loads(run.tags.get("mltrack.renamed", "{}"))
     points = list(history.points_of(store, run.run_id))
@@ -158,7 +162,7 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunD
     best = _best(fetched.values(), json.loads((making / "config.json").read_text(encoding="utf-8")))
     models = _ready_models(store, run.run_id)
     Progress(
-        tracking_uri=store.tracking_uri,
+        tracking_uri=store.shown_uri,
         run_id=run.run_id,
         offset=directory.journal.stat().st_size,
         sent=len(points),

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrack import relay
+from mltrack.addresses import RedactedStream
 from mltrack.collector import collect_rarely, frozen
 from mltrack.errors import TrackingError
 from mltrack.journal import RunDirectory, RunInfo
@@ -142,6 +143,7 @@ def opened(info: RunInfo) -> RunInfo:
 
 def main() -> None:
     """Lines of standard input: the tracking URI, at which mlflow is imported; a run, which is opened and answered; its directory, which is followed."""
+    sys.stderr = RedactedStream(sys.stderr)
     uri = sys.stdin.readline().rstrip("\n")
     collect_rarely()
     with suppress(TrackingError):
@@ -155,7 +157,9 @@ def _open_and_follow() -> None:
         return
     run = None
     try:
-        run = opened(RunInfo(**json.loads(line)))
+        info = RunInfo(**json.loads(line))
+        os.environ["MLFLOW_TRACKING_URI"] = info.tracking_uri  # the relay that this becomes finds an address without credentials in run.json
+        run = opened(info)
         answer: dict[str, Any] = {"error": None, "run": asdict(run)}
     except (StoreUnavailable, StoreRejected) as error:
         kind = StoreUnavailable if isinstance(error, StoreUnavailable) else StoreRejected

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mltrack
+from mltrack.addresses import with_credentials
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.data import CodeDataset
 from mltrack.data.requested import WORKING_DIRECTORY
@@ -61,6 +62,7 @@ def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: R
     )
     if resumed is not None and not request.new_run:
         info = resumed.read_run()
+        info.tracking_uri = with_credentials(default_tracking_uri(info.tracking_uri), request.tracking_uri)
     elif given is not None:
         info.run_id = given
         if request.experiment_name or request.run_name:

@@ -8,6 +8,7 @@ Invariant: `execute` never raises for bad input or a failed training; the MLflow
 from __future__ import annotations
 
 import logging
+import sys
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,6 +18,7 @@ from typing import Any
 
 import mltrack
 from mltrack import registry
+from mltrack.addresses import has_secrets, redact
 from mltrack.checkpoints import CheckpointManager, CheckpointMetadata
 from mltrack.checkpoints.state import load_model
 from mltrack.config import TrainModelRequest, TrainModelResponse
@@ -32,7 +34,7 @@ from mltrack.models import resolve_model, save_pretrained
 from mltrack.provenance import find_resumed, refuse_live, saved_options, undelivered
 from mltrack.run_opening import RunOpener
 from mltrack.run_record import data_figures, long_text_warnings, open_run
-from mltrack.store import default_tracking_uri
+from mltrack.store import credentials_place, default_tracking_uri
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
 from mltrack.training import AdvancedTrainer, Listener, check_metric_name, choose_parallel, compare_decisive, decisive, narrows, use_attention
@@ -41,7 +43,6 @@ from mltrack.training_run import TrainingRun, log_what_is_known
 log = logging.getLogger("mltrack")
 
 STEPS = ("validate_request", "load_model", "load_data", "open_tracker", "open_checkpoints", "build_trainer", "train", "save_results", "respond")
-
 
 AFTER_SIGNAL_S = 2.0
 """Whoever sent a signal kills soon: the checkpoint is written, and the relay delivers the rest without this process."""
@@ -95,6 +96,7 @@ class TrainModelUseCase:
         problems = run.request.validate()
         if problems:
             raise ConfigurationError("; ".join(problems))
+        run.request = run.request.redacted()
         run.resumed = find_resumed(run.request, self._notice)
         if run.resumed is not None:
             if not run.request.new_run:
@@ -115,6 +117,8 @@ class TrainModelUseCase:
                     raise ConfigurationError(f"{name}: {error}") from None
         if not run.request.offline:
             uri = default_tracking_uri(run.request.tracking_uri)
+            if has_secrets(uri):
+                self._notice(f"the tracking URI holds credentials, which are not recorded; a later sync or resume reads {credentials_place(uri)}")
             run.opener = self._opener if self._opener is not None and self._opener.tracking_uri == uri else RunOpener(uri)
 
     # 2
@@ -200,7 +204,7 @@ class TrainModelUseCase:
         if restarted:  # the same MLflow run, started again before its first checkpoint: what it has recorded stands
             run.tracker.resume_from(0, 0)
         log_what_is_known(run, run.tracker)
-        deliver_in_background(undelivered(request.output_dir))
+        deliver_in_background(undelivered(request.output_dir), request.tracking_uri)
 
     # 5
     def _open_checkpoints(self, run: TrainingRun) -> None:
@@ -364,10 +368,10 @@ class TrainModelUseCase:
             error = Interrupted(2)
         response.status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
         response.exit_code = error.exit_code if isinstance(error, MltrackError) else 1
-        response.errors = [str(error)] if isinstance(error, MltrackError) else [f"{type(error).__name__}: {error}"]
-        log.debug("%s", "".join(traceback.format_exception(error)))
+        response.errors = [str(error)] if isinstance(error, MltrackError) else [redact(f"{type(error).__name__}: {error}")]
+        log.debug("%s", trace := redact("".join(traceback.format_exception(error))))
         if run.request.debug:
-            traceback.print_exception(error)
+            sys.stderr.write(trace)
         if run.checkpoints is not None:
             with suppress(MltrackError):
                 run.checkpoints.close()

@@ -10,11 +10,13 @@ import sys
 from itertools import pairwise
 from typing import NoReturn
 
+from mltrack.addresses import RedactedStream, redact
 from mltrack.errors import MltrackError
 
 
 def main() -> NoReturn:
     """Entry point of `mltrack`; ends the process."""
+    sys.stderr = RedactedStream(sys.stderr)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -51,7 +53,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _said(line: str, exit_code: int) -> int:
-    print(f"mltrack: {line}", file=sys.stderr)
+    print(f"mltrack: {redact(line)}", file=sys.stderr)
     return exit_code
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mltrack.addresses import redacted
 from mltrack.cli.options import split_options
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError
@@ -50,7 +51,7 @@ def show(run_id: str, output_dir: str, output: str, tracking_uri: str | None) ->
     from mltrack.data.requested import WORKING_DIRECTORY, rebuild_command
 
     OPTIONS["output"].check(output)
-    data_sets, options, tags = _recorded(run_id, output_dir, tracking_uri)
+    data_sets, options, tags = redacted(_recorded(run_id, output_dir, tracking_uri))  # of other tools too
     if not data_sets:
         raise ConfigurationError(f"data show: run {run_id} names no data sets; accepted: a run of `mltrack train` that has got as far as its data")
     sides = {one["context"]: (one.get("profile") or {}).get("digest") or one["digest"] for one in data_sets}

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from mltrack import registry, store
+from mltrack.addresses import redacted
 from mltrack.cli.options import as_bool
 from mltrack.config import OPTIONS, Option
 from mltrack.errors import ConfigurationError
@@ -20,7 +21,7 @@ def list_models(tracking_uri: str | None, output: str) -> None:
     """One line a registered model."""
     OPTIONS["output"].check(output)
     connected = registry.connect_existing(tracking_uri, "registered models")
-    rows = store.list_models(connected)
+    rows = redacted(store.list_models(connected))
     if output == "json":
         print(json.dumps([{key: row[key] for key in ("name", "aliases", "tags", "created_ms", "updated_ms")} for row in rows]))
         return
@@ -35,7 +36,7 @@ def show_model(name: str, tracking_uri: str | None, output: str) -> None:
     """One line a version, the newest first, with what it comes from and what was decided; the champions in turn; the newest one's card."""
     OPTIONS["output"].check(output)
     connected = registry.connect_existing(tracking_uri, name)
-    rows = store.list_versions(connected, name)
+    rows = redacted(store.list_versions(connected, name))
     changes = history.read_history(model_tags.read_model(connected, name).tags)
     if output == "json":
         print(json.dumps({"name": name, "versions": rows, "champions": [{**json.loads(change.text), "by": change.kind} for change in changes]}))

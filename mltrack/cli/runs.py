@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mltrack import relay, store
+from mltrack.addresses import is_same, without_secrets
 from mltrack.cli.options import as_bool
 from mltrack.config import OPTIONS
 from mltrack.errors import ConfigurationError, MltrackError
@@ -47,9 +48,10 @@ def _tracking_uris(output_dir: str, given: str | None) -> list[str]:
     """The servers to ask: the one that was given; else the default one and those of the local runs."""
     uris = [store.default_tracking_uri(given)]
     if given is None:
-        uris += [info.tracking_uri for directory in find_run_directories(output_dir) if (info := directory.read_run()).run_id]
+        recorded = [directory.read_run() for directory in find_run_directories(output_dir)]
+        uris += [store.default_tracking_uri(info.tracking_uri) for info in recorded if info.run_id]
     there = [uri for uri in uris if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists()]
-    return list(dict.fromkeys(there))
+    return list({without_secrets(uri): uri for uri in reversed(there)}.values())[::-1]
 
 
 def _print_local(output_dir: str, output: str) -> None:
@@ -93,13 +95,15 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
             print(f"mltrack: {directory.path.name}: {error}", file=sys.stderr)
             continue
         state = "complete" if progress.complete else "still running"
-        there = min(before.get("sent", 0), progress.sent) if before.get("tracking_uri") == progress.tracking_uri else 0
+        there = min(before.get("sent", 0), progress.sent) if is_same(before.get("tracking_uri") or "", progress.tracking_uri) else 0
         print(
             f"{directory.path.name}: {state}, {progress.sent - there:,} points sent, {there:,} already there, {len(progress.failed)} failed, run {progress.run_id}"
             f"{', which went on elsewhere since' if progress.elsewhere else ''}"
         )
         for line in progress.failed:
             print(f"  failed: {line}")
+        for line in progress.exposed:
+            print(f"  secret: {line}")
     return 1 if failed else 0
 
 
@@ -141,5 +145,5 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
         "state": end or ("RUNNING" if alive else "FAILED"),
         "steps": step,
         "delivery": state if state == "complete" else f"{state} ({undelivered:,} bytes)",
-        "tracking_uri": info.tracking_uri,
+        "tracking_uri": info.address,
     }

@@ -87,12 +87,14 @@ def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: Ru
         lines.append(f"model      {response.model_path}")
     held = response.registered_model
     if held:
-        lines.append(f"registry   models:/{held['name']}/{held['version']} ({', '.join('@' + alias for alias in held['aliases'])}) in {info.tracking_uri}")
+        lines.append(f"registry   models:/{held['name']}/{held['version']} ({', '.join('@' + alias for alias in held['aliases'])}) in {info.address}")
         if held.get("decision"):
             lines.append(f"           {held['decision']}")
         if held.get("command"):
-            lines.append(f"decide     {_command(*shlex.split(held['command']), '--tracking-uri', info.tracking_uri)}")
+            lines.append(f"decide     {_command(*shlex.split(held['command']), '--tracking-uri', info.address)}")
     delivery = directory.read_delivery()
+    for line in delivery.get("exposed", []):
+        lines.append(f"secret     {line}")
     for line in delivery.get("failed", []):
         lines.append(f"refused    {line}")
     if delivery.get("elsewhere"):
@@ -104,17 +106,17 @@ def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: Ru
 
 def _commands(request: TrainModelRequest, response: TrainModelResponse, directory: RunDirectory, info: RunInfo) -> list[str]:
     lines = []
-    if info.tracking_uri.startswith("http") and info.run_id:
-        lines.append(f"open       {info.tracking_uri}/#/experiments/{info.experiment_id}/runs/{info.run_id}")
-    elif info.run_id and info.tracking_uri.startswith("sqlite"):
-        lines.append(f"open       {_command('mlflow', 'ui', '--backend-store-uri', info.tracking_uri)}")
+    if info.address.startswith("http") and info.run_id:
+        lines.append(f"open       {info.address}/#/experiments/{info.experiment_id}/runs/{info.run_id}")
+    elif info.run_id and info.address.startswith("sqlite"):
+        lines.append(f"open       {_command('mlflow', 'ui', '--backend-store-uri', info.address)}")
     if response.registered_model:
         uri = f"models:/{response.registered_model['name']}/{response.registered_model['version']}"
         text = "Reverse a string" if request.task == "code_generation" else "eval(user_input)"
-        lines.append(f"load       {_command('mltrack', 'predict', '--tracking-uri', info.tracking_uri, '--model-uri', uri, '--text', text)}")
+        lines.append(f"load       {_command('mltrack', 'predict', '--tracking-uri', info.address, '--model-uri', uri, '--text', text)}")
     if response.checkpoints and not response.stopped_early:
         words = ["mltrack", "train", "--resume", response.run_id or "latest", "--output-dir", str(directory.path.parent)]
-        words += ["--tracking-uri", info.tracking_uri]
+        words += ["--tracking-uri", info.address]
         words += _further(request, response)
         lines.append(f"resume     {_command(*words)}")
     return lines

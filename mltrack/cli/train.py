@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from mltrack.addresses import redact
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError
 
@@ -115,6 +116,6 @@ def _quiet(debug: bool) -> None:
     logging.basicConfig(level=logging.INFO if debug else logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr)
     if not debug:
         warnings.filterwarnings("ignore", module=r"(?!mltrack)")
-        warnings.formatwarning = lambda message, *_args, **_kwargs: f"mltrack: {message}\n"
+        warnings.formatwarning = lambda message, *_args, **_kwargs: redact(f"mltrack: {message}\n")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+from mltrack.addresses import redacted, without_secrets
 from mltrack.config.options import OPTIONS, setting
 from mltrack.config.speedups import Speedups
 from mltrack.errors import ConfigurationError
@@ -151,7 +152,7 @@ class TrainModelRequest:
     on_disk_full: str = setting("on_disk_full")
     on_bad_record: str = setting("on_bad_record")
     trust_remote_code: bool = setting("trust_remote_code")
-    tracking_uri: str | None = None
+    tracking_uri: str | None = field(default=None, repr=False)
     debug: bool = setting("debug")
     output: str = setting("output")
     as_typed: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
@@ -185,9 +186,14 @@ class TrainModelRequest:
                 setattr(copy, name, value)
         return copy
 
+    def redacted(self) -> TrainModelRequest:
+        """A copy in which the tracking URI alone holds credentials: every other option is recorded as it is."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return TrainModelRequest(**{**redacted(values), "tracking_uri": self.tracking_uri})
+
     def options(self) -> dict[str, Any]:
-        """The values by option name, in the order of `OPTIONS`."""
-        return {name: getattr(self, name) for name in OPTIONS}
+        """The values by option name, in the order of `OPTIONS`, as they are recorded: the tracking URI without credentials."""
+        return {**{name: getattr(self, name) for name in OPTIONS}, "tracking_uri": self.tracking_uri and without_secrets(self.tracking_uri)}
 
     def training_config(self) -> TrainingConfig:
         """The trainer's part. Every default by task must have been filled in."""

@@ -1,6 +1,7 @@
 """The folder of one run: `<output_dir>/<id>/` with `run.json`, `journal`, `checkpoints/`, `model/` and the exports.
 
-Invariant: `run.json` and `delivery.json` are replaced whole; a reader sees the old one or the new one.
+Invariant: `run.json` and `delivery.json` are replaced whole; a reader sees the old one or the new one. Only their owner reads them, and they hold no secret:
+whoever delivers gets credentials from its environment.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from mltrack.addresses import redacted, without_secrets
 from mltrack.errors import ConfigurationError, TrackingError
 
 FORMAT_VERSION = 1
@@ -30,7 +32,8 @@ class RunInfo:
     experiment_id: str | None = None
     experiment_name: str | None = None
     run_name: str | None = None
-    tracking_uri: str = ""
+    tracking_uri: str = field(default="", repr=False)
+    """With credentials where the user gave some in it; written without."""
     task: str | None = None
     created_ms: int = 0
     owns_status: bool = True
@@ -46,6 +49,11 @@ class RunInfo:
     """Creation time of the trainer's process, seconds since 1970: a pid alone may be used again."""
     mltrack_version: str = ""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def address(self) -> str:
+        """Where the run belongs, for people and files."""
+        return without_secrets(self.tracking_uri)
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,7 @@ class RunDirectory:
 
     def write_run(self, info: RunInfo) -> None:
         """Replace `run.json`."""
-        write_json(self.run_file, asdict(info))
+        write_json(self.run_file, redacted({**asdict(info), "tracking_uri": info.address}))
 
     def read_delivery(self) -> dict[str, Any]:
         """The relay's progress; empty where nothing was delivered yet."""
@@ -142,13 +150,14 @@ def make_output_dir(output_dir: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one rename, synced; what a killed writer of it left is removed."""
+    """Replace a JSON file in one rename, synced, for its owner's eyes alone; what a killed writer of it left is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*"):
         if not _is_running(left.suffix.removeprefix(".")):
             left.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
+    temporary.unlink(missing_ok=True)
+    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
         file.flush()
         os.fsync(file.fileno())

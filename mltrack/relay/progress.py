@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from mltrack.addresses import is_same, redacted, without_secrets
 from mltrack.journal import RunDirectory, write_json
 from mltrack.journal.records import now_ms
 
@@ -16,6 +17,7 @@ class Progress:
     """What the server has acknowledged."""
 
     tracking_uri: str = ""
+    """Without credentials."""
     run_id: str | None = None
     offset: int = 0
     """Bytes of the journal that are delivered."""
@@ -51,6 +53,8 @@ class Progress:
     status: str | None = None
     """The status that the MLflow run was given."""
     complete: bool = False
+    exposed: list[str] = field(default_factory=list)
+    """Params of the run that hold a secret which somebody else wrote, one line each."""
     elsewhere: str | None = None
     """What is to be said of it where the run went on elsewhere: nothing more is delivered."""
     format_version: int = FORMAT_VERSION
@@ -58,11 +62,11 @@ class Progress:
     @classmethod
     def read(cls, directory: RunDirectory, tracking_uri: str) -> Progress:
         """The progress of this directory towards this server; from the start for another server."""
-        content = directory.read_delivery()
-        if content.get("tracking_uri") != tracking_uri:
-            return cls(tracking_uri=tracking_uri)
+        content, address = directory.read_delivery(), without_secrets(tracking_uri)
+        if not is_same(content.get("tracking_uri") or "", address):
+            return cls(tracking_uri=address)
         known = {f.name for f in fields(cls)} - {"uploading"}  # whoever uploaded is gone
-        return cls(**{name: value for name, value in content.items() if name in known})
+        return cls(**{**{name: value for name, value in content.items() if name in known}, "tracking_uri": address})
 
     def is_whole(self, directory: RunDirectory) -> bool:
         """True where nothing of the journal is left to deliver, and the run was given its status."""
@@ -73,4 +77,4 @@ class Progress:
         """Write it down; `acknowledged` where the server has just answered."""
         if acknowledged:
             self.acknowledged_ms = now_ms()
-        write_json(directory.delivery_file, asdict(self))
+        write_json(directory.delivery_file, redacted(asdict(self)))

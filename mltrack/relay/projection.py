@@ -16,8 +16,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from mltrack import registry
+from mltrack.addresses import is_same
 from mltrack.errors import MltrackError
 from mltrack.journal import JournalReader, RunDirectory, records
+from mltrack.relay.exposed import exposed_secrets
 from mltrack.relay.full_values import full_values, is_shortened
 from mltrack.relay.isolation import send_isolated
 from mltrack.relay.kept_models import KeptModels
@@ -66,6 +68,7 @@ class Projection:
         self._run_id = self._open_run()
         self._claim = Claim(directory, store, self._run_id, self.progress, self._save)
         self._claim.check()
+        self._name_exposed_secrets()
         self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save_models, self._claim.check)
         self._save(acknowledged=False)
 
@@ -178,9 +181,14 @@ class Projection:
         self.progress.run_id = info.run_id
         return info.run_id
 
+    def _name_exposed_secrets(self) -> None:
+        self.progress.exposed = exposed_secrets(runs.get_run(self.store, self._run_id))
+        for line in self.progress.exposed:
+            log.warning("%s", line)
+
     def _is_here(self, run_id: str) -> bool:
         """False where this is another store than the run's own and does not hold it."""
-        if self.store.tracking_uri == self.info.tracking_uri:
+        if is_same(self.store.tracking_uri, self.info.tracking_uri):
             return True
         try:
             runs.get_run(self.store, run_id)

@@ -2,6 +2,7 @@
 
 Invariant: no call blocks for minutes (MLflow's own retries are off, time-outs are short and ours), and no exception of mlflow, requests, sqlalchemy or
 botocore leaves this package (a missing local file stays FileNotFoundError): what may work later is StoreUnavailable, what will be refused again is StoreRejected, each with one line of text.
+Credentials in a URI are for the client alone: no message holds them, the messages of the exceptions behind it neither.
 
     store = connect(default_tracking_uri(None))
     with translated(store, "reading the run"):
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from mltrack.addresses import escaped, is_ambiguous, redact, with_credentials, without_secrets
 from mltrack.errors import MltrackError, TrackingError
 
 ARTIFACT_TIMEOUT_S = 120
@@ -50,7 +52,8 @@ class StoreRejected(TrackingError):
 class Store:
     """A connection: where, and the client that talks to it."""
 
-    tracking_uri: str
+    tracking_uri: str = field(repr=False)
+    """With the user's credentials; `shown_uri` is what is shown and written."""
     client: Any
     """mlflow.MlflowClient"""
     request_timeout_s: float = 5.0
@@ -64,21 +67,18 @@ class Store:
 
     @property
     def shown_uri(self) -> str:
-        """The URI for people: without a password."""
-        return shown(self.tracking_uri)
-
-
-def shown(uri: str) -> str:
-    """`uri` with its password taken out."""
-    return re.sub(r"(://[^:/@\s]+):[^/@\s]*@", r"\1:***@", uri)
+        """The URI for people and files: without credentials."""
+        return without_secrets(self.tracking_uri)
 
 
 def default_tracking_uri(given: str | None = None) -> str:
     """`given`, else MLFLOW_TRACKING_URI, else mlflow.db in the working directory; a relative sqlite path made absolute.
 
+    Where `given` names the server of MLFLOW_TRACKING_URI without credentials, as a run directory does, those of the variable are used.
     A plain path (./mlruns, file:...) is returned as it is; connect says what to use instead.
     """
-    uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+    environment = os.environ.get("MLFLOW_TRACKING_URI")
+    uri = with_credentials(given, environment) if given else environment or "sqlite:///mlflow.db"
     match = re.match(r"(sqlite(?:\+\w+)?):///(.*)$", uri, re.DOTALL)
     if match is None or match[2].startswith(("/", ":memory:", "file:")) or not match[2]:
         return uri
@@ -97,8 +97,13 @@ def connect(tracking_uri: str, *, request_timeout_s: float = 5.0) -> Store:
         StoreRejected: a URI that MLflow does not serve, a database of another MLflow version.
     """
     uri = default_tracking_uri(tracking_uri)
+    if is_ambiguous(uri):
+        raise StoreRejected(
+            f"tracking URI '{without_secrets(uri)}': a '/' stands before the '@', so that a password and a path look alike; "
+            "write '/' as %2F in a password, or '@' as %40 in a path"
+        )
     if "://" not in uri and not uri.startswith(("sqlite:", "databricks", "uc:")):
-        raise StoreRejected(f"tracking URI '{uri}' names a folder: {_FILE_STORE}")
+        raise StoreRejected(f"tracking URI '{without_secrets(uri)}' names a folder: {_FILE_STORE}")
     if uri.startswith("file:"):
         raise StoreRejected(f"tracking URI '{uri}': {_FILE_STORE}")
     os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
@@ -109,7 +114,8 @@ def connect(tracking_uri: str, *, request_timeout_s: float = 5.0) -> Store:
     if uri.startswith("sqlite:"):
         parent = Path(uri.split(":///", 1)[1].partition("?")[0]).parent
         if not parent.is_dir():
-            raise StoreUnavailable(f"{shown(uri)}: the folder {parent} does not exist; make it, or set MLFLOW_TRACKING_URI to a database that exists")
+            raise StoreUnavailable(f"{without_secrets(uri)}: the folder {parent} does not exist; make it, or set MLFLOW_TRACKING_URI to a database that exists")
+    uri = escaped(uri)
     with translated(uri, "connecting"):
         import logging
 
@@ -172,16 +178,24 @@ def active_run() -> tuple[str, str] | None:
 @contextmanager
 def translated(where: Store | str, doing: str) -> Iterator[None]:
     """Turns what goes wrong inside into StoreUnavailable or StoreRejected: "<uri>: <doing>: <first line of the reason>"."""
-    uri = where.shown_uri if isinstance(where, Store) else shown(where)
+    uri = where.tracking_uri if isinstance(where, Store) else where
     try:
         yield
     except (MltrackError, KeyboardInterrupt):
         raise
     except Exception as error:
+        _clean(error)
         kind, reason = _judged(error)
         if kind is None:
             raise
-        raise kind(f"{uri}: {doing}: {reason}") from error
+        raise kind(f"{without_secrets(uri)}: {doing}: {reason}{_missing_credentials(uri, reason)}") from error
+
+
+def credentials_place(uri: str) -> str:
+    """Where a user puts the credentials for this server, as the end of a sentence."""
+    if uri.startswith("http"):
+        return "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    return f"MLFLOW_TRACKING_URI or --tracking-uri{', PGPASSWORD or ~/.pgpass' if uri.startswith('postgres') else ''}"
 
 
 @contextmanager
@@ -274,6 +288,26 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
     return None, reason
 
 
+def _missing_credentials(uri: str, reason: str) -> str:
+    """The remedy where a server refuses somebody that it does not know; else nothing."""
+    if re.search(r"no password supplied|using password: NO|empty password", reason):
+        return f"; no password was given, put it into {credentials_place(uri)}"
+    if re.search(r"password authentication failed|using password: YES|error code 401|not authenticated", reason):
+        return f"; check the user name and password in {credentials_place(uri)}"
+    return ""
+
+
+def _clean(error: BaseException | None) -> None:
+    """Take the credentials out of the messages of an exception and of those behind it: a traceback shows them all."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        error.args = tuple(redact(one) if isinstance(one, str) else one for one in error.args)
+        if isinstance(message := getattr(error, "message", None), str):
+            error.message = redact(message)  # type: ignore[attr-defined]
+        error = error.__cause__ or error.__context__
+
+
 def _later(text: str, code: str) -> type[StoreUnavailable]:
     """Which kind of unavailable: MLflow calls its client's transport errors INTERNAL_ERROR too, and an unknown HTTP status of a gateway."""
     if "timed out" in text or "timeout exception" in text or code == "DEADLINE_EXCEEDED":
@@ -296,7 +330,7 @@ def _http_status(error: BaseException | None) -> int | None:
 
 
 def _first_line(error: Exception) -> str:
-    text = shown(str(error)).strip() or type(error).__name__
+    text = str(error).strip() or type(error).__name__
     text = re.sub(r"^\((?:[\w.]+)\)\s*", "", text.splitlines()[0].strip())
     refused = re.search(r"(Connection refused|timed out|Name or service not known|No route to host|Failed to resolve)", text)
     if refused and len(text) > 160:

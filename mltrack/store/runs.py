@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mltrack.addresses import redact
 from mltrack.store.connection import Store, StoreRejected, already_exists, translated
 
 LOCAL_ID_TAG = "mltrack.local_id"
@@ -246,7 +247,7 @@ def cut(text: str, limit: int) -> str:
 
 
 def _legal_tags(tags: Mapping[str, Any]) -> dict[str, str]:
-    return {legal_name(key): legal_text(value, MAX_TAG_LENGTH) for key, value in tags.items()}
+    return {legal_name(key): legal_text(redact(str(value)), MAX_TAG_LENGTH) for key, value in tags.items()}
 
 
 def _info(store: Store, run: Any) -> RunInfo:

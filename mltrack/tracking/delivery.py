@@ -33,10 +33,11 @@ class Delivery:
     Args:
         directory: its run.json names the MLflow run and this process as the trainer.
         begin: gives the process where one is at hand already; where it gives None, and where the relay has died, one is started.
+        tracking_uri: where the run belongs, with the credentials that run.json does not hold.
     """
 
-    def __init__(self, directory: RunDirectory, begin: Begin = lambda directory: None):
-        self.directory = directory
+    def __init__(self, directory: RunDirectory, begin: Begin = lambda directory: None, tracking_uri: str | None = None):
+        self.directory, self._tracking_uri = directory, tracking_uri
         self._stopped = threading.Event()
         self._silence_s = LOCAL_SILENCE_S if directory.read_run().tracking_uri.startswith("sqlite:") else SILENCE_S
         self._started = time.time()
@@ -72,7 +73,7 @@ class Delivery:
         return "complete" if delivery.get("complete") and whole else "pending"
 
     def _start(self) -> subprocess.Popen[bytes]:
-        return _spawn(["--follow", str(self.directory.path)], self.directory.relay_log)
+        return _spawn(["--follow", str(self.directory.path)], self.directory.relay_log, self._tracking_uri)
 
     def _restart_once(self) -> None:
         if self._process.wait() != 0 and not self._stopped.is_set():
@@ -81,13 +82,17 @@ class Delivery:
             self._process.wait()
 
 
-def deliver_in_background(directories: Sequence[RunDirectory]) -> None:
-    """Complete the delivery of runs whose trainers are gone, in a process of its own that nobody waits for."""
+def deliver_in_background(directories: Sequence[RunDirectory], tracking_uri: str | None = None) -> None:
+    """Complete the delivery of runs whose trainers are gone, in a process of its own that nobody waits for.
+
+    Args:
+        tracking_uri: its credentials serve the runs that belong there.
+    """
     if directories:
-        _spawn([str(directory.path) for directory in directories], directories[-1].relay_log)
+        _spawn([str(directory.path) for directory in directories], directories[-1].relay_log, tracking_uri)
 
 
-def _spawn(words: Sequence[str], log_file: Path) -> subprocess.Popen[bytes]:
+def _spawn(words: Sequence[str], log_file: Path, tracking_uri: str | None) -> subprocess.Popen[bytes]:
     """`mltrack sync WORDS` in a session of its own, with nothing of ours open."""
     with log_file.open("ab") as log:
-        return start("mltrack", ["sync", *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return start("mltrack", ["sync", *words], tracking_uri=tracking_uri, stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import mltrack
+from mltrack.addresses import redacted
 from mltrack.errors import ConfigurationError, TrackingError
 from mltrack.journal import DiskFullError, JournalReader, JournalWriter, RunDirectory, RunInfo, records
 from mltrack.journal.records import json_number
@@ -265,7 +266,7 @@ class TrainingMetricsTracker:
             if isinstance(record, str):
                 self._journal.append_json(record)
             else:
-                self._journal.append(record)
+                self._journal.append(redacted(record))
         except DiskFullError as error:
             if self._on_disk_full == "stop":
                 raise
@@ -346,7 +347,7 @@ class TrainingMetricsTracker:
     def follow(self, info: RunInfo, begin: Begin = lambda directory: None) -> None:
         """Write run.json and start the relay, which ends with this process; `begin` as in `Delivery`."""
         self.describe(info)
-        self.delivery = Delivery(self.directory, begin)
+        self.delivery = Delivery(self.directory, begin, info.tracking_uri)
 
 
 def as_number(name: str, value: Any) -> float:

@@ -1,0 +1,142 @@
+"""Addresses of servers, and text that holds some, without user names, passwords and tokens.
+
+Invariant: pure functions. An address is the one that a user typed, so a password may hold `/`, `@`, `:`, `?` or `#` as it is; everything that may be one
+is taken for one. A path that looks like a password must be percent-encoded (see `is_ambiguous`).
+
+    without_secrets("http://me:pa/ss@host:5000/?token=t")    # "http://host:5000/"
+    redact("cannot reach https://TOKEN@host: refused")       # "cannot reach https://host: refused"
+    with_credentials("http://host", "http://me:pw@host")     # "http://me:pw@host"
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, TextIO
+from urllib.parse import quote, unquote
+
+DATABASES = ("postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle")
+"""Their user names are no secrets: without them PGPASSWORD and ~/.pgpass are of no use."""
+_CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")
+"""Azure: container@account."""
+_ADDRESS = re.compile(r"(?P<scheme>[a-z][\w+.-]*):(?P<slashes>/*)(?P<rest>.*)", re.DOTALL | re.IGNORECASE)
+_IN_TEXT = re.compile(r"(?<![\w+.-])[a-z][\w+.-]*://[^\s'\"`<>\\]+", re.IGNORECASE)
+_HOST_CERTAIN = re.compile(r"(?:localhost|\[[^\]@]*\]|[\w-]+(?:\.[\w-]+)+\.?)(?::\d*)?")
+_HOST_POSSIBLE = re.compile(r"[\w.%-]*(?::\d*)?(?:,[\w.%-]*(?::\d*)?)*")
+_SECRET_NAME = re.compile(
+    r"token|secret|passw|passphrase|pwd|credential|signature|jwt|bearer|auth(?!or)|odbc_connect|^pass$|^pw$|^x-(?:amz|goog)-|(?:^|[_.-])sig(?:$|[_.-])"
+    r"|(?:^|[_.-]|api|access|account|private|shared|encryption|subscription)key(?:$|[_.-]?id$)",
+    re.IGNORECASE,
+)
+_HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*b?['\"]?(?:basic|bearer)\s+)[^\s'\"]+", re.IGNORECASE)
+
+
+def without_secrets(address: str) -> str:
+    """`address` without user info and secret-looking query values; a database's user name stays."""
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None or (parts["slashes"] == "" and "@" in parts["rest"]):  # no address of a server, or its beginning was forgotten
+        return address if address.startswith(("/", ".")) else address.rpartition("@")[2]
+    scheme, slashes, rest = parts.groups()
+    info, rest, _ = _user_info(scheme, slashes, rest)
+    user = info.partition(":")[0] if _is_database(scheme) else ""
+    marks = "?#" if scheme.lower().startswith("http") else "?"
+    if found := re.search(f"[{marks}]", rest):
+        kept = _open_values(rest[found.end() :])
+        rest = rest[: found.start()] + (found[0] + kept if kept else "")
+    return f"{scheme}:{slashes}{user + '@' if user else ''}{rest}"
+
+
+def has_secrets(address: str) -> bool:
+    """True where something of it must not be shown."""
+    return without_secrets(address) != address
+
+
+def is_same(first: str, second: str) -> bool:
+    """True where two addresses are one, whatever credentials they hold."""
+    return without_secrets(first).rstrip("/") == without_secrets(second).rstrip("/")
+
+
+def with_credentials(address: str, *provided: str | None) -> str:
+    """The first of `provided` that is `address` with credentials; else `address` as it is."""
+    if not has_secrets(address):
+        for one in provided:
+            if one and has_secrets(one) and is_same(one, address):
+                return one
+    return address
+
+
+def is_ambiguous(address: str) -> bool:
+    """True where what stands before an `@` may be the host and the path just as well as a user name and a password."""
+    parts = _ADDRESS.fullmatch(address)
+    return parts is not None and _user_info(*parts.groups())[2]
+
+
+def escaped(address: str) -> str:
+    """`address` with its user info percent-encoded, so that every library reads the same host."""
+    parts = _ADDRESS.fullmatch(address)
+    if parts is None:
+        return address
+    scheme, slashes, rest = parts.groups()
+    info, rest, _ = _user_info(scheme, slashes, rest)
+    return f"{scheme}:{slashes}{quote(info, safe=':%!$&*+,;=()') + '@' if info else ''}{rest}"
+
+
+def redact(text: str) -> str:
+    """Text in which no address holds a secret, and no Authorization header either."""
+    if "://" in text:
+        text = _IN_TEXT.sub(lambda found: without_secrets(found[0]), text)
+    return _HEADER.sub(r"\1***", text)
+
+
+def redacted(value: Any) -> Any:
+    """A JSON-like value with every text in it redacted; names of members too."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {redacted(name): redacted(one) for name, one in value.items()}
+    return [redacted(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+class RedactedStream:
+    """A text stream that writes everything redacted: log lines, warnings and tracebacks of any library."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        """As the stream does."""
+        return self._stream.write(redact(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _user_info(scheme: str, slashes: str, rest: str) -> tuple[str, str, bool]:
+    """(user info, what follows its `@`, whether both may be a host and a path)."""
+    if slashes.startswith("///") or scheme.lower() in _CONTAINERS or (slashes == "/" and not scheme.lower().startswith("http")):
+        return "", rest, False
+    authority = re.match(r"[^/?#]*", rest)
+    assert authority is not None
+    info, at, host = authority[0].rpartition("@")
+    is_server = _is_database(scheme) or scheme.lower() in ("http", "https")
+    if is_server and not _HOST_CERTAIN.fullmatch(host):
+        possible = bool(host) and _HOST_POSSIBLE.fullmatch(host) is not None
+        end = (rest.partition("?")[0] if possible else rest).rfind("@")
+        if end > len(info):
+            return rest[:end], rest[end + 1 :], possible
+    return info, rest[len(info) + len(at) :], False
+
+
+def _is_database(scheme: str) -> bool:
+    return scheme.lower().partition("+")[0] in DATABASES
+
+
+def _open_values(query: str) -> str:
+    """A query without its secret-looking values; what follows one up to the next name belongs to it."""
+    pieces, kept, hides = re.split(r"(?<=[&;])", query), [], False
+    for piece in pieces:
+        name, equals, _ = piece.partition("=")
+        hides = _SECRET_NAME.search(unquote(name)) is not None if equals else hides
+        if not hides:
+            kept.append(piece)
+    return "".join(kept).rstrip("&;") if len(kept) < len(pieces) else query
