@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import difflib
 import signal
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from mltrack.addresses import redact
 
@@ -115,6 +116,24 @@ class Interrupted(MltrackError):
         self.signal_number = signal_number
         self.exit_code = 128 + signal_number
         super().__init__(f"interrupted by {signal.Signals(signal_number).name}")
+
+
+def described(error: BaseException) -> str:
+    """One line about any error: mltrack's own says all, another one its class too."""
+    try:
+        text = " ".join(str(error).split())
+    except Exception:  # a class of somebody else's
+        text = ""
+    return text if isinstance(error, MltrackError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
+
+
+@contextmanager
+def alone(lines: list[str], what: str) -> Iterator[None]:
+    """Whatever fails inside, an interruption included, fails alone: it becomes a line about `what`."""
+    try:
+        yield
+    except BaseException as error:
+        lines.append(f"{what}: {described(error)}")
 
 
 def did_you_mean(seen: str, accepted: Iterable[str]) -> str:

@@ -17,20 +17,18 @@ from pathlib import Path
 from typing import Any
 
 import mltrack
-from mltrack import registry
+from mltrack import registry, results
 from mltrack.addresses import has_secrets, redact
 from mltrack.checkpoints import CheckpointManager, CheckpointMetadata
-from mltrack.checkpoints.state import load_model
 from mltrack.config import TrainModelRequest, TrainModelResponse
 from mltrack.data.check import check_data
 from mltrack.data.encoding import check_truncation
 from mltrack.data.readers import find_sources
 from mltrack.data.requested import requested_records
-from mltrack.errors import ConfigurationError, DatasetError, Interrupted, MltrackError, TrainingError
-from mltrack.evaluation.outcome import write_outcome
+from mltrack.errors import ConfigurationError, DatasetError, Interrupted, MltrackError, alone, described
 from mltrack.hardware import choose_device, choose_precision, give_back_freed_memory
 from mltrack.journal import RunDirectory, make_output_dir, write_json
-from mltrack.models import resolve_model, save_pretrained
+from mltrack.models import resolve_model
 from mltrack.provenance import find_resumed, refuse_live, saved_options, undelivered
 from mltrack.run_opening import RunOpener
 from mltrack.run_record import data_figures, long_text_warnings, open_run
@@ -80,16 +78,23 @@ class TrainModelUseCase:
             With `success=False`, `errors` and `exit_code` (2 bad input, 1 failed, 130 or 143 interrupted) where a step failed.
         """
         run = TrainingRun(request)
+        warnings = run.response.warnings
         try:
-            for number, name in enumerate(STEPS, start=1):
-                log.info("step %d of %d: %s", number, len(STEPS), name.replace("_", " "))
-                getattr(self, f"_{name}")(run)
-        except (Exception, KeyboardInterrupt) as error:
-            self._fail(run, error)
-        finally:
+            for name in STEPS[:-1]:
+                self._take(name, run)
+        except BaseException as error:  # whatever it is, the run must not be left without its end
+            with alone(warnings, "the failure was not handled to its end"):
+                self._fail(run, error)
+        with alone(warnings, "the response is not complete"):
+            self._take(STEPS[-1], run)
+        with alone(warnings, "the process beside the training was not ended"):
             if run.opener is not None:
                 run.opener.close()
         return run.response
+
+    def _take(self, name: str, run: TrainingRun) -> None:
+        log.info("step %d of %d: %s", STEPS.index(name) + 1, len(STEPS), name.replace("_", " "))
+        getattr(self, f"_{name}")(run)
 
     # 1
     def _validate_request(self, run: TrainingRun) -> None:
@@ -198,7 +203,7 @@ class TrainModelUseCase:
         made = {"mltrack_version": mltrack.__version__, "parent": run.parent.uri if run.parent else None}
         write_json(run.directory.path / "config.json", {**made, **request.options()})
         run.tracker = TrainingMetricsTracker(
-            run.directory.path, request.experiment_name, resume=continues or restarted, unbacked=True, on_disk_full=request.on_disk_full
+            run.directory.path, request.experiment_name, resume=continues or restarted, unbacked=True, on_disk_full=request.on_disk_full, presumed_failed=True
         )
         run.tracker.describe(run.info)  # before anything is recorded that an earlier trainer's delivery could take for its own
         if restarted:  # the same MLflow run, started again before its first checkpoint: what it has recorded stands
@@ -300,91 +305,73 @@ class TrainModelUseCase:
 
     # 8
     def _save_results(self, run: TrainingRun) -> None:
-        directory, trainer, tracker, checkpoints = run.directory, run.trainer, run.tracker, run.checkpoints
-        assert directory is not None
-        assert trainer is not None
-        assert tracker is not None
-        assert checkpoints is not None
-        assert run.source is not None
-        assert run.eval_dataset is not None
-        best = checkpoints.load_best_checkpoint() or checkpoints.load_latest_checkpoint()
-        if best is None:
-            raise TrainingError(f"{checkpoints.checkpoint_dir}: no complete checkpoint is left")
-        info, best_step = best["metadata"], trainer.state.best_step
-        if best_step is not None and info.step != best_step:  # it could not be written, or was damaged since
-            self._notice(f"model: the weights are those of step {info.step}, the best checkpoint there is; the best evaluation was at step {best_step}")
-        load_model(trainer.model, best["model_state_dict"])
-        save_pretrained(trainer.model, run.source.tokenizer, directory.model)
-        written_files = write_outcome(trainer, directory.path, step=info.step, stop_requested=self._stop_requested)
-        for path, folder in written_files:
-            tracker.log_artifact(path, folder)
-        for path in (tracker.export_to_json("metrics.json"), tracker.export_to_csv("metrics.csv")):
-            tracker.log_artifact(path)
-        name = run.request.registered_model_name or f"mltrack-{run.request.task}"
-        tracker.log_model(
-            step=info.step,
-            path=str(info.path.relative_to(directory.path)),
-            registered_name=name,
-            promote=run.request.promote,
-            promote_margin=run.request.promote_margin,
-            metrics=info.metrics,
-            tags=registry.version_tags(run.request, trainer.train_dataset, run.eval_dataset, info, mode=checkpoints.mode, parent=run.parent),
-            description=registry.model_card(run.request, name, trainer.train_dataset, run.eval_dataset, info, run.response.baselines, parent=run.parent),
-        )
-        tracker.end("FINISHED", 0)
-        run.response.success = True
-        run.response.status, run.response.exit_code = "FINISHED", 0
+        """The model and its registration; then the training has finished, and what describes it is best effort."""
+        info = results.save_best(run, self._notice)
+        results.register(run, info)
+        results.describe(run, info, self._stop_requested)
 
     # 9
     def _respond(self, run: TrainingRun) -> None:
-        """Fill in what the trainer found, and wait for MLflow to have it."""
-        response, directory = run.response, run.directory
-        if run.trainer is not None:
-            results = run.trainer.results()
-            for name in ("best_metric", "best_epoch", "best_step", "epochs_run", "steps_run", "stopped_early", "training_time", "tokens_per_second"):
-                setattr(response, name, results[name])
-        if run.checkpoints is not None:
-            response.checkpoints = [
-                {"step": one.step, "epoch": one.epoch, "metric_value": one.metric_value, "metrics": one.metrics, "path": str(one.path)}
-                for one in run.checkpoints.list_checkpoints()
-            ]
+        """Fill in what the trainer found, end the run, and wait for MLflow to have it; each of them as far as it can be done."""
+        response, directory, tracker, warnings = run.response, run.directory, run.tracker, run.response.warnings
+        with alone(warnings, "the results are not complete"):
+            if run.trainer is not None:
+                found = run.trainer.results()
+                for name in ("best_metric", "best_epoch", "best_step", "epochs_run", "steps_run", "stopped_early", "training_time", "tokens_per_second"):
+                    setattr(response, name, found[name])
+            if run.checkpoints is not None:
+                response.checkpoints = [
+                    {"step": one.step, "epoch": one.epoch, "metric_value": one.metric_value, "metrics": one.metrics, "path": str(one.path)}
+                    for one in run.checkpoints.list_checkpoints()
+                ]
         if directory is not None:
             response.model_path = str(directory.model) if directory.model.exists() else None
-            response.metrics_file = str(directory.path / "metrics.json") if (directory.path / "metrics.json").exists() else None
-        if run.tracker is not None and directory is not None:
-            wait_s = min(run.request.exit_wait, AFTER_SIGNAL_S) if response.status == "KILLED" else run.request.exit_wait
-            delivered = run.tracker.close(exit_wait_s=wait_s, on_progress=self._on_delivery)
+            response.metrics_file = str(directory.path / "metrics.json") if (directory.path / "metrics.json").is_file() else None
+        if directory is None or tracker is None:
+            return
+        with alone(warnings, "the end of the run could not be recorded"):
+            if warnings and response.success:
+                tracker.set_tags({"mltrack.warnings": "; ".join(warnings)})
+            tracker.end(response.status, response.exit_code)
+            stopped = response.status == "KILLED" or self._stop_requested() is not None
+            wait_s = min(run.request.exit_wait, AFTER_SIGNAL_S) if stopped else run.request.exit_wait
+            delivered = tracker.close(exit_wait_s=wait_s, on_progress=self._on_delivery)
             response.delivery = "pending" if run.request.offline else delivered
-            delivery = directory.read_delivery()
-            best = delivery.get("best_model_id")
-            response.model_uri = f"models:/{best}" if best else None
-            response.registered_model = delivery.get("registered")
+        delivery = directory.read_delivery()
+        best = delivery.get("best_model_id")
+        response.model_uri = f"models:/{best}" if best else None
+        response.registered_model = delivery.get("registered")
 
     def _fail(self, run: TrainingRun, error: BaseException) -> None:
-        """End the run truthfully and say what happened."""
-        response = run.response
-        response.success = False
+        """Record first how the run has ended; what else is done may fail, step by step, and changes nothing of that."""
+        response, tracker, warnings = run.response, run.tracker, run.response.warnings
+        if response.success:
+            warnings.append(described(error))
+            return
         if isinstance(error, KeyboardInterrupt):
             error = Interrupted(2)
         response.status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
         response.exit_code = error.exit_code if isinstance(error, MltrackError) else 1
-        response.errors = [str(error)] if isinstance(error, MltrackError) else [redact(f"{type(error).__name__}: {error}")]
-        log.debug("%s", trace := redact("".join(traceback.format_exception(error))))
-        if run.request.debug:
-            sys.stderr.write(trace)
-        if run.checkpoints is not None:
-            with suppress(MltrackError):
+        response.errors = [redact(described(error))]
+        if tracker is not None:
+            with suppress(BaseException):  # a run that says nothing has FAILED
+                tracker.settle(response.status, response.exit_code)
+            with suppress(BaseException):
+                tracker.set_tags({"mltrack.failure": response.errors[0]})
+        with alone(warnings, "the traceback could not be shown"):
+            log.debug("%s", trace := redact("".join(traceback.format_exception(error))))
+            if run.request.debug:
+                sys.stderr.write(trace)
+        with alone(warnings, "the checkpoint in flight was not saved"):
+            if run.checkpoints is not None:
                 run.checkpoints.close()
-        if run.tracker is None:
+        if tracker is None:
             return
-        if run.tracker.delivery is None and not run.request.offline:
-            with suppress(MltrackError):
+        with alone(warnings, "delivery"):
+            if tracker.delivery is None and not run.request.offline:
                 self._start_delivery(run)
-        with suppress(MltrackError):
-            run.tracker.set_tags({"mltrack.failure": response.errors[0]})
-            run.tracker.export_to_json("metrics.json")
-            run.tracker.end(response.status, response.exit_code)
-            self._respond(run)
+        with alone(warnings, "metrics.json could not be written"):
+            tracker.export_to_json("metrics.json")
 
     def _part(self, what: str) -> Callable[[int, int], None] | None:
         progress = self._progress

@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import threading
+import time
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -132,18 +134,22 @@ def set_aside(directory: Path) -> Path:
 
 
 def delete(directory: Path) -> None:
-    """Remove a checkpoint; killed in between, it is no checkpoint any more and the rest goes at the next start."""
-    gone = directory.with_name(f"{DELETING_PREFIX}{directory.name}-{os.getpid()}")
+    """Remove a checkpoint; killed in between, it is no checkpoint any more and the rest goes at the next start.
+
+    Raises:
+        CheckpointError: it is still there, or is no checkpoint any more and some of its files are, under a name that no reader looks at.
+    """
     try:
+        gone = directory.with_name(f"{DELETING_PREFIX}{directory.name}-{time.monotonic_ns()}-{os.getpid()}")  # one of that step may still be there
         directory.rename(gone)
         shutil.rmtree(gone)
     except OSError as error:
         raise CheckpointError(f"{directory}: could not be removed: {error.strerror or error}") from error
 
 
-def remove_leftovers(root: Path) -> None:
+def remove_leftovers(root: Path, prefixes: Sequence[str] = (TEMPORARY_PREFIX, DELETING_PREFIX)) -> None:
     """Remove what killed writers left under temporary names; what a living process or a thread of this one writes stays."""
-    for prefix in (TEMPORARY_PREFIX, DELETING_PREFIX):
+    for prefix in prefixes:
         for path in root.glob(f"{prefix}*"):
             writer = path.name.rpartition("-")[2]
             if writer == str(os.getpid()):

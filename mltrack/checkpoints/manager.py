@@ -108,7 +108,7 @@ class CheckpointManager:
         self.tokenizer = tokenizer
         self.skipped_saves = 0
         self.damaged = []
-        self._read_only = read_only
+        self._read_only, self._warned = read_only, False
         self._skips, self._on_written, self._max_shard_bytes = when_busy == "skip", on_written, max_shard_bytes
         self._behind = Background()
         self._buffers = HostBuffers() if background else None
@@ -324,9 +324,19 @@ class CheckpointManager:
         for on_change in self._listeners:
             on_change([_described(one, reasons[one.step]) for one in kept], ranked[0].step if ranked else None)
         staying = {one.path for one in kept}
+        directory.remove_leftovers(self.checkpoint_dir, [directory.DELETING_PREFIX])
         for one in self._all():
             if one.path not in staying:
-                self.delete_checkpoint(one)
+                self._let_go(one)
+
+    def _let_go(self, one: CheckpointMetadata) -> None:
+        """Delete a checkpoint that does not stay; one that cannot be removed now (NFS keeps what another process reads) is tried again after each save."""
+        try:
+            self.delete_checkpoint(one)
+        except CheckpointError as error:
+            if not self._warned:
+                warnings.warn(f"{error}; the training goes on, and removes it after a later save", stacklevel=2)
+            self._warned = True
 
     def _load_first(self, candidates: Sequence[CheckpointMetadata]) -> dict[str, Any] | None:
         for path in self._folders():

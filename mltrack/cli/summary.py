@@ -23,6 +23,7 @@ def print_summary(request: TrainModelRequest, response: TrainModelResponse, *, f
     lines = [""]
     if response.success:
         lines += _result(request, response) + _samples(directory)
+    lines += [f"warning    {line}" for line in response.warnings]
     lines += _whereabouts(response, directory, info) + _commands(request, response, directory, info)
     print("\n".join(lines), file=file, flush=True)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from mltrack.addresses import redact
 from mltrack.config import OPTIONS, TrainModelRequest
-from mltrack.errors import ConfigurationError
+from mltrack.errors import ConfigurationError, described
 
 if TYPE_CHECKING:
     from mltrack.run_opening import RunOpener
@@ -82,7 +82,10 @@ def train(words: Mapping[str, str]) -> int:
         print(json.dumps(response.to_dict()), flush=True)
     for line in response.errors:
         print(f"mltrack: {line}", file=sys.stderr)
-    print_summary(request, response, file=sys.stderr if request.output == "json" else sys.stdout)
+    try:
+        print_summary(request, response, file=sys.stderr if request.output == "json" else sys.stdout)
+    except Exception as error:  # the training is over: what cannot be shown of it does not change how it ended
+        print(f"mltrack: the summary is not complete: {described(error)}", file=sys.stderr)
     return response.exit_code
 
 

@@ -236,6 +236,8 @@ class TrainModelResponse:
     checkpoints: list[dict[str, Any]] = field(default_factory=list)
     baselines: dict[str, float] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    """What could not be done beside the training itself, one line each: a report, an export, the end of the delivery."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

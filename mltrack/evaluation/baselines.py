@@ -18,13 +18,14 @@ from mltrack.tasks.metrics import classification_metrics
 _TOKENS = r"\w+|[^\w\s]"
 _LONGEST_CHARACTERS = 20_000
 _MOST_RECORDS = 10_000
-_FEATURES = 20_000
+_FEATURES, _WEIGHTS = 20_000, 1_000_000
+"""The logistic regression has a weight for each feature and class, and its solver keeps some twenty copies of them."""
 
 
 def classification_baselines(train_records: Sequence[Record], eval_records: Sequence[Record], label_mapping: Mapping[str, int]) -> dict[str, float]:
     """majority_accuracy, majority_macro_f1, tfidf_accuracy, tfidf_macro_f1 on `eval_records`.
 
-    TF-IDF of single code tokens and their pairs (the 20,000 most frequent) into a logistic regression; time is bounded: at most 10,000 training
+    TF-IDF of single code tokens and their pairs (the 20,000 most frequent, fewer with more than 50 classes) into a logistic regression; time and memory are bounded: at most 10,000 training
     records, evenly spread, and the first 20,000 characters of each.
     """
     names = [name for name, _ in sorted(label_mapping.items(), key=lambda item: item[1])]
@@ -52,7 +53,9 @@ def _tfidf(train_records: Sequence[Record], train: Sequence[int], eval_records: 
     chosen = np.unique(np.linspace(0, len(train) - 1, min(len(train), _MOST_RECORDS)).astype(int))
     if len({train[i] for i in chosen}) < len(set(train)):
         chosen = np.union1d(chosen, [train.index(label) for label in set(train)])
-    vectorizer = TfidfVectorizer(token_pattern=_TOKENS, lowercase=False, ngram_range=(1, 2), max_features=_FEATURES, sublinear_tf=True, dtype=np.float32)
+    vectorizer = TfidfVectorizer(
+        token_pattern=_TOKENS, lowercase=False, ngram_range=(1, 2), max_features=features_of(len(set(train))), sublinear_tf=True, dtype=np.float32
+    )
     features = vectorizer.fit_transform(train_records[i].text[:_LONGEST_CHARACTERS] for i in chosen)
     model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=100)
     with warnings.catch_warnings():
@@ -62,6 +65,11 @@ def _tfidf(train_records: Sequence[Record], train: Sequence[int], eval_records: 
         return []
     predictions: list[int] = model.predict(vectorizer.transform(record.text[:_LONGEST_CHARACTERS] for record in eval_records)).tolist()
     return predictions
+
+
+def features_of(num_classes: int) -> int:
+    """How many tokens and pairs the baseline looks at."""
+    return max(100, min(_FEATURES, _WEIGHTS // max(1, num_classes)))
 
 
 def unigram_loss(train_dataset: Any, eval_dataset: Any, vocab_size: int) -> dict[str, float]:

@@ -7,33 +7,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 _INK, _GRID = "#333333", "#dddddd"
 _LINES = ("#1f6fb2", "#d1602f", "#3a8f5c", "#8a5bb0", "#b08a1f", "#5b6b7b")
 _DPI = 120
+MAX_CLASSES = 50
+"""More rows than this cannot be told apart in a picture of bounded size; the report has every number."""
+_MOST_NUMBERED = 20
+"""Classes up to which each cell has its count in it."""
+_MOST_POINTS = 2000
+"""Of a curve: more than its panel has pixels."""
 
 
-def confusion_matrix_figure(matrix: Sequence[Sequence[int]], labels: Sequence[str], path: str | Path) -> Path:
-    """Write a PNG: counts, coloured by share of the true class (rows are true classes, columns predicted ones)."""
+def confusion_matrix_figure(matrix: Sequence[Sequence[int]] | None, labels: Sequence[str], path: str | Path) -> Path | None:
+    """Write a PNG: counts, coloured by share of the true class (rows are true classes, columns predicted ones).
+
+    Returns:
+        None, and nothing is written, where there are more than `MAX_CLASSES` classes.
+    """
+    if len(labels) > MAX_CLASSES:
+        return None
     import numpy as np
 
     counts = np.asarray(matrix, dtype=float)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
-    side = max(4.0, 1.6 + 0.75 * len(labels))
+    numbered = len(labels) <= _MOST_NUMBERED
+    side = max(4.0, 1.6 + 0.75 * min(len(labels), _MOST_NUMBERED))
     figure, axes = _figure(side + 1.2, side)
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    for row in range(len(labels)):
-        for column in range(len(labels)):
-            ink = "white" if shares[row, column] > 0.55 else _INK
-            size = 10 if len(labels) <= 8 else 7
-            axes.text(column, row, f"{counts[row, column]:.0f}\n{shares[row, column]:.0%}", ha="center", va="center", color=ink, fontsize=size)
+    for row, column in product(range(len(labels)), repeat=2) if numbered else ():
+        ink = "white" if shares[row, column] > 0.55 else _INK
+        size = 10 if len(labels) <= 8 else 7
+        axes.text(column, row, f"{counts[row, column]:.0f}\n{shares[row, column]:.0%}", ha="center", va="center", color=ink, fontsize=size)
     names = [_short(label, 24) for label in labels]
-    tilt = 35 if len(labels) > 2 else 0
-    axes.set_xticks(range(len(labels)), names, rotation=tilt, ha="right" if tilt else "center")
-    axes.set_yticks(range(len(labels)), names)
+    tilt = 0 if len(labels) <= 2 else 35 if numbered else 90
+    size = 10 if numbered else 7
+    axes.set_xticks(range(len(labels)), names, rotation=tilt, ha="right" if tilt == 35 else "center", fontsize=size)
+    axes.set_yticks(range(len(labels)), names, fontsize=size)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
     right = counts.trace() / counts.sum() if counts.sum() else 0.0
@@ -61,8 +75,7 @@ def learning_curves_figure(history: Mapping[str, Sequence[tuple[int, float]]], p
     spots = list(grid.flat) if hasattr(grid, "flat") else [grid]
     for axes, name in zip(spots, names, strict=False):
         for colour, metric in zip(_LINES, panels[name], strict=False):
-            points = [(step, value) for step, value in history[metric] if math.isfinite(value)]
-            _curve(axes, points, metric, colour)
+            _curve(axes, _thinned([(step, value) for step, value in history[metric] if math.isfinite(value)]), metric, colour)
         axes.set_title(name.replace("_", " "), fontsize=11, loc="left")
         axes.set_xlabel("optimizer step")
         axes.grid(True, color=_GRID, linewidth=0.6)
@@ -120,6 +133,12 @@ def _curve(axes: Any, points: Sequence[tuple[int, float]], metric: str, colour: 
         smooth.append(mean / (1 - weight**count))  # without the start's pull to zero, as Adam corrects its moments
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
     axes.plot(steps, smooth, color=colour, linewidth=1.8, label=f"{metric} (running mean)")
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
+    """At most `_MOST_POINTS`, evenly spread, the last among them."""
+    every = -(-len(points) // _MOST_POINTS)
+    return points if every <= 1 else points[(len(points) - 1) % every :: every]
 
 
 def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:

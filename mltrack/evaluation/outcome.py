@@ -9,6 +9,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,46 +22,49 @@ from mltrack.training import AdvancedTrainer, label_names
 
 Written = list[tuple[Path, str]]
 """(file, folder in the run's artifacts)."""
+Part = tuple[str, Callable[[], Written]]
+"""What it is, and what writes it."""
 
 SAMPLE_TOKENS = 128
 
 
-def write_outcome(trainer: AdvancedTrainer, folder: Path, *, step: int, stop_requested: Callable[[], int | None]) -> Written:
-    """Write the files of a trained model into `folder` and log what they measured.
+def outcome_parts(trainer: AdvancedTrainer, folder: Path, *, step: int, check: Callable[..., None]) -> list[Part]:
+    """What describes a trained model, each with a function that writes its files into `folder` and logs what they measured.
 
     Args:
         trainer: its model holds the weights that are kept.
         step: optimizer steps behind those weights.
-        stop_requested: a signal number ends it.
-
-    Raises:
-        Interrupted: a stop was asked for.
+        check: raises Interrupted once a stop was asked for.
     """
-
-    def check(*_: int) -> None:
-        signal_number = stop_requested()
-        if signal_number is not None:
-            raise Interrupted(signal_number)
-
     dataset = trainer.eval_dataset
-    files: Written = [(learning_curves_figure(_curves(trainer.state.history), folder / "learning_curves.png"), "figures")]
-    files.append((token_lengths_figure(_lengths(trainer), trainer.train_dataset.max_length, folder / "token_lengths.png"), "figures"))
+    parts: list[Part] = [
+        ("learning curves", lambda: [(learning_curves_figure(_curves(trainer.state.history), folder / "learning_curves.png"), "figures")]),
+        ("token lengths", lambda: [(token_lengths_figure(_lengths(trainer), trainer.train_dataset.max_length, folder / "token_lengths.png"), "figures")]),
+    ]
     if dataset is None:
-        return files
+        return parts
     if dataset.task.is_classification:
-        return files + _classification_files(trainer, dataset, folder, check)
-    return files + _generation_files(trainer, dataset, folder, step, check)
+        return parts + _classification_parts(trainer, dataset, folder, check)
+    return [*parts, ("samples", lambda: _generation_files(trainer, dataset, folder, step, check))]
 
 
-def _classification_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, check: Callable[..., None]) -> Written:
-    names = label_names(dataset) or []
-    _, evaluator = trainer.evaluated(dataset, check)
-    report = classification_report(evaluator.labels, evaluator.predictions, names)
-    path = folder / "classification_report.json"
-    path.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    matrix = report["confusion_matrix"]
-    figure = confusion_matrix_figure(matrix["matrix"], matrix["labels"], folder / "confusion_matrix.png")
-    return [(path, "evaluation"), (figure, "figures")]
+def _classification_parts(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, check: Callable[..., None]) -> list[Part]:
+    @cache
+    def report() -> dict[str, Any]:
+        _, evaluator = trainer.evaluated(dataset, check)
+        return classification_report(evaluator.labels, evaluator.predictions, label_names(dataset) or [])
+
+    def report_file() -> Written:
+        path = folder / "classification_report.json"
+        path.write_text(json.dumps(report(), indent=1), encoding="utf-8")
+        return [(path, "evaluation")]
+
+    def matrix_file() -> Written:
+        matrix = report()["confusion_matrix"]
+        path = confusion_matrix_figure(matrix.get("matrix"), matrix["labels"], folder / "confusion_matrix.png")
+        return [(path, "figures")] if path is not None else []
+
+    return [("classification report", report_file), ("confusion matrix", matrix_file)]
 
 
 def _generation_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, step: int, check: Callable[..., None]) -> Written:

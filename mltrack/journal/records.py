@@ -14,6 +14,7 @@ Invariant: a timestamp is fixed when the record is made, so that sending it twic
 | checkpoints | kept [{step, epoch, metric_name, metric_value, metrics, path, reasons}], best_step |
 | model | step, path, registered_name, promote, metrics, tags, description |
 | resumed | step, epoch |
+| outcome | status, exit_code |
 | end | status, exit_code |
 """
 
@@ -97,6 +98,11 @@ def model(**fields: Any) -> Record:
 def resumed(step: int, epoch: int) -> Record:
     """From which checkpoint the run goes on."""
     return {"type": "resumed", "time_ms": now_ms(), "step": step, "epoch": epoch}
+
+
+def outcome(status: str, exit_code: int) -> Record:
+    """How the run turned out, while something still follows (reports, exports): it holds where no end is recorded."""
+    return {"type": "outcome", "time_ms": now_ms(), "status": status, "exit_code": exit_code}
 
 
 def end(status: str, exit_code: int) -> Record:

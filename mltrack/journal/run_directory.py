@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -85,6 +86,18 @@ class RunDirectory:
     @property
     def relay_log(self) -> Path:
         return self.path / "relay.log"
+
+    @property
+    def exit_code_file(self) -> Path:
+        return self.path / "exit-code"
+
+    def read_exit_code(self) -> int | None:
+        """The exit code of a trainer that ended without closing its tracker; None where it was killed, or did close it."""
+        try:
+            content = self.exit_code_file.read_bytes()
+        except OSError:
+            return None
+        return int.from_bytes(content, sys.byteorder) & 0xFF if content else None
 
     def read_run(self) -> RunInfo:
         """What `run.json` says.

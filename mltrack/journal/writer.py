@@ -109,6 +109,7 @@ class JournalWriter:
         """In a forked process, such as one that collates batches: the file opened anew, since the lock is held as long as anybody has its descriptor."""
         if self._closed:
             return
+        self._lock = threading.Lock()  # another thread of the parent may have held it
         try:
             descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
         except OSError:

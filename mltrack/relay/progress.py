@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -10,6 +11,7 @@ from mltrack.journal import RunDirectory, write_json
 from mltrack.journal.records import now_ms
 
 FORMAT_VERSION = 1
+log = logging.getLogger("mltrack.relay")
 
 
 @dataclass
@@ -50,6 +52,8 @@ class Progress:
     """When the process that delivers was ready to send."""
     end: dict[str, Any] | None = None
     """The end record, once it was read; a resumed run has none until it ends again."""
+    outcome: dict[str, Any] | None = None
+    """How the run turned out, once that was read; it counts where the trainer dies before it records the end."""
     status: str | None = None
     """The status that the MLflow run was given."""
     complete: bool = False
@@ -77,4 +81,7 @@ class Progress:
         """Write it down; `acknowledged` where the server has just answered."""
         if acknowledged:
             self.acknowledged_ms = now_ms()
-        write_json(directory.delivery_file, redacted(asdict(self)))
+        try:
+            write_json(directory.delivery_file, redacted(asdict(self)))
+        except OSError as error:  # a full disk: what is delivered goes on; another relay would deliver it once more, which changes nothing
+            log.error("%s: not written: %s", directory.delivery_file, error.strerror)

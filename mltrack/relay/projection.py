@@ -17,7 +17,7 @@ from typing import Any
 
 from mltrack import registry
 from mltrack.addresses import is_same
-from mltrack.errors import MltrackError
+from mltrack.errors import described
 from mltrack.journal import JournalReader, RunDirectory, records
 from mltrack.relay.exposed import exposed_secrets
 from mltrack.relay.full_values import full_values, is_shortened
@@ -26,6 +26,7 @@ from mltrack.relay.kept_models import KeptModels
 from mltrack.relay.pace import Pace
 from mltrack.relay.progress import Progress
 from mltrack.relay.trainers import NOW_AND_THEN_S, STARTED_TAG, Claim, WentOnElsewhere, trainer_of
+from mltrack.relay.verdict import verdict
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, ping, runs
 
 WITH_FILES = ("artifact", "checkpoints", "model")
@@ -110,11 +111,11 @@ class Projection:
         recorded = self.progress.end
         if self._is_taken_over() or (recorded is None and trainer_of(self.directory).is_alive()):
             return
-        end = recorded or {"status": "FAILED", "exit_code": 1, "time_ms": records.now_ms()}
-        status = end["status"]
+        last = verdict(self.progress, self.directory)
+        status = last.status
         tags = {"mltrack.status": status, "mltrack.delivery": "pending" if missing else "complete"}
-        if recorded is None:
-            tags["mltrack.failure"] = "the trainer ended without saying so"
+        if last.failure is not None:
+            tags["mltrack.failure"] = last.failure
         if self.progress.infinite:
             tags["mltrack.infinite_values"] = "; ".join(self.progress.infinite)
         if self.progress.renamed:
@@ -126,8 +127,8 @@ class Projection:
         if status == "FINISHED":  # whatever ended an earlier attempt
             runs.drop_tag(self.store, self._run_id, "mltrack.failure")
         if self.info.owns_status or (recorded is None and runs.get_run(self.store, self._run_id).status == "RUNNING"):
-            shown = "FAILED" if self.info.under_mlflow_run and status == "KILLED" else status
-            runs.finish_run(self.store, self._run_id, shown, end["time_ms"])
+            shown = last.shown(self.info)
+            runs.finish_run(self.store, self._run_id, shown, last.time_ms)
             self.progress.status = shown
         if missing:
             raise missing
@@ -240,8 +241,8 @@ class Projection:
                 handler(record)
         except (StoreUnavailable, WentOnElsewhere):
             raise
-        except (MltrackError, OSError) as error:
-            self._report(f"{record['type']}: {error}")
+        except Exception as error:  # whatever it is: the run's status must not hang on it
+            self._report(f"{record['type']}: {described(error)}")
 
     def _stored(self, record: records.Record) -> StoreUnavailable | None:
         """None, or why not where the artifact store is away and the tracking server is not: the points need not wait for it."""
@@ -343,7 +344,7 @@ class Projection:
         return newest
 
     def _apply_resumed(self, record: Mapping[str, Any]) -> None:
-        self.progress.end = self.progress.registered = None
+        self.progress.outcome = self.progress.end = self.progress.registered = None
         self._kept.forget_missing()  # somebody may have deleted it since
         if self.info.owns_status:  # the relay of the trainer that is gone may have ended it meanwhile
             runs.reopen_run(self.store, self._run_id)
@@ -352,6 +353,9 @@ class Projection:
 
     def _apply_drift(self, record: Mapping[str, Any]) -> None:
         log.warning("step %s came out otherwise when it was computed again: %s", record["step"], record["values"])
+
+    def _apply_outcome(self, record: records.Record) -> None:
+        self.progress.outcome = record
 
     def _apply_end(self, record: records.Record) -> None:
         self.progress.end = record

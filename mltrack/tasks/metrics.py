@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mltrack.errors import ConfigurationError
 
+MAX_CLASS_METRICS = 50
+"""Each becomes a metric of the run and of every kept model, a tag of the version, and part of the state that a checkpoint saves."""
+_OF_A_CLASS = "eval_f1_"
 _LOWER = {"loss", "perplexity", "ppl", "error", "errors", "mae", "mse", "rmse", "nll"}
 _HIGHER = {"accuracy", "acc", "f1", "precision", "recall", "auc", "valid", "score", "bleu", "exact", "pass"}
 
@@ -30,6 +33,13 @@ def metric_mode(name: str) -> str:
     if _HIGHER.intersection(words):
         return "max"
     raise ConfigurationError(f"metric_mode: '{name}' does not tell whether lower or higher is better; accepted: metric_mode=min or metric_mode=max beside it")
+
+
+def without_many_classes(metrics: Mapping[str, float], keep: str) -> dict[str, float]:
+    """The metrics of an evaluation without those of single classes, where there are more than `MAX_CLASS_METRICS` of them; `keep` stays."""
+    single = [name for name in metrics if name.startswith(_OF_A_CLASS)]
+    left_out = set(single) - {keep} if len(single) > MAX_CLASS_METRICS else set()
+    return {name: value for name, value in metrics.items() if name not in left_out}
 
 
 def classification_metrics(labels: Sequence[int], predictions: Sequence[int], label_names: Sequence[str]) -> dict[str, float]:

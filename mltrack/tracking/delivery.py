@@ -8,7 +8,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,13 @@ class Delivery:
         self._watcher = threading.Thread(target=self._restart_once, name="relay-watch", daemon=True)
         self._watcher.start()
 
-    def wait(self, limit_s: float, on_progress: Callable[[dict[str, Any]], None] | None = None) -> str:
-        """Wait for the rest to be delivered; the journal must have its end record.
+    def wait(self, limit_s: float, on_progress: Callable[[dict[str, Any]], None] | None = None, *, ended: bool = True) -> str:
+        """Wait for the rest to be delivered; nothing may be recorded any more.
 
         Args:
             limit_s: longest wait while the relay makes progress.
             on_progress: called with the content of delivery.json now and then.
+            ended: the journal has its end record; without it the relay ends after this process, and only what is recorded is waited for.
 
         Returns:
             "complete" or "pending".
@@ -64,13 +65,18 @@ class Delivery:
             if delivery.get("connected_ms", 0) / 1000 < self._started and now - max(started, self._started) < START_UP_S:
                 ready = now
             silent = now - max(ready, acknowledged)
+            if not ended and self._has_all(delivery):
+                break
             if now - started > limit_s or (silent > self._silence_s and not delivery.get("uploading")):
                 break
             self._watcher.join(_POLL_S)
         self._stopped.set()
         delivery = self.directory.read_delivery()
-        whole = delivery.get("offset", 0) >= self.directory.journal.stat().st_size  # what an earlier relay of a resumed run said is not enough
-        return "complete" if delivery.get("complete") and whole else "pending"
+        return "complete" if delivery.get("complete") and self._has_all(delivery) else "pending"  # an earlier relay of a resumed run may have said so
+
+    def _has_all(self, delivery: Mapping[str, Any]) -> bool:
+        """True where MLflow has acknowledged the whole journal."""
+        return bool(delivery.get("offset", 0) >= self.directory.journal.stat().st_size)
 
     def _start(self) -> subprocess.Popen[bytes]:
         return _spawn(["--follow", str(self.directory.path)], self.directory.relay_log, self._tracking_uri)

@@ -12,12 +12,13 @@ again after a resume the first value stands.
 from __future__ import annotations
 
 import atexit
+import logging
 import math
 import os
-import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ from mltrack.journal.records import json_number
 from mltrack.store import active_run, default_tracking_uri
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking.delivery import Begin, Delivery
+from mltrack.tracking.ending import Ending, failed_as_far_as_python_knows, leave_exit_code, outcome_of
 from mltrack.tracking.export import entries_of, write_csv_export, write_json_export
-from mltrack.tracking.statistics import MetricEntry, MetricSeries, MetricStatistics
+from mltrack.tracking.statistics import MetricEntry, MetricSeries, MetricStatistics, as_number
 
 RARE = 1000
 """A metric with no more points than this is kept whole in memory after a resume."""
@@ -39,6 +41,8 @@ RARE = 1000
 TIMING_WORDS = ("seconds", "per_second", "_ms", "_bytes", "system/", "stall", "utilization")
 """A metric whose name holds one of these depends on the machine's speed and is never compared after a resume."""
 LARGEST_STEP = 2**63 - 1
+LONGEST_EXIT_WAIT_S = 600.0
+log = logging.getLogger("mltrack")
 
 
 class TrainingMetricsTracker:
@@ -57,6 +61,8 @@ class TrainingMetricsTracker:
         timing: names of further metrics that depend on speed.
         on_disk_full: "stop" raises where a record cannot be written, "continue" warns once and goes on without it.
         unbacked: no MLflow yet, whatever is active here; `follow` may come later.
+        presumed_failed: the run has FAILED unless `settle` or `end` is told otherwise. Without it `close` means FINISHED, and of a process
+            that ends without `close` the exit code tells.
 
     Raises:
         TrackingError: the folder cannot be written, or another process writes its journal.
@@ -75,6 +81,7 @@ class TrainingMetricsTracker:
         timing: Iterable[str] = (),
         unbacked: bool = False,
         on_disk_full: str = "stop",
+        presumed_failed: bool = False,
     ):
         if auto_save_interval < 1:
             raise ConfigurationError(f"auto_save_interval: seen {auto_save_interval}; accepted: a whole number >= 1")
@@ -89,7 +96,6 @@ class TrainingMetricsTracker:
         self._calls = 0
         self._already: dict[tuple[str, int], float] = {}
         self._drifted: set[str] = set()
-        self._ended = False
         if not resume:
             self._set_earlier_aside()
         for record in JournalReader(self.directory.journal).read_new():
@@ -97,6 +103,8 @@ class TrainingMetricsTracker:
                 series = self._series.get(entry.name) or self._new_series(entry.name)
                 series.add(entry.value, entry.step, entry.epoch, entry.time_ms)
         self._journal = JournalWriter(self.directory.journal, mltrack_version=mltrack.__version__)
+        self.directory.exit_code_file.unlink(missing_ok=True)  # of the process before this one
+        self._ending = Ending(self._journal, ("FAILED", 1) if presumed_failed else None)
         if not unbacked:
             self._back_by_mlflow(run_id, tracking_uri)
         atexit.register(self._close_at_exit)
@@ -221,24 +229,43 @@ class TrainingMetricsTracker:
 
     # -- end
 
-    def end(self, status: str = "FINISHED", exit_code: int = 0) -> None:
-        """Record how the run ended: FINISHED, FAILED or KILLED. Only the first call counts."""
-        if self._ended:
-            return
-        self._ended = True
-        if self._drifted:
-            self.set_tags({"mltrack.resume_drift": ", ".join(sorted(self._drifted))})
-        self._append(records.end(status, exit_code))
-        self._journal.sync()
+    def settle(self, status: str, exit_code: int) -> None:
+        """Record how the run has turned out, while something still follows: that outcome holds, also where the process dies in what follows.
 
-    def close(self, *, exit_wait_s: float = 600.0, on_progress: Callable[[dict[str, Any]], None] | None = None) -> str:
+        Raises:
+            DiskFullError: the disk has no room for it, whatever `on_disk_full` says.
+        """
+        self._ending.settle(status, exit_code)
+
+    def end(self, status: str | None = None, exit_code: int = 0) -> None:
+        """Record the end of the run, FINISHED, FAILED or KILLED; default: as settled, else FINISHED. Only the first call counts, and nothing that is
+        logged after it is promised to arrive. In a process forked from the one that made the tracker it does nothing.
+
+        Raises:
+            DiskFullError: the disk has no room for it, whatever `on_disk_full` says; `close` and the exit of the process try again.
+        """
+        if self._drifted and self._ending.is_ours:
+            drifted, self._drifted = self._drifted, set()
+            with suppress(DiskFullError):
+                self.set_tags({"mltrack.resume_drift": ", ".join(sorted(drifted))})
+        self._ending.end(None if status is None else (status, exit_code))
+
+    def close(self, *, exit_wait_s: float = LONGEST_EXIT_WAIT_S, on_progress: Callable[[dict[str, Any]], None] | None = None) -> str:
         """End the run if nobody did, let go of the journal, and wait for MLflow to have everything.
+
+        While an exception is on its way (in a `finally`, say) the run has FAILED, or was KILLED. In a process forked from the one that made the tracker
+        it does nothing.
 
         Returns:
             "complete" or "pending"; "complete" too where there is no MLflow behind it.
+
+        Raises:
+            DiskFullError: as `end`.
         """
+        if not self._ending.is_ours:
+            return "pending"
+        self.end(*(self._ending.outcome_of_error_in_flight() or ()))
         atexit.unregister(self._close_at_exit)
-        self.end()
         self._journal.close()
         if self.delivery is None:
             return "complete"
@@ -248,18 +275,33 @@ class TrainingMetricsTracker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        left_well = isinstance(error, SystemExit) and error.code in (None, 0)
-        if kind is not None and not left_well:
-            self.end("KILLED" if issubclass(kind, KeyboardInterrupt) else "FAILED", 1)
-        self.close()
+        try:
+            if error is not None:
+                self.end(*outcome_of(error))
+            self.close()
+        except DiskFullError as not_written:
+            if error is None:
+                raise
+            log.error("%s", not_written)  # the error that ends the loop is the one to be seen
 
     # -- inside
 
     def _close_at_exit(self) -> None:
-        """The script is over and nobody closed the tracker: an uncaught exception is a failure, anything else is not."""
-        failed = getattr(sys, "last_exc", None) is not None or getattr(sys, "last_type", None) is not None
-        self.end("FAILED" if failed else "FINISHED", 1 if failed else 0)
-        self.close()
+        """The process ends and nobody closed the tracker: where it is not known how the run ended, the process's exit code tells."""
+        if not self._ending.is_ours:
+            return
+        try:
+            if self._ending.is_known:
+                self.close()
+            elif leave_exit_code(self.directory.exit_code_file):
+                self._journal.close()
+                if self.delivery is not None:
+                    self.delivery.wait(LONGEST_EXIT_WAIT_S, ended=False)
+            else:
+                self.end(*(("FAILED", 1) if failed_as_far_as_python_knows() else ("FINISHED", 0)))
+                self.close()
+        except DiskFullError as error:
+            log.error("%s", error)
 
     def _append(self, record: records.Record | str) -> None:
         try:
@@ -348,21 +390,6 @@ class TrainingMetricsTracker:
         """Write run.json and start the relay, which ends with this process; `begin` as in `Delivery`."""
         self.describe(info)
         self.delivery = Delivery(self.directory, begin, info.tracking_uri)
-
-
-def as_number(name: str, value: Any) -> float:
-    """A Python number, a Decimal, a numpy scalar or a tensor of one element as a float.
-
-    Raises:
-        TrackingError: anything else; the message names the metric.
-    """
-    try:
-        if isinstance(value, (str, bytes, bool)) or value is None:
-            raise TypeError
-        return float(value.item() if hasattr(value, "item") else value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        shown = repr(value)
-        raise TrackingError(f"metric '{name}': seen {shown[:80]} ({type(value).__name__}); accepted: one number") from None
 
 
 def process_started(pid: int) -> float:

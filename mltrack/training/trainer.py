@@ -31,7 +31,7 @@ from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.errors import DatasetError, Interrupted
 from mltrack.hardware import choose_device, choose_precision
-from mltrack.tasks.metrics import metric_mode
+from mltrack.tasks.metrics import metric_mode, without_many_classes
 from mltrack.tracking import TrainingMetricsTracker
 from mltrack.training.batches import MicroBatch, TrainingBatches, check_budget
 from mltrack.training.decisive import compare_decisive, decisive
@@ -331,7 +331,7 @@ class AdvancedTrainer:
 
         started = time.perf_counter()
         values, _ = self.evaluated(dataset, on_batch)
-        metrics = {f"eval_{name}": value for name, value in values.items()}
+        metrics = without_many_classes({f"eval_{name}": value for name, value in values.items()}, self.config.metric_name)
         name, state = self.config.metric_name, self.state
         seconds = time.perf_counter() - started
         self._last_settled += seconds

@@ -1,0 +1,43 @@
+"""How a run ended, from what its trainer left.
+
+Invariant: FINISHED needs a word of the trainer: its `end`, an `outcome` before it was cut short, or the exit code 0 of its process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mltrack.journal import RunDirectory, RunInfo, records
+from mltrack.relay.progress import Progress
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The status of a run whose trainer is over."""
+
+    status: str
+    """FINISHED, FAILED or KILLED."""
+    time_ms: int
+    killed: bool = False
+    """Neither the trainer nor the exit of its process said that it was over."""
+    failure: str | None = None
+    """For the tag, where the trainer did not write one."""
+
+    def shown(self, info: RunInfo) -> str:
+        """The status in MLflow. `mlflow run` and a user's own run judge by the end of the process; the former knows FINISHED and FAILED alone."""
+        others = info.under_mlflow_run or not info.owns_status
+        return "FAILED" if (others and self.killed) or (info.under_mlflow_run and self.status == "KILLED") else self.status
+
+
+def verdict(progress: Progress, directory: RunDirectory) -> Verdict:
+    """How the run ended whose journal is delivered up to its end, or whose trainer is gone."""
+    if progress.end is not None:
+        return Verdict(progress.end["status"], progress.end["time_ms"])
+    if progress.outcome is not None:
+        return Verdict(progress.outcome["status"], progress.outcome["time_ms"], killed=True)
+    exit_code = directory.read_exit_code()
+    if exit_code is None:
+        return Verdict("FAILED", records.now_ms(), killed=True, failure="the trainer ended without saying so")
+    if exit_code:
+        return Verdict("FAILED", records.now_ms(), failure=f"the process ended with exit code {exit_code}, and nothing had closed its tracker")
+    return Verdict("FINISHED", records.now_ms())

@@ -1,0 +1,124 @@
+"""How the run of a tracker ends.
+
+Invariant: only the process that made the tracker ends its run; the first end counts; nothing is taken for a success that nobody has recorded.
+Where the disk does not take the end of a successful run, it is written again until the disk does or `PATIENCE_S` is over, and once more at each
+later call. A run whose end could never be written has FAILED, which is what its journal says.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from mltrack.errors import Interrupted, MltrackError
+from mltrack.journal import DiskFullError, JournalWriter, records
+
+PATIENCE_S = 10.0
+"""How long the end of a successful run waits for room on a full disk; as long as for a dead server."""
+_PAUSE_S = 0.2
+
+Outcome = tuple[str, int]
+"""status, exit code"""
+
+
+class Ending:
+    """The end of one journal.
+
+    Args:
+        journal: of the run.
+        presumed: how the run ended where nothing else was recorded; None: not known here.
+    """
+
+    def __init__(self, journal: JournalWriter, presumed: Outcome | None):
+        self._journal, self._pid = journal, os.getpid()
+        self.presumed = presumed
+        self._end: records.Record | None = None
+        self._written = False
+        self._made_in = id(sys.exception())
+
+    @property
+    def is_ours(self) -> bool:
+        """False in a process that was forked from the one that trains."""
+        return os.getpid() == self._pid
+
+    @property
+    def is_known(self) -> bool:
+        """True where it is decided how the run ends, written or not."""
+        return self._end is not None or self.presumed is not None
+
+    def settle(self, status: str, exit_code: int) -> None:
+        """Record how the run has turned out, before what still follows.
+
+        Raises:
+            DiskFullError: the disk has no room for it; nothing is presumed then that was not before.
+        """
+        if self.is_ours:
+            self._write(records.outcome(status, exit_code))
+            self.presumed = (status, exit_code)
+
+    def end(self, outcome: Outcome | None = None) -> None:
+        """Record the end: `outcome` at the first call, else what is presumed, else FINISHED.
+
+        Raises:
+            DiskFullError: the disk has no room for it; the next call tries again.
+        """
+        if self._written or not self.is_ours:
+            return
+        if self._end is None:
+            self._end = records.end(*(outcome or self.presumed or ("FINISHED", 0)))
+        self._write(self._end)
+        self._written = True
+
+    def outcome_of_error_in_flight(self) -> Outcome | None:
+        """What an exception makes of the run that is on its way at this moment, such as in a `finally`; None where there is none.
+
+        One that was being handled when the tracker was made is not the run's.
+        """
+        error = sys.exception()
+        return None if error is None or id(error) == self._made_in else outcome_of(error)
+
+    def _write(self, record: records.Record) -> None:
+        """Append the record and force it to the disk; a failure is waited for only where its absence would be untrue."""
+        deadline = time.monotonic() + (PATIENCE_S if record["status"] == "FINISHED" else 0.0)
+        steps: tuple[Callable[[], None], ...] = (partial(self._journal.append, record), self._journal.sync)
+        for step in steps:
+            while True:
+                try:
+                    step()
+                    break
+                except DiskFullError:
+                    if time.monotonic() >= deadline:
+                        raise
+                    time.sleep(_PAUSE_S)
+
+
+def outcome_of(error: BaseException) -> Outcome:
+    """What a run is that an exception leaves: `sys.exit(0)` and a closed generator are no failure, an interruption is KILLED."""
+    if isinstance(error, GeneratorExit) or (isinstance(error, SystemExit) and error.code in (None, 0)):
+        return "FINISHED", 0
+    exit_code = error.exit_code if isinstance(error, MltrackError) else 1
+    return "KILLED" if isinstance(error, (KeyboardInterrupt, Interrupted)) else "FAILED", exit_code
+
+
+def leave_exit_code(path: Path) -> bool:
+    """Have the C library write this process's exit code into a file, as an int, after Python has ended: no exit hook of Python's knows it.
+
+    Returns:
+        False where the C library cannot (it is not glibc), or the file cannot be made.
+    """
+    library = ctypes.CDLL(None)
+    if not (hasattr(library, "on_exit") and hasattr(library, "putw")):
+        return False
+    library.fopen.restype = ctypes.c_void_p
+    stream = library.fopen(os.fsencode(path), b"wb")
+    return bool(stream) and library.on_exit(library.putw, ctypes.c_void_p(stream)) == 0
+
+
+def failed_as_far_as_python_knows() -> bool:
+    """True after an uncaught exception; where nothing tells more. An interactive session goes on behind one."""
+    return getattr(sys, "last_type", None) is not None and not hasattr(sys, "ps1") and "ipykernel" not in sys.modules
