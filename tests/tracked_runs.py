@@ -42,10 +42,10 @@ from mltrack.journal import RunInfo, records
 from mltrack.tracking import TrainingMetricsTracker
 
 folder, uri, count, pause, local_id, offline, until = json.loads(sys.argv[1])
-tracker = TrainingMetricsTracker(folder, unbacked=True)
-info = RunInfo(local_id=local_id, tracking_uri=uri, created_ms=records.now_ms(), run_name=local_id)
+tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=local_id, tracking_uri=uri, created_ms=records.now_ms(), run_name=local_id))
 tracker.log_params({"count": count})
-(tracker.describe if offline else tracker.follow)(info)
+if not offline:
+    tracker.start_delivery()
 step = 0
 while step < count or (until and not os.path.exists(until)):
     step += 1

@@ -9,16 +9,11 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from mltrack.run_opening import RunOpener
 
 SAME_REQUEST_S = 5.0
 """`mlflow run` that gets Ctrl-C sends its program a SIGTERM, which has got the SIGINT of the terminal itself: one request, two signals."""
@@ -59,43 +54,24 @@ def train(words: Mapping[str, str]) -> int:
     from mltrack.hardware import prepare_process
 
     prepare_process(request.speedups)
-    with _opener(request) as opener:
-        from mltrack.cli.progress import TrainingProgress
-        from mltrack.cli.summary import print_summary
-        from mltrack.train_model import TrainModelUseCase
+    from mltrack.cli.progress import TrainingProgress
+    from mltrack.cli.summary import print_summary
+    from mltrack.train_model import TrainModelUseCase
 
-        progress = TrainingProgress()
-        use_case = TrainModelUseCase(
-            listeners=[progress],
-            notice=progress.notice,
-            progress=progress.preparing,
-            on_delivery=progress.delivering,
-            stop_requested=stop,
-            opener=opener,
-        )
-        try:
-            response = use_case.execute(request)
-        finally:
-            progress.close()
+    progress = TrainingProgress()
+    use_case = TrainModelUseCase(
+        listeners=[progress], notice=progress.notice, progress=progress.preparing, on_delivery=progress.delivering, stop_requested=stop
+    )
+    try:
+        response = use_case.execute(request)
+    finally:
+        progress.close()
     if request.output == "json":
         print(json.dumps(response.to_dict()), flush=True)
     for line in response.errors:
         print(f"mltrack: {line}", file=sys.stderr)
     print_summary(request, response, file=sys.stderr if request.output == "json" else sys.stdout)
     return response.exit_code
-
-
-@contextmanager
-def _opener(request: TrainModelRequest) -> Iterator[RunOpener | None]:
-    """The process that opens the MLflow run, begun before this one imports torch, so that both import side by side; None offline."""
-    if request.offline:
-        yield None
-        return
-    from mltrack.run_opening import RunOpener
-    from mltrack.store import default_tracking_uri
-
-    with closing(RunOpener(default_tracking_uri(request.tracking_uri))) as opener:
-        yield opener
 
 
 def _request(words: Mapping[str, str]) -> TrainModelRequest:

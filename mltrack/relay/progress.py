@@ -51,6 +51,8 @@ class Progress:
     status: str | None = None
     """The status that the MLflow run was given."""
     complete: bool = False
+    rejected: str | None = None
+    """Why MLflow refuses the run itself: there is no such run or experiment, or it is deleted."""
     elsewhere: str | None = None
     """What is to be said of it where the run went on elsewhere: nothing more is delivered."""
     format_version: int = FORMAT_VERSION
@@ -61,7 +63,7 @@ class Progress:
         content = directory.read_delivery()
         if content.get("tracking_uri") != tracking_uri:
             return cls(tracking_uri=tracking_uri)
-        known = {f.name for f in fields(cls)} - {"uploading"}  # whoever uploaded is gone
+        known = {f.name for f in fields(cls)} - {"uploading", "rejected"}  # whoever uploaded is gone; asked anew
         return cls(**{name: value for name, value in content.items() if name in known})
 
     def is_whole(self, directory: RunDirectory) -> bool:
