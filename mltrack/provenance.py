@@ -10,16 +10,20 @@ import sys
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import NamedTuple
 
 from mltrack.addresses import with_credentials
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError
-from mltrack.journal import RunDirectory, find_run_directories, find_run_directory
-from mltrack.relay import WatchedProcess
+from mltrack.journal import JournalInUse, JournalLock, RunDirectory, find_run_directories, find_run_directory
+from mltrack.relay import Life, TrainedElsewhere, has_ended, refuse_trained_elsewhere, trainer_of
 from mltrack.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 
-NOT_INHERITED = {"resume", "exact", "new_run", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output"}
+NOT_INHERITED = {"resume", "exact", "new_run", "force", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output"}
 """Options that a resumed run takes from its own command line alone."""
+
+_TRAINED_HERE: set[str] = set()
+"""MLflow runs that a training of this process has recorded into."""
 
 
 def git_facts() -> dict[str, str]:
@@ -31,65 +35,135 @@ def git_facts() -> dict[str, str]:
     return tags
 
 
-def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lambda line: None) -> RunDirectory | None:
+def is_taken(run_id: str, output_dir: str) -> bool:
+    """True where the run is that of an earlier training: of this process, or, where `mlflow.start_run` has opened it again, of another one."""
+    reopened = "MLFLOW_RUN_ID" not in os.environ and RunDirectory(Path(output_dir).absolute() / run_id).journal.exists()
+    return run_id in _TRAINED_HERE or reopened
+
+
+def take(run_id: str | None) -> None:
+    """Note that a training of this process records into the run."""
+    if run_id is not None:
+        _TRAINED_HERE.add(run_id)
+
+
+class Resumed(NamedTuple):
+    """The run directory that a request continues or forks."""
+
+    directory: RunDirectory
+    lock: JournalLock | None
+    """None for a fork, which leaves it as it is."""
+
+
+def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lambda line: None) -> Resumed | None:
     """The run directory that the request continues, or None; one that is not here, or is outdated, is made from what MLflow holds.
 
+    A directory that is continued is locked before anything else is asked of it.
+
     Raises:
-        ConfigurationError: the run that was named is not there.
+        ConfigurationError: the run that was named is not there, or is being trained.
         TrackingError: MLflow cannot be reached, and the run is not here.
     """
     wanted = request.resume
-    if wanted == "never":
+    if wanted in ("auto", "never"):
         run_id = os.environ.get("MLFLOW_RUN_ID")
-        earlier = find_run_directory(request.output_dir, run_id) if run_id else None
-        if earlier is not None and earlier.journal.exists():
-            raise ConfigurationError(f"resume: seen 'never', but run {run_id} is recorded in {earlier.path} already; accepted: auto, or another run")
-        return None
-    if wanted == "auto":
-        run_id = os.environ.get("MLFLOW_RUN_ID")
-        found = find_run_directory(request.output_dir, run_id) if run_id else None
-        if found is not None:
-            found = _up_to_date(found, request, notice)
-        elif run_id and not request.offline:
+        if run_id is None or is_taken(run_id, request.output_dir):
+            return None
+        found = find_run_directory(request.output_dir, run_id)
+        if wanted == "never":
+            if found is not None and found.journal.exists():
+                raise ConfigurationError(f"resume: seen 'never', but run {run_id} is recorded in {found.path} already; accepted: auto, or another run")
+            return None
+        if found is None and not request.offline:
             found = fetch_started_run(run_id, request.tracking_uri, request.output_dir, notice=notice)
-        return found if found is not None and has_checkpoint(found) else None
+        resumed = None if found is None else _taken_over(found, request, notice)
+        if resumed is None or has_checkpoint(resumed.directory):
+            return resumed
+        if resumed.lock is not None:
+            resumed.lock.release()
+        return None
     if wanted == "latest":
         with_checkpoint = [one for one in find_run_directories(request.output_dir) if has_checkpoint(one)]
         if not with_checkpoint:
             raise ConfigurationError(f"resume: seen 'latest', but no run in {Path(request.output_dir).absolute()} has a checkpoint; accepted: never, a run id")
-        return _up_to_date(with_checkpoint[-1], request, notice)
+        return _taken_over(with_checkpoint[-1], request, notice)
     found = find_run_directory(request.output_dir, wanted)
     if found is not None:
-        return _up_to_date(found, request, notice)
+        return _taken_over(found, request, notice)
     try:
         if request.offline:
             raise UnknownRunError("with offline=true MLflow is not asked")
-        return fetch_run(wanted, request.tracking_uri, request.output_dir, fork=request.new_run, notice=notice)
+        return _taken_over(fetch_run(wanted, request.tracking_uri, request.output_dir, fork=request.new_run, notice=notice), request, notice)
     except UnknownRunError as error:
         known = ", ".join(one.path.name for one in find_run_directories(request.output_dir)[-5:]) or "none"
         here = f"is no run in {Path(request.output_dir).absolute()} (runs there: {known})"
         raise ConfigurationError(f"resume: seen '{wanted}', which {here}; {error}") from error
 
 
-def _up_to_date(found: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None]) -> RunDirectory:
-    """`found`, or what MLflow holds of that run where it went on elsewhere since."""
+def _taken_over(found: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None]) -> Resumed:
+    """`found`, locked; or what MLflow holds of that run where it went on elsewhere since."""
+    if request.new_run:
+        return Resumed(found, None)
+    lock = take_over(found, force=request.force, notice=notice)
     info = found.read_run()
     uri = with_credentials(info.tracking_uri, request.tracking_uri)
-    if request.new_run or request.offline or info.run_id is None or not set_aside_if_outdated(found, uri):
-        return found
+    try:
+        outdated = not request.offline and info.run_id is not None and set_aside_if_outdated(found, uri)
+    except BaseException:
+        lock.release()
+        raise
+    if not outdated:
+        return Resumed(found, lock)
+    lock.release()
+    assert info.run_id is not None
     notice(f"run {info.run_id} went on elsewhere since {found.path} was written")
-    return fetch_run(info.run_id, uri, found.path.parent, notice=notice)
+    fetched = fetch_run(info.run_id, uri, found.path.parent, notice=notice)
+    return Resumed(fetched, take_over(fetched, force=request.force, notice=notice))
 
 
-def refuse_live(resumed: RunDirectory) -> None:
-    """A run that is being trained cannot be continued by somebody else.
+def take_over(directory: RunDirectory, *, force: bool = False, notice: Callable[[str], None] = lambda line: None) -> JournalLock:
+    """The lock of a run directory whose trainer has ended.
+
+    Args:
+        directory: made where it does not exist.
+        force: go on although run.json names a process and no host.
+        notice: takes a line for the user while a trainer of another machine is watched.
 
     Raises:
-        ConfigurationError: its trainer is alive.
+        ConfigurationError: its trainer is alive, or nobody can tell.
     """
-    info = resumed.read_run()
-    if info.trainer_pid != os.getpid() and WatchedProcess(info.trainer_pid, info.trainer_started).is_alive():
-        raise ConfigurationError(f"resume: {resumed.path.name} is being trained by process {info.trainer_pid}; accepted: a run that has ended, or new_run=true")
+    name, recorded = directory.path.name, directory.run_file.exists()
+    try:
+        lock = JournalLock(directory.journal)
+    except JournalInUse:
+        raise _being_trained(name, trainer_of(directory).place if recorded else "another process") from None
+    try:
+        if recorded:
+            _refuse_living(directory, force, notice)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def _refuse_living(directory: RunDirectory, force: bool, notice: Callable[[str], None]) -> None:
+    name, trainer = directory.path.name, trainer_of(directory)
+    if trainer.pid == os.getpid():
+        return
+    if trainer.life() is Life.ALIVE:
+        raise _being_trained(name, trainer.place)
+    try:
+        refuse_trained_elsewhere(directory, notice)
+    except TrainedElsewhere:
+        raise _being_trained(name, trainer.place) from None
+    if trainer.pid is not None and trainer.machine is None and not force and not has_ended(directory):
+        raise ConfigurationError(
+            f"cannot resume {name}: its run.json names no host, so a trainer on another machine may be alive; if none is, use --force true"
+        )
+
+
+def _being_trained(name: str, who: str) -> ConfigurationError:
+    return ConfigurationError(f"cannot resume {name}: {who} is training it; wait until it has ended, or use --new-run true")
 
 
 def undelivered(output_dir: Path | str) -> list[RunDirectory]:
@@ -102,7 +176,7 @@ def undelivered(output_dir: Path | str) -> list[RunDirectory]:
         info = directory.read_run()
         delivery = directory.read_delivery()
         settled = delivery.get("complete", False) or delivery.get("elsewhere") is not None
-        if not settled and not info.offline and not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive():
+        if not settled and not info.offline and trainer_of(directory).life() is not Life.ALIVE:
             found.append(directory)
     return found
 

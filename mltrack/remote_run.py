@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,10 +20,11 @@ import mltrack
 from mltrack import store as stores
 from mltrack.addresses import redacted
 from mltrack.errors import CheckpointError, ConfigurationError, TrackingError
-from mltrack.journal import JournalWriter, RunDirectory, RunInfo, make_output_dir, records, write_json
+from mltrack.journal import JournalWriter, RunDirectory, RunInfo, heartbeat, make_output_dir, records, write_json
 from mltrack.registry import connect_existing
+from mltrack.relay.liveness import BOOT_TAG, HEARTBEAT_TAG, HOST_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG, Life, Trainer, moves
 from mltrack.relay.progress import Progress
-from mltrack.relay.trainers import HOST_TAG, PID_TAG, STARTED_TAG, VERSION_TAG, OwnTrainers
+from mltrack.relay.trainers import VERSION_TAG, OwnTrainers
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, history, placement, runs
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking.tracker import TIMING_WORDS
@@ -37,8 +37,8 @@ class UnknownRunError(ConfigurationError):
     """MLflow does not hold the run."""
 
 
-ALIVE_WITHIN_MS = 60_000
-"""A run whose relay sent something so recently is being trained, where its process cannot be asked: the relay sends every few seconds."""
+ASK_AGAIN_S = 5.0
+"""Between two looks at the heartbeat of a run in MLflow."""
 
 Notice = Callable[[str], None]
 
@@ -61,7 +61,7 @@ def fetch_run(run_id: str, tracking_uri: str | None, output_dir: str | Path, *, 
     if VERSION_TAG not in run.tags:
         raise ConfigurationError(f"resume: run {run.run_id} in {store.shown_uri} was not trained by mltrack; accepted: a run with the tag {VERSION_TAG}")
     if not fork:
-        _refuse_live(store, run)
+        _refuse_living(store, run, notice)
     make_output_dir(str(output_dir))
     root = Path(output_dir).absolute()
     making = root / f".fetching-{run.run_id}-{os.getpid()}"
@@ -137,17 +137,25 @@ def look_up(run_id: str, tracking_uri: str | None) -> tuple[Store, runs.RunInfo]
     return store, run
 
 
-def _refuse_live(store: Store, run: runs.RunInfo) -> None:
-    """A trainer on this machine is judged by its process (run.json names it); one elsewhere by what arrived last."""
-    host = run.tags.get(HOST_TAG)
-    if run.status != "RUNNING" or host == socket.gethostname():
+def _refuse_living(store: Store, run: runs.RunInfo, notice: Notice) -> None:
+    """A trainer on this machine is judged by its process; one elsewhere by its heartbeat, or, where mltrack 0.1 trains, by what arrives.
+
+    Raises:
+        ConfigurationError: it is alive.
+    """
+    trainer = Trainer.of_tags(run.tags)
+    life = trainer.life() if trainer.machine is not None else Life.ELSEWHERE
+    if run.status != "RUNNING" or life is Life.GONE:
         return
-    age_ms = records.now_ms() - history.newest_point_ms(store, run.run_id)
-    if age_ms < ALIVE_WITHIN_MS:
-        raise ConfigurationError(
-            f"resume: run {run.run_id} is being trained on {host}, its last point is {max(0, age_ms) // 1000} s old; accepted: a run that has ended "
-            f"(one that was killed counts as such after {ALIVE_WITHIN_MS // 1000} s), or new_run=true"
-        )
+
+    def signs() -> object:
+        now = runs.get_run(store, run.run_id)
+        return now.status, now.tags.get(HEARTBEAT_TAG) or history.newest_point_ms(store, run.run_id)
+
+    if life is Life.ELSEWHERE:
+        notice(f"run {run.run_id}: watching for {heartbeat.STANDS_STILL_S:.0f} s whether {trainer.place} still trains it")
+    if life is Life.ALIVE or moves(signs, ASK_AGAIN_S):
+        raise ConfigurationError(f"cannot resume {run.run_id}: {trainer.place} is training it; wait until it has ended, or use --new-run true")
 
 
 def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunDirectory:
@@ -157,7 +165,7 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunD
     fetched = _fetch_checkpoints(store, run, directory.checkpoints, notice)
     renamed = json.loads(run.tags.get("mltrack.renamed", "{}"))
     points = list(history.points_of(store, run.run_id))
-    trainer = {name: run.tags[name] for name in (HOST_TAG, PID_TAG, STARTED_TAG) if name in run.tags}
+    trainer = {name: run.tags[name] for name in (HOST_TAG, BOOT_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG) if name in run.tags}
     _write_journal(directory.journal, points, renamed, trainer)
     best = _best(fetched.values(), json.loads((making / "config.json").read_text(encoding="utf-8")))
     models = _ready_models(store, run.run_id)
@@ -174,7 +182,6 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunD
         status=run.status,
         complete=True,
     ).write(directory)
-    here = run.tags.get(HOST_TAG) == socket.gethostname()
     directory.write_run(
         RunInfo(
             local_id=run.tags.get(runs.LOCAL_ID_TAG) or run.run_id,
@@ -185,8 +192,6 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunD
             task=run.tags.get("mltrack.task"),
             created_ms=run.start_time_ms,
             under_mlflow_run=run.tags.get("mlflow.source.type") == "PROJECT",
-            trainer_pid=int(run.tags[PID_TAG]) if here and PID_TAG in run.tags else None,
-            trainer_started=float(run.tags[STARTED_TAG]) if here and STARTED_TAG in run.tags else None,
             mltrack_version=mltrack.__version__,
         )
     )
@@ -197,6 +202,8 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunD
     if target.exists():
         raise ConfigurationError(f"output_dir: {target} is in the way and is no run directory; accepted: another output_dir, or that folder moved away")
     making.rename(target)
+    if name != run.run_id:
+        RunDirectory(target).link(run.run_id)
     num_bytes = sum(one.num_bytes for one in fetched.values())
     notice(f"fetched {len(points):,} points and {len(fetched)} checkpoints ({num_bytes / 1e6:,.1f} MB) into {target}")
     return RunDirectory(target)

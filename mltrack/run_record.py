@@ -1,6 +1,6 @@
 """What a run is in MLflow: the run itself, its params and its data sets.
 
-Invariant: a server that does not answer costs nothing but the delay; the run is made when it is back.
+Invariant: nothing here asks MLflow; the relay makes the run when the server answers.
 """
 
 from __future__ import annotations
@@ -21,11 +21,10 @@ from mltrack.data import CodeDataset
 from mltrack.data.requested import WORKING_DIRECTORY
 from mltrack.data.stdlib_source import STDLIB
 from mltrack.journal import RunDirectory, RunInfo, records
-from mltrack.provenance import git_facts
-from mltrack.run_opening import RunOpener
-from mltrack.store import StoreUnavailable, active_run, default_tracking_uri
+from mltrack.provenance import git_facts, is_taken
+from mltrack.store import active_run, default_tracking_uri
 
-NOT_PARAMS = {"output_dir", "tracking_uri", "experiment_name", "run_name", "resume", "exact", "new_run", "offline", "exit_wait", "debug", "output"}
+NOT_PARAMS = {"output_dir", "tracking_uri", "experiment_name", "run_name", "resume", "exact", "new_run", "force", "offline", "exit_wait", "debug", "output"}
 """Options that say where a run is kept, not what it computes; they stay out of the MLflow params."""
 
 assert OPTIONS.keys() >= NOT_PARAMS
@@ -34,25 +33,27 @@ MANY_LONG = 0.2
 """Share of records longer than `max_length` from which the user is warned."""
 
 
-def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: RunOpener | None, notice: Callable[[str], None]) -> RunInfo:
-    """The MLflow run of a training: the one that `mlflow run` made or that is active here, the resumed one, or a new one.
+def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notice: Callable[[str], None]) -> RunInfo:
+    """The MLflow run of a training: the one that `mlflow run` made or that is active here, the resumed one, or a new one, which the relay makes.
+
+    A run that is active here, or that MLFLOW_RUN_ID names, is that of one training: a further one becomes its child.
 
     Args:
         request: with the task's defaults.
         resumed: the run directory that is continued or forked.
-        opener: asks MLflow; None: nobody does.
-        notice: takes a line for the user; a server that does not answer is one, not an error.
-
-    Raises:
-        StoreRejected: the run or the experiment that was named is not there.
+        notice: takes a line for the user.
     """
+    if resumed is not None and not request.new_run:
+        info = resumed.read_run()
+        info.tracking_uri = with_credentials(default_tracking_uri(info.tracking_uri), request.tracking_uri)
+        return info
     active = active_run()
-    given = os.environ.get("MLFLOW_RUN_ID") or (active[0] if active is not None else None)
+    given = os.environ.get("MLFLOW_RUN_ID") or (active.run_id if active is not None else None)
     info = RunInfo(
         local_id=uuid.uuid4().hex,
         experiment_name=request.experiment_name,
         run_name=request.run_name or f"{request.task} {request.model_name}",
-        tracking_uri=default_tracking_uri(request.tracking_uri or (active[1] if active is not None else None)),
+        tracking_uri=default_tracking_uri(request.tracking_uri or (active.tracking_uri if active is not None else None)),
         owns_status=active is None,
         offline=request.offline,
         task=request.task,
@@ -60,21 +61,18 @@ def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: R
         tags={"mltrack.task": request.task, WORKING_DIRECTORY: os.getcwd(), **({} if given else git_facts())},
         mltrack_version=mltrack.__version__,
     )
-    if resumed is not None and not request.new_run:
-        info = resumed.read_run()
-        info.tracking_uri = with_credentials(default_tracking_uri(info.tracking_uri), request.tracking_uri)
-    elif given is not None:
+    if resumed is not None:
+        info.tags["mltrack.forked_from"] = resumed.read_run().run_id or resumed.path.name
+    if given is None:
+        return info
+    if is_taken(given, request.output_dir):
+        info.owns_status, info.experiment_id = True, active.experiment_id if active is not None else os.environ.get("MLFLOW_EXPERIMENT_ID")
+        info.tags |= {**git_facts(), "mlflow.parentRunId": given}
+        notice(f"MLflow run {given} is that of an earlier training; this one is recorded as its child run")
+    else:
         info.run_id = given
         if request.experiment_name or request.run_name:
             notice("experiment_name and run_name are ignored: MLFLOW_RUN_ID names the run already")
-    if resumed is not None and request.new_run:
-        info.tags["mltrack.forked_from"] = resumed.read_run().run_id or resumed.path.name
-    if opener is None:
-        return info
-    try:
-        return opener.open(info)
-    except StoreUnavailable as error:
-        notice(f"{error}; training goes on, everything is kept in the run directory and delivered when the server is back")
     return info
 
 

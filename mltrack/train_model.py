@@ -25,13 +25,12 @@ from mltrack.data.check import check_data
 from mltrack.data.encoding import check_truncation
 from mltrack.data.readers import find_sources
 from mltrack.data.requested import requested_records
-from mltrack.errors import ConfigurationError, DatasetError, Interrupted, MltrackError, alone, described
+from mltrack.errors import ConfigurationError, DatasetError, Interrupted, MltrackError, TrackingError, alone, described
 from mltrack.hardware import choose_device, choose_precision, give_back_freed_memory
 from mltrack.journal import RunDirectory, make_output_dir, write_json
 from mltrack.models import resolve_model
-from mltrack.provenance import find_resumed, refuse_live, saved_options, undelivered
-from mltrack.run_opening import RunOpener
-from mltrack.run_record import data_figures, long_text_warnings, open_run
+from mltrack.provenance import find_resumed, saved_options, take, take_over, undelivered
+from mltrack.run_record import data_figures, describe_run, long_text_warnings
 from mltrack.store import credentials_place, default_tracking_uri
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
@@ -55,7 +54,6 @@ class TrainModelUseCase:
         progress: called with (what, done, total) while something long is prepared.
         on_delivery: called with delivery.json's content while the end waits for MLflow.
         stop_requested: a signal number once the training shall stop with a checkpoint.
-        opener: of the MLflow run, begun already; it is used where the run belongs there, and whoever made it closes it.
     """
 
     def __init__(
@@ -66,10 +64,9 @@ class TrainModelUseCase:
         progress: Callable[[str, int, int], None] | None = None,
         on_delivery: Callable[[dict[str, Any]], None] | None = None,
         stop_requested: Callable[[], int | None] = lambda: None,
-        opener: RunOpener | None = None,
     ):
         self._listeners, self._notice, self._progress = listeners, notice, progress
-        self._on_delivery, self._stop_requested, self._opener = on_delivery, stop_requested, opener
+        self._on_delivery, self._stop_requested = on_delivery, stop_requested
 
     def execute(self, request: TrainModelRequest) -> TrainModelResponse:
         """Run the nine steps.
@@ -87,9 +84,8 @@ class TrainModelUseCase:
                 self._fail(run, error)
         with alone(warnings, "the response is not complete"):
             self._take(STEPS[-1], run)
-        with alone(warnings, "the process beside the training was not ended"):
-            if run.opener is not None:
-                run.opener.close()
+        if run.lock is not None:
+            run.lock.release()
         return run.response
 
     def _take(self, name: str, run: TrainingRun) -> None:
@@ -102,10 +98,9 @@ class TrainModelUseCase:
         if problems:
             raise ConfigurationError("; ".join(problems))
         run.request = run.request.redacted()
-        run.resumed = find_resumed(run.request, self._notice)
-        if run.resumed is not None:
-            if not run.request.new_run:
-                refuse_live(run.resumed)
+        found = find_resumed(run.request, self._notice)
+        if found is not None:
+            run.resumed, run.lock = found
             run.request = saved_options(run.resumed, run.request)
         task = task_for(run.task)
         run.request = run.request.with_defaults(task.defaults(run.request.model_name))
@@ -124,7 +119,6 @@ class TrainModelUseCase:
             uri = default_tracking_uri(run.request.tracking_uri)
             if has_secrets(uri):
                 self._notice(f"the tracking URI holds credentials, which are not recorded; a later sync or resume reads {credentials_place(uri)}")
-            run.opener = self._opener if self._opener is not None and self._opener.tracking_uri == uri else RunOpener(uri)
 
     # 2
     def _load_model(self, run: TrainingRun) -> None:
@@ -192,20 +186,26 @@ class TrainModelUseCase:
     # 4
     def _open_tracker(self, run: TrainingRun) -> None:
         request = run.request
-        run.info = open_run(request, run.resumed, run.opener, self._notice)
+        run.info = describe_run(request, run.resumed, self._notice)
+        take(run.info.run_id)
         run.response.run_id = run.info.run_id or run.info.local_id
-        run.response.experiment_id = run.info.experiment_id
         continues = run.resumed is not None and not request.new_run
         run.directory = run.resumed if continues else RunDirectory(Path(request.output_dir).absolute() / (run.info.run_id or run.info.local_id))
         assert run.directory is not None
-        run.directory.path.mkdir(parents=True, exist_ok=True)
         restarted = not continues and run.directory.journal.exists()
+        run.lock = run.lock or take_over(run.directory, force=request.force, notice=self._notice)
         made = {"mltrack_version": mltrack.__version__, "parent": run.parent.uri if run.parent else None}
         write_json(run.directory.path / "config.json", {**made, **request.options()})
         run.tracker = TrainingMetricsTracker(
-            run.directory.path, request.experiment_name, resume=continues or restarted, unbacked=True, on_disk_full=request.on_disk_full, presumed_failed=True
+            run.directory.path,
+            request.experiment_name,
+            resume=continues or restarted,
+            on_disk_full=request.on_disk_full,
+            presumed_failed=True,
+            run=run.info,
+            lock=run.lock,
         )
-        run.tracker.describe(run.info)  # before anything is recorded that an earlier trainer's delivery could take for its own
+        run.lock = None
         if restarted:  # the same MLflow run, started again before its first checkpoint: what it has recorded stands
             run.tracker.resume_from(0, 0)
         log_what_is_known(run, run.tracker)
@@ -240,6 +240,7 @@ class TrainModelUseCase:
         assert run.source is not None
         assert train_dataset is not None
         assert run.model is not None
+        assert run.tracker is not None
         run.trainer = AdvancedTrainer(
             run.model,
             train_dataset,
@@ -248,12 +249,12 @@ class TrainModelUseCase:
             tracker=run.tracker,
             checkpoint_manager=run.checkpoints,
             listeners=self._listeners,
-            stop_requested=self._stop_requested,
+            stop_requested=partial(self._stop, run.tracker),
         )
         self._resume(run)
-        self._start_delivery(run)
+        if not request.offline:
+            run.tracker.start_delivery()
         trainer = run.trainer
-        assert run.tracker is not None
         run.tracker.set_tags(
             {
                 "mltrack.device": str(trainer.device),
@@ -289,13 +290,15 @@ class TrainModelUseCase:
                 raise ConfigurationError(f"resume: {remedy}")
             self._notice(remedy)
 
-    def _start_delivery(self, run: TrainingRun) -> None:
-        assert run.tracker is not None
-        assert run.info is not None
-        if run.opener is None:
-            run.tracker.describe(run.info)
-        else:
-            run.tracker.follow(run.info, run.opener.become_relay)
+    def _stop(self, tracker: TrainingMetricsTracker) -> int | None:
+        """The signal that asked for a stop, if any.
+
+        Raises:
+            TrackingError: MLflow refuses the run itself.
+        """
+        if tracker.rejected is not None:
+            raise TrackingError(tracker.rejected)
+        return self._stop_requested()
 
     # 7
     def _train(self, run: TrainingRun) -> None:
@@ -337,7 +340,10 @@ class TrainModelUseCase:
             wait_s = min(run.request.exit_wait, AFTER_SIGNAL_S) if stopped else run.request.exit_wait
             delivered = tracker.close(exit_wait_s=wait_s, on_progress=self._on_delivery)
             response.delivery = "pending" if run.request.offline else delivered
-        delivery = directory.read_delivery()
+        delivery, info = directory.read_delivery(), directory.read_run()
+        response.run_id, response.experiment_id = info.run_id or info.local_id, info.experiment_id
+        if response.success and tracker.rejected is not None:
+            response.success, response.exit_code, response.errors = False, TrackingError.exit_code, [tracker.rejected]
         best = delivery.get("best_model_id")
         response.model_uri = f"models:/{best}" if best else None
         response.registered_model = delivery.get("registered")
@@ -369,7 +375,7 @@ class TrainModelUseCase:
             return
         with alone(warnings, "delivery"):
             if tracker.delivery is None and not run.request.offline:
-                self._start_delivery(run)
+                tracker.start_delivery()
         with alone(warnings, "metrics.json could not be written"):
             tracker.export_to_json("metrics.json")
 

@@ -16,10 +16,9 @@ from mltrack.data.check import DataReport
 from mltrack.data.requested import RequestedRecords
 from mltrack.evaluation import baselines
 from mltrack.hardware import facts
-from mltrack.journal import RunDirectory, RunInfo, write_json
+from mltrack.journal import JournalLock, RunDirectory, RunInfo, write_json
 from mltrack.models import ModelSource
 from mltrack.relay import trainer_tags
-from mltrack.run_opening import RunOpener
 from mltrack.run_record import inputs_of, params_of
 from mltrack.tracking import TrainingMetricsTracker
 from mltrack.training import AdvancedTrainer
@@ -32,9 +31,10 @@ class TrainingRun:
     request: TrainModelRequest
     response: TrainModelResponse = field(default_factory=TrainModelResponse)
     resumed: RunDirectory | None = None
+    lock: JournalLock | None = None
+    """Of the run directory, until the tracker has it."""
     source: ModelSource | None = None
     parent: registry.Parent | None = None
-    opener: RunOpener | None = None
     train_dataset: CodeDataset | None = None
     eval_dataset: CodeDataset | None = None
     records: RequestedRecords | None = None

@@ -34,8 +34,7 @@ def killed(folder: Path, uri: str) -> RunDirectory:
 
 def resumed(directory: RunDirectory) -> TrainingMetricsTracker:
     """This process goes on with the run."""
-    tracker = TrainingMetricsTracker(directory.path, resume=True, unbacked=True)
-    tracker.describe(directory.read_run())
+    tracker = TrainingMetricsTracker(directory.path, resume=True, run=directory.read_run())
     tracker.resume_from(10, 0)
     return tracker
 

@@ -148,8 +148,8 @@ from mltrack.journal import RunInfo, records
 from mltrack.tracking import TrainingMetricsTracker
 
 folder, uri = sys.argv[1:]
-tracker = TrainingMetricsTracker(folder, unbacked=True)
-tracker.follow(RunInfo(local_id="threads", tracking_uri=uri, created_ms=records.now_ms()))
+tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id="threads", tracking_uri=uri, created_ms=records.now_ms()))
+tracker.start_delivery()
 
 def log(number):
     for step in range(1, 1001):
@@ -195,7 +195,7 @@ from mltrack.journal import RunInfo, records
 from mltrack.tracking import TrainingMetricsTracker
 
 folder, uri = sys.argv[1:]
-tracker = TrainingMetricsTracker(folder, unbacked=True)
+tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id="beyond", tracking_uri=uri, created_ms=records.now_ms()))
 tracker.log_params({f"p{number:03}": "v" * (number * 40) for number in range(250)})
 tracker.log_params({"n" * 400: "long name", "odd @#! name": "odd", "line": "a\\nb", "unicode \\u00e9": "\\u4e2d"})
 tracker.set_tags({"t" * 400: "x" * 20_000, "odd @#! tag": "first", "odd ___ tag": "legal", "odd $%& tag": "second"})
@@ -207,7 +207,7 @@ for step, value in enumerate([0.5, float("nan"), float("inf"), float("-inf"), fl
     tracker.log_metrics({"strange": value, "epoch/strange": value}, step)
 tracker.log_metric("far", 1.0, step=2**62)
 tracker.log_metric("before", 1.0, step=-5)
-tracker.follow(RunInfo(local_id="beyond", tracking_uri=uri, created_ms=records.now_ms()))
+tracker.start_delivery()
 print(tracker.close(), flush=True)
 """
 
@@ -270,8 +270,8 @@ from mltrack.journal import RunInfo, records
 from mltrack.tracking import TrainingMetricsTracker
 
 folder, uri, time_ms = sys.argv[1:]
-tracker = TrainingMetricsTracker(folder, unbacked=True)
-tracker.follow(RunInfo(local_id="poison", tracking_uri=uri, created_ms=records.now_ms()))
+tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id="poison", tracking_uri=uri, created_ms=records.now_ms()))
+tracker.start_delivery()
 for step in range(1, 301):
     tracker.log_metric("good", step / 300, step)
     if step == 150:
@@ -295,7 +295,7 @@ def test_what_the_server_refuses_is_named_and_holds_nothing_up(tmp_path, uri, ti
 
 def test_a_step_that_mlflow_cannot_hold_is_refused_at_the_call(tmp_path):
     """The store answers it like an outage, so that the relay would try for ever."""
-    with TrainingMetricsTracker(tmp_path / "run", unbacked=True) as tracker:
+    with TrainingMetricsTracker(tmp_path / "run") as tracker:
         with pytest.raises(TrackingError, match=r"step: seen 9223372036854775808; accepted: a whole number of 64 bits"):
             tracker.log_metric("train_loss", 1.0, step=2**63)
         tracker.log_metric("train_loss", 1.0, step=2**63 - 1)

@@ -23,7 +23,7 @@ from tracked_runs import held_points, is_running, kill, pause_between_transactio
 from mltrack.journal import JournalWriter, RunDirectory, records
 from mltrack.provenance import undelivered
 from mltrack.relay import WentOnElsewhere, sync
-from mltrack.relay.trainers import HOST_TAG, PID_TAG, STARTED_TAG
+from mltrack.relay.liveness import HOST_TAG, PID_TAG, STARTED_TAG
 
 
 @pytest.fixture(scope="module")
@@ -190,9 +190,9 @@ from mltrack.relay import trainer_tags
 from mltrack.tracking import TrainingMetricsTracker
 
 folder, uri = sys.argv[1:]
-tracker = TrainingMetricsTracker(folder, unbacked=True)
+tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms()))
 tracker.set_tags(trainer_tags())
-tracker.follow(RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms()))
+tracker.start_delivery()
 for step in range(1, 100_000):
     tracker.log_metric("train_loss", 1 / step, step)
     time.sleep(0.01)

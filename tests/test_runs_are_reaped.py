@@ -15,7 +15,7 @@ import pytest
 from mlflow import MlflowClient
 from tracked_runs import Stream, assert_complete, client, complete, kill, relay_pid, sent, start_stream, until
 
-from mltrack.relay.trainers import HOST_TAG, PID_TAG, STARTED_TAG
+from mltrack.relay.liveness import HOST_TAG, PID_TAG, STARTED_TAG
 
 
 @pytest.fixture

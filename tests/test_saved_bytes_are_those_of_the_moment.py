@@ -110,7 +110,7 @@ def test_a_training_leaves_out_what_would_wait_for_a_busy_writer(tmp_path, on_di
     gate, model = Gate(), nn.Linear(3, 3)
     manager = CheckpointManager(tmp_path / "checkpoints", background=True, when_busy="skip", on_written=gate)
     steps = iter(range(1, 4))
-    with TrainingMetricsTracker(tmp_path / "run", unbacked=True) as tracker:
+    with TrainingMetricsTracker(tmp_path / "run") as tracker:
         saving = Saving(manager, tracker, lambda: {"model": model, "step": next(steps)}, metric_name="eval_loss", on_disk_full=on_disk_full)
         saving.save(0, {}, required=False)
         assert gate.reached.wait(60)

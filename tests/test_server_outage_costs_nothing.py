@@ -138,11 +138,10 @@ from mltrack.journal import RunInfo, records
 from mltrack.tracking import TrainingMetricsTracker
 
 folder, uri = sys.argv[1:]
-tracker = TrainingMetricsTracker(folder, unbacked=True)
+tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id="poison", tracking_uri=uri, created_ms=records.now_ms()))
 tracker.log_params({"before": "1", "bad": "POISON of a param", "after": "2"})
 tracker.set_tags({"before": "1", "bad": "POISON of a tag", "after": "2"})
 tracker.log_inputs([{"name": name, "digest": name} for name in ("before", "POISON", "after")])
-tracker.describe(RunInfo(local_id="poison", tracking_uri=uri, created_ms=records.now_ms()))
 for step in range(1, 301):
     tracker.log_metrics({"good": step / 300, **({"POISON": 1.0} if step == 150 else {})}, step)
 tracker.close()

@@ -97,8 +97,8 @@ from mltrack.tracking import TrainingMetricsTracker
 
 folder, uri, death = sys.argv[1:]
 given = os.environ.get("MLFLOW_RUN_ID")
-tracker = TrainingMetricsTracker(folder, unbacked=True)
-tracker.follow(RunInfo(local_id="loop", run_id=given, tracking_uri=uri, created_ms=records.now_ms(), under_mlflow_run=given is not None))
+tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id="loop", run_id=given, tracking_uri=uri, created_ms=records.now_ms()))
+tracker.start_delivery()
 with tracker:
     for step in range(1, 101):
         tracker.log_metric("train_loss", 1 / step, step)

@@ -58,8 +58,7 @@ def kept_checkpoint(folder: Path, step: int) -> dict[str, object]:
 
 def ended_run(folder: Path, uri: str) -> RunDirectory:
     """A run directory with points, two kept checkpoints and a report, of which nothing was delivered."""
-    tracker = TrainingMetricsTracker(folder, unbacked=True)
-    tracker.describe(RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms()))
+    tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms()))
     kept = []
     for step in STEPS:
         tracker.log_metrics({"train_loss": 2 / step, "eval_loss": 1 / step}, step)
@@ -153,8 +152,8 @@ from mltrack.journal import RunInfo, records
 from mltrack.tracking import TrainingMetricsTracker
 
 folder, uri, kept = sys.argv[1:]
-tracker = TrainingMetricsTracker(folder, unbacked=True)
-tracker.follow(RunInfo(local_id=os.urandom(8).hex(), tracking_uri=uri, created_ms=records.now_ms()))
+tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=os.urandom(8).hex(), tracking_uri=uri, created_ms=records.now_ms()))
+tracker.start_delivery()
 tracker.log_metric("eval_loss", 1.0, step=1)
 while not os.path.exists(folder + "/go"):
     time.sleep(0.02)

@@ -20,7 +20,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +42,10 @@ from mltrack.journal import RunInfo, records
 from mltrack.tracking import TrainingMetricsTracker
 
 folder, uri, count, pause, local_id, offline, until = json.loads(sys.argv[1])
-tracker = TrainingMetricsTracker(folder, unbacked=True)
-info = RunInfo(local_id=local_id, tracking_uri=uri, created_ms=records.now_ms(), run_name=local_id)
+tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=local_id, tracking_uri=uri, created_ms=records.now_ms(), run_name=local_id))
 tracker.log_params({"count": count})
-(tracker.describe if offline else tracker.follow)(info)
+if not offline:
+    tracker.start_delivery()
 step = 0
 while step < count or (until and not os.path.exists(until)):
     step += 1
@@ -71,10 +71,10 @@ class Stream:
         return out.strip()
 
 
-def start_script(script: str, *words: object) -> subprocess.Popen[str]:
+def start_script(script: str, *words: object, wrapped_in: Sequence[str] = ()) -> subprocess.Popen[str]:
     """Start a Python program as a user would: in a session of its own, with nothing of this process's MLflow environment."""
     return subprocess.Popen(
-        [sys.executable, "-c", script, *(str(word) for word in words)],
+        [*wrapped_in, sys.executable, "-c", script, *(str(word) for word in words)],
         env=commands.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -83,10 +83,12 @@ def start_script(script: str, *words: object) -> subprocess.Popen[str]:
     )
 
 
-def start_stream(folder: Path, uri: str, *, count: int, pause_s: float = 0.002, offline: bool = False, ends_with: Path | None = None) -> Stream:
-    """Start a tracker that records `count` steps, `pause_s` apart, and more until there is a file `ends_with`."""
+def start_stream(
+    folder: Path, uri: str, *, count: int, pause_s: float = 0.002, offline: bool = False, ends_with: Path | None = None, wrapped_in: Sequence[str] = ()
+) -> Stream:
+    """Start a tracker that records `count` steps, `pause_s` apart, and more until there is a file `ends_with`; `wrapped_in` another command."""
     words = json.dumps([str(folder), uri, count, pause_s, uuid.uuid4().hex, offline, ends_with and str(ends_with)])
-    return Stream(RunDirectory(folder), start_script(STREAM, words))
+    return Stream(RunDirectory(folder), start_script(STREAM, words, wrapped_in=wrapped_in))
 
 
 def sync(directory: RunDirectory, *words: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:

@@ -17,6 +17,9 @@ from mltrack.errors import ConfigurationError, MltrackError
 from mltrack.journal import JournalReader, RunDirectory, find_run_directories, find_run_directory
 from mltrack.store import StoreUnavailable
 
+_UNENDED = {relay.Life.ALIVE: "RUNNING", relay.Life.GONE: "FAILED", relay.Life.ELSEWHERE: "UNKNOWN"}
+"""State of a run whose journal names no end; UNKNOWN: its trainer is, or was, on another machine."""
+
 
 def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None) -> None:
     """Print the local runs, the oldest first, then the MLflow runs that say RUNNING without a trainer."""
@@ -34,14 +37,16 @@ def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None)
 
 def _print_orphans(uri: str, output_dir: str, reap: bool, file: TextIO) -> None:
     connected = store.connect(uri)
-    for run_id, directory in relay.orphans(connected, output_dir).items():
-        if not reap:
-            print(f"{run_id}: RUNNING in {connected.shown_uri}, but no trainer is behind it; --reap true sets it right", file=file)
-            continue
+    found = relay.orphans(connected, output_dir)
+    for one in found if not reap else ():
+        seen = "no trainer is behind it" if one.is_certain else f"{one.trainer.place} cannot be looked up from here"
+        remedy = "sets it right" if one.is_certain else "watches its heartbeat for a minute, and sets it right if that stands still"
+        print(f"{one.run_id}: RUNNING in {connected.shown_uri}, but {seen}; --reap true {remedy}", file=file)
+    for one in relay.stand_still(connected, found) if reap else ():
         try:
-            print(f"{run_id}: was RUNNING without a trainer, is {relay.reap(connected, run_id, directory)} now", file=file)
-        except (relay.DeliveredElsewhere, relay.WentOnElsewhere) as error:
-            print(f"{run_id}: left alone: {error}", file=file)
+            print(f"{one.run_id}: was RUNNING without a trainer, is {relay.reap(connected, one.run_id, one.directory)} now", file=file)
+        except (relay.DeliveredElsewhere, relay.TrainedElsewhere, relay.WentOnElsewhere) as error:
+            print(f"{one.run_id}: left alone: {error}", file=file)
 
 
 def _tracking_uris(output_dir: str, given: str | None) -> list[str]:
@@ -89,7 +94,7 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
         before = directory.read_delivery()
         try:
             with _bar(directory) as on_progress:
-                progress = relay.sync(directory, tracking_uri, on_progress=on_progress)
+                progress = relay.sync(directory, tracking_uri, on_progress=on_progress, notice=lambda line: print(f"mltrack: {line}", file=sys.stderr))
         except MltrackError as error:
             failed += 1
             print(f"mltrack: {directory.path.name}: {error}", file=sys.stderr)
@@ -126,7 +131,7 @@ def _named(run: str, output_dir: str) -> RunDirectory:
 
 
 def _row(directory: RunDirectory) -> dict[str, Any]:
-    info = directory.read_run()
+    info, trainer = directory.read_run(), relay.trainer_of(directory)
     end, step = None, 0
     for record in JournalReader(directory.journal).read_new():
         if record["type"] == "end":
@@ -135,14 +140,13 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
             end = None
         elif record["type"] == "metrics" and "train_loss" in record["values"]:
             step = max(step, record["step"])
-    alive = relay.WatchedProcess(info.trainer_pid, info.trainer_started).is_alive()
     delivery = directory.read_delivery()
     undelivered = directory.journal.stat().st_size - delivery.get("offset", 0) if directory.journal.exists() else 0
     state = "complete" if delivery.get("complete") and not undelivered else "went on elsewhere" if delivery.get("elsewhere") else "pending"
     return {
-        "run": directory.path.name,
+        "run": info.run_id if info.run_id and directory.path.name == info.local_id else directory.path.name,
         "task": info.task,
-        "state": end or ("RUNNING" if alive else "FAILED"),
+        "state": end or _UNENDED[trainer.life()],
         "steps": step,
         "delivery": state if state == "complete" else f"{state} ({undelivered:,} bytes)",
         "tracking_uri": info.address,

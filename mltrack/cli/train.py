@@ -9,17 +9,12 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Mapping
 from types import FrameType
-from typing import TYPE_CHECKING
 
 from mltrack.addresses import redact
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError, described
-
-if TYPE_CHECKING:
-    from mltrack.run_opening import RunOpener
 
 SAME_REQUEST_S = 5.0
 """`mlflow run` that gets Ctrl-C sends its program a SIGTERM, which has got the SIGINT of the terminal itself: one request, two signals."""
@@ -60,24 +55,18 @@ def train(words: Mapping[str, str]) -> int:
     from mltrack.hardware import prepare_process
 
     prepare_process(request.speedups)
-    with _opener(request) as opener:
-        from mltrack.cli.progress import TrainingProgress
-        from mltrack.cli.summary import print_summary
-        from mltrack.train_model import TrainModelUseCase
+    from mltrack.cli.progress import TrainingProgress
+    from mltrack.cli.summary import print_summary
+    from mltrack.train_model import TrainModelUseCase
 
-        progress = TrainingProgress()
-        use_case = TrainModelUseCase(
-            listeners=[progress],
-            notice=progress.notice,
-            progress=progress.preparing,
-            on_delivery=progress.delivering,
-            stop_requested=stop,
-            opener=opener,
-        )
-        try:
-            response = use_case.execute(request)
-        finally:
-            progress.close()
+    progress = TrainingProgress()
+    use_case = TrainModelUseCase(
+        listeners=[progress], notice=progress.notice, progress=progress.preparing, on_delivery=progress.delivering, stop_requested=stop
+    )
+    try:
+        response = use_case.execute(request)
+    finally:
+        progress.close()
     if request.output == "json":
         print(json.dumps(response.to_dict()), flush=True)
     for line in response.errors:
@@ -87,19 +76,6 @@ def train(words: Mapping[str, str]) -> int:
     except Exception as error:  # the training is over: what cannot be shown of it does not change how it ended
         print(f"mltrack: the summary is not complete: {described(error)}", file=sys.stderr)
     return response.exit_code
-
-
-@contextmanager
-def _opener(request: TrainModelRequest) -> Iterator[RunOpener | None]:
-    """The process that opens the MLflow run, begun before this one imports torch, so that both import side by side; None offline."""
-    if request.offline:
-        yield None
-        return
-    from mltrack.run_opening import RunOpener
-    from mltrack.store import default_tracking_uri
-
-    with closing(RunOpener(default_tracking_uri(request.tracking_uri))) as opener:
-        yield opener
 
 
 def _request(words: Mapping[str, str]) -> TrainModelRequest:

@@ -243,6 +243,7 @@ OPTIONS: dict[str, Option] = _declare(
     Option(name="resume", kind="text", default="auto", help="`never`; `latest`: the newest run directory; a run id; `auto`: only the run that MLFLOW_RUN_ID names, if it has a checkpoint."),
     Option(name="exact", kind="bool", default=True, help="Refuse to resume where something that decides the result has changed; false goes on and says so in a tag."),
     Option(name="new_run", kind="bool", default=False, help="Continue the resumed run's checkpoint in a new run."),
+    Option(name="force", kind="bool", default=False, help="Resume a run whose directory names no host, so that nobody can tell whether its trainer is alive."),
     Option(name="offline", kind="bool", default=False, help="Keep everything in the run directory until `mltrack sync`."),
     Option(name="exit_wait", kind="float", default=600.0, minimum=0, help="Seconds to wait at the end while deliveries to MLflow make progress."),
     # the rest

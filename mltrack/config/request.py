@@ -145,6 +145,7 @@ class TrainModelRequest:
     resume: str = setting("resume")
     exact: bool = setting("exact")
     new_run: bool = setting("new_run")
+    force: bool = setting("force")
     offline: bool = setting("offline")
     exit_wait: float = setting("exit_wait")
     class_weights: str = setting("class_weights")

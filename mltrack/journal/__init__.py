@@ -1,14 +1,20 @@
 """The journal: the truth about a run, on local disk. Imports neither torch nor mlflow."""
 
 from mltrack.journal import records
+from mltrack.journal.heartbeat import Heartbeat
+from mltrack.journal.machine import Machine
 from mltrack.journal.reader import JournalReader, read_journal
 from mltrack.journal.run_directory import RunDirectory, RunInfo, find_run_directories, find_run_directory, make_output_dir, write_json
-from mltrack.journal.writer import DiskFullError, JournalWriter
+from mltrack.journal.writer import DiskFullError, JournalInUse, JournalLock, JournalWriter
 
 __all__ = [
     "DiskFullError",
+    "Heartbeat",
+    "JournalInUse",
+    "JournalLock",
     "JournalReader",
     "JournalWriter",
+    "Machine",
     "RunDirectory",
     "RunInfo",
     "find_run_directories",

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,10 @@ class RunInfo:
     trainer_pid: int | None = None
     trainer_started: float | None = None
     """Creation time of the trainer's process, seconds since 1970: a pid alone may be used again."""
+    trainer_host: str = ""
+    """Empty where mltrack 0.1 wrote the file."""
+    trainer_boot_id: str = ""
+    trainer_pid_namespace: str = ""
     mltrack_version: str = ""
     format_version: int = FORMAT_VERSION
 
@@ -99,6 +104,10 @@ class RunDirectory:
             return None
         return int.from_bytes(content, sys.byteorder) & 0xFF if content else None
 
+    @property
+    def heartbeat(self) -> Path:
+        return self.path / "heartbeat"
+
     def read_run(self) -> RunInfo:
         """What `run.json` says.
 
@@ -117,6 +126,12 @@ class RunDirectory:
         """Replace `run.json`."""
         write_json(self.run_file, redacted({**asdict(info), "tracking_uri": info.address}))
 
+    def link(self, run_id: str) -> None:
+        """Let the directory be found under the id that MLflow gave its run, beside the local id that it is named by."""
+        alias = self.path.with_name(run_id)
+        with suppress(FileExistsError):
+            alias.symlink_to(self.path.name)
+
     def read_delivery(self) -> dict[str, Any]:
         """The relay's progress; empty where nothing was delivered yet."""
         return _read_object(self.delivery_file) or {}
@@ -128,7 +143,7 @@ def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
     found: list[tuple[int, str, RunDirectory]] = []
     for entry in root.iterdir() if root.is_dir() else ():
         directory = RunDirectory(entry)
-        if directory.run_file.is_file():
+        if directory.run_file.is_file() and not entry.is_symlink():
             try:
                 found.append((directory.read_run().created_ms, entry.name, directory))
             except TrackingError as error:
@@ -138,8 +153,9 @@ def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
 
 def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | None:
     """The run directory with that MLflow or local id, or None."""
-    if (Path(run_id) / "run.json").is_file():
-        return RunDirectory(Path(run_id).absolute())
+    for place in (Path(run_id), Path(output_dir) / run_id):
+        if (place / "run.json").is_file():
+            return RunDirectory(place.resolve() if place.is_symlink() else place.absolute())
     for directory in find_run_directories(output_dir):
         info = directory.read_run()
         if run_id in (directory.path.name, info.run_id, info.local_id):

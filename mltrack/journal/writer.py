@@ -23,11 +23,62 @@ SYNC_INTERVAL_S = 5.0
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
-_WRITERS: WeakSet[JournalWriter] = WeakSet()
+_LOCKS: WeakSet[JournalLock] = WeakSet()
 
 
 class DiskFullError(TrackingError):
     """A record could not be written; the journal before it is intact."""
+
+
+class JournalInUse(TrackingError):
+    """Another process writes the journal."""
+
+
+class JournalLock:
+    """The right to write one journal, held until it is released or this process ends; a forked child does not inherit it.
+
+    Args:
+        path: of the journal; an empty file is made where there is none.
+
+    Raises:
+        JournalInUse: another process holds it.
+        TrackingError: the journal cannot be opened.
+    """
+
+    def __init__(self, path: Path | str):
+        self.path = Path(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise TrackingError(f"{self.path}: the journal cannot be opened: {error.strerror}; accepted: a writable output_dir") from error
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(self.fd)
+            raise JournalInUse(f"{self.path}: another process is writing this journal; wait for it, or choose another output_dir") from error
+        self.mutex = threading.Lock()
+        """Held while a record is written."""
+        self._released = False
+        _LOCKS.add(self)
+
+    def release(self) -> None:
+        """Let the next writer in. May be called twice."""
+        if not self._released:
+            self._released = True
+            os.close(self.fd)
+
+    def _leave_to_parent(self) -> None:
+        """In a forked process: the file opened anew, since a lock is held as long as any process has its descriptor."""
+        if self._released:
+            return
+        self.mutex = threading.Lock()  # another thread of the parent may have held it
+        try:
+            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        except OSError:
+            descriptor = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        os.dup2(descriptor, self.fd, inheritable=False)
+        os.close(descriptor)
 
 
 class JournalWriter:
@@ -36,31 +87,23 @@ class JournalWriter:
     Args:
         path: created with its folder where it does not exist, else continued.
         mltrack_version: noted in the header.
+        lock: of this journal, where the caller has taken it already; the writer releases it.
 
     Raises:
-        TrackingError: another process writes this journal, or it cannot be written.
+        JournalInUse: another process writes this journal.
+        TrackingError: it cannot be written.
     """
 
-    def __init__(self, path: Path | str, *, mltrack_version: str = ""):
+    def __init__(self, path: Path | str, *, mltrack_version: str = "", lock: JournalLock | None = None):
         self.path = Path(path)
-        self._lock = threading.Lock()
+        self._journal_lock = lock or JournalLock(self.path)
+        self._fd = self._journal_lock.fd
         self._dirty = False
         self._closed = False
         self._torn = False
         """The last write was cut off: the next one begins a line."""
         self._wake = threading.Event()
         self._sync_error: DiskFullError | None = None
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        except OSError as error:
-            raise TrackingError(f"{self.path}: the journal cannot be opened: {error.strerror}; accepted: a writable output_dir") from error
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._fd)
-            raise TrackingError(f"{self.path}: another process is writing this journal; wait for it, or choose another output_dir") from error
-        _WRITERS.add(self)
         self._start(mltrack_version)
         self._syncer = threading.Thread(target=self._sync_now_and_then, name="journal-sync", daemon=True)
         self._syncer.start()
@@ -103,19 +146,7 @@ class JournalWriter:
         try:
             self.sync()
         finally:
-            os.close(self._fd)
-
-    def _leave_lock_to_parent(self) -> None:
-        """In a forked process, such as one that collates batches: the file opened anew, since the lock is held as long as anybody has its descriptor."""
-        if self._closed:
-            return
-        self._lock = threading.Lock()  # another thread of the parent may have held it
-        try:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
-        except OSError:
-            descriptor = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        os.dup2(descriptor, self._fd, inheritable=False)
-        os.close(descriptor)
+            self._journal_lock.release()
 
     def _start(self, mltrack_version: str) -> None:
         size = os.fstat(self._fd).st_size
@@ -125,7 +156,7 @@ class JournalWriter:
             self._write(b"\n")
 
     def _write(self, data: bytes) -> None:
-        with self._lock:
+        with self._journal_lock.mutex:
             if self._sync_error is not None:
                 error, self._sync_error = self._sync_error, None
                 raise error
@@ -155,8 +186,8 @@ class JournalWriter:
 
 
 def _after_fork() -> None:
-    for writer in list(_WRITERS):
-        writer._leave_lock_to_parent()
+    for lock in list(_LOCKS):
+        lock._leave_to_parent()
 
 
 os.register_at_fork(after_in_child=_after_fork)

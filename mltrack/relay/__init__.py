@@ -1,9 +1,30 @@
 """The relay: a journal projected onto MLflow, in a process that never imports torch or transformers."""
 
+from mltrack.relay.liveness import Life, TrainedElsewhere, Trainer, has_ended, moves, refuse_trained_elsewhere, trainer_of
 from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
-from mltrack.relay.reaper import orphans, reap
+from mltrack.relay.reaper import Orphan, orphans, reap, stand_still
 from mltrack.relay.sync import DeliveredElsewhere, follow, run, sync
 from mltrack.relay.trainers import WentOnElsewhere, trainer_tags
 
-__all__ = ["DeliveredElsewhere", "Progress", "WatchedProcess", "WentOnElsewhere", "follow", "orphans", "reap", "run", "sync", "trainer_tags"]
+__all__ = [
+    "DeliveredElsewhere",
+    "Life",
+    "Orphan",
+    "Progress",
+    "TrainedElsewhere",
+    "Trainer",
+    "WatchedProcess",
+    "WentOnElsewhere",
+    "follow",
+    "has_ended",
+    "moves",
+    "orphans",
+    "reap",
+    "refuse_trained_elsewhere",
+    "run",
+    "stand_still",
+    "sync",
+    "trainer_of",
+    "trainer_tags",
+]

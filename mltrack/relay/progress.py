@@ -59,6 +59,8 @@ class Progress:
     complete: bool = False
     exposed: list[str] = field(default_factory=list)
     """Params of the run that hold a secret which somebody else wrote, one line each."""
+    rejected: str | None = None
+    """Why MLflow refuses the run itself: there is no such run or experiment, or it is deleted."""
     elsewhere: str | None = None
     """What is to be said of it where the run went on elsewhere: nothing more is delivered."""
     format_version: int = FORMAT_VERSION
@@ -69,7 +71,7 @@ class Progress:
         content, address = directory.read_delivery(), without_secrets(tracking_uri)
         if not is_same(content.get("tracking_uri") or "", address):
             return cls(tracking_uri=address)
-        known = {f.name for f in fields(cls)} - {"uploading"}  # whoever uploaded is gone
+        known = {f.name for f in fields(cls)} - {"uploading", "rejected"}  # whoever uploaded is gone; asked anew
         return cls(**{**{name: value for name, value in content.items() if name in known}, "tracking_uri": address})
 
     def is_whole(self, directory: RunDirectory) -> bool:

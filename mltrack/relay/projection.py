@@ -23,9 +23,10 @@ from mltrack.relay.exposed import exposed_secrets
 from mltrack.relay.full_values import full_values, is_shortened
 from mltrack.relay.isolation import send_isolated
 from mltrack.relay.kept_models import KeptModels
+from mltrack.relay.liveness import STARTED_TAG, Life, trainer_of
 from mltrack.relay.pace import Pace
 from mltrack.relay.progress import Progress
-from mltrack.relay.trainers import NOW_AND_THEN_S, STARTED_TAG, Claim, WentOnElsewhere, trainer_of
+from mltrack.relay.trainers import NOW_AND_THEN_S, Claim, WentOnElsewhere
 from mltrack.relay.verdict import verdict
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, ping, runs
 
@@ -73,6 +74,11 @@ class Projection:
         self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save_models, self._claim.check)
         self._save(acknowledged=False)
 
+    @property
+    def run_id(self) -> str:
+        """Of the MLflow run."""
+        return self._run_id
+
     def deliver(self) -> int:
         """Send everything that was recorded since the last call; returns the number of records.
 
@@ -109,7 +115,7 @@ class Projection:
         """
         missing = self._apply_deferred() or self._stored({"type": "full_values"})
         recorded = self.progress.end
-        if self._is_taken_over() or (recorded is None and trainer_of(self.directory).is_alive()):
+        if self._is_taken_over() or (recorded is None and trainer_of(self.directory).life() is Life.ALIVE):
             return
         last = verdict(self.progress, self.directory)
         status = last.status
@@ -172,12 +178,18 @@ class Projection:
                 tags=info.tags,
                 idempotency_key=info.local_id,
                 start_time_ms=info.created_ms,
+                experiment_id=info.experiment_id if info.run_id is None else None,
             )
             belongs_elsewhere = info.run_id is not None
             info.run_id, info.experiment_id, info.tracking_uri = run.run_id, run.experiment_id, self.store.tracking_uri
-            if not belongs_elsewhere:  # read anew: somebody may have resumed the run while MLflow made it
-                now = self.directory.read_run()
-                self.directory.write_run(replace(now, run_id=info.run_id, experiment_id=info.experiment_id, tracking_uri=info.tracking_uri))
+            if not belongs_elsewhere:
+                self._write_run(run_id=info.run_id, experiment_id=info.experiment_id, tracking_uri=info.tracking_uri)
+                if self.directory.path.name == info.local_id:
+                    self.directory.link(info.run_id)
+        elif info.experiment_id is None:  # a run that the trainer was given by its id
+            run = runs.get_run(self.store, info.run_id)
+            info.experiment_id, info.under_mlflow_run = run.experiment_id, info.under_mlflow_run or run.tags.get("mlflow.source.type") == "PROJECT"
+            self._write_run(experiment_id=info.experiment_id, under_mlflow_run=info.under_mlflow_run)
         assert info.run_id is not None
         self.progress.run_id = info.run_id
         return info.run_id
@@ -186,6 +198,10 @@ class Projection:
         self.progress.exposed = exposed_secrets(runs.get_run(self.store, self._run_id))
         for line in self.progress.exposed:
             log.warning("%s", line)
+
+    def _write_run(self, **known: Any) -> None:
+        """Note in run.json what MLflow has told; read anew, since somebody may have resumed the run meanwhile."""
+        self.directory.write_run(replace(self.directory.read_run(), **known))
 
     def _is_here(self, run_id: str) -> bool:
         """False where this is another store than the run's own and does not hold it."""
@@ -287,6 +303,8 @@ class Projection:
             runs.set_tags(self.store, self._run_id, {"mltrack.param_differences": shown})
 
     def _apply_tags(self, record: Mapping[str, Any]) -> None:
+        if STARTED_TAG in record["values"] and self.info.owns_status:  # a trainer begins: whatever became of an earlier one, the run is open
+            runs.reopen_run(self.store, self._run_id)
         self._send_values("tag", record["values"], runs.MAX_TAG_LENGTH, lambda some: runs.set_tags(self.store, self._run_id, dict(some)))
 
     def _send_values(self, kind: str, values: Mapping[str, str], limit: int, send: Callable[[Sequence[tuple[str, str]]], None]) -> None:

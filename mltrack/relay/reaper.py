@@ -6,43 +6,69 @@ host and process that the run's tags name) and nobody is delivering them. A run 
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mltrack.errors import MltrackError
 from mltrack.journal import RunDirectory, find_run_directories
-from mltrack.relay.process import WatchedProcess
+from mltrack.relay.liveness import HEARTBEAT_TAG, Life, TrainedElsewhere, Trainer, has_ended, moves, trainer_of
 from mltrack.relay.progress import Progress
 from mltrack.relay.sync import DeliveredElsewhere, delivering_process, sync
-from mltrack.relay.trainers import HOST_TAG, PID_TAG, STARTED_TAG, OwnTrainers, WentOnElsewhere, trainer_of
+from mltrack.relay.trainers import OwnTrainers, WentOnElsewhere
 from mltrack.store import Store, StoreUnavailable, runs
 
+ASK_AGAIN_S = 5.0
+"""Between two looks at the heartbeats of the runs."""
 
-def orphans(store: Store, output_dir: Path | str) -> dict[str, RunDirectory | None]:
-    """{MLflow run id: its run directory, if it lies here} of the runs without a trainer."""
+
+@dataclass(frozen=True)
+class Orphan:
+    """A run that MLflow calls RUNNING and that has no trainer, or none that can be looked up from here."""
+
+    run_id: str
+    directory: RunDirectory | None
+    """None where it does not lie here."""
+    trainer: Trainer
+    is_certain: bool
+    """False where only the heartbeat can tell: the trainer is on another machine or in another container."""
+
+
+def orphans(store: Store, output_dir: Path | str) -> list[Orphan]:
+    """The runs without a trainer, and those of which only their heartbeat can tell."""
     directories = {directory.read_run().run_id: directory for directory in find_run_directories(output_dir)}
-    found: dict[str, RunDirectory | None] = {}
+    found = []
     for run in runs.search_running_runs(store):
         directory = directories.get(run.run_id)
         if directory is not None and OwnTrainers(directory).fell_behind(run.tags, Progress.read(directory, store.tracking_uri).offset):
             directory = None
-        if directory is not None:
-            dead = not trainer_of(directory).is_alive() and delivering_process(directory) is None
-        else:
-            dead = _died_here(run.tags)
-        if dead:
-            found[run.run_id] = directory
+        trainer = Trainer.of_tags(run.tags) if directory is None else trainer_of(directory)
+        life = Life.GONE if directory is not None and has_ended(directory) else trainer.life()
+        if life is Life.ALIVE or (directory is not None and delivering_process(directory) is not None):
+            continue
+        if directory is None and (trainer.pid is None or (life is Life.ELSEWHERE and HEARTBEAT_TAG not in run.tags)):
+            continue  # nothing tells
+        found.append(Orphan(run.run_id, directory, trainer, life is Life.GONE))
     return found
 
 
-def _died_here(tags: Mapping[str, str]) -> bool:
-    """True where the tags name a process of this machine that has ended."""
-    try:
-        pid, started = int(tags[PID_TAG]), float(tags[STARTED_TAG])
-    except (KeyError, ValueError):
-        return False
-    return tags.get(HOST_TAG) == socket.gethostname() and not WatchedProcess(pid, started).is_alive()
+def stand_still(store: Store, found: Sequence[Orphan]) -> list[Orphan]:
+    """`found` without those whose heartbeat moves in MLflow, all watched together; `reap` watches run directories that lie here."""
+    uncertain = [one for one in found if not one.is_certain and one.directory is None]
+    moved: set[str] = set()
+
+    def beats() -> dict[str, str | None]:
+        return {one.run_id: runs.get_run(store, one.run_id).tags.get(HEARTBEAT_TAG) for one in uncertain}
+
+    first = beats() if uncertain else {}
+
+    def all_move() -> bool:
+        moved.update(run_id for run_id, beat in beats().items() if beat != first[run_id])
+        return len(moved) == len(uncertain)
+
+    if uncertain:
+        moves(all_move, ASK_AGAIN_S)
+    return [one for one in found if one.run_id not in moved]
 
 
 def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
@@ -52,6 +78,7 @@ def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
         StoreUnavailable: the server does not answer.
         DeliveredElsewhere: somebody has begun to deliver it; who does so sets the status.
         WentOnElsewhere: somebody has begun to train it.
+        TrainedElsewhere: another machine or container trains it.
     """
     if directory is not None:
         try:
@@ -61,7 +88,7 @@ def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
             held = runs.get_run(store, run_id).status
             if held != "RUNNING":
                 return held
-        except (StoreUnavailable, DeliveredElsewhere, WentOnElsewhere):
+        except (StoreUnavailable, DeliveredElsewhere, TrainedElsewhere, WentOnElsewhere):
             raise
         except MltrackError:
             pass  # the journal cannot be read: what is left is the truth about the status

@@ -17,13 +17,15 @@ from contextlib import contextmanager
 
 from mltrack.errors import TrackingError
 from mltrack.journal import RunDirectory
+from mltrack.relay.heartbeat_tag import beating
+from mltrack.relay.liveness import Life, Notice, Trainer, refuse_trained_elsewhere, trainer_of
 from mltrack.relay.pace import Pace
 from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.projection import Projection
 from mltrack.relay.system_metrics import SystemMetricsFeed
-from mltrack.relay.trainers import WentOnElsewhere, trainer_of
-from mltrack.store import StoreUnavailable, connect, default_tracking_uri
+from mltrack.relay.trainers import WentOnElsewhere
+from mltrack.store import StoreRejected, StoreUnavailable, connect, default_tracking_uri
 from mltrack.store.connection import StoreSlow
 
 NICENESS = 10
@@ -40,21 +42,30 @@ class DeliveredElsewhere(TrackingError):
     """Another process is delivering this run directory."""
 
 
-def sync(directory: RunDirectory, tracking_uri: str | None = None, *, on_progress: Callable[[Progress], None] | None = None) -> Progress:
+def sync(
+    directory: RunDirectory,
+    tracking_uri: str | None = None,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    notice: Notice = lambda line: None,
+) -> Progress:
     """Deliver what is undelivered; may be called any number of times.
 
     Args:
         directory: of the run.
         tracking_uri: where to; default: where the run belongs.
         on_progress: called after each acknowledged request.
+        notice: takes a line for the user.
 
     Raises:
+        TrainedElsewhere: another machine or container trains the run.
         DeliveredElsewhere: somebody else is delivering this directory.
         WentOnElsewhere: the run was resumed into another directory, and something of this one had not arrived by then.
         StoreUnavailable: the server does not answer, or not in `LONGEST_S` though little is asked of it.
     """
     info = directory.read_run()
     uri, pace = default_tracking_uri(tracking_uri or info.tracking_uri or None), Pace()
+    refuse_trained_elsewhere(directory, notice)
     with _lock(directory):
         while True:
             try:
@@ -71,7 +82,7 @@ def sync(directory: RunDirectory, tracking_uri: str | None = None, *, on_progres
 
 def _sync_connected(directory: RunDirectory, uri: str, on_progress: Callable[[Progress], None] | None, pace: Pace) -> Progress:
     projection = Projection(directory, connect(uri, request_timeout_s=pace.timeout_s), on_progress, pace)
-    was_trained = trainer_of(directory).is_alive()  # asked first: what a trainer records before it ends is delivered below
+    was_trained = trainer_of(directory).life() is Life.ALIVE  # asked first: what a trainer records before it ends is delivered below
     projection.deliver()
     if not was_trained or projection.progress.end is not None:
         projection.finish()
@@ -88,12 +99,20 @@ def delivering_process(directory: RunDirectory) -> int | None:
 
 
 def run(directory: RunDirectory) -> None:
-    """Be the relay: `mltrack sync --follow`. Raises as `follow`, except where the run went on elsewhere: a relay that is started again finds the same."""
+    """Be the relay: `mltrack sync --follow`. Raises as `follow`, except for what a relay that is started again would find again."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         follow(directory)
     except WentOnElsewhere as error:
         log.error("%s", error)
+    except StoreRejected as error:
+        info = directory.read_run()
+        progress = Progress.read(directory, info.tracking_uri)
+        if progress.acknowledged_ms / 1000 > (info.trainer_started or 0.0):
+            raise  # it took this trainer's records before: somebody deleted the run meanwhile
+        log.error("refused: %s", error)
+        progress.rejected = str(error)
+        progress.write(directory, acknowledged=False)
 
 
 def follow(directory: RunDirectory) -> Progress:
@@ -102,11 +121,13 @@ def follow(directory: RunDirectory) -> Progress:
     Raises:
         DeliveredElsewhere: somebody else is delivering this directory.
         WentOnElsewhere: the run was resumed into another directory.
+        StoreRejected: MLflow refuses the run itself: there is no such run or experiment, or it is deleted.
         StoreUnavailable: the server was silent for too long after the trainer's end.
     """
     os.nice(NICENESS)
+    refuse_trained_elsewhere(directory)
     info = directory.read_run()
-    trainer = WatchedProcess(info.trainer_pid, info.trainer_started)
+    trainer = Trainer.of_run(info).process()
     system = SystemMetricsFeed(info.trainer_pid if trainer.is_alive() else None, own_run=info.owns_status)
     pace, pauses = Pace(), 0
     last_success = time.monotonic()
@@ -132,6 +153,11 @@ def follow(directory: RunDirectory) -> Progress:
 
 def _follow_connected(directory: RunDirectory, tracking_uri: str, trainer: WatchedProcess, system: SystemMetricsFeed, pace: Pace) -> Progress:
     projection = Projection(directory, connect(tracking_uri, request_timeout_s=pace.timeout_s), pace=pace)
+    with beating(tracking_uri, projection.run_id):
+        return _follow_projection(projection, trainer, system)
+
+
+def _follow_projection(projection: Projection, trainer: WatchedProcess, system: SystemMetricsFeed) -> Progress:
     while True:
         alive = trainer.is_alive()
         count = projection.deliver()

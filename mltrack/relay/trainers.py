@@ -8,19 +8,17 @@ asked may fall behind before its next request arrives; what deletes something as
 from __future__ import annotations
 
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping
 
 import psutil
 
 from mltrack.errors import TrackingError
-from mltrack.journal import JournalReader, RunDirectory
-from mltrack.relay.process import WatchedProcess
+from mltrack.journal import JournalReader, Machine, RunDirectory
+from mltrack.relay.liveness import HOST_TAG, STARTED_TAG, Trainer
 from mltrack.relay.progress import Progress
 from mltrack.store import Store, runs
 
-HOST_TAG, PID_TAG, STARTED_TAG = "mltrack.host", "mltrack.trainer_pid", "mltrack.trainer_started"
 VERSION_TAG = "mltrack.version"
 """Beside them in the journal of every training."""
 NOW_AND_THEN_S = 5.0
@@ -46,13 +44,7 @@ class WentOnElsewhere(TrackingError):
 
 def trainer_tags() -> dict[str, str]:
     """Tags that name this process as the trainer of a run."""
-    return {HOST_TAG: socket.gethostname(), PID_TAG: str(os.getpid()), STARTED_TAG: str(psutil.Process().create_time())}
-
-
-def trainer_of(directory: RunDirectory) -> WatchedProcess:
-    """The trainer that run.json names at this moment."""
-    info = directory.read_run()
-    return WatchedProcess(info.trainer_pid, info.trainer_started)
+    return Trainer(os.getpid(), psutil.Process().create_time(), Machine.here()).tags
 
 
 class OwnTrainers:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from mltrack.addresses import escaped, is_ambiguous, redact, with_credentials, without_secrets
@@ -166,13 +166,21 @@ def check_writable(store: Store) -> None:
             store.client.set_experiment_tag(experiments[0].experiment_id, "mltrack.doctor", "was here")
 
 
-def active_run() -> tuple[str, str] | None:
-    """(run id, tracking URI) of the MLflow run that is active in this thread; looked at only where mlflow is imported already."""
+class ActiveRun(NamedTuple):
+    """The MLflow run that is active in this thread."""
+
+    run_id: str
+    tracking_uri: str
+    experiment_id: str
+
+
+def active_run() -> ActiveRun | None:
+    """The MLflow run that is active in this thread; looked at only where mlflow is imported already."""
     mlflow = sys.modules.get("mlflow")
     if mlflow is None or not hasattr(mlflow, "active_run"):
         return None
     run = mlflow.active_run()
-    return None if run is None else (run.info.run_id, default_tracking_uri(mlflow.get_tracking_uri()))
+    return None if run is None else ActiveRun(run.info.run_id, default_tracking_uri(mlflow.get_tracking_uri()), str(run.info.experiment_id))
 
 
 @contextmanager

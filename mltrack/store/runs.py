@@ -58,13 +58,15 @@ def create_run(
     tags: Mapping[str, str],
     idempotency_key: str,
     start_time_ms: int,
+    experiment_id: str | None = None,
 ) -> RunInfo:
     """The run that carries `idempotency_key`: found where it exists, else made.
 
     Args:
+        experiment_id: wins over the name.
         experiment_name: None means MLFLOW_EXPERIMENT_ID, else MLFLOW_EXPERIMENT_NAME, else "Default". One that does not exist is made.
     """
-    experiment_id = find_experiment(store, experiment_name)
+    experiment_id = experiment_id or find_experiment(store, experiment_name)
     with translated(store, "creating the run"):
         found = store.client.search_runs([experiment_id], filter_string=f"tags.`{LOCAL_ID_TAG}` = '{_quoted(idempotency_key)}'", max_results=1)
         if found:

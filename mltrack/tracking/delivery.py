@@ -24,24 +24,23 @@ START_UP_S = 30.0
 _POLL_S = 0.1
 
 
-Begin = Callable[[RunDirectory], "subprocess.Popen[bytes] | None"]
-
-
 class Delivery:
     """`mltrack sync --follow RUN_DIR`, started for one run directory.
 
     Args:
         directory: its run.json names the MLflow run and this process as the trainer.
-        begin: gives the process where one is at hand already; where it gives None, and where the relay has died, one is started.
         tracking_uri: where the run belongs, with the credentials that run.json does not hold.
     """
 
-    def __init__(self, directory: RunDirectory, begin: Begin = lambda directory: None, tracking_uri: str | None = None):
+    rejected: str | None = None
+    """Why MLflow refuses the run itself, once it has said so: there is no such run or experiment, or it is deleted."""
+
+    def __init__(self, directory: RunDirectory, tracking_uri: str | None = None):
         self.directory, self._tracking_uri = directory, tracking_uri
         self._stopped = threading.Event()
         self._silence_s = LOCAL_SILENCE_S if directory.read_run().tracking_uri.startswith("sqlite:") else SILENCE_S
         self._started = time.time()
-        self._process = begin(directory) or self._start()
+        self._process = self._start()
         self._watcher = threading.Thread(target=self._restart_once, name="relay-watch", daemon=True)
         self._watcher.start()
 
@@ -86,6 +85,7 @@ class Delivery:
             self._started = time.time()
             self._process = self._start()
             self._process.wait()
+        self.rejected = self.directory.read_delivery().get("rejected")
 
 
 def deliver_in_background(directories: Sequence[RunDirectory], tracking_uri: str | None = None) -> None:

@@ -26,11 +26,11 @@ from typing import Any
 import mltrack
 from mltrack.addresses import redacted
 from mltrack.errors import ConfigurationError, TrackingError
-from mltrack.journal import DiskFullError, JournalReader, JournalWriter, RunDirectory, RunInfo, records
+from mltrack.journal import DiskFullError, Heartbeat, JournalLock, JournalReader, JournalWriter, Machine, RunDirectory, RunInfo, records
 from mltrack.journal.records import json_number
 from mltrack.store import active_run, default_tracking_uri
 from mltrack.tasks.metrics import metric_mode
-from mltrack.tracking.delivery import Begin, Delivery
+from mltrack.tracking.delivery import Delivery
 from mltrack.tracking.ending import Ending, failed_as_far_as_python_knows, leave_exit_code, outcome_of
 from mltrack.tracking.export import entries_of, write_csv_export, write_json_export
 from mltrack.tracking.statistics import MetricEntry, MetricSeries, MetricStatistics, as_number
@@ -60,9 +60,10 @@ class TrainingMetricsTracker:
         directions: {metric name: "min" or "max"} where the name does not tell.
         timing: names of further metrics that depend on speed.
         on_disk_full: "stop" raises where a record cannot be written, "continue" warns once and goes on without it.
-        unbacked: no MLflow yet, whatever is active here; `follow` may come later.
         presumed_failed: the run has FAILED unless `settle` or `end` is told otherwise. Without it `close` means FINISHED, and of a process
             that ends without `close` the exit code tells.
+        run: the run as the caller knows it, whatever is active here; its delivery begins with `start_delivery`, or with `mltrack sync`.
+        lock: of the journal in `output_dir`, where the caller holds it already.
 
     Raises:
         TrackingError: the folder cannot be written, or another process writes its journal.
@@ -79,9 +80,10 @@ class TrainingMetricsTracker:
         resume: bool = False,
         directions: Mapping[str, str] | None = None,
         timing: Iterable[str] = (),
-        unbacked: bool = False,
         on_disk_full: str = "stop",
         presumed_failed: bool = False,
+        run: RunInfo | None = None,
+        lock: JournalLock | None = None,
     ):
         if auto_save_interval < 1:
             raise ConfigurationError(f"auto_save_interval: seen {auto_save_interval}; accepted: a whole number >= 1")
@@ -96,17 +98,22 @@ class TrainingMetricsTracker:
         self._calls = 0
         self._already: dict[tuple[str, int], float] = {}
         self._drifted: set[str] = set()
-        if not resume:
+        if not resume and lock is None:
             self._set_earlier_aside()
         for record in JournalReader(self.directory.journal).read_new():
             for entry in entries_of(record):
                 series = self._series.get(entry.name) or self._new_series(entry.name)
                 series.add(entry.value, entry.step, entry.epoch, entry.time_ms)
-        self._journal = JournalWriter(self.directory.journal, mltrack_version=mltrack.__version__)
+        self._journal = JournalWriter(self.directory.journal, mltrack_version=mltrack.__version__, lock=lock)
         self.directory.exit_code_file.unlink(missing_ok=True)  # of the process before this one
         self._ending = Ending(self._journal, ("FAILED", 1) if presumed_failed else None)
-        if not unbacked:
-            self._back_by_mlflow(run_id, tracking_uri)
+        self._heartbeat: Heartbeat | None = None
+        self._tracking_uri: str | None = None
+        if run is not None:
+            self._describe(run)
+        elif (found := self._run_here(run_id, tracking_uri)) is not None:
+            self._describe(found)
+            self.start_delivery()
         atexit.register(self._close_at_exit)
 
     # -- logging
@@ -227,6 +234,17 @@ class TrainingMetricsTracker:
         write_csv_export(self.directory.journal, target)
         return target
 
+    # -- delivery
+
+    def start_delivery(self) -> None:
+        """Start the relay, which ends with this process."""
+        self.delivery = Delivery(self.directory, self._tracking_uri)
+
+    @property
+    def rejected(self) -> str | None:
+        """Why MLflow refuses the run itself, once that is known."""
+        return None if self.delivery is None else self.delivery.rejected
+
     # -- end
 
     def settle(self, status: str, exit_code: int) -> None:
@@ -267,6 +285,8 @@ class TrainingMetricsTracker:
         self.end(*(self._ending.outcome_of_error_in_flight() or ()))
         atexit.unregister(self._close_at_exit)
         self._journal.close()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
         if self.delivery is None:
             return "complete"
         return self.delivery.wait(exit_wait_s, on_progress)
@@ -363,33 +383,31 @@ class TrainingMetricsTracker:
         journal.rename(aside)
         self.directory.delivery_file.unlink(missing_ok=True)
 
-    def _back_by_mlflow(self, run_id: str | None, tracking_uri: str | None) -> None:
+    def _run_here(self, run_id: str | None, tracking_uri: str | None) -> RunInfo | None:
+        """The MLflow run that was named, or that is active in this process."""
         active = active_run()
         if run_id is None and active is not None:
-            run_id, tracking_uri = active
+            run_id, tracking_uri = active.run_id, active.tracking_uri
         if run_id is None:
-            return
-        self.follow(
-            RunInfo(
-                local_id=uuid.uuid4().hex,
-                run_id=run_id,
-                experiment_name=self.experiment_name,
-                tracking_uri=default_tracking_uri(tracking_uri),
-                created_ms=records.now_ms(),
-                owns_status=active is None or active[0] != run_id,  # an active run is ended by whoever started it
-                mltrack_version=mltrack.__version__,
-            )
+            return None
+        return RunInfo(
+            local_id=uuid.uuid4().hex,
+            run_id=run_id,
+            experiment_name=self.experiment_name,
+            tracking_uri=default_tracking_uri(tracking_uri),
+            created_ms=records.now_ms(),
+            owns_status=active is None or active.run_id != run_id,  # an active run is ended by whoever started it
+            mltrack_version=mltrack.__version__,
         )
 
-    def describe(self, info: RunInfo) -> None:
-        """Write run.json, with this process as the trainer."""
+    def _describe(self, info: RunInfo) -> None:
+        """Write run.json, with this process as the trainer, and begin its heartbeat."""
+        here = Machine.here()
         info.trainer_pid, info.trainer_started = os.getpid(), process_started(os.getpid())
+        info.trainer_host, info.trainer_boot_id, info.trainer_pid_namespace = here.host, here.boot_id, here.pid_namespace
+        self._tracking_uri = info.tracking_uri
         self.directory.write_run(info)
-
-    def follow(self, info: RunInfo, begin: Begin = lambda directory: None) -> None:
-        """Write run.json and start the relay, which ends with this process; `begin` as in `Delivery`."""
-        self.describe(info)
-        self.delivery = Delivery(self.directory, begin, info.tracking_uri)
+        self._heartbeat = Heartbeat(self.directory.heartbeat)
 
 
 def process_started(pid: int) -> float:

@@ -5,6 +5,7 @@ Invariant: a strategy gives the sum of the losses and the number of targets of t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, Protocol
@@ -16,6 +17,9 @@ from mltrack.errors import ConfigurationError
 from mltrack.hardware import visible_gpus
 
 Batch = dict[str, torch.Tensor]
+
+RANKS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
+"""Environment variables in which launchers tell a process how many of it they have started."""
 
 
 class Objective(Protocol):
@@ -101,6 +105,11 @@ def choose_parallel(name: str, device: torch.device, task: Objective, *, compile
         ConfigurationError: the machine cannot do what was asked for.
     """
     gpus = visible_gpus() if device.type == "cuda" else 0
+    for variable in RANKS:
+        if (number := os.environ.get(variable, "")).isdigit() and int(number) > 1:
+            raise ConfigurationError(
+                f"this process is one of {number} ({variable}), and each would train everything; start one, without torchrun, mpirun or srun"
+            )
     if name == "ddp":
         raise ConfigurationError("parallel: seen 'ddp', which this version does not run; accepted: auto, none, dp")
     if name == "dp" and gpus < 2:

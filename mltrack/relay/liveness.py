@@ -1,0 +1,156 @@
+"""Is the trainer of a run alive? By its process where that can be looked up from here, else by whether its heartbeat moves.
+
+Invariant: a trainer on another machine, or in another container, is never taken for dead because its process id means nothing here;
+one that stands still for `STANDS_STILL_S` of this process's own clock is dead, whatever two machines' clocks say.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+from mltrack.errors import TrackingError
+from mltrack.journal import JournalReader, Machine, RunDirectory, RunInfo, heartbeat
+from mltrack.relay.process import WatchedProcess
+
+HOST_TAG, PID_TAG, STARTED_TAG = "mltrack.host", "mltrack.trainer_pid", "mltrack.trainer_started"
+BOOT_TAG, NAMESPACE_TAG = "mltrack.boot_id", "mltrack.pid_namespace"
+HEARTBEAT_TAG = "mltrack.heartbeat"
+LOOK_AGAIN_S = 1.0
+
+Notice = Callable[[str], None]
+
+
+class Life(Enum):
+    """What can be said of a trainer at once."""
+
+    ALIVE = "alive"
+    GONE = "gone"
+    ELSEWHERE = "elsewhere"
+    """Its process cannot be looked up from here: only its heartbeat tells."""
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """The process that trains a run, as run.json or the tags of the MLflow run name it."""
+
+    pid: int | None
+    started: float | None
+    """Creation time of the process, seconds since 1970."""
+    machine: Machine | None
+    """None where no host is named, as in run directories of mltrack 0.1."""
+
+    @classmethod
+    def of_run(cls, info: RunInfo) -> Trainer:
+        """As run.json names it."""
+        machine = Machine(info.trainer_host, info.trainer_boot_id, info.trainer_pid_namespace) if info.trainer_host else None
+        return cls(info.trainer_pid, info.trainer_started, machine)
+
+    @classmethod
+    def of_tags(cls, tags: Mapping[str, str]) -> Trainer:
+        """As the tags name it; tags that hold no numbers name no process."""
+        host = tags.get(HOST_TAG)
+        machine = Machine(host, tags.get(BOOT_TAG, ""), tags.get(NAMESPACE_TAG, "")) if host else None
+        try:
+            return cls(int(tags[PID_TAG]), float(tags[STARTED_TAG]), machine)
+        except (KeyError, ValueError):
+            return cls(None, None, machine)
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Tags that name it."""
+        assert self.machine is not None
+        return {
+            HOST_TAG: self.machine.host,
+            BOOT_TAG: self.machine.boot_id,
+            NAMESPACE_TAG: self.machine.pid_namespace,
+            PID_TAG: str(self.pid),
+            STARTED_TAG: str(self.started),
+        }
+
+    @property
+    def place(self) -> str:
+        """For people: its process and host."""
+        return f"process {self.pid}" + (f" on {self.machine.host}" if self.machine is not None else "")
+
+    def process(self) -> WatchedProcess:
+        """Its process, if it can be looked up from here; else one that is gone."""
+        here = self.machine is None or Machine.here().sees(self.machine)
+        return WatchedProcess(self.pid if here else None, self.started)
+
+    def life(self) -> Life:
+        """What can be said at once."""
+        here = Machine.here()
+        if self.pid is None or (self.machine is not None and here.is_later_boot_of(self.machine)):
+            return Life.GONE
+        if self.machine is not None and not here.sees(self.machine):
+            return Life.ELSEWHERE
+        return Life.ALIVE if self.process().is_alive() else Life.GONE
+
+
+class TrainedElsewhere(TrackingError):
+    """The heartbeat of a trainer that cannot be looked up from here moves.
+
+    Args:
+        name: of the run, or its directory.
+        trainer: who trains it.
+    """
+
+    def __init__(self, name: object, trainer: Trainer):
+        super().__init__(f"{name} is being trained by {trainer.place}; wait until it has ended, or end it there")
+
+
+def trainer_of(directory: RunDirectory) -> Trainer:
+    """The trainer that run.json names at this moment; of mltrack 0.1, whose run.json names no host, the journal does."""
+    trainer = Trainer.of_run(directory.read_run())
+    if trainer.machine is None and trainer.pid is not None and directory.journal.exists():
+        for record in JournalReader(directory.journal).read_new():
+            if record["type"] == "tags" and record["values"].get(STARTED_TAG) == str(trainer.started):
+                return Trainer.of_tags(record["values"])
+    return trainer
+
+
+def has_ended(directory: RunDirectory) -> bool:
+    """True where the newest trainer of the journal has recorded how it ended."""
+    ended = False
+    for record in JournalReader(directory.journal).read_new():
+        if record["type"] == "end":
+            ended = True
+        elif record["type"] == "resumed" or (record["type"] == "tags" and STARTED_TAG in record["values"]):
+            ended = False
+    return ended
+
+
+def refuse_trained_elsewhere(directory: RunDirectory, notice: Notice = lambda line: None) -> None:
+    """Return when no trainer of another machine or container writes this directory; that may take `STANDS_STILL_S`.
+
+    Raises:
+        TrainedElsewhere: one does.
+    """
+    trainer = trainer_of(directory)
+    if trainer.life() is not Life.ELSEWHERE or has_ended(directory):
+        return
+    notice(f"{directory.path.name}: watching for {heartbeat.STANDS_STILL_S:.0f} s whether {trainer.place} still trains it")
+    if moves(lambda: _signs_in(directory)):
+        raise TrainedElsewhere(directory.path, trainer)
+
+
+def moves(signs: Callable[[], object], look_again_s: float = LOOK_AGAIN_S) -> bool:
+    """True as soon as `signs` gives something else than at first; False where it has not within `STANDS_STILL_S`."""
+    first, deadline = signs(), time.monotonic() + heartbeat.STANDS_STILL_S
+    while time.monotonic() < deadline:
+        time.sleep(min(look_again_s, max(0.0, deadline - time.monotonic())))
+        if signs() != first:
+            return True
+    return False
+
+
+def _signs_in(directory: RunDirectory) -> object:
+    """Heartbeat and size of the journal: a trainer of mltrack 0.1 has no heartbeat."""
+    try:
+        beat = directory.heartbeat.read_text(encoding="ascii")
+    except (OSError, ValueError):
+        beat = ""
+    return beat, directory.journal.stat().st_size if directory.journal.exists() else 0
