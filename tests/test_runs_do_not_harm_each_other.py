@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 
@@ -80,7 +81,7 @@ def test_a_run_that_is_being_trained_cannot_be_resumed(trained):
     finally:
         path.write_text(content)
     assert finished.returncode == 2
-    assert f"{run_id} is being trained by process {os.getpid()}; accepted: a run that has ended, or new_run=true" in finished.stderr
+    assert f"cannot resume {path.resolve().parent.name}: process {os.getpid()} on {socket.gethostname()} is training it; wait" in finished.stderr
 
 
 def test_the_same_mlflow_run_started_twice_has_each_number_once(tmp_path, records_file):
