@@ -123,12 +123,12 @@ def _named(run: str, output_dir: str) -> RunDirectory:
 
 def _row(directory: RunDirectory) -> dict[str, Any]:
     info = directory.read_run()
-    end, step = None, 0
+    last, step = relay.Progress(), 0
     for record in JournalReader(directory.journal).read_new():
-        if record["type"] == "end":
-            end = record["status"]
+        if record["type"] in ("outcome", "end"):
+            setattr(last, record["type"], record)
         elif record["type"] == "resumed":
-            end = None
+            last = relay.Progress()
         elif record["type"] == "metrics" and "train_loss" in record["values"]:
             step = max(step, record["step"])
     alive = relay.WatchedProcess(info.trainer_pid, info.trainer_started).is_alive()
@@ -138,7 +138,7 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
     return {
         "run": directory.path.name,
         "task": info.task,
-        "state": end or ("RUNNING" if alive else "FAILED"),
+        "state": "RUNNING" if alive and last.end is None else relay.verdict_on(last, directory).status,
         "steps": step,
         "delivery": state if state == "complete" else f"{state} ({undelivered:,} bytes)",
         "tracking_uri": info.tracking_uri,
