@@ -50,6 +50,8 @@ def register(run: TrainingRun, info: CheckpointMetadata) -> None:
     assert tracker is not None
     assert checkpoints is not None
     assert eval_dataset is not None
+    if tracker.lost_records:  # of a disk that was full; what stays may have been among them
+        checkpoints.settle()
     name = run.request.registered_model_name or f"mltrack-{run.request.task}"
     tracker.log_model(
         step=info.step,

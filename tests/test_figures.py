@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from mltrack.evaluation import classification_report, confusion_matrix_figure, learning_curves_figure
-from mltrack.evaluation.figures import token_lengths_figure
+from mltrack.evaluation.figures import MAX_CLASSES, _thinned, token_lengths_figure
 
 LEVELS = ["safe", "low", "medium", "high", "critical"]
 
@@ -43,6 +44,35 @@ def test_a_confusion_matrix_is_drawn(tmp_path: Path, labels: list[str]):
     assert width > 400
     assert height > 400
     assert [file.name for file in (tmp_path / "deep").iterdir()] == ["confusion.png"]
+
+
+@pytest.mark.parametrize("count", [21, MAX_CLASSES, MAX_CLASSES + 1, 300, 100_000])
+def test_a_confusion_matrix_of_many_classes_is_small_or_none(tmp_path: Path, count: int):
+    matrix = [[1] * count for _ in range(count)] if count <= 300 else None
+    drawn = confusion_matrix_figure(matrix, [f"a rather long class name {i}" for i in range(count)], tmp_path / "matrix.png")
+    assert (drawn is not None) == (count <= MAX_CLASSES)
+    if drawn is None:
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert max(pixels(drawn)) < 2500
+
+
+def test_a_report_of_very_many_classes_names_the_most_frequent_pairs():
+    count = 30_000
+    labels = [i % count for i in range(4 * count)]
+    report = classification_report(labels, [0 if i % count < 3 else i % count for i in range(4 * count)], [str(i) for i in range(count)])
+    confusions = report["confusion_matrix"]
+    assert len(confusions["pairs"]) == 1000
+    assert sum(pair["count"] for pair in confusions["pairs"]) == 4000
+    assert len(report["classes"]) == len(confusions["labels"]) == count
+
+
+def test_a_long_curve_is_drawn_of_evenly_spread_points_up_to_its_last():
+    for count in (1, 2000, 2001, 1_000_003):
+        thinned = _thinned([(step, 0.0) for step in range(1, count + 1)])
+        assert len(thinned) <= 2000
+        assert thinned[-1] == (count, 0.0)
+        assert len({after[0] - before[0] for before, after in pairwise(thinned)}) <= 1
 
 
 def test_learning_curves_are_drawn_without_global_state(tmp_path: Path):

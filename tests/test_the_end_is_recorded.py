@@ -135,12 +135,30 @@ def test_a_forked_child_does_not_end_the_run_of_its_parent(tmp_path, leaves, who
     assert ends(tmp_path / "run") == [("FINISHED", 0)]
 
 
+def test_a_script_that_ctrl_c_ended_was_killed(tmp_path):
+    process = start_script(OPEN + "raise KeyboardInterrupt", tmp_path / "run")
+    process.communicate(timeout=60)
+    assert RunDirectory(tmp_path / "run").read_exit_code() is None
+    assert read_journal(tmp_path / "run" / "journal")[-1]["status"] == "KILLED"
+
+
 def test_a_training_that_says_nothing_has_failed(tmp_path):
     TrainingMetricsTracker(tmp_path / "said-nothing", presumed_failed=True).close()
     assert ends(tmp_path / "said-nothing") == [("FAILED", 1)]
     process = start_script(OPEN.replace("sys.argv[1]", "sys.argv[1], presumed_failed=True"), tmp_path / "left")
     process.communicate(timeout=60)
     assert ends(tmp_path / "left") == [("FAILED", 1)]
+
+
+def test_what_is_settled_holds_through_an_exception(tmp_path):
+    def reports():
+        with TrainingMetricsTracker(tmp_path) as tracker:
+            tracker.settle("FINISHED", 0)
+            raise RuntimeError("a picture")
+
+    with pytest.raises(RuntimeError, match="a picture"):
+        reports()
+    assert ends(tmp_path) == [("FINISHED", 0)]
 
 
 def test_what_is_settled_holds_for_what_follows(tmp_path):

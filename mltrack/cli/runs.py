@@ -17,7 +17,7 @@ from mltrack.errors import ConfigurationError, MltrackError
 from mltrack.journal import JournalReader, RunDirectory, find_run_directories, find_run_directory
 from mltrack.store import StoreUnavailable
 
-_UNENDED = {relay.Life.ALIVE: "RUNNING", relay.Life.GONE: "FAILED", relay.Life.ELSEWHERE: "UNKNOWN"}
+_UNENDED = {relay.Life.ALIVE: "RUNNING", relay.Life.ELSEWHERE: "UNKNOWN"}
 """State of a run whose journal names no end; UNKNOWN: its trainer is, or was, on another machine."""
 
 
@@ -131,13 +131,13 @@ def _named(run: str, output_dir: str) -> RunDirectory:
 
 
 def _row(directory: RunDirectory) -> dict[str, Any]:
-    info, trainer = directory.read_run(), relay.trainer_of(directory)
-    end, step = None, 0
+    info, life = directory.read_run(), relay.trainer_of(directory).life()
+    last, step = relay.Progress(), 0
     for record in JournalReader(directory.journal).read_new():
-        if record["type"] == "end":
-            end = record["status"]
+        if record["type"] in ("outcome", "end"):
+            setattr(last, record["type"], record)
         elif record["type"] == "resumed":
-            end = None
+            last = relay.Progress()
         elif record["type"] == "metrics" and "train_loss" in record["values"]:
             step = max(step, record["step"])
     delivery = directory.read_delivery()
@@ -146,7 +146,7 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
     return {
         "run": info.run_id if info.run_id and directory.path.name == info.local_id else directory.path.name,
         "task": info.task,
-        "state": end or _UNENDED[trainer.life()],
+        "state": relay.verdict_on(last, directory).status if last.end is not None or life is relay.Life.GONE else _UNENDED[life],
         "steps": step,
         "delivery": state if state == "complete" else f"{state} ({undelivered:,} bytes)",
         "tracking_uri": info.address,

@@ -6,6 +6,7 @@ from mltrack.relay.progress import Progress
 from mltrack.relay.reaper import Orphan, orphans, reap, stand_still
 from mltrack.relay.sync import DeliveredElsewhere, follow, run, sync
 from mltrack.relay.trainers import WentOnElsewhere, trainer_tags
+from mltrack.relay.verdict import verdict_on
 
 __all__ = [
     "DeliveredElsewhere",
@@ -27,4 +28,5 @@ __all__ = [
     "sync",
     "trainer_of",
     "trainer_tags",
+    "verdict_on",
 ]

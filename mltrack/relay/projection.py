@@ -27,7 +27,7 @@ from mltrack.relay.liveness import STARTED_TAG, Life, trainer_of
 from mltrack.relay.pace import Pace
 from mltrack.relay.progress import Progress
 from mltrack.relay.trainers import NOW_AND_THEN_S, Claim, WentOnElsewhere
-from mltrack.relay.verdict import verdict
+from mltrack.relay.verdict import verdict_on
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, ping, runs
 
 WITH_FILES = ("artifact", "checkpoints", "model")
@@ -117,7 +117,7 @@ class Projection:
         recorded = self.progress.end
         if self._is_taken_over() or (recorded is None and trainer_of(self.directory).life() is Life.ALIVE):
             return
-        last = verdict(self.progress, self.directory)
+        last = verdict_on(self.progress, self.directory)
         status = last.status
         tags = {"mltrack.status": status, "mltrack.delivery": "pending" if missing else "complete"}
         if last.failure is not None:
@@ -366,7 +366,8 @@ class Projection:
         self._kept.forget_missing()  # somebody may have deleted it since
         if self.info.owns_status:  # the relay of the trainer that is gone may have ended it meanwhile
             runs.reopen_run(self.store, self._run_id)
-        runs.drop_tag(self.store, self._run_id, "mltrack.failure")
+        for tag in ("mltrack.failure", "mltrack.warnings"):
+            runs.drop_tag(self.store, self._run_id, tag)
         runs.set_tags(self.store, self._run_id, {"mltrack.resumed_from_step": str(record["step"])})
 
     def _apply_drift(self, record: Mapping[str, Any]) -> None:

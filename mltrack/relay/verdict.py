@@ -29,13 +29,13 @@ class Verdict:
         return "FAILED" if (others and self.killed) or (info.under_mlflow_run and self.status == "KILLED") else self.status
 
 
-def verdict(progress: Progress, directory: RunDirectory) -> Verdict:
+def verdict_on(progress: Progress, directory: RunDirectory) -> Verdict:
     """How the run ended whose journal is delivered up to its end, or whose trainer is gone."""
     if progress.end is not None:
         return Verdict(progress.end["status"], progress.end["time_ms"])
-    if progress.outcome is not None:
-        return Verdict(progress.outcome["status"], progress.outcome["time_ms"], killed=True)
     exit_code = directory.read_exit_code()
+    if exit_code is None and progress.outcome is not None:
+        return Verdict(progress.outcome["status"], progress.outcome["time_ms"], killed=True)
     if exit_code is None:
         return Verdict("FAILED", records.now_ms(), killed=True, failure="the trainer ended without saying so")
     if exit_code:

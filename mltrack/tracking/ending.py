@@ -38,7 +38,7 @@ class Ending:
         self._journal, self._pid = journal, os.getpid()
         self.presumed = presumed
         self._end: records.Record | None = None
-        self._written = False
+        self._settled = self._written = False
         self._made_in = id(sys.exception())
 
     @property
@@ -58,8 +58,8 @@ class Ending:
             DiskFullError: the disk has no room for it; nothing is presumed then that was not before.
         """
         if self.is_ours:
-            self._write(records.outcome(status, exit_code))
-            self.presumed = (status, exit_code)
+            self.write(records.outcome(status, exit_code), patient=status == "FINISHED")
+            self.presumed, self._settled = (status, exit_code), True
 
     def end(self, outcome: Outcome | None = None) -> None:
         """Record the end: `outcome` at the first call, else what is presumed, else FINISHED.
@@ -71,20 +71,21 @@ class Ending:
             return
         if self._end is None:
             self._end = records.end(*(outcome or self.presumed or ("FINISHED", 0)))
-        self._write(self._end)
+        self.write(self._end, patient=self._end["status"] == "FINISHED")
         self._written = True
 
-    def outcome_of_error_in_flight(self) -> Outcome | None:
-        """What an exception makes of the run that is on its way at this moment, such as in a `finally`; None where there is none.
+    def after(self, error: BaseException | None) -> Outcome | tuple[()]:
+        """What an exception that is on its way makes of the run: nothing where there is none, or the run had turned out before. One that was being
+        handled when the tracker was made is not the run's."""
+        return () if error is None or self._settled or id(error) == self._made_in else outcome_of(error)
 
-        One that was being handled when the tracker was made is not the run's.
+    def write(self, record: records.Record, *, patient: bool) -> None:
+        """Append a record and force it to the disk; where it is part of a success, `patient`, wait for room.
+
+        Raises:
+            DiskFullError: there was none.
         """
-        error = sys.exception()
-        return None if error is None or id(error) == self._made_in else outcome_of(error)
-
-    def _write(self, record: records.Record) -> None:
-        """Append the record and force it to the disk; a failure is waited for only where its absence would be untrue."""
-        deadline = time.monotonic() + (PATIENCE_S if record["status"] == "FINISHED" else 0.0)
+        deadline = time.monotonic() + (PATIENCE_S if patient else 0.0)
         steps: tuple[Callable[[], None], ...] = (partial(self._journal.append, record), self._journal.sync)
         for step in steps:
             while True:
@@ -119,6 +120,7 @@ def leave_exit_code(path: Path) -> bool:
     return bool(stream) and library.on_exit(library.putw, ctypes.c_void_p(stream)) == 0
 
 
-def failed_as_far_as_python_knows() -> bool:
-    """True after an uncaught exception; where nothing tells more. An interactive session goes on behind one."""
-    return getattr(sys, "last_type", None) is not None and not hasattr(sys, "ps1") and "ipykernel" not in sys.modules
+def uncaught() -> type[BaseException] | None:
+    """The class of the exception that ended the script. In an interactive session it may be one of any statement, behind which the session went on."""
+    found: type[BaseException] | None = getattr(sys, "last_type", None)
+    return found

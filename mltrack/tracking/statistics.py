@@ -27,6 +27,10 @@ class MetricEntry:
     time_ms: int
     """Milliseconds since 1970, when it was recorded."""
 
+    def shown(self) -> dict[str, Any]:
+        """As a summary shows it."""
+        return {"value": self.value, "step": self.step, "epoch": self.epoch}
+
 
 @dataclass(frozen=True, slots=True)
 class MetricStatistics:

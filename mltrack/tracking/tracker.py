@@ -15,6 +15,7 @@ import atexit
 import logging
 import math
 import os
+import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -31,9 +32,9 @@ from mltrack.journal.records import json_number
 from mltrack.store import active_run, default_tracking_uri
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking.delivery import Delivery
-from mltrack.tracking.ending import Ending, failed_as_far_as_python_knows, leave_exit_code, outcome_of
+from mltrack.tracking.ending import Ending, leave_exit_code, uncaught
 from mltrack.tracking.export import entries_of, write_csv_export, write_json_export
-from mltrack.tracking.statistics import MetricEntry, MetricSeries, MetricStatistics, as_number
+from mltrack.tracking.statistics import MetricSeries, MetricStatistics, as_number
 
 RARE = 1000
 """A metric with no more points than this is kept whole in memory after a resume."""
@@ -182,8 +183,8 @@ class TrainingMetricsTracker:
         self._journal.sync()
 
     def log_model(self, **fields: Any) -> None:
-        """Record the model to be registered (see `mltrack.journal.records`)."""
-        self._append(records.model(**fields))
+        """Record the model to be registered (see `mltrack.journal.records`). Raises DiskFullError as `settle` does."""
+        self._ending.write(records.model(**fields), patient=True)
 
     def resume_from(self, step: int, epoch: int) -> None:
         """From now on what is recorded already is compared, not recorded again: all from this checkpoint on, and every rare metric.
@@ -217,7 +218,7 @@ class TrainingMetricsTracker:
     def get_summary(self) -> dict[str, Any]:
         """`best_metrics` {name: {value, step, epoch}}, `statistics` {name: {mean, ...}}, `totals`."""
         logged = {self._shown(name): series for name, series in self._series.items() if series.count}
-        best = {name: _best_of(series.best) for name, series in logged.items() if series.best is not None}
+        best = {name: series.best.shown() for name, series in logged.items() if series.best is not None}
         statistics = {name: asdict(series.snapshot()) for name, series in logged.items()}
         totals = {"metrics": len(logged), "points": sum(series.count for series in logged.values())}
         return {"experiment_name": self.experiment_name, "best_metrics": best, "statistics": statistics, "totals": totals}
@@ -248,11 +249,8 @@ class TrainingMetricsTracker:
     # -- end
 
     def settle(self, status: str, exit_code: int) -> None:
-        """Record how the run has turned out, while something still follows: that outcome holds, also where the process dies in what follows.
-
-        Raises:
-            DiskFullError: the disk has no room for it, whatever `on_disk_full` says.
-        """
+        """Record how the run has turned out, while something still follows: that outcome holds, also where the process dies in what follows. Raises
+        DiskFullError where the disk has no room for it, whatever `on_disk_full` says."""
         self._ending.settle(status, exit_code)
 
     def end(self, status: str | None = None, exit_code: int = 0) -> None:
@@ -269,10 +267,8 @@ class TrainingMetricsTracker:
         self._ending.end(None if status is None else (status, exit_code))
 
     def close(self, *, exit_wait_s: float = LONGEST_EXIT_WAIT_S, on_progress: Callable[[dict[str, Any]], None] | None = None) -> str:
-        """End the run if nobody did, let go of the journal, and wait for MLflow to have everything.
-
-        While an exception is on its way (in a `finally`, say) the run has FAILED, or was KILLED. In a process forked from the one that made the tracker
-        it does nothing.
+        """End the run if nobody did, let go of the journal, and wait for MLflow to have everything. Where an exception is on its way (as in a `finally`) the
+        run has FAILED, or was KILLED. In a process forked from the one that made the tracker it does nothing.
 
         Returns:
             "complete" or "pending"; "complete" too where there is no MLflow behind it.
@@ -282,7 +278,7 @@ class TrainingMetricsTracker:
         """
         if not self._ending.is_ours:
             return "pending"
-        self.end(*(self._ending.outcome_of_error_in_flight() or ()))
+        self.end(*self._ending.after(sys.exception()))
         atexit.unregister(self._close_at_exit)
         self._journal.close()
         if self._heartbeat is not None:
@@ -296,8 +292,7 @@ class TrainingMetricsTracker:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         try:
-            if error is not None:
-                self.end(*outcome_of(error))
+            self.end(*self._ending.after(error))
             self.close()
         except DiskFullError as not_written:
             if error is None:
@@ -314,11 +309,13 @@ class TrainingMetricsTracker:
             if self._ending.is_known:
                 self.close()
             elif leave_exit_code(self.directory.exit_code_file):
+                if uncaught() is KeyboardInterrupt:  # of which Python dies, as of the signal, without an exit code
+                    self.settle("KILLED", 130)
                 self._journal.close()
                 if self.delivery is not None:
                     self.delivery.wait(LONGEST_EXIT_WAIT_S, ended=False)
             else:
-                self.end(*(("FAILED", 1) if failed_as_far_as_python_knows() else ("FINISHED", 0)))
+                self.end(*(("FINISHED", 0) if uncaught() is None else ("FAILED", 1)))
                 self.close()
         except DiskFullError as error:
             log.error("%s", error)
@@ -418,7 +415,3 @@ def process_started(pid: int) -> float:
         return psutil.Process(pid).create_time()
     except psutil.NoSuchProcess:
         return 0.0
-
-
-def _best_of(entry: MetricEntry) -> dict[str, Any]:
-    return {"value": entry.value, "step": entry.step, "epoch": entry.epoch}
