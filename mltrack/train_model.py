@@ -303,7 +303,7 @@ class TrainModelUseCase:
         assert checkpoints is not None
         assert run.source is not None
         assert run.eval_dataset is not None
-        best = checkpoints.load_best_checkpoint() or checkpoints.load_latest_checkpoint()
+        best = checkpoints.load_best_checkpoint(weights_only=True) or checkpoints.load_latest_checkpoint(weights_only=True)
         if best is None:
             raise TrainingError(f"{checkpoints.checkpoint_dir}: no complete checkpoint is left")
         info, best_step = best["metadata"], trainer.state.best_step
