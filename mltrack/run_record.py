@@ -24,7 +24,7 @@ from mltrack.provenance import git_facts
 from mltrack.run_opening import RunOpener
 from mltrack.store import StoreUnavailable, active_run, default_tracking_uri
 
-NOT_PARAMS = {"output_dir", "tracking_uri", "experiment_name", "run_name", "resume", "exact", "new_run", "offline", "exit_wait", "debug", "output"}
+NOT_PARAMS = {"output_dir", "upload", "tracking_uri", "experiment_name", "run_name", "resume", "exact", "new_run", "offline", "exit_wait", "debug", "output"}
 """Options that say where a run is kept, not what it computes; they stay out of the MLflow params."""
 
 assert OPTIONS.keys() >= NOT_PARAMS
@@ -65,6 +65,7 @@ def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: R
         info.run_id = given
         if request.experiment_name or request.run_name:
             notice("experiment_name and run_name are ignored: MLFLOW_RUN_ID names the run already")
+    info.upload = request.upload
     if resumed is not None and request.new_run:
         info.tags["mltrack.forked_from"] = resumed.read_run().run_id or resumed.path.name
     if opener is None:

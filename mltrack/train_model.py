@@ -100,6 +100,8 @@ class TrainModelUseCase:
             if not run.request.new_run:
                 refuse_live(run.resumed)
             run.request = saved_options(run.resumed, run.request)
+            if problems := run.request.validate():
+                raise ConfigurationError("; ".join(problems))
         task = task_for(run.task)
         run.request = run.request.with_defaults(task.defaults(run.request.model_name))
         check_truncation(run.request.truncation, run.task)
@@ -317,16 +319,17 @@ class TrainModelUseCase:
         for path in (tracker.export_to_json("metrics.json"), tracker.export_to_csv("metrics.csv")):
             tracker.log_artifact(path)
         name = run.request.registered_model_name or f"mltrack-{run.request.task}"
-        tracker.log_model(
-            step=info.step,
-            path=str(info.path.relative_to(directory.path)),
-            registered_name=name,
-            promote=run.request.promote,
-            promote_margin=run.request.promote_margin,
-            metrics=info.metrics,
-            tags=registry.version_tags(run.request, trainer.train_dataset, run.eval_dataset, info, mode=checkpoints.mode, parent=run.parent),
-            description=registry.model_card(run.request, name, trainer.train_dataset, run.eval_dataset, info, run.response.baselines, parent=run.parent),
-        )
+        if run.request.register == "best":
+            tracker.log_model(
+                step=info.step,
+                path=str(info.path.relative_to(directory.path)),
+                registered_name=name,
+                promote=run.request.promote,
+                promote_margin=run.request.promote_margin,
+                metrics=info.metrics,
+                tags=registry.version_tags(run.request, trainer.train_dataset, run.eval_dataset, info, mode=checkpoints.mode, parent=run.parent),
+                description=registry.model_card(run.request, name, trainer.train_dataset, run.eval_dataset, info, run.response.baselines, parent=run.parent),
+            )
         tracker.end("FINISHED", 0)
         run.response.success = True
         run.response.status, run.response.exit_code = "FINISHED", 0
