@@ -50,7 +50,7 @@ check: install
 
 # the peers, without touching a version that the lock has pinned
 bench-install: install
-	$(BIN)/python -m pip install --disable-pip-version-check -q -c requirements.lock 'accelerate>=1.10' 'lightning>=2.5'
+	$(BIN)/python -m pip install --disable-pip-version-check -q -c requirements.lock 'accelerate>=1.10' 'lightning>=2.5,!=2.6.2,!=2.6.3'
 
 bench: bench-install
 	$(BIN)/python benchmarks/training.py --profile $(BENCH)

@@ -43,13 +43,16 @@ ASK_AGAIN_S = 5.0
 Notice = Callable[[str], None]
 
 
-def fetch_run(run_id: str, tracking_uri: str | None, output_dir: str | Path, *, fork: bool = False, notice: Notice = lambda line: None) -> RunDirectory:
+def fetch_run(
+    run_id: str, tracking_uri: str | None, output_dir: str | Path, *, fork: bool = False, any_checkpoint: bool = True, notice: Notice = lambda line: None
+) -> RunDirectory:
     """Make `<output_dir>/<run id>/` from MLflow: configuration, all checkpoints that are complete there, and every point.
 
     Args:
         run_id: of MLflow, or the local id of a run that was offline at first.
         tracking_uri: None means MLFLOW_TRACKING_URI, else mlflow.db in the working directory.
         fork: a new run begins at its checkpoints; then it may still be training.
+        any_checkpoint: one whose checkpoints were not uploaded on purpose is refused.
         notice: takes a line for the user.
 
     Raises:
@@ -67,7 +70,7 @@ def fetch_run(run_id: str, tracking_uri: str | None, output_dir: str | Path, *, 
     making = root / f".fetching-{run.run_id}-{os.getpid()}"
     try:
         making.mkdir()
-        return _made(store, run, making, notice)
+        return _made(store, run, making, notice, any_checkpoint=any_checkpoint)
     except OSError as error:
         raise TrackingError(f"{root}: run {run.run_id} cannot be fetched: {error}; accepted: a folder with room for its checkpoints") from error
     finally:
@@ -86,7 +89,7 @@ def fetch_started_run(run_id: str, tracking_uri: str | None, output_dir: str | P
             return None
     except TrackingError:
         return None
-    return fetch_run(run_id, tracking_uri, output_dir, notice=notice)
+    return fetch_run(run_id, tracking_uri, output_dir, any_checkpoint=False, notice=notice)
 
 
 def set_aside_if_outdated(directory: RunDirectory, tracking_uri: str | None = None) -> bool:
@@ -158,11 +161,16 @@ def _refuse_living(store: Store, run: runs.RunInfo, notice: Notice) -> None:
         raise ConfigurationError(f"cannot resume {run.run_id}: {trainer.place} is training it; wait until it has ended, or use --new-run true")
 
 
-def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunDirectory:
+def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_checkpoint: bool) -> RunDirectory:
     directory = RunDirectory(making)
     notice(f"fetching run {run.run_id} from {store.shown_uri}")
     write_json(making / "config.json", redacted(_config(store, run)))
     fetched = _fetch_checkpoints(store, run, directory.checkpoints, notice)
+    if any_checkpoint and not fetched and (upload := _upload_of(directory)) != "all":
+        raise ConfigurationError(
+            f"cannot resume: the training state of run {run.run_id} is not in {store.shown_uri} because of --upload {upload}; "
+            f"resume it in its run directory on {run.tags.get(HOST_TAG, 'the machine that trained it')}"
+        )
     renamed = json.loads(run.tags.get("mltrack.renamed", "{}"))
     points = list(history.points_of(store, run.run_id))
     trainer = {name: run.tags[name] for name in (HOST_TAG, BOOT_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG) if name in run.tags}
@@ -216,6 +224,11 @@ def _config(store: Store, run: runs.RunInfo) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="mltrack-") as folder:
         content: dict[str, Any] = json.loads(artifacts.download(store, run.run_id, "config.json", folder).read_text(encoding="utf-8"))
     return content
+
+
+def _upload_of(directory: RunDirectory) -> str:
+    """What of its checkpoints the run has uploaded."""
+    return str(json.loads((directory.path / "config.json").read_text(encoding="utf-8")).get("upload", "all"))
 
 
 def _fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: Notice) -> dict[int, CheckpointMetadata]:

@@ -30,7 +30,7 @@ def save_best(run: TrainingRun, notice: Callable[[str], None]) -> CheckpointMeta
     assert run.trainer is not None
     assert run.source is not None
     assert run.directory is not None
-    best = run.checkpoints.load_best_checkpoint() or run.checkpoints.load_latest_checkpoint()
+    best = run.checkpoints.load_best_checkpoint(weights_only=True) or run.checkpoints.load_latest_checkpoint(weights_only=True)
     if best is None:
         raise TrainingError(f"{run.checkpoints.checkpoint_dir}: no complete checkpoint is left")
     info: CheckpointMetadata = best["metadata"]
@@ -43,7 +43,7 @@ def save_best(run: TrainingRun, notice: Callable[[str], None]) -> CheckpointMeta
 
 
 def register(run: TrainingRun, info: CheckpointMetadata) -> None:
-    """Record the model to be registered, and that the training has finished."""
+    """Record the model to be registered, where it is wanted, and that the training has finished."""
     directory, trainer, tracker, checkpoints, eval_dataset = run.directory, run.trainer, run.tracker, run.checkpoints, run.eval_dataset
     assert directory is not None
     assert trainer is not None
@@ -53,16 +53,17 @@ def register(run: TrainingRun, info: CheckpointMetadata) -> None:
     if tracker.lost_records:  # of a disk that was full; what stays may have been among them
         checkpoints.settle()
     name = run.request.registered_model_name or f"mltrack-{run.request.task}"
-    tracker.log_model(
-        step=info.step,
-        path=str(info.path.relative_to(directory.path)),
-        registered_name=name,
-        promote=run.request.promote,
-        promote_margin=run.request.promote_margin,
-        metrics=info.metrics,
-        tags=registry.version_tags(run.request, trainer.train_dataset, eval_dataset, info, mode=checkpoints.mode, parent=run.parent),
-        description=registry.model_card(run.request, name, trainer.train_dataset, eval_dataset, info, run.response.baselines, parent=run.parent),
-    )
+    if run.request.register == "best":
+        tracker.log_model(
+            step=info.step,
+            path=str(info.path.relative_to(directory.path)),
+            registered_name=name,
+            promote=run.request.promote,
+            promote_margin=run.request.promote_margin,
+            metrics=info.metrics,
+            tags=registry.version_tags(run.request, trainer.train_dataset, eval_dataset, info, mode=checkpoints.mode, parent=run.parent),
+            description=registry.model_card(run.request, name, trainer.train_dataset, eval_dataset, info, run.response.baselines, parent=run.parent),
+        )
     tracker.settle("FINISHED", 0)
     run.response.success = True
     run.response.status, run.response.exit_code = "FINISHED", 0

@@ -24,7 +24,21 @@ from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.provenance import git_facts, is_taken
 from mltrack.store import active_run, default_tracking_uri
 
-NOT_PARAMS = {"output_dir", "tracking_uri", "experiment_name", "run_name", "resume", "exact", "new_run", "force", "offline", "exit_wait", "debug", "output"}
+NOT_PARAMS = {
+    "output_dir",
+    "upload",
+    "tracking_uri",
+    "experiment_name",
+    "run_name",
+    "resume",
+    "exact",
+    "new_run",
+    "force",
+    "offline",
+    "exit_wait",
+    "debug",
+    "output",
+}
 """Options that say where a run is kept, not what it computes; they stay out of the MLflow params."""
 
 assert OPTIONS.keys() >= NOT_PARAMS
@@ -45,7 +59,7 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
     """
     if resumed is not None and not request.new_run:
         info = resumed.read_run()
-        info.tracking_uri = with_credentials(default_tracking_uri(info.tracking_uri), request.tracking_uri)
+        info.tracking_uri, info.upload = with_credentials(default_tracking_uri(info.tracking_uri), request.tracking_uri), request.upload
         return info
     active = active_run()
     given = os.environ.get("MLFLOW_RUN_ID") or (active.run_id if active is not None else None)
@@ -56,6 +70,7 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
         tracking_uri=default_tracking_uri(request.tracking_uri or (active.tracking_uri if active is not None else None)),
         owns_status=active is None,
         offline=request.offline,
+        upload=request.upload,
         task=request.task,
         created_ms=records.now_ms(),
         tags={"mltrack.task": request.task, WORKING_DIRECTORY: os.getcwd(), **({} if given else git_facts())},

@@ -102,6 +102,8 @@ class TrainModelUseCase:
         if found is not None:
             run.resumed, run.lock = found
             run.request = saved_options(run.resumed, run.request)
+            if problems := run.request.validate():
+                raise ConfigurationError("; ".join(problems))
         task = task_for(run.task)
         run.request = run.request.with_defaults(task.defaults(run.request.model_name))
         check_truncation(run.request.truncation, run.task)

@@ -28,13 +28,21 @@ class KeptRun:
 
     Args:
         checkpoint: a Hugging Face folder with training state beside it; each checkpoint of the run is a copy.
+        upload: as the option of this name.
     """
 
-    def __init__(self, folder: Path, there: ArtifactStore, checkpoint: Path):
+    def __init__(self, folder: Path, there: ArtifactStore, checkpoint: Path, *, upload: str = "all"):
         self.directory, self.there, self.checkpoint = RunDirectory(folder), there, checkpoint
         self.directory.path.mkdir(parents=True)
         self.directory.write_run(
-            RunInfo(local_id=uuid.uuid4().hex, experiment_name=there.experiment, tracking_uri=there.uri, created_ms=records.now_ms(), run_name=folder.name)
+            RunInfo(
+                local_id=uuid.uuid4().hex,
+                experiment_name=there.experiment,
+                tracking_uri=there.uri,
+                created_ms=records.now_ms(),
+                run_name=folder.name,
+                upload=upload,
+            )
         )
         self._on_disk: set[int] = set()
         training_set = {**EVALUATION_SET, "name": "records.jsonl-train", "context": "training"}

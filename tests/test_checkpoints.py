@@ -151,6 +151,19 @@ def test_tied_weights_are_written_once(tmp_path):
     assert info.files["model.safetensors"]["bytes"] < 2 * 10 * 4 * 4 + 600
 
 
+def test_the_weights_alone_come_without_a_look_into_the_optimizers_file(tmp_path):
+    model, optimizer, _ = _trained()
+    manager = CheckpointManager(tmp_path)
+    manager.save_checkpoint(model=model, optimizer=optimizer, epoch=0, step=1, metric_value=0.5)
+    file = manager.get_best_checkpoint_info().path / "optimizer.safetensors"
+    file.write_bytes(b"x" * file.stat().st_size)
+    for held in (manager.load_best_checkpoint(weights_only=True), manager.load_latest_checkpoint(weights_only=True)):
+        assert _equal(held["model_state_dict"], dict(model.state_dict()))
+        assert (held["optimizer_state_dict"], held["metadata"].step) == (None, 1)
+    with pytest.warns(UserWarning, match="optimizer.safetensors: its sha256 differs"):
+        assert manager.load_best_checkpoint() is None
+
+
 @pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 def test_large_weights_are_in_several_files_that_transformers_and_mlflow_read(tmp_path, tied, background):

@@ -47,6 +47,7 @@ def test_both_spellings_of_every_option():
         (("train", "--resume", "latest"), r"mltrack: resume: seen 'latest', but no run in .* has a checkpoint"),
         (("predict", "--model-uri", "models:/x@y"), r"mltrack: predict: accepted: exactly one of --text and --input-path"),
         (("train", "--registered-model-name", "a/b"), r"mltrack: registered_model_name: seen 'a/b'; accepted: a name without"),
+        (("train", "--upload", "none"), r"mltrack: upload=none leaves no model to register, but register is best; use --register never, or --upload model"),
         (("train", "--max-length", "100000"), r"mltrack: max_length: seen 100000, but scratch:small takes at most \d+ tokens"),
         (("train", "--parallel", "ddp"), r"mltrack: parallel: seen 'ddp', which this version does not run; accepted: auto, none, dp"),
         (("train", "--output-dir", "/dev/null/x"), r"mltrack: output_dir: seen '/dev/null/x'; accepted: a folder that can be made and written"),

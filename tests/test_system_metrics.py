@@ -84,6 +84,44 @@ def test_the_sampler_is_not_counted_where_it_is_the_trainers_child(burning: int)
     assert SystemMetrics(here.pid).sample()[TRAINER_MEMORY] == pytest.approx(wanted, rel=0.1)
 
 
+LARGE = """
+import mmap, os, sys, time
+held = mmap.mmap(-1, 1 << 30, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for start in range(0, len(held), 4096):
+    held[start] = 1
+if os.fork():
+    print("ready", flush=True)
+time.sleep(60)
+"""
+"""1 GiB in small pages, which a child shares."""
+
+
+def test_a_large_process_is_walked_for_a_thousandth_of_the_time_and_what_it_shares_counts_once() -> None:
+    process = start_script(LARGE)
+    assert process.stdout is not None
+    assert process.stdout.readline().strip() == "ready"
+    trainer = psutil.Process(process.pid)
+    try:
+        until(trainer.children, "the child")
+        memory = SystemMetrics(process.pid)._memory
+        tree = [trainer, *trainer.children()]
+        for allowed in (0.0, 60.0, 0.0):
+            memory._allowed_s = allowed
+            assert 1.07e9 < memory.of(tree) < 1.3e9, "not 2.1"
+        assert memory._read_of == set(tree)
+        memory._asked, memory._allowed_s = time.monotonic() - 3600, 0.0  # an hour has passed
+        memory.of(tree)
+        assert 0 < memory._allowed_s < 3.6, "it was read, and that is taken off"
+        memory._allowed_s = 0.0
+        for _ in range(20):
+            memory.of(tree)
+        assert memory._allowed_s >= 0, "nothing was read"
+    finally:
+        for one in [*trainer.children(), process]:
+            one.kill()
+        process.wait()
+
+
 def test_the_machines_metrics_have_mlflows_names_and_units(tmp_path: Path) -> None:
     from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
     from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor

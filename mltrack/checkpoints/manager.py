@@ -238,13 +238,17 @@ class CheckpointManager:
         """The one with the most steps, or None."""
         return latest(self.list_checkpoints())
 
-    def load_best_checkpoint(self) -> dict[str, Any] | None:
-        """The best intact checkpoint, or None; a damaged one is set aside with a warning and the next is taken."""
-        return self._load_first(best_first(self.list_checkpoints(), self.mode))
+    def load_best_checkpoint(self, *, weights_only: bool = False) -> dict[str, Any] | None:
+        """The best intact checkpoint, or None; a damaged one is set aside with a warning and the next is taken.
 
-    def load_latest_checkpoint(self) -> dict[str, Any] | None:
-        """The newest intact checkpoint, or None; a damaged one is set aside with a warning and the next is taken."""
-        return self._load_first(sorted(self.list_checkpoints(), key=lambda one: -one.step))
+        Args:
+            weights_only: leave the optimizer's state, which is twice as large, on the disk; then it and all other states are None.
+        """
+        return self._load_first(best_first(self.list_checkpoints(), self.mode), weights_only)
+
+    def load_latest_checkpoint(self, *, weights_only: bool = False) -> dict[str, Any] | None:
+        """The newest intact checkpoint, as `load_best_checkpoint` gives the best."""
+        return self._load_first(sorted(self.list_checkpoints(), key=lambda one: -one.step), weights_only)
 
     def load_checkpoint(self, info: CheckpointMetadata) -> dict[str, Any]:
         """Everything in a checkpoint, on the CPU, after its hashes were compared.
@@ -338,15 +342,15 @@ class CheckpointManager:
                 warnings.warn(f"{error}; the training goes on, and removes it after a later save", stacklevel=2)
             self._warned = True
 
-    def _load_first(self, candidates: Sequence[CheckpointMetadata]) -> dict[str, Any] | None:
+    def _load_first(self, candidates: Sequence[CheckpointMetadata], weights_only: bool) -> dict[str, Any] | None:
         for path in self._folders():
             if problem := directory.what_is_wrong_with_metadata(path):
                 self._set_aside(path, problem)
         for info in candidates:
-            problems = directory.verify(info)
+            problems = directory.verify(info, unread=(directory.OPTIMIZER, directory.STATE_TENSORS) if weights_only else ())
             if not problems:
                 try:
-                    return load_directory(info)
+                    return load_directory(info, weights_only=weights_only)
                 except CheckpointError as error:
                     problems = [str(error)]
             self._set_aside(info.path, "; ".join(problems))
@@ -360,8 +364,11 @@ class CheckpointManager:
             warnings.warn(f"{path}: damaged ({problem}); set aside as {directory.set_aside(path).name}, the next one is taken", stacklevel=4)
 
 
-def load_directory(info: CheckpointMetadata) -> dict[str, Any]:
+def load_directory(info: CheckpointMetadata, *, weights_only: bool = False) -> dict[str, Any]:
     """The content of a checkpoint folder that was verified; only the files that its metadata names are read.
+
+    Args:
+        weights_only: nothing but the model's weights is read.
 
     Raises:
         CheckpointError: a file that is not what its name says.
@@ -370,10 +377,11 @@ def load_directory(info: CheckpointMetadata) -> dict[str, Any]:
     def tensors_in(name: str) -> dict[str, torch.Tensor]:
         return read_tensors(info.path / name) if name in info.files else {}
 
-    content = directory.read_json(info.path / directory.STATE)
-    tensors = tensors_in(directory.STATE_TENSORS)
+    content = {} if weights_only else directory.read_json(info.path / directory.STATE)
+    tensors = {} if weights_only else tensors_in(directory.STATE_TENSORS)
     held = {name: state.unflatten(value, tensors) for name, value in content.items()}
-    optimizer_content = directory.read_json(info.path / directory.OPTIMIZER_JSON) if directory.OPTIMIZER_JSON in info.files else None
+    has_optimizer = not weights_only and directory.OPTIMIZER_JSON in info.files
+    optimizer_content = directory.read_json(info.path / directory.OPTIMIZER_JSON) if has_optimizer else None
     weights = {name: tensor for file in weight_files(info.files) for name, tensor in tensors_in(file).items()}
     return {
         "model_state_dict": state.join_model(weights, info.aliases),

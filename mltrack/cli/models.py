@@ -37,7 +37,8 @@ def show_model(name: str, tracking_uri: str | None, output: str) -> None:
     OPTIONS["output"].check(output)
     connected = registry.connect_existing(tracking_uri, name)
     rows = redacted(store.list_versions(connected, name))
-    changes = history.read_history(model_tags.read_model(connected, name).tags)
+    head = model_tags.read_head(connected, name)
+    changes = history.read_history(head.tags) if head is not None else []
     if output == "json":
         print(json.dumps({"name": name, "versions": rows, "champions": [{**json.loads(change.text), "by": change.kind} for change in changes]}))
         return

@@ -237,6 +237,8 @@ OPTIONS: dict[str, Option] = _declare(
     Option(name="tracking_uri", kind="text", help="MLflow tracking URI; not set: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db in the working directory."),
     Option(name="experiment_name", kind="text", help="MLflow experiment; not set: MLFLOW_EXPERIMENT_NAME, else Default. Ignored under `mlflow run`."),
     Option(name="run_name", kind="text", help="Name of the run; not set: task and model. Ignored under `mlflow run`."),
+    Option(name="upload", kind="text", default="all", choices=("all", "model", "none"), help="What of a kept checkpoint goes to MLflow: all of it, so that another machine can resume the run; its model alone, the training state stays here; nothing, which goes with `register=never` alone."),
+    Option(name="register", kind="text", default="best", choices=("best", "never"), help="Whether the best model becomes a version of the registered model."),
     Option(name="registered_model_name", kind="text", help="Registry name of the best model; not set: `mltrack-<task>`."),
     Option(name="promote", kind="text", default="auto", choices=("auto", "never", "always"), help="When the new version becomes `champion`: where it is better than the champion on the same evaluation data (or there is none), never, or always."),
     Option(name="promote_margin", kind="float", default=0.0, minimum=0, help="By how much it must be better, in units of `metric_name`."),

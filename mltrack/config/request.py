@@ -139,6 +139,8 @@ class TrainModelRequest:
     output_dir: str = setting("output_dir")
     experiment_name: str | None = None
     run_name: str | None = None
+    upload: str = setting("upload")
+    register: str = setting("register")
     registered_model_name: str | None = None
     promote: str = setting("promote")
     promote_margin: float = setting("promote_margin")
@@ -177,6 +179,8 @@ class TrainModelRequest:
                 setattr(self, name, option.check(getattr(self, name)))
             except ConfigurationError as error:
                 problems.append(str(error))
+        if self.upload == "none" and self.register != "never":
+            problems.append(f"upload=none leaves no model to register, but register is {self.register}; use --register never, or --upload model")
         return problems
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> TrainModelRequest:

@@ -44,6 +44,8 @@ class RunInfo:
     """True where `mlflow run` writes the final status from the exit code."""
     offline: bool = False
     """The user delivers it with `mltrack sync`."""
+    upload: str = "all"
+    """What of a kept checkpoint is delivered: all, model, none."""
     tags: dict[str, str] = field(default_factory=dict)
     """Tags that the MLflow run is created with."""
     trainer_pid: int | None = None

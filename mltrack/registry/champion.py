@@ -2,7 +2,9 @@
 
 Invariant: MLflow has no compare-and-set, so nobody decides by what an alias says. A version carries its intent (`mltrack.promote` and its figures)
 from the moment it exists; the champion is the result of one pass over all versions behind the last decision of a person, and whoever has written
-an alias reads again until alias and result agree. So two relays come to the same end in whatever order their requests arrive.
+an alias reads again until alias and result agree. So two relays come to the same end in whatever order their requests arrive. How far the pass has
+come is a tag, and only newer versions are read: a decision costs the same at the tenth version and at the ten-thousandth. The tag is a fact and not
+a lock: an older one, written late, makes others read more and decide the same.
 """
 
 from __future__ import annotations
@@ -10,15 +12,15 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mltrack.errors import TrackingError
 from mltrack.registry import gate
-from mltrack.registry.history import Change, champions_in_turn, last_decision, new_mark, outdated, read_history
+from mltrack.registry.history import SETTLED, Change, Settled, champions_in_turn, last_decision, new_mark, outdated, read_history
 from mltrack.registry.loading import connect_existing
 from mltrack.store import Store, model_tags, registry
-from mltrack.store.model_tags import RegisteredModel
+from mltrack.store.model_tags import RegisteredModel, RegisteredVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 OUTSIDE = "outside"
@@ -27,6 +29,10 @@ IN_FLIGHT_MS = 3_600_000
 """How long a version without a decision may be somebody's that is still writing."""
 SETTLING_MS = 10_000
 """How long an alias may lag behind a person's decision that is written already."""
+SETTLED_AT_ONCE = 10
+"""So many versions are read again before a tag is written that says they need not be."""
+MAX_NAMED = 10
+"""Versions that an error names."""
 VERSION_IN_CARD = "{version}"
 """Stands in a model card for the number that the registry gives."""
 
@@ -47,7 +53,9 @@ class Standing:
     """The registered model at one moment, and who should be its champion."""
 
     model: RegisteredModel
+    """With the versions that are not settled, and the one of the last change."""
     history: list[Change]
+    settled: Settled = field(default_factory=Settled)
     champion: int | None = None
     verdicts: dict[int, gate.Verdict] = field(default_factory=dict)
     """Of the versions behind the last decision."""
@@ -57,27 +65,47 @@ class Standing:
     @property
     def newest(self) -> int:
         """The highest number of a version that was ever looked at."""
-        return max([*self.model.versions, *(change.barrier for change in self.history), 0])
+        return max([*self.model.versions, *(change.barrier for change in self.history), self.settled.number])
+
+    @property
+    def mark(self) -> str:
+        """Of the last decision by a person."""
+        decided = last_decision(self.history)
+        return decided.mark if decided is not None else ""
+
+    @property
+    def settled_now(self) -> Settled:
+        """As far as all versions are judged and have their decision, or have none after so long that nobody is about to write it."""
+        number, since = self.settled.number, _now_ms() - IN_FLIGHT_MS
+        for version in sorted(self.model.versions.values(), key=lambda one: one.number):
+            if _is_open(version) and version.created_ms > since:
+                break
+            number = max(number, version.number)
+        return Settled(number, self.mark)
 
 
 def read_standing(connected: Store, name: str) -> Standing:
-    """Read the model and go through its versions."""
-    model = model_tags.read_model(connected, name)
-    standing = Standing(model, read_history(model.tags))
+    """Read the model and go through the versions that are not settled."""
+    head = model_tags.read_head(connected, name) or RegisteredModel(name=name)
+    standing = Standing(head, read_history(head.tags), Settled.read(head.tags))
     last = standing.history[-1] if standing.history else None
-    decided = last_decision(standing.history)
-    mark = decided.mark if decided is not None else ""
-    standing.champion = last.version if last is not None and last.version in model.versions else None
-    for number, version in sorted(model.versions.items()):
-        tags = version.tags
-        if gate.POLICY not in tags or (last is not None and number <= last.barrier):
+    judged = last.barrier if last is not None else 0
+    is_newer = standing.settled.mark == standing.mark
+    versions = model_tags.read_versions(connected, name, above=standing.settled.number if is_newer else min(judged, standing.settled.number))
+    if last is not None and last.version is not None:
+        held = versions.get(last.version) or model_tags.read_version(connected, name, last.version)
+        if held is not None:
+            versions[last.version], standing.champion = held, last.version
+    standing.model = replace(head, versions=versions)
+    for number, version in sorted(versions.items()):
+        if gate.POLICY not in version.tags or number <= max(judged, standing.settled.number if is_newer else 0):
             continue
-        present = model.versions[standing.champion].tags if standing.champion is not None else None
-        verdict = gate.judge(tags, present, standing.champion)
+        present = versions[standing.champion].tags if standing.champion is not None else None
+        verdict = gate.judge(version.tags, present, standing.champion)
         standing.verdicts[number] = verdict
         if verdict.promoted:
             standing.unwritten.append(
-                Change(version=number, before=standing.champion, why=verdict.why, kind="gate", barrier=number, at_ms=version.created_ms, mark=mark)
+                Change(version=number, before=standing.champion, why=verdict.why, kind="gate", barrier=number, at_ms=version.created_ms, mark=standing.mark)
             )
             standing.champion = number
     return standing
@@ -96,6 +124,7 @@ def settle(connected: Store, name: str) -> Standing:
         if standing.model.aliases.get(CHAMPION) == standing.champion:
             for change in outdated(standing.history):
                 model_tags.drop_model_tag(connected, name, change.key)
+            _note_settled(connected, standing)
             return standing
         if standing.champion is None:
             registry.delete_alias(connected, name, CHAMPION)
@@ -116,19 +145,19 @@ def register(connected: Store, name: str, model_id: str, tags: Mapping[str, Any]
     """
     _adopt(connected, name)
     number = int(registry.register(connected, name, model_id, tags=tags, description=description))
-    model = model_tags.read_model(connected, name)
-    written = model.versions[number].tags
+    version = _version_there(connected, name, number)
+    written = version.tags
     if gate.DECISION in written:
-        return Outcome(number, _aliases_of(model, number), written[gate.DECISION], written.get(gate.DECIDE))
+        return Outcome(number, list(version.aliases), written[gate.DECISION], written.get(gate.DECIDE))
     if VERSION_IN_CARD in description:
         model_tags.describe_version(connected, name, number, description.replace(VERSION_IN_CARD, str(number)))
     _challenge(connected, name, number)
     standing = settle(connected, name)
-    verdict = standing.verdicts.get(number) or _past_verdict(standing, number)
+    verdict = standing.verdicts.get(number) or _past_verdict(connected, standing, version)
     decision = f"{'champion' if verdict.promoted else 'challenger'}: {verdict.why}"
     command = gate.deciding_command(name, number, written) if verdict.open else None
     model_tags.set_version_tags(connected, name, number, {**({gate.DECIDE: command} if command else {}), gate.DECISION: decision})
-    return Outcome(number, _aliases_of(model_tags.read_model(connected, name), number), decision, command)
+    return Outcome(number, list(_version_there(connected, name, number).aliases), decision, command)
 
 
 def promote(name: str, version: str | int | None = None, tracking_uri: str | None = None, *, alias: str = CHAMPION) -> str | None:
@@ -145,7 +174,7 @@ def promote(name: str, version: str | int | None = None, tracking_uri: str | Non
     """
     connected = connect_existing(tracking_uri, name)
     model = existing_model(connected, name)
-    number = existing_version(model, model.aliases.get(CHALLENGER, "") if version is None else version)
+    number = existing_version(connected, model, model.aliases.get(CHALLENGER, "") if version is None else version).number
     before = model.aliases.get(alias)
     if alias != CHAMPION:
         registry.set_alias(connected, name, alias, number)
@@ -169,11 +198,12 @@ def rollback(name: str, tracking_uri: str | None = None) -> Change:
     existing_model(connected, name)
     _adopt(connected, name)
     standing = settle(connected, name)
-    earlier = [version for version in champions_in_turn(standing.history, standing.model.versions) if version != standing.champion]
-    if not earlier:
+    stack = [version for version in champions_in_turn(standing.history) if version != standing.champion]
+    earlier = next((version for version in reversed(stack) if model_tags.read_version(connected, name, version) is not None), None)
+    if earlier is None:
         held = f"version {standing.champion}" if standing.champion else "no version"
         raise TrackingError(f"{name}: {held} is champion and none was before it; accepted: mltrack models promote {shlex.quote(name)} --version N")
-    return decide(connected, name, earlier[-1], kind="rollback", why=f"back from version {standing.champion}")
+    return decide(connected, name, earlier, kind="rollback", why=f"back from version {standing.champion}")
 
 
 def decide(connected: Store, name: str, version: int | None, *, kind: str, why: str) -> Change:
@@ -190,27 +220,35 @@ def decide(connected: Store, name: str, version: int | None, *, kind: str, why: 
 
 
 def existing_model(connected: Store, name: str) -> RegisteredModel:
-    """The model.
+    """The model, without its versions.
 
     Raises:
-        TrackingError: there is none of that name; those that are there are named.
+        TrackingError: there is none of that name with a version; those that are there are named.
     """
-    model = model_tags.read_model(connected, name)
-    if not model.versions:
+    model = model_tags.read_head(connected, name)
+    if model is None or not model_tags.newest_numbers(connected, name, 1):
         known = ", ".join(row["name"] for row in registry.list_models(connected)[:10]) or "none"
         raise TrackingError(f"no {name} in {connected.shown_uri}; models there: {known}; another database is named by MLFLOW_TRACKING_URI or --tracking-uri")
     return model
 
 
-def existing_version(model: RegisteredModel, version: str | int) -> int:
-    """The number of a version that is there.
+def existing_version(connected: Store, model: RegisteredModel, version: str | int) -> RegisteredVersion:
+    """A version that is there.
 
     Raises:
-        TrackingError: it is not.
+        TrackingError: it is not; the newest ones are named.
     """
-    if str(version) not in {str(number) for number in model.versions}:
-        raise TrackingError(f"{model.name}: seen version '{version}'; accepted: {', '.join(str(number) for number in sorted(model.versions))}")
-    return int(version)
+    text = str(version)
+    found = model_tags.read_version(connected, model.name, int(text)) if text.isascii() and text.isdecimal() else None
+    if found is None:
+        raise TrackingError(f"{model.name}: seen version '{version}'; accepted: {versions_there(connected, model.name)}")
+    return found
+
+
+def versions_there(connected: Store, name: str) -> str:
+    """The newest versions' numbers, for messages."""
+    numbers = model_tags.newest_numbers(connected, name, MAX_NAMED + 1)
+    return ("... " if len(numbers) > MAX_NAMED else "") + ", ".join(str(number) for number in reversed(numbers[:MAX_NAMED]))
 
 
 def _adopt(connected: Store, name: str) -> None:
@@ -220,44 +258,68 @@ def _adopt(connected: Store, name: str) -> None:
     """
     standing = read_standing(connected, name)
     held = standing.model.aliases.get(CHAMPION)
-    if held == standing.champion or (held is not None and held not in standing.model.versions):
+    if held == standing.champion:
+        _note_settled(connected, standing)
+        return
+    if held is not None and model_tags.read_version(connected, name, held) is None:
         return
     decided = last_decision(standing.history)
     if decided is not None and held == decided.before and decided.at_ms > _now_ms() - SETTLING_MS:
         return  # whoever decided is about to move it
     since = _now_ms() - IN_FLIGHT_MS
-    registering = any(gate.POLICY in one.tags and gate.DECISION not in one.tags and one.created_ms > since for one in standing.model.versions.values())
+    registering = any(_is_open(one) and one.created_ms > since for one in standing.model.versions.values())
     lately = {version for change in (*standing.history, *standing.unwritten) if change.at_ms > since for version in (change.before, change.version)}
     if registering and held in lately:
         return
     decide(connected, name, held, kind=OUTSIDE, why="the alias was moved by other means")
 
 
+def _note_settled(connected: Store, standing: Standing) -> None:
+    """Write down how far the versions need not be read again, once all that follows from them is written."""
+    now = standing.settled_now
+    if not standing.unwritten and now.number >= standing.settled.number + SETTLED_AT_ONCE:
+        model_tags.set_model_tag(connected, standing.model.name, SETTLED, now.text)
+
+
 def _challenge(connected: Store, name: str, number: int) -> None:
     """The alias challenger on the newest version that a run has registered."""
     for _ in range(MAX_ROUNDS):
-        model = model_tags.read_model(connected, name)
-        newest = max([number, *(other.number for other in model.versions.values() if gate.POLICY in other.tags)])
-        if model.aliases.get(CHALLENGER) == newest:
+        later = model_tags.read_versions(connected, name, above=number)
+        number = max([number, *(other.number for other in later.values() if gate.POLICY in other.tags)])
+        if CHALLENGER in _version_there(connected, name, number).aliases:
             return
-        registry.set_alias(connected, name, CHALLENGER, newest)
+        registry.set_alias(connected, name, CHALLENGER, number)
     raise TrackingError(f"{name}@{CHALLENGER} in {connected.shown_uri}: somebody else moves it all the time; try again")
 
 
-def _past_verdict(standing: Standing, number: int) -> gate.Verdict:
+def _past_verdict(connected: Store, standing: Standing, version: RegisteredVersion) -> gate.Verdict:
     """What became of a version that others have decided on since."""
-    own = next((change for change in standing.history if change.by_gate and change.version == number), None)
+    own = next((change for change in standing.history if change.by_gate and change.version == version.number), None)
     if own is not None:
         return gate.Verdict(True, own.why)
-    later = next((change for change in standing.history if change.barrier >= number), None)
-    tags = standing.model.versions[number].tags
+    later = next((change for change in standing.history if change.barrier >= version.number), None)
     before = later.before if later is not None else standing.champion
-    held = standing.model.versions.get(before) if before is not None else None
-    return gate.judge(tags, held.tags, before) if held is not None and later is not None and later.by_gate else gate.Verdict(False, "decided by hand")
+    held = model_tags.read_version(connected, standing.model.name, before) if before is not None else None
+    if held is None or (later is not None and not later.by_gate):
+        return gate.Verdict(False, "decided by hand")
+    return gate.judge(version.tags, held.tags, before)
 
 
-def _aliases_of(model: RegisteredModel, number: int) -> list[str]:
-    return sorted(word for word, version in model.aliases.items() if version == number)
+def _version_there(connected: Store, name: str, number: int) -> RegisteredVersion:
+    """A version that was there a moment ago.
+
+    Raises:
+        TrackingError: somebody has deleted it since.
+    """
+    found = model_tags.read_version(connected, name, number)
+    if found is None:
+        raise TrackingError(f"{name}/{number} in {connected.shown_uri} was deleted while it was registered")
+    return found
+
+
+def _is_open(version: RegisteredVersion) -> bool:
+    """True where a run registered it and has not written down yet what became of it."""
+    return gate.POLICY in version.tags and gate.DECISION not in version.tags
 
 
 def _now_ms() -> int:

@@ -10,7 +10,7 @@ import shlex
 from mltrack.errors import TrackingError
 from mltrack.registry.champion import CHALLENGER, CHAMPION, decide, existing_model, existing_version
 from mltrack.registry.loading import connect_existing
-from mltrack.store import Store, logged_models, registry
+from mltrack.store import Store, logged_models, model_tags, registry
 from mltrack.store.model_tags import RegisteredModel
 
 _SAID = {
@@ -38,14 +38,15 @@ def delete(name: str, version: str | int | None = None, tracking_uri: str | None
     """
     connected = connect_existing(tracking_uri, name)
     model = existing_model(connected, name)
-    numbers = sorted(model.versions) if version is None else [existing_version(model, version)]
+    versions = model_tags.read_versions(connected, name) if version is None else {(one := existing_version(connected, model, version)).number: one}
+    numbers = list(versions)
     _refuse_used(model, numbers, force)
     if version is None:
         registry.delete_model(connected, name)
         lines = [f"{name}: deleted with its versions {', '.join(str(number) for number in numbers)}"]
     else:
         lines = _delete_version(connected, model, numbers[0])
-    model_ids = [model_id for number in numbers if (model_id := model.versions[number].model_id)]
+    model_ids = [model_id for number in numbers if (model_id := versions[number].model_id)]
     if keep_files:
         return [*lines, *(f"{model_id}: its files stay, as a model of its run" for model_id in model_ids)]
     return [*lines, *(_SAID[logged_models.prune(connected, model_id)].format(id=model_id) for model_id in model_ids)]

@@ -15,7 +15,7 @@ from mltrack import store
 from mltrack.data.encoding import tokenizer_digest
 from mltrack.errors import ConfigurationError, TrackingError, did_you_mean
 from mltrack.registry import gate
-from mltrack.registry.champion import CHALLENGER, CHAMPION, decide, existing_model, existing_version
+from mltrack.registry.champion import CHALLENGER, CHAMPION, decide, existing_model, existing_version, versions_there
 from mltrack.registry.loading import connect_existing
 from mltrack.store import model_tags
 
@@ -64,12 +64,13 @@ def promote_on(
     connected = connect_existing(tracking_uri, name)
     model = existing_model(connected, name)
     if version is None and CHALLENGER not in model.aliases:
-        raise TrackingError(f"{name}: no version is challenger; accepted: --version N with N one of {', '.join(map(str, sorted(model.versions)))}")
-    number = existing_version(model, model.aliases[CHALLENGER] if version is None else version)
+        raise TrackingError(f"{name}: no version is challenger; accepted: --version N with N one of {versions_there(connected, name)}")
+    challenger = existing_version(connected, model, model.aliases[CHALLENGER] if version is None else version)
+    number = challenger.number
     held = model.aliases.get(CHAMPION)
     if number == held:
         raise TrackingError(f"{name}: version {number} is champion already; accepted: --version N with another one")
-    tags = model.versions[number].tags
+    tags = challenger.tags
     metric, mode = tags.get(gate.METRIC, "eval_loss"), tags.get(gate.MODE, "min")
     if margin is None:
         margin = gate.number(tags.get(gate.MARGIN)) or 0.0
@@ -86,7 +87,7 @@ def promote_on(
         promoted, why = gate.compare(metric, values[number], values[held], mode, margin)
         why = why.format(other=f"version {held}")
     why = f"{why} ({dataset_path}, digest {digest[:12]})"
-    if model_tags.read_model(connected, name).aliases.get(CHAMPION) != held:
+    if existing_model(connected, name).aliases.get(CHAMPION) != held:
         raise TrackingError(f"{name}: the champion changed while both were evaluated; nothing was decided; accepted: the same command again")
     if promoted:
         decide(connected, name, number, kind="evaluate", why=why)

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 PREFIX = "mltrack.champion."
+SETTLED = "mltrack.champion.settled"
+"""The tag that says how far the versions need not be read again."""
 KINDS = ("gate", "promote", "evaluate", "rollback", "delete", "outside")
 MAX_CHANGES = 100
 MAX_WHY = 600
@@ -85,12 +87,32 @@ def last_decision(history: Sequence[Change]) -> Change | None:
     return next((change for change in reversed(history) if not change.by_gate), None)
 
 
+@dataclass(frozen=True)
+class Settled:
+    """Up to this number each version was judged, and its run has written down what became of it; the champion is that of the last change."""
+
+    number: int = 0
+    mark: str = ""
+    """Of the last change by a person when this was written: after another one the judging begins there."""
+
+    @classmethod
+    def read(cls, tags: Mapping[str, str]) -> Settled:
+        """Nothing is settled where the tag is missing, as up to version 0.1, or is none of ours."""
+        number, _, mark = tags.get(SETTLED, "").partition(" ")
+        return cls(int(number), mark) if number.isdecimal() else cls()
+
+    @property
+    def text(self) -> str:
+        """The tag's value."""
+        return f"{self.number} {self.mark}".rstrip()
+
+
 def outdated(history: Sequence[Change]) -> list[Change]:
     """The oldest changes beyond `MAX_CHANGES`; never the last decision, from which the later ones follow."""
     return [change for change in history[: max(0, len(history) - MAX_CHANGES)] if change is not last_decision(history)]
 
 
-def champions_in_turn(history: Sequence[Change], existing: Collection[int]) -> list[int]:
+def champions_in_turn(history: Sequence[Change]) -> list[int]:
     """The champions as a stack, the present one last: a rollback takes off what came after the one that it restores."""
     stack: list[int] = []
     for change in history:
@@ -101,8 +123,7 @@ def champions_in_turn(history: Sequence[Change], existing: Collection[int]) -> l
                 stack.pop()
         elif not stack or stack[-1] != change.version:
             stack.append(change.version)
-    there = [version for version in stack if version in existing]
-    return [version for place, version in enumerate(there) if place == 0 or there[place - 1] != version]
+    return stack
 
 
 def _parse(key: str, text: str) -> Change | None:

@@ -54,12 +54,15 @@ def find_parent(model_name: str, tracking_uri: str | None = None, saved_config: 
     uri = verbs.parse_uri(wanted)
     if uri.model_id or uri.name is None:
         return Parent(wanted, str(store.resolve(connected, wanted)), model_id=uri.model_id)
-    model = model_tags.read_model(connected, uri.name)
-    number = model.aliases.get(uri.alias) if uri.alias else (max(model.versions, default=None) if uri.version == "latest" else int(uri.version or 0))
-    if number is None or number not in model.versions:
+    if uri.alias:
+        head = model_tags.read_head(connected, uri.name)
+        number = head.aliases.get(uri.alias) if head is not None else None
+    else:
+        number = next(iter(model_tags.newest_numbers(connected, uri.name, 1)), None) if uri.version == "latest" else int(uri.version or 0)
+    version = model_tags.read_version(connected, uri.name, number) if number is not None else None
+    if version is None:
         store.resolve(connected, wanted)  # it says what is missing
         raise TrackingError(f"no {wanted} in {connected.shown_uri}")
-    version = model.versions[number]
     pinned = f"models:/{uri.name}/{number}"
     return Parent(pinned, str(store.resolve(connected, pinned)), model_id=version.model_id, run_id=version.run_id)
 

@@ -20,6 +20,8 @@ from mltrack.store import Store, StoreUnavailable, artifacts, light_model, logge
 
 CHECKPOINTS = "checkpoints"
 """Folder of the run's artifacts: `index.json`, and `<step>/state/` with what a logged model does not hold of that checkpoint."""
+SAVED_TAG = "mltrack.saved_ms"
+"""On a logged model: when its checkpoint was saved, which tells it from another one of the same step."""
 REQUIRED = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 
 log = logging.getLogger("mltrack.relay")
@@ -34,9 +36,11 @@ class KeptModels:
     Args:
         save: writes `progress` down; called after each acknowledged step.
         check: raises where somebody else trains the run; called before anything is deleted.
+        upload: all; model: the training state beside it stays here; none: what is kept is only listed.
     """
 
-    def __init__(self, store: Store, run_id: str, directory: RunDirectory, progress: Progress, save: Save, check: Check):
+    def __init__(self, store: Store, run_id: str, directory: RunDirectory, progress: Progress, save: Save, check: Check, upload: str = "all"):
+        self._upload = upload
         self._store, self._run_id, self._directory, self._progress, self._save, self._check = store, run_id, directory, progress, save, check
         self._staging = directory.path / ".relay"
         self._kept: set[str] | None = None
@@ -49,7 +53,7 @@ class KeptModels:
         for step, one in kept.items():
             if step in self._progress.models and self._progress.saved_ms.get(step) != one.get("created_ms"):
                 self._prune(step)  # the same step was saved again, with what was evaluated since
-            if step not in self._progress.models:
+            if step not in self._progress.models and self._upload != "none":
                 self._publish(one, record["time_ms"])
         for step in [step for step in self._progress.models if step not in kept]:
             self._prune(step)
@@ -97,10 +101,11 @@ class KeptModels:
         self._save()
         try:
             is_model = (folder / "config.json").exists() or not folder.exists()
-            model_id = self._upload_model(folder, step, one, time_ms) if is_model else ""
-            for name in light_model.files_beside_model(folder):
+            goes_on = is_model and self._was_begun(step, one)
+            model_id = self._upload_model(folder, step, one, time_ms, goes_on) if is_model else ""
+            for name in light_model.files_beside_model(folder) if self._upload == "all" else ():
                 below = Path(f"{CHECKPOINTS}/{step}/state", name).parent.as_posix()
-                artifacts.put_file(self._store, self._run_id, folder / name, below)
+                artifacts.put_file(self._store, self._run_id, folder / name, below, goes_on=goes_on)
         except FileNotFoundError:
             if folder.exists():
                 raise
@@ -112,7 +117,18 @@ class KeptModels:
         self._progress.saved_ms[str(step)] = one.get("created_ms", 0)
         self._save()
 
-    def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any], time_ms: int) -> str:
+    def _was_begun(self, step: int, one: Mapping[str, Any]) -> bool:
+        """True where what the store has of this step is of this very save; what is of another one is removed, and only then False."""
+        held = logged_models.of_step(self._store, self._run_id, step)
+        if held is not None and held["tags"].get(SAVED_TAG) == str(one.get("created_ms")):
+            return True
+        self._check()
+        if held is not None:
+            logged_models.prune(self._store, held["model_id"])
+        artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{step}")
+        return False
+
+    def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any], time_ms: int, goes_on: bool) -> str:
         hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         ours = hf_config.get("mltrack", {})
         staged = self._staging / f"step-{step}"
@@ -132,7 +148,8 @@ class KeptModels:
             staged,
             name=f"step-{step:08d}",
             step=step,
-            tags={"mltrack.epoch": str(one["epoch"] + 1), "mltrack.kept_as": ",".join(one["reasons"])},
+            tags={"mltrack.epoch": str(one["epoch"] + 1), "mltrack.kept_as": ",".join(one["reasons"]), SAVED_TAG: str(one.get("created_ms"))},
+            goes_on=goes_on,
             metrics=one["metrics"],
             timestamp_ms=time_ms,
             dataset_name=measured_on.get("name"),

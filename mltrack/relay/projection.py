@@ -71,7 +71,7 @@ class Projection:
         self._claim = Claim(directory, store, self._run_id, self.progress, self._save)
         self._claim.check()
         self._name_exposed_secrets()
-        self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save_models, self._claim.check)
+        self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save_models, self._claim.check, self.info.upload)
         self._save(acknowledged=False)
 
     @property

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psutil
@@ -28,6 +28,14 @@ FIRST_S = 1.0
 """The first sample comes this early, so that short runs have one too."""
 MAX_UNSENT = 1000
 """Points kept while the server is away: one request; older ones are dropped."""
+PSS_SHARE = 0.001
+"""Share of the time that the reading of proportional set sizes may take."""
+FIRST_ALLOWANCE_S = 0.05
+"""What it may take at the first sample."""
+ASSUMED_SECONDS_PER_BYTE = 20e-12
+"""Seen on an idle machine, with small pages; a busy one is measured."""
+LARGE_BYTES = 100_000_000
+"""Below it a reading tells nothing about the time per byte."""
 INTERVAL_VARIABLE, ENABLE_VARIABLE = "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 """MLflow's own environment variables, with their meaning there; not set: sampled every `INTERVAL_S`."""
 log = logging.getLogger("mltrack.relay")
@@ -48,6 +56,7 @@ class SystemMetrics:
         psutil.cpu_percent()  # the share is that since the last call
         network = psutil.net_io_counters()
         self._network_start = (network.bytes_recv, network.bytes_sent) if network else (0, 0)
+        self._memory = _TreeMemory()
         self._cpu_seconds = {process: _cpu_seconds(process) or 0.0 for process in self._tree()}
         self._sampled = time.monotonic()
 
@@ -76,16 +85,14 @@ class SystemMetrics:
         return {PREFIX + name: round(value, 3) for name, value in values.items()}
 
     def _trainer_tree(self) -> dict[str, float]:
-        """Memory: proportional set size, so that pages shared by the tree count once; CPU: 100 is one core, as `top` shows it."""
+        """Memory: pages shared by the tree count once; CPU: 100 is one core, as `top` shows it."""
         now = time.monotonic()
-        seconds, used, memory = {}, 0.0, 0
+        seconds, used = {}, 0.0
         for process in self._tree():
-            spent, held = _cpu_seconds(process), _memory_bytes(process)
-            if spent is None or held is None:
-                continue
-            seconds[process] = spent
-            used += max(0.0, spent - self._cpu_seconds.get(process, 0.0))
-            memory += held
+            if (spent := _cpu_seconds(process)) is not None:
+                seconds[process] = spent
+                used += max(0.0, spent - self._cpu_seconds.get(process, 0.0))
+        memory = self._memory.of(list(seconds))
         elapsed = max(1e-3, now - self._sampled)
         self._sampled, self._cpu_seconds = now, seconds
         return {TRAINER_MEMORY: round(memory / 1e6, 3), TRAINER_CPU: round(used / elapsed * 100, 1)} if seconds else {}
@@ -138,6 +145,43 @@ class SystemMetricsFeed:
             log.warning("system metrics: %s", error)
 
 
+class _TreeMemory:
+    """Proportional set sizes, where the system tells them (Linux), else resident ones.
+
+    For a proportional size the kernel walks all pages of a process, which waits meanwhile where it asks for memory: 0.1 s for 5 GB. So they are read
+    only as often as that takes `PSS_SHARE` of the time. In between the resident sizes are scaled by what both were then; where other processes are
+    there now, each counts with what it holds beyond its parent, from which it may have been forked.
+    """
+
+    def __init__(self) -> None:
+        self._allowed_s, self._seconds_per_byte = FIRST_ALLOWANCE_S, ASSUMED_SECONDS_PER_BYTE
+        self._asked = time.monotonic()
+        self._read_of: set[psutil.Process] = set()
+        self._share = 1.0
+        """Proportional by resident size of those that were read last."""
+
+    def of(self, tree: Sequence[psutil.Process]) -> float:
+        """Bytes that these processes hold together."""
+        now = time.monotonic()
+        self._allowed_s, self._asked = self._allowed_s + PSS_SHARE * (now - self._asked), now
+        resident = {process.pid: size for process in tree if (size := _resident_bytes(process))}
+        total = sum(resident.values())
+        if total * self._seconds_per_byte <= self._allowed_s:
+            self._read(tree, total)
+        if self._read_of == set(tree):
+            return total * self._share
+        return sum(max(0, resident.get(process.pid, 0) - resident.get(_parent(process), 0)) for process in tree)
+
+    def _read(self, tree: Sequence[psutil.Process], resident: int) -> None:
+        started = time.perf_counter()
+        proportional = sum(size for process in tree if (size := _proportional_bytes(process)))
+        taken = time.perf_counter() - started
+        self._allowed_s -= taken
+        if resident > LARGE_BYTES:
+            self._seconds_per_byte = max(ASSUMED_SECONDS_PER_BYTE, taken / resident)
+        self._read_of, self._share = set(tree), proportional / max(1, resident)
+
+
 class _Gpus:
     """NVIDIA GPUs through nvidia-ml-py, where it is installed and a driver answers; else none."""
 
@@ -177,24 +221,33 @@ def _process(pid: int | None) -> psutil.Process | None:
         return None
 
 
+def _resident_bytes(process: psutil.Process) -> int | None:
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return None
+
+
+def _proportional_bytes(process: psutil.Process) -> int | None:
+    try:
+        return int(process.memory_full_info().pss)
+    except (psutil.AccessDenied, AttributeError):
+        return _resident_bytes(process)
+    except psutil.Error:
+        return None
+
+
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return None
+
+
 def _cpu_seconds(process: psutil.Process) -> float | None:
     try:
         times = process.cpu_times()
         return float(times.user + times.system)
-    except psutil.Error:
-        return None
-
-
-def _memory_bytes(process: psutil.Process) -> int | None:
-    """Proportional set size where the system tells it (Linux), else resident set size."""
-    try:
-        return int(process.memory_full_info().pss)
-    except (psutil.AccessDenied, AttributeError):
-        pass
-    except psutil.Error:
-        return None
-    try:
-        return int(process.memory_info().rss)
     except psutil.Error:
         return None
 

@@ -7,26 +7,36 @@ MLflow's own repository carries them. `delete` deletes bytes, not only the entry
 from __future__ import annotations
 
 import json
+import logging
 import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from mltrack.store import placement
-from mltrack.store.connection import Store, StoreRejected, is_missing, local_path, patient, translated
+from mltrack.store.connection import Store, StoreRejected, is_missing, local_path, patient, translated, without_parts
+
+SURE_FROM_BYTES = 1 << 20
+"""A smaller file is always sent: what it would save is less than what a look at it costs, and some are made anew in the same size."""
+log = logging.getLogger("mltrack.store")
 
 
-def put_file(store: Store, run_id: str, path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
-    """The file under its own name in the folder `artifact_path` (None: the run's root), replacing what is there."""
+def put_file(store: Store, run_id: str, path: str | os.PathLike[str], artifact_path: str | None = None, *, goes_on: bool = False) -> None:
+    """The file under its own name in the folder `artifact_path` (None: the run's root), replacing what is there.
+
+    Args:
+        goes_on: a large file that is there in its size is this one, of an upload that was cut off, and is not sent again.
+    """
     source = Path(path)
     with translated(store, f"storing {source.name}"):
         root = _root(store, run_id)
         local = local_path(root)
         if local is not None:
             placement.place_file(source, _inside(local, artifact_path) / source.name)
-        else:
-            with patient(store):
-                repository(store, root).log_artifact(str(source), _checked(artifact_path))
+        elif not (
+            goes_on and source.stat().st_size >= SURE_FROM_BYTES and _sizes(store, root, _checked(artifact_path)).get(source.name) == source.stat().st_size
+        ):
+            _send(store, root, source, _checked(artifact_path))
 
 
 def put_folder(store: Store, run_id: str, path: str | os.PathLike[str], artifact_path: str) -> None:
@@ -42,8 +52,7 @@ def put_folder(store: Store, run_id: str, path: str | os.PathLike[str], artifact
             target.parent.mkdir(parents=True, exist_ok=True)
             placement.place_tree(source, target)
         else:
-            with patient(store):
-                repository(store, root).log_artifacts(str(source), _named(artifact_path))
+            send_tree(store, root, source, _named(artifact_path))
 
 
 def put_text(store: Store, run_id: str, text: str, artifact_file: str) -> None:
@@ -55,11 +64,10 @@ def put_text(store: Store, run_id: str, text: str, artifact_file: str) -> None:
         if local is not None:
             placement.place_text(text, _inside(local, name))
             return
-        with tempfile.TemporaryDirectory(prefix="mltrack-") as folder, patient(store):
+        with tempfile.TemporaryDirectory(prefix="mltrack-") as folder:
             file = Path(folder) / Path(name).name
             file.write_text(text, encoding="utf-8")
-            parent = str(Path(name).parent.as_posix())
-            repository(store, root).log_artifact(str(file), None if parent == "." else parent)
+            _send(store, root, file, _folder_of(name))
 
 
 def put_json(store: Store, run_id: str, value: Any, artifact_file: str) -> None:
@@ -120,6 +128,51 @@ def repository(store: Store, uri: str) -> Any:
     from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
     return get_artifact_repository(uri, tracking_uri=store.tracking_uri)
+
+
+def send_tree(store: Store, uri: str, folder: Path, artifact_path: str | None = None, *, goes_on: bool = False) -> None:
+    """All files of a folder to an artifact URI that is not a local folder, one by one.
+
+    Args:
+        artifact_path: the folder below the URI.
+        goes_on: as for `put_file`.
+    """
+    there = _sizes(store, uri, artifact_path) if goes_on else {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if path.stat().st_size < SURE_FROM_BYTES or there.get(name) != path.stat().st_size:
+            _send(store, uri, path, _folder_of(f"{artifact_path}/{name}" if artifact_path else name))
+
+
+def _send(store: Store, uri: str, source: Path, artifact_path: str | None) -> None:
+    """One file, in parts right to the storage behind the server where the server offers that and the file is large; where that fails, through the server."""
+    repo = repository(store, uri)
+    with patient(store, source.stat().st_size):
+        try:
+            repo.log_artifact(str(source), artifact_path)
+        except Exception as error:
+            in_parts = getattr(repo, "_should_multipart_upload", None)
+            if in_parts is None or isinstance(error, FileNotFoundError) or not in_parts(str(source)):
+                raise
+            log.warning("%s: %s; sent through the server instead", source.name, error)
+            with without_parts():
+                repo.log_artifact(str(source), artifact_path)
+
+
+def _sizes(store: Store, uri: str, path: str | None) -> dict[str, int]:
+    """The files below a folder with their sizes, by their paths from there; none where it does not exist."""
+    try:
+        files = _listed(repository(store, uri), path)
+    except Exception as error:
+        if is_missing(error):
+            return {}
+        raise
+    return {(name.removeprefix(f"{path}/") if path else name): size for name, size in files.items()}
+
+
+def _folder_of(name: str) -> str | None:
+    parent = Path(name).parent.as_posix()
+    return None if parent == "." else parent
 
 
 def _names(repo: Any, path: str | None) -> list[str]:

@@ -26,7 +26,9 @@ from mltrack.addresses import escaped, is_ambiguous, redact, with_credentials, w
 from mltrack.errors import MltrackError, TrackingError
 
 ARTIFACT_TIMEOUT_S = 120
-"""Seconds that one transfer of a file may be silent: the server answers an upload only when it has stored all of it."""
+"""Seconds that one transfer of a file may be silent, beside those for its bytes."""
+SLOWEST_BYTES_PER_S = 1_000_000
+"""A server answers an upload only when it has stored all of it; a slower storage behind it counts as one that hangs."""
 
 _TRY_AGAIN = {408, 425, 429}
 _FILE_STORE = "the file store is no longer served by MLflow; use sqlite:///mlflow.db or a server, and move old data by 'mlflow migrate-filestore'"
@@ -126,7 +128,13 @@ def connect(tracking_uri: str, *, request_timeout_s: float = 5.0) -> Store:
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         with _alone(uri):
-            return Store(tracking_uri=uri, client=MlflowClient(tracking_uri=uri), request_timeout_s=request_timeout_s)
+            client: Any = MlflowClient(tracking_uri=uri)
+            client._raise_if_prompt = _ask_nothing
+            return Store(tracking_uri=uri, client=client, request_timeout_s=request_timeout_s)
+
+
+def _ask_nothing(name: str) -> None:
+    """Before each write to a registered model MLflow's client reads all of its versions, to see that it is no prompt; `registry.register` looks."""
 
 
 def import_client(tracking_uri: str) -> None:
@@ -207,14 +215,27 @@ def credentials_place(uri: str) -> str:
 
 
 @contextmanager
-def patient(store: Store) -> Iterator[None]:
-    """Inside, a request may take ARTIFACT_TIMEOUT_S: for transfers of files."""
+def patient(store: Store, num_bytes: int = 0) -> Iterator[None]:
+    """Inside, a request may take ARTIFACT_TIMEOUT_S and as long as `num_bytes` take at SLOWEST_BYTES_PER_S: for transfers of files."""
     before = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(ARTIFACT_TIMEOUT_S, math.ceil(store.request_timeout_s)))
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(ARTIFACT_TIMEOUT_S + num_bytes // SLOWEST_BYTES_PER_S, math.ceil(store.request_timeout_s)))
     try:
         yield
     finally:
         os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before or str(max(1, math.ceil(store.request_timeout_s)))
+
+
+@contextmanager
+def without_parts() -> Iterator[None]:
+    """Inside, a large file goes through the server in one piece."""
+    before = os.environ.get("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
+    os.environ["MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD"] = "false"
+    try:
+        yield
+    finally:
+        del os.environ["MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD"]
+        if before is not None:
+            os.environ["MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD"] = before
 
 
 @contextmanager

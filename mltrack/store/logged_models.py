@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mltrack.store import placement
-from mltrack.store.artifacts import delete_tree, repository
-from mltrack.store.connection import Store, StoreRejected, is_missing, local_path, patient, translated
+from mltrack.store.artifacts import delete_tree, send_tree
+from mltrack.store.connection import Store, StoreRejected, is_missing, local_path, translated
 from mltrack.store.light_model import identified
 from mltrack.store.registry import is_registered
 from mltrack.store.runs import CUT_MARK, MAX_DIGEST_LENGTH, cut, legal_name
@@ -40,6 +40,7 @@ def publish(
     timestamp_ms: int,
     dataset_name: str | None = None,
     dataset_digest: str | None = None,
+    goes_on: bool = False,
 ) -> str:
     """The logged model of this run and step, made where it is missing, and everything of it that is missing.
 
@@ -49,6 +50,7 @@ def publish(
         timestamp_ms: when the metrics were recorded, for those that the run does not hold at this step. For the others the run's own time is taken:
             MLflow writes a model's metric on the run too, and with another time it would stand there twice. So send the run's points first.
         dataset_name, dataset_digest: the data set that the metrics were measured on, as the run's inputs name it.
+        goes_on: the large files that the store has already are these, of an upload that was cut off, and are not sent again.
 
     Returns:
         the model id, "m-..."; the model is READY. Metrics that the store rejects are named in the model's tag mltrack.metrics_rejected.
@@ -68,7 +70,7 @@ def publish(
             )
         ready = str(model.status) == "READY"
         if not ready:
-            _store_bytes(store, model, folder, run_id)
+            _store_bytes(store, model, folder, run_id, goes_on)
         if model.model_id not in {output.model_id for output in (run.outputs.model_outputs if run.outputs else [])}:
             from mlflow.entities import LoggedModelOutput
 
@@ -121,32 +123,39 @@ def models_of_run(store: Store, run_id: str) -> list[dict[str, Any]]:
     with translated(store, f"listing the models of run {run_id}"):
         experiment_id = store.client.get_run(run_id).info.experiment_id
         models = _search(store, experiment_id, f"tags.`{RUN_TAG}` = '{run_id}'")
-    rows = [
-        {
-            "model_id": model.model_id,
-            "step": int(model.tags.get(STEP_TAG, -1)),
-            "status": str(model.status),
-            "tags": dict(model.tags),
-            "name": model.name,
-            "artifact_location": model.artifact_location,
-            "metrics": {metric.key: metric.value for metric in model.metrics or []},
-        }
-        for model in models
-    ]
-    return sorted(rows, key=lambda row: int(row["step"]))
+    return sorted(map(_row, models), key=lambda row: int(row["step"]))
 
 
-def _store_bytes(store: Store, model: Any, folder: Path, run_id: str) -> None:
+def of_step(store: Store, run_id: str, step: int) -> dict[str, Any] | None:
+    """The run's logged model of this step, as `models_of_run` has it; None where there is none."""
+    with translated(store, f"looking for the model of step {step}"):
+        model = _find(store, store.client.get_run(run_id).info.experiment_id, run_id, step)
+    return None if model is None else _row(model)
+
+
+def _row(model: Any) -> dict[str, Any]:
+    return {
+        "model_id": model.model_id,
+        "step": int(model.tags.get(STEP_TAG, -1)),
+        "status": str(model.status),
+        "tags": dict(model.tags),
+        "name": model.name,
+        "artifact_location": model.artifact_location,
+        "metrics": {metric.key: metric.value for metric in model.metrics or []},
+    }
+
+
+def _store_bytes(store: Store, model: Any, folder: Path, run_id: str, goes_on: bool) -> None:
     ml_model = identified((folder / "MLmodel").read_text(encoding="utf-8"), model_id=model.model_id, run_id=run_id)
     local = local_path(model.artifact_location)
     if local is not None:
         local.parent.mkdir(parents=True, exist_ok=True)
         placement.place_tree(folder, local, instead={"MLmodel": ml_model})
         return
-    with tempfile.TemporaryDirectory(prefix=placement.TEMPORARY, dir=folder.parent) as parent, patient(store):
+    with tempfile.TemporaryDirectory(prefix=placement.TEMPORARY, dir=folder.parent) as parent:
         staged = Path(parent) / "model"
         placement.copy_tree(folder, staged, instead={"MLmodel": ml_model})
-        repository(store, model.artifact_location).log_artifacts(str(staged))
+        send_tree(store, model.artifact_location, staged, goes_on=goes_on)
 
 
 def _log_metrics(

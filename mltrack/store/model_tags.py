@@ -1,15 +1,16 @@
-"""What is written on a registered model and on its versions, read in two requests.
+"""What is written on a registered model and on its versions; all of them are read only where all are meant.
 
 Invariant: a value is at most `MAX_VALUE` characters, which every database of MLflow takes; a tag that is gone already is no error.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from mltrack.store.connection import Store, is_missing, translated
-from mltrack.store.registry import MAX_DESCRIPTION_LENGTH, also_where_raced, model_id_of, named, search_versions
+from mltrack.store.registry import MAX_DESCRIPTION_LENGTH, also_where_raced, model_id_of, named, newest_versions, search_versions
 from mltrack.store.runs import cut, legal_name
 
 MAX_VALUE = 5000
@@ -25,11 +26,13 @@ class RegisteredVersion:
     """The logged model that it was made from."""
     run_id: str | None
     created_ms: int
+    aliases: Sequence[str] = ()
+    """Known where the version was read alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredModel:
-    """A registered model at one moment; one that does not exist has nothing."""
+    """A registered model at one moment, and those of its versions that were read."""
 
     name: str
     aliases: Mapping[str, int] = field(default_factory=dict)
@@ -38,33 +41,59 @@ class RegisteredModel:
     """By number."""
 
 
-def read_model(store: Store, name: str) -> RegisteredModel:
-    """The model with its aliases, its tags and its versions' tags.
-
-    The versions are read last: whoever reads a version has read aliases and tags that are not newer than it.
-    """
+def read_head(store: Store, name: str) -> RegisteredModel | None:
+    """The model with its aliases and tags, without its versions; None where there is none."""
     with translated(store, f"reading {name}"):
         try:
             model = store.client.get_registered_model(name)
         except Exception as error:
             if not is_missing(error):
                 raise
-            return RegisteredModel(name=name)
-        versions = [
-            RegisteredVersion(
-                number=int(found.version),
-                tags=dict(found.tags),
-                model_id=model_id_of(found),
-                run_id=found.run_id or None,
-                created_ms=int(found.creation_timestamp or 0),
-            )
-            for found in search_versions(store, named(name))
-        ]
-    return RegisteredModel(
-        name=name,
-        aliases={alias: int(version) for alias, version in dict(model.aliases).items()},
-        tags=dict(model.tags),
-        versions={version.number: version for version in versions},
+            return None
+    return RegisteredModel(name=name, aliases={alias: int(version) for alias, version in dict(model.aliases).items()}, tags=dict(model.tags))
+
+
+def read_model(store: Store, name: str) -> RegisteredModel:
+    """The model with its aliases, its tags and all of its versions.
+
+    The versions are read last: whoever reads a version has read aliases and tags that are not newer than it.
+    """
+    head = read_head(store, name)
+    return RegisteredModel(name=name) if head is None else replace(head, versions=read_versions(store, name))
+
+
+def read_versions(store: Store, name: str, *, above: int = 0) -> dict[int, RegisteredVersion]:
+    """The versions with a higher number than `above`, in order."""
+    with translated(store, f"reading the versions of {name}"):
+        found = search_versions(store, f"{named(name)} AND version_number > {above}" if above else named(name))
+    return {int(one.version): _read(one) for one in found}
+
+
+def read_version(store: Store, name: str, number: int) -> RegisteredVersion | None:
+    """One version; None where there is none of this number."""
+    with translated(store, f"reading {name}/{number}"):
+        try:
+            return _read(store.client.get_model_version(name, str(number)))
+        except Exception as error:
+            if not is_missing(error):
+                raise
+            return None
+
+
+def newest_numbers(store: Store, name: str, count: int) -> list[int]:
+    """Numbers of the newest versions, the newest first; none where there is no such model."""
+    with translated(store, f"reading the newest versions of {name}"):
+        return [int(one.version) for one in newest_versions(store, name, count)]
+
+
+def _read(found: Any) -> RegisteredVersion:
+    return RegisteredVersion(
+        number=int(found.version),
+        tags=dict(found.tags),
+        aliases=sorted(found.aliases or []),
+        model_id=model_id_of(found),
+        run_id=found.run_id or None,
+        created_ms=int(found.creation_timestamp or 0),
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,8 @@ from mltrack.store.connection import Store, StoreRejected, already_exists, as_pr
 from mltrack.store.runs import cut, legal_name
 
 MAX_RACES = 5
+PAGE = 200
+"""Versions a request: each carries a model card of up to 5 kB."""
 MAX_DESCRIPTION_LENGTH = 5000
 """What MLflow's tables hold of it; sqlite takes more, the others refuse the version."""
 _MAX_TAG_LENGTH = 8000
@@ -29,6 +31,8 @@ _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _COPIES, _COPY = "models:/%/%", re.compile(r"models:/[^/]+/")
 """The source of a version that MLflow has copied from another one, models:/name/3; as MLflow's filters and as Python match it."""
 _SOURCE = re.compile(r"models:/(m-[^/]+)$")
+_CLOCKS_MS = 86_400_000
+"""By how much the clocks of two machines that write to one database may differ."""
 
 
 class ModelUri(NamedTuple):
@@ -64,6 +68,8 @@ def register(store: Store, name: str, model_id: str, tags: Mapping[str, Any] | N
         except Exception as error:
             if not already_exists(error):
                 raise
+            if not newest_versions(store, name, 1):
+                _refuse_prompt(store, name)
         with as_process_default(store):  # an embedded database looks the logged model up in the process's store
             version = store.client.create_model_version(
                 name,
@@ -76,6 +82,15 @@ def register(store: Store, name: str, model_id: str, tags: Mapping[str, Any] | N
             )
         _link_back(store, model_id, name, str(version.version))
         return str(version.version)
+
+
+def _refuse_prompt(store: Store, name: str) -> None:
+    try:
+        store.client.get_registered_model(name)
+    except Exception as error:
+        if is_missing(error):  # though the name is taken
+            raise StoreRejected(f"{store.shown_uri}: {name} is a prompt, not a model; choose another name") from error
+        raise
 
 
 def _link_back(store: Store, model_id: str, name: str, number: str) -> None:
@@ -197,8 +212,24 @@ def is_registered(store: Store, model_id: str) -> bool:
     with translated(store, f"asking who uses {model_id}"):
         if store.client.search_model_versions(f"source_path LIKE '%{model_id}%'", max_results=1):
             return True
-        copies = search_versions(store, f"source_path LIKE '{_COPIES}'")
-        return any(model_id in _model_ids_in(_source(store, version)) for version in copies)
+        made_ms = None
+        for copy in _pages(store, f"source_path LIKE '{_COPIES}'", "creation_timestamp DESC"):
+            made_ms = _made_ms(store, model_id) if made_ms is None else made_ms
+            if int(copy.creation_timestamp or 0) < made_ms - _CLOCKS_MS:
+                return False  # a copy is newer than what it is a copy of
+            if model_id in _model_ids_in(_source(store, copy)):
+                return True
+        return False
+
+
+def _made_ms(store: Store, model_id: str) -> int:
+    """When a logged model was made; 0 where it is gone."""
+    try:
+        return int(store.client.get_logged_model(model_id).creation_timestamp or 0)
+    except Exception as error:
+        if is_missing(error):
+            return 0
+        raise
 
 
 def _source(store: Store, version: Any) -> str:
@@ -260,8 +291,7 @@ def _location(store: Store, wanted: ModelUri) -> str:
     assert wanted.name
     number = _aliases(store, wanted.name, must_exist=True).get(wanted.alias) if wanted.alias else wanted.version
     if number == "latest":
-        numbers = [int(version.version) for version in search_versions(store, named(wanted.name))]
-        number = str(max(numbers)) if numbers else None
+        number = next((str(version.version) for version in newest_versions(store, wanted.name, 1)), None)
     if number is None:
         aliases = ", ".join(sorted(_aliases(store, wanted.name))) or "none"
         asked = f"alias '{wanted.alias}'" if wanted.alias else "version"
@@ -290,14 +320,22 @@ def _aliases(store: Store, name: str, *, must_exist: bool = False) -> dict[str, 
 
 def search_versions(store: Store, where: str) -> list[Any]:
     """MLflow's own entities, all pages."""
-    versions: list[Any] = []
+    return list(_pages(store, where, "version_number ASC"))
+
+
+def newest_versions(store: Store, name: str, count: int) -> list[Any]:
+    """MLflow's own entities, the newest first."""
+    return list(store.client.search_model_versions(named(name), max_results=count, order_by=["version_number DESC"]))
+
+
+def _pages(store: Store, where: str, order: str) -> Iterator[Any]:
     token = None
     while True:
-        page = store.client.search_model_versions(where, page_token=token)
-        versions.extend(page)
+        page = store.client.search_model_versions(where, max_results=PAGE, order_by=[order], page_token=token)
+        yield from page
         token = page.token
         if not token:
-            return versions
+            return
 
 
 def model_id_of(version: Any) -> str | None:
