@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import subprocess
 import sys
@@ -11,14 +10,16 @@ from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from mltrack.config import OPTIONS, TrainModelRequest
-from mltrack.errors import ConfigurationError
-from mltrack.journal import RunDirectory, find_run_directories, find_run_directory
+from mltrack.config import OPTIONS, TrainModelRequest, checked_options
+from mltrack.errors import ConfigurationError, printable
+from mltrack.journal import RunDirectory, find_run_directories, find_run_directory, own_run_directories, read_json
 from mltrack.relay import WatchedProcess
 from mltrack.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 
-NOT_INHERITED = {"resume", "exact", "new_run", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output"}
-"""Options that a resumed run takes from its own command line alone."""
+NOT_INHERITED = {"resume", "exact", "new_run", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output", "trust_remote_code"}
+"""Options that a resumed run takes from its own command line alone; the last one since others can write what it would be inherited from."""
+_NAMED = ("model_name", "dataset_path", "validation_path")
+"""Inherited options that are said before they are used."""
 
 
 def git_facts() -> dict[str, str]:
@@ -53,7 +54,7 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
             found = fetch_started_run(run_id, request.tracking_uri, request.output_dir, notice=notice)
         return found if found is not None and has_checkpoint(found) else None
     if wanted == "latest":
-        with_checkpoint = [one for one in find_run_directories(request.output_dir) if has_checkpoint(one)]
+        with_checkpoint = [one for one in own_run_directories(request.output_dir) if has_checkpoint(one)]
         if not with_checkpoint:
             raise ConfigurationError(f"resume: seen 'latest', but no run in {Path(request.output_dir).absolute()} has a checkpoint; accepted: never, a run id")
         return _up_to_date(with_checkpoint[-1], request, notice)
@@ -72,6 +73,7 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
 
 def _up_to_date(found: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None]) -> RunDirectory:
     """`found`, or what MLflow holds of that run where it went on elsewhere since."""
+    found.refuse_foreign()
     info = found.read_run()
     if request.new_run or request.offline or info.run_id is None or not set_aside_if_outdated(found):
         return found
@@ -96,7 +98,7 @@ def undelivered(output_dir: Path | str) -> list[RunDirectory]:
     Those that are offline on purpose are not among them, nor those of which a delivery has found that the run went on elsewhere.
     """
     found = []
-    for directory in find_run_directories(output_dir):
+    for directory in own_run_directories(output_dir):
         info = directory.read_run()
         delivery = directory.read_delivery()
         settled = delivery.get("complete", False) or delivery.get("elsewhere") is not None
@@ -110,14 +112,28 @@ def has_checkpoint(directory: RunDirectory) -> bool:
     return any(not path.parent.name.startswith(".") for path in directory.checkpoints.glob("*/metadata.json"))  # .writing-*: of a writer that was killed
 
 
-def saved_options(resumed: RunDirectory, request: TrainModelRequest) -> TrainModelRequest:
-    """The resumed run's options; what this request says otherwise than the defaults wins."""
-    saved = json.loads((resumed.path / "config.json").read_text(encoding="utf-8"))
+def saved_options(resumed: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None] = lambda line: None) -> TrainModelRequest:
+    """The resumed run's options; what this request says otherwise than the defaults wins.
+
+    Args:
+        resumed: its config.json may come from MLflow, where others can write.
+        request: what was typed.
+        notice: takes a line on which model and data are inherited.
+
+    Raises:
+        ConfigurationError: the run has no config.json, or one that holds a value which would not be accepted if it was typed.
+    """
+    content, where = read_json(resumed.path / "config.json"), f"config.json of run {resumed.path.name}"
+    if content is None:
+        raise ConfigurationError(f"cannot resume: {where} is missing or is no JSON object; resume a run of `mltrack train`")
+    saved = checked_options(content, where)
     values = {f.name: getattr(request, f.name) for f in fields(request)}
-    for name, option in OPTIONS.items():
-        untouched = name not in request.as_typed and values[name] == option.default
-        if untouched and name in saved and name not in NOT_INHERITED:
-            values[name] = saved[name]
+    inherited = {name for name in saved if name not in NOT_INHERITED and name not in request.as_typed and values[name] == OPTIONS[name].default}
+    values |= {name: saved[name] for name in inherited}
+    if named := [f"{name}={values[name]}" for name in _NAMED if name in inherited and values[name] is not None]:
+        notice(printable(f"from {where}: {', '.join(named)}"))
+    if saved.get("trust_remote_code") and not request.trust_remote_code:
+        notice(f"{where} says trust_remote_code=true, which is not inherited; if you trust the model's code, add --trust-remote-code true")
     return TrainModelRequest(**values)
 
 

@@ -8,8 +8,8 @@ delivered, so that nothing is sent twice and the first value of a step stands.
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import socket
 import tempfile
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 
 import mltrack
 from mltrack import store as stores
+from mltrack.config import checked_options
 from mltrack.errors import CheckpointError, ConfigurationError, TrackingError
-from mltrack.journal import JournalWriter, RunDirectory, RunInfo, make_output_dir, records, write_json
+from mltrack.journal import JournalWriter, RunDirectory, RunInfo, make_output_dir, read_json, records, write_json
 from mltrack.registry import connect_existing
 from mltrack.relay.progress import Progress
 from mltrack.relay.trainers import HOST_TAG, PID_TAG, STARTED_TAG, VERSION_TAG, OwnTrainers
@@ -149,13 +150,14 @@ def _refuse_live(store: Store, run: runs.RunInfo) -> None:
 def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunDirectory:
     directory = RunDirectory(making)
     notice(f"fetching run {run.run_id} from {store.shown_uri}")
-    write_json(making / "config.json", _config(store, run))
+    config = _config(store, run)
+    write_json(making / "config.json", config)
     fetched = _fetch_checkpoints(store, run, directory.checkpoints, notice)
-    renamed = json.loads(run.tags.get("mltrack.renamed", "{}"))
+    renamed = {key: name for key, name in runs.parsed(run.tags.get("mltrack.renamed", "{}"), dict).items() if isinstance(name, str)}
     points = list(history.points_of(store, run.run_id))
     trainer = {name: run.tags[name] for name in (HOST_TAG, PID_TAG, STARTED_TAG) if name in run.tags}
     _write_journal(directory.journal, points, renamed, trainer)
-    best = _best(fetched.values(), json.loads((making / "config.json").read_text(encoding="utf-8")))
+    best = _best(fetched.values(), config)
     models = _ready_models(store, run.run_id)
     Progress(
         tracking_uri=store.tracking_uri,
@@ -181,13 +183,13 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunD
             task=run.tags.get("mltrack.task"),
             created_ms=run.start_time_ms,
             under_mlflow_run=run.tags.get("mlflow.source.type") == "PROJECT",
-            trainer_pid=int(run.tags[PID_TAG]) if here and PID_TAG in run.tags else None,
-            trainer_started=float(run.tags[STARTED_TAG]) if here and STARTED_TAG in run.tags else None,
+            trainer_pid=_number(run.tags.get(PID_TAG), int) if here else None,
+            trainer_started=_number(run.tags.get(STARTED_TAG), float) if here else None,
             mltrack_version=mltrack.__version__,
         )
     )
     name = next((one.run_id for one in fetched.values() if one.run_id), run.run_id)
-    if Path(name).name != name:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ConfigurationError(f"resume: run id {name!r} in {store.shown_uri} is a path; accepted: an id")
     target = making.parent / name
     if target.exists():
@@ -202,9 +204,13 @@ def _config(store: Store, run: runs.RunInfo) -> dict[str, Any]:
     """The options that the run was started with."""
     if "config.json" not in artifacts.list_names(store, run.run_id):
         raise ConfigurationError(f"resume: run {run.run_id} in {store.shown_uri} has no artifact config.json; accepted: a run of `mltrack train`")
+    where = f"config.json of run {run.run_id} in {store.shown_uri}"
     with tempfile.TemporaryDirectory(prefix="mltrack-") as folder:
-        content: dict[str, Any] = json.loads(artifacts.download(store, run.run_id, "config.json", folder).read_text(encoding="utf-8"))
-    return content
+        content = read_json(artifacts.download(store, run.run_id, "config.json", folder))
+    if content is None:
+        raise ConfigurationError(f"cannot resume: {where} is no JSON object; resume a run of `mltrack train`")
+    made = {name: content[name] for name in ("mltrack_version", "parent") if isinstance(content.get(name), str)}
+    return {**made, **checked_options(content, where)}
 
 
 def _fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: Notice) -> dict[int, CheckpointMetadata]:
@@ -213,7 +219,7 @@ def _fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: No
     folder.mkdir()
     fetched = {}
     for name in artifacts.list_names(store, run.run_id, "checkpoints"):
-        if name.isdigit():
+        if re.fullmatch(r"[0-9]{1,18}", name):
             target = folder / f"step-{int(name):08d}"
             try:
                 one = _fetch_checkpoint(store, run.run_id, int(name), models.get(int(name)), target)
@@ -259,9 +265,20 @@ def _fetch_checkpoint(store: Store, run_id: str, step: int, model_id: str | None
         problems = directory.verify(info)
         if problems:
             raise CheckpointError("; ".join(problems))
+        for path in target.iterdir():  # no hash vouches for it, and what lies in a checkpoint is uploaded with it
+            if path.name != directory.METADATA and not any(Path(name).parts[0] == path.name for name in info.files):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         return info
     finally:
         shutil.rmtree(download, ignore_errors=True)
+
+
+def _number(text: str | None, kind: type[int] | type[float]) -> Any:
+    """The number in a tag; None where there is none."""
+    try:
+        return kind(text) if text is not None else None
+    except ValueError:
+        return None
 
 
 def _write_journal(path: Path, points: Iterable[runs.Point], renamed: Mapping[str, str], tags: Mapping[str, str]) -> None:
@@ -290,5 +307,5 @@ def _write_journal(path: Path, points: Iterable[runs.Point], renamed: Mapping[st
 def _best(checkpoints: Iterable[CheckpointMetadata], config: Mapping[str, Any]) -> CheckpointMetadata | None:
     from mltrack.checkpoints.metadata import best_first
 
-    ranked = best_first(list(checkpoints), config.get("metric_mode") or metric_mode(config["metric_name"]))
+    ranked = best_first(list(checkpoints), config.get("metric_mode") or metric_mode(config.get("metric_name", "eval_loss")))
     return ranked[0] if ranked else None

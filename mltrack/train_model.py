@@ -99,7 +99,7 @@ class TrainModelUseCase:
         if run.resumed is not None:
             if not run.request.new_run:
                 refuse_live(run.resumed)
-            run.request = saved_options(run.resumed, run.request)
+            run.request = saved_options(run.resumed, run.request, self._notice)
         task = task_for(run.task)
         run.request = run.request.with_defaults(task.defaults(run.request.model_name))
         check_truncation(run.request.truncation, run.task)

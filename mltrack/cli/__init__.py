@@ -10,7 +10,7 @@ import sys
 from itertools import pairwise
 from typing import NoReturn
 
-from mltrack.errors import MltrackError
+from mltrack.errors import MltrackError, printable
 
 
 def main() -> NoReturn:
@@ -51,7 +51,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _said(line: str, exit_code: int) -> int:
-    print(f"mltrack: {line}", file=sys.stderr)
+    print(printable(f"mltrack: {line}"), file=sys.stderr)
     return exit_code
 
 

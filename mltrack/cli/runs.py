@@ -12,8 +12,8 @@ from typing import Any, TextIO
 from mltrack import relay, store
 from mltrack.cli.options import as_bool
 from mltrack.config import OPTIONS
-from mltrack.errors import ConfigurationError, MltrackError
-from mltrack.journal import JournalReader, RunDirectory, find_run_directories, find_run_directory
+from mltrack.errors import ConfigurationError, MltrackError, printable
+from mltrack.journal import JournalReader, RunDirectory, find_run_directories, find_run_directory, own_run_directories
 from mltrack.store import StoreUnavailable
 
 
@@ -28,7 +28,7 @@ def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None)
         try:
             _print_orphans(uri, output_dir, reaps, file=sys.stderr if output == "json" else sys.stdout)
         except StoreUnavailable as error:
-            print(f"mltrack: which runs say RUNNING is not known there: {error}", file=sys.stderr)
+            print(printable(f"mltrack: which runs say RUNNING is not known there: {error}"), file=sys.stderr)
 
 
 def _print_orphans(uri: str, output_dir: str, reap: bool, file: TextIO) -> None:
@@ -62,12 +62,13 @@ def _print_local(output_dir: str, output: str) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None)
     for column in rows[0]:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(Text(printable(str(value))) for value in row.values()))
     console = Console()
     if not console.is_terminal:
         console.width = 200
@@ -79,7 +80,7 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
     if follow is not None:
         relay.run(RunDirectory(Path(follow).absolute()))
         return 0
-    directories = find_run_directories(output_dir) if all_runs is not None and as_bool(all_runs) else [_named(run, output_dir) for run in runs]
+    directories = own_run_directories(output_dir) if all_runs is not None and as_bool(all_runs) else [_named(run, output_dir) for run in runs]
     if not directories:
         raise ConfigurationError("sync: accepted: run directories or run ids, or --all true")
     failed = 0
@@ -90,7 +91,7 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
                 progress = relay.sync(directory, tracking_uri, on_progress=on_progress)
         except MltrackError as error:
             failed += 1
-            print(f"mltrack: {directory.path.name}: {error}", file=sys.stderr)
+            print(printable(f"mltrack: {directory.path.name}: {error}"), file=sys.stderr)
             continue
         state = "complete" if progress.complete else "still running"
         there = min(before.get("sent", 0), progress.sent) if before.get("tracking_uri") == progress.tracking_uri else 0
@@ -99,7 +100,7 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
             f"{', which went on elsewhere since' if progress.elsewhere else ''}"
         )
         for line in progress.failed:
-            print(f"  failed: {line}")
+            print(printable(f"  failed: {line}"))
     return 1 if failed else 0
 
 
@@ -118,6 +119,7 @@ def _named(run: str, output_dir: str) -> RunDirectory:
     found = find_run_directory(output_dir, run)
     if found is None:
         raise ConfigurationError(f"sync: seen '{run}'; accepted: a run directory, or the id of a run in {Path(output_dir).absolute()}")
+    found.refuse_foreign()
     return found
 
 

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING
 
 from mltrack.config import OPTIONS, TrainModelRequest
-from mltrack.errors import ConfigurationError
+from mltrack.errors import ConfigurationError, printable
 
 if TYPE_CHECKING:
     from mltrack.run_opening import RunOpener
@@ -80,7 +80,7 @@ def train(words: Mapping[str, str]) -> int:
     if request.output == "json":
         print(json.dumps(response.to_dict()), flush=True)
     for line in response.errors:
-        print(f"mltrack: {line}", file=sys.stderr)
+        print(printable(f"mltrack: {line}"), file=sys.stderr)
     print_summary(request, response, file=sys.stderr if request.output == "json" else sys.stdout)
     return response.exit_code
 

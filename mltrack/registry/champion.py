@@ -117,9 +117,11 @@ def register(connected: Store, name: str, model_id: str, tags: Mapping[str, Any]
     _adopt(connected, name)
     number = int(registry.register(connected, name, model_id, tags=tags, description=description))
     model = model_tags.read_model(connected, name)
+    if number not in model.versions:
+        raise TrackingError(f"{name}/{number} was registered in {connected.shown_uri}, which does not list it; try again")
     written = model.versions[number].tags
     if gate.DECISION in written:
-        return Outcome(number, _aliases_of(model, number), written[gate.DECISION], written.get(gate.DECIDE))
+        return Outcome(number, _aliases_of(model, number), written[gate.DECISION], gate.open_command(name, number, written))
     if VERSION_IN_CARD in description:
         model_tags.describe_version(connected, name, number, description.replace(VERSION_IN_CARD, str(number)))
     _challenge(connected, name, number)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mltrack.journal import RunDirectory, write_json
+from mltrack.journal import RunDirectory, known_fields, write_json
 from mltrack.journal.records import now_ms
 
 FORMAT_VERSION = 1
@@ -61,8 +61,10 @@ class Progress:
         content = directory.read_delivery()
         if content.get("tracking_uri") != tracking_uri:
             return cls(tracking_uri=tracking_uri)
-        known = {f.name for f in fields(cls)} - {"uploading"}  # whoever uploaded is gone
-        return cls(**{name: value for name, value in content.items() if name in known})
+        try:
+            return cls(**{**known_fields(cls, content), "uploading": None})  # whoever uploaded is gone
+        except TypeError:
+            return cls(tracking_uri=tracking_uri)  # none that mltrack wrote: what is there already is stored once
 
     def is_whole(self, directory: RunDirectory) -> bool:
         """True where nothing of the journal is left to deliver, and the run was given its status."""

@@ -25,6 +25,7 @@ from mltrack.relay.pace import Pace
 from mltrack.relay.progress import Progress
 from mltrack.relay.trainers import NOW_AND_THEN_S, STARTED_TAG, Claim, WentOnElsewhere, trainer_of
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, ping, runs
+from mltrack.store.connection import ServersOwnFolder
 
 WITH_FILES = ("artifact", "checkpoints", "model")
 """Types of records that need the artifact store, and each the ones before it."""
@@ -232,8 +233,13 @@ class Projection:
                 handler(record)
         except (StoreUnavailable, WentOnElsewhere):
             raise
+        except ServersOwnFolder as error:
+            self._report(str(error))
         except (MltrackError, OSError) as error:
             self._report(f"{record['type']}: {error}")
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
+            log.debug("%s", record, exc_info=True)
+            self._report(f"{record['type']}: a record that mltrack did not write: {type(error).__name__}: {error}")
 
     def _stored(self, record: records.Record) -> StoreUnavailable | None:
         """None, or why not where the artifact store is away and the tracking server is not: the points need not wait for it."""
@@ -293,7 +299,7 @@ class Projection:
         self._give_up([f"data set {dataset.get('name')}: {error}" for dataset, error in refused])
 
     def _apply_artifact(self, record: Mapping[str, Any]) -> None:
-        path = self.directory.path / record["path"]
+        path = self.directory.inside(record["path"])
         if path.exists():
             artifacts.put_file(self.store, self._run_id, path, record["artifact_path"] or None)
         else:
@@ -355,6 +361,8 @@ class Projection:
             self._report(line)
 
     def _report(self, line: str) -> None:
+        if line in self.progress.failed:
+            return
         log.error("refused: %s", line)
         self.progress.failed.append(line)
 
