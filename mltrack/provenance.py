@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import getpass
-import json
 import os
 import subprocess
 import sys
@@ -13,14 +12,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mltrack.addresses import with_credentials
-from mltrack.config import OPTIONS, TrainModelRequest
-from mltrack.errors import ConfigurationError
-from mltrack.journal import JournalInUse, JournalLock, RunDirectory, find_run_directories, find_run_directory
+from mltrack.config import OPTIONS, TrainModelRequest, checked_options
+from mltrack.errors import ConfigurationError, printable
+from mltrack.journal import JournalInUse, JournalLock, RunDirectory, find_run_directories, find_run_directory, own_run_directories, read_json
 from mltrack.relay import Life, TrainedElsewhere, has_ended, refuse_trained_elsewhere, trainer_of
 from mltrack.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 
-NOT_INHERITED = {"resume", "exact", "new_run", "force", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output"}
-"""Options that a resumed run takes from its own command line alone."""
+NOT_INHERITED = {"resume", "exact", "new_run", "force", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output", "trust_remote_code"}
+"""Options that a resumed run takes from its own command line alone; the last one since others can write what it would be inherited from."""
+_NAMED = ("model_name", "dataset_path", "validation_path")
+"""Inherited options that are said before they are used."""
 
 _TRAINED_HERE: set[str] = set()
 """MLflow runs that a training of this process has recorded into."""
@@ -83,7 +84,7 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
             resumed.lock.release()
         return None
     if wanted == "latest":
-        with_checkpoint = [one for one in find_run_directories(request.output_dir) if has_checkpoint(one)]
+        with_checkpoint = [one for one in own_run_directories(request.output_dir) if has_checkpoint(one)]
         if not with_checkpoint:
             raise ConfigurationError(f"resume: seen 'latest', but no run in {Path(request.output_dir).absolute()} has a checkpoint; accepted: never, a run id")
         return _taken_over(with_checkpoint[-1], request, notice)
@@ -102,6 +103,7 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
 
 def _taken_over(found: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None]) -> Resumed:
     """`found`, locked; or what MLflow holds of that run where it went on elsewhere since."""
+    found.refuse_foreign()
     if request.new_run:
         return Resumed(found, None)
     lock = take_over(found, force=request.force, notice=notice)
@@ -172,7 +174,7 @@ def undelivered(output_dir: Path | str) -> list[RunDirectory]:
     Those that are offline on purpose are not among them, nor those of which a delivery has found that the run went on elsewhere.
     """
     found = []
-    for directory in find_run_directories(output_dir):
+    for directory in own_run_directories(output_dir):
         info = directory.read_run()
         delivery = directory.read_delivery()
         settled = delivery.get("complete", False) or delivery.get("elsewhere") is not None
@@ -186,14 +188,28 @@ def has_checkpoint(directory: RunDirectory) -> bool:
     return any(not path.parent.name.startswith(".") for path in directory.checkpoints.glob("*/metadata.json"))  # .writing-*: of a writer that was killed
 
 
-def saved_options(resumed: RunDirectory, request: TrainModelRequest) -> TrainModelRequest:
-    """The resumed run's options; what this request says otherwise than the defaults wins."""
-    saved = json.loads((resumed.path / "config.json").read_text(encoding="utf-8"))
+def saved_options(resumed: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None] = lambda line: None) -> TrainModelRequest:
+    """The resumed run's options; what this request says otherwise than the defaults wins.
+
+    Args:
+        resumed: its config.json may come from MLflow, where others can write.
+        request: what was typed.
+        notice: takes a line on which model and data are inherited.
+
+    Raises:
+        ConfigurationError: the run has no config.json, or one that holds a value which would not be accepted if it was typed.
+    """
+    content, where = read_json(resumed.path / "config.json"), f"config.json of run {resumed.path.name}"
+    if content is None:
+        raise ConfigurationError(f"cannot resume: {where} is missing or is no JSON object; resume a run of `mltrack train`")
+    saved = checked_options(content, where)
     values = {f.name: getattr(request, f.name) for f in fields(request)}
-    for name, option in OPTIONS.items():
-        untouched = name not in request.as_typed and values[name] == option.default
-        if untouched and name in saved and name not in NOT_INHERITED:
-            values[name] = saved[name]
+    inherited = {name for name in saved if name not in NOT_INHERITED and name not in request.as_typed and values[name] == OPTIONS[name].default}
+    values |= {name: saved[name] for name in inherited}
+    if named := [f"{name}={values[name]}" for name in _NAMED if name in inherited and values[name] is not None]:
+        notice(printable(f"from {where}: {', '.join(named)}"))
+    if saved.get("trust_remote_code") and not request.trust_remote_code:
+        notice(f"{where} says trust_remote_code=true, which is not inherited; if you trust the model's code, add --trust-remote-code true")
     return TrainModelRequest(**values)
 
 

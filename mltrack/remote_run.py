@@ -8,8 +8,8 @@ delivered, so that nothing is sent twice and the first value of a step stands.
 
 from __future__ import annotations
 
-import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import mltrack
 from mltrack import store as stores
 from mltrack.addresses import redacted
+from mltrack.config import checked_options
 from mltrack.errors import CheckpointError, ConfigurationError, TrackingError
-from mltrack.journal import JournalWriter, RunDirectory, RunInfo, heartbeat, make_output_dir, records, write_json
+from mltrack.journal import JournalWriter, RunDirectory, RunInfo, heartbeat, make_output_dir, read_json, records, write_json
 from mltrack.registry import connect_existing
 from mltrack.relay.liveness import BOOT_TAG, HEARTBEAT_TAG, HOST_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG, Life, Trainer, moves
 from mltrack.relay.progress import Progress
@@ -164,18 +165,19 @@ def _refuse_living(store: Store, run: runs.RunInfo, notice: Notice) -> None:
 def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_checkpoint: bool) -> RunDirectory:
     directory = RunDirectory(making)
     notice(f"fetching run {run.run_id} from {store.shown_uri}")
-    write_json(making / "config.json", redacted(_config(store, run)))
+    config = redacted(_config(store, run))
+    write_json(making / "config.json", config)
     fetched = _fetch_checkpoints(store, run, directory.checkpoints, notice)
-    if any_checkpoint and not fetched and (upload := _upload_of(directory)) != "all":
+    if any_checkpoint and not fetched and (upload := config.get("upload", "all")) != "all":
         raise ConfigurationError(
             f"cannot resume: the training state of run {run.run_id} is not in {store.shown_uri} because of --upload {upload}; "
             f"resume it in its run directory on {run.tags.get(HOST_TAG, 'the machine that trained it')}"
         )
-    renamed = json.loads(run.tags.get("mltrack.renamed", "{}"))
+    renamed = {key: name for key, name in runs.parsed(run.tags.get("mltrack.renamed", "{}"), dict).items() if isinstance(name, str)}
     points = list(history.points_of(store, run.run_id))
     trainer = {name: run.tags[name] for name in (HOST_TAG, BOOT_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG) if name in run.tags}
     _write_journal(directory.journal, points, renamed, trainer)
-    best = _best(fetched.values(), json.loads((making / "config.json").read_text(encoding="utf-8")))
+    best = _best(fetched.values(), config)
     models = _ready_models(store, run.run_id)
     Progress(
         tracking_uri=store.shown_uri,
@@ -204,7 +206,7 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
         )
     )
     name = next((one.run_id for one in fetched.values() if one.run_id), run.run_id)
-    if Path(name).name != name:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ConfigurationError(f"resume: run id {name!r} in {store.shown_uri} is a path; accepted: an id")
     target = making.parent / name
     if target.exists():
@@ -221,14 +223,13 @@ def _config(store: Store, run: runs.RunInfo) -> dict[str, Any]:
     """The options that the run was started with."""
     if "config.json" not in artifacts.list_names(store, run.run_id):
         raise ConfigurationError(f"resume: run {run.run_id} in {store.shown_uri} has no artifact config.json; accepted: a run of `mltrack train`")
+    where = f"config.json of run {run.run_id} in {store.shown_uri}"
     with tempfile.TemporaryDirectory(prefix="mltrack-") as folder:
-        content: dict[str, Any] = json.loads(artifacts.download(store, run.run_id, "config.json", folder).read_text(encoding="utf-8"))
-    return content
-
-
-def _upload_of(directory: RunDirectory) -> str:
-    """What of its checkpoints the run has uploaded."""
-    return str(json.loads((directory.path / "config.json").read_text(encoding="utf-8")).get("upload", "all"))
+        content = read_json(artifacts.download(store, run.run_id, "config.json", folder))
+    if content is None:
+        raise ConfigurationError(f"cannot resume: {where} is no JSON object; resume a run of `mltrack train`")
+    made = {name: content[name] for name in ("mltrack_version", "parent") if isinstance(content.get(name), str)}
+    return {**made, **checked_options(content, where)}
 
 
 def _fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: Notice) -> dict[int, CheckpointMetadata]:
@@ -237,7 +238,7 @@ def _fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: No
     folder.mkdir()
     fetched = {}
     for name in artifacts.list_names(store, run.run_id, "checkpoints"):
-        if name.isdigit():
+        if re.fullmatch(r"[0-9]{1,18}", name):
             target = folder / f"step-{int(name):08d}"
             try:
                 one = _fetch_checkpoint(store, run.run_id, int(name), models.get(int(name)), target)
@@ -283,9 +284,20 @@ def _fetch_checkpoint(store: Store, run_id: str, step: int, model_id: str | None
         problems = directory.verify(info)
         if problems:
             raise CheckpointError("; ".join(problems))
+        for path in target.iterdir():  # no hash vouches for it, and what lies in a checkpoint is uploaded with it
+            if path.name != directory.METADATA and not any(Path(name).parts[0] == path.name for name in info.files):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
         return info
     finally:
         shutil.rmtree(download, ignore_errors=True)
+
+
+def _number(text: str | None, kind: type[int] | type[float]) -> Any:
+    """The number in a tag; None where there is none."""
+    try:
+        return kind(text) if text is not None else None
+    except ValueError:
+        return None
 
 
 def _write_journal(path: Path, points: Iterable[runs.Point], renamed: Mapping[str, str], tags: Mapping[str, str]) -> None:
@@ -314,5 +326,5 @@ def _write_journal(path: Path, points: Iterable[runs.Point], renamed: Mapping[st
 def _best(checkpoints: Iterable[CheckpointMetadata], config: Mapping[str, Any]) -> CheckpointMetadata | None:
     from mltrack.checkpoints.metadata import best_first
 
-    ranked = best_first(list(checkpoints), config.get("metric_mode") or metric_mode(config["metric_name"]))
+    ranked = best_first(list(checkpoints), config.get("metric_mode") or metric_mode(config.get("metric_name", "eval_loss")))
     return ranked[0] if ranked else None

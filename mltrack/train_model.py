@@ -101,7 +101,7 @@ class TrainModelUseCase:
         found = find_resumed(run.request, self._notice)
         if found is not None:
             run.resumed, run.lock = found
-            run.request = saved_options(run.resumed, run.request)
+            run.request = saved_options(run.resumed, run.request, self._notice)
             if problems := run.request.validate():
                 raise ConfigurationError("; ".join(problems))
         task = task_for(run.task)

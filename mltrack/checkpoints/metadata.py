@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 FORMAT_VERSION = 1
+_MOST = 2**63 - 1
 _MOST_NAME_BYTES = 255
 """Of a file's name; more is too long for file systems."""
 
@@ -61,10 +62,12 @@ def from_json(content: Any, path: Path) -> CheckpointMetadata:
     for name, accepted in _KINDS.items():
         if name not in content or not isinstance(content[name], accepted) or isinstance(content[name], bool):
             raise ValueError(f"metadata.json: {name}: seen {str(content.get(name))[:80]!r}; accepted: {' or '.join(one.__name__ for one in accepted)}")
+        if isinstance(content[name], int) and not -_MOST <= content[name] <= _MOST:
+            raise ValueError(f"metadata.json: {name}: seen a whole number beyond 64 bits")
     for name, held in content["files"].items():
         if len(name.encode(errors="surrogatepass")) > _MOST_NAME_BYTES:  # no file has it, and asking for it is an error of the system
             raise ValueError(f"metadata.json: files: seen {name[:40]!r}... of {len(name):,} characters; accepted: at most {_MOST_NAME_BYTES} bytes")
-        if not (isinstance(held, Mapping) and isinstance(held.get("bytes"), int) and isinstance(held.get("sha256"), str)):
+        if not (isinstance(held, Mapping) and isinstance(held.get("bytes"), int) and 0 <= held["bytes"] <= _MOST and isinstance(held.get("sha256"), str)):
             raise ValueError(f"metadata.json: files: {name[:80]!r}: seen {str(held)[:80]!r}; accepted: bytes and sha256")
     if not all(isinstance(value, (int, float)) for value in content["metrics"].values()):
         raise ValueError("metadata.json: metrics: seen a value that is no number; accepted: numbers")

@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import NoReturn
 
 from mltrack.addresses import RedactedStream, redact
-from mltrack.errors import MltrackError
+from mltrack.errors import MltrackError, printable
 
 
 def main() -> NoReturn:
@@ -53,7 +53,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _said(line: str, exit_code: int) -> int:
-    print(f"mltrack: {redact(line)}", file=sys.stderr)
+    print(printable(f"mltrack: {redact(line)}"), file=sys.stderr)
     return exit_code
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from mltrack.addresses import redacted
 from mltrack.cli.options import split_options
 from mltrack.config import OPTIONS, TrainModelRequest
-from mltrack.errors import ConfigurationError
+from mltrack.errors import ConfigurationError, printable
 
 _DIGITS = 8
 """Fewest of a digest that say which data set is meant."""
@@ -51,7 +51,8 @@ def show(run_id: str, output_dir: str, output: str, tracking_uri: str | None) ->
     from mltrack.data.requested import WORKING_DIRECTORY, rebuild_command
 
     OPTIONS["output"].check(output)
-    data_sets, options, tags = redacted(_recorded(run_id, output_dir, tracking_uri))  # of other tools too
+    recorded, options, tags = redacted(_recorded(run_id, output_dir, tracking_uri))  # of other tools too
+    data_sets = [{**one, "profile": _profile(one.get("profile"))} for one in recorded]
     if not data_sets:
         raise ConfigurationError(f"data show: run {run_id} names no data sets; accepted: a run of `mltrack train` that has got as far as its data")
     sides = {one["context"]: (one.get("profile") or {}).get("digest") or one["digest"] for one in data_sets}
@@ -61,9 +62,9 @@ def show(run_id: str, output_dir: str, output: str, tracking_uri: str | None) ->
     if output == "json":
         print(json.dumps({"data_sets": data_sets, "rebuild": command}))
         return
-    for one in data_sets:
-        print("\n".join(_lines(one)))
-    print(f"rebuild     {command or 'its options are not recorded'}")
+    lines = [line for one in data_sets for line in _lines(one)]
+    for line in [*lines, f"rebuild     {command or 'its options are not recorded'}"]:
+        print(printable(line))
 
 
 def _recorded(run_id: str, output_dir: str, tracking_uri: str | None) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, str]]:
@@ -102,13 +103,23 @@ def _compare(made: Sequence[str], wanted: str) -> None:
             )
 
 
+def _profile(given: Any) -> dict[str, Any]:
+    """What is shown of a data set's profile, which anybody may have written."""
+    profile = given if isinstance(given, dict) else {}
+    classes = profile.get("classes")
+    counts = {"records": profile.get("records"), "num_rows": profile.get("num_rows")}
+    digest = {"digest": profile["digest"]} if isinstance(profile.get("digest"), str) else {}
+    held = {"classes": {str(name): count for name, count in classes.items() if isinstance(count, int)}} if isinstance(classes, dict) else {}
+    return {name: count for name, count in counts.items() if isinstance(count, int)} | digest | held
+
+
 def _lines(one: Mapping[str, Any]) -> list[str]:
     profile, source = one.get("profile") or {}, one["source"]
     made_with = ", ".join(f"{name} {value}" for name, value in source.items() if name != "uri") if isinstance(source, dict) else ""
     lines = [
         f"{one['context']:<12}{one['name']}: {profile.get('records', 0):,} records",
         f"  digest    {profile.get('digest') or one['digest']}",
-        f"  source    {source['uri'] if isinstance(source, dict) else source}{f' ({made_with})' if made_with else ''}",
+        f"  source    {source.get('uri') if isinstance(source, dict) else source}{f' ({made_with})' if made_with else ''}",
     ]
     if profile.get("classes"):
         lines.append("  classes   " + ", ".join(f"{label} {count:,}" for label, count in profile["classes"].items()))

@@ -9,7 +9,7 @@ from mltrack import registry, store
 from mltrack.addresses import redacted
 from mltrack.cli.options import as_bool
 from mltrack.config import OPTIONS, Option
-from mltrack.errors import ConfigurationError
+from mltrack.errors import ConfigurationError, printable
 from mltrack.registry import gate, history, loading
 from mltrack.store import model_tags
 
@@ -29,7 +29,7 @@ def list_models(tracking_uri: str | None, output: str) -> None:
         print(f"no registered models in {connected.shown_uri}; another database is named by --tracking-uri or MLFLOW_TRACKING_URI")
     for row in rows:
         aliases = ", ".join(f"@{alias} = {version}" for alias, version in sorted(row["aliases"].items()))
-        print(f"{row['name']}  {aliases or 'no alias'}")
+        print(printable(f"{row['name']}  {aliases or 'no alias'}"))
 
 
 def show_model(name: str, tracking_uri: str | None, output: str) -> None:
@@ -47,23 +47,25 @@ def show_model(name: str, tracking_uri: str | None, output: str) -> None:
     if changes:
         print("\nchampions:")
     for change in changes:
-        print(f"  {change.when}  {_shown(change.before)} -> {_shown(change.version)}  {change.kind}: {change.why}")
+        print(printable(f"  {change.when}  {_shown(change.before)} -> {_shown(change.version)}  {change.kind}: {change.why}"))
     if rows and rows[0]["description"]:
-        print(f"\n{rows[0]['description']}")
+        print(printable(f"\n{rows[0]['description']}", but="\n\t"))
 
 
 def _show_version(name: str, row: dict[str, Any]) -> None:
     aliases = " ".join(f"@{alias}" for alias in row["aliases"])
     figures = ", ".join(f"{key} {value:.4f}" for key, value in sorted(row["metrics"].items()) if not key.startswith("eval_f1_"))
-    print(f"{name}/{row['version']}  {aliases or '-'}  {figures}  run {row['run_id']}")
+    lines = [f"{name}/{row['version']}  {aliases or '-'}  {figures}  run {row['run_id']}"]
     tags = row["tags"]
     if loading.PARENT in tags:
         run = f" of run {tags[loading.PARENT_RUN]}" if loading.PARENT_RUN in tags else ""
-        print(f"    trained from {tags[loading.PARENT]}{run}")
+        lines.append(f"    trained from {tags[loading.PARENT]}{run}")
     if gate.DECISION in tags:
-        print(f"    {tags[gate.DECISION]}")
-    if tags.get(gate.DECIDE, "decided") != "decided":
-        print(f"    decide: {tags[gate.DECIDE]}")
+        lines.append(f"    {tags[gate.DECISION]}")
+    if command := gate.open_command(name, int(row["version"]), tags):
+        lines.append(f"    decide: {command}")
+    for line in lines:
+        print(printable(line))
 
 
 def promote_model(

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from mltrack.errors import printable
 from mltrack.training import Plan, TrainingState
 
 LIVE_INTERVAL_S, PLAIN_INTERVAL_S = 0.2, 15.0
@@ -42,6 +43,7 @@ class TrainingProgress:
 
     def notice(self, line: str) -> None:
         """One line that stays."""
+        line = printable(line)
         if self._live is not None:
             self._live.console.print(Text(line))
         else:

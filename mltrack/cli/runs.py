@@ -13,8 +13,8 @@ from mltrack import relay, store
 from mltrack.addresses import is_same, without_secrets
 from mltrack.cli.options import as_bool
 from mltrack.config import OPTIONS
-from mltrack.errors import ConfigurationError, MltrackError
-from mltrack.journal import JournalReader, RunDirectory, find_run_directories, find_run_directory
+from mltrack.errors import ConfigurationError, MltrackError, printable
+from mltrack.journal import JournalReader, RunDirectory, find_run_directories, find_run_directory, own_run_directories
 from mltrack.store import StoreUnavailable
 
 _UNENDED = {relay.Life.ALIVE: "RUNNING", relay.Life.ELSEWHERE: "UNKNOWN"}
@@ -32,7 +32,7 @@ def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None)
         try:
             _print_orphans(uri, output_dir, reaps, file=sys.stderr if output == "json" else sys.stdout)
         except StoreUnavailable as error:
-            print(f"mltrack: which runs say RUNNING is not known there: {error}", file=sys.stderr)
+            print(printable(f"mltrack: which runs say RUNNING is not known there: {error}"), file=sys.stderr)
 
 
 def _print_orphans(uri: str, output_dir: str, reap: bool, file: TextIO) -> None:
@@ -69,12 +69,13 @@ def _print_local(output_dir: str, output: str) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None)
     for column in rows[0]:
         table.add_column(column)
     for row in rows:
-        table.add_row(*(str(value) for value in row.values()))
+        table.add_row(*(Text(printable(str(value))) for value in row.values()))
     console = Console()
     if not console.is_terminal:
         console.width = 200
@@ -86,7 +87,7 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
     if follow is not None:
         relay.run(RunDirectory(Path(follow).absolute()))
         return 0
-    directories = find_run_directories(output_dir) if all_runs is not None and as_bool(all_runs) else [_named(run, output_dir) for run in runs]
+    directories = own_run_directories(output_dir) if all_runs is not None and as_bool(all_runs) else [_named(run, output_dir) for run in runs]
     if not directories:
         raise ConfigurationError("sync: accepted: run directories or run ids, or --all true")
     failed = 0
@@ -97,7 +98,7 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
                 progress = relay.sync(directory, tracking_uri, on_progress=on_progress, notice=lambda line: print(f"mltrack: {line}", file=sys.stderr))
         except MltrackError as error:
             failed += 1
-            print(f"mltrack: {directory.path.name}: {error}", file=sys.stderr)
+            print(printable(f"mltrack: {directory.path.name}: {error}"), file=sys.stderr)
             continue
         state = "complete" if progress.complete else "still running"
         there = min(before.get("sent", 0), progress.sent) if is_same(before.get("tracking_uri") or "", progress.tracking_uri) else 0
@@ -106,9 +107,9 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
             f"{', which went on elsewhere since' if progress.elsewhere else ''}"
         )
         for line in progress.failed:
-            print(f"  failed: {line}")
+            print(printable(f"  failed: {line}"))
         for line in progress.exposed:
-            print(f"  secret: {line}")
+            print(printable(f"  secret: {line}"))
     return 1 if failed else 0
 
 
@@ -127,6 +128,7 @@ def _named(run: str, output_dir: str) -> RunDirectory:
     found = find_run_directory(output_dir, run)
     if found is None:
         raise ConfigurationError(f"sync: seen '{run}'; accepted: a run directory, or the id of a run in {Path(output_dir).absolute()}")
+    found.refuse_foreign()
     return found
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TextIO
 
 from mltrack.config import OPTIONS, TrainModelRequest, TrainModelResponse
-from mltrack.journal import RunDirectory, RunInfo
+from mltrack.errors import printable
+from mltrack.journal import RunDirectory, RunInfo, read_json
 
 SAMPLES_SHOWN = 3
 
@@ -25,14 +26,13 @@ def print_summary(request: TrainModelRequest, response: TrainModelResponse, *, f
         lines += _result(request, response) + _samples(directory)
     lines += [f"warning    {line}" for line in response.warnings]
     lines += _whereabouts(response, directory, info) + _commands(request, response, directory, info)
-    print("\n".join(lines), file=file, flush=True)
+    print(printable("\n".join(lines), but="\n\t"), file=file, flush=True)
 
 
 def _effective(directory: RunDirectory, request: TrainModelRequest) -> TrainModelRequest:
     """The options that the run had: those of a resumed run are not all on this command line."""
-    try:
-        saved = json.loads((directory.path / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    saved = read_json(directory.path / "config.json")
+    if saved is None:
         return request
     return TrainModelRequest(**{name: value for name, value in saved.items() if name in OPTIONS})
 

@@ -14,7 +14,7 @@ from types import FrameType
 
 from mltrack.addresses import redact
 from mltrack.config import OPTIONS, TrainModelRequest
-from mltrack.errors import ConfigurationError, described
+from mltrack.errors import ConfigurationError, described, printable
 
 SAME_REQUEST_S = 5.0
 """`mlflow run` that gets Ctrl-C sends its program a SIGTERM, which has got the SIGINT of the terminal itself: one request, two signals."""
@@ -70,7 +70,7 @@ def train(words: Mapping[str, str]) -> int:
     if request.output == "json":
         print(json.dumps(response.to_dict()), flush=True)
     for line in response.errors:
-        print(f"mltrack: {line}", file=sys.stderr)
+        print(printable(f"mltrack: {line}"), file=sys.stderr)
     try:
         print_summary(request, response, file=sys.stderr if request.output == "json" else sys.stdout)
     except Exception as error:  # the training is over: what cannot be shown of it does not change how it ended

@@ -1,6 +1,6 @@
 """The options of a training, declared once, and the request, configuration and response made of them."""
 
 from mltrack.config.options import OPTIONS, Option
-from mltrack.config.request import TaskType, TrainingConfig, TrainModelRequest, TrainModelResponse
+from mltrack.config.request import TaskType, TrainingConfig, TrainModelRequest, TrainModelResponse, checked_options
 
-__all__ = ["OPTIONS", "Option", "TaskType", "TrainModelRequest", "TrainModelResponse", "TrainingConfig"]
+__all__ = ["OPTIONS", "Option", "TaskType", "TrainModelRequest", "TrainModelResponse", "TrainingConfig", "checked_options"]

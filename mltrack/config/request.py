@@ -13,7 +13,7 @@ from typing import Any
 from mltrack.addresses import redacted, without_secrets
 from mltrack.config.options import OPTIONS, setting
 from mltrack.config.speedups import Speedups
-from mltrack.errors import ConfigurationError
+from mltrack.errors import ConfigurationError, printable
 
 
 class TaskType(StrEnum):
@@ -205,6 +205,18 @@ class TrainModelRequest:
         names = {f.name for f in fields(TrainingConfig)} - {"num_epochs"}
         assert self.epochs is not None
         return TrainingConfig(num_epochs=self.epochs, **{name: getattr(self, name) for name in names})
+
+
+def checked_options(content: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The options among the values of a `config.json`, which anybody may have written, each checked as if it had been typed.
+
+    Raises:
+        ConfigurationError: the first value that is not accepted; `where` names the file.
+    """
+    try:
+        return {name: option.check(content[name]) for name, option in OPTIONS.items() if name in content}
+    except (ConfigurationError, ValueError, OverflowError) as error:
+        raise ConfigurationError(printable(f"{where}: {error}")) from None
 
 
 @dataclass(kw_only=True)

@@ -4,7 +4,17 @@ from mltrack.journal import records
 from mltrack.journal.heartbeat import Heartbeat
 from mltrack.journal.machine import Machine
 from mltrack.journal.reader import JournalReader, read_journal
-from mltrack.journal.run_directory import RunDirectory, RunInfo, find_run_directories, find_run_directory, make_output_dir, write_json
+from mltrack.journal.run_directory import (
+    RunDirectory,
+    RunInfo,
+    find_run_directories,
+    find_run_directory,
+    known_fields,
+    make_output_dir,
+    own_run_directories,
+    read_json,
+    write_json,
+)
 from mltrack.journal.writer import DiskFullError, JournalInUse, JournalLock, JournalWriter
 
 __all__ = [
@@ -19,8 +29,11 @@ __all__ = [
     "RunInfo",
     "find_run_directories",
     "find_run_directory",
+    "known_fields",
     "make_output_dir",
+    "own_run_directories",
     "read_journal",
+    "read_json",
     "records",
     "write_json",
 ]

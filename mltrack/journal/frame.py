@@ -77,6 +77,6 @@ def _frame_at(data: bytes, position: int) -> Frame | None:
         return None
     try:
         record = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return Frame(record, end + 1) if isinstance(record, dict) else None
+    return Frame(record, end + 1) if isinstance(record, dict) and isinstance(record.get("type"), str) else None

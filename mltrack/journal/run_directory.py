@@ -12,14 +12,24 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from mltrack.addresses import redacted, without_secrets
-from mltrack.errors import ConfigurationError, TrackingError
+from mltrack.errors import ConfigurationError, TrackingError, printable
 
 FORMAT_VERSION = 1
+MAX_JSON_BYTES = 64 << 20
+_JSON_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "dict": (dict,),
+    "list": (list,),
+    "None": (type(None),),
+}
 log = logging.getLogger("mltrack")
 
 
@@ -110,19 +120,50 @@ class RunDirectory:
     def heartbeat(self) -> Path:
         return self.path / "heartbeat"
 
+    @property
+    def is_ours(self) -> bool:
+        """False where another user of this machine owns it: what it says may be meant for us."""
+        try:
+            return {self.path.stat().st_uid, self.run_file.lstat().st_uid} == {os.geteuid()}
+        except FileNotFoundError:
+            return True
+
+    def refuse_foreign(self) -> None:
+        """Raises ConfigurationError where another user owns it."""
+        if not self.is_ours:
+            raise ConfigurationError(
+                f"{self.path} belongs to another user, whose files would be sent and deleted as yours; if you trust it, copy it (cp -r) and name the copy"
+            )
+
+    def inside(self, name: str | Path) -> Path:
+        """The path that a record names.
+
+        Raises:
+            TrackingError: it leads out of this directory.
+        """
+        try:
+            if (self.path / name).resolve().is_relative_to(self.path.resolve()):
+                return self.path / name
+        except (OSError, RuntimeError, ValueError, TypeError):  # a circle of links, or no name of a file
+            pass
+        raise TrackingError(f"{self.path}: {printable(str(name)[:200])!r} leads out of this directory, so it is neither read nor sent")
+
     def read_run(self) -> RunInfo:
         """What `run.json` says.
 
         Raises:
             TrackingError: there is none, it is no JSON object, or it is newer than this mltrack.
         """
-        content = _read_object(self.run_file)
+        content = read_json(self.run_file)
         if content is None:
             raise TrackingError(f"{self.path}: seen no readable run.json; accepted: a run directory that mltrack wrote")
-        if content.get("format_version", 0) > FORMAT_VERSION:
-            raise TrackingError(f"{self.run_file}: format {content['format_version']} is newer than {FORMAT_VERSION}; install a newer mltrack")
-        known = {f.name for f in fields(RunInfo)}
-        return RunInfo(**{name: value for name, value in content.items() if name in known})
+        version = content.get("format_version", 0)
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise TrackingError(f"{self.run_file}: format {version} is newer than {FORMAT_VERSION}; install a newer mltrack")
+        try:
+            return RunInfo(**known_fields(RunInfo, content))
+        except TypeError as error:
+            raise TrackingError(f"{self.run_file}: {error}; accepted: a run.json that mltrack wrote") from None
 
     def write_run(self, info: RunInfo) -> None:
         """Replace `run.json`."""
@@ -136,7 +177,9 @@ class RunDirectory:
 
     def read_delivery(self) -> dict[str, Any]:
         """The relay's progress; empty where nothing was delivered yet."""
-        return _read_object(self.delivery_file) or {}
+        content = read_json(self.delivery_file) or {}
+        counts = ("offset", "sent", "acknowledged_ms", "connected_ms")
+        return content if all(isinstance(content.get(name, 0), int) and content.get(name, 0) >= 0 for name in counts) else {}
 
 
 def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
@@ -151,6 +194,15 @@ def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
             except TrackingError as error:
                 log.error("left out: %s", error)
     return [directory for _, _, directory in sorted(found, key=lambda one: one[:2])]
+
+
+def own_run_directories(output_dir: Path | str) -> list[RunDirectory]:
+    """The same without those of other users, of which one line says so: what is done unasked is done to one's own runs alone."""
+    found = find_run_directories(output_dir)
+    foreign = [directory.path.name for directory in found if not directory.is_ours]
+    if foreign:
+        log.error("left alone, since another user owns them: %s", ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""))
+    return [directory for directory in found if directory.path.name not in foreign]
 
 
 def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | None:
@@ -205,9 +257,28 @@ def _is_running(pid: str) -> bool:
     return True
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is none of at most `MAX_JSON_BYTES`."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        with path.open("rb") as file:
+            text = file.read(MAX_JSON_BYTES + 1)
+        content = json.loads(text) if len(text) <= MAX_JSON_BYTES else None
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
+
+
+def known_fields(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Those values of `content` that are fields of the dataclass.
+
+    Raises:
+        TypeError: one is of another type than its field, or a field without a default is missing.
+    """
+    declared = {f.name: f for f in fields(kind)}
+    for name, f in declared.items():
+        kinds = tuple(one for word in str(f.type).split(" | ") for one in _JSON_KINDS[word.partition("[")[0]])
+        if name not in content and f.default is MISSING and f.default_factory is MISSING:
+            raise TypeError(f"{name} is missing")
+        if name in content and type(content[name]) not in kinds:
+            raise TypeError(f"{name} is {printable(repr(content[name])[:80])}, not {f.type}")
+    return {name: value for name, value in content.items() if name in declared}

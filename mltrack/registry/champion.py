@@ -148,7 +148,7 @@ def register(connected: Store, name: str, model_id: str, tags: Mapping[str, Any]
     version = _version_there(connected, name, number)
     written = version.tags
     if gate.DECISION in written:
-        return Outcome(number, list(version.aliases), written[gate.DECISION], written.get(gate.DECIDE))
+        return Outcome(number, list(version.aliases), written[gate.DECISION], gate.open_command(name, number, written))
     if VERSION_IN_CARD in description:
         model_tags.describe_version(connected, name, number, description.replace(VERSION_IN_CARD, str(number)))
     _challenge(connected, name, number)

@@ -17,6 +17,7 @@ _SAID = {
     "pruned": "{id}: its files are deleted",
     "registered": "{id}: its files stay, another version points at them",
     "gone": "{id}: its files were gone",
+    "foreign": "{id}: nothing of it is deleted, the folder that it names holds something else",
 }
 
 

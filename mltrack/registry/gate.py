@@ -86,6 +86,11 @@ def deciding_command(name: str, version: int, tags: Tags) -> str:
     return shlex.join(words)
 
 
+def open_command(name: str, version: int, tags: Tags) -> str | None:
+    """That command where the version's tags say that it is undecided. The tag says no more than that: what it holds, anybody may have written."""
+    return deciding_command(name, version, tags) if tags.get(DECIDE, "decided") != "decided" else None
+
+
 def number(text: str | None) -> float | None:
     """The finite number that a tag holds, or None."""
     try:

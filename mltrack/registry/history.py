@@ -58,7 +58,10 @@ class Change:
     @property
     def when(self) -> str:
         """Date and time, UTC."""
-        return datetime.fromtimestamp(self.at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        try:
+            return datetime.fromtimestamp(self.at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        except (ValueError, OverflowError, OSError):
+            return "at no time"
 
 
 def new_mark(at_ms: int) -> str:
@@ -140,5 +143,5 @@ def _parse(key: str, text: str) -> Change | None:
             if kind in KINDS
             else None
         )
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None

@@ -5,7 +5,6 @@ Invariant: what mltrack loads itself runs no code of the model's folder, not eve
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from mltrack import store
 from mltrack.errors import ConfigurationError, TrackingError
+from mltrack.journal import read_json
 from mltrack.store import Store, model_tags
 from mltrack.store import registry as verbs
 
@@ -139,10 +139,9 @@ def folder_task(folder: str | Path) -> str:
 
 
 def _saved_parent(config: Path | None, model_name: str) -> str | None:
-    if config is None:
+    saved = (read_json(config) if config is not None else None) or {}
+    parent, wanted = saved.get("parent"), verbs.parse_uri(model_name)
+    if saved.get("model_name") != model_name or not isinstance(parent, str):
         return None
-    try:
-        saved = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return saved.get("parent") if saved.get("model_name") == model_name else None
+    held = verbs.parse_uri(parent)
+    return parent if (held.name, held.model_id) == (wanted.name, wanted.model_id) else None

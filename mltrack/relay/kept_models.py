@@ -85,7 +85,7 @@ class KeptModels:
             for row in logged_models.models_of_run(self._store, self._run_id):
                 if row["model_id"] not in self._progress.models.values():
                     self._check()
-                    logged_models.prune(self._store, row["model_id"])
+                    self._prune_model(row["model_id"])
             for name in artifacts.list_names(self._store, self._run_id, CHECKPOINTS):
                 if name.isdigit() and name not in kept:
                     self._check()
@@ -95,7 +95,9 @@ class KeptModels:
             raise
 
     def _publish(self, one: Mapping[str, Any], time_ms: int) -> None:
-        folder = self._directory.path / one["path"]
+        folder = self._directory.inside(one["path"])
+        for path in folder.rglob("*"):
+            self._directory.inside(path)
         step = int(one["step"])
         self._progress.uploading = f"checkpoint of step {step}"
         self._save()
@@ -159,8 +161,12 @@ class KeptModels:
     def _prune(self, step: str) -> None:
         self._check()
         if self._progress.models[step]:
-            logged_models.prune(self._store, self._progress.models[step])
+            self._prune_model(self._progress.models[step])
         artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{step}")
         del self._progress.models[step]
         self._progress.saved_ms.pop(step, None)
         self._save()
+
+    def _prune_model(self, model_id: str) -> None:
+        if logged_models.prune(self._store, model_id) == "foreign":
+            log.error("%s stays: the folder that it names holds something else", model_id)

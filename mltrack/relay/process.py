@@ -30,7 +30,7 @@ class WatchedProcess:
             if started is None or abs(process.create_time() - started) < _SAME_START_S:
                 self._process = process
                 self._pidfd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
-        except (psutil.NoSuchProcess, OSError):
+        except (psutil.NoSuchProcess, OSError, ValueError, OverflowError):  # the last two: no process can have such a number
             self._process = None
 
     def is_alive(self) -> bool:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mltrack.addresses import is_same, redacted, without_secrets
-from mltrack.journal import RunDirectory, write_json
+from mltrack.journal import RunDirectory, known_fields, write_json
 from mltrack.journal.records import now_ms
 
 FORMAT_VERSION = 1
@@ -69,10 +69,12 @@ class Progress:
     def read(cls, directory: RunDirectory, tracking_uri: str) -> Progress:
         """The progress of this directory towards this server; from the start for another server."""
         content, address = directory.read_delivery(), without_secrets(tracking_uri)
-        if not is_same(content.get("tracking_uri") or "", address):
+        if not is_same(str(content.get("tracking_uri") or ""), address):
             return cls(tracking_uri=address)
-        known = {f.name for f in fields(cls)} - {"uploading", "rejected"}  # whoever uploaded is gone; asked anew
-        return cls(**{**{name: value for name, value in content.items() if name in known}, "tracking_uri": address})
+        try:  # whoever uploaded is gone, and MLflow is asked anew
+            return cls(**{**known_fields(cls, content), "uploading": None, "rejected": None, "tracking_uri": address})
+        except TypeError:
+            return cls(tracking_uri=address)  # none that mltrack wrote: what is there already is stored once
 
     def is_whole(self, directory: RunDirectory) -> bool:
         """True where nothing of the journal is left to deliver, and the run was given its status."""

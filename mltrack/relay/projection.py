@@ -29,6 +29,7 @@ from mltrack.relay.progress import Progress
 from mltrack.relay.trainers import NOW_AND_THEN_S, Claim, WentOnElsewhere
 from mltrack.relay.verdict import verdict_on
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, ping, runs
+from mltrack.store.connection import ServersOwnFolder
 
 WITH_FILES = ("artifact", "checkpoints", "model")
 """Types of records that need the artifact store, and each the ones before it."""
@@ -257,7 +258,10 @@ class Projection:
                 handler(record)
         except (StoreUnavailable, WentOnElsewhere):
             raise
+        except ServersOwnFolder as error:
+            self._report(str(error))
         except Exception as error:  # whatever it is: the run's status must not hang on it
+            log.debug("%s", record, exc_info=True)
             self._report(f"{record['type']}: {described(error)}")
 
     def _stored(self, record: records.Record) -> StoreUnavailable | None:
@@ -320,7 +324,7 @@ class Projection:
         self._give_up([f"data set {dataset.get('name')}: {error}" for dataset, error in refused])
 
     def _apply_artifact(self, record: Mapping[str, Any]) -> None:
-        path = self.directory.path / record["path"]
+        path = self.directory.inside(record["path"])
         if path.exists():
             artifacts.put_file(self.store, self._run_id, path, record["artifact_path"] or None)
         else:
@@ -386,6 +390,8 @@ class Projection:
             self._report(line)
 
     def _report(self, line: str) -> None:
+        if line in self.progress.failed:
+            return
         log.error("refused: %s", line)
         self.progress.failed.append(line)
 

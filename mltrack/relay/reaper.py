@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mltrack.errors import MltrackError
-from mltrack.journal import RunDirectory, find_run_directories
+from mltrack.journal import RunDirectory, own_run_directories
 from mltrack.relay.liveness import HEARTBEAT_TAG, Life, TrainedElsewhere, Trainer, has_ended, moves, trainer_of
 from mltrack.relay.progress import Progress
 from mltrack.relay.sync import DeliveredElsewhere, delivering_process, sync
@@ -36,7 +36,7 @@ class Orphan:
 
 def orphans(store: Store, output_dir: Path | str) -> list[Orphan]:
     """The runs without a trainer, and those of which only their heartbeat can tell."""
-    directories = {directory.read_run().run_id: directory for directory in find_run_directories(output_dir)}
+    directories = {directory.read_run().run_id: directory for directory in own_run_directories(output_dir)}
     found = []
     for run in runs.search_running_runs(store):
         directory = directories.get(run.run_id)

@@ -29,8 +29,7 @@ def put_file(store: Store, run_id: str, path: str | os.PathLike[str], artifact_p
     """
     source = Path(path)
     with translated(store, f"storing {source.name}"):
-        root = _root(store, run_id)
-        local = local_path(root)
+        root, local = _place(store, run_id)
         if local is not None:
             placement.place_file(source, _inside(local, artifact_path) / source.name)
         elif not (
@@ -45,8 +44,7 @@ def put_folder(store: Store, run_id: str, path: str | os.PathLike[str], artifact
     if not source.is_dir():
         raise StoreRejected(f"{source} is not a folder")
     with translated(store, f"storing the folder {source.name}"):
-        root = _root(store, run_id)
-        local = local_path(root)
+        root, local = _place(store, run_id)
         if local is not None:
             target = _inside(local, _named(artifact_path))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,8 +57,7 @@ def put_text(store: Store, run_id: str, text: str, artifact_file: str) -> None:
     """A text file at `artifact_file`, as "checkpoints/index.json"."""
     name = _named(artifact_file)
     with translated(store, f"storing {name}"):
-        root = _root(store, run_id)
-        local = local_path(root)
+        root, local = _place(store, run_id)
         if local is not None:
             placement.place_text(text, _inside(local, name))
             return
@@ -79,8 +76,7 @@ def delete(store: Store, run_id: str, artifact_path: str) -> None:
     """The file or folder and its bytes; what is gone already is no error."""
     name = _named(artifact_path)
     with translated(store, f"deleting {name}"):
-        root = _root(store, run_id)
-        local = local_path(root)
+        root, local = _place(store, run_id)
         if local is not None:
             placement.remove(_inside(local, name))
             return
@@ -107,20 +103,20 @@ def delete_tree(store: Store, uri: str, name: str | None = None) -> None:
 def list_names(store: Store, run_id: str, path: str | None = None) -> list[str]:
     """The names of the files and folders right in the folder `path` (None: the run's root); none where it does not exist."""
     with translated(store, f"listing {path or 'files'}"):
-        return sorted(name.rsplit("/", 1)[-1] for name in _names(repository(store, _root(store, run_id)), _checked(path)))
+        return sorted(name.rsplit("/", 1)[-1] for name in _names(repository(store, _place(store, run_id)[0]), _checked(path)))
 
 
 def list_files(store: Store, run_id: str, path: str | None = None) -> dict[str, int]:
     """All files at and below `path`: their paths in the run, with their sizes in bytes."""
     with translated(store, "listing files"):
-        return _listed(repository(store, _root(store, run_id)), _checked(path))
+        return _listed(repository(store, _place(store, run_id)[0]), _checked(path))
 
 
 def download(store: Store, run_id: str, path: str, dst: str | os.PathLike[str]) -> Path:
     """A copy of the file or folder under `dst`; the path of the copy."""
     Path(dst).mkdir(parents=True, exist_ok=True)
     with translated(store, f"fetching {path}"), patient(store):
-        return Path(repository(store, _root(store, run_id)).download_artifacts(_named(path), str(dst)))
+        return Path(repository(store, _place(store, run_id)[0]).download_artifacts(_named(path), str(dst)))
 
 
 def repository(store: Store, uri: str) -> Any:
@@ -197,10 +193,15 @@ def _listed(repo: Any, path: str | None) -> dict[str, int]:
     return files
 
 
-def _root(store: Store, run_id: str) -> str:
+def _place(store: Store, run_id: str) -> tuple[str, Path | None]:
+    """The run's artifact URI, and the folder where it names one of this machine."""
     if run_id not in store.artifact_roots:
         store.artifact_roots[run_id] = store.client.get_run(run_id).info.artifact_uri
-    return store.artifact_roots[run_id]
+    root = store.artifact_roots[run_id]
+    local = local_path(store, root)
+    if local is not None and local.parts[-2:] != (run_id, "artifacts"):  # as MLflow names each; anything else holds other things than this run's
+        raise StoreRejected(f"{store.shown_uri} keeps the files of run {run_id} in {local}, which is not that run's folder; .../{run_id}/artifacts is")
+    return root, local
 
 
 def _checked(path: str | None) -> str | None:
@@ -220,4 +221,7 @@ def _named(path: str) -> str:
 
 
 def _inside(root: Path, path: str | None) -> Path:
-    return root / (_checked(path) or "")
+    target = root / (_checked(path) or "")
+    if not target.resolve().is_relative_to(root.resolve()):
+        raise StoreRejected(f"{target} leads out of {root}; a folder without links is accepted")
+    return target

@@ -15,6 +15,7 @@ import math
 import os
 import re
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -23,7 +24,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from mltrack.addresses import escaped, is_ambiguous, redact, with_credentials, without_secrets
-from mltrack.errors import MltrackError, TrackingError
+from mltrack.errors import MltrackError, TrackingError, printable
 
 ARTIFACT_TIMEOUT_S = 120
 """Seconds that one transfer of a file may be silent, beside those for its bytes."""
@@ -31,6 +32,11 @@ SLOWEST_BYTES_PER_S = 1_000_000
 """A server answers an upload only when it has stored all of it; a slower storage behind it counts as one that hangs."""
 
 _TRY_AGAIN = {408, 425, 429}
+_LONGEST_WAIT_S = 60.0
+"""For another process that makes the tables of a database, which takes seconds."""
+_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_INDIRECT = ("", "file", "runs", "models")
+"""Schemes of artifact URIs that are, or lead to, a folder of this machine."""
 _FILE_STORE = "the file store is no longer served by MLflow; use sqlite:///mlflow.db or a server, and move old data by 'mlflow migrate-filestore'"
 
 
@@ -50,6 +56,22 @@ class StoreRejected(TrackingError):
     """The store answered and said no: the same request will be refused again."""
 
 
+class ServersOwnFolder(StoreRejected):
+    """A server keeps artifacts in a folder of its own machine, which names nothing here.
+
+    Args:
+        store: the server.
+        uri: the folder, as the server names it.
+    """
+
+    def __init__(self, store: Store, uri: str):
+        super().__init__(
+            f"{store.shown_uri} keeps these artifacts in {printable(uri)!r}, a folder of its own machine, so nothing is read or written there from here; "
+            "start the server with --artifacts-destination FOLDER and choose a new --experiment-name, or on the server's machine give its database as "
+            "--tracking-uri"
+        )
+
+
 @dataclass
 class Store:
     """A connection: where, and the client that talks to it."""
@@ -66,6 +88,11 @@ class Store:
     def is_local(self) -> bool:
         """True for a database file on this machine: nobody to wait for, no server to start."""
         return self.tracking_uri.startswith("sqlite:")
+
+    @property
+    def is_database(self) -> bool:
+        """True where this process reads the tables itself, and no server says where files lie."""
+        return self.tracking_uri.partition(":")[0].partition("+")[0] in _DATABASES
 
     @property
     def shown_uri(self) -> str:
@@ -142,7 +169,7 @@ def import_client(tracking_uri: str) -> None:
     with translated(tracking_uri, "importing mlflow"):
         import mlflow.tracking
 
-        if tracking_uri.partition("+")[0].partition(":")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+        if tracking_uri.partition("+")[0].partition(":")[0] in _DATABASES:
             import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
@@ -264,9 +291,15 @@ def already_exists(error: BaseException) -> bool:
     return getattr(cause, "error_code", "") in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
 
 
-def local_path(uri: str) -> Path | None:
-    """The folder that an artifact URI names on this machine, or None."""
+def local_path(store: Store, uri: str) -> Path | None:
+    """The folder that an artifact URI names on this machine, or None where it names none.
+
+    Raises:
+        ServersOwnFolder: a server named it, whose folders are not this machine's.
+    """
     parts = urlsplit(uri)
+    if not store.is_database and parts.scheme in _INDIRECT:
+        raise ServersOwnFolder(store, uri)
     if parts.scheme == "":
         return Path(uri)
     return Path(unquote(parts.path)) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
@@ -274,18 +307,44 @@ def local_path(uri: str) -> Path | None:
 
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """One process at a time opens a database file: two that make its tables at once both fail, and MLflow's own lock leaves a gap (seen)."""
-    if not uri.startswith("sqlite:") or os.name != "posix":
+    """One process at a time opens a database file: two that make its tables at once both fail, and MLflow's own lock leaves a gap (seen).
+
+    The lock lies beside the database and is only opened, never written to. Where there can be none, or another user holds it, the database is opened without.
+    """
+    lock = _lock_beside(uri)
+    if lock is None:
         yield
         return
-    import fcntl
-    import hashlib
-    import tempfile
-
-    name = f"mltrack-{os.getuid()}-{hashlib.sha256(uri.encode()).hexdigest()[:16]}.lock"
-    with open(Path(tempfile.gettempdir()) / name, "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    try:
+        deadline = time.monotonic() + _LONGEST_WAIT_S
+        while not _try_lock(lock) and time.monotonic() < deadline:
+            time.sleep(0.02)
         yield
+    finally:
+        os.close(lock)
+
+
+def _lock_beside(uri: str) -> int | None:
+    """The descriptor of the file .NAME.lock beside an SQLite database; no link is followed, and nothing that is no file is waited for."""
+    path = Path(uri.partition(":///")[2].partition("?")[0])
+    if not uri.startswith("sqlite:") or not path.is_absolute() or os.name != "posix":
+        return None
+    try:
+        return os.open(path.with_name(f".{path.name}.lock"), os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError:
+        return None
+
+
+def _try_lock(descriptor: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
 
 
 def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
@@ -314,6 +373,10 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
         return StoreRejected, f"{reason}; install the package that this kind of store needs"
     if isinstance(error, UnicodeError | OverflowError) or (isinstance(error, ValueError) and "out of range" in reason):  # a value that no request can carry
         return StoreRejected, reason
+    if home == "google" or type(error).__name__ == "JSONDecodeError":  # a gateway's page, or what is no answer of MLflow's
+        return StoreUnavailable, f"the answer is not one of MLflow's: {reason}"
+    if isinstance(error, LookupError | ValueError | TypeError | AttributeError | ArithmeticError | RecursionError):
+        return StoreRejected, f"the answer cannot be used: {type(error).__name__}: {reason}"
     return None, reason
 
 
@@ -364,4 +427,4 @@ def _first_line(error: Exception) -> str:
     refused = re.search(r"(Connection refused|timed out|Name or service not known|No route to host|Failed to resolve)", text)
     if refused and len(text) > 160:
         text = refused[1]
-    return text if len(text) <= 300 else text[:297] + "..."
+    return printable(text if len(text) <= 300 else text[:297] + "...")

@@ -9,6 +9,7 @@ import json
 from typing import Any
 
 from mltrack.store.connection import Store, translated
+from mltrack.store.runs import parsed
 
 
 def data_sets_of(store: Store, run_id: str) -> list[dict[str, Any]]:
@@ -25,7 +26,7 @@ def data_sets_of(store: Store, run_id: str) -> list[dict[str, Any]]:
                 "context": next((tag.value for tag in one.tags if tag.key == "mlflow.data.context"), ""),
                 "source": source["uri"] if isinstance(source, dict) and set(source) == {"uri"} else source,
                 "schema": _parsed(one.dataset.schema),
-                "profile": _parsed(one.dataset.profile),
+                "profile": parsed(one.dataset.profile or "", dict),
             }
         )
     return sorted(found, key=lambda one: (one["context"] != "training", one["context"], one["name"]))
@@ -34,5 +35,5 @@ def data_sets_of(store: Store, run_id: str) -> list[dict[str, Any]]:
 def _parsed(text: str | None) -> Any:
     try:
         return json.loads(text) if text else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return text

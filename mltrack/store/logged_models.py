@@ -10,6 +10,7 @@ Both verbs can be cut off at any point and called again.
 from __future__ import annotations
 
 import math
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,6 +61,7 @@ def publish(
         if not (folder / "MLmodel").is_file():
             raise StoreRejected(f"{folder}: no MLmodel file; a folder written by write_model_folder is accepted")
         run = store.client.get_run(run_id)
+        local_path(store, run.info.artifact_uri)  # refused before there is an entry of a model that cannot be stored
         model = _find(store, run.info.experiment_id, run_id, step)
         if model is None:
             model = store.client.create_logged_model(
@@ -89,7 +91,8 @@ def prune(store: Store, model_id: str) -> str:
     bytes go, its entry goes. Whatever cuts this off, the entry is there as long as bytes may be, and the next call ends it.
 
     Returns:
-        "pruned"; "registered" where it was left alone; "gone" where there was nothing left to do.
+        "pruned"; "registered" where it was left alone; "gone" where there was nothing left to do; "foreign" where the folder that it names is not its own:
+        then nothing was touched.
     """
     with translated(store, f"pruning {model_id}"):
         if is_registered(store, model_id):
@@ -100,6 +103,9 @@ def prune(store: Store, model_id: str) -> str:
             if is_missing(error):
                 return "gone"
             raise
+        local = local_path(store, model.artifact_location)
+        if local is not None and not _is_own(local, model_id):
+            return "foreign"
         was_ready = str(model.status) == "READY"
         if was_ready:
             store.client.finalize_logged_model(model_id, "FAILED")
@@ -107,7 +113,6 @@ def prune(store: Store, model_id: str) -> str:
             if was_ready:
                 store.client.finalize_logged_model(model_id, "READY")
             return "registered"
-        local = local_path(model.artifact_location)
         if local is None:
             delete_tree(store, model.artifact_location)
         else:
@@ -122,7 +127,8 @@ def models_of_run(store: Store, run_id: str) -> list[dict[str, Any]]:
     """The run's logged models by step: model_id, step, status (PENDING, READY, FAILED), tags, name, artifact_location, metrics."""
     with translated(store, f"listing the models of run {run_id}"):
         experiment_id = store.client.get_run(run_id).info.experiment_id
-        models = _search(store, experiment_id, f"tags.`{RUN_TAG}` = '{run_id}'")
+        found = _search(store, experiment_id, f"tags.`{RUN_TAG}` = '{run_id}'")
+    models = [model for model in found if model.tags.get(RUN_TAG) == run_id]
     return sorted(map(_row, models), key=lambda row: int(row["step"]))
 
 
@@ -136,7 +142,7 @@ def of_step(store: Store, run_id: str, step: int) -> dict[str, Any] | None:
 def _row(model: Any) -> dict[str, Any]:
     return {
         "model_id": model.model_id,
-        "step": int(model.tags.get(STEP_TAG, -1)),
+        "step": _step(model.tags.get(STEP_TAG, "")),
         "status": str(model.status),
         "tags": dict(model.tags),
         "name": model.name,
@@ -147,8 +153,10 @@ def _row(model: Any) -> dict[str, Any]:
 
 def _store_bytes(store: Store, model: Any, folder: Path, run_id: str, goes_on: bool) -> None:
     ml_model = identified((folder / "MLmodel").read_text(encoding="utf-8"), model_id=model.model_id, run_id=run_id)
-    local = local_path(model.artifact_location)
+    local = local_path(store, model.artifact_location)
     if local is not None:
+        if local.parent.name != model.model_id and not _is_own(local, model.model_id):
+            raise StoreRejected(f"{store.shown_uri} keeps {model.model_id} in {local}, which is not that model's folder")
         local.parent.mkdir(parents=True, exist_ok=True)
         placement.place_tree(folder, local, instead={"MLmodel": ml_model})
         return
@@ -219,10 +227,28 @@ def _search(store: Store, experiment_id: str, where: str) -> list[Any]:
             return models
 
 
+def _step(text: str) -> int:
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else -1
+
+
 def _legal_model_name(name: str) -> str:
     for character in "/:.%\"'":
         name = name.replace(character, "-")
     return name[: 250 - len(CUT_MARK)] or "model"
+
+
+def _is_own(folder: Path, model_id: str) -> bool:
+    """True where the folder's MLmodel file names this model, or where nothing is left in a folder of its name."""
+    import yaml
+
+    try:
+        text = (folder / "MLmodel").read_text(encoding="utf-8")
+        described = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except FileNotFoundError:
+        return folder.parent.name == model_id and not any(folder.glob("*"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return False
+    return isinstance(described, dict) and described.get("model_id") == model_id
 
 
 def _remove_empty(folder: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from mltrack.errors import TrackingError
 from mltrack.store.artifacts import repository
 from mltrack.store.connection import Store, StoreRejected, already_exists, as_process_default, is_missing, local_path, patient, translated
-from mltrack.store.runs import cut, legal_name
+from mltrack.store.runs import cut, legal_name, parsed
 
 MAX_RACES = 5
 PAGE = 200
@@ -96,7 +96,7 @@ def _refuse_prompt(store: Store, name: str) -> None:
 def _link_back(store: Store, model_id: str, name: str, number: str) -> None:
     """Name the version in the tag from which MLflow's pages show what a logged model is registered as: a server writes it, an embedded database does not."""
     try:
-        known = json.loads(store.client.get_logged_model(model_id).tags.get(_VERSIONS_TAG, "[]"))
+        known = parsed(store.client.get_logged_model(model_id).tags.get(_VERSIONS_TAG, "[]"), list)
     except Exception as error:
         if is_missing(error):  # deleted by somebody, after it was registered
             return
@@ -255,7 +255,7 @@ def resolve(store: Store, uri: str, dst: str | Path | None = None) -> Path:
     """
     with _looked_for(store, uri), translated(store, f"looking for {uri}"):
         location = _location(store, parse_uri(uri))
-        local = local_path(location)
+        local = local_path(store, location)
         if local is not None:
             if not local.is_dir():
                 raise TrackingError(f"{uri} in {store.shown_uri} lies in {local}, and that folder is gone; its files were deleted or are on another machine")

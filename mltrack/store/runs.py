@@ -14,9 +14,10 @@ import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from mltrack.addresses import redact
+from mltrack.errors import printable
 from mltrack.store.connection import Store, StoreRejected, already_exists, translated
 
 LOCAL_ID_TAG = "mltrack.local_id"
@@ -27,6 +28,10 @@ MAX_NAME_LENGTH = 250
 MAX_DIGEST_LENGTH = 36
 MAX_DATASET_NAME_LENGTH = 500
 CUT_MARK = "...(cut)"
+
+_RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
+"""An id becomes the name of a folder."""
+Json = TypeVar("Json", dict[str, Any], list[Any])
 
 Point = tuple[str, float, int, int]
 """key, value, timestamp in ms, step"""
@@ -252,7 +257,18 @@ def _legal_tags(tags: Mapping[str, Any]) -> dict[str, str]:
     return {legal_name(key): legal_text(redact(str(value)), MAX_TAG_LENGTH) for key, value in tags.items()}
 
 
+def parsed(text: str, kind: type[Json]) -> Json:
+    """The JSON value of a tag, which anybody may have written; an empty one where it is none of this kind."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return kind()
+    return value if isinstance(value, kind) else kind()
+
+
 def _info(store: Store, run: Any) -> RunInfo:
+    if not _RUN_ID.fullmatch(run.info.run_id):
+        raise StoreRejected(f"{store.shown_uri} names a run {printable(run.info.run_id[:80])!r}, which is no run id; letters, digits, '-' and '_' are accepted")
     store.artifact_roots[run.info.run_id] = run.info.artifact_uri
     return RunInfo(
         run_id=run.info.run_id,

@@ -15,6 +15,7 @@ import atexit
 import logging
 import math
 import os
+import shutil
 import sys
 import uuid
 import warnings
@@ -173,8 +174,14 @@ class TrainingMetricsTracker:
         self._append(records.inputs(datasets))
 
     def log_artifact(self, path: str | Path, artifact_path: str = "") -> None:
-        """Have a file of the run directory uploaded into a folder of the run's artifacts."""
-        self._append(records.artifact(self._relative(path), artifact_path))
+        """Have a file uploaded into a folder of the run's artifacts.
+
+        Only what lies in the run directory is ever uploaded: a file from elsewhere is copied to `artifacts/` in it, as it is now.
+
+        Raises:
+            TrackingError: it cannot be copied.
+        """
+        self._append(records.artifact(self._relative(self._brought_inside(Path(path).absolute(), artifact_path)), artifact_path))
 
     def log_checkpoints(self, kept: Sequence[Mapping[str, Any]], best_step: int | None) -> None:
         """Record which checkpoints stay, and force everything so far to the disk."""
@@ -332,6 +339,23 @@ class TrainingMetricsTracker:
             if not self.lost_records:
                 warnings.warn(f"{error}; going on without it, as on_disk_full=continue says", stacklevel=3)
             self.lost_records += 1
+
+    def _brought_inside(self, path: Path, artifact_path: str) -> Path:
+        """`path`, or its copy in the run directory where it lies elsewhere; what is no file stays where it is, and is refused when it is delivered."""
+        try:
+            return self.directory.inside(path)
+        except TrackingError:
+            if not path.is_file():
+                return path
+        target = self.directory.inside(Path("artifacts", artifact_path, path.name))
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = target.with_name(f".{target.name}.{os.getpid()}")
+            shutil.copyfile(path, unfinished)
+            unfinished.replace(target)
+        except OSError as error:
+            raise TrackingError(f"{path} cannot be copied into the run directory: {error.strerror or error}; make room in {self.directory.path}") from error
+        return target
 
     def _relative(self, path: str | Path) -> str:
         return Path(os.path.relpath(Path(path).absolute(), self.directory.path)).as_posix()
