@@ -5,6 +5,7 @@ Needs initdb and postgres (Debian's package `postgresql`). `make test-postgres` 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -19,10 +20,12 @@ import tiny
 from mlflow import MlflowClient
 from registered_runs import intent, logged_model, model_folder
 from servers import free_port, mlflow_server
+from tracked_runs import recorded_run
 
-from mltrack import registry
-from mltrack.store import connect
+from mltrack import registry, relay
+from mltrack.store import StoreUnavailable, connect, list_runs
 
+PASSWORD = "S3cr/et@Pw"
 pytestmark = [pytest.mark.postgres, pytest.mark.long]
 
 
@@ -46,6 +49,8 @@ def database() -> Iterator[str]:
         shutil.chown(folder, "postgres")
     data = folder / "data"
     subprocess.run([*as_postgres, f"{programs}/initdb -D {data} -U mlflow -A trust --no-sync"], check=True, capture_output=True, cwd="/")
+    rules = data / "pg_hba.conf"
+    rules.write_text("host all guarded 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
     subprocess.run([*as_postgres, f"{programs}/pg_ctl -D {data} -w -o '{options}' -l {folder}/log start"], check=True, capture_output=True, cwd="/")
     try:
@@ -109,3 +114,48 @@ def test_a_killed_trainer_is_failed_with_every_point(server, tmp_path, records_f
         time.sleep(0.2)
     assert client.get_run(run_id).info.status == "FAILED"
     _assert_all_delivered(client, journal, run_id)
+
+
+@pytest.fixture(scope="module")
+def guarded(database) -> str:
+    """The URI of a database of its own, without the password that its user needs."""
+    from sqlalchemy import create_engine, text
+
+    engine = create_engine(database, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text(f"CREATE ROLE guarded LOGIN PASSWORD '{PASSWORD}'"))
+        connection.execute(text("CREATE DATABASE guarded OWNER guarded"))
+    engine.dispose()
+    return database.replace("mlflow@", "guarded@").replace("/tracking", "/guarded")
+
+
+def test_a_password_is_recorded_nowhere_and_found_where_its_users_keep_it(guarded, tmp_path):
+    """In the URI that is given or in MLFLOW_TRACKING_URI, in PGPASSWORD, in ~/.pgpass."""
+    full = guarded.replace("guarded@", f"guarded:{PASSWORD}@")
+    (tmp_path / ".pgpass").write_text(f"*:*:*:guarded:{PASSWORD}\n")
+    (tmp_path / ".pgpass").chmod(0o600)
+    ways = {
+        "option": (("--tracking-uri", full), {}),
+        "variable": ((), {"MLFLOW_TRACKING_URI": full}),
+        "password": ((), {"PGPASSWORD": PASSWORD}),
+        "file": ((), {"HOME": str(tmp_path)}),
+    }
+    for name, (words, variables) in ways.items():
+        directory = recorded_run(tmp_path / "runs" / name, full)
+        assert json.loads(directory.run_file.read_text())["tracking_uri"] == guarded
+        finished = commands.mltrack("sync", directory.path, *words, cwd=tmp_path, **variables)
+        assert finished.returncode == 0, finished.stderr
+        assert PASSWORD not in finished.stdout + finished.stderr
+    assert not [path for path in (tmp_path / "runs").rglob("*") if path.is_file() and PASSWORD in path.read_text()]
+    assert len(list_runs(connect(full))) == len(ways)
+
+
+@pytest.mark.parametrize(("given", "said"), [(None, "no password was given, put it into"), ("another", "check the user name and password in")])
+def test_a_password_that_is_missing_or_wrong_is_said_with_its_places(guarded, tmp_path, monkeypatch, given, said):
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
+    if given is not None:
+        monkeypatch.setenv("PGPASSWORD", given)
+    with pytest.raises(StoreUnavailable) as refused:
+        relay.sync(recorded_run(tmp_path / "run", guarded))
+    assert f"; {said} MLFLOW_TRACKING_URI or --tracking-uri, PGPASSWORD or ~/.pgpass" in str(refused.value)
+    assert "\n" not in str(refused.value)

@@ -30,7 +30,8 @@ import commands
 import psutil
 from mlflow import MlflowClient
 
-from mltrack.journal import JournalReader, RunDirectory, read_journal
+from mltrack import TrainingMetricsTracker
+from mltrack.journal import JournalReader, RunDirectory, RunInfo, read_journal, records
 from mltrack.store import runs
 
 RELAYS_OWN = "system/"
@@ -89,6 +90,15 @@ def start_stream(
     """Start a tracker that records `count` steps, `pause_s` apart, and more until there is a file `ends_with`; `wrapped_in` another command."""
     words = json.dumps([str(folder), uri, count, pause_s, uuid.uuid4().hex, offline, ends_with and str(ends_with)])
     return Stream(RunDirectory(folder), start_script(STREAM, words, wrapped_in=wrapped_in))
+
+
+def recorded_run(path: Path, uri: str) -> RunDirectory:
+    """A run of one point that has ended, and that nobody delivers before somebody asks for it."""
+    tracker, directory = TrainingMetricsTracker(path), RunDirectory(path)
+    tracker.log_metrics({"train_loss": 0.5}, step=1)
+    tracker.close()
+    directory.write_run(RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms(), offline=True))
+    return directory
 
 
 def sync(directory: RunDirectory, *words: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
