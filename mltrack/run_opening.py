@@ -28,9 +28,9 @@ from mltrack.collector import collect_rarely, frozen
 from mltrack.errors import TrackingError
 from mltrack.journal import RunDirectory, RunInfo
 from mltrack.processes import start
-from mltrack.store import StoreRejected, StoreUnavailable, connect, import_client, runs
+from mltrack.store import StoreDenied, StoreRejected, StoreUnavailable, connect, import_client, runs
 
-_ERRORS = {error.__name__: error for error in (StoreUnavailable, StoreRejected)}
+_ERRORS = {error.__name__: error for error in (StoreDenied, StoreUnavailable, StoreRejected)}
 
 
 class RunOpener:
@@ -158,8 +158,8 @@ def _open_and_follow() -> None:
         run = opened(RunInfo(**json.loads(line)))
         answer: dict[str, Any] = {"error": None, "run": asdict(run)}
     except (StoreUnavailable, StoreRejected) as error:
-        kind = StoreUnavailable if isinstance(error, StoreUnavailable) else StoreRejected
-        answer = {"error": kind.__name__, "message": str(error)}
+        kind = next(name for name, kind in _ERRORS.items() if isinstance(error, kind))
+        answer = {"error": kind, "message": str(error)}
     with suppress(BrokenPipeError):
         print(json.dumps(answer), flush=True)
     if line := sys.stdin.readline():

@@ -22,7 +22,7 @@ from mltrack.data.stdlib_source import STDLIB
 from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.provenance import git_facts
 from mltrack.run_opening import RunOpener
-from mltrack.store import StoreUnavailable, active_run, default_tracking_uri
+from mltrack.store import StoreDenied, StoreUnavailable, active_run, default_tracking_uri
 
 NOT_PARAMS = {"output_dir", "tracking_uri", "experiment_name", "run_name", "resume", "exact", "new_run", "offline", "exit_wait", "debug", "output"}
 """Options that say where a run is kept, not what it computes; they stay out of the MLflow params."""
@@ -44,6 +44,7 @@ def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: R
 
     Raises:
         StoreRejected: the run or the experiment that was named is not there.
+        StoreDenied: the server refuses the credentials.
     """
     active = active_run()
     given = os.environ.get("MLFLOW_RUN_ID") or (active[0] if active is not None else None)
@@ -71,6 +72,8 @@ def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: R
         return info
     try:
         return opener.open(info)
+    except StoreDenied:
+        raise
     except StoreUnavailable as error:
         notice(f"{error}; training goes on, everything is kept in the run directory and delivered when the server is back")
     return info

@@ -3,6 +3,7 @@
 from mltrack.journal import records
 from mltrack.journal.reader import JournalReader, read_journal
 from mltrack.journal.run_directory import RunDirectory, RunInfo, find_run_directories, find_run_directory, make_output_dir, write_json
+from mltrack.journal.shape import shown
 from mltrack.journal.writer import DiskFullError, JournalWriter
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "make_output_dir",
     "read_journal",
     "records",
+    "shown",
     "write_json",
 ]

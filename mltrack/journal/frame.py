@@ -39,7 +39,7 @@ class Damage:
 
 
 def encode(record: dict[str, Any]) -> bytes:
-    """The bytes of a record. Raises TypeError where a value is not JSON."""
+    """The bytes of a record. Raises TypeError, ValueError or RecursionError where a value is not JSON."""
     return framed(_encode(record))
 
 
@@ -77,6 +77,6 @@ def _frame_at(data: bytes, position: int) -> Frame | None:
         return None
     try:
         record = json.loads(payload)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return Frame(record, end + 1) if isinstance(record, dict) else None

@@ -9,13 +9,20 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from mltrack.errors import ConfigurationError, TrackingError
+from mltrack.journal.shape import without_misfits
 
 FORMAT_VERSION = 1
+DELIVERY = {
+    **dict.fromkeys(("offset", "sent", "acknowledged_ms", "connected_ms"), int),
+    **dict.fromkeys(("tracking_uri", "run_id", "uploading", "waiting", "elsewhere", "best_model_id"), str | None),
+    **{"complete": bool, "failed": list[str], "registered": dict[str, Any] | None},
+}
+"""What others than the relay read in delivery.json: {name: type hint}."""
 log = logging.getLogger("mltrack")
 
 
@@ -87,18 +94,22 @@ class RunDirectory:
         content = _read_object(self.run_file)
         if content is None:
             raise TrackingError(f"{self.path}: seen no readable run.json; accepted: a run directory that mltrack wrote")
-        if content.get("format_version", 0) > FORMAT_VERSION:
-            raise TrackingError(f"{self.run_file}: format {content['format_version']} is newer than {FORMAT_VERSION}; install a newer mltrack")
-        known = {f.name for f in fields(RunInfo)}
-        return RunInfo(**{name: value for name, value in content.items() if name in known})
+        version = content.get("format_version", 0)
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise TrackingError(f"{self.run_file}: format {version} is newer than {FORMAT_VERSION}; install a newer mltrack")
+        known, problem = without_misfits(content, get_type_hints(RunInfo), "run.json")
+        if problem or "local_id" not in known:
+            raise TrackingError(f"{self.path}: {problem or 'run.json has no local_id'}; accepted: a run directory that mltrack wrote")
+        return RunInfo(**known)
 
     def write_run(self, info: RunInfo) -> None:
         """Replace `run.json`."""
         write_json(self.run_file, asdict(info))
 
     def read_delivery(self) -> dict[str, Any]:
-        """The relay's progress; empty where nothing was delivered yet."""
-        return _read_object(self.delivery_file) or {}
+        """The relay's progress; empty where nothing was delivered yet, and where the file is damaged."""
+        content = _read_object(self.delivery_file) or {}
+        return {} if without_misfits(content, DELIVERY, "delivery.json")[1] else content
 
 
 def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
@@ -168,6 +179,6 @@ def _is_running(pid: str) -> bool:
 def _read_object(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None

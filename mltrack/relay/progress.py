@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
 
 from mltrack.journal import RunDirectory, write_json
 from mltrack.journal.records import now_ms
+from mltrack.journal.shape import without_misfits
 
 FORMAT_VERSION = 1
 
@@ -42,6 +44,8 @@ class Progress:
     """name, version, aliases."""
     uploading: str | None = None
     """What is being uploaded at this moment."""
+    waiting: str | None = None
+    """Why something is not delivered yet: what the server, or its artifact store, said last."""
     acknowledged_ms: int = 0
     """When the server answered last, in milliseconds since 1970."""
     connected_ms: int = 0
@@ -57,12 +61,11 @@ class Progress:
 
     @classmethod
     def read(cls, directory: RunDirectory, tracking_uri: str) -> Progress:
-        """The progress of this directory towards this server; from the start for another server."""
-        content = directory.read_delivery()
-        if content.get("tracking_uri") != tracking_uri:
+        """The progress of this directory towards this server; from the start for another server, and where the file is damaged."""
+        known, problem = without_misfits(directory.read_delivery(), get_type_hints(cls), "delivery.json")
+        if known.get("tracking_uri") != tracking_uri or problem or not _begins_a_record(directory.journal, known.get("offset", 0)):
             return cls(tracking_uri=tracking_uri)
-        known = {f.name for f in fields(cls)} - {"uploading"}  # whoever uploaded is gone
-        return cls(**{name: value for name, value in content.items() if name in known})
+        return cls(**{**known, "uploading": None})  # whoever uploaded is gone
 
     def is_whole(self, directory: RunDirectory) -> bool:
         """True where nothing of the journal is left to deliver, and the run was given its status."""
@@ -74,3 +77,12 @@ class Progress:
         if acknowledged:
             self.acknowledged_ms = now_ms()
         write_json(directory.delivery_file, asdict(self))
+
+
+def _begins_a_record(journal: Path, offset: int) -> bool:
+    """True where a record of this journal can begin at that byte: what says otherwise was written for another one."""
+    if offset <= 0 or not journal.exists():
+        return offset == 0
+    with journal.open("rb") as file:
+        file.seek(offset - 1)
+        return file.read(1) == b"\n"

@@ -7,7 +7,18 @@ TrackingError, one line each; every verb can be called again after being cut off
 from __future__ import annotations
 
 from mltrack.store import artifacts, light_model, logged_models, model_tags, params, placement, registry, runs
-from mltrack.store.connection import Store, StoreRejected, StoreUnavailable, active_run, connect, default_tracking_uri, import_client, ping, translated
+from mltrack.store.connection import (
+    Store,
+    StoreDenied,
+    StoreRejected,
+    StoreUnavailable,
+    active_run,
+    connect,
+    default_tracking_uri,
+    import_client,
+    ping,
+    translated,
+)
 from mltrack.store.light_model import write_model_folder
 from mltrack.store.logged_models import models_of_run, prune, publish
 from mltrack.store.params import log_params, same_meaning
@@ -29,6 +40,7 @@ from mltrack.store.runs import (
 __all__ = [
     "RunInfo",
     "Store",
+    "StoreDenied",
     "StoreRejected",
     "StoreUnavailable",
     "active_run",

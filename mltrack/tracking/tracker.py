@@ -24,20 +24,21 @@ from typing import Any
 
 import mltrack
 from mltrack.errors import ConfigurationError, TrackingError
-from mltrack.journal import DiskFullError, JournalReader, JournalWriter, RunDirectory, RunInfo, records
+from mltrack.journal import DiskFullError, JournalReader, JournalWriter, RunDirectory, RunInfo, records, shown
 from mltrack.journal.records import json_number
+from mltrack.journal.shape import LARGEST
 from mltrack.store import active_run, default_tracking_uri
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking.delivery import Begin, Delivery
 from mltrack.tracking.export import entries_of, write_csv_export, write_json_export
 from mltrack.tracking.statistics import MetricEntry, MetricSeries, MetricStatistics
+from mltrack.tracking.values import as_number, checked, checked_list, checked_mapping, checked_name, texts, whole_number
 
 RARE = 1000
 """A metric with no more points than this is kept whole in memory after a resume."""
 
 TIMING_WORDS = ("seconds", "per_second", "_ms", "_bytes", "system/", "stall", "utilization")
 """A metric whose name holds one of these depends on the machine's speed and is never compared after a resume."""
-LARGEST_STEP = 2**63 - 1
 
 
 class TrainingMetricsTracker:
@@ -110,11 +111,14 @@ class TrainingMetricsTracker:
         """Record several values of one step in one write.
 
         Raises:
-            TrackingError: a value is no single number, the step is beyond 64 bits, or the journal cannot be written.
+            TrackingError: a value is no single number, a name is no text, step or epoch is no whole number of 64 bits, or the journal cannot be written.
         """
-        step = int(step)
-        if not -LARGEST_STEP <= step <= LARGEST_STEP:
-            raise TrackingError(f"step: seen {step}; accepted: a whole number of 64 bits, which is what MLflow can hold")
+        if type(step) is not int or not -LARGEST <= step <= LARGEST:
+            step = whole_number("step", step)
+        if epoch is not None and (type(epoch) is not int or not -LARGEST <= epoch <= LARGEST):
+            epoch = whole_number("epoch", epoch)
+        if type(values) is not dict:
+            values = checked_mapping("metric", values)
         points: list[tuple[MetricSeries, float]] = []
         for name, value in values.items():
             number = value if type(value) is float else as_number(name, value)
@@ -141,32 +145,49 @@ class TrainingMetricsTracker:
 
     def log_epoch_metrics(self, values: Mapping[str, Any], epoch: int) -> None:
         """Record several aggregates of a finished epoch (0-based) in one write."""
-        self.log_metrics({records.EPOCH_PREFIX + name: value for name, value in values.items()}, step=epoch + 1, epoch=epoch)
+        epoch = whole_number("epoch", epoch)
+        named = {records.EPOCH_PREFIX + checked_name("metric", name): value for name, value in checked_mapping("metric", values).items()}
+        self.log_metrics(named, step=epoch + 1, epoch=epoch)
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Record parameters; MLflow keeps them as text, and never changes one."""
-        self._append(records.params({name: str(value) for name, value in values.items()}))
+        self._append(records.params(texts("param", values)))
 
     def set_tags(self, values: Mapping[str, Any]) -> None:
         """Record tags."""
-        self._append(records.tags({name: str(value) for name, value in values.items()}))
+        self._append(records.tags(texts("tag", values)))
 
     def log_inputs(self, datasets: Sequence[Mapping[str, Any]]) -> None:
-        """Record the data sets that the run reads: name, digest, source, context, profile of each."""
-        self._append(records.inputs(datasets))
+        """Record the data sets that the run reads: name, digest, source, context, profile of each.
+
+        Raises:
+            TrackingError: one without name or digest, or a value that JSON cannot hold.
+        """
+        self._append(records.inputs(checked_mapping("data set", one) for one in checked_list("data set", datasets)))
 
     def log_artifact(self, path: str | Path, artifact_path: str = "") -> None:
-        """Have a file of the run directory uploaded into a folder of the run's artifacts."""
+        """Have a file of the run directory uploaded into a folder of the run's artifacts; a folder with all that is in it, under its own name.
+
+        Raises:
+            TrackingError: there is no such file or folder, or `artifact_path` is no relative path.
+        """
+        if not isinstance(path, str | os.PathLike) or not (os.path.isfile(path) or os.path.isdir(path)):
+            raise TrackingError(f"log_artifact: seen {shown(path)}; accepted: a file or folder that exists")
+        if not isinstance(artifact_path, str) or artifact_path.startswith("/") or ".." in artifact_path.split("/"):
+            raise TrackingError(f"log_artifact: seen the artifact_path {shown(artifact_path)}; accepted: a relative path without '..'")
         self._append(records.artifact(self._relative(path), artifact_path))
 
     def log_checkpoints(self, kept: Sequence[Mapping[str, Any]], best_step: int | None) -> None:
         """Record which checkpoints stay, and force everything so far to the disk."""
-        kept = [{**one, "path": self._relative(one["path"])} for one in kept]
+        named = [checked_mapping("checkpoint", one) for one in checked_list("checkpoint", kept)]
+        kept = [{**one, "path": self._relative(one["path"]) if isinstance(one.get("path"), str | os.PathLike) else one.get("path")} for one in named]
         self._append(records.checkpoints(kept, best_step))
         self._journal.sync()
 
     def log_model(self, **fields: Any) -> None:
         """Record the model to be registered (see `mltrack.journal.records`)."""
+        if reserved := sorted({"type", "time_ms"} & fields.keys()):
+            raise TrackingError(f"log_model: seen a field '{reserved[0]}', which every record has; accepted: another name")
         self._append(records.model(**fields))
 
     def resume_from(self, step: int, epoch: int) -> None:
@@ -176,6 +197,7 @@ class TrainingMetricsTracker:
             step: optimizer steps in the checkpoint.
             epoch: epochs finished in it.
         """
+        step, epoch = whole_number("step", step), whole_number("epoch", epoch)
         self._already = {}
         for record in JournalReader(self.directory.journal).read_new():
             for entry in entries_of(record):
@@ -265,7 +287,7 @@ class TrainingMetricsTracker:
             if isinstance(record, str):
                 self._journal.append_json(record)
             else:
-                self._journal.append(record)
+                self._journal.append(checked(record))
         except DiskFullError as error:
             if self._on_disk_full == "stop":
                 raise
@@ -277,6 +299,7 @@ class TrainingMetricsTracker:
         return Path(os.path.relpath(Path(path).absolute(), self.directory.path)).as_posix()
 
     def _new_series(self, name: str) -> MetricSeries:
+        checked_name("metric", name)
         timing = name in self._timing or any(word in name for word in TIMING_WORDS)
         series = self._series[name] = MetricSeries(name, timing=timing, mode=self._mode_of(name.removeprefix(records.EPOCH_PREFIX)))
         return series
@@ -347,21 +370,6 @@ class TrainingMetricsTracker:
         """Write run.json and start the relay, which ends with this process; `begin` as in `Delivery`."""
         self.describe(info)
         self.delivery = Delivery(self.directory, begin)
-
-
-def as_number(name: str, value: Any) -> float:
-    """A Python number, a Decimal, a numpy scalar or a tensor of one element as a float.
-
-    Raises:
-        TrackingError: anything else; the message names the metric.
-    """
-    try:
-        if isinstance(value, (str, bytes, bool)) or value is None:
-            raise TypeError
-        return float(value.item() if hasattr(value, "item") else value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        shown = repr(value)
-        raise TrackingError(f"metric '{name}': seen {shown[:80]} ({type(value).__name__}); accepted: one number") from None
 
 
 def process_started(pid: int) -> float:
