@@ -33,6 +33,7 @@ from mltrack.journal.records import now_ms
 from mltrack.store import active_run
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking import TrainingMetricsTracker
+from mltrack.tracking.values import as_number, checked_name, whole_number
 
 
 class Stateful(Protocol):
@@ -159,6 +160,9 @@ class CheckpointManager:
         if self.leaves_out(required=required):
             self.skipped_saves += 1
             return None
+        epoch, step = whole_number("epoch", epoch, CheckpointError), whole_number("step", step, CheckpointError)
+        metric_value = None if metric_value is None else as_number(self.metric_name, metric_value, CheckpointError)
+        metrics = {checked_name("metric", name, CheckpointError): as_number(name, value, CheckpointError) for name, value in (metrics or {}).items()}
         self.finish()
         tensors, aliases = state.split_model(model)
         content: dict[str, Tensors | bytes] = {
@@ -178,14 +182,14 @@ class CheckpointManager:
         if state_tensors:
             content[directory.STATE_TENSORS] = state_tensors
         metadata = CheckpointMetadata(
-            epoch=int(epoch),
-            step=int(step),
-            metric_value=None if metric_value is None else float(metric_value),
+            epoch=epoch,
+            step=step,
+            metric_value=metric_value,
             metric_name=self.metric_name,
-            path=directory.free_name(self.checkpoint_dir, f"step-{int(step):08d}"),
+            path=directory.free_name(self.checkpoint_dir, f"step-{step:08d}"),
             run_id=self.run_id,
             created_ms=now_ms(),
-            metrics=dict(metrics or {}),
+            metrics=metrics,
             aliases=aliases,
         )
         if self._buffers is None:

@@ -102,6 +102,8 @@ def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: Ru
         lines.append(f"delivery   {delivery['elsewhere']}")
     elif response.delivery == "pending":
         lines.append(f"delivery   pending: {_command('mltrack', 'sync', str(directory.path))}")
+        if delivery.get("waiting"):
+            lines.append(f"           {delivery['waiting']}")
     return lines
 
 

@@ -9,12 +9,12 @@ from mltrack.journal.run_directory import (
     RunInfo,
     find_run_directories,
     find_run_directory,
-    known_fields,
     make_output_dir,
     own_run_directories,
     read_json,
     write_json,
 )
+from mltrack.journal.shape import shown
 from mltrack.journal.writer import DiskFullError, JournalInUse, JournalLock, JournalWriter
 
 __all__ = [
@@ -29,11 +29,11 @@ __all__ = [
     "RunInfo",
     "find_run_directories",
     "find_run_directory",
-    "known_fields",
     "make_output_dir",
     "own_run_directories",
     "read_journal",
     "read_json",
     "records",
+    "shown",
     "write_json",
 ]

@@ -39,7 +39,7 @@ class Damage:
 
 
 def encode(record: dict[str, Any]) -> bytes:
-    """The bytes of a record. Raises TypeError where a value is not JSON."""
+    """The bytes of a record. Raises TypeError, ValueError or RecursionError where a value is not JSON."""
     return framed(_encode(record))
 
 

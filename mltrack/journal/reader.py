@@ -1,6 +1,7 @@
 """Reading a journal, from any offset, also while it is being written.
 
-Invariant: what is returned was written completely; a damaged stretch is skipped and reported once, a torn tail is the end of the file.
+Invariant: what is returned was written completely and has the fields of its type; a damaged stretch and a record that has not are skipped and
+reported once, a torn tail is the end of the file.
 
     reader = JournalReader(path)
     for record in reader.read_new():
@@ -15,9 +16,10 @@ from pathlib import Path
 
 from mltrack.errors import TrackingError
 from mltrack.journal.frame import Damage, decode
-from mltrack.journal.records import FORMAT_VERSION, Record
+from mltrack.journal.records import FORMAT_VERSION, Record, problem
 
 CHUNK_BYTES = 4 << 20
+MAX_ODD_NAMED = 100
 
 
 class JournalReader:
@@ -33,6 +35,8 @@ class JournalReader:
         self.offset = offset
         self.damaged: list[tuple[int, int]] = []
         """(start, end) of the stretches that were skipped, in bytes of the file."""
+        self.odd: list[str] = []
+        """The first of the records that were skipped, a line each: where, and what is wrong."""
 
     def read_new(self) -> Iterator[Record]:
         """The records written since the last call; `offset` is behind each as it is returned.
@@ -50,9 +54,13 @@ class JournalReader:
                     self.damaged.append((base + item.start, base + item.end))
                     consumed = item.end
                 else:
-                    consumed = item.end
-                    self.offset = base + consumed
+                    start, consumed = base + consumed, item.end
                     _refuse_newer(item.record, self.path)
+                    if wrong := problem(item.record):
+                        if len(self.odd) < MAX_ODD_NAMED:
+                            self.odd.append(f"record at byte {start}: {wrong}")
+                        continue
+                    self.offset = base + consumed
                     yield item.record
             self.offset = base + consumed
             if consumed == 0:
@@ -74,9 +82,10 @@ class JournalReader:
 
 
 def _refuse_newer(record: Record, path: Path) -> None:
-    if record.get("type") == "journal" and record.get("format_version", 0) > FORMAT_VERSION:
+    version = record.get("format_version") if record.get("type") == "journal" else None
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise TrackingError(
-            f"{path}: journal format {record['format_version']} is newer than {FORMAT_VERSION}, the newest that this mltrack reads; "
+            f"{path}: journal format {version} is newer than {FORMAT_VERSION}, the newest that this mltrack reads; "
             f"install mltrack {record.get('mltrack_version') or 'of the version that wrote it'} or later"
         )
 

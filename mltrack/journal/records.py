@@ -23,8 +23,10 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+from mltrack.journal.shape import misfit, shown
 
 FORMAT_VERSION = 1
 
@@ -33,10 +35,44 @@ EPOCH_PREFIX = "epoch/"
 
 Record = dict[str, Any]
 
+_KEPT = {
+    "step": int,
+    "epoch": int,
+    "metric_name": str,
+    "metric_value": float | None,
+    "metrics": dict[str, float],
+    "path": str,
+    "reasons": list[str],
+    "created_ms": int | None,
+}
+SHAPES: dict[str, dict[str, Any]] = {
+    "journal": {"format_version": int},
+    "metrics": {"step": int, "epoch": int | None, "values": dict[str, float], "timing": dict[str, float]},
+    "drift": {"step": int, "values": dict[str, list[float]]},
+    "params": {"values": dict[str, str]},
+    "tags": {"values": dict[str, str]},
+    "inputs": {"datasets": [{"name": str, "digest": str}]},
+    "artifact": {"path": str, "artifact_path": str},
+    "checkpoints": {"kept": [_KEPT], "best_step": int | None},
+    "model": {"step": int, "registered_name": str, "promote": str, "tags": dict[str, Any], "description": str},
+    "resumed": {"step": int, "epoch": int},
+    "end": {"status": Literal["FINISHED", "FAILED", "KILLED"], "exit_code": int},
+}
+"""{type: {field: type hint}} of what the readers of a record count on, beside `time_ms`."""
+
 
 def now_ms() -> int:
     """Milliseconds since 1970, UTC."""
     return time.time_ns() // 1_000_000
+
+
+def problem(record: Record) -> str | None:
+    """Why a record cannot be handed to those who read it, in one line; None where it can."""
+    kind = record.get("type")
+    shape = SHAPES.get(kind) if isinstance(kind, str) else None
+    if shape is None:
+        return f"a record of unknown type {shown(kind)}"
+    return misfit(record, {"time_ms": int, **shape}, str(kind))
 
 
 def journal_header(mltrack_version: str) -> Record:
@@ -75,7 +111,7 @@ def tags(values: Mapping[str, str]) -> Record:
     return {"type": "tags", "time_ms": now_ms(), "values": dict(values)}
 
 
-def inputs(datasets: Sequence[Mapping[str, Any]]) -> Record:
+def inputs(datasets: Iterable[Mapping[str, Any]]) -> Record:
     """The data sets that the run reads."""
     return {"type": "inputs", "time_ms": now_ms(), "datasets": [dict(dataset) for dataset in datasets]}
 

@@ -12,24 +12,23 @@ import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from mltrack.addresses import redacted, without_secrets
 from mltrack.errors import ConfigurationError, TrackingError, printable
+from mltrack.journal.shape import without_misfits
+
+MAX_JSON_BYTES = 64 << 20
 
 FORMAT_VERSION = 1
-MAX_JSON_BYTES = 64 << 20
-_JSON_KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "dict": (dict,),
-    "list": (list,),
-    "None": (type(None),),
+DELIVERY = {
+    **dict.fromkeys(("offset", "sent", "acknowledged_ms", "connected_ms"), int),
+    **dict.fromkeys(("tracking_uri", "run_id", "uploading", "waiting", "elsewhere", "best_model_id"), str | None),
+    **{"complete": bool, "failed": list[str], "registered": dict[str, Any] | None},
 }
+"""What others than the relay read in delivery.json: {name: type hint}."""
 log = logging.getLogger("mltrack")
 
 
@@ -160,10 +159,10 @@ class RunDirectory:
         version = content.get("format_version", 0)
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise TrackingError(f"{self.run_file}: format {version} is newer than {FORMAT_VERSION}; install a newer mltrack")
-        try:
-            return RunInfo(**known_fields(RunInfo, content))
-        except TypeError as error:
-            raise TrackingError(f"{self.run_file}: {error}; accepted: a run.json that mltrack wrote") from None
+        known, problem = without_misfits(content, get_type_hints(RunInfo), "run.json")
+        if problem or "local_id" not in known:
+            raise TrackingError(f"{self.path}: {problem or 'run.json has no local_id'}; accepted: a run directory that mltrack wrote")
+        return RunInfo(**known)
 
     def write_run(self, info: RunInfo) -> None:
         """Replace `run.json`."""
@@ -176,10 +175,9 @@ class RunDirectory:
             alias.symlink_to(self.path.name)
 
     def read_delivery(self) -> dict[str, Any]:
-        """The relay's progress; empty where nothing was delivered yet."""
+        """The relay's progress; empty where nothing was delivered yet, and where the file is damaged."""
         content = read_json(self.delivery_file) or {}
-        counts = ("offset", "sent", "acknowledged_ms", "connected_ms")
-        return content if all(isinstance(content.get(name, 0), int) and content.get(name, 0) >= 0 for name in counts) else {}
+        return {} if without_misfits(content, DELIVERY, "delivery.json")[1] else content
 
 
 def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
@@ -266,19 +264,3 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     return content if isinstance(content, dict) else None
-
-
-def known_fields(kind: type, content: Mapping[str, Any]) -> dict[str, Any]:
-    """Those values of `content` that are fields of the dataclass.
-
-    Raises:
-        TypeError: one is of another type than its field, or a field without a default is missing.
-    """
-    declared = {f.name: f for f in fields(kind)}
-    for name, f in declared.items():
-        kinds = tuple(one for word in str(f.type).split(" | ") for one in _JSON_KINDS[word.partition("[")[0]])
-        if name not in content and f.default is MISSING and f.default_factory is MISSING:
-            raise TypeError(f"{name} is missing")
-        if name in content and type(content[name]) not in kinds:
-            raise TypeError(f"{name} is {printable(repr(content[name])[:80])}, not {f.type}")
-    return {name: value for name, value in content.items() if name in declared}

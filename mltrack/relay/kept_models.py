@@ -14,9 +14,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mltrack.errors import CheckpointError
 from mltrack.journal import RunDirectory
 from mltrack.relay.progress import Progress
-from mltrack.store import Store, StoreUnavailable, artifacts, light_model, logged_models
+from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, light_model, logged_models, translated
 
 CHECKPOINTS = "checkpoints"
 """Folder of the run's artifacts: `index.json`, and `<step>/state/` with what a logged model does not hold of that checkpoint."""
@@ -28,6 +29,7 @@ log = logging.getLogger("mltrack.relay")
 
 Save = Callable[[], None]
 Check = Callable[[], None]
+Report = Callable[[str], None]
 
 
 class KeptModels:
@@ -36,12 +38,14 @@ class KeptModels:
     Args:
         save: writes `progress` down; called after each acknowledged step.
         check: raises where somebody else trains the run; called before anything is deleted.
+        report: takes a line about a checkpoint that cannot be published, whatever the store does.
         upload: all; model: the training state beside it stays here; none: what is kept is only listed.
     """
 
-    def __init__(self, store: Store, run_id: str, directory: RunDirectory, progress: Progress, save: Save, check: Check, upload: str = "all"):
+    def __init__(self, store: Store, run_id: str, directory: RunDirectory, progress: Progress, save: Save, check: Check, report: Report, upload: str = "all"):
         self._upload = upload
         self._store, self._run_id, self._directory, self._progress, self._save, self._check = store, run_id, directory, progress, save, check
+        self._report = report
         self._staging = directory.path / ".relay"
         self._kept: set[str] | None = None
         """Steps of the newest record, until the store is known to hold nothing else."""
@@ -54,7 +58,10 @@ class KeptModels:
             if step in self._progress.models and self._progress.saved_ms.get(step) != one.get("created_ms"):
                 self._prune(step)  # the same step was saved again, with what was evaluated since
             if step not in self._progress.models and self._upload != "none":
-                self._publish(one, record["time_ms"])
+                try:
+                    self._publish(one, record["time_ms"])
+                except (artifacts.UnreadableFile, CheckpointError, StoreRejected) as error:
+                    self._report(f"checkpoint of step {step}: {error}")
         for step in [step for step in self._progress.models if step not in kept]:
             self._prune(step)
         index = [
@@ -102,21 +109,24 @@ class KeptModels:
         self._progress.uploading = f"checkpoint of step {step}"
         self._save()
         try:
+            for path in sorted(folder.rglob("*")):
+                if not path.is_dir():
+                    artifacts.check_readable(path)
             is_model = (folder / "config.json").exists() or not folder.exists()
             goes_on = is_model and self._was_begun(step, one)
             model_id = self._upload_model(folder, step, one, time_ms, goes_on) if is_model else ""
             for name in light_model.files_beside_model(folder) if self._upload == "all" else ():
                 below = Path(f"{CHECKPOINTS}/{step}/state", name).parent.as_posix()
                 artifacts.put_file(self._store, self._run_id, folder / name, below, goes_on=goes_on)
-        except FileNotFoundError:
+        except (FileNotFoundError, artifacts.UnreadableFile) as error:
             if folder.exists():
-                raise
+                raise artifacts.UnreadableFile(str(error)) from error
             return  # demoted while it was uploaded; the record that says so comes next
         finally:
             self._progress.uploading = None
             shutil.rmtree(self._staging, ignore_errors=True)
         self._progress.models[str(step)] = model_id
-        self._progress.saved_ms[str(step)] = one.get("created_ms", 0)
+        self._progress.saved_ms[str(step)] = one.get("created_ms") or 0
         self._save()
 
     def _was_begun(self, step: int, one: Mapping[str, Any]) -> bool:
@@ -131,18 +141,12 @@ class KeptModels:
         return False
 
     def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any], time_ms: int, goes_on: bool) -> str:
-        hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        ours = hf_config.get("mltrack", {})
         staged = self._staging / f"step-{step}"
-        light_model.write_model_folder(
-            folder,
-            staged,
-            task=ours.get("task", "text_classification"),
-            hf_config=hf_config,
-            requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in REQUIRED],
-            source_model_name=ours.get("source_model_name") or hf_config.get("_name_or_path") or "scratch",
-            metadata={"mltrack_run_id": self._run_id, "mltrack_step": step},
-        )
+        try:
+            with translated(self._store, f"preparing the model of step {step}"):  # a disk without room for it may have some later
+                self._write_model(folder, staged, step)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            raise CheckpointError(f"{folder / 'config.json'}: cannot be used: {type(error).__name__}: {error}") from error
         measured_on = self._progress.evaluation_set or {}
         return logged_models.publish(
             self._store,
@@ -156,6 +160,19 @@ class KeptModels:
             timestamp_ms=time_ms,
             dataset_name=measured_on.get("name"),
             dataset_digest=measured_on.get("digest"),
+        )
+
+    def _write_model(self, folder: Path, staged: Path, step: int) -> None:
+        hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        ours = hf_config.get("mltrack", {})
+        light_model.write_model_folder(
+            folder,
+            staged,
+            task=ours.get("task", "text_classification"),
+            hf_config=hf_config,
+            requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in REQUIRED],
+            source_model_name=ours.get("source_model_name") or hf_config.get("_name_or_path") or "scratch",
+            metadata={"mltrack_run_id": self._run_id, "mltrack_step": step},
         )
 
     def _prune(self, step: str) -> None:

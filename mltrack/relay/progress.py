@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, get_type_hints
 
 from mltrack.addresses import is_same, redacted, without_secrets
-from mltrack.journal import RunDirectory, known_fields, write_json
+from mltrack.journal import RunDirectory, write_json
 from mltrack.journal.records import now_ms
+from mltrack.journal.shape import without_misfits
 
 FORMAT_VERSION = 1
 log = logging.getLogger("mltrack.relay")
@@ -46,6 +48,8 @@ class Progress:
     """name, version, aliases."""
     uploading: str | None = None
     """What is being uploaded at this moment."""
+    waiting: str | None = None
+    """Why something is not delivered yet: what the server, or its artifact store, said last."""
     acknowledged_ms: int = 0
     """When the server answered last, in milliseconds since 1970."""
     connected_ms: int = 0
@@ -67,14 +71,12 @@ class Progress:
 
     @classmethod
     def read(cls, directory: RunDirectory, tracking_uri: str) -> Progress:
-        """The progress of this directory towards this server; from the start for another server."""
-        content, address = directory.read_delivery(), without_secrets(tracking_uri)
-        if not is_same(str(content.get("tracking_uri") or ""), address):
+        """The progress of this directory towards this server; from the start for another server, and where the file is damaged."""
+        address = without_secrets(tracking_uri)
+        known, problem = without_misfits(directory.read_delivery(), get_type_hints(cls), "delivery.json")
+        if problem or not is_same(known.get("tracking_uri", ""), address) or not _begins_a_record(directory.journal, known.get("offset", 0)):
             return cls(tracking_uri=address)
-        try:  # whoever uploaded is gone, and MLflow is asked anew
-            return cls(**{**known_fields(cls, content), "uploading": None, "rejected": None, "tracking_uri": address})
-        except TypeError:
-            return cls(tracking_uri=address)  # none that mltrack wrote: what is there already is stored once
+        return cls(**{**known, "uploading": None, "rejected": None, "tracking_uri": address})  # whoever uploaded is gone; MLflow is asked anew
 
     def is_whole(self, directory: RunDirectory) -> bool:
         """True where nothing of the journal is left to deliver, and the run was given its status."""
@@ -89,3 +91,12 @@ class Progress:
             write_json(directory.delivery_file, redacted(asdict(self)))
         except OSError as error:  # a full disk: what is delivered goes on; another relay would deliver it once more, which changes nothing
             log.error("%s: not written: %s", directory.delivery_file, error.strerror)
+
+
+def _begins_a_record(journal: Path, offset: int) -> bool:
+    """True where a record of this journal can begin at that byte: what says otherwise was written for another one."""
+    if offset <= 0 or not journal.exists():
+        return offset == 0
+    with journal.open("rb") as file:
+        file.seek(offset - 1)
+        return file.read(1) == b"\n"

@@ -1,7 +1,7 @@
 """A journal projected onto an MLflow run.
 
 Invariant: sending is at least once and in order; timestamps were fixed when the point was recorded, so that a point sent twice is
-stored once. What the server refuses is reported and does not hold up the rest. Files that the artifact store does not take now are
+stored once. What the server refuses, a file that cannot be read and a record that is none are reported and do not hold up the rest. Files that the artifact store does not take now are
 deferred and tried again; the delivery is not complete before they are there. Nothing is sent once the run went on elsewhere.
 """
 
@@ -10,14 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mltrack import registry
 from mltrack.addresses import is_same
-from mltrack.errors import described
+from mltrack.errors import MltrackError, TrackingError, described
 from mltrack.journal import JournalReader, RunDirectory, records
 from mltrack.relay.exposed import exposed_secrets
 from mltrack.relay.full_values import full_values, is_shortened
@@ -33,8 +35,8 @@ from mltrack.store.connection import ServersOwnFolder
 
 WITH_FILES = ("artifact", "checkpoints", "model")
 """Types of records that need the artifact store, and each the ones before it."""
-DEFERRED_PAUSE_S = 15.0
-"""Between two attempts to store what the artifact store did not take."""
+DEFERRED_PAUSE_S, LONGEST_DEFERRED_PAUSE_S = 15.0, 300.0
+"""Before the second attempt to store what the artifact store did not take, and at most; doubled after each."""
 MAX_INFINITIES_NAMED = 50
 MAX_RENAMED_TOLD = 100
 log = logging.getLogger("mltrack.relay")
@@ -58,7 +60,7 @@ class Projection:
     def __init__(self, directory: RunDirectory, store: Store, on_progress: Callable[[Progress], None] | None = None, pace: Pace | None = None):
         self.directory, self.store = directory, store
         self._pace = pace or Pace()
-        self._deferred_due = 0.0
+        self._deferred_due, self._deferred_pause_s = 0.0, DEFERRED_PAUSE_S
         self._listeners = [on_progress] if on_progress is not None else []
         self.info = directory.read_run()
         self.progress = Progress.read(directory, store.tracking_uri)
@@ -72,7 +74,7 @@ class Projection:
         self._claim = Claim(directory, store, self._run_id, self.progress, self._save)
         self._claim.check()
         self._name_exposed_secrets()
-        self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save_models, self._claim.check, self.info.upload)
+        self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save_models, self._claim.check, self._report, self.info.upload)
         self._save(acknowledged=False)
 
     @property
@@ -101,7 +103,12 @@ class Projection:
             self._apply(record, start=self._behind)
             self._behind = self._reader.offset
             self._acknowledge()
+        self._behind = self._reader.offset
         self._flush()
+        if self._reader.odd:
+            odd, self._reader.odd = self._reader.odd, []
+            self._give_up(odd)
+            self._save()
         if time.monotonic() >= self._deferred_due:
             self._apply_deferred()
         return count
@@ -139,7 +146,7 @@ class Projection:
             self.progress.status = shown
         if missing:
             raise missing
-        self.progress.complete = True
+        self.progress.complete, self.progress.waiting = True, None
         self._save()
 
     def _is_taken_over(self) -> bool:
@@ -260,9 +267,14 @@ class Projection:
             raise
         except ServersOwnFolder as error:
             self._report(str(error))
-        except Exception as error:  # whatever it is: the run's status must not hang on it
-            log.debug("%s", record, exc_info=True)
-            self._report(f"{record['type']}: {described(error)}")
+        except (MltrackError, OSError) as error:
+            self._report(f"{record['type']}: {error}")
+        except Exception as error:  # what nobody thought of does not end the delivery of everything else, nor does the status hang on it
+            log.exception("%s", record["type"])
+            line = f"{record['type']}: {described(error)}"
+            if record["type"] in WITH_FILES:
+                raise StoreUnavailable(line) from error
+            self._report(line)
 
     def _stored(self, record: records.Record) -> StoreUnavailable | None:
         """None, or why not where the artifact store is away and the tracking server is not: the points need not wait for it."""
@@ -270,8 +282,11 @@ class Projection:
             self._handle(record)
         except StoreUnavailable as error:
             ping(self.store)
-            log.warning("deferred: %s: %s", record["type"], error)
-            self._deferred_due = time.monotonic() + DEFERRED_PAUSE_S
+            log.warning("deferred for %.0f s: %s: %s", self._deferred_pause_s, record["type"], error)
+            self._deferred_due = time.monotonic() + self._deferred_pause_s
+            self._deferred_pause_s = min(LONGEST_DEFERRED_PAUSE_S, 2 * self._deferred_pause_s)
+            self.progress.waiting = f"{record['type']}: {error}"
+            self._save(acknowledged=False)
             return error
         return None
 
@@ -283,8 +298,13 @@ class Projection:
                     return missing
                 break
             del self.progress.deferred[0]
+            self.progress.waiting, self._deferred_pause_s = None, DEFERRED_PAUSE_S
             self._save()
-        return self._stored({"type": "leftovers"})
+        failure = self._stored({"type": "leftovers"})
+        if failure is None and self.progress.waiting is not None:
+            self.progress.waiting = None
+            self._save()
+        return failure
 
     def _apply_leftovers(self, _: Mapping[str, Any]) -> None:
         """No record of the journal: what earlier relays left half done is taken away once nothing newer is known."""
@@ -325,10 +345,19 @@ class Projection:
 
     def _apply_artifact(self, record: Mapping[str, Any]) -> None:
         path = self.directory.inside(record["path"])
-        if path.exists():
+        if not path.is_dir():
             artifacts.put_file(self.store, self._run_id, path, record["artifact_path"] or None)
-        else:
-            self._report(f"artifact {record['path']}: no such file in {self.directory.path}")
+            return
+        below = PurePosixPath(record["artifact_path"], path.name)
+        for folder, _, names in os.walk(path, onerror=lambda error: self._report(f"artifact: {error}")):
+            for name in sorted(names):
+                try:
+                    file = self.directory.inside(Path(folder, name))
+                    artifacts.put_file(self.store, self._run_id, file, (below / Path(folder).relative_to(path).as_posix()).as_posix())
+                except StoreUnavailable:
+                    raise
+                except TrackingError as error:  # the file's own: unreadable, refused under its name, a link that leads out
+                    self._report(f"artifact: {error}")
 
     def _apply_checkpoints(self, record: Mapping[str, Any]) -> None:
         if self.progress.renamed:  # whoever goes on from this checkpoint without the journal needs them
@@ -390,10 +419,10 @@ class Projection:
             self._report(line)
 
     def _report(self, line: str) -> None:
-        if line in self.progress.failed:
-            return
-        log.error("refused: %s", line)
-        self.progress.failed.append(line)
+        line = line.encode("utf-8", "backslashreplace").decode()  # a file name may be half a character, which no terminal takes
+        if line not in self.progress.failed:
+            log.error("refused: %s", line)
+            self.progress.failed.append(line)
 
     def _acknowledge(self) -> None:
         self.progress.offset = self._behind

@@ -25,7 +25,7 @@ from mltrack.relay.progress import Progress
 from mltrack.relay.projection import Projection
 from mltrack.relay.system_metrics import SystemMetricsFeed
 from mltrack.relay.trainers import WentOnElsewhere
-from mltrack.store import StoreRejected, StoreUnavailable, connect, default_tracking_uri
+from mltrack.store import StoreDenied, StoreRejected, StoreUnavailable, connect, default_tracking_uri
 from mltrack.store.connection import StoreSlow
 
 NICENESS = 10
@@ -33,6 +33,8 @@ NICENESS = 10
 INTERVAL_S = 0.5
 """How long new records may wait for the next request."""
 LONGEST_PAUSE_S = 5.0
+LONGEST_WAIT_S = 60.0
+"""The same where the server answers, and refuses the credentials, or its artifact store takes no files: that takes a person, or time."""
 GIVE_UP_S = 600.0
 """How long a server may be silent after the trainer has ended."""
 log = logging.getLogger("mltrack.relay")
@@ -95,7 +97,8 @@ def delivering_process(directory: RunDirectory) -> int | None:
         with _lock(directory):
             return None
     except DeliveredElsewhere:
-        return int((directory.path / "relay.lock").read_text() or 0)
+        holder = (directory.path / "relay.lock").read_bytes().strip()
+        return int(holder) if holder.isdigit() else 0
 
 
 def run(directory: RunDirectory) -> None:
@@ -139,6 +142,8 @@ def follow(directory: RunDirectory) -> Progress:
                 return progress
             except StoreUnavailable as error:
                 progress = Progress.read(directory, info.tracking_uri)
+                longest_s = LONGEST_WAIT_S if isinstance(error, StoreDenied) or progress.deferred else LONGEST_PAUSE_S if trainer.is_alive() else 2.0
+                progress.waiting = str(error)
                 progress.write(directory, acknowledged=False)  # nothing is being uploaded now, so nobody need wait for it
                 if progress.acknowledged_ms / 1000 > time.time() - LONGEST_PAUSE_S:
                     pauses, last_success = 0, time.monotonic()
@@ -148,7 +153,7 @@ def follow(directory: RunDirectory) -> Progress:
                 log.warning("%s", error)
                 if not trainer.is_alive() and time.monotonic() - last_success > GIVE_UP_S:
                     raise
-                trainer.wait(_pause_s(pauses)) if trainer.is_alive() else time.sleep(min(2.0, _pause_s(pauses)))
+                trainer.wait(_pause_s(pauses, longest_s)) if trainer.is_alive() else time.sleep(_pause_s(pauses, longest_s))
 
 
 def _follow_connected(directory: RunDirectory, tracking_uri: str, trainer: WatchedProcess, system: SystemMetricsFeed, pace: Pace) -> Progress:
@@ -169,9 +174,9 @@ def _follow_projection(projection: Projection, trainer: WatchedProcess, system: 
         trainer.wait(INTERVAL_S)
 
 
-def _pause_s(attempt: int) -> float:
-    """Seconds before the next attempt: doubling, with jitter, at most `LONGEST_PAUSE_S`."""
-    return random.uniform(0.5, 1.0) * min(LONGEST_PAUSE_S, 0.25 * 2 ** min(attempt, 10))
+def _pause_s(attempt: int, longest_s: float) -> float:
+    """Seconds before the next attempt: doubling, with jitter, at most `longest_s`."""
+    return random.uniform(0.5, 1.0) * min(longest_s, 0.25 * 2 ** min(attempt, 10))
 
 
 @contextmanager
@@ -183,7 +188,7 @@ def _lock(directory: RunDirectory, patience_s: float = 0.0) -> Iterator[None]:
     try:
         while not _try_lock(descriptor):
             if time.monotonic() > deadline:
-                holder = os.pread(descriptor, 32, 0).decode().strip()
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
                 raise DeliveredElsewhere(f"{directory.path}: is being delivered by process {holder}; wait for it, see {directory.relay_log}")
             time.sleep(0.2)
         os.ftruncate(descriptor, 0)

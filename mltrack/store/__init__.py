@@ -9,6 +9,7 @@ from __future__ import annotations
 from mltrack.store import artifacts, light_model, logged_models, model_tags, params, placement, registry, runs
 from mltrack.store.connection import (
     Store,
+    StoreDenied,
     StoreRejected,
     StoreUnavailable,
     active_run,
@@ -40,6 +41,7 @@ from mltrack.store.runs import (
 __all__ = [
     "RunInfo",
     "Store",
+    "StoreDenied",
     "StoreRejected",
     "StoreUnavailable",
     "active_run",

@@ -1,24 +1,80 @@
 """A run's files: put, listed, fetched, deleted.
 
 Invariant: every verb can be repeated. On a local root nothing is seen half written and large files cost a hard link; elsewhere (the server's proxy, S3)
-MLflow's own repository carries them. `delete` deletes bytes, not only the entry.
+MLflow's own repository carries them. `delete` deletes bytes, not only the entry. A file that cannot be read is UnreadableFile, whatever the store does;
+a store that cannot take a file that can be read is StoreUnavailable.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mltrack.errors import TrackingError
 from mltrack.store import placement
-from mltrack.store.connection import Store, StoreRejected, is_missing, local_path, patient, translated, without_parts
+from mltrack.store.connection import Store, StoreRejected, StoreUnavailable, is_missing, local_path, patient, translated, without_parts
 
 SURE_FROM_BYTES = 1 << 20
 """A smaller file is always sent: what it would save is less than what a look at it costs, and some are made anew in the same size."""
+_OF_THE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EFBIG}
+"""What a local root says that can take files, but not this one there."""
 log = logging.getLogger("mltrack.store")
+
+
+class UnreadableFile(TrackingError):
+    """A local file that cannot be read: it alone is to blame, whatever store it was for."""
+
+
+def check_readable(path: Path, *, whole: bool = False) -> None:
+    """Return where this is a regular file that can be opened.
+
+    Args:
+        whole: read all of it, too.
+
+    Raises:
+        UnreadableFile: it is gone, may not be read, is no regular file (a folder, a socket, a pipe), or the disk does not give it back.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for whoever writes into it
+            raise UnreadableFile(f"{path}: is no regular file")
+        with path.open("rb") as file:
+            while whole and file.read(1 << 20):
+                pass
+    except (OSError, ValueError) as error:  # the second for a name with a null character
+        raise UnreadableFile(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+@contextmanager
+def reading(path: Path, root: Path | None = None) -> Iterator[None]:
+    """Inside, one file is brought to a store: what goes wrong is the file's fault, or the store's.
+
+    Args:
+        root: the folder that is the store, where it is one of this machine.
+
+    Raises:
+        UnreadableFile: as `check_readable`.
+        StoreRejected: this root takes files, but not under this name.
+        StoreUnavailable: any other OSError, such as a full disk: the file can be read to its end.
+    """
+    check_readable(path)
+    try:
+        yield
+    except OSError as error:
+        if type(error).__module__ != "builtins":  # of requests, whose errors are OSErrors and know the server's answer
+            raise
+        check_readable(path, whole=True)
+        line = f"{path.name} cannot be stored: {error.strerror or error}"
+        if error.errno in _OF_THE_NAME and root is not None and root.is_dir():
+            raise StoreRejected(line) from error
+        raise StoreUnavailable(line) from error
 
 
 def put_file(store: Store, run_id: str, path: str | os.PathLike[str], artifact_path: str | None = None, *, goes_on: bool = False) -> None:
@@ -26,16 +82,18 @@ def put_file(store: Store, run_id: str, path: str | os.PathLike[str], artifact_p
 
     Args:
         goes_on: a large file that is there in its size is this one, of an upload that was cut off, and is not sent again.
+
+    Raises:
+        UnreadableFile: see `reading`.
     """
     source = Path(path)
     with translated(store, f"storing {source.name}"):
         root, local = _place(store, run_id)
-        if local is not None:
-            placement.place_file(source, _inside(local, artifact_path) / source.name)
-        elif not (
-            goes_on and source.stat().st_size >= SURE_FROM_BYTES and _sizes(store, root, _checked(artifact_path)).get(source.name) == source.stat().st_size
-        ):
-            _send(store, root, source, _checked(artifact_path))
+        with reading(source, local):
+            if local is not None:
+                placement.place_file(source, _inside(local, artifact_path) / source.name)
+            elif not (goes_on and _is_there(store, root, source, _checked(artifact_path))):
+                _send(store, root, source, _checked(artifact_path))
 
 
 def put_folder(store: Store, run_id: str, path: str | os.PathLike[str], artifact_path: str) -> None:
@@ -153,6 +211,12 @@ def _send(store: Store, uri: str, source: Path, artifact_path: str | None) -> No
             log.warning("%s: %s; sent through the server instead", source.name, error)
             with without_parts():
                 repo.log_artifact(str(source), artifact_path)
+
+
+def _is_there(store: Store, uri: str, source: Path, path: str | None) -> bool:
+    """True where the folder holds a large file of this name and size."""
+    size = source.stat().st_size
+    return size >= SURE_FROM_BYTES and _sizes(store, uri, path).get(source.name) == size
 
 
 def _sizes(store: Store, uri: str, path: str | None) -> dict[str, int]:

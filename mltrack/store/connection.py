@@ -37,6 +37,14 @@ _LONGEST_WAIT_S = 60.0
 _DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
 _INDIRECT = ("", "file", "runs", "models")
 """Schemes of artifact URIs that are, or lead to, a folder of this machine."""
+_DENIED = {401, 403, 407}
+_DENIED_CODES = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed"}
+"""With S3 some of these are the status 400."""
+_DENIED_NAMES = re.compile("Credential|Token|Unauthorized|Authentication|RefreshError|ProfileNotFound")
+"""Of the errors of cloud libraries that have found no credentials to send, and so have no answer of a server."""
+_STORE_WIDE_CODES = {"NoSuchBucket", "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+"""A bucket that is missing or lies elsewhere: no file is to blame, and somebody may set it right."""
+_CLOUDS = ("requests", "urllib3", "botocore", "boto3", "s3transfer", "google", "azure")
 _FILE_STORE = "the file store is no longer served by MLflow; use sqlite:///mlflow.db or a server, and move old data by 'mlflow migrate-filestore'"
 
 
@@ -50,6 +58,10 @@ class StoreSlow(StoreUnavailable):
 
 class StoreFailed(StoreUnavailable):
     """The store answered that it failed on this request: its own trouble, or a value that it cannot hold. Others may go through."""
+
+
+class StoreDenied(StoreUnavailable):
+    """The store refuses the credentials, or they have expired: the same request may go through with others."""
 
 
 class StoreRejected(TrackingError):
@@ -350,9 +362,12 @@ def _try_lock(descriptor: int) -> bool:
 def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
     home = type(error).__module__.partition(".")[0]
     reason = _first_line(error)
-    status = _http_status(error)
+    if type(error).__name__ == "S3UploadFailedError" and isinstance(error.__context__, Exception):  # boto3 keeps the answer's text alone
+        error = error.__context__
+    status, code = _http_status(error), _error_code(error)
+    if home in ("mlflow", *_CLOUDS) and (status in _DENIED or code in _DENIED_CODES):
+        return StoreDenied, reason
     if home == "mlflow":
-        code = getattr(error, "error_code", "")
         if "out-of-date" in reason or code == "INVALID_STATE" or status == 501:
             return StoreRejected, reason
         if "file store" in str(error).lower() or "filesystem" in str(error).lower():
@@ -360,8 +375,10 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
         if code == "TEMPORARILY_UNAVAILABLE" or status is None or status >= 500 or status in _TRY_AGAIN:
             return _later(str(error), code), reason
         return StoreRejected, reason
-    if home in ("requests", "urllib3", "botocore", "boto3", "s3transfer"):
-        permanent = status is not None and status < 500 and status not in _TRY_AGAIN
+    if home in _CLOUDS:
+        if status is None and home not in ("requests", "urllib3") and _DENIED_NAMES.search(type(error).__name__):
+            return StoreDenied, reason
+        permanent = status is not None and status < 500 and status not in _TRY_AGAIN and code not in _STORE_WIDE_CODES
         return (StoreRejected if permanent else _later(str(error), "")), reason
     if home == "sqlalchemy":
         # Operational and interface errors: no server, a lock, a full disk. The others are about the statement or the driver.
@@ -406,6 +423,14 @@ def _later(text: str, code: str) -> type[StoreUnavailable]:
         return StoreSlow
     answered = not text.startswith("API request to ") or "failed with error code 500 " in text or "too many 500 error responses" in text
     return StoreFailed if code == "INTERNAL_ERROR" and answered else StoreUnavailable
+
+
+def _error_code(error: BaseException) -> str:
+    """MLflow's word for an error, or S3's."""
+    response = getattr(error, "response", None)
+    if isinstance(response, dict):
+        return str(response.get("Error", {}).get("Code", ""))
+    return str(getattr(error, "error_code", ""))
 
 
 def _http_status(error: BaseException | None) -> int | None:

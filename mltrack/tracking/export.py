@@ -45,7 +45,7 @@ def write_json_export(journal: Path, summary: dict[str, Any], path: Path) -> Non
 def write_csv_export(journal: Path, path: Path) -> None:
     """One line per point; columns name, value, step, epoch, time_ms."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", newline="") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for entry in read_entries(journal):

@@ -10,8 +10,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from mltrack.errors import TrackingError
-
 
 @dataclass(frozen=True, slots=True)
 class MetricEntry:
@@ -100,18 +98,3 @@ class MetricSeries:
         if finite == 0:
             return MetricStatistics(math.nan, math.nan, math.nan, math.nan, self.count, self.last, self.non_finite)
         return MetricStatistics(self.mean, math.sqrt(self._m2 / finite), self.min, self.max, self.count, self.last, self.non_finite)
-
-
-def as_number(name: str, value: Any) -> float:
-    """A Python number, a Decimal, a numpy scalar or a tensor of one element as a float.
-
-    Raises:
-        TrackingError: anything else; the message names the metric.
-    """
-    try:
-        if isinstance(value, (str, bytes, bool)) or value is None:
-            raise TypeError
-        return float(value.item() if hasattr(value, "item") else value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        shown = repr(value)
-        raise TrackingError(f"metric '{name}': seen {shown[:80]} ({type(value).__name__}); accepted: one number") from None

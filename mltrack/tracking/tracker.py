@@ -28,21 +28,22 @@ from typing import Any
 import mltrack
 from mltrack.addresses import redacted
 from mltrack.errors import ConfigurationError, TrackingError
-from mltrack.journal import DiskFullError, Heartbeat, JournalLock, JournalReader, JournalWriter, Machine, RunDirectory, RunInfo, records
+from mltrack.journal import DiskFullError, Heartbeat, JournalLock, JournalReader, JournalWriter, Machine, RunDirectory, RunInfo, records, shown
 from mltrack.journal.records import json_number
+from mltrack.journal.shape import LARGEST
 from mltrack.store import active_run, default_tracking_uri
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking.delivery import Delivery
 from mltrack.tracking.ending import Ending, leave_exit_code, uncaught
 from mltrack.tracking.export import entries_of, write_csv_export, write_json_export
-from mltrack.tracking.statistics import MetricSeries, MetricStatistics, as_number
+from mltrack.tracking.statistics import MetricSeries, MetricStatistics
+from mltrack.tracking.values import as_number, checked, checked_list, checked_mapping, checked_name, texts, whole_number
 
 RARE = 1000
 """A metric with no more points than this is kept whole in memory after a resume."""
 
 TIMING_WORDS = ("seconds", "per_second", "_ms", "_bytes", "system/", "stall", "utilization")
 """A metric whose name holds one of these depends on the machine's speed and is never compared after a resume."""
-LARGEST_STEP = 2**63 - 1
 LONGEST_EXIT_WAIT_S = 600.0
 log = logging.getLogger("mltrack")
 
@@ -128,11 +129,14 @@ class TrainingMetricsTracker:
         """Record several values of one step in one write.
 
         Raises:
-            TrackingError: a value is no single number, the step is beyond 64 bits, or the journal cannot be written.
+            TrackingError: a value is no single number, a name is no text, step or epoch is no whole number of 64 bits, or the journal cannot be written.
         """
-        step = int(step)
-        if not -LARGEST_STEP <= step <= LARGEST_STEP:
-            raise TrackingError(f"step: seen {step}; accepted: a whole number of 64 bits, which is what MLflow can hold")
+        if type(step) is not int or not -LARGEST <= step <= LARGEST:
+            step = whole_number("step", step)
+        if epoch is not None and (type(epoch) is not int or not -LARGEST <= epoch <= LARGEST):
+            epoch = whole_number("epoch", epoch)
+        if type(values) is not dict:
+            values = checked_mapping("metric", values)
         points: list[tuple[MetricSeries, float]] = []
         for name, value in values.items():
             number = value if type(value) is float else as_number(name, value)
@@ -159,39 +163,52 @@ class TrainingMetricsTracker:
 
     def log_epoch_metrics(self, values: Mapping[str, Any], epoch: int) -> None:
         """Record several aggregates of a finished epoch (0-based) in one write."""
-        self.log_metrics({records.EPOCH_PREFIX + name: value for name, value in values.items()}, step=epoch + 1, epoch=epoch)
+        epoch = whole_number("epoch", epoch)
+        named = {records.EPOCH_PREFIX + checked_name("metric", name): value for name, value in checked_mapping("metric", values).items()}
+        self.log_metrics(named, step=epoch + 1, epoch=epoch)
 
     def log_params(self, values: Mapping[str, Any]) -> None:
         """Record parameters; MLflow keeps them as text, and never changes one."""
-        self._append(records.params({name: str(value) for name, value in values.items()}))
+        self._append(records.params(texts("param", values)))
 
     def set_tags(self, values: Mapping[str, Any]) -> None:
         """Record tags."""
-        self._append(records.tags({name: str(value) for name, value in values.items()}))
+        self._append(records.tags(texts("tag", values)))
 
     def log_inputs(self, datasets: Sequence[Mapping[str, Any]]) -> None:
-        """Record the data sets that the run reads: name, digest, source, context, profile of each."""
-        self._append(records.inputs(datasets))
-
-    def log_artifact(self, path: str | Path, artifact_path: str = "") -> None:
-        """Have a file uploaded into a folder of the run's artifacts.
-
-        Only what lies in the run directory is ever uploaded: a file from elsewhere is copied to `artifacts/` in it, as it is now.
+        """Record the data sets that the run reads: name, digest, source, context, profile of each.
 
         Raises:
-            TrackingError: it cannot be copied.
+            TrackingError: one without name or digest, or a value that JSON cannot hold.
         """
+        self._append(records.inputs(checked_mapping("data set", one) for one in checked_list("data set", datasets)))
+
+    def log_artifact(self, path: str | Path, artifact_path: str = "") -> None:
+        """Have a file uploaded into a folder of the run's artifacts; a folder with all that is in it, under its own name.
+
+        Only what lies in the run directory is ever uploaded: what is elsewhere is copied to `artifacts/` in it, as it is now.
+
+        Raises:
+            TrackingError: there is no such file or folder, it cannot be copied, or `artifact_path` is no relative path.
+        """
+        if not isinstance(path, str | os.PathLike) or not (os.path.isfile(path) or os.path.isdir(path)):
+            raise TrackingError(f"log_artifact: seen {shown(path)}; accepted: a file or folder that exists")
+        if not isinstance(artifact_path, str) or artifact_path.startswith("/") or ".." in artifact_path.split("/"):
+            raise TrackingError(f"log_artifact: seen the artifact_path {shown(artifact_path)}; accepted: a relative path without '..'")
         self._append(records.artifact(self._relative(self._brought_inside(Path(path).absolute(), artifact_path)), artifact_path))
 
     def log_checkpoints(self, kept: Sequence[Mapping[str, Any]], best_step: int | None) -> None:
         """Record which checkpoints stay, and force everything so far to the disk."""
-        kept = [{**one, "path": self._relative(one["path"])} for one in kept]
+        named = [checked_mapping("checkpoint", one) for one in checked_list("checkpoint", kept)]
+        kept = [{**one, "path": self._relative(one["path"]) if isinstance(one.get("path"), str | os.PathLike) else one.get("path")} for one in named]
         self._append(records.checkpoints(kept, best_step))
         self._journal.sync()
 
     def log_model(self, **fields: Any) -> None:
         """Record the model to be registered (see `mltrack.journal.records`). Raises DiskFullError as `settle` does."""
-        self._ending.write(records.model(**fields), patient=True)
+        if reserved := sorted({"type", "time_ms"} & fields.keys()):
+            raise TrackingError(f"log_model: seen a field '{reserved[0]}', which every record has; accepted: another name")
+        self._ending.write(redacted(checked(records.model(**fields))), patient=True)
 
     def resume_from(self, step: int, epoch: int) -> None:
         """From now on what is recorded already is compared, not recorded again: all from this checkpoint on, and every rare metric.
@@ -200,6 +217,7 @@ class TrainingMetricsTracker:
             step: optimizer steps in the checkpoint.
             epoch: epochs finished in it.
         """
+        step, epoch = whole_number("step", step), whole_number("epoch", epoch)
         self._already = {}
         for record in JournalReader(self.directory.journal).read_new():
             for entry in entries_of(record):
@@ -332,7 +350,7 @@ class TrainingMetricsTracker:
             if isinstance(record, str):
                 self._journal.append_json(record)
             else:
-                self._journal.append(redacted(record))
+                self._journal.append(redacted(checked(record)))
         except DiskFullError as error:
             if self._on_disk_full == "stop":
                 raise
@@ -341,18 +359,18 @@ class TrainingMetricsTracker:
             self.lost_records += 1
 
     def _brought_inside(self, path: Path, artifact_path: str) -> Path:
-        """`path`, or its copy in the run directory where it lies elsewhere; what is no file stays where it is, and is refused when it is delivered."""
-        try:
+        """`path`, or its copy in the run directory where it lies elsewhere."""
+        with suppress(TrackingError):
             return self.directory.inside(path)
-        except TrackingError:
-            if not path.is_file():
-                return path
         target = self.directory.inside(Path("artifacts", artifact_path, path.name))
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             unfinished = target.with_name(f".{target.name}.{os.getpid()}")
-            shutil.copyfile(path, unfinished)
-            unfinished.replace(target)
+            if path.is_dir():
+                shutil.copytree(path, target, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(path, unfinished)
+                unfinished.replace(target)
         except OSError as error:
             raise TrackingError(f"{path} cannot be copied into the run directory: {error.strerror or error}; make room in {self.directory.path}") from error
         return target
@@ -361,6 +379,7 @@ class TrainingMetricsTracker:
         return Path(os.path.relpath(Path(path).absolute(), self.directory.path)).as_posix()
 
     def _new_series(self, name: str) -> MetricSeries:
+        checked_name("metric", name)
         timing = name in self._timing or any(word in name for word in TIMING_WORDS)
         series = self._series[name] = MetricSeries(name, timing=timing, mode=self._mode_of(name.removeprefix(records.EPOCH_PREFIX)))
         return series

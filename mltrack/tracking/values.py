@@ -1,0 +1,126 @@
+"""What a user's loop hands to the tracker, as what the journal can hold: numbers, whole numbers, text.
+
+Invariant: whatever is given, the answer is a plain Python value or a TrackingError that names the argument and the value.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from mltrack.errors import MltrackError, TrackingError
+from mltrack.journal import records, shown
+from mltrack.journal.shape import LARGEST
+
+_NO_NUMBER = (TypeError, ValueError, ArithmeticError, RuntimeError)
+"""What Python, numpy and torch raise where a number is asked for and none is there."""
+
+
+def as_number(name: str, value: Any, error: type[MltrackError] = TrackingError) -> float:
+    """A Python number, a Decimal, a numpy scalar or a tensor of one element as a float.
+
+    Raises:
+        TrackingError, or `error`: anything else; the message names the metric.
+    """
+    try:
+        return float(_plain(value))
+    except _NO_NUMBER:
+        raise error(f"metric '{name}': seen {shown(value)}; accepted: one number") from None
+
+
+def whole_number(name: str, value: Any, error: type[MltrackError] = TrackingError) -> int:
+    """A whole number of any kind that `as_number` takes, 2.0 included, as an int.
+
+    Raises:
+        TrackingError, or `error`: a fraction, a NaN, a boolean, anything else, or more than 64 bits; the message names the argument.
+    """
+    try:
+        plain = _plain(value)
+        number = int(plain)
+        if number != plain:
+            raise ValueError
+    except _NO_NUMBER:
+        raise error(f"{name}: seen {shown(value)}; accepted: a whole number") from None
+    if not -LARGEST <= number <= LARGEST:
+        raise error(f"{name}: seen {shown(number).partition(' (')[0]}; accepted: a whole number of 64 bits, which is what MLflow can hold")
+    return number
+
+
+def as_text(what: str, value: Any) -> str:
+    """`str(value)`.
+
+    Raises:
+        TrackingError: it has no text, such as a number of more digits than Python writes out; the message begins with `what`.
+    """
+    try:
+        return str(value)
+    except Exception as error:  # the value is the user's own, and so is what it raises
+        raise TrackingError(f"{what}: seen {shown(value)}, which cannot be written as text: {error}") from None
+
+
+def texts(kind: str, values: Any) -> dict[str, str]:
+    """{name: text} of params or tags.
+
+    Raises:
+        TrackingError: no mapping, a name that is no text, a value that has none.
+    """
+    return {checked_name(kind, name): as_text(f"{kind} '{name}'", value) for name, value in checked_mapping(kind, values).items()}
+
+
+def checked_mapping(kind: str, values: Any) -> Mapping[str, Any]:
+    """`values`. Raises TrackingError where it is no mapping."""
+    if not isinstance(values, Mapping):
+        raise TrackingError(f"{kind}s: seen {shown(values)}; accepted: a dictionary of names and values")
+    return values
+
+
+def checked_list(kind: str, values: Any) -> list[Any]:
+    """`values` as a list. Raises TrackingError where they are none."""
+    if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping):
+        raise TrackingError(f"{kind}s: seen {shown(values)}; accepted: a list")
+    return list(values)
+
+
+def checked_name(kind: str, name: Any, error: type[MltrackError] = TrackingError) -> str:
+    """`name`. Raises TrackingError, or `error`, where it is no text."""
+    if not isinstance(name, str):
+        raise error(f"{kind} name: seen {shown(name)}; accepted: text")
+    return name
+
+
+def checked(record: records.Record) -> records.Record:
+    """A record that can be written and read back: scalars of numpy and torch as Python's, paths as text.
+
+    Raises:
+        TrackingError: a value that JSON cannot hold, or not of the kind that the readers of such a record count on; the message says where it stands.
+    """
+    try:
+        held: records.Record = _as_json(record, record["type"])
+    except RecursionError:
+        raise TrackingError(f"{record['type']}: seen objects that are nested too deeply, or in themselves; accepted: what JSON can hold") from None
+    if wrong := records.problem(held):
+        raise TrackingError(wrong)
+    return held
+
+
+def _as_json(value: Any, where: str) -> Any:
+    if isinstance(value, Mapping):
+        return {checked_name(where, name): _as_json(one, f"{where}.{name}") for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_json(one, f"{where}[{place}]") for place, one in enumerate(value)]
+    try:
+        held = os.fsdecode(value) if isinstance(value, os.PathLike) else value.item() if hasattr(value, "item") else value
+        json.dumps(held)
+    except _NO_NUMBER:
+        raise TrackingError(f"{where}: seen {shown(value)}; accepted: what JSON can hold") from None
+    return held
+
+
+def _plain(value: Any) -> Any:
+    """The Python number in a scalar of numpy or torch. Raises TypeError for what is no number."""
+    held = value.item() if hasattr(value, "item") else value
+    if held is None or isinstance(held, str | bytes | bool):
+        raise TypeError
+    return held
