@@ -255,7 +255,7 @@ def _fetch_checkpoint(store: Store, run_id: str, step: int, model_id: str | None
             model = stores.resolve(store, f"models:/{model_id}", download / "model")
             for name in missing:
                 if (model / name).is_file():
-                    placement.link_or_copy(model / name, target / name)
+                    placement.link_or_copy(model / name, target / name, immutable=True)
         problems = directory.verify(info)
         if problems:
             raise CheckpointError("; ".join(problems))

@@ -87,11 +87,12 @@ def written_model(source: Path, out: Path, task: str) -> Path:
         tokenizer_type="PreTrainedTokenizerFast",
         source_model_name="scratch:tiny",
         metadata={"mltrack_step": 1},
+        immutable=True,
     )
 
 
 def published(store: Store, run: RunInfo, folder: Path, step: int = 1, **metrics: float) -> str:
-    return publish(store, run.run_id, folder, name=f"step-{step}", step=step, tags={"kept": "best"}, metrics=metrics, timestamp_ms=2000 + step)
+    return publish(store, run.run_id, folder, name=f"step-{step}", step=step, tags={"kept": "best"}, metrics=metrics, timestamp_ms=2000 + step, immutable=True)
 
 
 def test_the_folder_holds_the_weights_once_and_no_training_state(written: dict[str, Path], decoder: Path) -> None:

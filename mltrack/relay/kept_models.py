@@ -100,7 +100,7 @@ class KeptModels:
             model_id = self._upload_model(folder, step, one, time_ms) if is_model else ""
             for name in light_model.files_beside_model(folder):
                 below = Path(f"{CHECKPOINTS}/{step}/state", name).parent.as_posix()
-                artifacts.put_file(self._store, self._run_id, folder / name, below)
+                artifacts.put_file(self._store, self._run_id, folder / name, below, immutable=True)
         except FileNotFoundError:
             if folder.exists():
                 raise
@@ -124,6 +124,7 @@ class KeptModels:
             requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in REQUIRED],
             source_model_name=ours.get("source_model_name") or hf_config.get("_name_or_path") or "scratch",
             metadata={"mltrack_run_id": self._run_id, "mltrack_step": step},
+            immutable=True,  # a checkpoint is renamed into place and then only read or deleted
         )
         measured_on = self._progress.evaluation_set or {}
         return logged_models.publish(
@@ -137,6 +138,7 @@ class KeptModels:
             timestamp_ms=time_ms,
             dataset_name=measured_on.get("name"),
             dataset_digest=measured_on.get("digest"),
+            immutable=True,
         )
 
     def _prune(self, step: str) -> None:

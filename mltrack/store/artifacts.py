@@ -1,7 +1,7 @@
 """A run's files: put, listed, fetched, deleted.
 
-Invariant: every verb can be repeated. On a local root nothing is seen half written and large files cost a hard link; elsewhere (the server's proxy, S3)
-MLflow's own repository carries them. `delete` deletes bytes, not only the entry.
+Invariant: every verb can be repeated. On a local root nothing is seen half written; elsewhere (the server's proxy, S3) MLflow's own repository carries
+the files. `delete` deletes bytes, not only the entry.
 """
 
 from __future__ import annotations
@@ -16,14 +16,18 @@ from mltrack.store import placement
 from mltrack.store.connection import Store, StoreRejected, is_missing, local_path, patient, translated
 
 
-def put_file(store: Store, run_id: str, path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
-    """The file under its own name in the folder `artifact_path` (None: the run's root), replacing what is there."""
+def put_file(store: Store, run_id: str, path: str | os.PathLike[str], artifact_path: str | None = None, *, immutable: bool = False) -> None:
+    """The file under its own name in the folder `artifact_path` (None: the run's root), replacing what is there.
+
+    Args:
+        immutable: the file is never rewritten in place, as a checkpoint's: on a local root it may become a hard link.
+    """
     source = Path(path)
     with translated(store, f"storing {source.name}"):
         root = _root(store, run_id)
         local = local_path(root)
         if local is not None:
-            placement.place_file(source, _inside(local, artifact_path) / source.name)
+            placement.place_file(source, _inside(local, artifact_path) / source.name, immutable=immutable)
         else:
             with patient(store):
                 repository(store, root).log_artifact(str(source), _checked(artifact_path))

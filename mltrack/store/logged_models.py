@@ -40,6 +40,7 @@ def publish(
     timestamp_ms: int,
     dataset_name: str | None = None,
     dataset_digest: str | None = None,
+    immutable: bool = False,
 ) -> str:
     """The logged model of this run and step, made where it is missing, and everything of it that is missing.
 
@@ -49,6 +50,7 @@ def publish(
         timestamp_ms: when the metrics were recorded, for those that the run does not hold at this step. For the others the run's own time is taken:
             MLflow writes a model's metric on the run too, and with another time it would stand there twice. So send the run's points first.
         dataset_name, dataset_digest: the data set that the metrics were measured on, as the run's inputs name it.
+        immutable: the folder's files are never rewritten in place: on a local root the large ones may become hard links.
 
     Returns:
         the model id, "m-..."; the model is READY. Metrics that the store rejects are named in the model's tag mltrack.metrics_rejected.
@@ -68,7 +70,7 @@ def publish(
             )
         ready = str(model.status) == "READY"
         if not ready:
-            _store_bytes(store, model, folder, run_id)
+            _store_bytes(store, model, folder, run_id, immutable=immutable)
         if model.model_id not in {output.model_id for output in (run.outputs.model_outputs if run.outputs else [])}:
             from mlflow.entities import LoggedModelOutput
 
@@ -136,16 +138,16 @@ def models_of_run(store: Store, run_id: str) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: int(row["step"]))
 
 
-def _store_bytes(store: Store, model: Any, folder: Path, run_id: str) -> None:
+def _store_bytes(store: Store, model: Any, folder: Path, run_id: str, *, immutable: bool) -> None:
     ml_model = identified((folder / "MLmodel").read_text(encoding="utf-8"), model_id=model.model_id, run_id=run_id)
     local = local_path(model.artifact_location)
     if local is not None:
         local.parent.mkdir(parents=True, exist_ok=True)
-        placement.place_tree(folder, local, instead={"MLmodel": ml_model})
+        placement.place_tree(folder, local, immutable=immutable, instead={"MLmodel": ml_model})
         return
     with tempfile.TemporaryDirectory(prefix=placement.TEMPORARY, dir=folder.parent) as parent, patient(store):
         staged = Path(parent) / "model"
-        placement.copy_tree(folder, staged, instead={"MLmodel": ml_model})
+        placement.copy_tree(folder, staged, immutable=immutable, instead={"MLmodel": ml_model})
         repository(store, model.artifact_location).log_artifacts(str(staged))
 
 
