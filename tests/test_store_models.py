@@ -36,7 +36,7 @@ from mltrack.store import (
     set_alias,
     write_model_folder,
 )
-from mltrack.store.connection import as_process_default
+from mltrack.store.connection import as_default
 
 STATE = {"optimizer.safetensors", "optimizer.json", "state.json", "metadata.json"}
 
@@ -193,7 +193,7 @@ def test_what_mlflow_has_copied_or_registered_by_its_folder_stays_too(store: Sto
     location = next(row["artifact_location"] for row in models_of_run(store, run.run_id) if row["model_id"] == ids[2])
     register(store, "it's first", ids[0])
     register(store, "second", ids[1])
-    with as_process_default(store):
+    with as_default(store):
         store.client.copy_model_version("models:/it's first/1", "copied")
         mlflow.register_model("models:/copied/1", "copied-again")
         mlflow.register_model("models:/second/1", "of-second")
@@ -234,7 +234,7 @@ def test_a_logged_model_names_its_versions_as_mlflows_pages_read_them(store: Sto
         register(store, name, model_id)
     ours = store.client.get_logged_model(model_id).tags["mlflow.modelVersions"]
     other_id = published(store, run, written["text_classification"], step=2, eval_loss=1.0)
-    with as_process_default(store):
+    with as_default(store):
         for name in ("linked-by-mlflow", "linked-by-mlflow-too"):
             mlflow.register_model(f"models:/{other_id}", name)
     theirs = store.client.get_logged_model(other_id).tags["mlflow.modelVersions"]

@@ -22,7 +22,9 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mltrack.errors import MltrackError, TrackingError
+from mltrack.store.settings import own_settings
 
+SHORTEST_TIMEOUT_S = 5.0
 ARTIFACT_TIMEOUT_S = 120
 """Seconds that one transfer of a file may be silent: the server answers an upload only when it has stored all of it."""
 
@@ -53,7 +55,7 @@ class Store:
     tracking_uri: str
     client: Any
     """mlflow.MlflowClient"""
-    request_timeout_s: float = 5.0
+    request_timeout_s: float = SHORTEST_TIMEOUT_S
     artifact_roots: dict[str, str] = field(default_factory=dict)
     """run id -> artifact URI, which never changes"""
 
@@ -86,11 +88,12 @@ def default_tracking_uri(given: str | None = None) -> str:
     return f"{match[1]}:///{Path(path).absolute().as_posix()}{question}{query}"
 
 
-def connect(tracking_uri: str, *, request_timeout_s: float = 5.0) -> Store:
+def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S) -> Store:
     """A client of `tracking_uri`; a database that does not exist yet is made.
 
-    Sets MLflow's environment variables for this process and the processes it starts: no retries, `request_timeout_s` a request, no progress bars.
-    Telemetry stays as the user set it.
+    Args:
+        request_timeout_s: how long one request may take, inside `translated`. MLflow itself, its environment variables and what else this process does
+            with MLflow stay as they are.
 
     Raises:
         StoreUnavailable: the database cannot be opened. A dead server is found by `ping` or by the first request.
@@ -101,24 +104,13 @@ def connect(tracking_uri: str, *, request_timeout_s: float = 5.0) -> Store:
         raise StoreRejected(f"tracking URI '{uri}' names a folder: {_FILE_STORE}")
     if uri.startswith("file:"):
         raise StoreRejected(f"tracking URI '{uri}': {_FILE_STORE}")
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, math.ceil(request_timeout_s)))
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     if uri.startswith("sqlite:"):
         parent = Path(uri.split(":///", 1)[1].partition("?")[0]).parent
         if not parent.is_dir():
             raise StoreUnavailable(f"{shown(uri)}: the folder {parent} does not exist; make it, or set MLFLOW_TRACKING_URI to a database that exists")
     with translated(uri, "connecting"):
-        import logging
-
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
 
-        # mlflow shows the creation of a database's tables, and tracebacks of what we translate, at these loggers.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         with _alone(uri):
             return Store(tracking_uri=uri, client=MlflowClient(tracking_uri=uri), request_timeout_s=request_timeout_s)
 
@@ -171,10 +163,15 @@ def active_run() -> tuple[str, str] | None:
 
 @contextmanager
 def translated(where: Store | str, doing: str) -> Iterator[None]:
-    """Turns what goes wrong inside into StoreUnavailable or StoreRejected: "<uri>: <doing>: <first line of the reason>"."""
+    """Inside, MLflow neither retries nor waits longer than the store's time-out, and what goes wrong becomes StoreUnavailable or StoreRejected.
+
+    The message is "<uri>: <doing>: <first line of the reason>".
+    """
     uri = where.shown_uri if isinstance(where, Store) else shown(where)
+    timeout_s = where.request_timeout_s if isinstance(where, Store) else SHORTEST_TIMEOUT_S
     try:
-        yield
+        with own_settings(MLFLOW_HTTP_REQUEST_TIMEOUT=max(1, math.ceil(timeout_s))):
+            yield
     except (MltrackError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -187,26 +184,15 @@ def translated(where: Store | str, doing: str) -> Iterator[None]:
 @contextmanager
 def patient(store: Store) -> Iterator[None]:
     """Inside, a request may take ARTIFACT_TIMEOUT_S: for transfers of files."""
-    before = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(ARTIFACT_TIMEOUT_S, math.ceil(store.request_timeout_s)))
-    try:
+    with own_settings(MLFLOW_HTTP_REQUEST_TIMEOUT=max(ARTIFACT_TIMEOUT_S, math.ceil(store.request_timeout_s))):
         yield
-    finally:
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before or str(max(1, math.ceil(store.request_timeout_s)))
 
 
 @contextmanager
-def as_process_default(store: Store) -> Iterator[None]:
-    """Inside, MLflow's process-wide tracking URI is the store's: the few calls that look there, whatever their client was given."""
-    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
-
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    try:
-        with _use_tracking_uri(store.tracking_uri):
-            yield
-    finally:
-        if before is not None:  # MLflow takes the variable away where the URI had not been set by a call
-            os.environ["MLFLOW_TRACKING_URI"] = before
+def as_default(store: Store) -> Iterator[None]:
+    """Inside, in this thread, clients that MLflow makes without a tracking URI talk to the store: the few calls that do so, whatever their client was given."""
+    with own_settings(tracking_uri=store.client.tracking_uri):
+        yield
 
 
 def is_missing(error: BaseException) -> bool:

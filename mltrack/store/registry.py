@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mltrack.errors import TrackingError
 from mltrack.store.artifacts import repository
-from mltrack.store.connection import Store, StoreRejected, already_exists, as_process_default, is_missing, local_path, patient, translated
+from mltrack.store.connection import Store, StoreRejected, already_exists, as_default, is_missing, local_path, patient, translated
 from mltrack.store.runs import cut, legal_name
 
 MAX_RACES = 5
@@ -64,7 +64,7 @@ def register(store: Store, name: str, model_id: str, tags: Mapping[str, Any] | N
         except Exception as error:
             if not already_exists(error):
                 raise
-        with as_process_default(store):  # an embedded database looks the logged model up in the process's store
+        with as_default(store):  # an embedded database looks the logged model up by a client of its own
             version = store.client.create_model_version(
                 name,
                 source=f"models:/{model_id}",
@@ -243,7 +243,7 @@ def load_pyfunc(store: Store, uri: str) -> Any:
     folder = resolve(store, uri)
     import mlflow.pyfunc
 
-    with as_process_default(store):
+    with as_default(store):
         return mlflow.pyfunc.load_model(str(folder))
 
 
