@@ -29,6 +29,8 @@ ARTIFACT_TIMEOUT_S = 120
 """Seconds that one transfer of a file may be silent: the server answers an upload only when it has stored all of it."""
 
 _TRY_AGAIN = {408, 425, 429}
+_SERVED = ("postgresql", "mysql", "mssql")
+"""Databases that MLflow talks to without a tracking server."""
 _FILE_STORE = "the file store is no longer served by MLflow; use sqlite:///mlflow.db or a server, and move old data by 'mlflow migrate-filestore'"
 
 
@@ -112,7 +114,7 @@ def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S)
         from mlflow.tracking import MlflowClient
 
         with _alone(uri):
-            return Store(tracking_uri=uri, client=MlflowClient(tracking_uri=uri), request_timeout_s=request_timeout_s)
+            return Store(tracking_uri=uri, client=MlflowClient(tracking_uri=_answering(uri, request_timeout_s)), request_timeout_s=request_timeout_s)
 
 
 def import_client(tracking_uri: str) -> None:
@@ -120,7 +122,7 @@ def import_client(tracking_uri: str) -> None:
     with translated(tracking_uri, "importing mlflow"):
         import mlflow.tracking
 
-        if tracking_uri.partition("+")[0].partition(":")[0] in ("sqlite", "postgresql", "mysql", "mssql"):
+        if tracking_uri.startswith(("sqlite", *_SERVED)):
             import mlflow.store.tracking.sqlalchemy_store  # noqa: F401
 
 
@@ -215,6 +217,27 @@ def local_path(uri: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
 
 
+def _answering(uri: str, timeout_s: float) -> str:
+    """The URI for MLflow: that of a database on a server with time-outs for its driver, once the server has answered.
+
+    MLflow would try for 101 s to reach one that refuses, and wait without end for one that is silent.
+    """
+    if not uri.startswith(_SERVED):
+        return uri
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(uri)
+    seconds = max(2, math.ceil(timeout_s))
+    timeouts = {
+        "postgresql": {"connect_timeout": seconds, "tcp_user_timeout": 4000 * seconds} if url.get_driver_name().startswith("psycopg") else {},
+        "mysql": {"connect_timeout": seconds} if url.get_driver_name() in ("pymysql", "mysqldb") else {},
+    }.get(url.get_backend_name(), {})
+    url = url.update_query_dict({name: str(value) for name, value in timeouts.items() if name not in url.query})
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    with engine.connect():
+        return url.render_as_string(hide_password=False)
+
+
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
     """One process at a time opens a database file: two that make its tables at once both fail, and MLflow's own lock leaves a gap (seen)."""
@@ -250,7 +273,7 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
     if home == "sqlalchemy":
         # Operational and interface errors: no server, a lock, a full disk. The others are about the statement or the driver.
         later = type(error).__name__ in ("OperationalError", "InterfaceError", "TimeoutError", "InternalError")
-        return (StoreUnavailable if later else StoreRejected), reason
+        return (_later(str(error), "") if later else StoreRejected), reason
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         return StoreUnavailable, reason
     if isinstance(error, ModuleNotFoundError):
@@ -262,7 +285,7 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
 
 def _later(text: str, code: str) -> type[StoreUnavailable]:
     """Which kind of unavailable: MLflow calls its client's transport errors INTERNAL_ERROR too, and an unknown HTTP status of a gateway."""
-    if "timed out" in text or "timeout exception" in text or code == "DEADLINE_EXCEEDED":
+    if "timed out" in text or "timeout exception" in text or "timeout expired" in text or code == "DEADLINE_EXCEEDED":
         return StoreSlow
     answered = not text.startswith("API request to ") or "failed with error code 500 " in text or "too many 500 error responses" in text
     return StoreFailed if code == "INTERNAL_ERROR" and answered else StoreUnavailable
