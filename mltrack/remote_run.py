@@ -1,19 +1,23 @@
 """A run directory made again from what MLflow holds, so that a run goes on where only its tracking server is at hand.
 
 Invariant: what is fetched is complete and verified or is not there under its name; every point that MLflow holds stands in the new journal, marked as
-delivered, so that nothing is sent twice and the first value of a step stands.
+delivered, so that nothing is sent twice and the first value of a step stands. A fetch that was cut off goes on where it was: what had arrived stays in
+`.fetching-<run id>`, and is checked against the recorded hashes before it is used.
 
     directory = fetch_run("0f3c...", tracking_uri=None, output_dir="mltrack-runs")
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +28,7 @@ from mltrack.journal import JournalWriter, RunDirectory, RunInfo, make_output_di
 from mltrack.registry import connect_existing
 from mltrack.relay.progress import Progress
 from mltrack.relay.trainers import HOST_TAG, PID_TAG, STARTED_TAG, VERSION_TAG, OwnTrainers
-from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, history, placement, runs
+from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, fetching, history, runs
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking.tracker import TIMING_WORDS
 
@@ -38,6 +42,12 @@ class UnknownRunError(ConfigurationError):
 
 ALIVE_WITHIN_MS = 60_000
 """A run whose relay sent something so recently is being trained, where its process cannot be asked: the relay sends every few seconds."""
+
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
+"""Before the next try of a fetch that was cut off, since something arrived last; after these it gives up."""
+
+FETCHES = 2
+"""How often a file is fetched whose bytes are not those that its checkpoint records."""
 
 Notice = Callable[[str], None]
 
@@ -63,14 +73,16 @@ def fetch_run(run_id: str, tracking_uri: str | None, output_dir: str | Path, *, 
         _refuse_live(store, run)
     make_output_dir(str(output_dir))
     root = Path(output_dir).absolute()
-    making = root / f".fetching-{run.run_id}-{os.getpid()}"
+    making = root / f".fetching-{run.run_id}"
     try:
-        making.mkdir()
-        return _made(store, run, making, notice)
+        with _locked(making, run.run_id):
+            try:
+                return _persistently(lambda: _made(store, run, making, notice), making, notice)
+            except ConfigurationError:  # it will be refused again
+                shutil.rmtree(making, ignore_errors=True)
+                raise
     except OSError as error:
         raise TrackingError(f"{root}: run {run.run_id} cannot be fetched: {error}; accepted: a folder with room for its checkpoints") from error
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
 
 
 def fetch_started_run(run_id: str, tracking_uri: str | None, output_dir: str | Path, *, notice: Notice = lambda line: None) -> RunDirectory | None:
@@ -146,6 +158,44 @@ def _refuse_live(store: Store, run: runs.RunInfo) -> None:
         )
 
 
+@contextmanager
+def _locked(making: Path, run_id: str) -> Iterator[None]:
+    """Make the folder where it is missing, and keep other processes from fetching into it; the lock dies with its holder."""
+    making.mkdir(exist_ok=True)
+    lock = making / ".lock"
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor))):  # another process ended its fetch just now
+            raise BlockingIOError
+        yield
+    except BlockingIOError:
+        raise ConfigurationError(f"run {run_id} is being fetched into {making.parent} by another process; wait for it, then resume there") from None
+    finally:
+        os.close(descriptor)
+
+
+def _persistently(fetch: Callable[[], RunDirectory], making: Path, notice: Notice) -> RunDirectory:
+    """What `fetch` returns, called again where MLflow was away for a while; the pauses start anew whenever something has arrived."""
+    pauses, arrived = list(PAUSES_S), _num_bytes(making)
+    while True:
+        try:
+            return fetch()
+        except StoreUnavailable as error:
+            if (now := _num_bytes(making)) > arrived:
+                pauses, arrived = list(PAUSES_S), now
+            if not pauses:
+                raise StoreUnavailable(
+                    f"{error}; {arrived / 1e6:,.1f} MB that have arrived stay in {making}, and the same command goes on from there"
+                ) from error
+            notice(f"{error}; trying again in {pauses[0]:.0f} s")
+            time.sleep(pauses.pop(0))
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunDirectory:
     directory = RunDirectory(making)
     notice(f"fetching run {run.run_id} from {store.shown_uri}")
@@ -153,6 +203,7 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunD
     fetched = _fetch_checkpoints(store, run, directory.checkpoints, notice)
     renamed = json.loads(run.tags.get("mltrack.renamed", "{}"))
     points = list(history.points_of(store, run.run_id))
+    directory.journal.unlink(missing_ok=True)  # of an earlier try
     trainer = {name: run.tags[name] for name in (HOST_TAG, PID_TAG, STARTED_TAG) if name in run.tags}
     _write_journal(directory.journal, points, renamed, trainer)
     best = _best(fetched.values(), json.loads((making / "config.json").read_text(encoding="utf-8")))
@@ -164,9 +215,9 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunD
         sent=len(points),
         infinite=[one for one in run.tags.get("mltrack.infinite_values", "").split("; ") if one],
         renamed=renamed,
-        models={str(step): models.get(step, "") for step in fetched},
+        models={str(step): models[step]["model_id"] if step in models else "" for step in fetched},
         saved_ms={str(step): one.created_ms for step, one in fetched.items()},
-        best_model_id=models.get(best.step) if best is not None else None,
+        best_model_id=models[best.step]["model_id"] if best is not None and best.step in models else None,
         status=run.status,
         complete=True,
     ).write(directory)
@@ -192,6 +243,7 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunD
     target = making.parent / name
     if target.exists():
         raise ConfigurationError(f"output_dir: {target} is in the way and is no run directory; accepted: another output_dir, or that folder moved away")
+    (making / ".lock").unlink()
     making.rename(target)
     num_bytes = sum(one.num_bytes for one in fetched.values())
     notice(f"fetched {len(points):,} points and {len(fetched)} checkpoints ({num_bytes / 1e6:,.1f} MB) into {target}")
@@ -210,58 +262,63 @@ def _config(store: Store, run: runs.RunInfo) -> dict[str, Any]:
 def _fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: Notice) -> dict[int, CheckpointMetadata]:
     """{step: checkpoint} of those that are complete there; of the others a line says what is wrong."""
     models = _ready_models(store, run.run_id)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    steps = {f"step-{int(name):08d}": name for name in artifacts.list_names(store, run.run_id, "checkpoints") if name.isdigit()}
+    for left in folder.iterdir():  # demoted since an earlier try
+        if left.name not in steps:
+            shutil.rmtree(left)
     fetched = {}
-    for name in artifacts.list_names(store, run.run_id, "checkpoints"):
-        if name.isdigit():
-            target = folder / f"step-{int(name):08d}"
-            try:
-                one = _fetch_checkpoint(store, run.run_id, int(name), models.get(int(name)), target)
-            except (StoreRejected, CheckpointError) as error:
-                notice(f"left out: the checkpoint of step {name}: {error}")
-                shutil.rmtree(target, ignore_errors=True)
-                continue
-            if one.run_id not in (run.run_id, run.tags.get(runs.LOCAL_ID_TAG)):
-                raise ConfigurationError(f"resume: the checkpoint of step {name} belongs to run {one.run_id}, not to {run.run_id}; accepted: a run's own")
-            fetched[one.step] = one
+    for target, name in steps.items():
+        try:
+            one = _fetch_checkpoint(store, run, int(name), models.get(int(name)), folder / target)
+        except (StoreRejected, CheckpointError) as error:
+            notice(f"left out: the checkpoint of step {name}: {error}")
+            shutil.rmtree(folder / target, ignore_errors=True)
+            continue
+        if one.run_id not in (run.run_id, run.tags.get(runs.LOCAL_ID_TAG)):
+            raise ConfigurationError(f"resume: the checkpoint of step {name} belongs to run {one.run_id}, not to {run.run_id}; accepted: a run's own")
+        fetched[one.step] = one
     return fetched
 
 
-def _ready_models(store: Store, run_id: str) -> dict[int, str]:
-    return {row["step"]: row["model_id"] for row in stores.models_of_run(store, run_id) if row["status"] == "READY"}
+def _ready_models(store: Store, run_id: str) -> dict[int, dict[str, Any]]:
+    return {row["step"]: row for row in stores.models_of_run(store, run_id) if row["status"] == "READY"}
 
 
-def _fetch_checkpoint(store: Store, run_id: str, step: int, model_id: str | None, target: Path) -> CheckpointMetadata:
-    """One checkpoint put together from the run's artifacts and its logged model, and compared with its hashes.
+def _fetch_checkpoint(store: Store, run: runs.RunInfo, step: int, model: Mapping[str, Any] | None, target: Path) -> CheckpointMetadata:
+    """One checkpoint put together from the run's artifacts and its logged model; what is there of an earlier try and agrees with its hash is kept.
 
     Raises:
         CheckpointError: it is not complete there.
     """
     from mltrack.checkpoints import directory
 
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     state = f"checkpoints/{step}/state"
-    if directory.METADATA not in artifacts.list_names(store, run_id, state):
+    beside = fetching.listed(store, run.artifact_uri, state)
+    if directory.METADATA not in beside:
         raise CheckpointError(f"{state} in {store.shown_uri} has no {directory.METADATA}, it was not uploaded to its end")
-    download = target.with_name(f".download-{step}")
-    try:
-        for path in artifacts.download(store, run_id, state, download / "state").iterdir():
-            path.rename(target / path.name)
-        info = directory.read_metadata(target)
-        if info is None or info.step != step:
-            raise CheckpointError(f"{state}/{directory.METADATA} in {store.shown_uri} cannot be read")
-        missing = [name for name in info.files if Path(name).name == name and not (target / name).exists()]
-        if missing and model_id is not None:
-            model = stores.resolve(store, f"models:/{model_id}", download / "model")
-            for name in missing:
-                if (model / name).is_file():
-                    placement.link_or_copy(model / name, target / name, immutable=True)
-        problems = directory.verify(info)
-        if problems:
-            raise CheckpointError("; ".join(problems))
-        return info
-    finally:
-        shutil.rmtree(download, ignore_errors=True)
+    (target / directory.METADATA).unlink(missing_ok=True)
+    fetching.fetch(store, run.artifact_uri, {directory.METADATA: beside[directory.METADATA]}, target, path=state)
+    info = directory.read_metadata(target)
+    if info is None or info.step != step:
+        raise CheckpointError(f"{state}/{directory.METADATA} in {store.shown_uri} cannot be read")
+    wrong = directory.damaged(info, info.files)
+    for _ in range(FETCHES):
+        names = [name for name in wrong if directory.is_inside(name)]
+        for name in names:
+            (target / name).unlink(missing_ok=True)
+        fetching.fetch(store, run.artifact_uri, {name: beside[name] for name in names if name in beside}, target, path=state)
+        if model is not None and set(names) - set(beside):
+            held = fetching.listed(store, model["artifact_location"])
+            weights = {name: held[name] for name in names if name in held and name not in beside and Path(name).name == name}
+            fetching.fetch(store, model["artifact_location"], weights, target)
+        wrong = directory.damaged(info, wrong)
+    fetching.drop_parts(target)
+    problems = [*directory.what_is_not_named(info), *wrong.values()]
+    if problems:
+        raise CheckpointError("; ".join(problems))
+    return info
 
 
 def _write_journal(path: Path, points: Iterable[runs.Point], renamed: Mapping[str, str], tags: Mapping[str, str]) -> None:

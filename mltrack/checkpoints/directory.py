@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import threading
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -109,18 +110,28 @@ def what_is_wrong_with_metadata(directory: Path) -> str | None:
 
 def verify(metadata: CheckpointMetadata) -> list[str]:
     """What is wrong with the files, one line each; empty for an intact checkpoint."""
-    problems = [] if weight_files(metadata.files) and STATE in metadata.files else [f"{METADATA}: names no weights or no {STATE}"]
-    for name, expected in metadata.files.items():
-        path = metadata.path / name
-        if not is_inside(name):
-            problems.append(f"{name!r}: a path out of the checkpoint, not a file in it")
-        elif not path.is_file():
-            problems.append(f"{name}: missing")
-        elif path.stat().st_size != expected["bytes"]:
-            problems.append(f"{name}: {path.stat().st_size} bytes instead of {expected['bytes']}")
-        elif _sha256(path) != expected["sha256"]:
-            problems.append(f"{name}: its sha256 differs from the recorded one")
-    return problems
+    return [*what_is_not_named(metadata), *damaged(metadata, metadata.files).values()]
+
+
+def what_is_not_named(metadata: CheckpointMetadata) -> list[str]:
+    """One line where the metadata names no weights or no state; else nothing."""
+    return [] if weight_files(metadata.files) and STATE in metadata.files else [f"{METADATA}: names no weights or no {STATE}"]
+
+
+def damaged(metadata: CheckpointMetadata, names: Iterable[str]) -> dict[str, str]:
+    """{name: one line} of those files, all named by the metadata, that are not there as it records them."""
+    return {name: problem for name in names if (problem := _what_is_wrong_with(metadata, name)) is not None}
+
+
+def _what_is_wrong_with(metadata: CheckpointMetadata, name: str) -> str | None:
+    path, expected = metadata.path / name, metadata.files[name]
+    if not is_inside(name):
+        return f"{name!r}: a path out of the checkpoint, not a file in it"
+    if not path.is_file():
+        return f"{name}: missing"
+    if path.stat().st_size != expected["bytes"]:
+        return f"{name}: {path.stat().st_size} bytes instead of {expected['bytes']}"
+    return None if _sha256(path) == expected["sha256"] else f"{name}: its sha256 differs from the recorded one"
 
 
 def set_aside(directory: Path) -> Path:

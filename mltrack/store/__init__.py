@@ -6,7 +6,7 @@ TrackingError, one line each; every verb can be called again after being cut off
 
 from __future__ import annotations
 
-from mltrack.store import artifacts, light_model, logged_models, model_tags, params, placement, registry, runs
+from mltrack.store import artifacts, fetching, light_model, logged_models, model_tags, params, placement, registry, runs
 from mltrack.store.connection import Store, StoreRejected, StoreUnavailable, active_run, connect, default_tracking_uri, import_client, ping, translated
 from mltrack.store.light_model import write_model_folder
 from mltrack.store.logged_models import models_of_run, prune, publish
@@ -37,6 +37,7 @@ __all__ = [
     "create_run",
     "default_tracking_uri",
     "delivered_pairs",
+    "fetching",
     "finish_run",
     "get_alias",
     "get_run",

@@ -84,7 +84,7 @@ def delete(store: Store, run_id: str, artifact_path: str) -> None:
         repo = repository(store, root)
         siblings = _names(repo, str(Path(name).parent.as_posix()).removeprefix("."))
         if any(sibling.startswith(name) for sibling in siblings if sibling != name):
-            for file in _listed(repo, name) or ([name] if name in siblings else []):
+            for file in list_below(repo, name) or ([name] if name in siblings else []):
                 delete_tree(store, root, file)
         elif name in siblings:
             delete_tree(store, root, name)
@@ -109,7 +109,7 @@ def list_names(store: Store, run_id: str, path: str | None = None) -> list[str]:
 def list_files(store: Store, run_id: str, path: str | None = None) -> dict[str, int]:
     """All files at and below `path`: their paths in the run, with their sizes in bytes."""
     with translated(store, "listing files"):
-        return _listed(repository(store, _root(store, run_id)), _checked(path))
+        return list_below(repository(store, _root(store, run_id)), _checked(path))
 
 
 def download(store: Store, run_id: str, path: str, dst: str | os.PathLike[str]) -> Path:
@@ -136,13 +136,14 @@ def _names(repo: Any, path: str | None) -> list[str]:
     return [entry.path for entry in entries if not entry.path.rsplit("/", 1)[-1].startswith(placement.TEMPORARY)]
 
 
-def _listed(repo: Any, path: str | None) -> dict[str, int]:
+def list_below(repo: Any, path: str | None) -> dict[str, int]:
+    """{path: bytes} of all files at and below `path` of one of MLflow's repositories."""
     files: dict[str, int] = {}
     for entry in repo.list_artifacts(path):
         if entry.path.rsplit("/", 1)[-1].startswith(placement.TEMPORARY):
             continue
         if entry.is_dir:
-            files.update(_listed(repo, entry.path))
+            files.update(list_below(repo, entry.path))
         else:
             files[entry.path] = int(entry.file_size or 0)
     return files
