@@ -15,7 +15,6 @@ import os
 import shutil
 import socket
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,9 +41,6 @@ class UnknownRunError(ConfigurationError):
 
 ALIVE_WITHIN_MS = 60_000
 """A run whose relay sent something so recently is being trained, where its process cannot be asked: the relay sends every few seconds."""
-
-PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
-"""Before the next try of a fetch that was cut off, since something arrived last; after these it gives up."""
 
 FETCHES = 2
 """How often a file is fetched whose bytes are not those that its checkpoint records."""
@@ -77,7 +73,7 @@ def fetch_run(run_id: str, tracking_uri: str | None, output_dir: str | Path, *, 
     try:
         with _locked(making, run.run_id):
             try:
-                return _persistently(lambda: _made(store, run, making, notice), making, notice)
+                return fetching.persistently(lambda: _made(store, run, making, notice), making, notice)
             except ConfigurationError:  # it will be refused again
                 shutil.rmtree(making, ignore_errors=True)
                 raise
@@ -173,27 +169,6 @@ def _locked(making: Path, run_id: str) -> Iterator[None]:
         raise ConfigurationError(f"run {run_id} is being fetched into {making.parent} by another process; wait for it, then resume there") from None
     finally:
         os.close(descriptor)
-
-
-def _persistently(fetch: Callable[[], RunDirectory], making: Path, notice: Notice) -> RunDirectory:
-    """What `fetch` returns, called again where MLflow was away for a while; the pauses start anew whenever something has arrived."""
-    pauses, arrived = list(PAUSES_S), _num_bytes(making)
-    while True:
-        try:
-            return fetch()
-        except StoreUnavailable as error:
-            if (now := _num_bytes(making)) > arrived:
-                pauses, arrived = list(PAUSES_S), now
-            if not pauses:
-                raise StoreUnavailable(
-                    f"{error}; {arrived / 1e6:,.1f} MB that have arrived stay in {making}, and the same command goes on from there"
-                ) from error
-            notice(f"{error}; trying again in {pauses[0]:.0f} s")
-            time.sleep(pauses.pop(0))
-
-
-def _num_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunDirectory:

@@ -23,7 +23,7 @@ from mltrack.errors import ConfigurationError
 from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.relay import sync
 from mltrack.relay.trainers import VERSION_TAG
-from mltrack.store import StoreUnavailable
+from mltrack.store import StoreUnavailable, fetching
 from mltrack.tracking import TrainingMetricsTracker
 
 STEPS = (1, 2)
@@ -83,7 +83,7 @@ def run(server: str, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 @pytest.fixture
 def proxy(server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyProxy]:
     """Faults meet the optimizer's file alone; pauses are short."""
-    monkeypatch.setattr(remote_run, "PAUSES_S", (0.05, 0.05, 0.05))
+    monkeypatch.setattr(fetching, "PAUSES_S", (0.05, 0.05, 0.05))
     with faulty_proxy(server, matching="optimizer.safetensors") as proxy:
         yield proxy
 

@@ -10,20 +10,28 @@ alone where the store can send it (an MLflow server that keeps the files itself 
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mltrack.store import placement
 from mltrack.store.artifacts import list_below, repository
 from mltrack.store.connection import Store, StoreRejected, StoreUnavailable, is_missing, local_path, patient, translated
 
 PART = ".part"
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
+"""Before the next try of a fetch that was cut off, since something arrived last."""
 _CHUNK = 1 << 16
+Fetched = TypeVar("Fetched")
 
 
 def listed(store: Store, location: str, path: str | None = None) -> dict[str, int]:
-    """{name below `path`: bytes} of the files that an artifact URI names; none where there is no such folder."""
+    """{name below `path`: bytes} of the files that an artifact URI names; none where there is no such folder.
+
+    Raises:
+        StoreRejected: a name leads out of the folder.
+    """
     with translated(store, f"listing {path or 'files'}"):
         try:
             found = list_below(repository(store, location), path)
@@ -32,7 +40,11 @@ def listed(store: Store, location: str, path: str | None = None) -> dict[str, in
                 return {}
             raise
     start = len(path) + 1 if path else 0
-    return {name[start:]: size for name, size in found.items()}
+    names = {name[start:]: size for name, size in found.items()}
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise StoreRejected(f"{store.shown_uri}: the file name {name!r} leads out of its folder; nothing was fetched")
+    return names
 
 
 def fetch(store: Store, location: str, names: Mapping[str, int], folder: Path, *, path: str | None = None) -> None:
@@ -45,17 +57,39 @@ def fetch(store: Store, location: str, names: Mapping[str, int], folder: Path, *
 
     Raises:
         StoreUnavailable: the transfer was cut off; the same call goes on where it was.
-        StoreRejected: there is no such file, or its name leads out of the folder.
+        StoreRejected: there is no such file.
     """
     for name, size in names.items():
         target = folder / name
-        if not target.resolve().is_relative_to(folder.resolve()):
-            raise StoreRejected(f"{store.shown_uri}: the file name {name!r} leads out of its folder; nothing was fetched")
         if target.is_file() and target.stat().st_size == size:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
         with translated(store, f"fetching {name}"), patient(store):
             _fetch_file(store, location, posixpath.join(path or "", name), size, target)
+
+
+def persistently(fetch: Callable[[], Fetched], folder: Path, notice: Callable[[str], None]) -> Fetched:
+    """What `fetch` returns, called again where the store was away for a while; the pauses start anew whenever something has arrived in the folder.
+
+    Args:
+        notice: takes a line before each pause.
+
+    Raises:
+        StoreUnavailable: the pauses are used up; the message says that the same command goes on from what is there.
+    """
+    pauses, arrived = list(PAUSES_S), _num_bytes(folder)
+    while True:
+        try:
+            return fetch()
+        except StoreUnavailable as error:
+            if (now := _num_bytes(folder)) > arrived:
+                pauses, arrived = list(PAUSES_S), now
+            if not pauses:
+                raise StoreUnavailable(
+                    f"{error}; {arrived / 1e6:,.1f} MB that have arrived stay in {folder}, and the same command goes on from there"
+                ) from error
+            notice(f"{error}; trying again in {pauses[0]:.0f} s")
+            time.sleep(pauses.pop(0))
 
 
 def drop_parts(folder: Path) -> None:
@@ -95,3 +129,7 @@ def _receive(repo: Any, name: str, part: Path) -> None:
         with part.open("ab" if reply.status_code == 206 else "wb") as file:
             for chunk in reply.iter_content(_CHUNK):
                 file.write(chunk)
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
