@@ -1,18 +1,19 @@
 """A run directory made again from what MLflow holds, so that a run goes on where only its tracking server is at hand.
 
 Invariant: what is fetched is complete and verified or is not there under its name; every point that MLflow holds stands in the new journal, marked as
-delivered, so that nothing is sent twice and the first value of a step stands.
+delivered, so that nothing is sent twice and the first value of a step stands. A fetch that was cut off goes on where it was: what had arrived stays in
+`.fetching-<run id>`, and is checked against the recorded hashes before it is used.
 
     directory = fetch_run("0f3c...", tracking_uri=None, output_dir="mltrack-runs")
 """
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ from mltrack.registry import connect_existing
 from mltrack.relay.liveness import BOOT_TAG, HEARTBEAT_TAG, HOST_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG, Life, Trainer, moves
 from mltrack.relay.progress import Progress
 from mltrack.relay.trainers import VERSION_TAG, OwnTrainers
-from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, history, placement, runs
+from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, fetching, history, runs
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking.tracker import TIMING_WORDS
 
@@ -40,6 +41,9 @@ class UnknownRunError(ConfigurationError):
 
 ASK_AGAIN_S = 5.0
 """Between two looks at the heartbeat of a run in MLflow."""
+
+FETCHES = 2
+"""How often a file is fetched whose bytes are not those that its checkpoint records."""
 
 Notice = Callable[[str], None]
 
@@ -68,14 +72,16 @@ def fetch_run(
         _refuse_living(store, run, notice)
     make_output_dir(str(output_dir))
     root = Path(output_dir).absolute()
-    making = root / f".fetching-{run.run_id}-{os.getpid()}"
+    making = root / f".fetching-{run.run_id}"
     try:
-        making.mkdir()
-        return _made(store, run, making, notice, any_checkpoint=any_checkpoint)
+        with _locked(making, run.run_id):
+            try:
+                return fetching.persistently(lambda: _made(store, run, making, notice, any_checkpoint=any_checkpoint), making, notice)
+            except ConfigurationError:  # it will be refused again
+                shutil.rmtree(making, ignore_errors=True)
+                raise
     except OSError as error:
         raise TrackingError(f"{root}: run {run.run_id} cannot be fetched: {error}; accepted: a folder with room for its checkpoints") from error
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
 
 
 def fetch_started_run(run_id: str, tracking_uri: str | None, output_dir: str | Path, *, notice: Notice = lambda line: None) -> RunDirectory | None:
@@ -162,6 +168,23 @@ def _refuse_living(store: Store, run: runs.RunInfo, notice: Notice) -> None:
         raise ConfigurationError(f"cannot resume {run.run_id}: {trainer.place} is training it; wait until it has ended, or use --new-run true")
 
 
+@contextmanager
+def _locked(making: Path, run_id: str) -> Iterator[None]:
+    """Make the folder where it is missing, and keep other processes from fetching into it; the lock dies with its holder."""
+    making.mkdir(exist_ok=True)
+    lock = making / ".lock"
+    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not (lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor))):  # another process ended its fetch just now
+            raise BlockingIOError
+        yield
+    except BlockingIOError:
+        raise ConfigurationError(f"run {run_id} is being fetched into {making.parent} by another process; wait for it, then resume there") from None
+    finally:
+        os.close(descriptor)
+
+
 def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_checkpoint: bool) -> RunDirectory:
     directory = RunDirectory(making)
     notice(f"fetching run {run.run_id} from {store.shown_uri}")
@@ -176,6 +199,7 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
     renamed = {key: name for key, name in runs.parsed(run.tags.get("mltrack.renamed", "{}"), dict).items() if isinstance(name, str)}
     points = list(history.points_of(store, run.run_id))
     trainer = {name: run.tags[name] for name in (HOST_TAG, BOOT_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG) if name in run.tags}
+    directory.journal.unlink(missing_ok=True)  # of an earlier try
     _write_journal(directory.journal, points, renamed, trainer)
     best = _best(fetched.values(), config)
     models = _ready_models(store, run.run_id)
@@ -186,9 +210,9 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
         sent=len(points),
         infinite=[one for one in run.tags.get("mltrack.infinite_values", "").split("; ") if one],
         renamed=renamed,
-        models={str(step): models.get(step, "") for step in fetched},
+        models={str(step): models[step]["model_id"] if step in models else "" for step in fetched},
         saved_ms={str(step): one.created_ms for step, one in fetched.items()},
-        best_model_id=models.get(best.step) if best is not None else None,
+        best_model_id=models[best.step]["model_id"] if best is not None and best.step in models else None,
         status=run.status,
         complete=True,
     ).write(directory)
@@ -211,6 +235,7 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
     target = making.parent / name
     if target.exists():
         raise ConfigurationError(f"output_dir: {target} is in the way and is no run directory; accepted: another output_dir, or that folder moved away")
+    (making / ".lock").unlink()
     making.rename(target)
     if name != run.run_id:
         RunDirectory(target).link(run.run_id)
@@ -235,61 +260,66 @@ def _config(store: Store, run: runs.RunInfo) -> dict[str, Any]:
 def _fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: Notice) -> dict[int, CheckpointMetadata]:
     """{step: checkpoint} of those that are complete there; of the others a line says what is wrong."""
     models = _ready_models(store, run.run_id)
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
+    steps = {f"step-{int(name):08d}": name for name in artifacts.list_names(store, run.run_id, "checkpoints") if re.fullmatch(r"[0-9]{1,18}", name)}
+    for left in folder.iterdir():  # demoted since an earlier try
+        if left.name not in steps:
+            shutil.rmtree(left)
     fetched = {}
-    for name in artifacts.list_names(store, run.run_id, "checkpoints"):
-        if re.fullmatch(r"[0-9]{1,18}", name):
-            target = folder / f"step-{int(name):08d}"
-            try:
-                one = _fetch_checkpoint(store, run.run_id, int(name), models.get(int(name)), target)
-            except (StoreRejected, CheckpointError) as error:
-                notice(f"left out: the checkpoint of step {name}: {error}")
-                shutil.rmtree(target, ignore_errors=True)
-                continue
-            if one.run_id not in (run.run_id, run.tags.get(runs.LOCAL_ID_TAG)):
-                raise ConfigurationError(f"resume: the checkpoint of step {name} belongs to run {one.run_id}, not to {run.run_id}; accepted: a run's own")
-            fetched[one.step] = one
+    for target, name in steps.items():
+        try:
+            one = _fetch_checkpoint(store, run, int(name), models.get(int(name)), folder / target)
+        except (StoreRejected, CheckpointError) as error:
+            notice(f"left out: the checkpoint of step {name}: {error}")
+            shutil.rmtree(folder / target, ignore_errors=True)
+            continue
+        if one.run_id not in (run.run_id, run.tags.get(runs.LOCAL_ID_TAG)):
+            raise ConfigurationError(f"resume: the checkpoint of step {name} belongs to run {one.run_id}, not to {run.run_id}; accepted: a run's own")
+        fetched[one.step] = one
     return fetched
 
 
-def _ready_models(store: Store, run_id: str) -> dict[int, str]:
-    return {row["step"]: row["model_id"] for row in stores.models_of_run(store, run_id) if row["status"] == "READY"}
+def _ready_models(store: Store, run_id: str) -> dict[int, dict[str, Any]]:
+    return {row["step"]: row for row in stores.models_of_run(store, run_id) if row["status"] == "READY"}
 
 
-def _fetch_checkpoint(store: Store, run_id: str, step: int, model_id: str | None, target: Path) -> CheckpointMetadata:
-    """One checkpoint put together from the run's artifacts and its logged model, and compared with its hashes.
+def _fetch_checkpoint(store: Store, run: runs.RunInfo, step: int, model: Mapping[str, Any] | None, target: Path) -> CheckpointMetadata:
+    """One checkpoint put together from the run's artifacts and its logged model; what is there of an earlier try and agrees with its hash is kept.
 
     Raises:
         CheckpointError: it is not complete there.
     """
     from mltrack.checkpoints import directory
 
-    target.mkdir()
+    target.mkdir(exist_ok=True)
     state = f"checkpoints/{step}/state"
-    if directory.METADATA not in artifacts.list_names(store, run_id, state):
+    beside = fetching.listed(store, run.artifact_uri, state)
+    if directory.METADATA not in beside:
         raise CheckpointError(f"{state} in {store.shown_uri} has no {directory.METADATA}, it was not uploaded to its end")
-    download = target.with_name(f".download-{step}")
-    try:
-        for path in artifacts.download(store, run_id, state, download / "state").iterdir():
-            path.rename(target / path.name)
-        info = directory.read_metadata(target)
-        if info is None or info.step != step:
-            raise CheckpointError(f"{state}/{directory.METADATA} in {store.shown_uri} cannot be read")
-        missing = [name for name in info.files if Path(name).name == name and not (target / name).exists()]
-        if missing and model_id is not None:
-            model = stores.resolve(store, f"models:/{model_id}", download / "model")
-            for name in missing:
-                if (model / name).is_file():
-                    placement.link_or_copy(model / name, target / name)
-        problems = directory.verify(info)
-        if problems:
-            raise CheckpointError("; ".join(problems))
-        for path in target.iterdir():  # no hash vouches for it, and what lies in a checkpoint is uploaded with it
-            if path.name != directory.METADATA and not any(Path(name).parts[0] == path.name for name in info.files):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        return info
-    finally:
-        shutil.rmtree(download, ignore_errors=True)
+    (target / directory.METADATA).unlink(missing_ok=True)
+    fetching.fetch(store, run.artifact_uri, {directory.METADATA: beside[directory.METADATA]}, target, path=state)
+    info = directory.read_metadata(target)
+    if info is None or info.step != step:
+        raise CheckpointError(f"{state}/{directory.METADATA} in {store.shown_uri} cannot be read")
+    wrong = directory.damaged(info, info.files)
+    for _ in range(FETCHES):
+        names = [name for name in wrong if directory.is_inside(name)]
+        for name in names:
+            (target / name).unlink(missing_ok=True)
+        fetching.fetch(store, run.artifact_uri, {name: beside[name] for name in names if name in beside}, target, path=state)
+        if model is not None and set(names) - set(beside):
+            held = fetching.listed(store, model["artifact_location"])
+            weights = {name: held[name] for name in names if name in held and name not in beside and Path(name).name == name}
+            fetching.fetch(store, model["artifact_location"], weights, target)
+        wrong = directory.damaged(info, wrong)
+    for path in target.iterdir():  # no hash vouches for it, and what lies in a checkpoint is uploaded with it
+        if path.name != directory.METADATA and not any(Path(name).parts[0] == path.name for name in info.files):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    fetching.drop_parts(target)
+    problems = [*directory.what_is_not_named(info), *wrong.values()]
+    if problems:
+        raise CheckpointError("; ".join(problems))
+    return info
 
 
 def _number(text: str | None, kind: type[int] | type[float]) -> Any:

@@ -14,7 +14,7 @@ import http.client
 import json
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -28,6 +28,8 @@ REFUSALS = {
     "expired": (400, "application/xml", b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"),
 }
 """What servers answer to credentials that are wrong or old; the last is S3's."""
+FAULTS = ("none", "unavailable", "cut", "lose_reply", "half_reply", "slow", "hang")
+"""Forward; 503; close without an answer; forward and close without the answer, or in its middle; forward after `delay_s`; never answer."""
 INTERNAL_ERROR = json.dumps({"error_code": "INTERNAL_ERROR", "message": "the server cannot hold this"}).encode()
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "host", "content-length"}
 
@@ -52,6 +54,8 @@ class FaultyProxy:
         """Requests that hold it are answered as MLflow answers a failure of its own: 500, INTERNAL_ERROR."""
         self.seen: list[tuple[str, str]] = []
         """(fault, path) of every matching request."""
+        self.replied_bytes: Counter[str] = Counter()
+        """Bytes of the answers' bodies that were sent, by the last part of the path."""
         self.stopped = threading.Event()
         self._lock = threading.Lock()
         self.uri = ""
@@ -115,9 +119,9 @@ def faulty_proxy(target: str, *, matching: str = "runs/log-batch") -> Iterator[F
             headers = {name: value for name, value in self.headers.items() if name.lower() not in HOP_BY_HOP}
             answered = proxy.forward(self.command, self.path, headers, body)
             if fault != "lose_reply":
-                self.reply(*answered)
+                self.reply(*answered, half=fault == "half_reply")
 
-        def reply(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
+        def reply(self, status: int, headers: list[tuple[str, str]], body: bytes, half: bool = False) -> None:
             self.send_response_only(status)
             for name, value in headers:
                 if name.lower() not in HOP_BY_HOP:
@@ -125,7 +129,9 @@ def faulty_proxy(target: str, *, matching: str = "runs/log-batch") -> Iterator[F
             self.send_header("Content-Length", str(len(body)))
             self.send_header("Connection", "close")
             self.end_headers()
-            self.wfile.write(body)
+            sent = body[: len(body) // 2] if half else body
+            proxy.replied_bytes[self.path.rpartition("/")[2]] += len(sent)
+            self.wfile.write(sent)
 
         def log_message(self, format: str, *words: object) -> None:
             """Nothing on the terminal."""

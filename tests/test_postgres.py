@@ -11,7 +11,8 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import commands
@@ -20,9 +21,10 @@ import tiny
 from mlflow import MlflowClient
 from registered_runs import intent, logged_model, model_folder
 from servers import free_port, mlflow_server
-from tracked_runs import recorded_run
+from tracked_runs import delivered, recorded_run, sent, until
 
 from mltrack import registry, relay
+from mltrack.journal import RunDirectory
 from mltrack.store import StoreUnavailable, connect, list_runs
 
 PASSWORD = "S3cr/et@Pw"
@@ -35,9 +37,18 @@ def _programs() -> Path | None:
     return next((folder for folder in folders if (folder / "initdb").exists() and (folder / "createdb").exists()), None)
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """A PostgreSQL server with one empty database."""
+
+    uri: str
+    control: Callable[[str], object]
+    """pg_ctl with these words."""
+
+
 @pytest.fixture(scope="module")
-def database() -> Iterator[str]:
-    """The URI of an empty database in a cluster of its own."""
+def cluster() -> Iterator[Cluster]:
+    """A PostgreSQL server of its own, started."""
     programs = _programs()
     if programs is None:
         if os.environ.get("MLTRACK_REQUIRE_POSTGRES"):
@@ -52,19 +63,24 @@ def database() -> Iterator[str]:
     rules = data / "pg_hba.conf"
     rules.write_text("host all guarded 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
-    subprocess.run([*as_postgres, f"{programs}/pg_ctl -D {data} -w -o '{options}' -l {folder}/log start"], check=True, capture_output=True, cwd="/")
+
+    def control(words: str) -> None:
+        command = f"{programs}/pg_ctl -D {data} -w -o '{options}' -l {folder}/log {words}"
+        subprocess.run([*as_postgres, command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
+
+    control("start")
     try:
         subprocess.run([f"{programs}/createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "tracking"], check=True)
-        yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/tracking"
+        yield Cluster(f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/tracking", control)
     finally:
         subprocess.run([*as_postgres, f"{programs}/pg_ctl -D {data} -m immediate stop"], check=False, capture_output=True, cwd="/")
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
-def server(database, tmp_path_factory) -> Iterator[str]:
+def server(cluster, tmp_path_factory) -> Iterator[str]:
     """A tracking server in front of it."""
-    with mlflow_server(tmp_path_factory.mktemp("server"), backend=database) as uri:
+    with mlflow_server(tmp_path_factory.mktemp("server"), backend=cluster.uri) as uri:
         yield uri
 
 
@@ -159,3 +175,22 @@ def test_a_password_that_is_missing_or_wrong_is_said_with_its_places(guarded, tm
         relay.sync(recorded_run(tmp_path / "run", guarded))
     assert f"; {said} MLFLOW_TRACKING_URI or --tracking-uri, PGPASSWORD or ~/.pgpass" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_given_directly_and_away_at_the_start_it_gets_everything_when_it_is_back(cluster, tmp_path, records_file):
+    """The training starts while PostgreSQL is stopped; PostgreSQL starts while it trains, and is stopped and started once more."""
+    records = records_file("text_classification", 40)
+    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "9999", "--max-steps", "200", "--output", "json")
+    cluster.control("-m immediate stop")
+    process = commands.start(*words, "--tracking-uri", cluster.uri, cwd=tmp_path)
+    journal = until(lambda: next(iter(tmp_path.glob("mltrack-runs/*/journal")), None), "a journal", 90)
+    until(lambda: len(tiny.points(journal, "train_loss")) >= 5, "steps without the database", 60)
+    directory = RunDirectory(journal.parent)
+    cluster.control("start")
+    until(lambda: sent(directory) > 0, "the first points")
+    cluster.control("-m immediate stop")
+    cluster.control("start")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    until(lambda: delivered(directory), "the rest of the delivery", 180)
+    _assert_all_delivered(MlflowClient(cluster.uri), journal, str(directory.read_delivery()["run_id"]))

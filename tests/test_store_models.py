@@ -36,7 +36,7 @@ from mltrack.store import (
     set_alias,
     write_model_folder,
 )
-from mltrack.store.connection import as_process_default
+from mltrack.store.connection import as_default
 
 STATE = {"optimizer.safetensors", "optimizer.json", "state.json", "metadata.json"}
 
@@ -87,11 +87,12 @@ def written_model(source: Path, out: Path, task: str) -> Path:
         tokenizer_type="PreTrainedTokenizerFast",
         source_model_name="scratch:tiny",
         metadata={"mltrack_step": 1},
+        immutable=True,
     )
 
 
 def published(store: Store, run: RunInfo, folder: Path, step: int = 1, **metrics: float) -> str:
-    return publish(store, run.run_id, folder, name=f"step-{step}", step=step, tags={"kept": "best"}, metrics=metrics, timestamp_ms=2000 + step)
+    return publish(store, run.run_id, folder, name=f"step-{step}", step=step, tags={"kept": "best"}, metrics=metrics, timestamp_ms=2000 + step, immutable=True)
 
 
 def test_the_folder_holds_the_weights_once_and_no_training_state(written: dict[str, Path], decoder: Path) -> None:
@@ -192,7 +193,7 @@ def test_what_mlflow_has_copied_or_registered_by_its_folder_stays_too(store: Sto
     location = next(row["artifact_location"] for row in models_of_run(store, run.run_id) if row["model_id"] == ids[2])
     register(store, "it's first", ids[0])
     register(store, "second", ids[1])
-    with as_process_default(store):
+    with as_default(store):
         store.client.copy_model_version("models:/it's first/1", "copied")
         mlflow.register_model("models:/copied/1", "copied-again")
         mlflow.register_model("models:/second/1", "of-second")
@@ -233,7 +234,7 @@ def test_a_logged_model_names_its_versions_as_mlflows_pages_read_them(store: Sto
         register(store, name, model_id)
     ours = store.client.get_logged_model(model_id).tags["mlflow.modelVersions"]
     other_id = published(store, run, written["text_classification"], step=2, eval_loss=1.0)
-    with as_process_default(store):
+    with as_default(store):
         for name in ("linked-by-mlflow", "linked-by-mlflow-too"):
             mlflow.register_model(f"models:/{other_id}", name)
     theirs = store.client.get_logged_model(other_id).tags["mlflow.modelVersions"]

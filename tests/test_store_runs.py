@@ -147,14 +147,14 @@ def test_inputs_twice_add_nothing(store: Store, run: RunInfo) -> None:
     assert {one.dataset.source for one in held} == {'{"uri": "/data/a.jsonl"}', '{"code": "stdlib"}'}
 
 
-def test_files_are_put_listed_fetched_and_deleted_and_large_ones_are_links(store: Store, run: RunInfo, tmp_path: Path) -> None:
+def test_files_are_put_listed_fetched_and_deleted_and_immutable_ones_are_links(store: Store, run: RunInfo, tmp_path: Path) -> None:
     state = tmp_path / "state"
     (state / "deep").mkdir(parents=True)
     large = state / "optimizer.safetensors"
     large.write_bytes(os.urandom(placement.LINK_FROM_BYTES))
     (state / "deep" / "small.json").write_text("{}")
     for _ in range(2):
-        artifacts.put_file(store, run.run_id, large, "checkpoints/1/state")
+        artifacts.put_file(store, run.run_id, large, "checkpoints/1/state", immutable=True)
         artifacts.put_folder(store, run.run_id, state, "whole")
         artifacts.put_file(store, run.run_id, state / "deep" / "small.json")
         artifacts.put_json(store, run.run_id, {"step": 1}, "checkpoints/index.json")
@@ -170,7 +170,7 @@ def test_files_are_put_listed_fetched_and_deleted_and_large_ones_are_links(store
     }
     assert artifacts.list_files(store, run.run_id) == expected
     assert artifacts.list_files(store, run.run_id, "whole").keys() == {"whole/deep/small.json", "whole/optimizer.safetensors"}
-    assert large.stat().st_nlink == 3
+    assert large.stat().st_nlink == 2
     fetched = artifacts.download(store, run.run_id, "checkpoints", tmp_path / "back")
     assert json.loads((fetched / "index.json").read_text()) == {"step": 1}
     for _ in range(2):
@@ -193,6 +193,6 @@ def test_replacing_a_large_file_leaves_the_one_that_was_linked_alone(store: Stor
     for path, byte in ((one, b"1"), (two, b"2")):
         path.parent.mkdir()
         path.write_bytes(byte * placement.LINK_FROM_BYTES)
-        artifacts.put_file(store, run.run_id, path)
+        artifacts.put_file(store, run.run_id, path, immutable=True)
     assert one.read_bytes()[:1] == b"1"
     assert (artifacts.download(store, run.run_id, "w.bin", tmp_path / "back")).read_bytes()[:1] == b"2"

@@ -12,7 +12,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -113,20 +113,30 @@ def verify(metadata: CheckpointMetadata, *, unread: Collection[str] = ()) -> lis
     """What is wrong with the files, one line each; empty for an intact checkpoint.
 
     Args:
-        unread: names of files that nobody is about to read: only their sizes are compared.
+        unread: names of files that are not about to be read: only their sizes are compared.
     """
-    problems = [] if weight_files(metadata.files) and STATE in metadata.files else [f"{METADATA}: names no weights or no {STATE}"]
-    for name, expected in metadata.files.items():
-        path = metadata.path / name
-        if not is_inside(name):
-            problems.append(f"{name!r}: a path out of the checkpoint, not a file in it")
-        elif not path.is_file():
-            problems.append(f"{name}: missing")
-        elif path.stat().st_size != expected["bytes"]:
-            problems.append(f"{name}: {path.stat().st_size} bytes instead of {expected['bytes']}")
-        elif name not in unread and _sha256(path) != expected["sha256"]:
-            problems.append(f"{name}: its sha256 differs from the recorded one")
-    return problems
+    return [*what_is_not_named(metadata), *damaged(metadata, metadata.files, unread=unread).values()]
+
+
+def what_is_not_named(metadata: CheckpointMetadata) -> list[str]:
+    """One line where the metadata names no weights or no state; else nothing."""
+    return [] if weight_files(metadata.files) and STATE in metadata.files else [f"{METADATA}: names no weights or no {STATE}"]
+
+
+def damaged(metadata: CheckpointMetadata, names: Iterable[str], *, unread: Collection[str] = ()) -> dict[str, str]:
+    """{name: one line} of those files, all named by the metadata, that are not there as it records them; `unread` as for `verify`."""
+    return {name: problem for name in names if (problem := _what_is_wrong_with(metadata, name, read=name not in unread)) is not None}
+
+
+def _what_is_wrong_with(metadata: CheckpointMetadata, name: str, *, read: bool) -> str | None:
+    path, expected = metadata.path / name, metadata.files[name]
+    if not is_inside(name):
+        return f"{name!r}: a path out of the checkpoint, not a file in it"
+    if not path.is_file():
+        return f"{name}: missing"
+    if path.stat().st_size != expected["bytes"]:
+        return f"{name}: {path.stat().st_size} bytes instead of {expected['bytes']}"
+    return None if not read or _sha256(path) == expected["sha256"] else f"{name}: its sha256 differs from the recorded one"
 
 
 def set_aside(directory: Path) -> Path:

@@ -19,6 +19,8 @@ models = typer.Typer(name="models", help="The model registry.", no_args_is_help=
 app.add_typer(models)
 data = typer.Typer(name="data", help="What is trained on.", no_args_is_help=True)
 app.add_typer(data)
+cache = typer.Typer(name="cache", help="What is kept in the cache folder: fetched models, token ids, records.", no_args_is_help=True)
+app.add_typer(cache)
 
 URI = typer.Option(
     None, *spellings("tracking_uri"), help="MLflow tracking URI; not set: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here.", show_default=False
@@ -160,6 +162,25 @@ def _models_delete(
     from mltrack.cli.models import delete_model
 
     delete_model(name, version, force or "false", keep_files or "false", tracking_uri)
+
+
+KIND = typer.Option("all", "--kind", help="all, model, tokens, records or rows (of scans).")
+
+
+@cache.command("list")
+def _cache_list(kind: str = KIND, output: str | None = _option("output", "text or json.", "text")) -> None:
+    """What is there: kind, size, when it was used last."""
+    from mltrack.cli.cache import list_cache
+
+    list_cache(kind, output or "text")
+
+
+@cache.command("clear", short_help="Remove what no process uses.")
+def _cache_clear(kind: str = KIND, output: str | None = _option("output", "text or json.", "text")) -> None:
+    """Remove what no process uses; it is fetched or made again when it is needed."""
+    from mltrack.cli.cache import clear_cache
+
+    clear_cache(kind, output or "text")
 
 
 @data.command("inspect")

@@ -3,8 +3,6 @@
 Invariant: a reader sees a whole file or none: it is written under a temporary name, synced and renamed; of several processes
 that need the same file one makes it while the others wait, and a damaged or half-written one is made anew. Where the
 folder cannot be written the work is done each time, with a warning.
-
-The folder is `MLTRACK_CACHE_DIR`, else the platform's (on Linux ~/.cache/mltrack); deleting it loses nothing but time.
 """
 
 from __future__ import annotations
@@ -20,15 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mltrack.cache import Cached, cache_folder, is_locked, locked
+
 FORMAT_VERSION = 1
 """Part of every file's name: another version never reads it. Whatever changes the rows that are made raises it."""
-
-
-def cache_folder() -> Path:
-    """Where cached files lie; it need not exist yet."""
-    from platformdirs import user_cache_dir
-
-    return Path(os.environ.get("MLTRACK_CACHE_DIR") or user_cache_dir("mltrack", appauthor=False)).expanduser()
+_PATTERNS = {"tokens": "tokens-*.bin", "records": "records-*.arrow", "rows": "*-f[0-9]*.jsonl.gz"}
+"""{kind: names} of what is kept of data sets."""
 
 
 def cached_rows(name: str, build: Callable[[], list[Any]]) -> list[Any]:
@@ -93,27 +88,18 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
-@contextlib.contextmanager
-def locked(descriptor: int) -> Iterator[None]:
-    """Hold the file's lock until the file is closed; the system lets go of it when the process ends, however that happens."""
-    try:
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-    except (ImportError, OSError):
-        pass  # no locks here (some network folders): two processes may both do the work, the rename keeps the file whole
-    yield
+def kept_files() -> list[Cached]:
+    """What is kept of data sets; other files of the folder are somebody else's."""
+    return [
+        Cached(kind=kind, name=path.name, num_bytes=found.st_size, used=found.st_mtime, in_use=is_locked(path.with_suffix(".lock")))
+        for kind, pattern in _PATTERNS.items()
+        for path in sorted(cache_folder().glob(pattern))
+        if (found := path.stat())
+    ]
 
 
-def is_locked(path: Path) -> bool:
-    """True where a process holds the lock of that file, or where it cannot be known."""
-    try:
-        import fcntl
-
-        with path.open("rb") as file:
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except (ImportError, OSError):
-        return True
-    return False
+def remove_file(name: str) -> None:
+    """Remove one of `kept_files`, with its lock and its seal; a process that has mapped it still reads it."""
+    path = cache_folder() / name
+    for one in (path, path.with_suffix(".lock"), path.with_name(f"{name}.json")):
+        one.unlink(missing_ok=True)

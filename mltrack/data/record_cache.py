@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from mltrack.data.cache import cache_folder
+from mltrack.cache import cache_folder
 from mltrack.data.records import Record
 from mltrack.data.table import FORMAT_VERSION, RecordTable, TableWriter
 from mltrack.errors import DatasetError

@@ -27,7 +27,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from mltrack.data.cache import cache_folder, is_locked, locked, written_whole
+from mltrack.cache import cache_folder, is_locked, locked
+from mltrack.data.cache import written_whole
 from mltrack.data.encoding import EncodedRows, Encoder, Progress
 from mltrack.data.records import Record
 from mltrack.data.table import keys_of

@@ -117,7 +117,7 @@ class KeptModels:
             model_id = self._upload_model(folder, step, one, time_ms, goes_on) if is_model else ""
             for name in light_model.files_beside_model(folder) if self._upload == "all" else ():
                 below = Path(f"{CHECKPOINTS}/{step}/state", name).parent.as_posix()
-                artifacts.put_file(self._store, self._run_id, folder / name, below, goes_on=goes_on)
+                artifacts.put_file(self._store, self._run_id, folder / name, below, goes_on=goes_on, immutable=True)
         except (FileNotFoundError, artifacts.UnreadableFile) as error:
             if folder.exists():
                 raise artifacts.UnreadableFile(str(error)) from error
@@ -156,6 +156,7 @@ class KeptModels:
             step=step,
             tags={"mltrack.epoch": str(one["epoch"] + 1), "mltrack.kept_as": ",".join(one["reasons"]), SAVED_TAG: str(one.get("created_ms"))},
             goes_on=goes_on,
+            immutable=True,
             metrics=one["metrics"],
             timestamp_ms=time_ms,
             dataset_name=measured_on.get("name"),
@@ -173,6 +174,7 @@ class KeptModels:
             requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in REQUIRED],
             source_model_name=ours.get("source_model_name") or hf_config.get("_name_or_path") or "scratch",
             metadata={"mltrack_run_id": self._run_id, "mltrack_step": step},
+            immutable=True,  # a checkpoint is renamed into place and then only read or deleted
         )
 
     def _prune(self, step: str) -> None:

@@ -6,7 +6,7 @@ TrackingError, one line each; every verb can be called again after being cut off
 
 from __future__ import annotations
 
-from mltrack.store import artifacts, light_model, logged_models, model_tags, params, placement, registry, runs
+from mltrack.store import artifacts, fetching, light_model, logged_models, model_tags, params, placement, registry, runs
 from mltrack.store.connection import (
     Store,
     StoreDenied,
@@ -51,6 +51,7 @@ __all__ = [
     "credentials_place",
     "default_tracking_uri",
     "delivered_pairs",
+    "fetching",
     "finish_run",
     "get_alias",
     "get_run",

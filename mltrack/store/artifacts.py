@@ -1,7 +1,7 @@
 """A run's files: put, listed, fetched, deleted.
 
-Invariant: every verb can be repeated. On a local root nothing is seen half written and large files cost a hard link; elsewhere (the server's proxy, S3)
-MLflow's own repository carries them. `delete` deletes bytes, not only the entry. A file that cannot be read is UnreadableFile, whatever the store does;
+Invariant: every verb can be repeated. On a local root nothing is seen half written; elsewhere (the server's proxy, S3) MLflow's own repository carries
+the files. `delete` deletes bytes, not only the entry. A file that cannot be read is UnreadableFile, whatever the store does;
 a store that cannot take a file that can be read is StoreUnavailable.
 """
 
@@ -77,11 +77,14 @@ def reading(path: Path, root: Path | None = None) -> Iterator[None]:
         raise StoreUnavailable(line) from error
 
 
-def put_file(store: Store, run_id: str, path: str | os.PathLike[str], artifact_path: str | None = None, *, goes_on: bool = False) -> None:
+def put_file(
+    store: Store, run_id: str, path: str | os.PathLike[str], artifact_path: str | None = None, *, goes_on: bool = False, immutable: bool = False
+) -> None:
     """The file under its own name in the folder `artifact_path` (None: the run's root), replacing what is there.
 
     Args:
         goes_on: a large file that is there in its size is this one, of an upload that was cut off, and is not sent again.
+        immutable: the file is never rewritten in place, as a checkpoint's: on a local root it may become a hard link.
 
     Raises:
         UnreadableFile: see `reading`.
@@ -91,7 +94,7 @@ def put_file(store: Store, run_id: str, path: str | os.PathLike[str], artifact_p
         root, local = _place(store, run_id)
         with reading(source, local):
             if local is not None:
-                placement.place_file(source, _inside(local, artifact_path) / source.name)
+                placement.place_file(source, _inside(local, artifact_path) / source.name, immutable=immutable)
             elif not (goes_on and _is_there(store, root, source, _checked(artifact_path))):
                 _send(store, root, source, _checked(artifact_path))
 
@@ -142,7 +145,7 @@ def delete(store: Store, run_id: str, artifact_path: str) -> None:
         repo = repository(store, root)
         siblings = _names(repo, str(Path(name).parent.as_posix()).removeprefix("."))
         if any(sibling.startswith(name) for sibling in siblings if sibling != name):
-            for file in _listed(repo, name) or ([name] if name in siblings else []):
+            for file in list_below(repo, name) or ([name] if name in siblings else []):
                 delete_tree(store, root, file)
         elif name in siblings:
             delete_tree(store, root, name)
@@ -167,7 +170,7 @@ def list_names(store: Store, run_id: str, path: str | None = None) -> list[str]:
 def list_files(store: Store, run_id: str, path: str | None = None) -> dict[str, int]:
     """All files at and below `path`: their paths in the run, with their sizes in bytes."""
     with translated(store, "listing files"):
-        return _listed(repository(store, _place(store, run_id)[0]), _checked(path))
+        return list_below(repository(store, _place(store, run_id)[0]), _checked(path))
 
 
 def download(store: Store, run_id: str, path: str, dst: str | os.PathLike[str]) -> Path:
@@ -222,7 +225,7 @@ def _is_there(store: Store, uri: str, source: Path, path: str | None) -> bool:
 def _sizes(store: Store, uri: str, path: str | None) -> dict[str, int]:
     """The files below a folder with their sizes, by their paths from there; none where it does not exist."""
     try:
-        files = _listed(repository(store, uri), path)
+        files = list_below(repository(store, uri), path)
     except Exception as error:
         if is_missing(error):
             return {}
@@ -245,13 +248,14 @@ def _names(repo: Any, path: str | None) -> list[str]:
     return [entry.path for entry in entries if not entry.path.rsplit("/", 1)[-1].startswith(placement.TEMPORARY)]
 
 
-def _listed(repo: Any, path: str | None) -> dict[str, int]:
+def list_below(repo: Any, path: str | None) -> dict[str, int]:
+    """{path: bytes} of all files at and below `path` of one of MLflow's repositories."""
     files: dict[str, int] = {}
     for entry in repo.list_artifacts(path):
         if entry.path.rsplit("/", 1)[-1].startswith(placement.TEMPORARY):
             continue
         if entry.is_dir:
-            files.update(_listed(repo, entry.path))
+            files.update(list_below(repo, entry.path))
         else:
             files[entry.path] = int(entry.file_size or 0)
     return files

@@ -25,7 +25,9 @@ from urllib.parse import unquote, urlsplit
 
 from mltrack.addresses import escaped, is_ambiguous, redact, with_credentials, without_secrets
 from mltrack.errors import MltrackError, TrackingError, printable
+from mltrack.store.settings import own_settings
 
+SHORTEST_TIMEOUT_S = 5.0
 ARTIFACT_TIMEOUT_S = 120
 """Seconds that one transfer of a file may be silent, beside those for its bytes."""
 SLOWEST_BYTES_PER_S = 1_000_000
@@ -34,7 +36,9 @@ SLOWEST_BYTES_PER_S = 1_000_000
 _TRY_AGAIN = {408, 425, 429}
 _LONGEST_WAIT_S = 60.0
 """For another process that makes the tables of a database, which takes seconds."""
-_DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
+_SERVED = ("postgresql", "mysql", "mssql")
+"""Databases that MLflow talks to without a tracking server."""
+_DATABASES = ("sqlite", *_SERVED)
 _INDIRECT = ("", "file", "runs", "models")
 """Schemes of artifact URIs that are, or lead to, a folder of this machine."""
 _DENIED = {401, 403, 407}
@@ -92,7 +96,7 @@ class Store:
     """With the user's credentials; `shown_uri` is what is shown and written."""
     client: Any
     """mlflow.MlflowClient"""
-    request_timeout_s: float = 5.0
+    request_timeout_s: float = SHORTEST_TIMEOUT_S
     artifact_roots: dict[str, str] = field(default_factory=dict)
     """run id -> artifact URI, which never changes"""
 
@@ -127,11 +131,12 @@ def default_tracking_uri(given: str | None = None) -> str:
     return f"{match[1]}:///{Path(path).absolute().as_posix()}{question}{query}"
 
 
-def connect(tracking_uri: str, *, request_timeout_s: float = 5.0) -> Store:
+def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S) -> Store:
     """A client of `tracking_uri`; a database that does not exist yet is made.
 
-    Sets MLflow's environment variables for this process and the processes it starts: no retries, `request_timeout_s` a request, no progress bars.
-    Telemetry stays as the user set it.
+    Args:
+        request_timeout_s: how long one request may take, inside `translated`. MLflow itself, its environment variables and what else this process does
+            with MLflow stay as they are.
 
     Raises:
         StoreUnavailable: the database cannot be opened. A dead server is found by `ping` or by the first request.
@@ -147,27 +152,16 @@ def connect(tracking_uri: str, *, request_timeout_s: float = 5.0) -> Store:
         raise StoreRejected(f"tracking URI '{without_secrets(uri)}' names a folder: {_FILE_STORE}")
     if uri.startswith("file:"):
         raise StoreRejected(f"tracking URI '{uri}': {_FILE_STORE}")
-    os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(1, math.ceil(request_timeout_s)))
-    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     if uri.startswith("sqlite:"):
         parent = Path(uri.split(":///", 1)[1].partition("?")[0]).parent
         if not parent.is_dir():
             raise StoreUnavailable(f"{without_secrets(uri)}: the folder {parent} does not exist; make it, or set MLFLOW_TRACKING_URI to a database that exists")
     uri = escaped(uri)
     with translated(uri, "connecting"):
-        import logging
-
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
 
-        # mlflow shows the creation of a database's tables, and tracebacks of what we translate, at these loggers.
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         with _alone(uri):
-            client: Any = MlflowClient(tracking_uri=uri)
+            client: Any = MlflowClient(tracking_uri=_answering(uri, request_timeout_s))
             client._raise_if_prompt = _ask_nothing
             return Store(tracking_uri=uri, client=client, request_timeout_s=request_timeout_s)
 
@@ -232,10 +226,15 @@ def active_run() -> ActiveRun | None:
 
 @contextmanager
 def translated(where: Store | str, doing: str) -> Iterator[None]:
-    """Turns what goes wrong inside into StoreUnavailable or StoreRejected: "<uri>: <doing>: <first line of the reason>"."""
+    """Inside, MLflow neither retries nor waits longer than the store's time-out, and what goes wrong becomes StoreUnavailable or StoreRejected.
+
+    The message is "<uri>: <doing>: <first line of the reason>".
+    """
     uri = where.tracking_uri if isinstance(where, Store) else where
+    timeout_s = where.request_timeout_s if isinstance(where, Store) else SHORTEST_TIMEOUT_S
     try:
-        yield
+        with own_settings(MLFLOW_HTTP_REQUEST_TIMEOUT=max(1, math.ceil(timeout_s))):
+            yield
     except (MltrackError, KeyboardInterrupt):
         raise
     except Exception as error:
@@ -256,39 +255,22 @@ def credentials_place(uri: str) -> str:
 @contextmanager
 def patient(store: Store, num_bytes: int = 0) -> Iterator[None]:
     """Inside, a request may take ARTIFACT_TIMEOUT_S and as long as `num_bytes` take at SLOWEST_BYTES_PER_S: for transfers of files."""
-    before = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT")
-    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = str(max(ARTIFACT_TIMEOUT_S + num_bytes // SLOWEST_BYTES_PER_S, math.ceil(store.request_timeout_s)))
-    try:
+    with own_settings(MLFLOW_HTTP_REQUEST_TIMEOUT=max(ARTIFACT_TIMEOUT_S + num_bytes // SLOWEST_BYTES_PER_S, math.ceil(store.request_timeout_s))):
         yield
-    finally:
-        os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = before or str(max(1, math.ceil(store.request_timeout_s)))
 
 
 @contextmanager
 def without_parts() -> Iterator[None]:
     """Inside, a large file goes through the server in one piece."""
-    before = os.environ.get("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD")
-    os.environ["MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD"] = "false"
-    try:
+    with own_settings(MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD=False):
         yield
-    finally:
-        del os.environ["MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD"]
-        if before is not None:
-            os.environ["MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD"] = before
 
 
 @contextmanager
-def as_process_default(store: Store) -> Iterator[None]:
-    """Inside, MLflow's process-wide tracking URI is the store's: the few calls that look there, whatever their client was given."""
-    from mlflow.tracking._tracking_service.utils import _use_tracking_uri
-
-    before = os.environ.get("MLFLOW_TRACKING_URI")
-    try:
-        with _use_tracking_uri(store.tracking_uri):
-            yield
-    finally:
-        if before is not None:  # MLflow takes the variable away where the URI had not been set by a call
-            os.environ["MLFLOW_TRACKING_URI"] = before
+def as_default(store: Store) -> Iterator[None]:
+    """Inside, in this thread, clients that MLflow makes without a tracking URI talk to the store: the few calls that do so, whatever their client was given."""
+    with own_settings(tracking_uri=store.client.tracking_uri):
+        yield
 
 
 def is_missing(error: BaseException) -> bool:
@@ -315,6 +297,27 @@ def local_path(store: Store, uri: str) -> Path | None:
     if parts.scheme == "":
         return Path(uri)
     return Path(unquote(parts.path)) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
+
+
+def _answering(uri: str, timeout_s: float) -> str:
+    """The URI for MLflow: that of a database on a server with time-outs for its driver, once the server has answered.
+
+    MLflow would try for 101 s to reach one that refuses, and wait without end for one that is silent.
+    """
+    if not uri.startswith(_SERVED):
+        return uri
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(uri)
+    seconds = max(2, math.ceil(timeout_s))
+    timeouts = {
+        "postgresql": {"connect_timeout": seconds, "tcp_user_timeout": 4000 * seconds} if url.get_driver_name().startswith("psycopg") else {},
+        "mysql": {"connect_timeout": seconds} if url.get_driver_name() in ("pymysql", "mysqldb") else {},
+    }.get(url.get_backend_name(), {})
+    url = url.update_query_dict({name: str(value) for name, value in timeouts.items() if name not in url.query})
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    with engine.connect():
+        return url.render_as_string(hide_password=False)
 
 
 @contextmanager
@@ -383,7 +386,7 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
     if home == "sqlalchemy":
         # Operational and interface errors: no server, a lock, a full disk. The others are about the statement or the driver.
         later = type(error).__name__ in ("OperationalError", "InterfaceError", "TimeoutError", "InternalError")
-        return (StoreUnavailable if later else StoreRejected), reason
+        return (_later(str(error), "") if later else StoreRejected), reason
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         return StoreUnavailable, reason
     if isinstance(error, ModuleNotFoundError):
@@ -419,7 +422,7 @@ def _clean(error: BaseException | None) -> None:
 
 def _later(text: str, code: str) -> type[StoreUnavailable]:
     """Which kind of unavailable: MLflow calls its client's transport errors INTERNAL_ERROR too, and an unknown HTTP status of a gateway."""
-    if "timed out" in text or "timeout exception" in text or code == "DEADLINE_EXCEEDED":
+    if "timed out" in text or "timeout exception" in text or "timeout expired" in text or code == "DEADLINE_EXCEEDED":
         return StoreSlow
     answered = not text.startswith("API request to ") or "failed with error code 500 " in text or "too many 500 error responses" in text
     return StoreFailed if code == "INTERNAL_ERROR" and answered else StoreUnavailable

@@ -1,7 +1,7 @@
 """An MLflow model written around a Hugging Face folder: MLmodel and its companions, the weights once.
 
 Invariant: neither torch nor transformers nor mlflow is imported and nothing is inferred, so it takes milliseconds; no training state gets into the model;
-what was read is never written to (large files are hard links).
+what was read is never written to.
 
 The folder loads with mlflow.transformers.load_model, with mlflow.pyfunc.load_model (by mltrack_pyfunc.py, shipped in `code/`, which needs no mltrack),
 and with Transformers' own from_pretrained.
@@ -42,6 +42,7 @@ def write_model_folder(
     tokenizer_type: str | None = None,
     source_model_name: str = "",
     metadata: Mapping[str, Any] | None = None,
+    immutable: bool = False,
 ) -> Path:
     """Writes `out_dir`, which must not exist or be empty, and returns it.
 
@@ -53,6 +54,7 @@ def write_model_folder(
         model_type, tokenizer_type: class names in transformers; None means the config's first architecture, and AutoTokenizer.
         source_model_name: what the model was fine-tuned from.
         metadata: JSON values that stand in MLmodel under `metadata`.
+        immutable: the files of `checkpoint_dir` are never rewritten in place: the large ones may become hard links.
 
     Raises:
         CheckpointError: no weights or no config.json in `checkpoint_dir`, or `out_dir` is not empty.
@@ -74,9 +76,9 @@ def write_model_folder(
     tokenizer_dir.mkdir(parents=True, exist_ok=True)
     for path in files:
         if path.name != "config.json":
-            placement.link_or_copy(path, out / path.name)
+            placement.link_or_copy(path, out / path.name, immutable=immutable)
         if not path.name.startswith(_NOT_TOKENIZER):
-            placement.link_or_copy(path, tokenizer_dir / path.name)
+            placement.link_or_copy(path, tokenizer_dir / path.name, immutable=immutable)
     config = {**json.loads((source / "config.json").read_text(encoding="utf-8")), **hf_config}
     config["mltrack"] = {"task": task, **config.get("mltrack", {})}
     model_type = model_type or next(iter(config.get("architectures") or []), None)

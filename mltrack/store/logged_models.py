@@ -42,6 +42,7 @@ def publish(
     dataset_name: str | None = None,
     dataset_digest: str | None = None,
     goes_on: bool = False,
+    immutable: bool = False,
 ) -> str:
     """The logged model of this run and step, made where it is missing, and everything of it that is missing.
 
@@ -52,6 +53,7 @@ def publish(
             MLflow writes a model's metric on the run too, and with another time it would stand there twice. So send the run's points first.
         dataset_name, dataset_digest: the data set that the metrics were measured on, as the run's inputs name it.
         goes_on: the large files that the store has already are these, of an upload that was cut off, and are not sent again.
+        immutable: the folder's files are never rewritten in place: on a local root the large ones may become hard links.
 
     Returns:
         the model id, "m-..."; the model is READY. Metrics that the store rejects are named in the model's tag mltrack.metrics_rejected.
@@ -72,7 +74,7 @@ def publish(
             )
         ready = str(model.status) == "READY"
         if not ready:
-            _store_bytes(store, model, folder, run_id, goes_on)
+            _store_bytes(store, model, folder, run_id, goes_on=goes_on, immutable=immutable)
         if model.model_id not in {output.model_id for output in (run.outputs.model_outputs if run.outputs else [])}:
             from mlflow.entities import LoggedModelOutput
 
@@ -151,18 +153,18 @@ def _row(model: Any) -> dict[str, Any]:
     }
 
 
-def _store_bytes(store: Store, model: Any, folder: Path, run_id: str, goes_on: bool) -> None:
+def _store_bytes(store: Store, model: Any, folder: Path, run_id: str, *, goes_on: bool, immutable: bool) -> None:
     ml_model = identified((folder / "MLmodel").read_text(encoding="utf-8"), model_id=model.model_id, run_id=run_id)
     local = local_path(store, model.artifact_location)
     if local is not None:
         if local.parent.name != model.model_id and not _is_own(local, model.model_id):
             raise StoreRejected(f"{store.shown_uri} keeps {model.model_id} in {local}, which is not that model's folder")
         local.parent.mkdir(parents=True, exist_ok=True)
-        placement.place_tree(folder, local, instead={"MLmodel": ml_model})
+        placement.place_tree(folder, local, immutable=immutable, instead={"MLmodel": ml_model})
         return
     with tempfile.TemporaryDirectory(prefix=placement.TEMPORARY, dir=folder.parent) as parent:
         staged = Path(parent) / "model"
-        placement.copy_tree(folder, staged, instead={"MLmodel": ml_model})
+        placement.copy_tree(folder, staged, immutable=immutable, instead={"MLmodel": ml_model})
         send_tree(store, model.artifact_location, staged, goes_on=goes_on)
 
 

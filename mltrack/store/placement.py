@@ -1,7 +1,7 @@
-"""Files brought into a local artifact root without a second copy of their bytes.
+"""Files brought into a local artifact root, those of a checkpoint without a second copy of their bytes.
 
 Invariant: a reader of the root sees a file or folder whole or not at all (temporary sibling, then one rename), and the file that was given is never written to.
-A large file becomes a hard link, so it must be one that nobody rewrites in place: checkpoints are such, logs are not and are copied by size.
+A hard link shares its bytes with the file that was given: only files that the caller calls `immutable`, as those of a checkpoint are, become links.
 """
 
 from __future__ import annotations
@@ -24,9 +24,13 @@ FOREIGN_LEFTOVER_S = 3600.0
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """A hard link from LINK_FROM_BYTES on, a copy below it and where the file system gives no link; `target` must not exist."""
-    if source.stat().st_size >= LINK_FROM_BYTES:
+def link_or_copy(source: Path, target: Path, *, immutable: bool) -> None:
+    """`source` at `target`, which must not exist.
+
+    Args:
+        immutable: the source is never rewritten in place. From LINK_FROM_BYTES on it becomes a hard link, where the file system has links; else a copy.
+    """
+    if immutable and source.stat().st_size >= LINK_FROM_BYTES:
         try:
             os.link(source, target)
             return
@@ -36,9 +40,9 @@ def link_or_copy(source: Path, target: Path) -> None:
     shutil.copyfile(source, target)
 
 
-def place_file(source: Path, target: Path) -> None:
-    """`source` at `target`, replacing what is there."""
-    _place(target, lambda temporary: link_or_copy(source, temporary))
+def place_file(source: Path, target: Path, *, immutable: bool = False) -> None:
+    """`source` at `target`, replacing what is there; `immutable` as in `link_or_copy`."""
+    _place(target, lambda temporary: link_or_copy(source, temporary, immutable=immutable))
 
 
 def place_text(text: str, target: Path) -> None:
@@ -46,16 +50,17 @@ def place_text(text: str, target: Path) -> None:
     _place(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def place_tree(source: Path, target: Path, *, instead: Mapping[str, str] | None = None) -> None:
+def place_tree(source: Path, target: Path, *, immutable: bool = False, instead: Mapping[str, str] | None = None) -> None:
     """A folder and all in it at `target`, replacing a folder that is there.
 
     Args:
+        immutable: as in `link_or_copy`, of all its files.
         instead: relative path -> text to be written in place of the source's file.
     """
     temporary = _beside(target)
     try:
         _drop_leftovers(target)
-        copy_tree(source, temporary, instead=instead)
+        copy_tree(source, temporary, immutable=immutable, instead=instead)
         if target.exists():
             old = _beside(target)
             os.rename(target, old)
@@ -67,15 +72,15 @@ def place_tree(source: Path, target: Path, *, instead: Mapping[str, str] | None 
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def copy_tree(source: Path, target: Path, *, instead: Mapping[str, str] | None = None) -> None:
-    """The folder with links for its large files; not atomic."""
+def copy_tree(source: Path, target: Path, *, immutable: bool = False, instead: Mapping[str, str] | None = None) -> None:
+    """As `place_tree`, but not atomic; `target` must not exist."""
     target.mkdir(parents=True)
     for path in sorted(source.rglob("*")):
         there = target / path.relative_to(source)
         if path.is_dir():
             there.mkdir(exist_ok=True)
         elif path.relative_to(source).as_posix() not in (instead or {}):
-            link_or_copy(path, there)
+            link_or_copy(path, there, immutable=immutable)
     for name, text in (instead or {}).items():
         (target / name).write_text(text, encoding="utf-8")
 

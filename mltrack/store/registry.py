@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mltrack.errors import TrackingError
-from mltrack.store.artifacts import repository
-from mltrack.store.connection import Store, StoreRejected, already_exists, as_process_default, is_missing, local_path, patient, translated
+from mltrack.store import fetching, model_cache
+from mltrack.store.connection import Store, StoreRejected, already_exists, as_default, is_missing, local_path, translated
 from mltrack.store.runs import cut, legal_name, parsed
 
 MAX_RACES = 5
@@ -70,7 +70,7 @@ def register(store: Store, name: str, model_id: str, tags: Mapping[str, Any] | N
                 raise
             if not newest_versions(store, name, 1):
                 _refuse_prompt(store, name)
-        with as_process_default(store):  # an embedded database looks the logged model up in the process's store
+        with as_default(store):  # an embedded database looks the logged model up by a client of its own
             version = store.client.create_model_version(
                 name,
                 source=f"models:/{model_id}",
@@ -247,26 +247,26 @@ def _model_ids_in(source: str) -> list[str]:
 def resolve(store: Store, uri: str, dst: str | Path | None = None) -> Path:
     """A local folder with the model's files (MLmodel, config.json, model.safetensors, tokenizer).
 
-    On a local artifact root it is the store's own folder, to be read and not written; elsewhere the files are fetched into `dst`, or a temporary folder
-    that the caller may delete.
+    On a local artifact root it is the store's own folder, elsewhere one of the user's cache (`model_cache`), which stays while this process lives: both are
+    to be read and not written.
+
+    Args:
+        dst: where to fetch the files instead; not into the cache then.
 
     Raises:
         TrackingError: no such model, version, alias or file; the message names the database and MLFLOW_TRACKING_URI.
     """
     with _looked_for(store, uri), translated(store, f"looking for {uri}"):
-        location = _location(store, parse_uri(uri))
+        location, identity = _location(store, parse_uri(uri))
         local = local_path(store, location)
         if local is not None:
             if not local.is_dir():
                 raise TrackingError(f"{uri} in {store.shown_uri} lies in {local}, and that folder is gone; its files were deleted or are on another machine")
             return local
         if dst is None:
-            import tempfile
-
-            dst = tempfile.mkdtemp(prefix="mltrack-model-")
-        Path(dst).mkdir(parents=True, exist_ok=True)
-        with patient(store):
-            return Path(repository(store, location).download_artifacts("", str(dst)))
+            return model_cache.folder_of(store, location, uri, identity)
+        fetching.fetch(store, location, fetching.listed(store, location), Path(dst))
+        return Path(dst)
 
 
 def load_pyfunc(store: Store, uri: str) -> Any:
@@ -274,7 +274,7 @@ def load_pyfunc(store: Store, uri: str) -> Any:
     folder = resolve(store, uri)
     import mlflow.pyfunc
 
-    with as_process_default(store):
+    with as_default(store):
         return mlflow.pyfunc.load_model(str(folder))
 
 
@@ -285,9 +285,10 @@ def load_folder(folder: str | Path) -> Any:
     return mltrack_pyfunc._load_pyfunc(str(folder))
 
 
-def _location(store: Store, wanted: ModelUri) -> str:
+def _location(store: Store, wanted: ModelUri) -> tuple[str, str | None]:
+    """Where the files lie, and the logged model's id, under which they never change."""
     if wanted.model_id:
-        return str(store.client.get_logged_model(wanted.model_id).artifact_location)
+        return str(store.client.get_logged_model(wanted.model_id).artifact_location), wanted.model_id
     assert wanted.name
     number = _aliases(store, wanted.name, must_exist=True).get(wanted.alias) if wanted.alias else wanted.version
     if number == "latest":
@@ -299,8 +300,8 @@ def _location(store: Store, wanted: ModelUri) -> str:
     version = store.client.get_model_version(wanted.name, number)
     model_id = model_id_of(version)
     if model_id:
-        return str(store.client.get_logged_model(model_id).artifact_location)
-    return str(store.client.get_model_version_download_uri(wanted.name, number))
+        return str(store.client.get_logged_model(model_id).artifact_location), model_id if _MODEL_ID.fullmatch(model_id) else None
+    return str(store.client.get_model_version_download_uri(wanted.name, number)), None
 
 
 def named(name: str) -> str:

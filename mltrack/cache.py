@@ -1,0 +1,61 @@
+"""The user's cache folder, and the locks of what lies in it.
+
+The folder is `MLTRACK_CACHE_DIR`, else the platform's (on Linux ~/.cache/mltrack); deleting it loses nothing but time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cached:
+    """One thing in the cache folder."""
+
+    kind: str
+    """model, tokens, records, rows."""
+    name: str
+    num_bytes: int
+    used: float
+    """When it was used last, in seconds since 1970."""
+    in_use: bool
+    """A process loads it or makes it now."""
+    source: str = ""
+    """Where it comes from."""
+
+
+def cache_folder() -> Path:
+    """Where cached files lie; it need not exist yet."""
+    from platformdirs import user_cache_dir
+
+    return Path(os.environ.get("MLTRACK_CACHE_DIR") or user_cache_dir("mltrack", appauthor=False)).expanduser()
+
+
+@contextlib.contextmanager
+def locked(descriptor: int) -> Iterator[None]:
+    """Hold the file's lock until the file is closed; the system lets go of it when the process ends, however that happens."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except (ImportError, OSError):
+        pass  # no locks here (some network folders): two processes may both do the work, the rename keeps the file whole
+    yield
+
+
+def is_locked(path: Path) -> bool:
+    """True where a process holds the lock of that file, or where it cannot be known."""
+    try:
+        import fcntl
+
+        with path.open("rb") as file:
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except (ImportError, OSError):
+        return True
+    return False

@@ -1,0 +1,135 @@
+"""Files fetched from an artifact store; a fetch that was cut off goes on where it was.
+
+Invariant: a file stands under its name once all its bytes have arrived. Until then they are `<name>.part` beside it, and the next try asks for the rest
+alone where the store can send it (an MLflow server that keeps the files itself can; S3 is asked for the file again).
+
+    names = listed(store, location)                 # {"MLmodel": 1204, "model.safetensors": 5000000}
+    fetch(store, location, names, folder)           # may be called again, with the same folder
+"""
+
+from __future__ import annotations
+
+import posixpath
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mltrack.store import placement
+from mltrack.store.artifacts import list_below, repository
+from mltrack.store.connection import Store, StoreRejected, StoreUnavailable, is_missing, local_path, patient, translated
+
+PART = ".part"
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
+"""Before the next try of a fetch that was cut off, since something arrived last."""
+_CHUNK = 1 << 16
+Fetched = TypeVar("Fetched")
+
+
+def listed(store: Store, location: str, path: str | None = None) -> dict[str, int]:
+    """{name below `path`: bytes} of the files that an artifact URI names; none where there is no such folder.
+
+    Raises:
+        StoreRejected: a name leads out of the folder.
+    """
+    with translated(store, f"listing {path or 'files'}"):
+        try:
+            found = list_below(repository(store, location), path)
+        except Exception as error:
+            if is_missing(error):
+                return {}
+            raise
+    start = len(path) + 1 if path else 0
+    names = {name[start:]: size for name, size in found.items()}
+    for name in names:
+        if name.startswith("/") or ".." in name.split("/"):
+            raise StoreRejected(f"{store.shown_uri}: the file name {name!r} leads out of its folder; nothing was fetched")
+    return names
+
+
+def fetch(store: Store, location: str, names: Mapping[str, int], folder: Path, *, path: str | None = None) -> None:
+    """The files into `folder`, each whole or not at all; one that is there with all its bytes is left as it is.
+
+    Args:
+        location: an artifact URI.
+        names: as `listed` gives them.
+        path: below the location.
+
+    Raises:
+        StoreUnavailable: the transfer was cut off; the same call goes on where it was.
+        StoreRejected: there is no such file.
+    """
+    for name, size in names.items():
+        target = folder / name
+        if target.is_file() and target.stat().st_size == size:
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with translated(store, f"fetching {name}"), patient(store):
+            _fetch_file(store, location, posixpath.join(path or "", name), size, target)
+
+
+def persistently(fetch: Callable[[], Fetched], folder: Path, notice: Callable[[str], None]) -> Fetched:
+    """What `fetch` returns, called again where the store was away for a while; the pauses start anew whenever something has arrived in the folder.
+
+    Args:
+        notice: takes a line before each pause.
+
+    Raises:
+        StoreUnavailable: the pauses are used up; the message says that the same command goes on from what is there.
+    """
+    pauses, arrived = list(PAUSES_S), _num_bytes(folder)
+    while True:
+        try:
+            return fetch()
+        except StoreUnavailable as error:
+            if (now := _num_bytes(folder)) > arrived:
+                pauses, arrived = list(PAUSES_S), now
+            if not pauses:
+                raise StoreUnavailable(
+                    f"{error}; {arrived / 1e6:,.1f} MB that have arrived stay in {folder}, and the same command goes on from there"
+                ) from error
+            notice(f"{error}; trying again in {pauses[0]:.0f} s")
+            time.sleep(pauses.pop(0))
+
+
+def drop_parts(folder: Path) -> None:
+    """Remove what has arrived of files that are no longer wanted."""
+    for part in folder.rglob(f"*{PART}"):
+        part.unlink(missing_ok=True)
+
+
+def _fetch_file(store: Store, location: str, name: str, size: int, target: Path) -> None:
+    part, root = target.with_name(target.name + PART), local_path(store, location)
+    if root is not None:
+        part.unlink(missing_ok=True)
+        placement.link_or_copy(root / name, part, immutable=True)  # what is fetched are the files of a checkpoint or a model
+    else:
+        if part.is_file() and part.stat().st_size > size:
+            part.unlink()
+        if not (part.is_file() and part.stat().st_size == size):
+            _receive(repository(store, location), name, part)
+    arrived = part.stat().st_size
+    if arrived != size:
+        raise StoreUnavailable(f"{store.shown_uri}: fetching {name}: {arrived:,} of {size:,} bytes arrived")
+    part.replace(target)
+
+
+def _receive(repo: Any, name: str, part: Path) -> None:
+    from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
+    from mlflow.utils.rest_utils import augmented_raise_for_status, http_request
+
+    presigned = getattr(repo, "_is_multipart_download_enabled", lambda: False)
+    if not isinstance(repo, HttpArtifactRepository) or presigned():
+        repo._download_file(name, str(part))
+        return
+    there = part.stat().st_size if part.is_file() else 0
+    headers = {"Accept-Encoding": "identity", **({"Range": f"bytes={there}-"} if there else {})}
+    with http_request(repo._host_creds, posixpath.join("/", name), "GET", stream=True, extra_headers=headers) as reply:
+        augmented_raise_for_status(reply)
+        with part.open("ab" if reply.status_code == 206 else "wb") as file:
+            for chunk in reply.iter_content(_CHUNK):
+                file.write(chunk)
+
+
+def _num_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

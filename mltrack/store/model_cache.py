@@ -1,0 +1,267 @@
+"""Models fetched from a store, kept in the user's cache folder.
+
+Invariant: a model is there whole or not at all (fetched under another name, then renamed), and each use compares all its bytes with the hashes that were
+noted when it was fetched: a damaged one is fetched anew. All together stay within `MLTRACK_MODEL_CACHE_GB` (20): those that were used longest ago
+go first, and never one that a process uses, which holds a lock of it until it ends.
+
+    <cache folder>/models/<key>/files.json     {"source": ..., "files": {name: {"bytes", "sha256"}}}; its time is that of the last use
+    <cache folder>/models/<key>/model/         what the store holds; MLflow may add a file when it loads
+    <cache folder>/models/.fetching-<key>/     what has arrived of a fetch that was cut off
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import uuid
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from mltrack.cache import Cached, cache_folder, is_locked, locked
+from mltrack.errors import ConfigurationError, TrackingError
+from mltrack.store import fetching
+from mltrack.store.connection import Store
+
+LIMIT_VARIABLE, DEFAULT_GB = "MLTRACK_MODEL_CACHE_GB", 20.0
+_FILES, _MODEL, _FETCHING, _DELETING = "files.json", "model", ".fetching-", ".deleting-"
+_held: dict[Path, int] = {}
+"""Descriptors of the models that this process uses; open until it ends."""
+_temporary: list[tempfile.TemporaryDirectory[str]] = []
+"""Folders of models that could not be cached; they go when this process ends."""
+log = logging.getLogger("mltrack.store")
+
+
+def folder_of(store: Store, location: str, source: str, identity: str | None = None) -> Path:
+    """A folder with the files that the store holds at `location`: from the cache, else fetched into it.
+
+    Args:
+        location: an artifact URI, not of a local folder.
+        source: how a person calls the model.
+        identity: names these very bytes in this store for ever, as the id of a logged model does; None: a digest of what the store lists.
+
+    Raises:
+        StoreUnavailable: the store does not answer; what has arrived stays, and the next call goes on from there.
+        TrackingError: there are no files, or no room.
+    """
+    names = None if identity else _listed(store, location, source)
+    where = [store.shown_uri] if identity else [store.shown_uri, location, *sorted((names or {}).items())]
+    key = f"{identity or 'files'}-{hashlib.sha256(json.dumps(where).encode()).hexdigest()[:16]}"
+    folder = _folder() / key
+    if (found := _used(folder)) is not None:
+        return found
+    names = names or _listed(store, location, source)
+    if not _is_writable(folder.parent):
+        warnings.warn(f"{folder.parent}: cannot be written, so {source} is fetched each time; set MLTRACK_CACHE_DIR to a folder that can", stacklevel=2)
+        _temporary.append(tempfile.TemporaryDirectory(prefix="mltrack-model-"))
+        fetching.fetch(store, location, names, Path(_temporary[-1].name))
+        return Path(_temporary[-1].name)
+    with _alone(folder):
+        if (found := _used(folder)) is None:  # another process may have fetched it while this one waited
+            try:
+                make_room(sum(names.values()), but=folder)
+                _fetch(store, location, source, names, folder)
+            except OSError as error:
+                raise TrackingError(
+                    f"{folder.parent}: {source} cannot be kept there: {error.strerror or error}; make room, or set MLTRACK_CACHE_DIR"
+                ) from error
+            found = _used(folder)
+    if found is None:
+        raise TrackingError(f"{folder}: {source} was damaged right after it was fetched; check the disk, or set MLTRACK_CACHE_DIR to another one")
+    return found
+
+
+def kept_models() -> list[Cached]:
+    """What is there, that which was used last first; a fetch that was cut off counts as a model."""
+    found = []
+    for folder in _entries():
+        with contextlib.suppress(OSError):  # removed by another process meanwhile
+            notes = folder / _FILES
+            used = notes if notes.exists() else folder
+            num_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+            found.append(
+                Cached(
+                    kind="model",
+                    name=folder.name,
+                    num_bytes=num_bytes,
+                    used=used.stat().st_mtime,
+                    in_use=_in_use(folder),
+                    source=_notes(folder).get("source", ""),
+                )
+            )
+    return sorted(found, key=lambda one: -one.used)
+
+
+def remove_model(name: str) -> bool:
+    """Remove one of `kept_models`; False where a process uses it."""
+    folder = _folder() / name
+    with _exclusive(folder) as free:
+        if free:
+            _delete(folder)
+            lock = _lock_of(folder)
+            if name.startswith(_FETCHING) or not is_locked(lock):  # the first is held by this very call
+                lock.unlink(missing_ok=True)
+    return free
+
+
+def make_room(num_bytes: int, *, but: Path | None = None) -> None:
+    """Remove the models that were used longest ago, until there is room for so many bytes within the limit."""
+    for left in _folder().glob(f"{_DELETING}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    kept = [one for one in kept_models() if but is None or one.name not in (but.name, f"{_FETCHING}{but.name}")]
+    total = num_bytes + sum(one.num_bytes for one in kept)
+    for one in reversed(kept):
+        if total > _limit() and remove_model(one.name):
+            total -= one.num_bytes
+
+
+def _fetch(store: Store, location: str, source: str, names: Mapping[str, int], folder: Path) -> None:
+    making = folder.with_name(f"{_FETCHING}{folder.name}")
+    making.mkdir(exist_ok=True)
+    fetching.persistently(lambda: _fetch_files(store, location, source, names, making), making, log.warning)
+    if folder.exists():
+        _delete(folder)
+    making.rename(folder)
+
+
+def _fetch_files(store: Store, location: str, source: str, names: Mapping[str, int], making: Path) -> None:
+    """Each file, and at once its hash: what is there of an earlier try and does not agree with it is fetched anew."""
+    held = _notes(making).get("files", {})
+    for name, size in names.items():
+        if name not in held or not _agrees(making / _MODEL / name, held[name]):
+            (making / _MODEL / name).unlink(missing_ok=True)
+            fetching.fetch(store, location, {name: size}, making / _MODEL)
+            held[name] = {"bytes": size, "sha256": _sha256(making / _MODEL / name)}
+            _write(making / _FILES, {"source": f"{source} of {store.shown_uri}", "files": held})
+
+
+def _used(folder: Path) -> Path | None:
+    """The model's folder, which stays while this process lives, if every byte is as it was fetched; else None."""
+    notes = folder / _FILES
+    try:
+        descriptor = os.open(notes, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        with contextlib.suppress(OSError):  # no locks on this file system
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        same = os.path.samestat(notes.stat(), os.fstat(descriptor))  # else it was removed before it was locked
+        files = _notes(folder).get("files", {})
+        if same and files and all(_agrees(folder / _MODEL / name, held) for name, held in files.items()):
+            os.utime(notes)
+            descriptor, _held[folder] = _held.pop(folder, -1), descriptor
+            return folder / _MODEL
+        return None
+    except OSError:
+        return None
+    finally:
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Inside, no other process fetches this model."""
+    path = _lock_of(folder)
+    while True:
+        with path.open("ab") as lock, locked(lock.fileno()):
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):  # else it was removed while this process waited
+                yield
+                return
+
+
+@contextlib.contextmanager
+def _exclusive(folder: Path) -> Iterator[bool]:
+    """Inside, no other process begins to use the model or fetches it; False where one does already."""
+    lock = _lock_of(folder) if folder.name.startswith(_FETCHING) else folder / _FILES
+    try:
+        descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        yield True
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = True
+    except OSError:
+        free = False
+    try:
+        yield free
+    finally:
+        os.close(descriptor)
+
+
+def _in_use(folder: Path) -> bool:
+    with _exclusive(folder) as free:
+        return not free
+
+
+def _delete(folder: Path) -> None:
+    """Under its name it is gone at once; what a process has opened stays readable to it."""
+    doomed = folder.with_name(f"{_DELETING}{uuid.uuid4().hex}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
+
+
+def _listed(store: Store, location: str, source: str) -> dict[str, int]:
+    names = fetching.listed(store, location)
+    if not names:
+        raise TrackingError(f"{source} in {store.shown_uri} has no files in {location}; they were deleted")
+    return names
+
+
+def _agrees(path: Path, held: Mapping[str, Any]) -> bool:
+    return path.is_file() and path.stat().st_size == held["bytes"] and _sha256(path) == held["sha256"]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _notes(folder: Path) -> dict[str, Any]:
+    try:
+        content = json.loads((folder / _FILES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    unfinished = path.with_name(f"{path.name}.new")
+    unfinished.write_text(json.dumps(content), encoding="utf-8")
+    unfinished.replace(path)
+
+
+def _entries() -> list[Path]:
+    folder = _folder()
+    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(_DELETING)] if folder.is_dir() else []
+
+
+def _folder() -> Path:
+    return cache_folder() / "models"
+
+
+def _lock_of(folder: Path) -> Path:
+    """What a process holds while it fetches this model."""
+    return folder.with_name(f"{folder.name.removeprefix(_FETCHING)}.lock")
+
+
+def _is_writable(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    return os.access(folder, os.W_OK)
+
+
+def _limit() -> float:
+    given = os.environ.get(LIMIT_VARIABLE) or DEFAULT_GB
+    try:
+        return float(given) * 1e9
+    except ValueError:
+        raise ConfigurationError(f"{LIMIT_VARIABLE} is {given!r}; set it to a number of gigabytes, such as 20") from None

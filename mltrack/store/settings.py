@@ -1,0 +1,76 @@
+"""MLflow's settings as mltrack's own calls see them: no retries, short time-outs, no progress bars, nothing printed.
+
+Invariant: the environment, MLflow's settings, its tracking URI and its log levels are for everyone else in this process as they were. What is set here
+holds in the calling thread alone, inside `own_settings`.
+
+MLflow takes these settings from the environment at each request, and not as arguments. So the objects that read them there look into a context variable
+of ours first. A thread that MLflow starts by itself (it downloads folders so) does not see it: such calls are not used here.
+
+    with own_settings(MLFLOW_HTTP_REQUEST_TIMEOUT=5):
+        client.get_run(run_id)
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+QUIET: Mapping[str, Any] = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": 0,
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": 5,
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": False,
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": True,
+}
+"""MLflow's variables that our calls set, with what they are unless a call says otherwise."""
+_LEAST_LEVELS = {"mlflow.store.db.utils": logging.CRITICAL, "alembic.runtime.migration": logging.WARNING, "alembic.runtime.plugins": logging.WARNING}
+"""What is logged there from our calls: not the creation of a database's tables, and no traceback of an error that is translated."""
+_NOT_ALWAYS = ("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD",)
+"""Variables that single calls set."""
+_TRACKING_URI = "tracking URI"
+_OURS: ContextVar[Mapping[str, Any] | None] = ContextVar("mltrack_own_settings", default=None)
+
+
+@contextmanager
+def own_settings(*, tracking_uri: str | None = None, **variables: Any) -> Iterator[None]:
+    """Inside, in this thread, MLflow has our settings.
+
+    Args:
+        tracking_uri: what MLflow's clients that are made without one connect to; None: as it is.
+        variables: values of MLflow's variables by name, each of `QUIET` or `_NOT_ALWAYS`.
+    """
+    _teach_mlflow()
+    changed = {**variables, **({} if tracking_uri is None else {_TRACKING_URI: tracking_uri})}
+    token = _OURS.set({**(_OURS.get() or QUIET), **changed})
+    try:
+        yield
+    finally:
+        _OURS.reset(token)
+
+
+@cache
+def _teach_mlflow() -> None:
+    for name, level in _LEAST_LEVELS.items():
+        logging.getLogger(name).addFilter(_from_level(level))
+    from mlflow import environment_variables
+    from mlflow.tracking._tracking_service import utils
+
+    for name in (*QUIET, *_NOT_ALWAYS):
+        variable = getattr(environment_variables, name)
+        variable.get = _ours_first(name, variable.get)
+    utils.get_tracking_uri = _ours_first(_TRACKING_URI, utils.get_tracking_uri)
+
+
+def _ours_first(name: str, theirs: Callable[[], Any]) -> Callable[[], Any]:
+    def value() -> Any:
+        ours = _OURS.get()
+        return theirs() if ours is None or name not in ours else ours[name]
+
+    return value
+
+
+def _from_level(level: int) -> Callable[[logging.LogRecord], bool]:
+    return lambda record: _OURS.get() is None or record.levelno >= level

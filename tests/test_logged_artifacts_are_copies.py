@@ -1,0 +1,70 @@
+"""What MLflow holds does not change when the user's file does: a logged file is rewritten in place, as log files and pictures are."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+import pytest
+
+from mltrack.journal import RunInfo, records
+from mltrack.relay import sync
+from mltrack.store import Store, artifacts, connect, create_run, placement, publish, write_model_folder
+from mltrack.tracking import TrainingMetricsTracker
+
+SIZE = 2 * placement.LINK_FROM_BYTES
+BEFORE, AFTER = b"1" * SIZE, b"2" * SIZE
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return connect(f"sqlite:///{tmp_path}/mlflow.db")
+
+
+@pytest.fixture
+def run_id(store: Store) -> str:
+    return create_run(store, experiment_name=None, run_name="r", tags={}, idempotency_key=uuid.uuid4().hex, start_time_ms=1).run_id
+
+
+def rewrite(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(AFTER)
+
+
+def test_a_file_that_a_tracker_logged_and_its_owner_rewrote(store: Store, tmp_path: Path) -> None:
+    log = tmp_path / "big.log"
+    log.write_bytes(BEFORE)
+    tracker = TrainingMetricsTracker(tmp_path / "run", unbacked=True)
+    tracker.describe(RunInfo(local_id=uuid.uuid4().hex, tracking_uri=store.tracking_uri, created_ms=records.now_ms()))
+    tracker.log_artifact(log)
+    tracker.close()
+    progress = sync(tracker.directory)
+    rewrite(log)
+    assert progress.run_id is not None
+    assert artifacts.download(store, progress.run_id, "big.log", tmp_path / "back").read_bytes() == BEFORE
+
+
+def test_a_file_and_a_folder_put_by_hand(store: Store, run_id: str, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    file = folder / "plot.bin"
+    file.write_bytes(BEFORE)
+    artifacts.put_file(store, run_id, file)
+    artifacts.put_folder(store, run_id, folder, "whole")
+    rewrite(file)
+    assert artifacts.download(store, run_id, "plot.bin", tmp_path / "back").read_bytes() == BEFORE
+    assert (artifacts.download(store, run_id, "whole", tmp_path / "back") / "plot.bin").read_bytes() == BEFORE
+
+
+def test_a_model_of_files_that_are_not_said_to_be_immutable(store: Store, run_id: str, tmp_path: Path) -> None:
+    from hf_folders import decoder_folder
+
+    source = decoder_folder(tmp_path / "decoder", hidden_size=256)
+    weights = source / "model.safetensors"
+    before = weights.read_bytes()
+    assert len(before) >= placement.LINK_FROM_BYTES
+    written = write_model_folder(source, tmp_path / "model", task="code_generation", hf_config={}, requirements=[])
+    model_id = publish(store, run_id, written, name="m", step=1, tags={}, metrics={}, timestamp_ms=1)
+    rewrite(weights)
+    placed = Path(store.client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
+    assert (placed / "model.safetensors").read_bytes() == before
