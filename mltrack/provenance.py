@@ -13,8 +13,9 @@ from pathlib import Path
 
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError
-from mltrack.journal import RunDirectory, find_run_directories, find_run_directory
+from mltrack.journal import RunDirectory, find_run_directories, find_run_directory, known_runs
 from mltrack.relay import WatchedProcess
+from mltrack.relay.trainers import trainer_of
 from mltrack.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 
 NOT_INHERITED = {"resume", "exact", "new_run", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output"}
@@ -53,10 +54,11 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
             found = fetch_started_run(run_id, request.tracking_uri, request.output_dir, notice=notice)
         return found if found is not None and has_checkpoint(found) else None
     if wanted == "latest":
-        with_checkpoint = [one for one in find_run_directories(request.output_dir) if has_checkpoint(one)]
-        if not with_checkpoint:
+        newest_first = reversed(find_run_directories(request.output_dir))
+        newest = next((one for one in newest_first if has_checkpoint(one)), None)
+        if newest is None:
             raise ConfigurationError(f"resume: seen 'latest', but no run in {Path(request.output_dir).absolute()} has a checkpoint; accepted: never, a run id")
-        return _up_to_date(with_checkpoint[-1], request, notice)
+        return _up_to_date(newest, request, notice)
     found = find_run_directory(request.output_dir, wanted)
     if found is not None:
         return _up_to_date(found, request, notice)
@@ -95,14 +97,8 @@ def undelivered(output_dir: Path | str) -> list[RunDirectory]:
 
     Those that are offline on purpose are not among them, nor those of which a delivery has found that the run went on elsewhere.
     """
-    found = []
-    for directory in find_run_directories(output_dir):
-        info = directory.read_run()
-        delivery = directory.read_delivery()
-        settled = delivery.get("complete", False) or delivery.get("elsewhere") is not None
-        if not settled and not info.offline and not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive():
-            found.append(directory)
-    return found
+    unsettled = [RunDirectory(Path(output_dir).absolute() / run.name) for run in known_runs(output_dir) if not run.settled]
+    return [directory for directory in unsettled if not trainer_of(directory).is_alive()]
 
 
 def has_checkpoint(directory: RunDirectory) -> bool:

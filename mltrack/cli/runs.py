@@ -13,15 +13,18 @@ from mltrack import relay, store
 from mltrack.cli.options import as_bool
 from mltrack.config import OPTIONS
 from mltrack.errors import ConfigurationError, MltrackError
-from mltrack.journal import JournalReader, RunDirectory, find_run_directories, find_run_directory
+from mltrack.journal import RunDirectory, find_run_directories, find_run_directory, known_runs, read_tail
+from mltrack.journal.records import EPOCH_PREFIX
 from mltrack.store import StoreUnavailable
 
+_TAIL_BYTES = 8192
 
-def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None) -> None:
-    """Print the local runs, the oldest first, then the MLflow runs that say RUNNING without a trainer."""
+
+def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None, limit: str = "50") -> None:
+    """Print the newest local runs, the oldest of them first, then the MLflow runs that say RUNNING without a trainer."""
     OPTIONS["output"].check(output)
-    reaps = as_bool(reap)
-    _print_local(output_dir, output)
+    reaps, most = as_bool(reap), _number(limit)
+    _print_local(output_dir, output, most)
     if output == "json" and not reaps:
         return
     for uri in _tracking_uris(output_dir, tracking_uri):
@@ -47,15 +50,18 @@ def _tracking_uris(output_dir: str, given: str | None) -> list[str]:
     """The servers to ask: the one that was given; else the default one and those of the local runs."""
     uris = [store.default_tracking_uri(given)]
     if given is None:
-        uris += [info.tracking_uri for directory in find_run_directories(output_dir) if (info := directory.read_run()).run_id]
-    there = [uri for uri in uris if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists()]
-    return list(dict.fromkeys(there))
+        uris += [run.tracking_uri for run in known_runs(output_dir) if run.run_id]
+    there = [uri for uri in dict.fromkeys(uris) if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists()]
+    return there
 
 
-def _print_local(output_dir: str, output: str) -> None:
-    rows = [_row(directory) for directory in find_run_directories(output_dir)]
+def _print_local(output_dir: str, output: str, most: int) -> None:
+    directories = find_run_directories(output_dir)
+    rows = [_row(directory) for directory in directories[-most:]]
+    left_out = f"the newest {len(rows):,} of {len(directories):,} runs; --limit 0 lists all" if len(rows) < len(directories) else ""
     if output == "json":
-        print(json.dumps(rows))
+        print(json.dumps(rows), flush=True)
+        print(left_out, end="\n" if left_out else "", file=sys.stderr)
         return
     if not rows:
         print(f"no runs in {Path(output_dir).absolute()}")
@@ -72,6 +78,7 @@ def _print_local(output_dir: str, output: str) -> None:
     if not console.is_terminal:
         console.width = 200
     console.print(table)
+    console.print(left_out, end="\n" if left_out else "")
 
 
 def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_dir: str, tracking_uri: str | None) -> int:
@@ -122,17 +129,11 @@ def _named(run: str, output_dir: str) -> RunDirectory:
 
 
 def _row(directory: RunDirectory) -> dict[str, Any]:
-    info = directory.read_run()
-    end, step = None, 0
-    for record in JournalReader(directory.journal).read_new():
-        if record["type"] == "end":
-            end = record["status"]
-        elif record["type"] == "resumed":
-            end = None
-        elif record["type"] == "metrics" and "train_loss" in record["values"]:
-            step = max(step, record["step"])
-    alive = relay.WatchedProcess(info.trainer_pid, info.trainer_started).is_alive()
-    delivery = directory.read_delivery()
+    info, delivery = directory.read_run(), directory.read_delivery()
+    end, step = _end_and_step(directory.journal)
+    if end is None and delivery.get("complete"):
+        end = (delivery.get("end") or {}).get("status")
+    alive = end is None and relay.WatchedProcess(info.trainer_pid, info.trainer_started).is_alive()
     undelivered = directory.journal.stat().st_size - delivery.get("offset", 0) if directory.journal.exists() else 0
     state = "complete" if delivery.get("complete") and not undelivered else "went on elsewhere" if delivery.get("elsewhere") else "pending"
     return {
@@ -143,3 +144,25 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
         "delivery": state if state == "complete" else f"{state} ({undelivered:,} bytes)",
         "tracking_uri": info.tracking_uri,
     }
+
+
+def _end_and_step(journal: Path) -> tuple[str | None, int]:
+    """How the run ended, None where no record says so, and its optimizer steps; only as much of the journal is read as tells the steps."""
+    num_bytes, size = _TAIL_BYTES, journal.stat().st_size if journal.exists() else 0
+    while size:
+        end, steps = None, []
+        for record in read_tail(journal, num_bytes):
+            if record["type"] in ("end", "resumed"):
+                end = record.get("status")
+            elif record["type"] == "metrics" and not all(name.startswith(EPOCH_PREFIX) for name in record["values"]):
+                steps.append(record["step"])
+        if steps or num_bytes >= size:
+            return end, max(steps, default=0)
+        num_bytes *= 8
+    return None, 0
+
+
+def _number(limit: str) -> int:
+    if not limit.isdecimal():
+        raise ConfigurationError(f"limit must be a whole number, 0 for all runs; got '{limit}'")
+    return int(limit)

@@ -1,8 +1,9 @@
 """The journal: the truth about a run, on local disk. Imports neither torch nor mlflow."""
 
 from mltrack.journal import records
-from mltrack.journal.reader import JournalReader, read_journal
-from mltrack.journal.run_directory import RunDirectory, RunInfo, find_run_directories, find_run_directory, make_output_dir, write_json
+from mltrack.journal.reader import JournalReader, read_journal, read_tail
+from mltrack.journal.run_directory import RunDirectory, RunInfo, make_output_dir, write_json
+from mltrack.journal.run_index import find_run_directories, find_run_directory, known_runs
 from mltrack.journal.writer import DiskFullError, JournalWriter
 
 __all__ = [
@@ -13,8 +14,10 @@ __all__ = [
     "RunInfo",
     "find_run_directories",
     "find_run_directory",
+    "known_runs",
     "make_output_dir",
     "read_journal",
+    "read_tail",
     "records",
     "write_json",
 ]

@@ -10,6 +10,7 @@ Invariant: what is returned was written completely; a damaged stretch is skipped
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -79,6 +80,13 @@ def _refuse_newer(record: Record, path: Path) -> None:
             f"{path}: journal format {record['format_version']} is newer than {FORMAT_VERSION}, the newest that this mltrack reads; "
             f"install mltrack {record.get('mltrack_version') or 'of the version that wrote it'} or later"
         )
+
+
+def read_tail(path: Path | str, num_bytes: int) -> list[Record]:
+    """The intact records in the last bytes of a journal."""
+    with Path(path).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
+        return [item.record for item in decode(file.read()) if not isinstance(item, Damage)]
 
 
 def read_journal(path: Path | str) -> list[Record]:

@@ -6,7 +6,6 @@ Invariant: `run.json` and `delivery.json` are replaced whole; a reader sees the 
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -16,7 +15,6 @@ from typing import Any
 from mltrack.errors import ConfigurationError, TrackingError
 
 FORMAT_VERSION = 1
-log = logging.getLogger("mltrack")
 
 
 @dataclass(kw_only=True)
@@ -84,7 +82,7 @@ class RunDirectory:
         Raises:
             TrackingError: there is none, it is no JSON object, or it is newer than this mltrack.
         """
-        content = _read_object(self.run_file)
+        content = read_object(self.run_file)
         if content is None:
             raise TrackingError(f"{self.path}: seen no readable run.json; accepted: a run directory that mltrack wrote")
         if content.get("format_version", 0) > FORMAT_VERSION:
@@ -98,32 +96,7 @@ class RunDirectory:
 
     def read_delivery(self) -> dict[str, Any]:
         """The relay's progress; empty where nothing was delivered yet."""
-        return _read_object(self.delivery_file) or {}
-
-
-def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
-    """The run directories in a folder, the oldest first."""
-    root = Path(output_dir).absolute()
-    found: list[tuple[int, str, RunDirectory]] = []
-    for entry in root.iterdir() if root.is_dir() else ():
-        directory = RunDirectory(entry)
-        if directory.run_file.is_file():
-            try:
-                found.append((directory.read_run().created_ms, entry.name, directory))
-            except TrackingError as error:
-                log.error("left out: %s", error)
-    return [directory for _, _, directory in sorted(found, key=lambda one: one[:2])]
-
-
-def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | None:
-    """The run directory with that MLflow or local id, or None."""
-    if (Path(run_id) / "run.json").is_file():
-        return RunDirectory(Path(run_id).absolute())
-    for directory in find_run_directories(output_dir):
-        info = directory.read_run()
-        if run_id in (directory.path.name, info.run_id, info.local_id):
-            return directory
-    return None
+        return read_object(self.delivery_file) or {}
 
 
 def make_output_dir(output_dir: str) -> None:
@@ -165,9 +138,11 @@ def _is_running(pid: str) -> bool:
     return True
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
+def read_object(path: Path | str) -> dict[str, Any] | None:
+    """A JSON object from a file; None where there is none that can be read."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            content = json.loads(file.read())
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) else None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mltrack.errors import MltrackError
-from mltrack.journal import RunDirectory, find_run_directories
+from mltrack.journal import RunDirectory, known_runs
 from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.sync import DeliveredElsewhere, delivering_process, sync
@@ -21,7 +21,8 @@ from mltrack.store import Store, StoreUnavailable, runs
 
 def orphans(store: Store, output_dir: Path | str) -> dict[str, RunDirectory | None]:
     """{MLflow run id: its run directory, if it lies here} of the runs without a trainer."""
-    directories = {directory.read_run().run_id: directory for directory in find_run_directories(output_dir)}
+    root = Path(output_dir).absolute()
+    directories = {run.run_id: RunDirectory(root / run.name) for run in known_runs(root)}
     found: dict[str, RunDirectory | None] = {}
     for run in runs.search_running_runs(store):
         directory = directories.get(run.run_id)
