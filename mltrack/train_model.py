@@ -316,6 +316,7 @@ class TrainModelUseCase:
             tracker.log_artifact(path, folder)
         for path in (tracker.export_to_json("metrics.json"), tracker.export_to_csv("metrics.csv")):
             tracker.log_artifact(path)
+        tracker.repeat_checkpoints()
         name = run.request.registered_model_name or f"mltrack-{run.request.task}"
         tracker.log_model(
             step=info.step,

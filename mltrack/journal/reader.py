@@ -15,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mltrack.errors import TrackingError
-from mltrack.journal.frame import Damage, decode
+from mltrack.journal.frame import Damage, Frame, decode
 from mltrack.journal.records import FORMAT_VERSION, Record
 
 CHUNK_BYTES = 4 << 20
+_HEAD_BYTES = 4096
 
 
 class JournalReader:
@@ -34,6 +35,7 @@ class JournalReader:
         self.offset = offset
         self.damaged: list[tuple[int, int]] = []
         """(start, end) of the stretches that were skipped, in bytes of the file."""
+        self._is_checked = offset == 0
 
     def read_new(self) -> Iterator[Record]:
         """The records written since the last call; `offset` is behind each as it is returned.
@@ -41,6 +43,8 @@ class JournalReader:
         Raises:
             TrackingError: the journal was written by a newer mltrack.
         """
+        if self.offset:
+            self._check_head()
         while True:
             chunk = self._chunk()
             base, consumed = self.offset, 0
@@ -58,6 +62,15 @@ class JournalReader:
             self.offset = base + consumed
             if consumed == 0:
                 return
+
+    def _check_head(self) -> None:
+        """What is read on from an offset may have been begun by a newer mltrack all the same."""
+        if not self._is_checked and self.path.exists():
+            with self.path.open("rb") as file:
+                first = next(decode(file.read(_HEAD_BYTES)), None)
+            if isinstance(first, Frame):
+                _refuse_newer(first.record, self.path)
+            self._is_checked = True
 
     def _chunk(self) -> bytes:
         """Bytes from the offset on that hold at least one whole line, if there is one."""

@@ -73,6 +73,10 @@ class RunDirectory:
         return self.path / "delivery.json"
 
     @property
+    def models_file(self) -> Path:
+        return self.path / "models.json"
+
+    @property
     def relay_log(self) -> Path:
         return self.path / "relay.log"
 

@@ -1,7 +1,8 @@
 """The checkpoints that stay, as logged models of the run; those that no longer stay are gone from the store.
 
 Invariant: after `reconcile` the store holds what the journal says, and after `settle` nothing else of this run either, whatever a crash left there;
-a registered model is never deleted.
+a registered model is never deleted. Where the journal has a gap nothing is deleted until it names a whole set again. `index.json` follows within seconds,
+and at the end of the delivery.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mltrack.journal import RunDirectory
+from mltrack.journal import JournalReader, KeptCheckpoints, RunDirectory
 from mltrack.relay.progress import Progress
-from mltrack.store import Store, StoreUnavailable, artifacts, light_model, logged_models
+from mltrack.store import Store, artifacts, light_model, logged_models
 
 CHECKPOINTS = "checkpoints"
 """Folder of the run's artifacts: `index.json`, and `<step>/state/` with what a logged model does not hold of that checkpoint."""
+INDEX_PAUSE_S = 15.0
+"""Between two times that `index.json`, which names all of them, is stored; the last one is stored in any case."""
 REQUIRED = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 
 log = logging.getLogger("mltrack.relay")
@@ -39,28 +43,41 @@ class KeptModels:
     def __init__(self, store: Store, run_id: str, directory: RunDirectory, progress: Progress, save: Save, check: Check):
         self._store, self._run_id, self._directory, self._progress, self._save, self._check = store, run_id, directory, progress, save, check
         self._staging = directory.path / ".relay"
-        self._kept: set[str] | None = None
-        """Steps of the newest record, until the store is known to hold nothing else."""
+        self._reader, self._set = JournalReader(directory.journal), KeptCheckpoints()
+        self._in_doubt = True
+        """Whether the store may hold what a relay that was killed, or an attempt of this one that failed, has left."""
+        self._index, self._index_due_s = "", 0.0
 
-    def reconcile(self, record: Mapping[str, Any]) -> None:
-        """Publish what is new in a `checkpoints` record and prune what is not in it any more."""
-        kept = {str(one["step"]): one for one in record["kept"]}
+    def reconcile(self) -> None:
+        """Publish what is new in the set that the journal names last and prune what is not in it any more."""
+        if not self._read_set():
+            return
+        kept = {str(step): one for step, one in self._set.kept.items()}
+        in_doubt, self._in_doubt = self._in_doubt, True
         shutil.rmtree(self._staging, ignore_errors=True)  # of a relay that was killed
         for step, one in kept.items():
             if step in self._progress.models and self._progress.saved_ms.get(step) != one.get("created_ms"):
                 self._prune(step)  # the same step was saved again, with what was evaluated since
             if step not in self._progress.models:
-                self._publish(one, record["time_ms"])
-        for step in [step for step in self._progress.models if step not in kept]:
+                in_doubt |= not self._publish(one)
+        for step in [] if self._set.has_gap else [step for step in self._progress.models if step not in kept]:
             self._prune(step)
-        index = [
-            {**{name: one[name] for name in ("step", "epoch", "metric_name", "metric_value", "reasons")}, "model_id": self._progress.models.get(step) or None}
-            for step, one in kept.items()
-        ]
-        artifacts.put_text(self._store, self._run_id, json.dumps(index, indent=1), f"{CHECKPOINTS}/index.json")
-        best = record["best_step"]
+        self._in_doubt = in_doubt
+        best = self._set.best_step
         self._progress.best_model_id = (self._progress.models.get(str(best)) or None) if best is not None else None
-        self._kept = set(kept)
+        if self._index_text() != self._index:
+            self._progress.index_is_stored = False
+        self.store_index(now=False)
+
+    def store_index(self, *, now: bool) -> None:
+        """Write `index.json` where it is out of date: now, or not so soon after the last time."""
+        if self._progress.index_is_stored or (time.monotonic() < self._index_due_s and not now) or not self._read_set():
+            return
+        text = self._index_text()
+        artifacts.put_text(self._store, self._run_id, text, f"{CHECKPOINTS}/index.json")
+        self._index, self._index_due_s = text, time.monotonic() + INDEX_PAUSE_S
+        self._progress.index_is_stored = True
+        self._save()
 
     def forget_missing(self) -> bool:
         """Take what the store no longer holds off the progress, so that the next `reconcile` publishes it again; True where there was something."""
@@ -73,46 +90,61 @@ class KeptModels:
         return bool(missing)
 
     def settle(self) -> None:
-        """Remove what relays that were killed left of this run: to be called when no newer record is known."""
-        if self._kept is None:
+        """Remove what was left half done of this run, by relays that were killed too: to be called when no newer record is known."""
+        self.store_index(now=False)
+        if not self._in_doubt or self._set.whole_ms is None or self._set.has_gap:
             return
-        kept, self._kept = self._kept, None
-        try:
-            for row in logged_models.models_of_run(self._store, self._run_id):
-                if row["model_id"] not in self._progress.models.values():
-                    self._check()
-                    logged_models.prune(self._store, row["model_id"])
-            for name in artifacts.list_names(self._store, self._run_id, CHECKPOINTS):
-                if name.isdigit() and name not in kept:
-                    self._check()
-                    artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{name}")
-        except StoreUnavailable:
-            self._kept = kept  # try again later
-            raise
+        for row in logged_models.models_of_run(self._store, self._run_id):
+            if row["model_id"] not in self._progress.models.values():
+                self._check()
+                logged_models.prune(self._store, row["model_id"])
+        for name in artifacts.list_names(self._store, self._run_id, CHECKPOINTS):
+            if name.isdigit() and int(name) not in self._set.kept:
+                self._check()
+                artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{name}")
+        self._in_doubt = False
 
-    def _publish(self, one: Mapping[str, Any], time_ms: int) -> None:
+    def _read_set(self) -> bool:
+        """Read on to the end of the journal; True where it names a set."""
+        for record in self._reader.read_new():
+            self._set = self._set.after(record)
+        return self._set.whole_ms is not None
+
+    def _index_text(self) -> str:
+        index = [
+            {
+                **{name: one[name] for name in ("step", "epoch", "metric_name", "metric_value", "reasons")},
+                "model_id": self._progress.models.get(str(step)) or None,
+            }
+            for step, one in self._set.kept.items()
+        ]
+        return json.dumps(index, indent=1)
+
+    def _publish(self, one: Mapping[str, Any]) -> bool:
+        """Store one checkpoint; False where it was gone before all of it was stored."""
         folder = self._directory.path / one["path"]
         step = int(one["step"])
         self._progress.uploading = f"checkpoint of step {step}"
         self._save()
         try:
             is_model = (folder / "config.json").exists() or not folder.exists()
-            model_id = self._upload_model(folder, step, one, time_ms) if is_model else ""
+            model_id = self._upload_model(folder, step, one) if is_model else ""
             for name in light_model.files_beside_model(folder):
                 below = Path(f"{CHECKPOINTS}/{step}/state", name).parent.as_posix()
                 artifacts.put_file(self._store, self._run_id, folder / name, below)
         except FileNotFoundError:
             if folder.exists():
                 raise
-            return  # demoted while it was uploaded; the record that says so comes next
+            return False  # demoted while it was uploaded; the record that says so comes next
         finally:
             self._progress.uploading = None
             shutil.rmtree(self._staging, ignore_errors=True)
         self._progress.models[str(step)] = model_id
         self._progress.saved_ms[str(step)] = one.get("created_ms", 0)
         self._save()
+        return True
 
-    def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any], time_ms: int) -> str:
+    def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any]) -> str:
         hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         ours = hf_config.get("mltrack", {})
         staged = self._staging / f"step-{step}"
@@ -134,7 +166,7 @@ class KeptModels:
             step=step,
             tags={"mltrack.epoch": str(one["epoch"] + 1), "mltrack.kept_as": ",".join(one["reasons"])},
             metrics=one["metrics"],
-            timestamp_ms=time_ms,
+            timestamp_ms=one.get("created_ms") or self._set.whole_ms or 0,
             dataset_name=measured_on.get("name"),
             dataset_digest=measured_on.get("digest"),
         )

@@ -1,14 +1,23 @@
-"""How far a delivery is: `delivery.json` in the run directory, replaced whole after each acknowledged request."""
+"""How far a delivery is: `delivery.json` in the run directory, replaced whole after each acknowledged request.
+
+What grows with the number of kept checkpoints is in `models.json` beside it, which is replaced where that has changed, and counts together with it alone.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from mltrack.journal import RunDirectory, write_json
 from mltrack.journal.records import now_ms
+from mltrack.journal.run_directory import read_object
 
 FORMAT_VERSION = 1
+_OF_MODELS = ("models", "saved_ms", "index_is_stored")
+_KEY = ("tracking_uri", "run_id")
+"""By these the two files know that they belong together."""
 
 
 @dataclass
@@ -35,6 +44,8 @@ class Progress:
     """{step: id of the logged model}; empty for a checkpoint that is no Hugging Face folder and so is kept as files alone."""
     saved_ms: dict[str, int] = field(default_factory=dict)
     """{step: when that checkpoint was saved}."""
+    index_is_stored: bool = False
+    """True where `checkpoints/index.json` among the run's artifacts says the same as `models`."""
     best_model_id: str | None = None
     evaluation_set: dict[str, str] | None = None
     """name and digest of the data set that the checkpoints' metrics are measured on."""
@@ -54,6 +65,8 @@ class Progress:
     elsewhere: str | None = None
     """What is to be said of it where the run went on elsewhere: nothing more is delivered."""
     format_version: int = FORMAT_VERSION
+    _written: dict[str, Any] | None = None
+    """What models.json holds."""
 
     @classmethod
     def read(cls, directory: RunDirectory, tracking_uri: str) -> Progress:
@@ -61,7 +74,10 @@ class Progress:
         content = directory.read_delivery()
         if content.get("tracking_uri") != tracking_uri:
             return cls(tracking_uri=tracking_uri)
-        known = {f.name for f in fields(cls)} - {"uploading"}  # whoever uploaded is gone
+        models = read_object(directory.models_file) or {}
+        if _key_of(models) == _key_of(content):
+            content = models | content  # an earlier mltrack had all of it in delivery.json
+        known = {f.name for f in fields(cls)} - {"uploading", "_written"}  # whoever uploaded is gone
         return cls(**{name: value for name, value in content.items() if name in known})
 
     def is_whole(self, directory: RunDirectory) -> bool:
@@ -73,4 +89,14 @@ class Progress:
         """Write it down; `acknowledged` where the server has just answered."""
         if acknowledged:
             self.acknowledged_ms = now_ms()
-        write_json(directory.delivery_file, asdict(self))
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "_written"}
+        models = {name: content.pop(name) for name in _OF_MODELS}
+        models |= {name: content[name] for name in _KEY}
+        if models != self._written:
+            write_json(directory.models_file, models)
+            self._written = copy.deepcopy(models)
+        write_json(directory.delivery_file, content)
+
+
+def _key_of(content: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(content.get(name) for name in _KEY)

@@ -26,7 +26,7 @@ from mltrack.relay.progress import Progress
 from mltrack.relay.trainers import NOW_AND_THEN_S, STARTED_TAG, Claim, WentOnElsewhere, trainer_of
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, ping, runs
 
-WITH_FILES = ("artifact", "checkpoints", "model")
+WITH_FILES = ("artifact", "checkpoints", "checkpoints_changed", "model")
 """Types of records that need the artifact store, and each the ones before it."""
 DEFERRED_PAUSE_S = 15.0
 """Between two attempts to store what the artifact store did not take."""
@@ -103,7 +103,7 @@ class Projection:
         Raises:
             StoreUnavailable: the server does not answer; or the artifact store does not take what was deferred, and only that is missing.
         """
-        missing = self._apply_deferred() or self._stored({"type": "full_values"})
+        missing = self._apply_deferred() or self._stored({"type": "index"}) or self._stored({"type": "full_values"})
         recorded = self.progress.end
         if self._is_taken_over() or (recorded is None and trainer_of(self.directory).is_alive()):
             return
@@ -224,7 +224,7 @@ class Projection:
             self._handle(record)
 
     def _handle(self, record: records.Record) -> None:
-        takes_over = record["type"] in ("checkpoints", "model", "resumed") or STARTED_TAG in record.get("values", {})
+        takes_over = record["type"] in ("checkpoints", "checkpoints_changed", "model", "resumed") or STARTED_TAG in record.get("values", {})
         self._claim.check(within_s=0.0 if takes_over else NOW_AND_THEN_S)
         try:
             handler = getattr(self, f"_apply_{record['type']}", None)
@@ -260,6 +260,10 @@ class Projection:
     def _apply_leftovers(self, _: Mapping[str, Any]) -> None:
         """No record of the journal: what earlier relays left half done is taken away once nothing newer is known."""
         self._kept.settle()
+
+    def _apply_index(self, _: Mapping[str, Any]) -> None:
+        """No record either: the list of the kept checkpoints, as it is at the end."""
+        self._kept.store_index(now=True)
 
     def _apply_full_values(self, _: Mapping[str, Any]) -> None:
         """No record either: written once the run is over, for what MLflow holds in another form."""
@@ -299,17 +303,17 @@ class Projection:
         else:
             self._report(f"artifact {record['path']}: no such file in {self.directory.path}")
 
-    def _apply_checkpoints(self, record: Mapping[str, Any]) -> None:
+    def _apply_checkpoints(self, _: Mapping[str, Any]) -> None:
         if self.progress.renamed:  # whoever goes on from this checkpoint without the journal needs them
             runs.set_tags(self.store, self._run_id, {"mltrack.renamed": self._renamed_json()})
-        self._kept.reconcile(record)
+        self._kept.reconcile()
+
+    _apply_checkpoints_changed = _apply_checkpoints
 
     def _apply_model(self, record: Mapping[str, Any]) -> None:
         self.progress.registered = None  # what an earlier attempt has registered may be gone
         if self._kept.forget_missing() or str(record["step"]) not in self.progress.models:
-            newest = self._newest_checkpoints(record)
-            if newest is not None:
-                self._kept.reconcile(newest)
+            self._kept.reconcile()
         model_id = self.progress.models.get(str(record["step"]))
         if model_id is None:
             self._report(f"model of step {record['step']}: its checkpoint was not delivered")
@@ -324,15 +328,6 @@ class Projection:
         finally:
             self.progress.uploading = None
         self.progress.registered = {"name": name, **asdict(outcome), "version": str(outcome.version)}
-
-    def _newest_checkpoints(self, before: Mapping[str, Any]) -> records.Record | None:
-        """The record of the checkpoints that stay, as it was when `before` was written."""
-        newest = None
-        for record in JournalReader(self.directory.journal).read_new():
-            if record == before:
-                break
-            newest = record if record["type"] == "checkpoints" else newest
-        return newest
 
     def _apply_resumed(self, record: Mapping[str, Any]) -> None:
         self.progress.end = self.progress.registered = None

@@ -24,7 +24,7 @@ from typing import Any
 
 import mltrack
 from mltrack.errors import ConfigurationError, TrackingError
-from mltrack.journal import DiskFullError, JournalReader, JournalWriter, RunDirectory, RunInfo, records
+from mltrack.journal import DiskFullError, JournalReader, JournalWriter, KeptCheckpoints, RunDirectory, RunInfo, records
 from mltrack.journal.records import json_number
 from mltrack.store import active_run, default_tracking_uri
 from mltrack.tasks.metrics import metric_mode
@@ -89,6 +89,8 @@ class TrainingMetricsTracker:
         self._already: dict[tuple[str, int], float] = {}
         self._drifted: set[str] = set()
         self._ended = False
+        self._kept = KeptCheckpoints()
+        """Of this tracker's own records: the first one is a whole set."""
         if not resume:
             self._set_earlier_aside()
         for record in JournalReader(self.directory.journal).read_new():
@@ -161,9 +163,19 @@ class TrainingMetricsTracker:
 
     def log_checkpoints(self, kept: Sequence[Mapping[str, Any]], best_step: int | None) -> None:
         """Record which checkpoints stay, and force everything so far to the disk."""
-        kept = [{**one, "path": self._relative(one["path"])} for one in kept]
-        self._append(records.checkpoints(kept, best_step))
+        record, lost = self._kept.record_of(kept, best_step), self.lost_records
+        record["kept"] = [{**one, "path": self._relative(one["path"])} for one in record["kept"]]
+        self._append(record)
+        if self.lost_records == lost:
+            self._kept = self._kept.after(record)
         self._journal.sync()
+
+    def repeat_checkpoints(self) -> None:
+        """Record the whole set that stays where only changes of it were recorded since: whatever of those is damaged later costs nothing then."""
+        if self._kept.num_changes:
+            record = records.checkpoints(list(self._kept.kept.values()), self._kept.best_step)
+            self._append(record)
+            self._kept = self._kept.after(record)
 
     def log_model(self, **fields: Any) -> None:
         """Record the model to be registered (see `mltrack.journal.records`)."""
