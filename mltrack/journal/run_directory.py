@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -44,6 +45,11 @@ class RunInfo:
     """Creation time of the trainer's process, seconds since 1970: a pid alone may be used again."""
     mltrack_version: str = ""
     format_version: int = FORMAT_VERSION
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the run was made; 0 where that is not known."""
+        return max(0.0, time.time() - self.created_ms / 1000) if self.created_ms else 0.0
 
 
 @dataclass(frozen=True)

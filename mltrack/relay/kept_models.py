@@ -89,10 +89,19 @@ class KeptModels:
                 self._progress.best_model_id = None
         return bool(missing)
 
+    @property
+    def has_leftovers(self) -> bool:
+        """True where `settle` has something to do."""
+        return self._may_hold_more or (not self._progress.index_is_stored and time.monotonic() >= self._index_due_s)
+
+    @property
+    def _may_hold_more(self) -> bool:
+        return self._in_doubt and self._set.whole_ms is not None and not self._set.has_gap
+
     def settle(self) -> None:
         """Remove what was left half done of this run, by relays that were killed too: to be called when no newer record is known."""
         self.store_index(now=False)
-        if not self._in_doubt or self._set.whole_ms is None or self._set.has_gap:
+        if not self._may_hold_more:
             return
         for row in logged_models.models_of_run(self._store, self._run_id):
             if row["model_id"] not in self._progress.models.values():

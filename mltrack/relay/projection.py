@@ -69,8 +69,11 @@ class Projection:
         self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save_models, self._claim.check)
         self._save(acknowledged=False)
 
-    def deliver(self) -> int:
-        """Send everything that was recorded since the last call; returns the number of records.
+    def deliver(self, *, all_points: bool = True) -> int:
+        """Send what was recorded since the last call; returns the number of records.
+
+        Args:
+            all_points: False leaves points for a later call, unless they fill a request. Whatever is no point is sent at once, and all points before it.
 
         Raises:
             StoreUnavailable: the server does not answer; nothing that it has not acknowledged is counted as delivered, and the next
@@ -90,7 +93,8 @@ class Projection:
             self._apply(record, start=self._behind)
             self._behind = self._reader.offset
             self._acknowledge()
-        self._flush()
+        if all_points:
+            self._flush()
         if time.monotonic() >= self._deferred_due:
             self._apply_deferred()
         return count
@@ -255,7 +259,7 @@ class Projection:
                 break
             del self.progress.deferred[0]
             self._save()
-        return self._stored({"type": "leftovers"})
+        return self._stored({"type": "leftovers"}) if self._kept.has_leftovers else None
 
     def _apply_leftovers(self, _: Mapping[str, Any]) -> None:
         """No record of the journal: what earlier relays left half done is taken away once nothing newer is known."""
