@@ -14,7 +14,8 @@ from typing import NamedTuple
 from mltrack.addresses import with_credentials
 from mltrack.config import OPTIONS, TrainModelRequest, checked_options
 from mltrack.errors import ConfigurationError, printable
-from mltrack.journal import JournalInUse, JournalLock, RunDirectory, find_run_directories, find_run_directory, own_run_directories, read_json
+from mltrack.journal import JournalInUse, JournalLock, RunDirectory, find_run_directories, find_run_directory, known_runs, own_run_directories, read_json
+from mltrack.journal.run_index import only_own
 from mltrack.relay import Life, TrainedElsewhere, has_ended, refuse_trained_elsewhere, trainer_of
 from mltrack.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 
@@ -84,10 +85,11 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
             resumed.lock.release()
         return None
     if wanted == "latest":
-        with_checkpoint = [one for one in own_run_directories(request.output_dir) if has_checkpoint(one)]
-        if not with_checkpoint:
+        newest_first = reversed(own_run_directories(request.output_dir))
+        newest = next((one for one in newest_first if has_checkpoint(one)), None)
+        if newest is None:
             raise ConfigurationError(f"resume: seen 'latest', but no run in {Path(request.output_dir).absolute()} has a checkpoint; accepted: never, a run id")
-        return _taken_over(with_checkpoint[-1], request, notice)
+        return _taken_over(newest, request, notice)
     found = find_run_directory(request.output_dir, wanted)
     if found is not None:
         return _taken_over(found, request, notice)
@@ -173,14 +175,8 @@ def undelivered(output_dir: Path | str) -> list[RunDirectory]:
 
     Those that are offline on purpose are not among them, nor those of which a delivery has found that the run went on elsewhere.
     """
-    found = []
-    for directory in own_run_directories(output_dir):
-        info = directory.read_run()
-        delivery = directory.read_delivery()
-        settled = delivery.get("complete", False) or delivery.get("elsewhere") is not None
-        if not settled and not info.offline and trainer_of(directory).life() is not Life.ALIVE:
-            found.append(directory)
-    return found
+    unsettled = [RunDirectory(Path(output_dir).absolute() / run.name) for run in known_runs(output_dir) if not run.settled]
+    return [directory for directory in only_own(unsettled) if trainer_of(directory).life() is not Life.ALIVE]
 
 
 def has_checkpoint(directory: RunDirectory) -> bool:

@@ -9,6 +9,8 @@ delivered, so that nothing is sent twice and the first value of a step stands. A
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import shutil
 import tempfile

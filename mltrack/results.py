@@ -52,6 +52,7 @@ def register(run: TrainingRun, info: CheckpointMetadata) -> None:
     assert eval_dataset is not None
     if tracker.lost_records:  # of a disk that was full; what stays may have been among them
         checkpoints.settle()
+    tracker.repeat_checkpoints()
     name = run.request.registered_model_name or f"mltrack-{run.request.task}"
     if run.request.register == "best":
         tracker.log_model(

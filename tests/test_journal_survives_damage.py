@@ -112,7 +112,7 @@ def test_a_newer_format_is_refused_with_the_remedy(tmp_path):
 
     path = tmp_path / "journal"
     path.write_bytes(encode({"type": "journal", "format_version": records.FORMAT_VERSION + 1, "mltrack_version": "9.0"}))
-    with pytest.raises(TrackingError, match=r"format 2 is newer than 1.*install mltrack 9\.0 or later"):
+    with pytest.raises(TrackingError, match=r"format 3 is newer than 2.*install mltrack 9\.0 or later"):
         read_journal(path)
 
 

@@ -161,11 +161,11 @@ def test_a_directory_that_fell_behind_takes_nothing_from_the_run_that_went_on(tm
     one.mkdir(), two.mkdir()
     records, uri = _records(tmp_path), f"sqlite:///{tmp_path}/mlflow.db"
     process = commands.start(*_words(records, "--tracking-uri", uri, "--max-steps", 10_000), cwd=one)
-    found = until(lambda: next((path for path in one.glob("mltrack-runs/*/delivery.json") if json.loads(path.read_text())["models"]), None), "a model", 120)
+    found = until(lambda: next((path for path in one.glob("mltrack-runs/*/models.json") if json.loads(path.read_text())["models"]), None), "a model", 120)
     directory = RunDirectory(found.parent)
     relay, journal, run_id = relay_pid(directory), directory.journal, directory.path.name
     os.kill(relay, signal.SIGSTOP)
-    noted = max(map(int, directory.read_delivery()["models"]))  # one more may lie in MLflow, whose word the relay had not written down yet
+    noted = max(map(int, json.loads(found.read_text())["models"]))  # one more may lie in MLflow, whose word the relay had not written down yet
     until(lambda: max(tiny.points(journal, "train_loss")) > noted + 16, "steps and checkpoints that MLflow does not hold", 120)
     kill(process.pid)
     kill(relay)

@@ -153,8 +153,10 @@ def test_steps_begin_at_one_and_a_later_relay_goes_on(burning: int, store) -> No
         feed = SystemMetricsFeed(burning, clock=clock)
         for _ in range(3):
             clock.pass_interval()
-            feed.send_due(store, run_id)
-            feed.send_due(store, run_id)  # not due: nothing
+            feed.sample_due()
+            feed.send(store, run_id)
+            feed.sample_due()  # not due: nothing
+            feed.send(store, run_id)
     assert steps(store, run_id, TRAINER_MEMORY) == [1, 2, 3, 4, 5, 6]
     assert steps(store, run_id, "system/cpu_utilization_percentage") == [1, 2, 3, 4, 5, 6]
 
@@ -166,7 +168,8 @@ def test_the_first_sample_comes_early_and_the_interval_is_mlflows_variable(burni
     feed = SystemMetricsFeed(burning, clock=clock)
     sent = []
     for clock.seconds in (0.5, 1.0, 20.5, 21.0):
-        feed.send_due(store, run_id)
+        feed.sample_due()
+        feed.send(store, run_id)
         sent.append(len(steps(store, run_id, TRAINER_MEMORY)))
     assert sent == [0, 1, 1, 2]
 
@@ -177,7 +180,8 @@ def test_what_an_outage_held_back_is_sent_after_it_and_nothing_is_raised(burning
     feed = SystemMetricsFeed(burning, clock=clock)
     for asked in (store, connect("http://127.0.0.1:9"), store):
         clock.pass_interval()
-        feed.send_due(asked, run_id)
+        feed.sample_due()
+        feed.send(asked, run_id)
     assert "system metrics" in caplog.text
     assert steps(store, run_id, TRAINER_CPU) == [1, 2, 3]
 
@@ -187,7 +191,8 @@ def test_a_run_that_is_gone_ends_the_sampling_in_one_line(burning: int, store, c
     feed = SystemMetricsFeed(burning, clock=clock)
     for _ in range(3):
         clock.pass_interval()
-        feed.send_due(store, "0" * 32)
+        feed.sample_due()
+        feed.send(store, "0" * 32)
     assert len(caplog.records) == 1
     assert "not sampled any more" in caplog.text
 
@@ -198,12 +203,14 @@ def test_mlflows_own_variables_are_obeyed(burning: int, store, monkeypatch: pyte
     monkeypatch.setenv(ENABLE_VARIABLE, "false")
     off = SystemMetricsFeed(None, clock=clock)
     clock.pass_interval()
-    off.send_due(store, run_id)
+    off.sample_due()
+    off.send(store, run_id)
     assert store.client.get_run(run_id).data.metrics == {}
     monkeypatch.setenv(ENABLE_VARIABLE, "true")
     beside_mlflow = SystemMetricsFeed(burning, own_run=False, clock=clock)
     clock.pass_interval()
-    beside_mlflow.send_due(store, run_id)
+    beside_mlflow.sample_due()
+    beside_mlflow.send(store, run_id)
     assert store.client.get_run(run_id).data.metrics.keys() == {TRAINER_MEMORY, TRAINER_CPU}, "MLflow samples the machine itself"
     monkeypatch.setenv(INTERVAL_VARIABLE, "often")
     SystemMetricsFeed(None)

@@ -98,6 +98,15 @@ def read_metadata(directory: Path) -> CheckpointMetadata | None:
         return None
 
 
+def when_written(directory: Path) -> tuple[int, ...]:
+    """What differs once `metadata.json` is written anew; empty where there is none."""
+    try:
+        held = os.stat(f"{directory}/{METADATA}")
+    except OSError:
+        return ()
+    return held.st_ino, held.st_mtime_ns, held.st_size
+
+
 def what_is_wrong_with_metadata(directory: Path) -> str | None:
     """One line about a `metadata.json` that is there and cannot be read."""
     try:

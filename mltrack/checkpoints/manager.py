@@ -115,6 +115,7 @@ class CheckpointManager:
         self._buffers = HostBuffers() if background else None
         self._model_folder = ModelFolder(self.checkpoint_dir)
         self._optimizer_names = state.OptimizerNames()
+        self._known: dict[Path, tuple[tuple[int, ...], CheckpointMetadata | None]] = {}
         if not read_only:
             self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
             directory.remove_leftovers(self.checkpoint_dir)
@@ -307,6 +308,7 @@ class CheckpointManager:
             if self._buffers is not None:
                 self._buffers = HostBuffers()
             if self._tracker is not None:
+                self._tracker.repeat_checkpoints()
                 self._tracker.close()
 
     def _write(self, metadata: CheckpointMetadata, content: Content, documents: Mapping[str, Any]) -> CheckpointMetadata:
@@ -319,7 +321,13 @@ class CheckpointManager:
         return saved
 
     def _all(self) -> list[CheckpointMetadata]:
-        return [one for one in map(directory.read_metadata, self._folders()) if one is not None and one.run_id == self.run_id]
+        """Every checkpoint of this run; what was read once is read again where its file has changed alone."""
+        known, self._known = self._known, {}
+        for folder in self._folders():
+            written = directory.when_written(folder)
+            held = known.get(folder)
+            self._known[folder] = held if held is not None and held[0] == written else (written, directory.read_metadata(folder))
+        return [one for _, one in self._known.values() if one is not None and one.run_id == self.run_id]
 
     def _folders(self) -> list[Path]:
         return [path for path in self.checkpoint_dir.glob("*/") if not path.name.startswith((".", directory.DAMAGED_PREFIX))]

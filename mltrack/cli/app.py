@@ -91,12 +91,13 @@ def _runs(
     output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
     output: str | None = _option("output", "text or json.", "text"),
     reap: str | None = _option("reap", "true: set MLflow runs right that say RUNNING though their trainer is gone.", "false"),
+    limit: str | None = _option("limit", "How many of the newest runs are listed; 0: all.", "50"),
     tracking_uri: str | None = URI,
 ) -> None:
     """List the local runs: state, steps, delivery; and runs in MLflow that nobody trains any more."""
     from mltrack.cli.runs import list_runs
 
-    list_runs(output_dir or "mltrack-runs", output or "text", reap or "false", tracking_uri)
+    list_runs(output_dir or "mltrack-runs", output or "text", reap or "false", tracking_uri, limit or "50")
 
 
 @app.command("doctor")

@@ -14,18 +14,20 @@ from mltrack.addresses import is_same, without_secrets
 from mltrack.cli.options import as_bool
 from mltrack.config import OPTIONS
 from mltrack.errors import ConfigurationError, MltrackError, printable
-from mltrack.journal import JournalReader, RunDirectory, find_run_directories, find_run_directory, own_run_directories
+from mltrack.journal import RunDirectory, find_run_directories, find_run_directory, known_runs, own_run_directories, read_tail
+from mltrack.journal.records import EPOCH_PREFIX
 from mltrack.store import StoreUnavailable
 
 _UNENDED = {relay.Life.ALIVE: "RUNNING", relay.Life.ELSEWHERE: "UNKNOWN"}
 """State of a run whose journal names no end; UNKNOWN: its trainer is, or was, on another machine."""
+_TAIL_BYTES = 8192
 
 
-def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None) -> None:
-    """Print the local runs, the oldest first, then the MLflow runs that say RUNNING without a trainer."""
+def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None, limit: str = "50") -> None:
+    """Print the newest local runs, the oldest of them first, then the MLflow runs that say RUNNING without a trainer."""
     OPTIONS["output"].check(output)
-    reaps = as_bool(reap)
-    _print_local(output_dir, output)
+    reaps, most = as_bool(reap), _number(limit)
+    _print_local(output_dir, output, most)
     if output == "json" and not reaps:
         return
     for uri in _tracking_uris(output_dir, tracking_uri):
@@ -53,16 +55,19 @@ def _tracking_uris(output_dir: str, given: str | None) -> list[str]:
     """The servers to ask: the one that was given; else the default one and those of the local runs."""
     uris = [store.default_tracking_uri(given)]
     if given is None:
-        recorded = [directory.read_run() for directory in find_run_directories(output_dir)]
-        uris += [store.default_tracking_uri(info.tracking_uri) for info in recorded if info.run_id]
+        recorded = dict.fromkeys(run.tracking_uri for run in known_runs(output_dir) if run.run_id)
+        uris += [store.default_tracking_uri(uri) for uri in recorded]
     there = [uri for uri in uris if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists()]
     return list({without_secrets(uri): uri for uri in reversed(there)}.values())[::-1]
 
 
-def _print_local(output_dir: str, output: str) -> None:
-    rows = [_row(directory) for directory in find_run_directories(output_dir)]
+def _print_local(output_dir: str, output: str, most: int) -> None:
+    directories = find_run_directories(output_dir)
+    rows = [_row(directory) for directory in directories[-most:]]
+    left_out = f"the newest {len(rows):,} of {len(directories):,} runs; --limit 0 lists all" if len(rows) < len(directories) else ""
     if output == "json":
-        print(json.dumps(rows))
+        print(json.dumps(rows), flush=True)
+        print(left_out, end="\n" if left_out else "", file=sys.stderr)
         return
     if not rows:
         print(f"no runs in {Path(output_dir).absolute()}")
@@ -80,6 +85,7 @@ def _print_local(output_dir: str, output: str) -> None:
     if not console.is_terminal:
         console.width = 200
     console.print(table)
+    console.print(left_out, end="\n" if left_out else "")
 
 
 def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_dir: str, tracking_uri: str | None) -> int:
@@ -133,23 +139,42 @@ def _named(run: str, output_dir: str) -> RunDirectory:
 
 
 def _row(directory: RunDirectory) -> dict[str, Any]:
-    info, life = directory.read_run(), relay.trainer_of(directory).life()
-    last, step = relay.Progress(), 0
-    for record in JournalReader(directory.journal).read_new():
-        if record["type"] in ("outcome", "end"):
-            setattr(last, record["type"], record)
-        elif record["type"] == "resumed":
-            last = relay.Progress()
-        elif record["type"] == "metrics" and "train_loss" in record["values"]:
-            step = max(step, record["step"])
-    delivery = directory.read_delivery()
+    info, delivery = directory.read_run(), directory.read_delivery()
+    last, step = _last_words(directory.journal)
+    if delivery.get("complete"):
+        last.end = last.end or delivery.get("end")
+    life = relay.Life.GONE if last.end is not None else relay.trainer_of(directory).life()
     undelivered = directory.journal.stat().st_size - delivery.get("offset", 0) if directory.journal.exists() else 0
     state = "complete" if delivery.get("complete") and not undelivered else "went on elsewhere" if delivery.get("elsewhere") else "pending"
     return {
         "run": info.run_id if info.run_id and directory.path.name == info.local_id else directory.path.name,
         "task": info.task,
-        "state": relay.verdict_on(last, directory).status if last.end is not None or life is relay.Life.GONE else _UNENDED[life],
+        "state": relay.verdict_on(last, directory).status if life is relay.Life.GONE else _UNENDED[life],
         "steps": step,
         "delivery": state if state == "complete" else f"{state} ({undelivered:,} bytes)",
         "tracking_uri": info.address,
     }
+
+
+def _last_words(journal: Path) -> tuple[relay.Progress, int]:
+    """The outcome and the end that are recorded, and the optimizer steps; only as much of the journal is read as tells the steps."""
+    num_bytes, size = _TAIL_BYTES, journal.stat().st_size if journal.exists() else 0
+    while size:
+        last, steps = relay.Progress(), []
+        for record in read_tail(journal, num_bytes):
+            if record["type"] in ("outcome", "end"):
+                setattr(last, record["type"], record)
+            elif record["type"] == "resumed":
+                last = relay.Progress()
+            elif record["type"] == "metrics" and not all(name.startswith(EPOCH_PREFIX) for name in record["values"]):
+                steps.append(record["step"])
+        if steps or num_bytes >= size:
+            return last, max(steps, default=0)
+        num_bytes *= 8
+    return relay.Progress(), 0
+
+
+def _number(limit: str) -> int:
+    if not limit.isdecimal():
+        raise ConfigurationError(f"limit must be a whole number, 0 for all runs; got '{limit}'")
+    return int(limit)

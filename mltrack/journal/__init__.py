@@ -2,18 +2,11 @@
 
 from mltrack.journal import records
 from mltrack.journal.heartbeat import Heartbeat
+from mltrack.journal.kept_checkpoints import KeptCheckpoints
 from mltrack.journal.machine import Machine
-from mltrack.journal.reader import JournalReader, read_journal
-from mltrack.journal.run_directory import (
-    RunDirectory,
-    RunInfo,
-    find_run_directories,
-    find_run_directory,
-    make_output_dir,
-    own_run_directories,
-    read_json,
-    write_json,
-)
+from mltrack.journal.reader import JournalReader, read_journal, read_tail
+from mltrack.journal.run_directory import RunDirectory, RunInfo, make_output_dir, read_json, write_json
+from mltrack.journal.run_index import find_run_directories, find_run_directory, known_runs, own_run_directories
 from mltrack.journal.shape import shown
 from mltrack.journal.writer import DiskFullError, JournalInUse, JournalLock, JournalWriter
 
@@ -24,15 +17,18 @@ __all__ = [
     "JournalLock",
     "JournalReader",
     "JournalWriter",
+    "KeptCheckpoints",
     "Machine",
     "RunDirectory",
     "RunInfo",
     "find_run_directories",
     "find_run_directory",
+    "known_runs",
     "make_output_dir",
     "own_run_directories",
     "read_journal",
     "read_json",
+    "read_tail",
     "records",
     "shown",
     "write_json",

@@ -11,15 +11,17 @@ reported once, a torn tail is the end of the file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from mltrack.errors import TrackingError
-from mltrack.journal.frame import Damage, decode
+from mltrack.journal.frame import Damage, Frame, decode
 from mltrack.journal.records import FORMAT_VERSION, Record, problem
 
 CHUNK_BYTES = 4 << 20
 MAX_ODD_NAMED = 100
+_HEAD_BYTES = 4096
 
 
 class JournalReader:
@@ -37,6 +39,7 @@ class JournalReader:
         """(start, end) of the stretches that were skipped, in bytes of the file."""
         self.odd: list[str] = []
         """The first of the records that were skipped, a line each: where, and what is wrong."""
+        self._is_checked = offset == 0
 
     def read_new(self) -> Iterator[Record]:
         """The records written since the last call; `offset` is behind each as it is returned.
@@ -44,6 +47,8 @@ class JournalReader:
         Raises:
             TrackingError: the journal was written by a newer mltrack.
         """
+        if self.offset:
+            self._check_head()
         while True:
             chunk = self._chunk()
             base, consumed = self.offset, 0
@@ -65,6 +70,15 @@ class JournalReader:
             self.offset = base + consumed
             if consumed == 0:
                 return
+
+    def _check_head(self) -> None:
+        """What is read on from an offset may have been begun by a newer mltrack all the same."""
+        if not self._is_checked and self.path.exists():
+            with self.path.open("rb") as file:
+                first = next(decode(file.read(_HEAD_BYTES)), None)
+            if isinstance(first, Frame):
+                _refuse_newer(first.record, self.path)
+            self._is_checked = True
 
     def _chunk(self) -> bytes:
         """Bytes from the offset on that hold at least one whole line, if there is one."""
@@ -88,6 +102,13 @@ def _refuse_newer(record: Record, path: Path) -> None:
             f"{path}: journal format {version} is newer than {FORMAT_VERSION}, the newest that this mltrack reads; "
             f"install mltrack {record.get('mltrack_version') or 'of the version that wrote it'} or later"
         )
+
+
+def read_tail(path: Path | str, num_bytes: int) -> list[Record]:
+    """The intact records in the last bytes of a journal."""
+    with Path(path).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - num_bytes))
+        return [item.record for item in decode(file.read()) if isinstance(item, Frame) and problem(item.record) is None]
 
 
 def read_journal(path: Path | str) -> list[Record]:

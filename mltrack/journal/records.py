@@ -12,6 +12,7 @@ Invariant: a timestamp is fixed when the record is made, so that sending it twic
 | inputs | datasets [{name, digest, source, context, profile}] |
 | artifact | path (relative to the run directory), artifact_path (folder or empty) |
 | checkpoints | kept [{step, epoch, metric_name, metric_value, metrics, path, reasons}], best_step |
+| checkpoints_changed | kept [as in checkpoints: those that are new or changed], gone [step], best_step, whole_ms, number |
 | model | step, path, registered_name, promote, metrics, tags, description |
 | resumed | step, epoch |
 | outcome | status, exit_code |
@@ -28,7 +29,8 @@ from typing import Any, Literal
 
 from mltrack.journal.shape import misfit, shown
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 has `checkpoints_changed`, which a reader must know: it tells of checkpoints that no other record names."""
 
 EPOCH_PREFIX = "epoch/"
 """Metric names under it are counted in finished epochs, all others in optimizer steps."""
@@ -45,6 +47,7 @@ _KEPT = {
     "reasons": list[str],
     "created_ms": int | None,
 }
+_ENDING = {"status": Literal["FINISHED", "FAILED", "KILLED"], "exit_code": int}
 SHAPES: dict[str, dict[str, Any]] = {
     "journal": {"format_version": int},
     "metrics": {"step": int, "epoch": int | None, "values": dict[str, float], "timing": dict[str, float]},
@@ -54,9 +57,11 @@ SHAPES: dict[str, dict[str, Any]] = {
     "inputs": {"datasets": [{"name": str, "digest": str}]},
     "artifact": {"path": str, "artifact_path": str},
     "checkpoints": {"kept": [_KEPT], "best_step": int | None},
+    "checkpoints_changed": {"kept": [_KEPT], "gone": list[int], "best_step": int | None, "whole_ms": int, "number": int},
     "model": {"step": int, "registered_name": str, "promote": str, "tags": dict[str, Any], "description": str},
     "resumed": {"step": int, "epoch": int},
-    "end": {"status": Literal["FINISHED", "FAILED", "KILLED"], "exit_code": int},
+    "outcome": _ENDING,
+    "end": _ENDING,
 }
 """{type: {field: type hint}} of what the readers of a record count on, beside `time_ms`."""
 
@@ -124,6 +129,25 @@ def artifact(path: str, artifact_path: str = "") -> Record:
 def checkpoints(kept: Sequence[Mapping[str, Any]], best_step: int | None) -> Record:
     """The whole set of checkpoints that stay; what was kept before and is missing here is gone."""
     return {"type": "checkpoints", "time_ms": now_ms(), "kept": [dict(one) for one in kept], "best_step": best_step}
+
+
+def checkpoints_changed(kept: Sequence[Mapping[str, Any]], gone: Sequence[int], best_step: int | None, *, whole_ms: int, number: int) -> Record:
+    """What became of that set: checkpoints that are new or described otherwise, and steps that are gone.
+
+    Args:
+        whole_ms: `time_ms` of the whole set that this is a change of.
+        number: of the changes since then, the first is 1; by a missing one a reader sees that a record was lost.
+    """
+    described = [dict(one) for one in kept]
+    return {
+        "type": "checkpoints_changed",
+        "time_ms": now_ms(),
+        "kept": described,
+        "gone": list(gone),
+        "best_step": best_step,
+        "whole_ms": whole_ms,
+        "number": number,
+    }
 
 
 def model(**fields: Any) -> Record:

@@ -7,9 +7,9 @@ whoever delivers gets credentials from its environment.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -29,7 +29,6 @@ DELIVERY = {
     **{"complete": bool, "failed": list[str], "registered": dict[str, Any] | None},
 }
 """What others than the relay read in delivery.json: {name: type hint}."""
-log = logging.getLogger("mltrack")
 
 
 @dataclass(kw_only=True)
@@ -72,6 +71,11 @@ class RunInfo:
         """Where the run belongs, for people and files."""
         return without_secrets(self.tracking_uri)
 
+    @property
+    def age_s(self) -> float:
+        """Seconds since the run was made; 0 where that is not known."""
+        return max(0.0, time.time() - self.created_ms / 1000) if self.created_ms else 0.0
+
 
 @dataclass(frozen=True)
 class RunDirectory:
@@ -98,6 +102,10 @@ class RunDirectory:
     @property
     def delivery_file(self) -> Path:
         return self.path / "delivery.json"
+
+    @property
+    def models_file(self) -> Path:
+        return self.path / "models.json"
 
     @property
     def relay_log(self) -> Path:
@@ -180,41 +188,6 @@ class RunDirectory:
         return {} if without_misfits(content, DELIVERY, "delivery.json")[1] else content
 
 
-def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
-    """The run directories in a folder, the oldest first."""
-    root = Path(output_dir).absolute()
-    found: list[tuple[int, str, RunDirectory]] = []
-    for entry in root.iterdir() if root.is_dir() else ():
-        directory = RunDirectory(entry)
-        if directory.run_file.is_file() and not entry.is_symlink():
-            try:
-                found.append((directory.read_run().created_ms, entry.name, directory))
-            except TrackingError as error:
-                log.error("left out: %s", error)
-    return [directory for _, _, directory in sorted(found, key=lambda one: one[:2])]
-
-
-def own_run_directories(output_dir: Path | str) -> list[RunDirectory]:
-    """The same without those of other users, of which one line says so: what is done unasked is done to one's own runs alone."""
-    found = find_run_directories(output_dir)
-    foreign = [directory.path.name for directory in found if not directory.is_ours]
-    if foreign:
-        log.error("left alone, since another user owns them: %s", ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""))
-    return [directory for directory in found if directory.path.name not in foreign]
-
-
-def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | None:
-    """The run directory with that MLflow or local id, or None."""
-    for place in (Path(run_id), Path(output_dir) / run_id):
-        if (place / "run.json").is_file():
-            return RunDirectory(place.resolve() if place.is_symlink() else place.absolute())
-    for directory in find_run_directories(output_dir):
-        info = directory.read_run()
-        if run_id in (directory.path.name, info.run_id, info.local_id):
-            return directory
-    return None
-
-
 def make_output_dir(output_dir: str) -> None:
     """Make the folder of the run directories.
 
@@ -255,10 +228,10 @@ def _is_running(pid: str) -> bool:
     return True
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path | str) -> dict[str, Any] | None:
     """The JSON object in a file; None where there is none of at most `MAX_JSON_BYTES`."""
     try:
-        with path.open("rb") as file:
+        with open(path, "rb") as file:
             text = file.read(MAX_JSON_BYTES + 1)
         content = json.loads(text) if len(text) <= MAX_JSON_BYTES else None
     except (OSError, ValueError, RecursionError):

@@ -3,6 +3,7 @@
 Contract:
 - one record is one `write`: once `append` returns, the record survives `kill -9` of the process;
 - one writer: a second one is refused while the first lives, whatever processes it has forked;
+- a file of an older format gets a header of this one, before the first record that an older reader does not know;
 - a torn tail that a crash left is closed with a line end and never touched again;
 - the disk gets it (`fdatasync`) on `sync()` and, by a thread of its own, every few seconds.
 """
@@ -17,9 +18,10 @@ from weakref import WeakSet
 
 from mltrack.errors import TrackingError
 from mltrack.journal import records
-from mltrack.journal.frame import encode, framed
+from mltrack.journal.frame import Frame, decode, encode, framed
 
 SYNC_INTERVAL_S = 5.0
+_HEADER_BYTES = 4096
 _fdatasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
@@ -152,8 +154,16 @@ class JournalWriter:
         size = os.fstat(self._fd).st_size
         if size == 0:
             self._write(encode(records.journal_header(mltrack_version)))
-        elif os.pread(self._fd, 1, size - 1) != b"\n":
+            return
+        if os.pread(self._fd, 1, size - 1) != b"\n":
             self._write(b"\n")
+        if self._is_older():
+            self._write(encode(records.journal_header(mltrack_version)))
+
+    def _is_older(self) -> bool:
+        """True where an earlier mltrack began the file: what follows needs a reader of this version."""
+        first = next(decode(os.pread(self._fd, _HEADER_BYTES, 0)), None)
+        return not isinstance(first, Frame) or first.record.get("format_version", 0) < records.FORMAT_VERSION
 
     def _write(self, data: bytes) -> None:
         with self._journal_lock.mutex:

@@ -1,7 +1,8 @@
 """The checkpoints that stay, as logged models of the run; those that no longer stay are gone from the store.
 
 Invariant: after `reconcile` the store holds what the journal says, and after `settle` nothing else of this run either, whatever a crash left there;
-a registered model is never deleted.
+a registered model is never deleted. Where the journal has a gap nothing is deleted until it names a whole set again. `index.json` follows within seconds,
+and at the end of the delivery.
 """
 
 from __future__ import annotations
@@ -9,20 +10,23 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from mltrack.errors import CheckpointError
-from mltrack.journal import RunDirectory
+from mltrack.journal import JournalReader, KeptCheckpoints, RunDirectory
 from mltrack.relay.progress import Progress
-from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, light_model, logged_models, translated
+from mltrack.store import Store, StoreRejected, artifacts, light_model, logged_models, translated
 
 CHECKPOINTS = "checkpoints"
 """Folder of the run's artifacts: `index.json`, and `<step>/state/` with what a logged model does not hold of that checkpoint."""
 SAVED_TAG = "mltrack.saved_ms"
 """On a logged model: when its checkpoint was saved, which tells it from another one of the same step."""
+INDEX_PAUSE_S = 15.0
+"""Between two times that `index.json`, which names all of them, is stored; the last one is stored in any case."""
 REQUIRED = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 
 log = logging.getLogger("mltrack.relay")
@@ -47,31 +51,44 @@ class KeptModels:
         self._store, self._run_id, self._directory, self._progress, self._save, self._check = store, run_id, directory, progress, save, check
         self._report = report
         self._staging = directory.path / ".relay"
-        self._kept: set[str] | None = None
-        """Steps of the newest record, until the store is known to hold nothing else."""
+        self._reader, self._set = JournalReader(directory.journal), KeptCheckpoints()
+        self._in_doubt = True
+        """Whether the store may hold what a relay that was killed, or an attempt of this one that failed, has left."""
+        self._index, self._index_due_s = "", 0.0
 
-    def reconcile(self, record: Mapping[str, Any]) -> None:
-        """Publish what is new in a `checkpoints` record and prune what is not in it any more."""
-        kept = {str(one["step"]): one for one in record["kept"]}
+    def reconcile(self) -> None:
+        """Publish what is new in the set that the journal names last and prune what is not in it any more."""
+        if not self._read_set():
+            return
+        kept = {str(step): one for step, one in self._set.kept.items()}
+        in_doubt, self._in_doubt = self._in_doubt, True
         shutil.rmtree(self._staging, ignore_errors=True)  # of a relay that was killed
         for step, one in kept.items():
             if step in self._progress.models and self._progress.saved_ms.get(step) != one.get("created_ms"):
                 self._prune(step)  # the same step was saved again, with what was evaluated since
             if step not in self._progress.models and self._upload != "none":
                 try:
-                    self._publish(one, record["time_ms"])
+                    in_doubt |= not self._publish(one)
                 except (artifacts.UnreadableFile, CheckpointError, StoreRejected) as error:
                     self._report(f"checkpoint of step {step}: {error}")
-        for step in [step for step in self._progress.models if step not in kept]:
+        for step in [] if self._set.has_gap else [step for step in self._progress.models if step not in kept]:
             self._prune(step)
-        index = [
-            {**{name: one[name] for name in ("step", "epoch", "metric_name", "metric_value", "reasons")}, "model_id": self._progress.models.get(step) or None}
-            for step, one in kept.items()
-        ]
-        artifacts.put_text(self._store, self._run_id, json.dumps(index, indent=1), f"{CHECKPOINTS}/index.json")
-        best = record["best_step"]
+        self._in_doubt = in_doubt
+        best = self._set.best_step
         self._progress.best_model_id = (self._progress.models.get(str(best)) or None) if best is not None else None
-        self._kept = set(kept)
+        if self._index_text() != self._index:
+            self._progress.index_is_stored = False
+        self.store_index(now=False)
+
+    def store_index(self, *, now: bool) -> None:
+        """Write `index.json` where it is out of date: now, or not so soon after the last time."""
+        if self._progress.index_is_stored or (time.monotonic() < self._index_due_s and not now) or not self._read_set():
+            return
+        text = self._index_text()
+        artifacts.put_text(self._store, self._run_id, text, f"{CHECKPOINTS}/index.json")
+        self._index, self._index_due_s = text, time.monotonic() + INDEX_PAUSE_S
+        self._progress.index_is_stored = True
+        self._save()
 
     def forget_missing(self) -> bool:
         """Take what the store no longer holds off the progress, so that the next `reconcile` publishes it again; True where there was something."""
@@ -83,25 +100,48 @@ class KeptModels:
                 self._progress.best_model_id = None
         return bool(missing)
 
-    def settle(self) -> None:
-        """Remove what relays that were killed left of this run: to be called when no newer record is known."""
-        if self._kept is None:
-            return
-        kept, self._kept = self._kept, None
-        try:
-            for row in logged_models.models_of_run(self._store, self._run_id):
-                if row["model_id"] not in self._progress.models.values():
-                    self._check()
-                    self._prune_model(row["model_id"])
-            for name in artifacts.list_names(self._store, self._run_id, CHECKPOINTS):
-                if name.isdigit() and name not in kept:
-                    self._check()
-                    artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{name}")
-        except StoreUnavailable:
-            self._kept = kept  # try again later
-            raise
+    @property
+    def has_leftovers(self) -> bool:
+        """True where `settle` has something to do."""
+        return self._may_hold_more or (not self._progress.index_is_stored and time.monotonic() >= self._index_due_s)
 
-    def _publish(self, one: Mapping[str, Any], time_ms: int) -> None:
+    @property
+    def _may_hold_more(self) -> bool:
+        return self._in_doubt and self._set.whole_ms is not None and not self._set.has_gap
+
+    def settle(self) -> None:
+        """Remove what was left half done of this run, by relays that were killed too: to be called when no newer record is known."""
+        self.store_index(now=False)
+        if not self._may_hold_more:
+            return
+        for row in logged_models.models_of_run(self._store, self._run_id):
+            if row["model_id"] not in self._progress.models.values():
+                self._check()
+                self._prune_model(row["model_id"])
+        for name in artifacts.list_names(self._store, self._run_id, CHECKPOINTS):
+            if name.isdigit() and int(name) not in self._set.kept:
+                self._check()
+                artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{name}")
+        self._in_doubt = False
+
+    def _read_set(self) -> bool:
+        """Read on to the end of the journal; True where it names a set."""
+        for record in self._reader.read_new():
+            self._set = self._set.after(record)
+        return self._set.whole_ms is not None
+
+    def _index_text(self) -> str:
+        index = [
+            {
+                **{name: one[name] for name in ("step", "epoch", "metric_name", "metric_value", "reasons")},
+                "model_id": self._progress.models.get(str(step)) or None,
+            }
+            for step, one in self._set.kept.items()
+        ]
+        return json.dumps(index, indent=1)
+
+    def _publish(self, one: Mapping[str, Any]) -> bool:
+        """Store one checkpoint; False where it was gone before all of it was stored."""
         folder = self._directory.inside(one["path"])
         for path in folder.rglob("*"):
             self._directory.inside(path)
@@ -114,20 +154,21 @@ class KeptModels:
                     artifacts.check_readable(path)
             is_model = (folder / "config.json").exists() or not folder.exists()
             goes_on = is_model and self._was_begun(step, one)
-            model_id = self._upload_model(folder, step, one, time_ms, goes_on) if is_model else ""
+            model_id = self._upload_model(folder, step, one, goes_on) if is_model else ""
             for name in light_model.files_beside_model(folder) if self._upload == "all" else ():
                 below = Path(f"{CHECKPOINTS}/{step}/state", name).parent.as_posix()
                 artifacts.put_file(self._store, self._run_id, folder / name, below, goes_on=goes_on, immutable=True)
         except (FileNotFoundError, artifacts.UnreadableFile) as error:
             if folder.exists():
                 raise artifacts.UnreadableFile(str(error)) from error
-            return  # demoted while it was uploaded; the record that says so comes next
+            return False  # demoted while it was uploaded; the record that says so comes next
         finally:
             self._progress.uploading = None
             shutil.rmtree(self._staging, ignore_errors=True)
         self._progress.models[str(step)] = model_id
         self._progress.saved_ms[str(step)] = one.get("created_ms") or 0
         self._save()
+        return True
 
     def _was_begun(self, step: int, one: Mapping[str, Any]) -> bool:
         """True where what the store has of this step is of this very save; what is of another one is removed, and only then False."""
@@ -140,7 +181,7 @@ class KeptModels:
         artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{step}")
         return False
 
-    def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any], time_ms: int, goes_on: bool) -> str:
+    def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any], goes_on: bool) -> str:
         staged = self._staging / f"step-{step}"
         try:
             with translated(self._store, f"preparing the model of step {step}"):  # a disk without room for it may have some later
@@ -158,7 +199,7 @@ class KeptModels:
             goes_on=goes_on,
             immutable=True,
             metrics=one["metrics"],
-            timestamp_ms=time_ms,
+            timestamp_ms=one.get("created_ms") or self._set.whole_ms or 0,
             dataset_name=measured_on.get("name"),
             dataset_digest=measured_on.get("digest"),
         )

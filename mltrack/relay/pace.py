@@ -1,7 +1,7 @@
-"""How much is asked of a server at once, and how long its answer may take.
+"""How much is asked of a server at once, how often, and how long its answer may take.
 
 Invariant: a server that is slow, but answers, gets everything: the wait grows first, then the requests become smaller; a quick answer
-makes them larger again.
+makes them larger again. However many relays there are, each asks for no more than a small share of the time that the server takes to answer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,12 @@ from dataclasses import dataclass
 LARGEST_BATCH, SMALLEST_BATCH = 1000, 25
 """Points a request."""
 SHORTEST_S, LONGEST_S = 5.0, 20.0
+SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.5, 15.0
+"""Between two requests with what was recorded since."""
+ANSWERS_AN_INTERVAL = 20
+"""A relay is asking for a twentieth of the time at most: forty keep two of the server's workers busy, and no more waits in its queue."""
+OLD_S = 3600.0
+"""A run of this age is looked at every LONGEST_INTERVAL_S."""
 
 
 @dataclass
@@ -19,6 +25,8 @@ class Pace:
 
     timeout_s: float = SHORTEST_S
     batch: int = LARGEST_BATCH
+    answer_s: float = 0.0
+    """How long an answer takes: at once what the last one took where that was longer, shorter little by little."""
 
     @property
     def has_waited_longest(self) -> bool:
@@ -39,5 +47,11 @@ class Pace:
 
     def answered(self, seconds: float) -> None:
         """The last request took so long."""
+        self.answer_s = max(seconds, 0.8 * self.answer_s + 0.2 * seconds)
         if seconds < self.timeout_s / 4:
             self.batch = min(LARGEST_BATCH, 2 * self.batch)
+
+    def interval_s(self, age_s: float) -> float:
+        """How long new points may wait for the next request, in a run of this age."""
+        wanted = max(ANSWERS_AN_INTERVAL * self.answer_s, LONGEST_INTERVAL_S * age_s / OLD_S)
+        return min(LONGEST_INTERVAL_S, max(SHORTEST_INTERVAL_S, wanted))

@@ -1,18 +1,26 @@
-"""How far a delivery is: `delivery.json` in the run directory, replaced whole after each acknowledged request."""
+"""How far a delivery is: `delivery.json` in the run directory, replaced whole after each acknowledged request.
+
+What grows with the number of kept checkpoints is in `models.json` beside it, which is replaced where that has changed, and counts together with it alone.
+"""
 
 from __future__ import annotations
 
+import copy
 import logging
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from mltrack.addresses import is_same, redacted, without_secrets
-from mltrack.journal import RunDirectory, write_json
+from mltrack.journal import RunDirectory, read_json, write_json
 from mltrack.journal.records import now_ms
 from mltrack.journal.shape import without_misfits
 
 FORMAT_VERSION = 1
+_OF_MODELS = ("models", "saved_ms", "index_is_stored")
+_KEY = ("tracking_uri", "run_id")
+"""By these the two files know that they belong together."""
 log = logging.getLogger("mltrack.relay")
 
 
@@ -41,6 +49,8 @@ class Progress:
     """{step: id of the logged model}; empty for a checkpoint that is no Hugging Face folder and so is kept as files alone."""
     saved_ms: dict[str, int] = field(default_factory=dict)
     """{step: when that checkpoint was saved}."""
+    index_is_stored: bool = False
+    """True where `checkpoints/index.json` among the run's artifacts says the same as `models`."""
     best_model_id: str | None = None
     evaluation_set: dict[str, str] | None = None
     """name and digest of the data set that the checkpoints' metrics are measured on."""
@@ -68,12 +78,18 @@ class Progress:
     elsewhere: str | None = None
     """What is to be said of it where the run went on elsewhere: nothing more is delivered."""
     format_version: int = FORMAT_VERSION
+    _written: dict[str, Any] | None = None
+    """What models.json holds."""
 
     @classmethod
     def read(cls, directory: RunDirectory, tracking_uri: str) -> Progress:
         """The progress of this directory towards this server; from the start for another server, and where the file is damaged."""
-        address = without_secrets(tracking_uri)
-        known, problem = without_misfits(directory.read_delivery(), get_type_hints(cls), "delivery.json")
+        address, content = without_secrets(tracking_uri), directory.read_delivery()
+        models = read_json(directory.models_file) or {}
+        if _key_of(models) == _key_of(content):
+            content = models | content  # an earlier mltrack had all of it in delivery.json
+        hints = {name: hint for name, hint in get_type_hints(cls).items() if name != "_written"}
+        known, problem = without_misfits(content, hints, "delivery.json")
         if problem or not is_same(known.get("tracking_uri", ""), address) or not _begins_a_record(directory.journal, known.get("offset", 0)):
             return cls(tracking_uri=address)
         return cls(**{**known, "uploading": None, "rejected": None, "tracking_uri": address})  # whoever uploaded is gone; MLflow is asked anew
@@ -87,10 +103,19 @@ class Progress:
         """Write it down; `acknowledged` where the server has just answered."""
         if acknowledged:
             self.acknowledged_ms = now_ms()
+        content = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "_written"}
+        models = {name: content.pop(name) for name in _OF_MODELS} | {name: content[name] for name in _KEY}
         try:
-            write_json(directory.delivery_file, redacted(asdict(self)))
+            if models != self._written:
+                write_json(directory.models_file, redacted(models))
+                self._written = copy.deepcopy(models)
+            write_json(directory.delivery_file, redacted(content))
         except OSError as error:  # a full disk: what is delivered goes on; another relay would deliver it once more, which changes nothing
             log.error("%s: not written: %s", directory.delivery_file, error.strerror)
+
+
+def _key_of(content: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(content.get(name) for name in _KEY)
 
 
 def _begins_a_record(journal: Path, offset: int) -> bool:

@@ -33,7 +33,7 @@ from mltrack.relay.verdict import verdict_on
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, ping, runs
 from mltrack.store.connection import ServersOwnFolder
 
-WITH_FILES = ("artifact", "checkpoints", "model")
+WITH_FILES = ("artifact", "checkpoints", "checkpoints_changed", "model")
 """Types of records that need the artifact store, and each the ones before it."""
 DEFERRED_PAUSE_S, LONGEST_DEFERRED_PAUSE_S = 15.0, 300.0
 """Before the second attempt to store what the artifact store did not take, and at most; doubled after each."""
@@ -82,8 +82,11 @@ class Projection:
         """Of the MLflow run."""
         return self._run_id
 
-    def deliver(self) -> int:
-        """Send everything that was recorded since the last call; returns the number of records.
+    def deliver(self, *, all_points: bool = True) -> int:
+        """Send what was recorded since the last call; returns the number of records.
+
+        Args:
+            all_points: False leaves points for a later call, unless they fill a request. Whatever is no point is sent at once, and all points before it.
 
         Raises:
             StoreUnavailable: the server does not answer; nothing that it has not acknowledged is counted as delivered, and the next
@@ -103,8 +106,9 @@ class Projection:
             self._apply(record, start=self._behind)
             self._behind = self._reader.offset
             self._acknowledge()
-        self._behind = self._reader.offset
-        self._flush()
+        if all_points:
+            self._behind = self._reader.offset
+            self._flush()
         if self._reader.odd:
             odd, self._reader.odd = self._reader.odd, []
             self._give_up(odd)
@@ -121,7 +125,7 @@ class Projection:
         Raises:
             StoreUnavailable: the server does not answer; or the artifact store does not take what was deferred, and only that is missing.
         """
-        missing = self._apply_deferred() or self._stored({"type": "full_values"})
+        missing = self._apply_deferred() or self._stored({"type": "index"}) or self._stored({"type": "full_values"})
         recorded = self.progress.end
         if self._is_taken_over() or (recorded is None and trainer_of(self.directory).life() is Life.ALIVE):
             return
@@ -257,7 +261,7 @@ class Projection:
             self._handle(record)
 
     def _handle(self, record: records.Record) -> None:
-        takes_over = record["type"] in ("checkpoints", "model", "resumed") or STARTED_TAG in record.get("values", {})
+        takes_over = record["type"] in ("checkpoints", "checkpoints_changed", "model", "resumed") or STARTED_TAG in record.get("values", {})
         self._claim.check(within_s=0.0 if takes_over else NOW_AND_THEN_S)
         try:
             handler = getattr(self, f"_apply_{record['type']}", None)
@@ -300,7 +304,7 @@ class Projection:
             del self.progress.deferred[0]
             self.progress.waiting, self._deferred_pause_s = None, DEFERRED_PAUSE_S
             self._save()
-        failure = self._stored({"type": "leftovers"})
+        failure = self._stored({"type": "leftovers"}) if self._kept.has_leftovers else None
         if failure is None and self.progress.waiting is not None:
             self.progress.waiting = None
             self._save()
@@ -309,6 +313,10 @@ class Projection:
     def _apply_leftovers(self, _: Mapping[str, Any]) -> None:
         """No record of the journal: what earlier relays left half done is taken away once nothing newer is known."""
         self._kept.settle()
+
+    def _apply_index(self, _: Mapping[str, Any]) -> None:
+        """No record either: the list of the kept checkpoints, as it is at the end."""
+        self._kept.store_index(now=True)
 
     def _apply_full_values(self, _: Mapping[str, Any]) -> None:
         """No record either: written once the run is over, for what MLflow holds in another form."""
@@ -359,17 +367,17 @@ class Projection:
                 except TrackingError as error:  # the file's own: unreadable, refused under its name, a link that leads out
                     self._report(f"artifact: {error}")
 
-    def _apply_checkpoints(self, record: Mapping[str, Any]) -> None:
+    def _apply_checkpoints(self, _: Mapping[str, Any]) -> None:
         if self.progress.renamed:  # whoever goes on from this checkpoint without the journal needs them
             runs.set_tags(self.store, self._run_id, {"mltrack.renamed": self._renamed_json()})
-        self._kept.reconcile(record)
+        self._kept.reconcile()
+
+    _apply_checkpoints_changed = _apply_checkpoints
 
     def _apply_model(self, record: Mapping[str, Any]) -> None:
         self.progress.registered = None  # what an earlier attempt has registered may be gone
         if self._kept.forget_missing() or str(record["step"]) not in self.progress.models:
-            newest = self._newest_checkpoints(record)
-            if newest is not None:
-                self._kept.reconcile(newest)
+            self._kept.reconcile()
         model_id = self.progress.models.get(str(record["step"]))
         if model_id is None:
             self._report(f"model of step {record['step']}: its checkpoint was not delivered")
@@ -384,15 +392,6 @@ class Projection:
         finally:
             self.progress.uploading = None
         self.progress.registered = {"name": name, **asdict(outcome), "version": str(outcome.version)}
-
-    def _newest_checkpoints(self, before: Mapping[str, Any]) -> records.Record | None:
-        """The record of the checkpoints that stay, as it was when `before` was written."""
-        newest = None
-        for record in JournalReader(self.directory.journal).read_new():
-            if record == before:
-                break
-            newest = record if record["type"] == "checkpoints" else newest
-        return newest
 
     def _apply_resumed(self, record: Mapping[str, Any]) -> None:
         self.progress.outcome = self.progress.end = self.progress.registered = None

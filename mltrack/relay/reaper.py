@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mltrack.errors import MltrackError
-from mltrack.journal import RunDirectory, own_run_directories
+from mltrack.journal import RunDirectory, known_runs
+from mltrack.journal.run_index import only_own
 from mltrack.relay.liveness import HEARTBEAT_TAG, Life, TrainedElsewhere, Trainer, has_ended, moves, trainer_of
 from mltrack.relay.progress import Progress
 from mltrack.relay.sync import DeliveredElsewhere, delivering_process, sync
@@ -36,10 +37,13 @@ class Orphan:
 
 def orphans(store: Store, output_dir: Path | str) -> list[Orphan]:
     """The runs without a trainer, and those of which only their heartbeat can tell."""
-    directories = {directory.read_run().run_id: directory for directory in own_run_directories(output_dir)}
+    root = Path(output_dir).absolute()
+    directories = {run.run_id: RunDirectory(root / run.name) for run in known_runs(root)}
     found = []
     for run in runs.search_running_runs(store):
         directory = directories.get(run.run_id)
+        if directory is not None and not only_own([directory]):
+            continue
         if directory is not None and OwnTrainers(directory).fell_behind(run.tags, Progress.read(directory, store.tracking_uri).offset):
             directory = None
         trainer = Trainer.of_tags(run.tags) if directory is None else trainer_of(directory)

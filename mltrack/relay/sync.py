@@ -30,8 +30,8 @@ from mltrack.store.connection import StoreSlow
 
 NICENESS = 10
 """The trainer has the cores first, also while this process imports mlflow."""
-INTERVAL_S = 0.5
-"""How long new records may wait for the next request."""
+LOOK_S = 0.5
+"""Between two looks at the journal; when points are sent, the pace says."""
 LONGEST_PAUSE_S = 5.0
 LONGEST_WAIT_S = 60.0
 """The same where the server answers, and refuses the credentials, or its artifact store takes no files: that takes a person, or time."""
@@ -159,19 +159,25 @@ def follow(directory: RunDirectory) -> Progress:
 def _follow_connected(directory: RunDirectory, tracking_uri: str, trainer: WatchedProcess, system: SystemMetricsFeed, pace: Pace) -> Progress:
     projection = Projection(directory, connect(tracking_uri, request_timeout_s=pace.timeout_s), pace=pace)
     with beating(tracking_uri, projection.run_id):
-        return _follow_projection(projection, trainer, system)
+        return _follow_projection(projection, trainer, system, pace)
 
 
-def _follow_projection(projection: Projection, trainer: WatchedProcess, system: SystemMetricsFeed) -> Progress:
+def _follow_projection(projection: Projection, trainer: WatchedProcess, system: SystemMetricsFeed, pace: Pace) -> Progress:
+    due_s = 0.0
     while True:
         alive = trainer.is_alive()
-        count = projection.deliver()
-        if projection.progress.end is not None or not (alive or count):
+        is_due = not alive or time.monotonic() >= due_s
+        count = projection.deliver(all_points=is_due)
+        is_over = projection.progress.end is not None or not (alive or count)
+        if alive:
+            system.sample_due()
+        if (is_due or is_over) and projection.progress.run_id is not None:
+            system.send(projection.store, projection.progress.run_id)
+            due_s = time.monotonic() + pace.interval_s(projection.info.age_s)
+        if is_over:
             projection.finish()
             return projection.progress
-        if alive and projection.progress.run_id is not None:
-            system.send_due(projection.store, projection.progress.run_id)
-        trainer.wait(INTERVAL_S)
+        trainer.wait(LOOK_S)
 
 
 def _pause_s(attempt: int, longest_s: float) -> float:

@@ -4,7 +4,8 @@ Invariant: these points never pass through the journal, whose only writer is the
 what the journal holds: a sample that cannot be taken or sent is left out or sent with the next one.
 
     feed = SystemMetricsFeed(trainer_pid)
-    feed.send_due(store, run_id)         # now and then; sends when the interval is over
+    feed.sample_due()                    # now and then; samples when the interval is over
+    feed.send(store, run_id)             # with whatever else is sent
 """
 
 from __future__ import annotations
@@ -121,27 +122,38 @@ class SystemMetricsFeed:
         self._metrics = SystemMetrics(pid, machine_wide=own_run or asked not in ("true", "1")) if asked not in ("false", "0") else None
         self._clock = clock
         self._due = clock() + min(FIRST_S, self._interval_s)
+        self._samples = 0
         self._step: int | None = None
+        """Of the last sample of earlier relays, once it was asked for."""
         self._unsent: list[runs.Point] = []
 
-    def send_due(self, store: Store, run_id: str) -> None:
-        """Sample and send, if the interval is over. Raises nothing: what fails is logged, and sent with the next sample where it can be."""
+    def sample_due(self) -> None:
+        """Sample, if the interval is over; raises nothing."""
         if self._metrics is None or self._clock() < self._due:
             return
         self._due = self._clock() + self._interval_s
         try:
+            values, time_ms = self._metrics.sample(), now_ms()
+            self._samples += 1
+            self._unsent += [(name, value, time_ms, self._samples) for name, value in values.items()]
+            del self._unsent[:-MAX_UNSENT]
+        except (psutil.Error, OSError) as error:
+            log.warning("system metrics: %s", error)
+
+    def send(self, store: Store, run_id: str) -> None:
+        """Send the samples that wait. Raises nothing: what fails is logged, and sent with the next ones where it can be."""
+        if not self._unsent:
+            return
+        try:
             if self._step is None:
                 self._step = max((step for _, step in runs.delivered_pairs(store, run_id, [TRAINER_MEMORY], 0)), default=0)
-            values, time_ms = self._metrics.sample(), now_ms()
-            self._step += 1
-            self._unsent += [(name, value, time_ms, self._step) for name, value in values.items()]
-            del self._unsent[:-MAX_UNSENT]
-            runs.log_points(store, run_id, self._unsent)
+            runs.log_points(store, run_id, [(name, value, time_ms, self._step + number) for name, value, time_ms, number in self._unsent])
             self._unsent.clear()
         except StoreRejected as error:
             log.warning("system metrics: %s; not sampled any more", error)
             self._metrics = None
-        except (TrackingError, psutil.Error, OSError) as error:
+            self._unsent.clear()
+        except TrackingError as error:
             log.warning("system metrics: %s", error)
 
 

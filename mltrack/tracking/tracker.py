@@ -28,7 +28,19 @@ from typing import Any
 import mltrack
 from mltrack.addresses import redacted
 from mltrack.errors import ConfigurationError, TrackingError
-from mltrack.journal import DiskFullError, Heartbeat, JournalLock, JournalReader, JournalWriter, Machine, RunDirectory, RunInfo, records, shown
+from mltrack.journal import (
+    DiskFullError,
+    Heartbeat,
+    JournalLock,
+    JournalReader,
+    JournalWriter,
+    KeptCheckpoints,
+    Machine,
+    RunDirectory,
+    RunInfo,
+    records,
+    shown,
+)
 from mltrack.journal.records import json_number
 from mltrack.journal.shape import LARGEST
 from mltrack.store import active_run, default_tracking_uri
@@ -101,6 +113,8 @@ class TrainingMetricsTracker:
         self._calls = 0
         self._already: dict[tuple[str, int], float] = {}
         self._drifted: set[str] = set()
+        self._kept = KeptCheckpoints()
+        """Of this tracker's own records: the first one is a whole set."""
         if not resume and lock is None:
             self._set_earlier_aside()
         for record in JournalReader(self.directory.journal).read_new():
@@ -201,8 +215,19 @@ class TrainingMetricsTracker:
         """Record which checkpoints stay, and force everything so far to the disk."""
         named = [checked_mapping("checkpoint", one) for one in checked_list("checkpoint", kept)]
         kept = [{**one, "path": self._relative(one["path"]) if isinstance(one.get("path"), str | os.PathLike) else one.get("path")} for one in named]
-        self._append(records.checkpoints(kept, best_step))
+        checked(records.checkpoints(kept, best_step))
+        record, lost = self._kept.record_of(kept, best_step), self.lost_records
+        self._append(record)
+        if self.lost_records == lost:
+            self._kept = self._kept.after(record)
         self._journal.sync()
+
+    def repeat_checkpoints(self) -> None:
+        """Record the whole set that stays where only changes of it were recorded since: whatever of those is damaged later costs nothing then."""
+        if self._kept.num_changes:
+            record = records.checkpoints(list(self._kept.kept.values()), self._kept.best_step)
+            self._append(record)
+            self._kept = self._kept.after(record)
 
     def log_model(self, **fields: Any) -> None:
         """Record the model to be registered (see `mltrack.journal.records`). Raises DiskFullError as `settle` does."""

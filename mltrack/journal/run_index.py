@@ -1,0 +1,167 @@
+"""What is known of the runs in a folder without opening each: who they are, and whether anything of them is left to deliver.
+
+Invariant: the file `.runs.json` is a cache. It may be deleted, damaged or replaced by another process at any time, and then costs one look into each
+directory. What it says of a directory counts as long as that directory has not changed: `run.json` and `delivery.json` are replaced by renames, which
+change it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mltrack.errors import TrackingError
+from mltrack.journal.reader import JournalReader
+from mltrack.journal.run_directory import FORMAT_VERSION as RUN_FORMAT_VERSION
+from mltrack.journal.run_directory import RunDirectory, read_json
+
+NAME = ".runs.json"
+FORMAT_VERSION = 1
+WORTH_IT = 200
+"""With fewer runs than these, reading them all takes milliseconds, and no cache is written."""
+YOUNG_S = 60.0
+"""A directory that changed so recently is read anew: clocks of file systems are coarse, and the relay of a trainer that has just begun has not written yet."""
+log = logging.getLogger("mltrack")
+
+
+class KnownRun(NamedTuple):
+    """One run directory."""
+
+    name: str
+    """Of the directory."""
+    changed_ns: int
+    """When the directory changed last."""
+    created_ms: int
+    local_id: str
+    run_id: str | None
+    tracking_uri: str
+    settled: bool
+    """True where a delivery in the background has nothing to do: all is delivered, or the run is offline on purpose, or went on elsewhere."""
+
+
+_KINDS = ((str,), (int,), (int,), (str,), (str, type(None)), (str,), (bool,))
+
+
+def known_runs(output_dir: Path | str) -> list[KnownRun]:
+    """The runs in a folder, the oldest first; a directory whose `run.json` cannot be read is left out, which is logged."""
+    root = Path(output_dir).absolute()
+    cached = _read(root)
+    runs = list(_runs(root, cached))
+    oldest_young_ns = time.time_ns() - int(YOUNG_S * 1e9)
+    worth_keeping = {run.name: run for run in runs if run.changed_ns < oldest_young_ns} if len(runs) >= WORTH_IT else {}
+    if worth_keeping != cached:
+        _write(root, list(worth_keeping.values()))
+    return sorted(runs, key=lambda run: (run.created_ms, run.name))
+
+
+def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
+    """The run directories in a folder, the oldest first."""
+    root = Path(output_dir).absolute()
+    return [RunDirectory(root / run.name) for run in known_runs(root)]
+
+
+def own_run_directories(output_dir: Path | str) -> list[RunDirectory]:
+    """The same without those of other users, of which one line says so: what is done unasked is done to one's own runs alone."""
+    return only_own(find_run_directories(output_dir))
+
+
+def only_own(found: Sequence[RunDirectory]) -> list[RunDirectory]:
+    """`found` without those of other users, as `own_run_directories`."""
+    foreign = [directory.path.name for directory in found if not directory.is_ours]
+    if foreign:
+        log.error("left alone, since another user owns them: %s", ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""))
+    return [directory for directory in found if directory.path.name not in foreign]
+
+
+def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | None:
+    """The run directory with that MLflow or local id, or None."""
+    root = Path(output_dir).absolute()
+    for place in (Path(run_id), root / run_id):
+        if (place / "run.json").is_file():
+            return RunDirectory(place.resolve() if place.is_symlink() else place.absolute())
+    return next((RunDirectory(root / run.name) for run in known_runs(root) if run_id in (run.run_id, run.local_id)), None)
+
+
+def _runs(root: Path, cached: dict[str, KnownRun]) -> Iterator[KnownRun]:
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(root) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):  # a link names one of them by its MLflow id
+                continue
+            with suppress(FileNotFoundError):  # it has just been moved away
+                changed_ns, known = entry.stat().st_mtime_ns, cached.get(entry.name)
+                if known is None or known.changed_ns != changed_ns:
+                    known = _look(entry, changed_ns)
+                if known is not None:
+                    yield known
+
+
+def _look(entry: os.DirEntry[str], changed_ns: int) -> KnownRun | None:
+    """Read one directory. With thousands of them the making of `Path` and `RunInfo` objects would take as long as the reading."""
+    content = read_json(f"{entry.path}/run.json")
+    version = content.get("format_version", 0) if content is not None else None
+    if content is None or not isinstance(version, int) or version > RUN_FORMAT_VERSION:
+        _say_why(RunDirectory(Path(entry.path)))
+        return None
+    known = [content.get(name, default) for name, default in (("created_ms", 0), ("local_id", ""), ("run_id", None), ("tracking_uri", ""))]
+    try:
+        return _checked([entry.name, changed_ns, *known, bool(content.get("offline")) or _is_delivered(entry.path)])
+    except ValueError:
+        log.error("left out: %s/run.json: its ids or its time are not what mltrack writes", entry.path)
+        return None
+
+
+def _say_why(directory: RunDirectory) -> None:
+    if directory.run_file.exists():
+        try:
+            directory.read_run()
+        except TrackingError as error:
+            log.error("left out: %s", error)
+
+
+def _is_delivered(path: str) -> bool:
+    """True where no record is left, or a delivery has found that the run went on elsewhere."""
+    delivery = read_json(f"{path}/delivery.json") or {}
+    if not delivery.get("complete"):
+        return delivery.get("elsewhere") is not None
+    journal, offset = f"{path}/journal", delivery.get("offset", 0)
+    if not isinstance(offset, int):
+        return False
+    with suppress(FileNotFoundError):
+        if os.stat(journal).st_size > offset:  # a torn tail, or a trainer went on and nobody delivered
+            return next(JournalReader(journal, offset).read_new(), None) is None
+    return True
+
+
+def _read(root: Path) -> dict[str, KnownRun]:
+    try:
+        content = json.loads((root / NAME).read_text(encoding="utf-8"))
+        if content["format_version"] != FORMAT_VERSION:
+            return {}
+        return {row[0]: _checked(row) for row in content["runs"]}
+    except (OSError, ValueError, TypeError, LookupError):
+        return {}
+
+
+def _checked(row: Sequence[Any]) -> KnownRun:
+    if not all(isinstance(value, kinds) for value, kinds in zip(row, _KINDS, strict=True)):
+        raise ValueError(row)
+    return KnownRun(*row)
+
+
+def _write(root: Path, runs: Sequence[KnownRun]) -> None:
+    """Replace the cache, for this user alone; where that cannot be done there is none."""
+    temporary = root / f"{NAME}.{os.getpid()}"
+    with suppress(OSError):
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(json.dumps({"format_version": FORMAT_VERSION, "runs": runs}, separators=(",", ":")))
+            temporary.replace(root / NAME)
+        finally:
+            temporary.unlink(missing_ok=True)
