@@ -98,9 +98,7 @@ def undelivered(output_dir: Path | str) -> list[RunDirectory]:
     found = []
     for directory in find_run_directories(output_dir):
         info = directory.read_run()
-        delivery = directory.read_delivery()
-        settled = delivery.get("complete", False) or delivery.get("elsewhere") is not None
-        if not settled and not info.offline and not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive():
+        if directory.journal.exists() and not directory.is_settled() and not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive():
             found.append(directory)
     return found
 

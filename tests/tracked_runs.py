@@ -89,9 +89,9 @@ def start_stream(folder: Path, uri: str, *, count: int, pause_s: float = 0.002, 
     return Stream(RunDirectory(folder), start_script(STREAM, words))
 
 
-def sync(directory: RunDirectory, *words: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def sync(directory: RunDirectory, *words: object, timeout_s: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
     """`mltrack sync` of one run directory."""
-    return commands.mltrack("sync", directory.path, *words, cwd=directory.path.parent, timeout_s=timeout_s)
+    return commands.mltrack("sync", directory.path, *words, cwd=directory.path.parent, timeout_s=timeout_s, **environment)
 
 
 def until(happened: Callable[[], Any], what: str, within_s: float = 120) -> Any:

@@ -17,10 +17,12 @@ from mltrack.errors import ConfigurationError, TrackingError
 from mltrack.journal.shape import without_misfits
 
 FORMAT_VERSION = 1
+EARLIER = "earlier-run-"
+"""A folder of this name and a number, in a run directory, is one itself: of a run that lay there before."""
 DELIVERY = {
     **dict.fromkeys(("offset", "sent", "acknowledged_ms", "connected_ms"), int),
     **dict.fromkeys(("tracking_uri", "run_id", "uploading", "waiting", "elsewhere", "best_model_id"), str | None),
-    **{"complete": bool, "failed": list[str], "registered": dict[str, Any] | None},
+    **{"complete": bool, "failed": list[str], "deferred": list[int], "registered": dict[str, Any] | None},
 }
 """What others than the relay read in delivery.json: {name: type hint}."""
 log = logging.getLogger("mltrack")
@@ -60,6 +62,11 @@ class RunDirectory:
     """Where the parts of one run lie."""
 
     path: Path
+
+    @property
+    def name(self) -> str:
+        """For people: the folder's name; of an earlier run's, with the folder's around it."""
+        return f"{self.path.parent.name}/{self.path.name}" if self.path.name.startswith(EARLIER) else self.path.name
 
     @property
     def run_file(self) -> Path:
@@ -106,6 +113,20 @@ class RunDirectory:
         """Replace `run.json`."""
         write_json(self.run_file, asdict(info))
 
+    def earlier(self) -> list[RunDirectory]:
+        """The runs that lay in this folder before another one started in it, in no order."""
+        found = (RunDirectory(path.parent) for path in self.path.glob(f"{EARLIER}*/run.json"))
+        return [one for one in found if one.journal.exists()]
+
+    def is_settled(self) -> bool:
+        """True where nothing is left for a delivery in the background: all has arrived, the run went on elsewhere, or the user delivers it."""
+        return self.has_arrived() or self.read_delivery().get("elsewhere") is not None or self.read_run().offline
+
+    def has_arrived(self) -> bool:
+        """True where a delivery has said that it is complete, and nothing was recorded since."""
+        delivery = self.read_delivery()
+        return delivery.get("complete", False) and delivery.get("offset", 0) >= self.journal.stat().st_size
+
     def read_delivery(self) -> dict[str, Any]:
         """The relay's progress; empty where nothing was delivered yet, and where the file is damaged."""
         content = _read_object(self.delivery_file) or {}
@@ -113,17 +134,17 @@ class RunDirectory:
 
 
 def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
-    """The run directories in a folder, the oldest first."""
+    """The run directories in a folder, with the earlier runs in them, and the folder itself where it is one; the oldest first."""
     root = Path(output_dir).absolute()
-    found: list[tuple[int, str, RunDirectory]] = []
-    for entry in root.iterdir() if root.is_dir() else ():
-        directory = RunDirectory(entry)
-        if directory.run_file.is_file():
-            try:
-                found.append((directory.read_run().created_ms, entry.name, directory))
-            except TrackingError as error:
-                log.error("left out: %s", error)
-    return [directory for _, _, directory in sorted(found, key=lambda one: one[:2])]
+    found: dict[Path, tuple[int, str, RunDirectory]] = {}
+    for outer in map(RunDirectory, (root, *(root.iterdir() if root.is_dir() else ()))):
+        for directory in (*outer.earlier(), outer):
+            if directory.run_file.is_file():
+                try:
+                    found[directory.path] = directory.read_run().created_ms, directory.name, directory
+                except TrackingError as error:
+                    log.error("left out: %s", error)
+    return [directory for _, _, directory in sorted(found.values(), key=lambda one: one[:2])]
 
 
 def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | None:
@@ -132,7 +153,7 @@ def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | No
         return RunDirectory(Path(run_id).absolute())
     for directory in find_run_directories(output_dir):
         info = directory.read_run()
-        if run_id in (directory.path.name, info.run_id, info.local_id):
+        if run_id in (directory.name, info.run_id, info.local_id):
             return directory
     return None
 

@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mltrack import registry
 from mltrack.errors import MltrackError
 from mltrack.journal import JournalReader, RunDirectory, records
+from mltrack.relay.artifact import upload
 from mltrack.relay.full_values import full_values, is_shortened
 from mltrack.relay.isolation import send_isolated
 from mltrack.relay.kept_models import KeptModels
@@ -314,17 +313,7 @@ class Projection:
         self._give_up([f"data set {dataset.get('name')}: {error}" for dataset, error in refused])
 
     def _apply_artifact(self, record: Mapping[str, Any]) -> None:
-        path = self.directory.path / record["path"]
-        if not path.is_dir():
-            artifacts.put_file(self.store, self._run_id, path, record["artifact_path"] or None)
-            return
-        below = PurePosixPath(record["artifact_path"], path.name)
-        for folder, _, names in os.walk(path, onerror=lambda error: self._report(f"artifact: {error}")):
-            for name in sorted(names):
-                try:
-                    artifacts.put_file(self.store, self._run_id, Path(folder, name), (below / Path(folder).relative_to(path).as_posix()).as_posix())
-                except (artifacts.UnreadableFile, StoreRejected) as error:
-                    self._report(f"artifact: {error}")
+        upload(self.store, self._run_id, self.directory.path / record["path"], record["artifact_path"], self._report)
 
     def _apply_checkpoints(self, record: Mapping[str, Any]) -> None:
         if self.progress.renamed:  # whoever goes on from this checkpoint without the journal needs them
