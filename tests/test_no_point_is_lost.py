@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
+import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -64,25 +66,34 @@ def test_trainer_killed(tmp_path, uri):
     assert all_steps(stream.directory) == list(range(1, len(all_steps(stream.directory)) + 1))
 
 
-def test_relay_killed_once_is_started_again(tmp_path, uri):
-    stream = start_stream(tmp_path / "run", uri, count=STEPS, pause_s=0.005)
+def test_a_relay_is_started_again_as_often_as_it_is_killed(tmp_path, uri):
+    stream = start_stream(tmp_path / "run", uri, count=1, pause_s=0.005, ends_with=tmp_path / "killed-often")
     delivering(stream)
-    first = relay_pid(stream.directory)
-    kill(first)
-    assert relay_pid(stream.directory, other_than=first) != first
+    last = None
+    for _ in range(2):
+        last = relay_pid(stream.directory, other_than=last)
+        kill(last)
+    relay_pid(stream.directory, other_than=last)
+    (tmp_path / "killed-often").touch()
     assert stream.finish() == "complete"
     assert_complete(stream.directory, uri, status="FINISHED")
-    assert all_steps(stream.directory) == list(range(1, STEPS + 1))
+    steps = all_steps(stream.directory)
+    assert steps == list(range(1, len(steps) + 1))
+    shown = stream.directory.relay_log.read_text()
+    pauses = [int(pause) for pause in re.findall(r"the process that delivers this run to MLflow has ended with -9; it is started again in (\d+) s", shown)]
+    assert pauses == [1, 2]
 
 
-def test_relay_killed_twice_leaves_the_rest_to_sync(tmp_path, uri):
-    stream = start_stream(tmp_path / "run", uri, count=STEPS, pause_s=0.005)
-    delivering(stream)
-    first = relay_pid(stream.directory)
-    kill(first)
-    kill(relay_pid(stream.directory, other_than=first))
-    assert stream.finish() == "pending"
-    assert not complete(stream.directory)
+def test_a_relay_that_cannot_live_does_not_spin_and_the_end_does_not_wait_for_it(tmp_path, uri):
+    (tmp_path / "run" / "relay.lock").mkdir(parents=True)  # no relay can have it
+    stream = start_stream(tmp_path / "run", uri, count=10, offline=False)
+    started = time.monotonic()
+    out, errors = stream.process.communicate(timeout=120)
+    assert (out, stream.process.returncode) == ("pending\n", 0), errors
+    assert time.monotonic() - started < 90
+    said = [line for line in errors.splitlines() if "it is started again" in line]
+    assert 2 <= len(said) <= 4, errors
+    (tmp_path / "run" / "relay.lock").rmdir()
     finished = sync(stream.directory)
     assert finished.returncode == 0, finished.stderr
     assert_complete(stream.directory, uri, status="FINISHED")

@@ -100,7 +100,8 @@ def test_an_earlier_journal_is_set_aside_not_lost(tmp_path):
         with TrainingMetricsTracker(tmp_path) as tracker:
             tracker.log_metric("x", value, step=1)
     found = [
-        next(record for record in read_journal(tmp_path / name) if record["type"] == "metrics")["values"]["x"] for name in ("journal.1", "journal.2", "journal")
+        next(record for record in read_journal(tmp_path / name / "journal") if record["type"] == "metrics")["values"]["x"]
+        for name in ("earlier-run-1", "earlier-run-2", "")
     ]
     assert found == [1.0, 2.0, 3.0]
 

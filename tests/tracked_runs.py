@@ -101,9 +101,9 @@ def recorded_run(path: Path, uri: str) -> RunDirectory:
     return directory
 
 
-def sync(directory: RunDirectory, *words: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def sync(directory: RunDirectory, *words: object, timeout_s: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
     """`mltrack sync` of one run directory."""
-    return commands.mltrack("sync", directory.path, *words, cwd=directory.path.parent, timeout_s=timeout_s)
+    return commands.mltrack("sync", directory.path, *words, cwd=directory.path.parent, timeout_s=timeout_s, **environment)
 
 
 def until(happened: Callable[[], Any], what: str, within_s: float = 120) -> Any:

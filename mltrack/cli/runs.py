@@ -93,7 +93,7 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
     if follow is not None:
         relay.run(RunDirectory(Path(follow).absolute()))
         return 0
-    directories = own_run_directories(output_dir) if all_runs is not None and as_bool(all_runs) else [_named(run, output_dir) for run in runs]
+    directories = own_run_directories(output_dir) if all_runs is not None and as_bool(all_runs) else [one for run in runs for one in _named(run, output_dir)]
     if not directories:
         raise ConfigurationError("sync: accepted: run directories or run ids, or --all true")
     failed = 0
@@ -104,12 +104,12 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
                 progress = relay.sync(directory, tracking_uri, on_progress=on_progress, notice=lambda line: print(f"mltrack: {line}", file=sys.stderr))
         except MltrackError as error:
             failed += 1
-            print(printable(f"mltrack: {directory.path.name}: {error}"), file=sys.stderr)
+            print(printable(f"mltrack: {directory.name}: {error}"), file=sys.stderr)
             continue
         state = "complete" if progress.complete else "still running"
         there = min(before.get("sent", 0), progress.sent) if is_same(before.get("tracking_uri") or "", progress.tracking_uri) else 0
         print(
-            f"{directory.path.name}: {state}, {progress.sent - there:,} points sent, {there:,} already there, {len(progress.failed)} failed, run {progress.run_id}"
+            f"{directory.name}: {state}, {progress.sent - there:,} points sent, {there:,} already there, {len(progress.failed)} failed, run {progress.run_id}"
             f"{', which went on elsewhere since' if progress.elsewhere else ''}"
         )
         for line in progress.failed:
@@ -126,16 +126,20 @@ def _bar(directory: RunDirectory) -> Iterator[Callable[[relay.Progress], None]]:
     from rich.progress import Progress as Bar
 
     with Bar(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
-        task = bar.add_task(directory.path.name, total=directory.journal.stat().st_size)
+        task = bar.add_task(directory.name, total=directory.journal.stat().st_size)
         yield lambda progress: bar.update(task, completed=progress.offset)
 
 
-def _named(run: str, output_dir: str) -> RunDirectory:
+def _named(run: str, output_dir: str) -> list[RunDirectory]:
+    """The run directory that was named, behind the undelivered runs that lay in it before."""
     found = find_run_directory(output_dir, run)
-    if found is None:
+    earlier = [one for one in (found or RunDirectory(Path(run).absolute())).earlier() if not one.has_arrived()]
+    if found is None and not earlier:
         raise ConfigurationError(f"sync: seen '{run}'; accepted: a run directory, or the id of a run in {Path(output_dir).absolute()}")
-    found.refuse_foreign()
-    return found
+    named = [*earlier, *([found] if found is not None else [])]
+    for one in named:
+        one.refuse_foreign()
+    return named
 
 
 def _row(directory: RunDirectory) -> dict[str, Any]:
@@ -147,7 +151,7 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
     undelivered = directory.journal.stat().st_size - delivery.get("offset", 0) if directory.journal.exists() else 0
     state = "complete" if delivery.get("complete") and not undelivered else "went on elsewhere" if delivery.get("elsewhere") else "pending"
     return {
-        "run": info.run_id if info.run_id and directory.path.name == info.local_id else directory.path.name,
+        "run": info.run_id if info.run_id and directory.path.name == info.local_id else directory.name,
         "task": info.task,
         "state": relay.verdict_on(last, directory).status if life is relay.Life.GONE else _UNENDED[life],
         "steps": step,

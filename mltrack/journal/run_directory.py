@@ -23,10 +23,12 @@ from mltrack.journal.shape import without_misfits
 MAX_JSON_BYTES = 64 << 20
 
 FORMAT_VERSION = 1
+EARLIER = "earlier-run-"
+"""A folder of this name and a number, in a run directory, is one itself: of a run that lay there before."""
 DELIVERY = {
     **dict.fromkeys(("offset", "sent", "acknowledged_ms", "connected_ms"), int),
     **dict.fromkeys(("tracking_uri", "run_id", "uploading", "waiting", "elsewhere", "best_model_id"), str | None),
-    **{"complete": bool, "failed": list[str], "registered": dict[str, Any] | None},
+    **{"complete": bool, "failed": list[str], "deferred": list[int], "registered": dict[str, Any] | None},
 }
 """What others than the relay read in delivery.json: {name: type hint}."""
 
@@ -82,6 +84,11 @@ class RunDirectory:
     """Where the parts of one run lie."""
 
     path: Path
+
+    @property
+    def name(self) -> str:
+        """For people: the folder's name; of an earlier run's, with the folder's around it."""
+        return f"{self.path.parent.name}/{self.path.name}" if self.path.name.startswith(EARLIER) else self.path.name
 
     @property
     def run_file(self) -> Path:
@@ -181,6 +188,20 @@ class RunDirectory:
         alias = self.path.with_name(run_id)
         with suppress(FileExistsError):
             alias.symlink_to(self.path.name)
+
+    def earlier(self) -> list[RunDirectory]:
+        """The runs that lay in this folder before another one started in it, in no order."""
+        found = (RunDirectory(path.parent) for path in self.path.glob(f"{EARLIER}*/run.json"))
+        return [one for one in found if one.journal.exists()]
+
+    def is_settled(self) -> bool:
+        """True where nothing is left for a delivery in the background: all has arrived, the run went on elsewhere, or the user delivers it."""
+        return self.has_arrived() or self.read_delivery().get("elsewhere") is not None or self.read_run().offline
+
+    def has_arrived(self) -> bool:
+        """True where a delivery has said that it is complete, and nothing was recorded since."""
+        delivery = self.read_delivery()
+        return delivery.get("complete", False) and delivery.get("offset", 0) >= self.journal.stat().st_size
 
     def read_delivery(self) -> dict[str, Any]:
         """The relay's progress; empty where nothing was delivered yet, and where the file is damaged."""

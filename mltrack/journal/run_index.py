@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 from mltrack.errors import TrackingError
 from mltrack.journal.reader import JournalReader
+from mltrack.journal.run_directory import EARLIER, RunDirectory, read_json
 from mltrack.journal.run_directory import FORMAT_VERSION as RUN_FORMAT_VERSION
-from mltrack.journal.run_directory import RunDirectory, read_json
 
 NAME = ".runs.json"
 FORMAT_VERSION = 1
@@ -85,34 +85,58 @@ def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | No
     for place in (Path(run_id), root / run_id):
         if (place / "run.json").is_file():
             return RunDirectory(place.resolve() if place.is_symlink() else place.absolute())
-    return next((RunDirectory(root / run.name) for run in known_runs(root) if run_id in (run.run_id, run.local_id)), None)
+    return next((RunDirectory(root / run.name) for run in known_runs(root) if run_id in (run.run_id, run.local_id, RunDirectory(root / run.name).name)), None)
 
 
 def _runs(root: Path, cached: dict[str, KnownRun]) -> Iterator[KnownRun]:
-    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(root) as entries:
-        for entry in entries:
-            if entry.name.startswith(".") or not entry.is_dir(follow_symlinks=False):  # a link names one of them by its MLflow id
-                continue
-            with suppress(FileNotFoundError):  # it has just been moved away
-                changed_ns, known = entry.stat().st_mtime_ns, cached.get(entry.name)
-                if known is None or known.changed_ns != changed_ns:
-                    known = _look(entry, changed_ns)
-                if known is not None:
-                    yield known
+    """The folder itself where it is a run directory, those in it, and the earlier runs in those."""
+    inner: dict[str, list[str]] = {}
+    for name in cached:
+        if "/" in name:
+            inner.setdefault(name.partition("/")[0], []).append(name)
+    names = [".", *(name for name in _folders(root) if not name.startswith("."))]
+    for name in names:
+        known = _known(root, name, cached)
+        if known is not None:
+            yield known
+        is_cached = known is not None and known is cached.get(name)
+        for earlier in inner.get(name, []) if is_cached else [] if name == "." else _earlier(root, name):
+            if (one := _known(root, earlier, cached)) is not None:
+                yield one
 
 
-def _look(entry: os.DirEntry[str], changed_ns: int) -> KnownRun | None:
+def _folders(path: Path) -> list[str]:
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
+        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]  # a link names a run by its MLflow id
+    return []
+
+
+def _earlier(root: Path, name: str) -> list[str]:
+    return [f"{name}/{inner}" for inner in _folders(root / name) if inner.startswith(EARLIER)]
+
+
+def _known(root: Path, name: str, cached: dict[str, KnownRun]) -> KnownRun | None:
+    path = os.path.join(root, name)
+    try:
+        changed_ns = os.stat(path).st_mtime_ns
+    except FileNotFoundError:  # it has just been moved away
+        return None
+    known = cached.get(name)
+    return known if known is not None and known.changed_ns == changed_ns else _look(path, name, changed_ns)
+
+
+def _look(path: str, name: str, changed_ns: int) -> KnownRun | None:
     """Read one directory. With thousands of them the making of `Path` and `RunInfo` objects would take as long as the reading."""
-    content = read_json(f"{entry.path}/run.json")
+    content = read_json(f"{path}/run.json")
     version = content.get("format_version", 0) if content is not None else None
     if content is None or not isinstance(version, int) or version > RUN_FORMAT_VERSION:
-        _say_why(RunDirectory(Path(entry.path)))
+        _say_why(RunDirectory(Path(path)))
         return None
     known = [content.get(name, default) for name, default in (("created_ms", 0), ("local_id", ""), ("run_id", None), ("tracking_uri", ""))]
     try:
-        return _checked([entry.name, changed_ns, *known, bool(content.get("offline")) or _is_delivered(entry.path)])
+        return _checked([name, changed_ns, *known, bool(content.get("offline")) or _is_delivered(path)])
     except ValueError:
-        log.error("left out: %s/run.json: its ids or its time are not what mltrack writes", entry.path)
+        log.error("left out: %s/run.json: its ids or its time are not what mltrack writes", path)
         return None
 
 

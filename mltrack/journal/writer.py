@@ -56,6 +56,8 @@ class JournalLock:
             raise TrackingError(f"{self.path}: the journal cannot be opened: {error.strerror}; accepted: a writable output_dir") from error
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(self.fd), self.path.stat()):
+                raise OSError("another process has set this journal aside")
         except OSError as error:
             os.close(self.fd)
             raise JournalInUse(f"{self.path}: another process is writing this journal; wait for it, or choose another output_dir") from error

@@ -10,17 +10,16 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mltrack import registry
 from mltrack.addresses import is_same
-from mltrack.errors import MltrackError, TrackingError, described
+from mltrack.errors import MltrackError, described
 from mltrack.journal import JournalReader, RunDirectory, records
+from mltrack.relay.artifact import upload
 from mltrack.relay.exposed import exposed_secrets
 from mltrack.relay.full_values import full_values, is_shortened
 from mltrack.relay.isolation import send_isolated
@@ -352,20 +351,7 @@ class Projection:
         self._give_up([f"data set {dataset.get('name')}: {error}" for dataset, error in refused])
 
     def _apply_artifact(self, record: Mapping[str, Any]) -> None:
-        path = self.directory.inside(record["path"])
-        if not path.is_dir():
-            artifacts.put_file(self.store, self._run_id, path, record["artifact_path"] or None)
-            return
-        below = PurePosixPath(record["artifact_path"], path.name)
-        for folder, _, names in os.walk(path, onerror=lambda error: self._report(f"artifact: {error}")):
-            for name in sorted(names):
-                try:
-                    file = self.directory.inside(Path(folder, name))
-                    artifacts.put_file(self.store, self._run_id, file, (below / Path(folder).relative_to(path).as_posix()).as_posix())
-                except StoreUnavailable:
-                    raise
-                except TrackingError as error:  # the file's own: unreadable, refused under its name, a link that leads out
-                    self._report(f"artifact: {error}")
+        upload(self.store, self._run_id, self.directory, record["path"], record["artifact_path"], self._report)
 
     def _apply_checkpoints(self, _: Mapping[str, Any]) -> None:
         if self.progress.renamed:  # whoever goes on from this checkpoint without the journal needs them

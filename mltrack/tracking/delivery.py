@@ -5,10 +5,12 @@ Invariant: nothing here talks to the network, and a dead relay or server never c
 
 from __future__ import annotations
 
+import logging
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,11 @@ LOCAL_SILENCE_S = 25.0
 START_UP_S = 30.0
 """How long a relay may take to be ready to send, on a machine that is busy."""
 _POLL_S = 0.1
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
+"""Before a relay that has died is started again, and at most; doubled each time, until one has lived for as long as the longest."""
+LAST_TRIES = 2
+"""How often it is started again once the training has ended."""
+log = logging.getLogger("mltrack")
 
 
 class Delivery:
@@ -37,11 +44,11 @@ class Delivery:
 
     def __init__(self, directory: RunDirectory, tracking_uri: str | None = None):
         self.directory, self._tracking_uri = directory, tracking_uri
-        self._stopped = threading.Event()
+        self._ending, self._stopped = threading.Event(), threading.Event()
         self._silence_s = LOCAL_SILENCE_S if directory.read_run().tracking_uri.startswith("sqlite:") else SILENCE_S
         self._started = time.time()
         self._process = self._start()
-        self._watcher = threading.Thread(target=self._restart_once, name="relay-watch", daemon=True)
+        self._watcher = threading.Thread(target=self._keep_alive, name="relay-watch", daemon=True)
         self._watcher.start()
 
     def wait(self, limit_s: float, on_progress: Callable[[dict[str, Any]], None] | None = None, *, ended: bool = True) -> str:
@@ -56,6 +63,7 @@ class Delivery:
             "complete" or "pending".
         """
         started = ready = time.time()
+        self._ending.set()
         while self._process.poll() is None or self._watcher.is_alive():
             delivery = self.directory.read_delivery()
             if on_progress is not None:
@@ -80,12 +88,45 @@ class Delivery:
     def _start(self) -> subprocess.Popen[bytes]:
         return _spawn(["--follow", str(self.directory.path)], self.directory.relay_log, self._tracking_uri)
 
-    def _restart_once(self) -> None:
-        if self._process.wait() != 0 and not self._stopped.is_set():
+    def _keep_alive(self) -> None:
+        """Start the relay again as often as it dies; the end of the training does not wait for the pause, nor for more than a few tries."""
+        try:
+            self._start_again_while_it_dies()
+        finally:
+            self.rejected = self.directory.read_delivery().get("rejected")
+
+    def _start_again_while_it_dies(self) -> None:
+        pause_s, tries_left = FIRST_PAUSE_S, LAST_TRIES
+        while (code := self._process.wait()) != 0 and tries_left and not self._stopped.is_set():
+            ending = self._ending.is_set()
+            tries_left -= ending
+            self._say(f"the process that delivers this run to MLflow has ended with {code}; it is started again{'' if ending else f' in {pause_s:.0f} s'}")
+            self._ending.wait(pause_s)
+            if self._stopped.is_set():
+                return
+            pause_s = FIRST_PAUSE_S if time.time() - self._started > LONGEST_PAUSE_S else min(LONGEST_PAUSE_S, 2 * pause_s)
             self._started = time.time()
-            self._process = self._start()
-            self._process.wait()
-        self.rejected = self.directory.read_delivery().get("rejected")
+            try:
+                self._process = self._start()
+            except OSError as error:  # no process, or no room for its log: another time
+                self._say(f"it cannot be started: {error}")
+
+    def _say(self, line: str) -> None:
+        log.warning("%s: %s; see %s", self.directory.path.name, line, self.directory.relay_log)
+        with suppress(OSError), self.directory.relay_log.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')},000 WARNING {line}\n")
+
+
+def deliver_earlier(directory: RunDirectory, tracking_uri: str | None) -> None:
+    """Complete the delivery of the runs that lay in this folder before: of the last one as its own relay would, of older ones once.
+
+    Args:
+        tracking_uri: its credentials serve the runs that belong there.
+    """
+    left = sorted((one for one in directory.earlier() if not one.is_settled()), key=lambda one: one.journal.stat().st_mtime_ns)
+    deliver_in_background(left[:-1], tracking_uri)
+    for newest in left[-1:]:
+        _spawn(["--follow", str(newest.path)], newest.relay_log, tracking_uri)
 
 
 def deliver_in_background(directories: Sequence[RunDirectory], tracking_uri: str | None = None) -> None:

@@ -45,7 +45,8 @@ from mltrack.journal.records import json_number
 from mltrack.journal.shape import LARGEST
 from mltrack.store import active_run, default_tracking_uri
 from mltrack.tasks.metrics import metric_mode
-from mltrack.tracking.delivery import Delivery
+from mltrack.tracking.delivery import Delivery, deliver_earlier
+from mltrack.tracking.earlier import forget_moved, set_aside
 from mltrack.tracking.ending import Ending, leave_exit_code, uncaught
 from mltrack.tracking.export import entries_of, write_csv_export, write_json_export
 from mltrack.tracking.statistics import MetricSeries, MetricStatistics
@@ -64,8 +65,8 @@ class TrainingMetricsTracker:
     """Records metrics, keeps their statistics, exports them.
 
     Args:
-        output_dir: folder of the journal and of relative export paths. An earlier journal in it is set aside as
-            `journal.1`, `journal.2`, ... unless `resume` is True.
+        output_dir: folder of the journal and of relative export paths. An earlier run in it is set aside as a run directory of its own,
+            `earlier-run-1`, `earlier-run-2`, ... in there, unless `resume` is True; what MLflow has not of it yet is delivered from there.
         experiment_name: noted in the summary and, where MLflow is behind it, in run.json.
         auto_save_interval: the journal is forced to the disk every so many logging calls (and every few seconds anyway).
         run_id: an MLflow run that gets everything, sent by a process of its own. Without it the run that is active in this
@@ -81,7 +82,7 @@ class TrainingMetricsTracker:
         lock: of the journal in `output_dir`, where the caller holds it already.
 
     Raises:
-        TrackingError: the folder cannot be written, or another process writes its journal.
+        TrackingError: the folder cannot be written, or another process writes its journal, or delivers it and cannot be ended from here.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class TrainingMetricsTracker:
         self._kept = KeptCheckpoints()
         """Of this tracker's own records: the first one is a whole set."""
         if not resume and lock is None:
-            self._set_earlier_aside()
+            set_aside(self.directory)
         for record in JournalReader(self.directory.journal).read_new():
             for entry in entries_of(record):
                 series = self._series.get(entry.name) or self._new_series(entry.name)
@@ -126,6 +127,9 @@ class TrainingMetricsTracker:
         self._ending = Ending(self._journal, ("FAILED", 1) if presumed_failed else None)
         self._heartbeat: Heartbeat | None = None
         self._tracking_uri: str | None = None
+        if not resume and lock is None:
+            forget_moved(self.directory)
+        deliver_earlier(self.directory, tracking_uri)
         if run is not None:
             self._describe(run)
         elif (found := self._run_here(run_id, tracking_uri)) is not None:
@@ -436,17 +440,6 @@ class TrainingMetricsTracker:
         """`eval_loss` for `epoch/eval_loss`, unless there is an `eval_loss` by step too."""
         name = key.removeprefix(records.EPOCH_PREFIX)
         return key if name in self._series else name
-
-    def _set_earlier_aside(self) -> None:
-        journal = self.directory.journal
-        if not journal.exists():
-            return
-        JournalWriter(journal).close()
-        number = 1
-        while (aside := journal.with_name(f"journal.{number}")).exists():
-            number += 1
-        journal.rename(aside)
-        self.directory.delivery_file.unlink(missing_ok=True)
 
     def _run_here(self, run_id: str | None, tracking_uri: str | None) -> RunInfo | None:
         """The MLflow run that was named, or that is active in this process."""

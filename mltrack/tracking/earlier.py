@@ -1,0 +1,134 @@
+"""An earlier run in a folder in which another one starts: set aside as a run directory of its own, `earlier-run-1`, `earlier-run-2`, ... in there.
+
+Invariant: the renaming of its journal is the one moment at which it moves; whatever is killed before or after, the journal lies in one place, with
+its run.json. Nobody writes that journal or delivers it meanwhile: its writer is refused or refuses, its relay is ended, and another one goes on with
+what it had left.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+import psutil
+
+from mltrack.errors import TrackingError
+from mltrack.journal import JournalReader, JournalWriter, KeptCheckpoints, RunDirectory
+from mltrack.journal.run_directory import EARLIER
+from mltrack.store import placement
+
+LETS_GO_S = 10.0
+"""How long the relay of an earlier run may take to end, once it was told to."""
+
+
+def set_aside(directory: RunDirectory) -> None:
+    """Move the run that lies in `directory`, if there is one, into a run directory of its own, with what it has not delivered yet.
+
+    Raises:
+        TrackingError: another process writes its journal, or delivers it and cannot be ended here.
+    """
+    if not directory.journal.exists():
+        return
+    writer = JournalWriter(directory.journal)
+    try:
+        with _undelivered(directory):
+            aside = _made(directory)
+            for held in (directory.run_file, directory.delivery_file, directory.models_file):
+                if held.exists():
+                    shutil.copy2(held, aside.path / held.name)
+            if directory.run_file.exists() and not directory.has_arrived():
+                artifacts, kept = _undelivered_files(directory)
+                for path in artifacts:
+                    _take(directory, aside, path, immutable=False)
+                for path in kept:
+                    _take(directory, aside, path, immutable=True)
+            directory.journal.rename(aside.journal)
+            for held in (directory.run_file, directory.delivery_file, directory.models_file, directory.heartbeat):
+                held.unlink(missing_ok=True)
+            with suppress(OSError):
+                directory.relay_log.rename(aside.relay_log)
+    finally:
+        writer.close()
+
+
+def forget_moved(directory: RunDirectory) -> None:
+    """Remove what a start that was killed while it set a run aside has left of it; to be called where nobody else starts in this folder."""
+    with suppress(TrackingError):
+        moved = directory.read_run().local_id
+        if any(one.read_run().local_id == moved for one in directory.earlier()):
+            directory.run_file.unlink()
+            directory.delivery_file.unlink(missing_ok=True)
+            directory.models_file.unlink(missing_ok=True)
+
+
+def _made(directory: RunDirectory) -> RunDirectory:
+    number = 1
+    while True:
+        path = directory.path / f"{EARLIER}{number}"
+        with suppress(FileExistsError):
+            path.mkdir()
+            return RunDirectory(path)
+        number += 1
+
+
+def _undelivered_files(directory: RunDirectory) -> tuple[set[str], set[str]]:
+    """The files and folders that the undelivered part of the journal names as artifacts, and the folders of the checkpoints that stayed last."""
+    delivery, kept, artifacts = directory.read_delivery(), KeptCheckpoints(), set()
+    begins = min([delivery.get("offset", 0), *delivery.get("deferred", [])])
+    reader = JournalReader(directory.journal)
+    for record in reader.read_new():
+        kept = kept.after(record)
+        if record["type"] == "artifact" and reader.offset > begins:
+            artifacts.add(record["path"])
+    return artifacts, {one["path"] for one in kept.kept.values()}
+
+
+def _take(directory: RunDirectory, aside: RunDirectory, path: str, *, immutable: bool) -> None:
+    """A file or folder under the same path in `aside`, large files of checkpoints as links: the next run may replace what lies here."""
+    source, target = directory.path / path, aside.path / path
+    if not source.resolve().is_relative_to(directory.path.resolve()) or target.exists():
+        return
+    with suppress(OSError):  # what cannot be read is named when it is to be delivered
+        target.parent.mkdir(parents=True, exist_ok=True)
+        placement.copy_tree(source, target, immutable=immutable) if source.is_dir() else placement.link_or_copy(source, target, immutable=immutable)
+
+
+@contextmanager
+def _undelivered(directory: RunDirectory) -> Iterator[None]:
+    """Inside, nobody delivers the directory: a relay that does is ended, which costs nothing at any moment."""
+    descriptor = os.open(directory.path / "relay.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    deadline = time.monotonic() + LETS_GO_S
+    try:
+        while not _locked(descriptor):
+            holder = os.pread(descriptor, 32, 0).strip()
+            if time.monotonic() > deadline:
+                raise TrackingError(
+                    f"{directory.path}: process {holder.decode(errors='replace')} delivers the earlier run in this folder and cannot be ended from here; "
+                    "wait for it, or choose another output_dir"
+                )
+            if holder.isdigit():
+                _end(int(holder))
+            time.sleep(0.02)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _end(pid: int) -> None:
+    """SIGTERM, if that is a process of mltrack: the number may be one of another machine's."""
+    with suppress(psutil.Error, OSError):
+        if any("mltrack" in word for word in psutil.Process(pid).cmdline()):
+            os.kill(pid, signal.SIGTERM)
