@@ -23,7 +23,7 @@ from mltrack.errors import ConfigurationError
 from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.relay import sync
 from mltrack.relay.trainers import VERSION_TAG
-from mltrack.store import StoreUnavailable, fetching
+from mltrack.store import StoreUnavailable, artifacts, connect, fetching
 from mltrack.tracking import TrainingMetricsTracker
 
 STEPS = (1, 2)
@@ -149,3 +149,13 @@ def test_two_at_once_do_not_collide(proxy: FaultyProxy, run: RunDirectory, tmp_p
     proxy.stopped.set()
     first.join()
     assert_fetched(ended[0], run)
+
+
+@pytest.mark.long
+def test_a_single_download_is_asked_for_once(proxy: FaultyProxy, run: RunDirectory, tmp_path: Path) -> None:
+    """MLflow's own way downloads in threads that would retry for minutes."""
+    proxy.next_faults.append("none")  # the listing
+    proxy.fault = "unavailable"
+    with pytest.raises(StoreUnavailable):
+        artifacts.download(connect(proxy.uri), run_id(run), "checkpoints/1/state/optimizer.safetensors", tmp_path)
+    assert proxy.count("unavailable") == 1

@@ -174,10 +174,15 @@ def list_files(store: Store, run_id: str, path: str | None = None) -> dict[str, 
 
 
 def download(store: Store, run_id: str, path: str, dst: str | os.PathLike[str]) -> Path:
-    """A copy of the file or folder under `dst`; the path of the copy."""
-    Path(dst).mkdir(parents=True, exist_ok=True)
-    with translated(store, f"fetching {path}"), patient(store):
-        return Path(repository(store, _place(store, run_id)[0]).download_artifacts(_named(path), str(dst)))
+    """A copy of the file or folder as `dst`/`path`; returns that path."""
+    name = _named(path)
+    with translated(store, f"fetching {name}"), patient(store):
+        repo = repository(store, _place(store, run_id)[0])
+        for file in list_below(repo, name) or [name]:
+            target = _inside(Path(dst), file)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            repo._download_file(file, str(target))  # download_artifacts would do this in threads of its own, with MLflow's own retries
+    return Path(dst) / name
 
 
 def repository(store: Store, uri: str) -> Any:
