@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mltrack.journal.records import is_sound
+
 _HEADER = re.compile(rb"([0-9a-f]{8}) ([0-9a-f]{1,8}) ")
 _encode = json.JSONEncoder(ensure_ascii=True, separators=(",", ":")).encode
 
@@ -79,4 +81,4 @@ def _frame_at(data: bytes, position: int) -> Frame | None:
         record = json.loads(payload)
     except (ValueError, RecursionError):
         return None
-    return Frame(record, end + 1) if isinstance(record, dict) and isinstance(record.get("type"), str) else None
+    return Frame(record, end + 1) if is_sound(record) else None

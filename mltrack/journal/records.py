@@ -32,6 +32,18 @@ EPOCH_PREFIX = "epoch/"
 
 Record = dict[str, Any]
 
+_FIELDS: dict[str, dict[str, type]] = {
+    "metrics": {"time_ms": int, "step": int, "values": dict, "timing": dict},
+    "params": {"values": dict},
+    "tags": {"values": dict},
+    "inputs": {"datasets": list},
+    "artifact": {"path": str, "artifact_path": str},
+    "checkpoints": {"time_ms": int, "kept": list},
+    "end": {"time_ms": int, "status": str},
+}
+"""What readers count on; a journal may come from anywhere."""
+_VALUES: dict[str, tuple[type, ...]] = {"metrics": (float, int), "params": (str,), "tags": (str,)}
+
 
 def now_ms() -> int:
     """Milliseconds since 1970, UTC."""
@@ -102,3 +114,19 @@ def resumed(step: int, epoch: int) -> Record:
 def end(status: str, exit_code: int) -> Record:
     """The run is over: FINISHED, FAILED or KILLED."""
     return {"type": "end", "time_ms": now_ms(), "status": status, "exit_code": exit_code}
+
+
+def is_sound(record: Any) -> bool:
+    """True for a record whose fields are of the types that its readers count on; one of an unknown type has none."""
+    if not isinstance(record, dict) or not isinstance(record.get("type"), str):
+        return False
+    kind = record["type"]
+    for name, accepted in _FIELDS.get(kind, {}).items():
+        held = record.get(name)
+        if type(held) is not accepted:
+            return False
+        if accepted is list and not all(isinstance(one, dict) for one in held):
+            return False
+        if accepted is dict and not all(type(value) in _VALUES[kind] for value in held.values()):
+            return False
+    return True
