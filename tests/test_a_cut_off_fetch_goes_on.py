@@ -36,9 +36,8 @@ LOST_PER_CUT = 1 << 17
 def recorded_run(folder: Path, uri: str, experiment: str | None = None) -> RunDirectory:
     """A run with two checkpoints, delivered."""
     run = RunDirectory(folder)
-    tracker = TrainingMetricsTracker(folder, unbacked=True)
     info = RunInfo(local_id=uuid.uuid4().hex, experiment_name=experiment, tracking_uri=uri, created_ms=records.now_ms(), tags={VERSION_TAG: "1"})
-    tracker.describe(info)
+    tracker = TrainingMetricsTracker(folder, run=info)
     (folder / "config.json").write_text(json.dumps({"metric_name": "eval_loss", "metric_mode": "min"}))
     tracker.log_artifact(folder / "config.json")
     model = encoder_folder(folder / "encoder")

@@ -78,8 +78,7 @@ def finished_run(folder: Path, uri: str) -> RunDirectory:
 
     source = encoder_folder(folder.parent / "source")
     model = AutoModelForSequenceClassification.from_pretrained(source)
-    tracker = TrainingMetricsTracker(folder, unbacked=True)
-    tracker.describe(RunInfo(local_id=folder.name, tracking_uri=uri, created_ms=records.now_ms(), experiment_name="told"))
+    tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=folder.name, tracking_uri=uri, created_ms=records.now_ms(), experiment_name="told"))
     (folder / "config.json").write_text(json.dumps({**TASK, "trust_remote_code": True, "unknown": 1}))
     tracker.set_tags({"mltrack.version": "1", **relay.trainer_tags()})
     tracker.log_params(TASK)

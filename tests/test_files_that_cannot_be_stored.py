@@ -52,8 +52,7 @@ def uri(tmp_path: Path) -> str:
 @pytest.fixture
 def tracker(tmp_path: Path, uri: str) -> TrainingMetricsTracker:
     """Of a run of which nothing is delivered yet."""
-    made = TrainingMetricsTracker(tmp_path / "run", unbacked=True)
-    made.describe(RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms()))
+    made = TrainingMetricsTracker(tmp_path / "run", run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms()))
     return made
 
 

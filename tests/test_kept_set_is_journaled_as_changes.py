@@ -48,7 +48,7 @@ def said(kept: KeptCheckpoints) -> str:
 
 
 def test_a_save_costs_the_same_with_twenty_and_with_many_kept(tmp_path: Path):
-    tracker = TrainingMetricsTracker(tmp_path, unbacked=True)
+    tracker = TrainingMetricsTracker(tmp_path)
     for last in range(1, 151):
         tracker.log_checkpoints([{**one, "path": tmp_path / one["path"]} for one in milestones(last)], best_step=last)
     sets = [record for record in read_journal(tmp_path / "journal") if record["type"].startswith("checkpoints")]
@@ -70,14 +70,14 @@ def test_a_save_costs_the_same_with_twenty_and_with_many_kept(tmp_path: Path):
 def test_a_manager_that_keeps_many_journals_the_new_one(tmp_path: Path):
     from torch import nn
 
-    tracker = TrainingMetricsTracker(tmp_path, unbacked=True)
+    tracker = TrainingMetricsTracker(tmp_path)
     manager = CheckpointManager(tmp_path / "checkpoints", max_checkpoints=1, keep_every=1, on_change=tracker.log_checkpoints)
     for step in range(1, kept_checkpoints.SMALL + 4):
         manager.save_checkpoint(model=nn.Linear(1, 1), epoch=0, step=step, metric_value=1 / step)
     *_, last = read_journal(tmp_path / "journal")
     assert (last["type"], [one["step"] for one in last["kept"]], last["gone"], last["best_step"]) == ("checkpoints_changed", [step - 1, step], [], step)
     assert last["kept"][-1]["path"] == f"checkpoints/step-{step:08d}"
-    again = TrainingMetricsTracker(tmp_path / "again", unbacked=True)
+    again = TrainingMetricsTracker(tmp_path / "again")
     CheckpointManager(tmp_path / "checkpoints", max_checkpoints=2, on_change=again.log_checkpoints).settle()
     *_, first = read_journal(tmp_path / "again" / "journal")
     assert (first["type"], [one["step"] for one in first["kept"]]) == ("checkpoints", [step - 1, step])
@@ -109,7 +109,7 @@ def test_whichever_record_is_lost_the_next_whole_set_is_right_and_until_then_the
 
 def test_a_record_that_the_full_disk_did_not_take_is_made_up_for_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(kept_checkpoints, "SMALL", 0)
-    tracker = TrainingMetricsTracker(tmp_path, unbacked=True, on_disk_full="continue")
+    tracker = TrainingMetricsTracker(tmp_path, on_disk_full="continue")
     tracker.log_checkpoints(milestones(5), best_step=5)
 
     def full(*_: object) -> None:

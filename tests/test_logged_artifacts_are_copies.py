@@ -34,8 +34,7 @@ def rewrite(path: Path) -> None:
 def test_a_file_that_a_tracker_logged_and_its_owner_rewrote(store: Store, tmp_path: Path) -> None:
     log = tmp_path / "big.log"
     log.write_bytes(BEFORE)
-    tracker = TrainingMetricsTracker(tmp_path / "run", unbacked=True)
-    tracker.describe(RunInfo(local_id=uuid.uuid4().hex, tracking_uri=store.tracking_uri, created_ms=records.now_ms()))
+    tracker = TrainingMetricsTracker(tmp_path / "run", run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=store.tracking_uri, created_ms=records.now_ms()))
     tracker.log_artifact(log)
     tracker.close()
     progress = sync(tracker.directory)

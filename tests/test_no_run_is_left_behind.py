@@ -47,8 +47,7 @@ def new_run(uri: str) -> str:
 
 def undelivered_run(folder: Path, uri: str, *, offline: bool = False) -> RunDirectory:
     """Ended, with a checkpoint and a report, and nobody has delivered anything of it."""
-    tracker = TrainingMetricsTracker(folder, unbacked=True)
-    tracker.describe(RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms(), offline=offline))
+    tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms(), offline=offline))
     tracker.log_metrics({"train_loss": 1.0, "eval_loss": 1.0}, step=1)
     tracker.log_checkpoints([kept_checkpoint(folder, 1)], best_step=1)
     (folder / "report.txt").write_text("of the first run")
@@ -79,7 +78,7 @@ def test_a_second_start_beside_a_killed_loop_both_arrive(tmp_path: Path, uri: st
 @pytest.mark.long
 def test_what_an_undelivered_run_names_is_found_though_the_next_one_replaces_it(tmp_path: Path, uri: str) -> None:
     folder = undelivered_run(tmp_path / "logs", uri).path
-    tracker = TrainingMetricsTracker(folder, unbacked=True)
+    tracker = TrainingMetricsTracker(folder)
     (folder / "report.txt").write_text("of the second run")
     for path in (folder / "checkpoints" / "step-00000001").iterdir():
         path.unlink()
@@ -110,7 +109,7 @@ def test_without_a_server_all_of_them_wait_and_one_sync_of_the_folder_delivers_t
 @pytest.mark.long
 def test_a_run_beside_which_one_without_mlflow_started_is_found_too(tmp_path: Path, uri: str) -> None:
     folder = undelivered_run(tmp_path / "logs", uri, offline=True).path
-    TrainingMetricsTracker(folder, unbacked=True).close()
+    TrainingMetricsTracker(folder).close()
     assert not (folder / "run.json").exists()
     assert find_run_directories(tmp_path) == [RunDirectory(folder / "earlier-run-1")]
     finished = commands.mltrack("sync", folder, cwd=tmp_path)
@@ -146,8 +145,7 @@ def test_a_checkpoint_managers_own_run_is_delivered_though_another_manager_start
 
 def test_a_loop_that_is_alive_is_not_disturbed(tmp_path: Path, uri: str) -> None:
     folder = RunDirectory(tmp_path / "logs")
-    with TrainingMetricsTracker(folder.path, unbacked=True) as living:
-        living.describe(RunInfo(local_id="living", tracking_uri=uri))
+    with TrainingMetricsTracker(folder.path, run=RunInfo(local_id="living", tracking_uri=uri)) as living:
         before = sorted(path.name for path in folder.path.iterdir())
         other = commands.run(sys.executable, "-c", f"from mltrack import TrainingMetricsTracker as T; T({str(folder.path)!r})", cwd=tmp_path)
         assert "another process is writing this journal" in other.stderr
@@ -157,7 +155,7 @@ def test_a_loop_that_is_alive_is_not_disturbed(tmp_path: Path, uri: str) -> None
     assert folder.read_run().local_id == "living"
 
 
-START = "import sys; from mltrack import TrainingMetricsTracker as T; t = T(sys.argv[1], unbacked=True); print('started', flush=True); input(); t.close()"
+START = "import sys; from mltrack import TrainingMetricsTracker as T; t = T(sys.argv[1]); print('started', flush=True); input(); t.close()"
 
 
 def test_of_starts_that_overlap_one_wins_and_no_journal_is_lost(tmp_path: Path, uri: str) -> None:
@@ -198,10 +196,10 @@ def test_a_start_that_is_killed_while_it_sets_a_run_aside_leaves_it_in_one_place
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "from mltrack import TrainingMetricsTracker\n"
         f"setattr(place, {moment!r}, then_die)\n"
-        "TrainingMetricsTracker(sys.argv[1], unbacked=True)\n"
+        "TrainingMetricsTracker(sys.argv[1])\n"
     )
     assert commands.run(sys.executable, "-c", killed, folder.path, cwd=tmp_path).returncode == -signal.SIGKILL
-    TrainingMetricsTracker(folder.path, unbacked=True).close()
+    TrainingMetricsTracker(folder.path).close()
     (kept,) = [one for one in folder.earlier() if one.journal.read_bytes() == held]
     assert kept.read_run().local_id == local_id
     assert not folder.run_file.exists()
@@ -212,15 +210,14 @@ def test_a_start_that_is_killed_while_it_sets_a_run_aside_leaves_it_in_one_place
 def test_what_the_last_delivery_could_not_finish_the_next_start_does(tmp_path: Path, uri: str) -> None:
     folder = tmp_path / "logs"
     for _ in range(3):
-        tracker = TrainingMetricsTracker(folder, unbacked=True)
-        tracker.describe(RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms(), offline=True))
+        tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms(), offline=True))
         tracker.close()
     asides = RunDirectory(folder).earlier()
     for one in asides:
         one.write_run(RunInfo(**{**one.read_run().__dict__, "offline": False}))
         one.write_run(RunInfo(**{**one.read_run().__dict__, "trainer_pid": None}))
     assert {one.path for one in undelivered(tmp_path)} == {one.path for one in asides}
-    TrainingMetricsTracker(folder, unbacked=True).close()
+    TrainingMetricsTracker(folder).close()
     until(lambda: all(map(complete, asides)), "both deliveries")
     assert {client(uri).get_run(one.read_delivery()["run_id"]).info.status for one in asides} == {"FINISHED"}
 
@@ -236,7 +233,7 @@ def test_a_delivery_that_cannot_be_ended_from_here_is_said(tmp_path: Path, uri: 
         assert holder.stdout is not None
         holder.stdout.readline()
         with pytest.raises(TrackingError, match=f"process {holder.pid} delivers the earlier run in this folder and cannot be ended from here"):
-            TrainingMetricsTracker(folder.path, unbacked=True)
+            TrainingMetricsTracker(folder.path)
         assert psutil.pid_exists(holder.pid)
         assert holder.poll() is None
     finally:

@@ -55,8 +55,8 @@ def test_however_many_relays_there_are_they_ask_for_no_more_than_the_server_answ
 
 
 def old_run(folder: Path, uri: str) -> TrainingMetricsTracker:
-    tracker = TrainingMetricsTracker(folder, unbacked=True)
-    tracker.follow(RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms() - int(1000 * OLD_S)))
+    tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms() - int(1000 * OLD_S)))
+    tracker.start_delivery()
     return tracker
 
 

@@ -69,9 +69,10 @@ def show(run_id: str, output_dir: str, output: str, tracking_uri: str | None) ->
 
 def _recorded(run_id: str, output_dir: str, tracking_uri: str | None) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, str]]:
     """The run's data sets, options and tags: from its run directory, which holds them offline too, else from MLflow."""
-    from mltrack.journal import JournalReader, find_run_directory
+    from mltrack.journal import JournalReader, find_run_directory, read_json
     from mltrack.remote_run import look_up
     from mltrack.store.inputs import data_sets_of
+    from mltrack.store.runs import parsed
 
     directory = find_run_directory(output_dir, run_id)
     if directory is None:
@@ -82,12 +83,12 @@ def _recorded(run_id: str, output_dir: str, tracking_uri: str | None) -> tuple[l
     for record in JournalReader(directory.journal).read_new():
         if record["type"] == "inputs":
             for one in record["datasets"]:
-                parsed = {name: json.loads(one[name]) for name in ("schema", "profile") if one.get(name)}
-                data_sets.setdefault((one["context"], one["digest"]), {**one, **parsed})
+                held = {name: str(one.get(name, "")) for name in ("context", "digest", "name")}
+                read = {name: parsed(str(one[name]), dict) for name in ("schema", "profile") if one.get(name)}
+                data_sets.setdefault((held["context"], held["digest"]), {"source": "", **one, **held, **read})
         elif record["type"] == "tags":
             tags |= record["values"]
-    config = directory.path / "config.json"
-    return list(data_sets.values()), json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}, tags
+    return list(data_sets.values()), read_json(directory.path / "config.json") or {}, tags
 
 
 def _compare(made: Sequence[str], wanted: str) -> None:
