@@ -14,7 +14,7 @@ from pathlib import Path
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError
 from mltrack.journal import RunDirectory, find_run_directories, find_run_directory
-from mltrack.relay import WatchedProcess
+from mltrack.relay import WatchedProcess, tracking_uri_of
 from mltrack.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 
 NOT_INHERITED = {"resume", "exact", "new_run", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output"}
@@ -72,11 +72,11 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
 
 def _up_to_date(found: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None]) -> RunDirectory:
     """`found`, or what MLflow holds of that run where it went on elsewhere since."""
-    info = found.read_run()
-    if request.new_run or request.offline or info.run_id is None or not set_aside_if_outdated(found):
+    info, uri = found.read_run(), tracking_uri_of(found, request.tracking_uri)
+    if request.new_run or request.offline or info.run_id is None or not set_aside_if_outdated(found, uri):
         return found
     notice(f"run {info.run_id} went on elsewhere since {found.path} was written")
-    return fetch_run(info.run_id, info.tracking_uri, found.path.parent, notice=notice)
+    return fetch_run(info.run_id, uri, found.path.parent, notice=notice)
 
 
 def refuse_live(resumed: RunDirectory) -> None:
@@ -93,13 +93,15 @@ def refuse_live(resumed: RunDirectory) -> None:
 def undelivered(output_dir: Path | str) -> list[RunDirectory]:
     """Runs of dead trainers in this folder whose delivery is not complete.
 
-    Those that are offline on purpose are not among them, nor those of which a delivery has found that the run went on elsewhere.
+    Those that are offline on purpose are not among them, nor those of which a delivery has found that the run went on elsewhere or is deleted.
     """
     found = []
     for directory in find_run_directories(output_dir):
         info = directory.read_run()
         delivery = directory.read_delivery()
-        settled = delivery.get("complete", False) or delivery.get("elsewhere") is not None
+        recorded = directory.journal.stat().st_size if directory.journal.exists() else 0
+        complete = delivery.get("complete", False) and delivery.get("offset", 0) >= recorded  # a trainer may have been killed before its relay looked
+        settled = complete or delivery.get("elsewhere") is not None or delivery.get("deleted") is not None
         if not settled and not info.offline and not WatchedProcess(info.trainer_pid, info.trainer_started).is_alive():
             found.append(directory)
     return found

@@ -88,7 +88,7 @@ def fetch_started_run(run_id: str, tracking_uri: str | None, output_dir: str | P
     return fetch_run(run_id, tracking_uri, output_dir, notice=notice)
 
 
-def set_aside_if_outdated(directory: RunDirectory) -> bool:
+def set_aside_if_outdated(directory: RunDirectory, tracking_uri: str) -> bool:
     """True where the run went on elsewhere after this directory was written: then it no longer counts as a run directory, and nothing in it is deleted.
 
     A server that does not answer cannot tell; then the directory is taken as it is.
@@ -97,7 +97,7 @@ def set_aside_if_outdated(directory: RunDirectory) -> bool:
     if info.run_id is None:
         return False
     try:
-        store = connect_existing(info.tracking_uri, f"run {info.run_id}")
+        store = connect_existing(tracking_uri, f"run {info.run_id}")
         tags = runs.get_run(store, info.run_id).tags
     except TrackingError:
         return False

@@ -28,7 +28,7 @@ from mltrack.collector import collect_rarely, frozen
 from mltrack.errors import TrackingError
 from mltrack.journal import RunDirectory, RunInfo
 from mltrack.processes import start
-from mltrack.store import StoreRejected, StoreUnavailable, connect, import_client, runs
+from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, connect, import_client, runs
 
 _ERRORS = {error.__name__: error for error in (StoreUnavailable, StoreRejected)}
 
@@ -42,6 +42,8 @@ class RunOpener:
 
     def __init__(self, tracking_uri: str):
         self.tracking_uri = tracking_uri
+        self.warnings: list[str] = []
+        """Lines for the user about the run that was opened."""
         self._unfollowed: RunInfo | None = None
         self._process: subprocess.Popen[bytes] | None = None
         if "mlflow" not in sys.modules:  # else it is imported already, and a run may be active here
@@ -58,7 +60,7 @@ class RunOpener:
         answer = self._answer(info)
         if answer is not None and answer["error"] is not None:
             raise _ERRORS[answer["error"]](answer["message"])
-        self._unfollowed = opened(info) if answer is None else RunInfo(**answer["run"])
+        self._unfollowed, self.warnings = opened(info) if answer is None else (RunInfo(**answer["run"]), answer["warnings"])
         return self._unfollowed
 
     def become_relay(self, directory: RunDirectory) -> subprocess.Popen[bytes] | None:
@@ -116,13 +118,13 @@ def _close_pipes(process: subprocess.Popen[bytes]) -> None:
             stream.close()
 
 
-def opened(info: RunInfo) -> RunInfo:
-    """`info` with the ids of its MLflow run, which is made, or reopened where it has an id.
+def opened(info: RunInfo) -> tuple[RunInfo, list[str]]:
+    """`info` with the ids of its MLflow run, which is made, or reopened where it has an id; and what the user should know of it, a line each.
 
     Raises:
         StoreUnavailable, StoreRejected: as `RunOpener.open`.
     """
-    store = connect(info.tracking_uri)
+    store = connect(info.tracking_uri, create=info.run_id is None)
     if info.run_id is None:
         found = runs.create_run(
             store,
@@ -133,11 +135,19 @@ def opened(info: RunInfo) -> RunInfo:
             start_time_ms=info.created_ms,
         )
     else:
+        found = runs.get_active_run(store, info.run_id)
         runs.reopen_run(store, info.run_id)
-        found = runs.get_run(store, info.run_id)
     info.run_id, info.experiment_id = found.run_id, found.experiment_id
     info.under_mlflow_run = found.tags.get("mlflow.source.type") == "PROJECT"
-    return info
+    return info, _warnings(store, found)
+
+
+def _warnings(store: Store, run: runs.RunInfo) -> list[str]:
+    try:
+        artifacts.check_root(store, run.run_id)
+    except StoreUnavailable as error:
+        return [f"{error}; training goes on, and models and files wait for it in the run directory"]
+    return []
 
 
 def main() -> None:
@@ -155,8 +165,8 @@ def _open_and_follow() -> None:
         return
     run = None
     try:
-        run = opened(RunInfo(**json.loads(line)))
-        answer: dict[str, Any] = {"error": None, "run": asdict(run)}
+        run, warnings = opened(RunInfo(**json.loads(line)))
+        answer: dict[str, Any] = {"error": None, "run": asdict(run), "warnings": warnings}
     except (StoreUnavailable, StoreRejected) as error:
         kind = StoreUnavailable if isinstance(error, StoreUnavailable) else StoreRejected
         answer = {"error": kind.__name__, "message": str(error)}

@@ -21,8 +21,10 @@ from mltrack.data.requested import WORKING_DIRECTORY
 from mltrack.data.stdlib_source import STDLIB
 from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.provenance import git_facts
+from mltrack.relay import tracking_uri_of
 from mltrack.run_opening import RunOpener
 from mltrack.store import StoreUnavailable, active_run, default_tracking_uri
+from mltrack.store.connection import shown
 
 NOT_PARAMS = {"output_dir", "tracking_uri", "experiment_name", "run_name", "resume", "exact", "new_run", "offline", "exit_wait", "debug", "output"}
 """Options that say where a run is kept, not what it computes; they stay out of the MLflow params."""
@@ -60,7 +62,7 @@ def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: R
         mltrack_version=mltrack.__version__,
     )
     if resumed is not None and not request.new_run:
-        info = resumed.read_run()
+        info = _found_again(resumed, request.tracking_uri, notice)
     elif given is not None:
         info.run_id = given
         if request.experiment_name or request.run_name:
@@ -70,9 +72,20 @@ def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: R
     if opener is None:
         return info
     try:
-        return opener.open(info)
+        info = opener.open(info)
+        for line in opener.warnings:
+            notice(line)
     except StoreUnavailable as error:
         notice(f"{error}; training goes on, everything is kept in the run directory and delivered when the server is back")
+    return info
+
+
+def _found_again(resumed: RunDirectory, given_uri: str | None, notice: Callable[[str], None]) -> RunInfo:
+    """What run.json says of the resumed run, with the place where it is kept now."""
+    info, uri = resumed.read_run(), tracking_uri_of(resumed, given_uri)
+    if uri != info.tracking_uri and given_uri is None:
+        notice(f"{shown(info.tracking_uri)} was moved; its database is {shown(uri)} now")
+    info.tracking_uri = uri
     return info
 
 

@@ -30,6 +30,7 @@ from mltrack.hardware import choose_device, choose_precision, give_back_freed_me
 from mltrack.journal import RunDirectory, make_output_dir, write_json
 from mltrack.models import resolve_model, save_pretrained
 from mltrack.provenance import find_resumed, refuse_live, saved_options, undelivered
+from mltrack.relay import tracking_uri_of
 from mltrack.run_opening import RunOpener
 from mltrack.run_record import data_figures, long_text_warnings, open_run
 from mltrack.store import default_tracking_uri
@@ -121,7 +122,7 @@ class TrainModelUseCase:
     def _load_model(self, run: TrainingRun) -> None:
         """The tokenizer and what is known of the model; its weights follow once the data has told the classes."""
         request = run.request
-        uri = default_tracking_uri(request.tracking_uri)
+        uri = default_tracking_uri(request.tracking_uri) if run.resumed is None else tracking_uri_of(run.resumed, request.tracking_uri)
         parent = run.parent = registry.find_parent(request.model_name, uri, run.resumed.path / "config.json" if run.resumed is not None else None)
         run.source = resolve_model(
             request.model_name,
@@ -242,6 +243,8 @@ class TrainModelUseCase:
             stop_requested=self._stop_requested,
         )
         self._resume(run)
+        assert run.directory is not None
+        run.began_at = run.directory.journal.stat().st_size
         self._start_delivery(run)
         trainer = run.trainer
         assert run.tracker is not None
@@ -352,6 +355,8 @@ class TrainModelUseCase:
             delivered = run.tracker.close(exit_wait_s=wait_s, on_progress=self._on_delivery)
             response.delivery = "pending" if run.request.offline else delivered
             delivery = directory.read_delivery()
+            if run.began_at is None or delivery.get("offset", 0) < run.began_at:
+                return  # it tells of an earlier trainer's models
             best = delivery.get("best_model_id")
             response.model_uri = f"models:/{best}" if best else None
             response.registered_model = delivery.get("registered")

@@ -39,7 +39,7 @@ def _print_orphans(uri: str, output_dir: str, reap: bool, file: TextIO) -> None:
             continue
         try:
             print(f"{run_id}: was RUNNING without a trainer, is {relay.reap(connected, run_id, directory)} now", file=file)
-        except (relay.DeliveredElsewhere, relay.WentOnElsewhere) as error:
+        except (relay.DeliveredElsewhere, relay.Settled) as error:
             print(f"{run_id}: left alone: {error}", file=file)
 
 
@@ -47,8 +47,8 @@ def _tracking_uris(output_dir: str, given: str | None) -> list[str]:
     """The servers to ask: the one that was given; else the default one and those of the local runs."""
     uris = [store.default_tracking_uri(given)]
     if given is None:
-        uris += [info.tracking_uri for directory in find_run_directories(output_dir) if (info := directory.read_run()).run_id]
-    there = [uri for uri in uris if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists()]
+        uris += [relay.tracking_uri_of(directory) for directory in find_run_directories(output_dir) if directory.read_run().run_id]
+    there = [uri for uri in uris if (file := store.database_file(uri)) is None or file.exists()]
     return list(dict.fromkeys(there))
 
 
@@ -96,7 +96,7 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
         there = min(before.get("sent", 0), progress.sent) if before.get("tracking_uri") == progress.tracking_uri else 0
         print(
             f"{directory.path.name}: {state}, {progress.sent - there:,} points sent, {there:,} already there, {len(progress.failed)} failed, run {progress.run_id}"
-            f"{', which went on elsewhere since' if progress.elsewhere else ''}"
+            f"{', which went on elsewhere since' if progress.elsewhere else ''}{f'; {progress.deleted}' if progress.deleted else ''}"
         )
         for line in progress.failed:
             print(f"  failed: {line}")
@@ -134,7 +134,8 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
     alive = relay.WatchedProcess(info.trainer_pid, info.trainer_started).is_alive()
     delivery = directory.read_delivery()
     undelivered = directory.journal.stat().st_size - delivery.get("offset", 0) if directory.journal.exists() else 0
-    state = "complete" if delivery.get("complete") and not undelivered else "went on elsewhere" if delivery.get("elsewhere") else "pending"
+    settled = next((word for field, word in (("elsewhere", "went on elsewhere"), ("deleted", "deleted")) if delivery.get(field)), "pending")
+    state = "complete" if delivery.get("complete") and not undelivered else settled
     return {
         "run": directory.path.name,
         "task": info.task,

@@ -31,6 +31,8 @@ class RunInfo:
     experiment_name: str | None = None
     run_name: str | None = None
     tracking_uri: str = ""
+    directory: str = ""
+    """Where this folder lay when its trainer began; a project may be moved, and its database with it."""
     task: str | None = None
     created_ms: int = 0
     owns_status: bool = True

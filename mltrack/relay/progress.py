@@ -53,6 +53,8 @@ class Progress:
     complete: bool = False
     elsewhere: str | None = None
     """What is to be said of it where the run went on elsewhere: nothing more is delivered."""
+    deleted: str | None = None
+    """The same where the run is deleted in MLflow."""
     format_version: int = FORMAT_VERSION
 
     @classmethod

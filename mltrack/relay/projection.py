@@ -23,7 +23,7 @@ from mltrack.relay.isolation import send_isolated
 from mltrack.relay.kept_models import KeptModels
 from mltrack.relay.pace import Pace
 from mltrack.relay.progress import Progress
-from mltrack.relay.trainers import NOW_AND_THEN_S, STARTED_TAG, Claim, WentOnElsewhere, trainer_of
+from mltrack.relay.trainers import NOW_AND_THEN_S, STARTED_TAG, Claim, Settled, trainer_of
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, ping, runs
 
 WITH_FILES = ("artifact", "checkpoints", "model")
@@ -47,7 +47,7 @@ class Projection:
         pace: what the server is asked at once.
 
     Raises:
-        WentOnElsewhere: somebody has resumed the run into another directory; so does every method below.
+        Settled: somebody has resumed the run into another directory, or deleted it; so does every method below.
     """
 
     def __init__(self, directory: RunDirectory, store: Store, on_progress: Callable[[Progress], None] | None = None, pace: Pace | None = None):
@@ -230,9 +230,10 @@ class Projection:
             handler = getattr(self, f"_apply_{record['type']}", None)
             if handler is not None:
                 handler(record)
-        except (StoreUnavailable, WentOnElsewhere):
+        except (StoreUnavailable, Settled):
             raise
         except (MltrackError, OSError) as error:
+            self._claim.check()  # a run that was deleted refuses everything, and nothing of it is given up
             self._report(f"{record['type']}: {error}")
 
     def _stored(self, record: records.Record) -> StoreUnavailable | None:

@@ -15,7 +15,7 @@ from mltrack.journal import RunDirectory, find_run_directories
 from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.sync import DeliveredElsewhere, delivering_process, sync
-from mltrack.relay.trainers import HOST_TAG, PID_TAG, STARTED_TAG, OwnTrainers, WentOnElsewhere, trainer_of
+from mltrack.relay.trainers import HOST_TAG, PID_TAG, STARTED_TAG, OwnTrainers, Settled, trainer_of
 from mltrack.store import Store, StoreUnavailable, runs
 
 
@@ -51,7 +51,7 @@ def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
     Raises:
         StoreUnavailable: the server does not answer.
         DeliveredElsewhere: somebody has begun to deliver it; who does so sets the status.
-        WentOnElsewhere: somebody has begun to train it.
+        Settled: somebody has begun to train it, or deleted it.
     """
     if directory is not None:
         try:
@@ -61,7 +61,7 @@ def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
             held = runs.get_run(store, run_id).status
             if held != "RUNNING":
                 return held
-        except (StoreUnavailable, DeliveredElsewhere, WentOnElsewhere):
+        except (StoreUnavailable, DeliveredElsewhere, Settled):
             raise
         except MltrackError:
             pass  # the journal cannot be read: what is left is the truth about the status

@@ -17,13 +17,14 @@ from contextlib import contextmanager
 
 from mltrack.errors import TrackingError
 from mltrack.journal import RunDirectory
+from mltrack.relay.address import may_be_made, tracking_uri_of
 from mltrack.relay.pace import Pace
 from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.projection import Projection
 from mltrack.relay.system_metrics import SystemMetricsFeed
-from mltrack.relay.trainers import WentOnElsewhere, trainer_of
-from mltrack.store import StoreUnavailable, connect, default_tracking_uri
+from mltrack.relay.trainers import Settled, trainer_of
+from mltrack.store import StoreUnavailable, connect
 from mltrack.store.connection import StoreSlow
 
 NICENESS = 10
@@ -50,16 +51,15 @@ def sync(directory: RunDirectory, tracking_uri: str | None = None, *, on_progres
 
     Raises:
         DeliveredElsewhere: somebody else is delivering this directory.
-        WentOnElsewhere: the run was resumed into another directory, and something of this one had not arrived by then.
+        Settled: the run was resumed into another directory, or deleted, and something of this one had not arrived by then.
         StoreUnavailable: the server does not answer, or not in `LONGEST_S` though little is asked of it.
     """
-    info = directory.read_run()
-    uri, pace = default_tracking_uri(tracking_uri or info.tracking_uri or None), Pace()
+    uri, pace = tracking_uri_of(directory, tracking_uri), Pace()
     with _lock(directory):
         while True:
             try:
                 return _sync_connected(directory, uri, on_progress, pace)
-            except WentOnElsewhere:
+            except Settled:
                 if (progress := Progress.read(directory, uri)).complete:
                     return progress
                 raise
@@ -70,7 +70,7 @@ def sync(directory: RunDirectory, tracking_uri: str | None = None, *, on_progres
 
 
 def _sync_connected(directory: RunDirectory, uri: str, on_progress: Callable[[Progress], None] | None, pace: Pace) -> Progress:
-    projection = Projection(directory, connect(uri, request_timeout_s=pace.timeout_s), on_progress, pace)
+    projection = Projection(directory, connect(uri, request_timeout_s=pace.timeout_s, create=may_be_made(directory, uri)), on_progress, pace)
     was_trained = trainer_of(directory).is_alive()  # asked first: what a trainer records before it ends is delivered below
     projection.deliver()
     if not was_trained or projection.progress.end is not None:
@@ -88,11 +88,11 @@ def delivering_process(directory: RunDirectory) -> int | None:
 
 
 def run(directory: RunDirectory) -> None:
-    """Be the relay: `mltrack sync --follow`. Raises as `follow`, except where the run went on elsewhere: a relay that is started again finds the same."""
+    """Be the relay: `mltrack sync --follow`. Raises as `follow`, except where the delivery is settled: a relay that is started again finds the same."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         follow(directory)
-    except WentOnElsewhere as error:
+    except Settled as error:
         log.error("%s", error)
 
 
@@ -101,7 +101,7 @@ def follow(directory: RunDirectory) -> Progress:
 
     Raises:
         DeliveredElsewhere: somebody else is delivering this directory.
-        WentOnElsewhere: the run was resumed into another directory.
+        Settled: the run was resumed into another directory, or deleted.
         StoreUnavailable: the server was silent for too long after the trainer's end.
     """
     os.nice(NICENESS)
@@ -131,7 +131,8 @@ def follow(directory: RunDirectory) -> Progress:
 
 
 def _follow_connected(directory: RunDirectory, tracking_uri: str, trainer: WatchedProcess, system: SystemMetricsFeed, pace: Pace) -> Progress:
-    projection = Projection(directory, connect(tracking_uri, request_timeout_s=pace.timeout_s), pace=pace)
+    store = connect(tracking_uri, request_timeout_s=pace.timeout_s, create=may_be_made(directory, tracking_uri))
+    projection = Projection(directory, store, pace=pace)
     while True:
         alive = trainer.is_alive()
         count = projection.deliver()

@@ -7,7 +7,18 @@ TrackingError, one line each; every verb can be called again after being cut off
 from __future__ import annotations
 
 from mltrack.store import artifacts, light_model, logged_models, model_tags, params, placement, registry, runs
-from mltrack.store.connection import Store, StoreRejected, StoreUnavailable, active_run, connect, default_tracking_uri, import_client, ping, translated
+from mltrack.store.connection import (
+    Store,
+    StoreRejected,
+    StoreUnavailable,
+    active_run,
+    connect,
+    database_file,
+    default_tracking_uri,
+    import_client,
+    ping,
+    translated,
+)
 from mltrack.store.light_model import write_model_folder
 from mltrack.store.logged_models import models_of_run, prune, publish
 from mltrack.store.params import log_params, same_meaning
@@ -35,6 +46,7 @@ __all__ = [
     "artifacts",
     "connect",
     "create_run",
+    "database_file",
     "default_tracking_uri",
     "delivered_pairs",
     "finish_run",

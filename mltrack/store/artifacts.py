@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any
 
 from mltrack.store import placement
-from mltrack.store.connection import Store, StoreRejected, is_missing, local_path, patient, translated
+from mltrack.store.connection import Store, StoreRejected, StoreUnavailable, database_file, is_missing, local_path, patient, translated
 
 
 def put_file(store: Store, run_id: str, path: str | os.PathLike[str], artifact_path: str | None = None) -> None:
@@ -21,7 +22,7 @@ def put_file(store: Store, run_id: str, path: str | os.PathLike[str], artifact_p
     source = Path(path)
     with translated(store, f"storing {source.name}"):
         root = _root(store, run_id)
-        local = local_path(root)
+        local = writable_root(store, root)
         if local is not None:
             placement.place_file(source, _inside(local, artifact_path) / source.name)
         else:
@@ -36,7 +37,7 @@ def put_folder(store: Store, run_id: str, path: str | os.PathLike[str], artifact
         raise StoreRejected(f"{source} is not a folder")
     with translated(store, f"storing the folder {source.name}"):
         root = _root(store, run_id)
-        local = local_path(root)
+        local = writable_root(store, root)
         if local is not None:
             target = _inside(local, _named(artifact_path))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def put_text(store: Store, run_id: str, text: str, artifact_file: str) -> None:
     name = _named(artifact_file)
     with translated(store, f"storing {name}"):
         root = _root(store, run_id)
-        local = local_path(root)
+        local = writable_root(store, root)
         if local is not None:
             placement.place_text(text, _inside(local, name))
             return
@@ -113,6 +114,36 @@ def download(store: Store, run_id: str, path: str, dst: str | os.PathLike[str]) 
     Path(dst).mkdir(parents=True, exist_ok=True)
     with translated(store, f"fetching {path}"), patient(store):
         return Path(repository(store, _root(store, run_id)).download_artifacts(_named(path), str(dst)))
+
+
+def check_root(store: Store, run_id: str) -> None:
+    """Raises StoreUnavailable where the run's files can be written nowhere, because the local folder that holds its experiment is gone."""
+    with translated(store, f"looking for the files of run {run_id}"):
+        writable_root(store, _root(store, run_id))
+
+
+def writable_root(store: Store, uri: str) -> Path | None:
+    """The local folder of a run's or a logged model's files; None where they are not local.
+
+    A folder that was moved is not made again: its experiment would be in two places, and files in the wrong one.
+
+    Raises:
+        StoreUnavailable: what holds the experiment's folder is not there.
+    """
+    local = local_path(uri)
+    if local is None or local.exists():
+        return local
+    home = local.parents[2] if local.parents[1].name == "models" else local.parents[1]  # <home>/models/<model>/artifacts, <home>/<run>/artifacts
+    home = home.parent if home.name.isdigit() else home  # <folder of all experiments>/<experiment id>, as MLflow chooses it
+    if home.parent.is_dir():
+        return local
+    database = database_file(store.tracking_uri)
+    moved = database is not None and database.with_name(home.name).is_dir()
+    link = shlex.join(["ln", "-s", str(database.parent), str(home.parent)]) if database is not None and moved else f"ln -s NEW_PLACE {home.parent}"
+    raise StoreUnavailable(
+        f"the files of this experiment lie in {home}, and {home.parent} is gone; if it was moved, make the old name a link to the new one ({link}), "
+        "or take a new --experiment-name for new runs"
+    )
 
 
 def repository(store: Store, uri: str) -> Any:

@@ -27,6 +27,7 @@ ARTIFACT_TIMEOUT_S = 120
 """Seconds that one transfer of a file may be silent: the server answers an upload only when it has stored all of it."""
 
 _TRY_AGAIN = {408, 425, 429}
+_SQLITE = re.compile(r"(sqlite(?:\+\w+)?):///(.*)$", re.DOTALL)
 _FILE_STORE = "the file store is no longer served by MLflow; use sqlite:///mlflow.db or a server, and move old data by 'mlflow migrate-filestore'"
 
 
@@ -79,15 +80,23 @@ def default_tracking_uri(given: str | None = None) -> str:
     A plain path (./mlruns, file:...) is returned as it is; connect says what to use instead.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
-    match = re.match(r"(sqlite(?:\+\w+)?):///(.*)$", uri, re.DOTALL)
+    match = _SQLITE.match(uri)
     if match is None or match[2].startswith(("/", ":memory:", "file:")) or not match[2]:
         return uri
     path, question, query = match[2].partition("?")
     return f"{match[1]}:///{Path(path).absolute().as_posix()}{question}{query}"
 
 
-def connect(tracking_uri: str, *, request_timeout_s: float = 5.0) -> Store:
-    """A client of `tracking_uri`; a database that does not exist yet is made.
+def database_file(uri: str) -> Path | None:
+    """The file of an sqlite database; None for any other store, and for a database in memory."""
+    match = _SQLITE.match(uri)
+    if match is None or not match[2] or match[2].startswith((":memory:", "file:")):
+        return None
+    return Path(match[2].partition("?")[0])
+
+
+def connect(tracking_uri: str, *, request_timeout_s: float = 5.0, create: bool = True) -> Store:
+    """A client of `tracking_uri`; a database that does not exist yet is made, unless `create` is false.
 
     Sets MLflow's environment variables for this process and the processes it starts: no retries, `request_timeout_s` a request, no progress bars.
     Telemetry stays as the user set it.
@@ -106,10 +115,11 @@ def connect(tracking_uri: str, *, request_timeout_s: float = 5.0) -> Store:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    if uri.startswith("sqlite:"):
-        parent = Path(uri.split(":///", 1)[1].partition("?")[0]).parent
-        if not parent.is_dir():
-            raise StoreUnavailable(f"{shown(uri)}: the folder {parent} does not exist; make it, or set MLFLOW_TRACKING_URI to a database that exists")
+    if (file := database_file(uri)) is not None:
+        if not create and not file.exists():
+            raise StoreUnavailable(f"{shown(uri)}: the database is gone; if it was moved, give its new place with --tracking-uri")
+        if not file.parent.is_dir():
+            raise StoreUnavailable(f"{shown(uri)}: the folder {file.parent} does not exist; make it, or set MLFLOW_TRACKING_URI to a database that exists")
     with translated(uri, "connecting"):
         import logging
 

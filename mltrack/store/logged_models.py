@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrack.store import placement
-from mltrack.store.artifacts import delete_tree, repository
+from mltrack.store.artifacts import delete_tree, repository, writable_root
 from mltrack.store.connection import Store, StoreRejected, is_missing, local_path, patient, translated
 from mltrack.store.light_model import identified
 from mltrack.store.registry import is_registered
@@ -138,7 +138,7 @@ def models_of_run(store: Store, run_id: str) -> list[dict[str, Any]]:
 
 def _store_bytes(store: Store, model: Any, folder: Path, run_id: str) -> None:
     ml_model = identified((folder / "MLmodel").read_text(encoding="utf-8"), model_id=model.model_id, run_id=run_id)
-    local = local_path(model.artifact_location)
+    local = writable_root(store, model.artifact_location)
     if local is not None:
         local.parent.mkdir(parents=True, exist_ok=True)
         placement.place_tree(folder, local, instead={"MLmodel": ml_model})

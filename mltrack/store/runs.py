@@ -10,6 +10,7 @@ import getpass
 import json
 import os
 import re
+import shlex
 import sys
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +43,8 @@ class RunInfo:
     artifact_uri: str
     tags: dict[str, str]
     params: dict[str, str]
+    is_deleted: bool = False
+    """in MLflow's trash, or its experiment is"""
     run_name: str = ""
     start_time_ms: int = 0
     end_time_ms: int | None = None
@@ -100,6 +103,28 @@ def get_run(store: Store, run_id: str) -> RunInfo:
     """Raises StoreRejected for a run that this store does not hold."""
     with translated(store, f"reading run {run_id}"):
         return _info(store, store.client.get_run(run_id))
+
+
+def get_active_run(store: Store, run_id: str) -> RunInfo:
+    """The same of a run that can be written.
+
+    Raises:
+        StoreRejected: the store does not hold it, or it is deleted; the message says how it is restored.
+    """
+    run = get_run(store, run_id)
+    if run.is_deleted:
+        raise StoreRejected(f"{store.shown_uri}: run {run_id} is deleted; restore it by '{restore_command(store, run)}'")
+    return run
+
+
+def restore_command(store: Store, run: RunInfo) -> str:
+    """MLflow's command that brings a deleted run back, or its whole experiment where that is deleted."""
+    with translated(store, f"reading experiment {run.experiment_id}"):
+        experiment = store.client.get_experiment(run.experiment_id)
+    words = ["runs", "restore", "--run-id", run.run_id]
+    if experiment.lifecycle_stage == "deleted":
+        words = ["experiments", "restore", "--experiment-id", run.experiment_id]
+    return f"MLFLOW_TRACKING_URI={shlex.quote(store.shown_uri)} mlflow {shlex.join(words)}"
 
 
 def reopen_run(store: Store, run_id: str) -> None:
@@ -258,6 +283,7 @@ def _info(store: Store, run: Any) -> RunInfo:
         artifact_uri=run.info.artifact_uri,
         tags=dict(run.data.tags),
         params=dict(run.data.params),
+        is_deleted=run.info.lifecycle_stage == "deleted",
         run_name=run.info.run_name or "",
         start_time_ms=int(run.info.start_time or 0),
         end_time_ms=run.info.end_time,

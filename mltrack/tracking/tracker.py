@@ -341,6 +341,7 @@ class TrainingMetricsTracker:
     def describe(self, info: RunInfo) -> None:
         """Write run.json, with this process as the trainer."""
         info.trainer_pid, info.trainer_started = os.getpid(), process_started(os.getpid())
+        info.directory = str(self.directory.path)
         self.directory.write_run(info)
 
     def follow(self, info: RunInfo, begin: Begin = lambda directory: None) -> None:
