@@ -60,6 +60,7 @@ def fetch_run(run_id: str, tracking_uri: str | None, output_dir: str | Path, *, 
     if VERSION_TAG not in run.tags:
         raise ConfigurationError(f"resume: run {run.run_id} in {store.shown_uri} was not trained by mltrack; accepted: a run with the tag {VERSION_TAG}")
     if not fork:
+        runs.get_active_run(store, run.run_id)
         _refuse_live(store, run)
     make_output_dir(str(output_dir))
     root = Path(output_dir).absolute()
@@ -81,7 +82,8 @@ def fetch_started_run(run_id: str, tracking_uri: str | None, output_dir: str | P
     """
     try:
         store = connect_existing(tracking_uri, f"run {run_id}")
-        if VERSION_TAG not in runs.get_run(store, run_id).tags:
+        run = runs.get_run(store, run_id)
+        if run.is_deleted or VERSION_TAG not in run.tags:
             return None
     except TrackingError:
         return None

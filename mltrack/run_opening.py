@@ -28,6 +28,7 @@ from mltrack.collector import collect_rarely, frozen
 from mltrack.errors import TrackingError
 from mltrack.journal import RunDirectory, RunInfo
 from mltrack.processes import start
+from mltrack.relay.trainers import VERSION_TAG
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, connect, import_client, runs
 
 _ERRORS = {error.__name__: error for error in (StoreUnavailable, StoreRejected)}
@@ -143,11 +144,16 @@ def opened(info: RunInfo) -> tuple[RunInfo, list[str]]:
 
 
 def _warnings(store: Store, run: runs.RunInfo) -> list[str]:
+    lines = []
+    is_empty_project_run = run.tags.get("mlflow.source.type") == "PROJECT" and not run.metrics
+    if os.environ.get("MLFLOW_RUN_ID") == run.run_id and VERSION_TAG not in run.tags and not is_empty_project_run:
+        what = f"'{run.run_name}' of {run.tags.get('mlflow.source.name') or 'an unnamed program'}, {run.status}, {len(run.metrics or {})} metrics"
+        lines.append(f"MLFLOW_RUN_ID names run {run.run_id} ({what}), which mltrack did not make; this training is added to it")
     try:
         artifacts.check_root(store, run.run_id)
     except StoreUnavailable as error:
-        return [f"{error}; training goes on, and models and files wait for it in the run directory"]
-    return []
+        lines.append(f"{error}; training goes on, and models and files wait for it in the run directory")
+    return lines
 
 
 def main() -> None:

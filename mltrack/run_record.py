@@ -23,7 +23,7 @@ from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.provenance import git_facts
 from mltrack.relay import tracking_uri_of
 from mltrack.run_opening import RunOpener
-from mltrack.store import StoreUnavailable, active_run, default_tracking_uri
+from mltrack.store import StoreRejected, StoreUnavailable, active_run, default_tracking_uri
 from mltrack.store.connection import shown
 
 NOT_PARAMS = {"output_dir", "tracking_uri", "experiment_name", "run_name", "resume", "exact", "new_run", "offline", "exit_wait", "debug", "output"}
@@ -75,6 +75,10 @@ def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: R
         info = opener.open(info)
         for line in opener.warnings:
             notice(line)
+    except StoreRejected as error:
+        if info.run_id is not None and info.run_id == os.environ.get("MLFLOW_RUN_ID"):
+            raise StoreRejected(f"MLFLOW_RUN_ID names run {info.run_id}: {error}") from error
+        raise
     except StoreUnavailable as error:
         notice(f"{error}; training goes on, everything is kept in the run directory and delivered when the server is back")
     return info

@@ -340,7 +340,8 @@ class Projection:
         self._kept.forget_missing()  # somebody may have deleted it since
         if self.info.owns_status:  # the relay of the trainer that is gone may have ended it meanwhile
             runs.reopen_run(self.store, self._run_id)
-        runs.drop_tag(self.store, self._run_id, "mltrack.failure")
+        for outdated in ("mltrack.failure", "mltrack.superseded_steps"):
+            runs.drop_tag(self.store, self._run_id, outdated)
         runs.set_tags(self.store, self._run_id, {"mltrack.resumed_from_step": str(record["step"])})
 
     def _apply_drift(self, record: Mapping[str, Any]) -> None:

@@ -78,12 +78,12 @@ def create_run(
 
 def find_experiment(store: Store, name: str | None) -> str:
     """The id of the experiment, made where it does not exist; two processes at once get the same one."""
-    with translated(store, "looking for the experiment"):
-        given_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
-        if name is None and given_id:
-            return str(store.client.get_experiment(given_id).experiment_id)
+    given_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if name is None else None
+    variable = "MLFLOW_EXPERIMENT_ID" if given_id else "MLFLOW_EXPERIMENT_NAME"
+    named = "" if name is not None or not os.environ.get(variable) else f" that {variable} names"
+    with translated(store, f"looking for the experiment{named}"):
         name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
-        experiment = store.client.get_experiment_by_name(name)
+        experiment = store.client.get_experiment(given_id) if given_id else store.client.get_experiment_by_name(name)
         if experiment is None:
             try:
                 return str(store.client.create_experiment(name))
@@ -93,8 +93,8 @@ def find_experiment(store: Store, name: str | None) -> str:
                     raise
     if experiment.lifecycle_stage == "deleted":
         raise StoreRejected(
-            f"{store.shown_uri}: experiment '{name}' is deleted; choose another --experiment-name, or restore it "
-            f"by 'mlflow experiments restore --experiment-id {experiment.experiment_id}'"
+            f"{store.shown_uri}: experiment '{experiment.name}'{named} is deleted; choose another --experiment-name, or restore it "
+            f"by '{_mlflow(store, 'experiments', 'restore', '--experiment-id', experiment.experiment_id)}'"
         )
     return str(experiment.experiment_id)
 
@@ -121,10 +121,9 @@ def restore_command(store: Store, run: RunInfo) -> str:
     """MLflow's command that brings a deleted run back, or its whole experiment where that is deleted."""
     with translated(store, f"reading experiment {run.experiment_id}"):
         experiment = store.client.get_experiment(run.experiment_id)
-    words = ["runs", "restore", "--run-id", run.run_id]
     if experiment.lifecycle_stage == "deleted":
-        words = ["experiments", "restore", "--experiment-id", run.experiment_id]
-    return f"MLFLOW_TRACKING_URI={shlex.quote(store.shown_uri)} mlflow {shlex.join(words)}"
+        return _mlflow(store, "experiments", "restore", "--experiment-id", run.experiment_id)
+    return _mlflow(store, "runs", "restore", "--run-id", run.run_id)
 
 
 def reopen_run(store: Store, run_id: str) -> None:
@@ -268,6 +267,11 @@ def finite(value: float) -> float:
 def cut(text: str, limit: int) -> str:
     """`text`, what is beyond `limit` characters replaced by a mark within it."""
     return text if len(text) <= limit else text[: limit - len(CUT_MARK)] + CUT_MARK
+
+
+def _mlflow(store: Store, *words: str) -> str:
+    """A command line of MLflow's for this store."""
+    return f"MLFLOW_TRACKING_URI={shlex.quote(store.shown_uri)} mlflow {shlex.join(words)}"
 
 
 def _legal_tags(tags: Mapping[str, Any]) -> dict[str, str]:

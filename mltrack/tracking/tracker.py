@@ -38,6 +38,8 @@ RARE = 1000
 TIMING_WORDS = ("seconds", "per_second", "_ms", "_bytes", "system/", "stall", "utilization")
 """A metric whose name holds one of these depends on the machine's speed and is never compared after a resume."""
 LARGEST_STEP = 2**63 - 1
+SUPERSEDED_TAG = "mltrack.superseded_steps"
+"""Tag of a run that finished after fewer steps than an earlier trainer of it had recorded: MLflow keeps those points, which are not this training's."""
 
 
 class TrainingMetricsTracker:
@@ -87,6 +89,8 @@ class TrainingMetricsTracker:
         self._series: dict[str, MetricSeries] = {}
         self._calls = 0
         self._already: dict[tuple[str, int], float] = {}
+        self._newest_step = 0
+        """The last step since a resume, as long as something is recorded already that may come again."""
         self._drifted: set[str] = set()
         self._ended = False
         if not resume:
@@ -176,7 +180,7 @@ class TrainingMetricsTracker:
             step: optimizer steps in the checkpoint.
             epoch: epochs finished in it.
         """
-        self._already = {}
+        self._already, self._newest_step = {}, step
         for record in JournalReader(self.directory.journal).read_new():
             for entry in entries_of(record):
                 behind = entry.step >= (epoch if entry.name.startswith(records.EPOCH_PREFIX) else step)
@@ -227,6 +231,9 @@ class TrainingMetricsTracker:
         self._ended = True
         if self._drifted:
             self.set_tags({"mltrack.resume_drift": ", ".join(sorted(self._drifted))})
+        superseded = [step for name, step in self._already if step > self._newest_step and not name.startswith(records.EPOCH_PREFIX)]
+        if status == "FINISHED" and superseded:
+            self.set_tags({SUPERSEDED_TAG: f"{self._newest_step + 1}-{max(superseded)}"})
         self._append(records.end(status, exit_code))
         self._journal.sync()
 
@@ -291,6 +298,7 @@ class TrainingMetricsTracker:
 
     def _not_recorded_yet(self, step: int, points: list[tuple[MetricSeries, float]]) -> list[tuple[MetricSeries, float]]:
         """Leave out what is recorded for this step already; note where a deterministic value differs."""
+        self._newest_step = max(self._newest_step, step)
         new: list[tuple[MetricSeries, float]] = []
         differing: dict[str, tuple[float, float]] = {}
         for series, later in points:
