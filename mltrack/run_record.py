@@ -53,7 +53,7 @@ def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: R
         local_id=uuid.uuid4().hex,
         experiment_name=request.experiment_name,
         run_name=request.run_name or f"{request.task} {request.model_name}",
-        tracking_uri=default_tracking_uri(request.tracking_uri or (active[1] if active is not None else None)),
+        tracking_uri=_address(request, active[1] if active is not None else None),
         owns_status=active is None,
         offline=request.offline,
         task=request.task,
@@ -82,6 +82,15 @@ def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: R
     except StoreUnavailable as error:
         notice(f"{error}; training goes on, everything is kept in the run directory and delivered when the server is back")
     return info
+
+
+def _address(request: TrainModelRequest, active_uri: str | None) -> str:
+    try:
+        return default_tracking_uri(request.tracking_uri or active_uri)
+    except StoreRejected:
+        if request.offline:  # where it will be is said by `mltrack sync`
+            return ""
+        raise
 
 
 def _found_again(resumed: RunDirectory, given_uri: str | None, notice: Callable[[str], None]) -> RunInfo:

@@ -122,7 +122,7 @@ class TrainModelUseCase:
     def _load_model(self, run: TrainingRun) -> None:
         """The tokenizer and what is known of the model; its weights follow once the data has told the classes."""
         request = run.request
-        uri = default_tracking_uri(request.tracking_uri) if run.resumed is None else tracking_uri_of(run.resumed, request.tracking_uri)
+        uri = request.tracking_uri if run.resumed is None else tracking_uri_of(run.resumed, request.tracking_uri)
         parent = run.parent = registry.find_parent(request.model_name, uri, run.resumed.path / "config.json" if run.resumed is not None else None)
         run.source = resolve_model(
             request.model_name,

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mltrack.journal import RunDirectory
 from mltrack.store import database_file, default_tracking_uri
+from mltrack.store.connection import database_uri
 
 
 def tracking_uri_of(directory: RunDirectory, given: str | None = None) -> str:
@@ -21,7 +22,7 @@ def tracking_uri_of(directory: RunDirectory, given: str | None = None) -> str:
     if given or file is None or file.exists() or not info.directory:
         return uri
     moved = Path(os.path.normpath(directory.path / os.path.relpath(file, info.directory)))
-    return uri.replace(str(file), str(moved)) if moved.is_file() else uri
+    return database_uri(moved, like=uri) if moved.is_file() else uri
 
 
 def may_be_made(directory: RunDirectory, tracking_uri: str) -> bool:

@@ -134,7 +134,7 @@ def writable_root(store: Store, uri: str) -> Path | None:
     if local is None or local.exists():
         return local
     home = local.parents[2] if local.parents[1].name == "models" else local.parents[1]  # <home>/models/<model>/artifacts, <home>/<run>/artifacts
-    home = home.parent if home.name.isdigit() else home  # <folder of all experiments>/<experiment id>, as MLflow chooses it
+    home = home.parent if home.name.isdigit() or home.parent.name == "mlruns" else home  # <folder of all experiments>/<experiment>
     if home.parent.is_dir():
         return local
     database = database_file(store.tracking_uri)

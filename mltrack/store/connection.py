@@ -17,6 +17,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -61,7 +63,7 @@ class Store:
     @property
     def is_local(self) -> bool:
         """True for a database file on this machine: nobody to wait for, no server to start."""
-        return self.tracking_uri.startswith("sqlite:")
+        return self.tracking_uri.startswith(("sqlite:", "sqlite+"))
 
     @property
     def shown_uri(self) -> str:
@@ -78,13 +80,25 @@ def default_tracking_uri(given: str | None = None) -> str:
     """`given`, else MLFLOW_TRACKING_URI, else mlflow.db in the working directory; a relative sqlite path made absolute.
 
     A plain path (./mlruns, file:...) is returned as it is; connect says what to use instead.
+
+    Raises:
+        StoreRejected: the working directory has a name that no URI can hold.
     """
     uri = given or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
     match = _SQLITE.match(uri)
     if match is None or match[2].startswith(("/", ":memory:", "file:")) or not match[2]:
         return uri
-    path, question, query = match[2].partition("?")
-    return f"{match[1]}:///{Path(path).absolute().as_posix()}{question}{query}"
+    return database_uri(Path(_unquoted(match[2].partition("?")[0])).absolute(), like=uri)
+
+
+def database_uri(file: Path, *, like: str) -> str:
+    """The URI of an sqlite file, with driver and query of another one."""
+    match = _SQLITE.match(like)
+    assert match is not None
+    path, query = _quoted(file), "".join(match[2].partition("?")[1:])
+    quoted = path != file.as_posix() and match[1] == "sqlite"
+    driver = "sqlite+pysqlite" if quoted else match[1]  # for a URI with no driver MLflow makes the folder of the path as it is quoted, too
+    return f"{driver}:///{path}{query}"
 
 
 def database_file(uri: str) -> Path | None:
@@ -92,7 +106,16 @@ def database_file(uri: str) -> Path | None:
     match = _SQLITE.match(uri)
     if match is None or not match[2] or match[2].startswith((":memory:", "file:")):
         return None
-    return Path(match[2].partition("?")[0])
+    return Path(_unquoted(match[2].partition("?")[0]))
+
+
+def own_artifact_root() -> str | None:
+    """The URI of the folder `mlruns` here, for the files of an embedded database's runs; None where MLflow finds it by its plain path.
+
+    MLflow decodes a path like a URI, and writes that of the first experiment into an SQL statement as Python writes a string.
+    """
+    here = Path.cwd() / "mlruns"
+    return here.as_uri() if re.search(r"[%?#\\'\"]", str(here)) or not str(here).isprintable() else None
 
 
 def connect(tracking_uri: str, *, request_timeout_s: float = 5.0, create: bool = True) -> Store:
@@ -130,6 +153,10 @@ def connect(tracking_uri: str, *, request_timeout_s: float = 5.0, create: bool =
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         with _alone(uri):
+            if file is not None and (root := own_artifact_root()) is not None:
+                from mlflow.tracking._tracking_service.utils import _get_store
+
+                _get_store(uri, root)  # a new database is made with this place for its first experiment
             return Store(tracking_uri=uri, client=MlflowClient(tracking_uri=uri), request_timeout_s=request_timeout_s)
 
 
@@ -239,10 +266,30 @@ def local_path(uri: str) -> Path | None:
     return Path(unquote(parts.path)) if parts.scheme == "file" and parts.netloc in ("", "localhost") else None
 
 
+@cache
+def _paths_are_quoted() -> bool:
+    """SQLAlchemy decodes the path in a URI since 2.1; before, it takes it as it is, and nothing can be said for a '?'."""
+    major, minor = metadata.version("sqlalchemy").split(".")[:2]
+    return (int(major), int(minor)) >= (2, 1)
+
+
+def _quoted(path: Path) -> str:
+    text = path.as_posix()
+    if (not text.isascii() and text != os.fsencode(path).decode("utf-8", "replace")) or ("?" in text and not _paths_are_quoted()):
+        raise StoreRejected(
+            f"MLflow cannot keep a database in a folder of this name: {ascii(text)[1:-1]}; use another folder, set MLFLOW_TRACKING_URI, or use --offline true"
+        )
+    return re.sub(r"[%?\x00-\x1f\x7f]", lambda match: f"%{ord(match[0]):02X}", text) if _paths_are_quoted() else text
+
+
+def _unquoted(path: str) -> str:
+    return unquote(path) if _paths_are_quoted() else path
+
+
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
     """One process at a time opens a database file: two that make its tables at once both fail, and MLflow's own lock leaves a gap (seen)."""
-    if not uri.startswith("sqlite:") or os.name != "posix":
+    if not uri.startswith(("sqlite:", "sqlite+")) or os.name != "posix":
         yield
         return
     import fcntl

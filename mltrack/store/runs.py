@@ -12,12 +12,13 @@ import os
 import re
 import shlex
 import sys
+import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mltrack.store.connection import Store, StoreRejected, already_exists, translated
+from mltrack.store.connection import Store, StoreRejected, already_exists, own_artifact_root, translated
 
 LOCAL_ID_TAG = "mltrack.local_id"
 MAX_POINTS = 1000
@@ -86,7 +87,7 @@ def find_experiment(store: Store, name: str | None) -> str:
         experiment = store.client.get_experiment(given_id) if given_id else store.client.get_experiment_by_name(name)
         if experiment is None:
             try:
-                return str(store.client.create_experiment(name))
+                return str(store.client.create_experiment(name, artifact_location=_location(store)))
             except Exception as error:
                 experiment = store.client.get_experiment_by_name(name) if already_exists(error) or "UNIQUE" in str(error) else None
                 if experiment is None:
@@ -272,6 +273,12 @@ def cut(text: str, limit: int) -> str:
 def _mlflow(store: Store, *words: str) -> str:
     """A command line of MLflow's for this store."""
     return f"MLFLOW_TRACKING_URI={shlex.quote(store.shown_uri)} mlflow {shlex.join(words)}"
+
+
+def _location(store: Store) -> str | None:
+    """Where the files of a new experiment belong; None: where MLflow thinks."""
+    root = own_artifact_root() if store.is_local else None
+    return None if root is None else f"{root}/{uuid.uuid4().hex}"
 
 
 def _legal_tags(tags: Mapping[str, Any]) -> dict[str, str]:

@@ -38,7 +38,7 @@ class Delivery:
     def __init__(self, directory: RunDirectory, begin: Begin = lambda directory: None):
         self.directory = directory
         self._stopped = threading.Event()
-        self._silence_s = LOCAL_SILENCE_S if directory.read_run().tracking_uri.startswith("sqlite:") else SILENCE_S
+        self._silence_s = LOCAL_SILENCE_S if directory.read_run().tracking_uri.startswith(("sqlite:", "sqlite+")) else SILENCE_S
         self._started = time.time()
         self._process = begin(directory) or self._start()
         self._watcher = threading.Thread(target=self._restart_once, name="relay-watch", daemon=True)
