@@ -11,12 +11,11 @@ from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
-from mltrack.addresses import with_credentials
 from mltrack.config import OPTIONS, TrainModelRequest, checked_options
 from mltrack.errors import ConfigurationError, printable
 from mltrack.journal import JournalInUse, JournalLock, RunDirectory, find_run_directories, find_run_directory, known_runs, own_run_directories, read_json
 from mltrack.journal.run_index import only_own
-from mltrack.relay import Life, TrainedElsewhere, has_ended, refuse_trained_elsewhere, trainer_of
+from mltrack.relay import Life, TrainedElsewhere, has_ended, refuse_trained_elsewhere, tracking_uri_of, trainer_of
 from mltrack.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 
 NOT_INHERITED = {"resume", "exact", "new_run", "force", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output", "trust_remote_code"}
@@ -110,7 +109,7 @@ def _taken_over(found: RunDirectory, request: TrainModelRequest, notice: Callabl
         return Resumed(found, None)
     lock = take_over(found, force=request.force, notice=notice)
     info = found.read_run()
-    uri = with_credentials(info.tracking_uri, request.tracking_uri)
+    uri = tracking_uri_of(found, request.tracking_uri)
     try:
         outdated = not request.offline and info.run_id is not None and set_aside_if_outdated(found, uri)
     except BaseException:
@@ -173,7 +172,7 @@ def _being_trained(name: str, who: str) -> ConfigurationError:
 def undelivered(output_dir: Path | str) -> list[RunDirectory]:
     """Runs of dead trainers in this folder whose delivery is not complete.
 
-    Those that are offline on purpose are not among them, nor those of which a delivery has found that the run went on elsewhere.
+    Those that are offline on purpose are not among them, nor those of which a delivery has found that the run went on elsewhere or is deleted.
     """
     unsettled = [RunDirectory(Path(output_dir).absolute() / run.name) for run in known_runs(output_dir) if not run.settled]
     return [directory for directory in only_own(unsettled) if trainer_of(directory).life() is not Life.ALIVE]

@@ -71,6 +71,7 @@ def fetch_run(
     if VERSION_TAG not in run.tags:
         raise ConfigurationError(f"resume: run {run.run_id} in {store.shown_uri} was not trained by mltrack; accepted: a run with the tag {VERSION_TAG}")
     if not fork:
+        runs.get_active_run(store, run.run_id)
         _refuse_living(store, run, notice)
     make_output_dir(str(output_dir))
     root = Path(output_dir).absolute()
@@ -94,14 +95,15 @@ def fetch_started_run(run_id: str, tracking_uri: str | None, output_dir: str | P
     """
     try:
         store = connect_existing(tracking_uri, f"run {run_id}")
-        if VERSION_TAG not in runs.get_run(store, run_id).tags:
+        run = runs.get_run(store, run_id)
+        if run.is_deleted or VERSION_TAG not in run.tags:
             return None
     except TrackingError:
         return None
     return fetch_run(run_id, tracking_uri, output_dir, any_checkpoint=False, notice=notice)
 
 
-def set_aside_if_outdated(directory: RunDirectory, tracking_uri: str | None = None) -> bool:
+def set_aside_if_outdated(directory: RunDirectory, tracking_uri: str) -> bool:
     """True where the run went on elsewhere after this directory was written: then it no longer counts as a run directory, and nothing in it is deleted.
 
     Args:
@@ -113,7 +115,7 @@ def set_aside_if_outdated(directory: RunDirectory, tracking_uri: str | None = No
     if info.run_id is None:
         return False
     try:
-        store = connect_existing(tracking_uri or info.tracking_uri, f"run {info.run_id}")
+        store = connect_existing(tracking_uri, f"run {info.run_id}")
         tags = runs.get_run(store, info.run_id).tags
     except TrackingError:
         return False

@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import mltrack
-from mltrack.addresses import with_credentials
+from mltrack.addresses import is_same, without_secrets
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.data import CodeDataset
 from mltrack.data.requested import WORKING_DIRECTORY
 from mltrack.data.stdlib_source import STDLIB
 from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.provenance import git_facts, is_taken
-from mltrack.store import active_run, default_tracking_uri
+from mltrack.relay import tracking_uri_of
+from mltrack.store import StoreRejected, active_run, default_tracking_uri
 
 NOT_PARAMS = {
     "output_dir",
@@ -58,8 +59,8 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
         notice: takes a line for the user.
     """
     if resumed is not None and not request.new_run:
-        info = resumed.read_run()
-        info.tracking_uri, info.upload = with_credentials(default_tracking_uri(info.tracking_uri), request.tracking_uri), request.upload
+        info = _found_again(resumed, request.tracking_uri, notice)
+        info.upload = request.upload
         return info
     active = active_run()
     given = os.environ.get("MLFLOW_RUN_ID") or (active.run_id if active is not None else None)
@@ -67,7 +68,7 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
         local_id=uuid.uuid4().hex,
         experiment_name=request.experiment_name,
         run_name=request.run_name or f"{request.task} {request.model_name}",
-        tracking_uri=default_tracking_uri(request.tracking_uri or (active.tracking_uri if active is not None else None)),
+        tracking_uri=_address(request, active.tracking_uri if active is not None else None),
         owns_status=active is None,
         offline=request.offline,
         upload=request.upload,
@@ -88,6 +89,24 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
         info.run_id = given
         if request.experiment_name or request.run_name:
             notice("experiment_name and run_name are ignored: MLFLOW_RUN_ID names the run already")
+    return info
+
+
+def _address(request: TrainModelRequest, active_uri: str | None) -> str:
+    try:
+        return default_tracking_uri(request.tracking_uri or active_uri)
+    except StoreRejected:
+        if request.offline:  # where it will be is said by `mltrack sync`
+            return ""
+        raise
+
+
+def _found_again(resumed: RunDirectory, given_uri: str | None, notice: Callable[[str], None]) -> RunInfo:
+    """What run.json says of the resumed run, with the place where it is kept now."""
+    info, uri = resumed.read_run(), tracking_uri_of(resumed, given_uri)
+    if given_uri is None and not is_same(uri, info.tracking_uri):
+        notice(f"{info.address} was moved; its database is {without_secrets(uri)} now")
+    info.tracking_uri = uri
     return info
 
 

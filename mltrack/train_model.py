@@ -30,6 +30,7 @@ from mltrack.hardware import choose_device, choose_precision, give_back_freed_me
 from mltrack.journal import RunDirectory, make_output_dir, write_json
 from mltrack.models import resolve_model
 from mltrack.provenance import find_resumed, saved_options, take, take_over, undelivered
+from mltrack.relay import tracking_uri_of
 from mltrack.run_record import data_figures, describe_run, long_text_warnings
 from mltrack.store import credentials_place, default_tracking_uri
 from mltrack.tasks import task_for
@@ -126,7 +127,7 @@ class TrainModelUseCase:
     def _load_model(self, run: TrainingRun) -> None:
         """The tokenizer and what is known of the model; its weights follow once the data has told the classes."""
         request = run.request
-        uri = default_tracking_uri(request.tracking_uri)
+        uri = request.tracking_uri if run.resumed is None else tracking_uri_of(run.resumed, request.tracking_uri)
         parent = run.parent = registry.find_parent(request.model_name, uri, run.resumed.path / "config.json" if run.resumed is not None else None)
         run.source = resolve_model(
             request.model_name,
@@ -254,6 +255,8 @@ class TrainModelUseCase:
             stop_requested=partial(self._stop, run.tracker),
         )
         self._resume(run)
+        assert run.directory is not None
+        run.began_at = run.directory.journal.stat().st_size
         if not request.offline:
             run.tracker.start_delivery()
         trainer = run.trainer
@@ -346,6 +349,10 @@ class TrainModelUseCase:
         response.run_id, response.experiment_id = info.run_id or info.local_id, info.experiment_id
         if response.success and tracker.rejected is not None:
             response.success, response.exit_code, response.errors = False, TrackingError.exit_code, [tracker.rejected]
+        if delivery.get("opened_for") == info.trainer_started:
+            warnings += delivery.get("notices", [])
+        if run.began_at is None or delivery.get("offset", 0) < run.began_at:
+            return  # it tells of an earlier trainer's models
         best = delivery.get("best_model_id")
         response.model_uri = f"models:/{best}" if best else None
         response.registered_model = delivery.get("registered")

@@ -45,6 +45,8 @@ class TrainingRun:
     directory: RunDirectory | None = None
     info: RunInfo | None = None
     tracker: TrainingMetricsTracker | None = None
+    began_at: int | None = None
+    """Bytes of the journal before what this trainer records of its training."""
     checkpoints: CheckpointManager | None = None
     trainer: AdvancedTrainer | None = None
     checkpoint: dict[str, Any] | None = None

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 bad input or configuration, 130 and 143 interrup
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from itertools import pairwise
@@ -26,6 +27,9 @@ def run(arguments: list[str]) -> int:
     import typer
 
     from mltrack.cli.app import app
+
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="surrogateescape")  # a path that is not UTF-8 is printed as the file system has it
 
     command = typer.main.get_command(app)
     try:

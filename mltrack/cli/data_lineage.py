@@ -75,8 +75,8 @@ def _recorded(run_id: str, output_dir: str, tracking_uri: str | None) -> tuple[l
     from mltrack.store.runs import parsed
 
     directory = find_run_directory(output_dir, run_id)
-    if directory is None:
-        store, run = look_up(run_id, tracking_uri)
+    if directory is None or tracking_uri is not None:
+        store, run = look_up(run_id if directory is None else directory.read_run().run_id or run_id, tracking_uri)
         return data_sets_of(store, run.run_id), run.params, run.tags
     data_sets: dict[tuple[str, str], dict[str, Any]] = {}
     tags: dict[str, str] = {}

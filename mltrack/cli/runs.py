@@ -47,7 +47,7 @@ def _print_orphans(uri: str, output_dir: str, reap: bool, file: TextIO) -> None:
     for one in relay.stand_still(connected, found) if reap else ():
         try:
             print(f"{one.run_id}: was RUNNING without a trainer, is {relay.reap(connected, one.run_id, one.directory)} now", file=file)
-        except (relay.DeliveredElsewhere, relay.TrainedElsewhere, relay.WentOnElsewhere) as error:
+        except (relay.DeliveredElsewhere, relay.TrainedElsewhere, relay.Settled) as error:
             print(f"{one.run_id}: left alone: {error}", file=file)
 
 
@@ -55,9 +55,9 @@ def _tracking_uris(output_dir: str, given: str | None) -> list[str]:
     """The servers to ask: the one that was given; else the default one and those of the local runs."""
     uris = [store.default_tracking_uri(given)]
     if given is None:
-        recorded = dict.fromkeys(run.tracking_uri for run in known_runs(output_dir) if run.run_id)
-        uris += [store.default_tracking_uri(uri) for uri in recorded]
-    there = [uri for uri in uris if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///").partition("?")[0]).exists()]
+        one_of_each = {run.tracking_uri: run.name for run in known_runs(output_dir) if run.run_id}
+        uris += [relay.tracking_uri_of(RunDirectory(Path(output_dir).absolute() / name)) for name in one_of_each.values()]
+    there = [uri for uri in uris if (file := store.database_file(uri)) is None or file.exists()]
     return list({without_secrets(uri): uri for uri in reversed(there)}.values())[::-1]
 
 
@@ -110,7 +110,7 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
         there = min(before.get("sent", 0), progress.sent) if is_same(before.get("tracking_uri") or "", progress.tracking_uri) else 0
         print(
             f"{directory.name}: {state}, {progress.sent - there:,} points sent, {there:,} already there, {len(progress.failed)} failed, run {progress.run_id}"
-            f"{', which went on elsewhere since' if progress.elsewhere else ''}"
+            f"{', which went on elsewhere since' if progress.elsewhere else ''}{f'; {progress.deleted}' if progress.deleted else ''}"
         )
         for line in progress.failed:
             print(printable(f"  failed: {line}"))
@@ -149,7 +149,8 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
         last.end = last.end or delivery.get("end")
     life = relay.Life.GONE if last.end is not None else relay.trainer_of(directory).life()
     undelivered = directory.journal.stat().st_size - delivery.get("offset", 0) if directory.journal.exists() else 0
-    state = "complete" if delivery.get("complete") and not undelivered else "went on elsewhere" if delivery.get("elsewhere") else "pending"
+    settled = next((word for field, word in (("elsewhere", "went on elsewhere"), ("deleted", "deleted")) if delivery.get(field)), "pending")
+    state = "complete" if delivery.get("complete") and not undelivered else settled
     return {
         "run": info.run_id if info.run_id and directory.path.name == info.local_id else directory.name,
         "task": info.task,

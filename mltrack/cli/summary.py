@@ -98,8 +98,8 @@ def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: Ru
         lines.append(f"secret     {line}")
     for line in delivery.get("failed", []):
         lines.append(f"refused    {line}")
-    if delivery.get("elsewhere"):
-        lines.append(f"delivery   {delivery['elsewhere']}")
+    if settled := delivery.get("elsewhere") or delivery.get("deleted"):
+        lines.append(f"delivery   {settled}")
     elif response.delivery == "pending":
         lines.append(f"delivery   pending: {_command('mltrack', 'sync', str(directory.path))}")
         if delivery.get("waiting"):

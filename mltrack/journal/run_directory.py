@@ -27,7 +27,7 @@ EARLIER = "earlier-run-"
 """A folder of this name and a number, in a run directory, is one itself: of a run that lay there before."""
 DELIVERY = {
     **dict.fromkeys(("offset", "sent", "acknowledged_ms", "connected_ms"), int),
-    **dict.fromkeys(("tracking_uri", "run_id", "uploading", "waiting", "elsewhere", "best_model_id"), str | None),
+    **dict.fromkeys(("tracking_uri", "run_id", "uploading", "waiting", "elsewhere", "deleted", "rejected", "best_model_id"), str | None),
     **{"complete": bool, "failed": list[str], "deferred": list[int], "registered": dict[str, Any] | None},
 }
 """What others than the relay read in delivery.json: {name: type hint}."""
@@ -46,6 +46,8 @@ class RunInfo:
     run_name: str | None = None
     tracking_uri: str = field(default="", repr=False)
     """With credentials where the user gave some in it; written without."""
+    directory: str = ""
+    """Where this folder lay when its trainer began; a project may be moved, and its database with it."""
     task: str | None = None
     created_ms: int = 0
     owns_status: bool = True
@@ -196,7 +198,7 @@ class RunDirectory:
 
     def is_settled(self) -> bool:
         """True where nothing is left for a delivery in the background: all has arrived, the run went on elsewhere, or the user delivers it."""
-        return self.has_arrived() or self.read_delivery().get("elsewhere") is not None or self.read_run().offline
+        return self.has_arrived() or any(self.read_delivery().get(name) is not None for name in ("elsewhere", "deleted")) or self.read_run().offline
 
     def has_arrived(self) -> bool:
         """True where a delivery has said that it is complete, and nothing was recorded since."""

@@ -152,7 +152,7 @@ def _is_delivered(path: str) -> bool:
     """True where no record is left, or a delivery has found that the run went on elsewhere."""
     delivery = read_json(f"{path}/delivery.json") or {}
     if not delivery.get("complete"):
-        return delivery.get("elsewhere") is not None
+        return delivery.get("elsewhere") is not None or delivery.get("deleted") is not None
     journal, offset = f"{path}/journal", delivery.get("offset", 0)
     if not isinstance(offset, int):
         return False

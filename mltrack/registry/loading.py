@@ -83,7 +83,8 @@ def connect_existing(tracking_uri: str | None, wanted: str) -> Store:
         TrackingError: there is no such database; the message names MLFLOW_TRACKING_URI.
     """
     address = store.default_tracking_uri(tracking_uri)
-    if address.startswith("sqlite:///") and not Path(address.removeprefix("sqlite:///").partition("?")[0]).exists():
+    file = store.database_file(address)
+    if file is not None and not file.exists():
         raise TrackingError(f"no {wanted}: there is no database {address}; if it is elsewhere, set MLFLOW_TRACKING_URI or give --tracking-uri")
     return store.connect(address)
 

@@ -1,11 +1,12 @@
 """The relay: a journal projected onto MLflow, in a process that never imports torch or transformers."""
 
+from mltrack.relay.address import tracking_uri_of
 from mltrack.relay.liveness import Life, TrainedElsewhere, Trainer, has_ended, moves, refuse_trained_elsewhere, trainer_of
 from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.reaper import Orphan, orphans, reap, stand_still
 from mltrack.relay.sync import DeliveredElsewhere, follow, run, sync
-from mltrack.relay.trainers import WentOnElsewhere, trainer_tags
+from mltrack.relay.trainers import Settled, WentOnElsewhere, trainer_tags
 from mltrack.relay.verdict import verdict_on
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Life",
     "Orphan",
     "Progress",
+    "Settled",
     "TrainedElsewhere",
     "Trainer",
     "WatchedProcess",
@@ -26,6 +28,7 @@ __all__ = [
     "run",
     "stand_still",
     "sync",
+    "tracking_uri_of",
     "trainer_of",
     "trainer_tags",
     "verdict_on",

@@ -73,10 +73,16 @@ class Progress:
     complete: bool = False
     exposed: list[str] = field(default_factory=list)
     """Params of the run that hold a secret which somebody else wrote, one line each."""
+    notices: list[str] = field(default_factory=list)
+    """What the user should know of the run as it was when this trainer began."""
+    opened_for: float | None = None
+    """Start of the trainer whose run MLflow has opened, as run.json names it."""
     rejected: str | None = None
     """Why MLflow refuses the run itself: there is no such run or experiment, or it is deleted."""
     elsewhere: str | None = None
     """What is to be said of it where the run went on elsewhere: nothing more is delivered."""
+    deleted: str | None = None
+    """The same where the run is deleted in MLflow."""
     format_version: int = FORMAT_VERSION
     _written: dict[str, Any] | None = None
     """What models.json holds."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -25,9 +26,10 @@ from mltrack.relay.full_values import full_values, is_shortened
 from mltrack.relay.isolation import send_isolated
 from mltrack.relay.kept_models import KeptModels
 from mltrack.relay.liveness import STARTED_TAG, Life, trainer_of
+from mltrack.relay.notices import opening_notices
 from mltrack.relay.pace import Pace
 from mltrack.relay.progress import Progress
-from mltrack.relay.trainers import NOW_AND_THEN_S, Claim, WentOnElsewhere
+from mltrack.relay.trainers import NOW_AND_THEN_S, Claim, Settled
 from mltrack.relay.verdict import verdict_on
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, ping, runs
 from mltrack.store.connection import ServersOwnFolder
@@ -53,7 +55,7 @@ class Projection:
         pace: what the server is asked at once.
 
     Raises:
-        WentOnElsewhere: somebody has resumed the run into another directory; so does every method below.
+        Settled: somebody has resumed the run into another directory, or deleted it; so does every method below.
     """
 
     def __init__(self, directory: RunDirectory, store: Store, on_progress: Callable[[Progress], None] | None = None, pace: Pace | None = None):
@@ -72,8 +74,9 @@ class Projection:
         self._run_id = self._open_run()
         self._claim = Claim(directory, store, self._run_id, self.progress, self._save)
         self._claim.check()
-        self._name_exposed_secrets()
+        self._look_at_run()
         self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save_models, self._claim.check, self._report, self.info.upload)
+        self.progress.opened_for = self.info.trainer_started
         self._save(acknowledged=False)
 
     @property
@@ -198,16 +201,29 @@ class Projection:
                 if self.directory.path.name == info.local_id:
                     self.directory.link(info.run_id)
         elif info.experiment_id is None:  # a run that the trainer was given by its id
-            run = runs.get_run(self.store, info.run_id)
+            run = self._given_run(info.run_id)
             info.experiment_id, info.under_mlflow_run = run.experiment_id, info.under_mlflow_run or run.tags.get("mlflow.source.type") == "PROJECT"
             self._write_run(experiment_id=info.experiment_id, under_mlflow_run=info.under_mlflow_run)
         assert info.run_id is not None
         self.progress.run_id = info.run_id
         return info.run_id
 
-    def _name_exposed_secrets(self) -> None:
-        self.progress.exposed = exposed_secrets(runs.get_run(self.store, self._run_id))
-        for line in self.progress.exposed:
+    def _given_run(self, run_id: str) -> runs.RunInfo:
+        """Raises StoreRejected where it cannot be written; the message says who named it."""
+        try:
+            return runs.get_active_run(self.store, run_id)
+        except StoreRejected as error:
+            if os.environ.get("MLFLOW_RUN_ID") == run_id:
+                raise StoreRejected(f"MLFLOW_RUN_ID names run {run_id}: {error}") from error
+            raise
+
+    def _look_at_run(self) -> None:
+        """Note what the user should know of the run: secrets that others wrote there, and what it is where this trainer is the first to use it."""
+        run = runs.get_run(self.store, self._run_id)
+        self.progress.exposed = exposed_secrets(run)
+        if self.progress.opened_for != self.info.trainer_started:
+            self.progress.notices = opening_notices(self.store, run)
+        for line in (*self.progress.exposed, *self.progress.notices):
             log.warning("%s", line)
 
     def _write_run(self, **known: Any) -> None:
@@ -266,11 +282,12 @@ class Projection:
             handler = getattr(self, f"_apply_{record['type']}", None)
             if handler is not None:
                 handler(record)
-        except (StoreUnavailable, WentOnElsewhere):
+        except (StoreUnavailable, Settled):
             raise
         except ServersOwnFolder as error:
             self._report(str(error))
         except (MltrackError, OSError) as error:
+            self._claim.check()  # a run that was deleted refuses everything, and nothing of it is given up
             self._report(f"{record['type']}: {error}")
         except Exception as error:  # what nobody thought of does not end the delivery of everything else, nor does the status hang on it
             log.exception("%s", record["type"])
@@ -384,7 +401,7 @@ class Projection:
         self._kept.forget_missing()  # somebody may have deleted it since
         if self.info.owns_status:  # the relay of the trainer that is gone may have ended it meanwhile
             runs.reopen_run(self.store, self._run_id)
-        for tag in ("mltrack.failure", "mltrack.warnings"):
+        for tag in ("mltrack.failure", "mltrack.warnings", "mltrack.superseded_steps"):
             runs.drop_tag(self.store, self._run_id, tag)
         runs.set_tags(self.store, self._run_id, {"mltrack.resumed_from_step": str(record["step"])})
 

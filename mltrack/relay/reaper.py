@@ -16,7 +16,7 @@ from mltrack.journal.run_index import only_own
 from mltrack.relay.liveness import HEARTBEAT_TAG, Life, TrainedElsewhere, Trainer, has_ended, moves, trainer_of
 from mltrack.relay.progress import Progress
 from mltrack.relay.sync import DeliveredElsewhere, delivering_process, sync
-from mltrack.relay.trainers import OwnTrainers, WentOnElsewhere
+from mltrack.relay.trainers import OwnTrainers, Settled
 from mltrack.store import Store, StoreUnavailable, runs
 
 ASK_AGAIN_S = 5.0
@@ -81,8 +81,8 @@ def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
     Raises:
         StoreUnavailable: the server does not answer.
         DeliveredElsewhere: somebody has begun to deliver it; who does so sets the status.
-        WentOnElsewhere: somebody has begun to train it.
         TrainedElsewhere: another machine or container trains it.
+        Settled: somebody has begun to train it, or deleted it.
     """
     if directory is not None:
         try:
@@ -92,7 +92,7 @@ def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
             held = runs.get_run(store, run_id).status
             if held != "RUNNING":
                 return held
-        except (StoreUnavailable, DeliveredElsewhere, TrainedElsewhere, WentOnElsewhere):
+        except (StoreUnavailable, DeliveredElsewhere, TrainedElsewhere, Settled):
             raise
         except MltrackError:
             pass  # the journal cannot be read: what is left is the truth about the status

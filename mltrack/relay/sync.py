@@ -17,6 +17,7 @@ from contextlib import contextmanager
 
 from mltrack.errors import TrackingError
 from mltrack.journal import RunDirectory
+from mltrack.relay.address import may_be_made, tracking_uri_of
 from mltrack.relay.heartbeat_tag import beating
 from mltrack.relay.liveness import Life, Notice, Trainer, refuse_trained_elsewhere, trainer_of
 from mltrack.relay.pace import Pace
@@ -24,8 +25,8 @@ from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.projection import Projection
 from mltrack.relay.system_metrics import SystemMetricsFeed
-from mltrack.relay.trainers import WentOnElsewhere
-from mltrack.store import StoreDenied, StoreRejected, StoreUnavailable, connect, default_tracking_uri
+from mltrack.relay.trainers import RunDeleted, Settled
+from mltrack.store import StoreDenied, StoreRejected, StoreUnavailable, connect
 from mltrack.store.connection import StoreSlow
 
 NICENESS = 10
@@ -62,17 +63,16 @@ def sync(
     Raises:
         TrainedElsewhere: another machine or container trains the run.
         DeliveredElsewhere: somebody else is delivering this directory.
-        WentOnElsewhere: the run was resumed into another directory, and something of this one had not arrived by then.
+        Settled: the run was resumed into another directory, or deleted, and something of this one had not arrived by then.
         StoreUnavailable: the server does not answer, or not in `LONGEST_S` though little is asked of it.
     """
-    info = directory.read_run()
-    uri, pace = default_tracking_uri(tracking_uri or info.tracking_uri or None), Pace()
+    uri, pace = tracking_uri_of(directory, tracking_uri), Pace()
     refuse_trained_elsewhere(directory, notice)
     with _lock(directory):
         while True:
             try:
                 return _sync_connected(directory, uri, on_progress, pace)
-            except WentOnElsewhere:
+            except Settled:
                 if (progress := Progress.read(directory, uri)).complete:
                     return progress
                 raise
@@ -83,7 +83,7 @@ def sync(
 
 
 def _sync_connected(directory: RunDirectory, uri: str, on_progress: Callable[[Progress], None] | None, pace: Pace) -> Progress:
-    projection = Projection(directory, connect(uri, request_timeout_s=pace.timeout_s), on_progress, pace)
+    projection = Projection(directory, connect(uri, request_timeout_s=pace.timeout_s, create=may_be_made(directory, uri)), on_progress, pace)
     was_trained = trainer_of(directory).life() is Life.ALIVE  # asked first: what a trainer records before it ends is delivered below
     projection.deliver()
     if not was_trained or projection.progress.end is not None:
@@ -106,16 +106,14 @@ def run(directory: RunDirectory) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         follow(directory)
-    except WentOnElsewhere as error:
+    except (Settled, StoreRejected) as error:
         log.error("%s", error)
-    except StoreRejected as error:
-        info = directory.read_run()
-        progress = Progress.read(directory, info.tracking_uri)
-        if progress.acknowledged_ms / 1000 > (info.trainer_started or 0.0):
-            raise  # it took this trainer's records before: somebody deleted the run meanwhile
-        log.error("refused: %s", error)
-        progress.rejected = str(error)
-        progress.write(directory, acknowledged=False)
+        info, progress = directory.read_run(), Progress.read(directory, tracking_uri_of(directory))
+        if isinstance(error, StoreRejected | RunDeleted) and progress.opened_for != info.trainer_started:
+            progress.rejected = str(error)
+            progress.write(directory, acknowledged=False)
+        elif isinstance(error, StoreRejected):  # it took this trainer's records before
+            raise
 
 
 def follow(directory: RunDirectory) -> Progress:
@@ -123,13 +121,13 @@ def follow(directory: RunDirectory) -> Progress:
 
     Raises:
         DeliveredElsewhere: somebody else is delivering this directory.
-        WentOnElsewhere: the run was resumed into another directory.
         StoreRejected: MLflow refuses the run itself: there is no such run or experiment, or it is deleted.
+        Settled: the run was resumed into another directory, or deleted.
         StoreUnavailable: the server was silent for too long after the trainer's end.
     """
     os.nice(NICENESS)
     refuse_trained_elsewhere(directory)
-    info = directory.read_run()
+    info, uri = directory.read_run(), tracking_uri_of(directory)
     trainer = Trainer.of_run(info).process()
     system = SystemMetricsFeed(info.trainer_pid if trainer.is_alive() else None, own_run=info.owns_status)
     pace, pauses = Pace(), 0
@@ -137,11 +135,11 @@ def follow(directory: RunDirectory) -> Progress:
     with _lock(directory, patience_s=GIVE_UP_S):
         while True:
             try:
-                progress = _follow_connected(directory, info.tracking_uri, trainer, system, pace)
+                progress = _follow_connected(directory, uri, trainer, system, pace)
                 log.info("complete: %d points, %d refused", progress.sent, len(progress.failed))
                 return progress
             except StoreUnavailable as error:
-                progress = Progress.read(directory, info.tracking_uri)
+                progress = Progress.read(directory, uri)
                 longest_s = LONGEST_WAIT_S if isinstance(error, StoreDenied) or progress.deferred else LONGEST_PAUSE_S if trainer.is_alive() else 2.0
                 progress.waiting = str(error)
                 progress.write(directory, acknowledged=False)  # nothing is being uploaded now, so nobody need wait for it
@@ -157,7 +155,8 @@ def follow(directory: RunDirectory) -> Progress:
 
 
 def _follow_connected(directory: RunDirectory, tracking_uri: str, trainer: WatchedProcess, system: SystemMetricsFeed, pace: Pace) -> Progress:
-    projection = Projection(directory, connect(tracking_uri, request_timeout_s=pace.timeout_s), pace=pace)
+    store = connect(tracking_uri, request_timeout_s=pace.timeout_s, create=may_be_made(directory, tracking_uri))
+    projection = Projection(directory, store, pace=pace)
     with beating(tracking_uri, projection.run_id):
         return _follow_projection(projection, trainer, system, pace)
 

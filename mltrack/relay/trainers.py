@@ -8,6 +8,7 @@ asked may fall behind before its next request arrives; what deletes something as
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Mapping
 
@@ -17,7 +18,8 @@ from mltrack.errors import TrackingError
 from mltrack.journal import JournalReader, Machine, RunDirectory
 from mltrack.relay.liveness import HOST_TAG, STARTED_TAG, Trainer
 from mltrack.relay.progress import Progress
-from mltrack.store import Store, runs
+from mltrack.store import Store, StoreRejected, runs
+from mltrack.store.connection import is_missing
 
 VERSION_TAG = "mltrack.version"
 """Beside them in the journal of every training."""
@@ -25,7 +27,27 @@ NOW_AND_THEN_S = 5.0
 """How old an answer may be where nothing is deleted."""
 
 
-class WentOnElsewhere(TrackingError):
+class Settled(TrackingError):
+    """Nothing more of a directory is delivered unless somebody asks for it by name; the message says why, and what can be done."""
+
+
+class RunDeleted(Settled):
+    """The run of a directory is in MLflow's trash, or no longer in MLflow at all.
+
+    Args:
+        directory: of the run.
+        run_id: of MLflow.
+        restore: the command that brings it back; None where nothing does.
+    """
+
+    def __init__(self, directory: RunDirectory, run_id: str, restore: str | None):
+        sync = shlex.join(["mltrack", "sync", str(directory.path)])
+        remedy = f"restore it by '{restore}', then '{sync}'" if restore else f"'{sync} --tracking-uri URI' of another store keeps it as a run of its own"
+        state = "deleted" if restore else "gone from MLflow for good"
+        super().__init__(f"run {run_id} is {state}, so nothing more of it is delivered, and all of it stays in {directory.path}; {remedy}")
+
+
+class WentOnElsewhere(Settled):
     """The run of a directory was resumed into another one.
 
     Args:
@@ -100,18 +122,33 @@ class Claim:
 
         Raises:
             WentOnElsewhere: somebody else does.
+            RunDeleted: nobody does, it is deleted.
             StoreUnavailable: the server does not answer.
         """
         now_s = time.time()
         if abs(now_s - self._asked_s) < within_s:
             return
-        tags = runs.get_run(self._store, self._run_id).tags
-        if self._own.fell_behind(tags, self._progress.offset):
-            error = WentOnElsewhere(self._directory, self._run_id, tags.get(HOST_TAG))
-            self._progress.elsewhere, self._progress.complete = str(error), self._progress.is_whole(self._directory)
+        error = self._refusal()
+        self._progress.elsewhere = str(error) if isinstance(error, WentOnElsewhere) else None
+        self._progress.deleted = str(error) if isinstance(error, RunDeleted) else None
+        if error is not None:
+            self._progress.complete = self._progress.is_whole(self._directory)
             self._save()
             raise error
-        self._progress.elsewhere, self._asked_s = None, now_s
+        self._asked_s = now_s
+
+    def _refusal(self) -> Settled | None:
+        try:
+            run = runs.get_run(self._store, self._run_id)
+        except StoreRejected as error:
+            if is_missing(error):
+                return RunDeleted(self._directory, self._run_id, None)
+            raise
+        if run.is_deleted:
+            return RunDeleted(self._directory, self._run_id, runs.restore_command(self._store, run))
+        if self._own.fell_behind(run.tags, self._progress.offset):
+            return WentOnElsewhere(self._directory, self._run_id, run.tags.get(HOST_TAG))
+        return None
 
 
 def _seconds(started: str | None) -> float:

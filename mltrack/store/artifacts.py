@@ -11,6 +11,7 @@ import errno
 import json
 import logging
 import os
+import shlex
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import Any
 
 from mltrack.errors import TrackingError
 from mltrack.store import placement
-from mltrack.store.connection import Store, StoreRejected, StoreUnavailable, is_missing, local_path, patient, translated, without_parts
+from mltrack.store.connection import Store, StoreRejected, StoreUnavailable, database_file, is_missing, local_path, patient, translated, without_parts
 
 SURE_FROM_BYTES = 1 << 20
 """A smaller file is always sent: what it would save is less than what a look at it costs, and some are made anew in the same size."""
@@ -91,7 +92,7 @@ def put_file(
     """
     source = Path(path)
     with translated(store, f"storing {source.name}"):
-        root, local = _place(store, run_id)
+        root, local = _place(store, run_id, to_write=True)
         with reading(source, local):
             if local is not None:
                 placement.place_file(source, _inside(local, artifact_path) / source.name, immutable=immutable)
@@ -105,7 +106,7 @@ def put_folder(store: Store, run_id: str, path: str | os.PathLike[str], artifact
     if not source.is_dir():
         raise StoreRejected(f"{source} is not a folder")
     with translated(store, f"storing the folder {source.name}"):
-        root, local = _place(store, run_id)
+        root, local = _place(store, run_id, to_write=True)
         if local is not None:
             target = _inside(local, _named(artifact_path))
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +119,7 @@ def put_text(store: Store, run_id: str, text: str, artifact_file: str) -> None:
     """A text file at `artifact_file`, as "checkpoints/index.json"."""
     name = _named(artifact_file)
     with translated(store, f"storing {name}"):
-        root, local = _place(store, run_id)
+        root, local = _place(store, run_id, to_write=True)
         if local is not None:
             placement.place_text(text, _inside(local, name))
             return
@@ -183,6 +184,36 @@ def download(store: Store, run_id: str, path: str, dst: str | os.PathLike[str]) 
             target.parent.mkdir(parents=True, exist_ok=True)
             repo._download_file(file, str(target))  # download_artifacts would do this in threads of its own, with MLflow's own retries
     return Path(dst) / name
+
+
+def check_root(store: Store, run_id: str) -> None:
+    """Raises StoreUnavailable where the run's files can be written nowhere, because the local folder that holds its experiment is gone."""
+    with translated(store, f"looking for the files of run {run_id}"):
+        _place(store, run_id, to_write=True)
+
+
+def writable_root(store: Store, uri: str) -> Path | None:
+    """The local folder of a run's or a logged model's files; None where they are not local.
+
+    A folder that was moved is not made again: its experiment would be in two places, and files in the wrong one.
+
+    Raises:
+        StoreUnavailable: what holds the experiment's folder is not there.
+    """
+    local = local_path(store, uri)
+    if local is None or local.exists():
+        return local
+    home = local.parents[2] if local.parents[1].name == "models" else local.parents[1]  # <home>/models/<model>/artifacts, <home>/<run>/artifacts
+    home = home.parent if home.name.isdigit() or home.parent.name == "mlruns" else home  # <folder of all experiments>/<experiment>
+    if home.parent.is_dir():
+        return local
+    database = database_file(store.tracking_uri)
+    moved = database is not None and database.with_name(home.name).is_dir()
+    link = shlex.join(["ln", "-s", str(database.parent), str(home.parent)]) if database is not None and moved else f"ln -s NEW_PLACE {home.parent}"
+    raise StoreUnavailable(
+        f"the files of this experiment lie in {home}, and {home.parent} is gone; if it was moved, make the old name a link to the new one ({link}), "
+        "or take a new --experiment-name for new runs"
+    )
 
 
 def repository(store: Store, uri: str) -> Any:
@@ -266,12 +297,16 @@ def list_below(repo: Any, path: str | None) -> dict[str, int]:
     return files
 
 
-def _place(store: Store, run_id: str) -> tuple[str, Path | None]:
-    """The run's artifact URI, and the folder where it names one of this machine."""
+def _place(store: Store, run_id: str, *, to_write: bool = False) -> tuple[str, Path | None]:
+    """The run's artifact URI, and the folder where it names one of this machine.
+
+    Args:
+        to_write: raise StoreUnavailable as `writable_root` does.
+    """
     if run_id not in store.artifact_roots:
         store.artifact_roots[run_id] = store.client.get_run(run_id).info.artifact_uri
     root = store.artifact_roots[run_id]
-    local = local_path(store, root)
+    local = writable_root(store, root) if to_write else local_path(store, root)
     if local is not None and local.parts[-2:] != (run_id, "artifacts"):  # as MLflow names each; anything else holds other things than this run's
         raise StoreRejected(f"{store.shown_uri} keeps the files of run {run_id} in {local}, which is not that run's folder; .../{run_id}/artifacts is")
     return root, local

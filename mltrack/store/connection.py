@@ -19,6 +19,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
@@ -49,6 +51,7 @@ _DENIED_NAMES = re.compile("Credential|Token|Unauthorized|Authentication|Refresh
 _STORE_WIDE_CODES = {"NoSuchBucket", "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
 """A bucket that is missing or lies elsewhere: no file is to blame, and somebody may set it right."""
 _CLOUDS = ("requests", "urllib3", "botocore", "boto3", "s3transfer", "google", "azure")
+_SQLITE = re.compile(r"(sqlite(?:\+\w+)?):///(.*)$", re.DOTALL)
 _FILE_STORE = "the file store is no longer served by MLflow; use sqlite:///mlflow.db or a server, and move old data by 'mlflow migrate-filestore'"
 
 
@@ -103,7 +106,7 @@ class Store:
     @property
     def is_local(self) -> bool:
         """True for a database file on this machine: nobody to wait for, no server to start."""
-        return self.tracking_uri.startswith("sqlite:")
+        return self.tracking_uri.startswith(("sqlite:", "sqlite+"))
 
     @property
     def is_database(self) -> bool:
@@ -121,18 +124,47 @@ def default_tracking_uri(given: str | None = None) -> str:
 
     Where `given` names the server of MLFLOW_TRACKING_URI without credentials, as a run directory does, those of the variable are used.
     A plain path (./mlruns, file:...) is returned as it is; connect says what to use instead.
+
+    Raises:
+        StoreRejected: the working directory has a name that no URI can hold.
     """
     environment = os.environ.get("MLFLOW_TRACKING_URI")
     uri = with_credentials(given, environment) if given else environment or "sqlite:///mlflow.db"
-    match = re.match(r"(sqlite(?:\+\w+)?):///(.*)$", uri, re.DOTALL)
+    match = _SQLITE.match(uri)
     if match is None or match[2].startswith(("/", ":memory:", "file:")) or not match[2]:
         return uri
-    path, question, query = match[2].partition("?")
-    return f"{match[1]}:///{Path(path).absolute().as_posix()}{question}{query}"
+    return database_uri(Path(_unquoted(match[2].partition("?")[0])).absolute(), like=uri)
 
 
-def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S) -> Store:
-    """A client of `tracking_uri`; a database that does not exist yet is made.
+def database_uri(file: Path, *, like: str) -> str:
+    """The URI of an sqlite file, with driver and query of another one."""
+    match = _SQLITE.match(like)
+    assert match is not None
+    path, query = _quoted(file), "".join(match[2].partition("?")[1:])
+    quoted = path != file.as_posix() and match[1] == "sqlite"
+    driver = "sqlite+pysqlite" if quoted else match[1]  # for a URI with no driver MLflow makes the folder of the path as it is quoted, too
+    return f"{driver}:///{path}{query}"
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of an sqlite database; None for any other store, and for a database in memory."""
+    match = _SQLITE.match(uri)
+    if match is None or not match[2] or match[2].startswith((":memory:", "file:")):
+        return None
+    return Path(_unquoted(match[2].partition("?")[0]))
+
+
+def own_artifact_root() -> str | None:
+    """The URI of the folder `mlruns` here, for the files of an embedded database's runs; None where MLflow finds it by its plain path.
+
+    MLflow decodes a path like a URI, and writes that of the first experiment into an SQL statement as Python writes a string.
+    """
+    here = Path.cwd() / "mlruns"
+    return here.as_uri() if re.search(r"[%?#\\'\"]", str(here)) or not str(here).isprintable() else None
+
+
+def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S, create: bool = True) -> Store:
+    """A client of `tracking_uri`; a database that does not exist yet is made, unless `create` is false.
 
     Args:
         request_timeout_s: how long one request may take, inside `translated`. MLflow itself, its environment variables and what else this process does
@@ -152,15 +184,22 @@ def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S)
         raise StoreRejected(f"tracking URI '{without_secrets(uri)}' names a folder: {_FILE_STORE}")
     if uri.startswith("file:"):
         raise StoreRejected(f"tracking URI '{uri}': {_FILE_STORE}")
-    if uri.startswith("sqlite:"):
-        parent = Path(uri.split(":///", 1)[1].partition("?")[0]).parent
-        if not parent.is_dir():
-            raise StoreUnavailable(f"{without_secrets(uri)}: the folder {parent} does not exist; make it, or set MLFLOW_TRACKING_URI to a database that exists")
+    if (file := database_file(uri)) is not None:
+        if not create and not file.exists():
+            raise StoreUnavailable(f"{without_secrets(uri)}: the database is gone; if it was moved, give its new place with --tracking-uri")
+        if not file.parent.is_dir():
+            raise StoreUnavailable(
+                f"{without_secrets(uri)}: the folder {file.parent} does not exist; make it, or set MLFLOW_TRACKING_URI to a database that exists"
+            )
     uri = escaped(uri)
     with translated(uri, "connecting"):
         from mlflow.tracking import MlflowClient
 
         with _alone(uri):
+            if file is not None and (root := own_artifact_root()) is not None:
+                from mlflow.tracking._tracking_service.utils import _get_store
+
+                _get_store(uri, root)  # a new database is made with this place for its first experiment
             client: Any = MlflowClient(tracking_uri=_answering(uri, request_timeout_s))
             client._raise_if_prompt = _ask_nothing
             return Store(tracking_uri=uri, client=client, request_timeout_s=request_timeout_s)
@@ -320,6 +359,26 @@ def _answering(uri: str, timeout_s: float) -> str:
         return url.render_as_string(hide_password=False)
 
 
+@cache
+def _paths_are_quoted() -> bool:
+    """SQLAlchemy decodes the path in a URI since 2.1; before, it takes it as it is, and nothing can be said for a '?'."""
+    major, minor = metadata.version("sqlalchemy").split(".")[:2]
+    return (int(major), int(minor)) >= (2, 1)
+
+
+def _quoted(path: Path) -> str:
+    text = path.as_posix()
+    if (not text.isascii() and text != os.fsencode(path).decode("utf-8", "replace")) or ("?" in text and not _paths_are_quoted()):
+        raise StoreRejected(
+            f"MLflow cannot keep a database in a folder of this name: {ascii(text)[1:-1]}; use another folder, set MLFLOW_TRACKING_URI, or use --offline true"
+        )
+    return re.sub(r"[%?\x00-\x1f\x7f]", lambda match: f"%{ord(match[0]):02X}", text) if _paths_are_quoted() else text
+
+
+def _unquoted(path: str) -> str:
+    return unquote(path) if _paths_are_quoted() else path
+
+
 @contextmanager
 def _alone(uri: str) -> Iterator[None]:
     """One process at a time opens a database file: two that make its tables at once both fail, and MLflow's own lock leaves a gap (seen).
@@ -341,8 +400,8 @@ def _alone(uri: str) -> Iterator[None]:
 
 def _lock_beside(uri: str) -> int | None:
     """The descriptor of the file .NAME.lock beside an SQLite database; no link is followed, and nothing that is no file is waited for."""
-    path = Path(uri.partition(":///")[2].partition("?")[0])
-    if not uri.startswith("sqlite:") or not path.is_absolute() or os.name != "posix":
+    path = database_file(uri)
+    if path is None or not path.is_absolute() or os.name != "posix":
         return None
     try:
         return os.open(path.with_name(f".{path.name}.lock"), os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrack.store import placement
-from mltrack.store.artifacts import delete_tree, send_tree
+from mltrack.store.artifacts import delete_tree, send_tree, writable_root
 from mltrack.store.connection import Store, StoreRejected, is_missing, local_path, translated
 from mltrack.store.light_model import identified
 from mltrack.store.registry import is_registered
@@ -155,7 +155,7 @@ def _row(model: Any) -> dict[str, Any]:
 
 def _store_bytes(store: Store, model: Any, folder: Path, run_id: str, *, goes_on: bool, immutable: bool) -> None:
     ml_model = identified((folder / "MLmodel").read_text(encoding="utf-8"), model_id=model.model_id, run_id=run_id)
-    local = local_path(store, model.artifact_location)
+    local = writable_root(store, model.artifact_location)
     if local is not None:
         if local.parent.name != model.model_id and not _is_own(local, model.model_id):
             raise StoreRejected(f"{store.shown_uri} keeps {model.model_id} in {local}, which is not that model's folder")

@@ -10,7 +10,9 @@ import getpass
 import json
 import os
 import re
+import shlex
 import sys
+import uuid
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ from typing import Any, TypeVar
 
 from mltrack.addresses import redact
 from mltrack.errors import printable
-from mltrack.store.connection import Store, StoreRejected, already_exists, translated
+from mltrack.store.connection import Store, StoreRejected, already_exists, own_artifact_root, translated
 
 LOCAL_ID_TAG = "mltrack.local_id"
 MAX_POINTS = 1000
@@ -48,6 +50,8 @@ class RunInfo:
     artifact_uri: str
     tags: dict[str, str]
     params: dict[str, str]
+    is_deleted: bool = False
+    """in MLflow's trash, or its experiment is"""
     run_name: str = ""
     start_time_ms: int = 0
     end_time_ms: int | None = None
@@ -83,23 +87,23 @@ def create_run(
 
 def find_experiment(store: Store, name: str | None) -> str:
     """The id of the experiment, made where it does not exist; two processes at once get the same one."""
-    with translated(store, "looking for the experiment"):
-        given_id = os.environ.get("MLFLOW_EXPERIMENT_ID")
-        if name is None and given_id:
-            return str(store.client.get_experiment(given_id).experiment_id)
+    given_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if name is None else None
+    variable = "MLFLOW_EXPERIMENT_ID" if given_id else "MLFLOW_EXPERIMENT_NAME"
+    named = "" if name is not None or not os.environ.get(variable) else f" that {variable} names"
+    with translated(store, f"looking for the experiment{named}"):
         name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
-        experiment = store.client.get_experiment_by_name(name)
+        experiment = store.client.get_experiment(given_id) if given_id else store.client.get_experiment_by_name(name)
         if experiment is None:
             try:
-                return str(store.client.create_experiment(name))
+                return str(store.client.create_experiment(name, artifact_location=_location(store)))
             except Exception as error:
                 experiment = store.client.get_experiment_by_name(name) if already_exists(error) or "UNIQUE" in str(error) else None
                 if experiment is None:
                     raise
     if experiment.lifecycle_stage == "deleted":
         raise StoreRejected(
-            f"{store.shown_uri}: experiment '{name}' is deleted; choose another --experiment-name, or restore it "
-            f"by 'mlflow experiments restore --experiment-id {experiment.experiment_id}'"
+            f"{store.shown_uri}: experiment '{experiment.name}'{named} is deleted; choose another --experiment-name, or restore it "
+            f"by '{_mlflow(store, 'experiments', 'restore', '--experiment-id', experiment.experiment_id)}'"
         )
     return str(experiment.experiment_id)
 
@@ -108,6 +112,27 @@ def get_run(store: Store, run_id: str) -> RunInfo:
     """Raises StoreRejected for a run that this store does not hold."""
     with translated(store, f"reading run {run_id}"):
         return _info(store, store.client.get_run(run_id))
+
+
+def get_active_run(store: Store, run_id: str) -> RunInfo:
+    """The same of a run that can be written.
+
+    Raises:
+        StoreRejected: the store does not hold it, or it is deleted; the message says how it is restored.
+    """
+    run = get_run(store, run_id)
+    if run.is_deleted:
+        raise StoreRejected(f"{store.shown_uri}: run {run_id} is deleted; restore it by '{restore_command(store, run)}'")
+    return run
+
+
+def restore_command(store: Store, run: RunInfo) -> str:
+    """MLflow's command that brings a deleted run back, or its whole experiment where that is deleted."""
+    with translated(store, f"reading experiment {run.experiment_id}"):
+        experiment = store.client.get_experiment(run.experiment_id)
+    if experiment.lifecycle_stage == "deleted":
+        return _mlflow(store, "experiments", "restore", "--experiment-id", run.experiment_id)
+    return _mlflow(store, "runs", "restore", "--run-id", run.run_id)
 
 
 def reopen_run(store: Store, run_id: str) -> None:
@@ -253,6 +278,17 @@ def cut(text: str, limit: int) -> str:
     return text if len(text) <= limit else text[: limit - len(CUT_MARK)] + CUT_MARK
 
 
+def _mlflow(store: Store, *words: str) -> str:
+    """A command line of MLflow's for this store."""
+    return f"MLFLOW_TRACKING_URI={shlex.quote(store.shown_uri)} mlflow {shlex.join(words)}"
+
+
+def _location(store: Store) -> str | None:
+    """Where the files of a new experiment belong; None: where MLflow thinks."""
+    root = own_artifact_root() if store.is_local else None
+    return None if root is None else f"{root}/{uuid.uuid4().hex}"
+
+
 def _legal_tags(tags: Mapping[str, Any]) -> dict[str, str]:
     return {legal_name(key): legal_text(redact(str(value)), MAX_TAG_LENGTH) for key, value in tags.items()}
 
@@ -277,6 +313,7 @@ def _info(store: Store, run: Any) -> RunInfo:
         artifact_uri=run.info.artifact_uri,
         tags=dict(run.data.tags),
         params=dict(run.data.params),
+        is_deleted=run.info.lifecycle_stage == "deleted",
         run_name=run.info.run_name or "",
         start_time_ms=int(run.info.start_time or 0),
         end_time_ms=run.info.end_time,

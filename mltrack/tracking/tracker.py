@@ -59,6 +59,9 @@ TIMING_WORDS = ("seconds", "per_second", "_ms", "_bytes", "system/", "stall", "u
 """A metric whose name holds one of these depends on the machine's speed and is never compared after a resume."""
 LONGEST_EXIT_WAIT_S = 600.0
 log = logging.getLogger("mltrack")
+LARGEST_STEP = 2**63 - 1
+SUPERSEDED_TAG = "mltrack.superseded_steps"
+"""Tag of a run that finished after fewer steps than an earlier trainer of it had recorded: MLflow keeps those points, which are not this training's."""
 
 
 class TrainingMetricsTracker:
@@ -113,6 +116,8 @@ class TrainingMetricsTracker:
         self._series: dict[str, MetricSeries] = {}
         self._calls = 0
         self._already: dict[tuple[str, int], float] = {}
+        self._newest_step = 0
+        """The last step since a resume, as long as something is recorded already that may come again."""
         self._drifted: set[str] = set()
         self._kept = KeptCheckpoints()
         """Of this tracker's own records: the first one is a whole set."""
@@ -247,7 +252,7 @@ class TrainingMetricsTracker:
             epoch: epochs finished in it.
         """
         step, epoch = whole_number("step", step), whole_number("epoch", epoch)
-        self._already = {}
+        self._already, self._newest_step = {}, step
         for record in JournalReader(self.directory.journal).read_new():
             for entry in entries_of(record):
                 behind = entry.step >= (epoch if entry.name.startswith(records.EPOCH_PREFIX) else step)
@@ -314,10 +319,15 @@ class TrainingMetricsTracker:
         Raises:
             DiskFullError: the disk has no room for it, whatever `on_disk_full` says; `close` and the exit of the process try again.
         """
-        if self._drifted and self._ending.is_ours:
-            drifted, self._drifted = self._drifted, set()
+        superseded = [step for name, step in self._already if step > self._newest_step and not name.startswith(records.EPOCH_PREFIX)]
+        tags = {
+            **({"mltrack.resume_drift": ", ".join(sorted(self._drifted))} if self._drifted else {}),
+            **({SUPERSEDED_TAG: f"{self._newest_step + 1}-{max(superseded)}"} if superseded and status in (None, "FINISHED") else {}),
+        }
+        if tags and self._ending.is_ours:
+            self._drifted, self._already = set(), {}
             with suppress(DiskFullError):
-                self.set_tags({"mltrack.resume_drift": ", ".join(sorted(drifted))})
+                self.set_tags(tags)
         self._ending.end(None if status is None else (status, exit_code))
 
     def close(self, *, exit_wait_s: float = LONGEST_EXIT_WAIT_S, on_progress: Callable[[dict[str, Any]], None] | None = None) -> str:
@@ -423,6 +433,7 @@ class TrainingMetricsTracker:
 
     def _not_recorded_yet(self, step: int, points: list[tuple[MetricSeries, float]]) -> list[tuple[MetricSeries, float]]:
         """Leave out what is recorded for this step already; note where a deterministic value differs."""
+        self._newest_step = max(self._newest_step, step)
         new: list[tuple[MetricSeries, float]] = []
         differing: dict[str, tuple[float, float]] = {}
         for series, later in points:
@@ -464,6 +475,7 @@ class TrainingMetricsTracker:
         info.trainer_pid, info.trainer_started = os.getpid(), process_started(os.getpid())
         info.trainer_host, info.trainer_boot_id, info.trainer_pid_namespace = here.host, here.boot_id, here.pid_namespace
         self._tracking_uri = info.tracking_uri
+        info.directory = str(self.directory.path)
         self.directory.write_run(info)
         self._heartbeat = Heartbeat(self.directory.heartbeat)
 

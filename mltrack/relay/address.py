@@ -1,0 +1,32 @@
+"""Where the MLflow run of a run directory is kept now.
+
+Invariant: what the user names on the command line wins. A recorded embedded database that is gone is looked for at the same place relative to the
+run directory, because a project folder that is moved takes both along; nothing is made at the place where it was.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from mltrack.addresses import is_same
+from mltrack.journal import RunDirectory
+from mltrack.store import database_file, default_tracking_uri
+from mltrack.store.connection import database_uri
+
+
+def tracking_uri_of(directory: RunDirectory, given: str | None = None) -> str:
+    """`given`, else the recorded one, which is followed where it was moved together with the directory."""
+    info = directory.read_run()
+    uri = default_tracking_uri(given or info.tracking_uri or None)
+    file = database_file(uri)
+    if given or file is None or file.exists() or not info.directory:
+        return uri
+    moved = Path(os.path.normpath(directory.path / os.path.relpath(file, info.directory)))
+    return database_uri(moved, like=uri) if moved.is_file() else uri
+
+
+def may_be_made(directory: RunDirectory, tracking_uri: str) -> bool:
+    """False for a database that holds the run already: where that is gone, an empty one is no help."""
+    info = directory.read_run()
+    return info.run_id is None or not is_same(tracking_uri, info.tracking_uri)
