@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import sys
+
 import pytest
 
-from mltrack.addresses import escaped, has_secrets, is_ambiguous, is_same, redact, redacted, with_credentials, without_secrets
+from mltrack.addresses import RedactedStream, escaped, has_secrets, is_ambiguous, is_same, redact, redacted, with_credentials, without_secrets
 
 SHOWN = {
     "http://alice:S3cr3t@host:5000/mlflow": "http://host:5000/mlflow",
@@ -95,3 +99,14 @@ def test_where_a_path_and_a_password_look_alike_nothing_is_shown_of_it(address: 
 def test_values_of_all_kinds() -> None:
     value = {"a": ["http://me:pw@host", 1.5, None, True], "http://me:pw@host": {"text": "Authorization: Basic bWU6cHc= sent"}}
     assert redacted(value) == {"a": ["http://host", 1.5, None, True], "http://host": {"text": "Authorization: Basic *** sent"}}
+
+
+def test_what_any_library_logs_on_our_stream_is_redacted() -> None:
+    written = io.StringIO()
+    handler = logging.StreamHandler(RedactedStream(written))
+    try:
+        raise OSError("https://TOKEN@host/x: refused")
+    except OSError:
+        handler.emit(logging.LogRecord("urllib3", logging.ERROR, __file__, 1, "GET %s", ("http://me:pw@host/?sig=abc",), sys.exc_info()))
+    assert written.getvalue().startswith("GET http://host/\nTraceback")
+    assert "OSError: https://host/x: refused" in written.getvalue()

@@ -21,7 +21,7 @@ from mlflow import MlflowClient
 from servers import free_port, mlflow_server
 from tracked_runs import complete, delivered, kill, recorded_run, until
 
-from mltrack import TrainingMetricsTracker, cli
+from mltrack import TrainingMetricsTracker, TrainModelRequest, TrainModelUseCase, cli
 from mltrack.journal import RunDirectory, RunInfo, find_run_directories, write_json
 from mltrack.relay import Progress
 from mltrack.store import StoreRejected, StoreUnavailable, connect, default_tracking_uri, get_run, ping
@@ -156,6 +156,18 @@ def test_commands_that_fail_print_none(form: str, here: Path, monkeypatch: pytes
     out, errors = capsys.readouterr()
     assert len(errors.splitlines()) == 2
     assert not holds(out + errors, (*FORMS, "S3cr", "alice"))
+
+
+@pytest.mark.parametrize("option", ["dataset_path", "validation_path", "model_name", "registered_model_name", "tracking_uri"])
+def test_a_request_that_is_refused_says_so_without_them(option: str, here: Path, records_file, caplog, capsys) -> None:
+    values = {"task": "text_classification", "dataset_path": str(records_file("text_classification")), "model_name": "scratch:tiny", "debug": True}
+    values[option] = "alice:S3cr/et@host" if option == "tracking_uri" else "https://alice:S3cr/et@host/x.jsonl?token=S3cr"
+    response = TrainModelUseCase().execute(TrainModelRequest(**values))
+    assert not response.success
+    out, errors = capsys.readouterr()
+    assert "Traceback" in errors
+    assert not holds("".join((*response.errors, out, errors, caplog.text)), ("S3cr", "alice"))
+    assert files_with(("S3cr", "alice"), here) == []
 
 
 class GuardedProxy:

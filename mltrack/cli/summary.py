@@ -110,7 +110,7 @@ def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: Ru
 def _commands(request: TrainModelRequest, response: TrainModelResponse, directory: RunDirectory, info: RunInfo) -> list[str]:
     lines = []
     if info.address.startswith("http") and info.run_id:
-        lines.append(f"open       {info.address}/#/experiments/{info.experiment_id}/runs/{info.run_id}")
+        lines.append(f"open       {info.address.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}")
     elif info.run_id and info.address.startswith("sqlite"):
         lines.append(f"open       {_command('mlflow', 'ui', '--backend-store-uri', info.address)}")
     if response.registered_model:
