@@ -54,6 +54,8 @@ class Projection:
     def __init__(self, directory: RunDirectory, store: Store, on_progress: Callable[[Progress], None] | None = None, pace: Pace | None = None):
         self.directory, self.store = directory, store
         self._pace = pace or Pace()
+        self._missing: StoreUnavailable | None = None
+        """Why the artifact store took nothing the last time; it is asked again when that is due."""
         self._deferred_due, self._deferred_pause_s = 0.0, DEFERRED_PAUSE_S
         self._listeners = [on_progress] if on_progress is not None else []
         self.info = directory.read_run()
@@ -97,8 +99,7 @@ class Projection:
             odd, self._reader.odd = self._reader.odd, []
             self._give_up(odd)
             self._save()
-        if time.monotonic() >= self._deferred_due:
-            self._apply_deferred()
+        self._apply_deferred()
         return count
 
     def finish(self) -> None:
@@ -253,16 +254,20 @@ class Projection:
             self._handle(record)
         except StoreUnavailable as error:
             ping(self.store)
-            log.warning("deferred for %.0f s: %s: %s", self._deferred_pause_s, record["type"], error)
+            log.info("deferred for %.0f s: %s: %s", self._deferred_pause_s, record["type"], error)
             self._deferred_due = time.monotonic() + self._deferred_pause_s
             self._deferred_pause_s = min(LONGEST_DEFERRED_PAUSE_S, 2 * self._deferred_pause_s)
             self.progress.waiting = f"{record['type']}: {error}"
             self._save(acknowledged=False)
+            self._missing = error
             return error
         return None
 
     def _apply_deferred(self) -> StoreUnavailable | None:
-        """Try again what was deferred, in its order; None once all of it is stored."""
+        """Try again what was deferred, if that is due, in its order; None once all of it is stored."""
+        if self._missing is not None and time.monotonic() < self._deferred_due:
+            return self._missing
+        self._missing = None
         while self.progress.deferred:
             for record in JournalReader(self.directory.journal, self.progress.deferred[0]).read_new():
                 if missing := self._stored(record):
