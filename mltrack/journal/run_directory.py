@@ -118,6 +118,13 @@ class RunDirectory:
         found = (RunDirectory(path.parent) for path in self.path.glob(f"{EARLIER}*/run.json"))
         return [one for one in found if one.journal.exists()]
 
+    def is_succeeded(self) -> bool:
+        """True for an earlier run whose MLflow run was begun once more, in the folder around it: how that run ends is no longer told here."""
+        outer = RunDirectory(self.path.parent)
+        if not self.path.name.startswith(EARLIER) or not outer.run_file.exists():
+            return False
+        return outer.read_run().run_id == self.read_run().run_id is not None
+
     def is_settled(self) -> bool:
         """True where nothing is left for a delivery in the background: all has arrived, the run went on elsewhere, or the user delivers it."""
         return self.has_arrived() or self.read_delivery().get("elsewhere") is not None or self.read_run().offline
@@ -151,7 +158,7 @@ def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | No
     """The run directory with that MLflow or local id, or None."""
     if (Path(run_id) / "run.json").is_file():
         return RunDirectory(Path(run_id).absolute())
-    for directory in find_run_directories(output_dir):
+    for directory in reversed(find_run_directories(output_dir)):  # an earlier run in a folder may have had the same MLflow run
         info = directory.read_run()
         if run_id in (directory.name, info.run_id, info.local_id):
             return directory

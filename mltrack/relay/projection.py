@@ -116,8 +116,9 @@ class Projection:
             return
         end = recorded or {"status": "FAILED", "exit_code": 1, "time_ms": records.now_ms()}
         status = end["status"]
-        tags = {"mltrack.status": status, "mltrack.delivery": "pending" if missing else "complete"}
-        if recorded is None:
+        ends = not self.directory.is_succeeded()
+        tags = {"mltrack.status": status, "mltrack.delivery": "pending" if missing else "complete"} if ends else {}
+        if ends and recorded is None:
             tags["mltrack.failure"] = "the trainer ended without saying so"
         if self.progress.infinite:
             tags["mltrack.infinite_values"] = "; ".join(self.progress.infinite)
@@ -127,9 +128,9 @@ class Projection:
             tags["mltrack.journal_damage"] = ", ".join(f"bytes {start}-{stop}" for start, stop in self._reader.damaged)
         self._claim.check()
         runs.set_tags(self.store, self._run_id, tags)
-        if status == "FINISHED":  # whatever ended an earlier attempt
+        if ends and status == "FINISHED":  # whatever ended an earlier attempt
             runs.drop_tag(self.store, self._run_id, "mltrack.failure")
-        if self.info.owns_status or (recorded is None and runs.get_run(self.store, self._run_id).status == "RUNNING"):
+        if ends and (self.info.owns_status or (recorded is None and runs.get_run(self.store, self._run_id).status == "RUNNING")):
             shown = "FAILED" if self.info.under_mlflow_run and status == "KILLED" else status
             runs.finish_run(self.store, self._run_id, shown, end["time_ms"])
             self.progress.status = shown

@@ -76,11 +76,12 @@ def _undelivered_files(directory: RunDirectory) -> set[str]:
     """The files and folders that the undelivered part of the journal names; of checkpoints those that stayed last."""
     delivery = directory.read_delivery()
     artifacts, kept = set(), set()
-    for record in JournalReader(directory.journal, min([delivery.get("offset", 0), *delivery.get("deferred", [])])).read_new():
-        if record["type"] == "artifact":
-            artifacts.add(record["path"])
-        elif record["type"] == "checkpoints":
-            kept = {one["path"] for one in record["kept"]}
+    with suppress(TrackingError):  # the journal of a newer mltrack, which delivers it
+        for record in JournalReader(directory.journal, min([delivery.get("offset", 0), *delivery.get("deferred", [])])).read_new():
+            if record["type"] == "artifact":
+                artifacts.add(record["path"])
+            elif record["type"] == "checkpoints":
+                kept = {one["path"] for one in record["kept"]}
     return artifacts | kept
 
 

@@ -100,9 +100,9 @@ class TrainingMetricsTracker:
         self._journal = JournalWriter(self.directory.journal, mltrack_version=mltrack.__version__)
         if not resume:
             forget_moved(self.directory)
-        deliver_earlier(self.directory)
         if not unbacked:
             self._back_by_mlflow(run_id, tracking_uri)
+        deliver_earlier(self.directory)
         atexit.register(self._close_at_exit)
 
     # -- logging
