@@ -203,7 +203,7 @@ def test_a_token_that_expires_in_the_middle_keeps_the_relay_waiting_and_the_trai
         assert [(one["step"], one["status"]) for one in models_of_run(connect(server), run_id)] == [(1, "READY")]
 
 
-def test_an_expired_token_of_s3_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_expired_token_of_s3_is_waited_for(tmp_path: Path) -> None:
     with artifact_store("s3", tmp_path) as there, faulty_proxy(os.environ["MLFLOW_S3_ENDPOINT_URL"], matching="") as proxy:
         environment = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "MLFLOW_S3"))} | {"MLFLOW_S3_ENDPOINT_URL": proxy.uri}
         directory = ended_run(tmp_path / "run", there.uri)
@@ -220,7 +220,6 @@ def test_an_expired_token_of_s3_is_waited_for(tmp_path: Path, monkeypatch: pytes
         proxy.fault = "none"
         finished = sync(directory, **environment)
         assert finished.returncode == 0, finished.stderr
-        monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", proxy.uri)
         assert_everything_is_there_once(directory, there.uri, tmp_path / "back")
 
 
@@ -267,7 +266,7 @@ def test_what_s3_answers_is_the_files_fault_or_waits(made: Callable[[], Exceptio
     assert type(caught.value) is kind or kind is StoreUnavailable
 
 
-def test_the_pause_between_attempts_grows(tracker: TrainingMetricsTracker, uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pause_between_attempts_grows(tracker: TrainingMetricsTracker, uri: str, tmp_path: Path) -> None:
     root = tmp_path / "artifacts"
     client(uri).create_experiment("kept", artifact_location=root.as_uri())
     info = tracker.directory.read_run()
@@ -276,17 +275,16 @@ def test_the_pause_between_attempts_grows(tracker: TrainingMetricsTracker, uri: 
     (tracker.directory.path / "report.txt").write_text("as it was")
     tracker.log_artifact(tracker.directory.path / "report.txt")
     root.write_text("in the way")
-    monkeypatch.setattr(projection, "DEFERRED_PAUSE_S", 0.001)
     delivery = projection.Projection(tracker.directory, connect(uri))
     pauses = []
-    for _ in range(20):
+    for _ in range(7):
         delivery._deferred_due = 0.0
         delivery.deliver()
         pauses.append(delivery._deferred_pause_s)
-    assert pauses == [min(projection.LONGEST_DEFERRED_PAUSE_S, 0.001 * 2**number) for number in range(1, 21)]
+    assert pauses == [30, 60, 120, 240, 300, 300, 300]
     root.unlink()
     delivery._deferred_due = 0.0
     delivery.deliver()
-    assert delivery._deferred_pause_s == 0.001
+    assert delivery._deferred_pause_s == projection.DEFERRED_PAUSE_S
     assert (delivery.progress.deferred, delivery.progress.waiting) == ([], None)
     tracker.close()

@@ -76,6 +76,27 @@ def test_a_second_start_beside_a_killed_loop_both_arrive(tmp_path: Path, uri: st
 
 
 @pytest.mark.long
+def test_the_same_run_begun_once_more_is_ended_by_its_newest_loop_alone(tmp_path: Path, uri: str) -> None:
+    run_id, folder = new_run(uri), tmp_path / "logs"
+    for number, pid in ((1, None), (2, os.getpid())):
+        tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=f"loop {number}", run_id=run_id, tracking_uri=uri, offline=True))
+        tracker.directory.write_run(RunInfo(**{**tracker.directory.read_run().__dict__, "trainer_pid": pid}))
+        tracker.log_metric("train_loss", 1.0, step=number)
+        if number == 1:  # as if it had been killed
+            tracker._ended = True
+            tracker.close()
+    aside = RunDirectory(folder / "earlier-run-1")
+    assert relay.sync(aside).complete
+    run = client(uri).get_run(run_id)
+    assert run.info.status == "RUNNING"
+    assert "mltrack.status" not in run.data.tags
+    tracker.close()
+    assert relay.sync(tracker.directory).complete
+    assert client(uri).get_run(run_id).info.status == "FINISHED"
+    assert len(client(uri).get_metric_history(run_id, "train_loss")) == 2
+
+
+@pytest.mark.long
 def test_what_an_undelivered_run_names_is_found_though_the_next_one_replaces_it(tmp_path: Path, uri: str) -> None:
     folder = undelivered_run(tmp_path / "logs", uri).path
     tracker = TrainingMetricsTracker(folder)

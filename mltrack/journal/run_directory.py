@@ -196,6 +196,13 @@ class RunDirectory:
         found = (RunDirectory(path.parent) for path in self.path.glob(f"{EARLIER}*/run.json"))
         return [one for one in found if one.journal.exists()]
 
+    def is_succeeded(self) -> bool:
+        """True for an earlier run whose MLflow run was begun once more, in the folder around it: how that run ends is no longer told here."""
+        outer = RunDirectory(self.path.parent)
+        if not self.path.name.startswith(EARLIER) or not outer.run_file.exists():
+            return False
+        return outer.read_run().run_id == self.read_run().run_id is not None
+
     def is_settled(self) -> bool:
         """True where nothing is left for a delivery in the background: all has arrived, the run went on elsewhere, or the user delivers it."""
         return self.has_arrived() or any(self.read_delivery().get(name) is not None for name in ("elsewhere", "deleted")) or self.read_run().offline

@@ -85,7 +85,8 @@ def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | No
     for place in (Path(run_id), root / run_id):
         if (place / "run.json").is_file():
             return RunDirectory(place.resolve() if place.is_symlink() else place.absolute())
-    return next((RunDirectory(root / run.name) for run in known_runs(root) if run_id in (run.run_id, run.local_id, RunDirectory(root / run.name).name)), None)
+    newest_first = reversed(known_runs(root))  # an earlier run in a folder may have had the same MLflow run
+    return next((RunDirectory(root / run.name) for run in newest_first if run_id in (run.run_id, run.local_id, RunDirectory(root / run.name).name)), None)
 
 
 def _runs(root: Path, cached: dict[str, KnownRun]) -> Iterator[KnownRun]:

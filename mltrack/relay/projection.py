@@ -61,6 +61,8 @@ class Projection:
     def __init__(self, directory: RunDirectory, store: Store, on_progress: Callable[[Progress], None] | None = None, pace: Pace | None = None):
         self.directory, self.store = directory, store
         self._pace = pace or Pace()
+        self._missing: StoreUnavailable | None = None
+        """Why the artifact store took nothing the last time; it is asked again when that is due."""
         self._deferred_due, self._deferred_pause_s = 0.0, DEFERRED_PAUSE_S
         self._listeners = [on_progress] if on_progress is not None else []
         self.info = directory.read_run()
@@ -115,8 +117,7 @@ class Projection:
             odd, self._reader.odd = self._reader.odd, []
             self._give_up(odd)
             self._save()
-        if time.monotonic() >= self._deferred_due:
-            self._apply_deferred()
+        self._apply_deferred()
         return count
 
     def finish(self) -> None:
@@ -133,8 +134,9 @@ class Projection:
             return
         last = verdict_on(self.progress, self.directory)
         status = last.status
-        tags = {"mltrack.status": status, "mltrack.delivery": "pending" if missing else "complete"}
-        if last.failure is not None:
+        ends = not self.directory.is_succeeded()
+        tags = {"mltrack.status": status, "mltrack.delivery": "pending" if missing else "complete"} if ends else {}
+        if ends and last.failure is not None:
             tags["mltrack.failure"] = last.failure
         if self.progress.infinite:
             tags["mltrack.infinite_values"] = "; ".join(self.progress.infinite)
@@ -144,9 +146,9 @@ class Projection:
             tags["mltrack.journal_damage"] = ", ".join(f"bytes {start}-{stop}" for start, stop in self._reader.damaged)
         self._claim.check()
         runs.set_tags(self.store, self._run_id, tags)
-        if status == "FINISHED":  # whatever ended an earlier attempt
+        if ends and status == "FINISHED":  # whatever ended an earlier attempt
             runs.drop_tag(self.store, self._run_id, "mltrack.failure")
-        if self.info.owns_status or (recorded is None and runs.get_run(self.store, self._run_id).status == "RUNNING"):
+        if ends and (self.info.owns_status or (recorded is None and runs.get_run(self.store, self._run_id).status == "RUNNING")):
             shown = last.shown(self.info)
             runs.finish_run(self.store, self._run_id, shown, last.time_ms)
             self.progress.status = shown
@@ -302,16 +304,20 @@ class Projection:
             self._handle(record)
         except StoreUnavailable as error:
             ping(self.store)
-            log.warning("deferred for %.0f s: %s: %s", self._deferred_pause_s, record["type"], error)
+            log.info("deferred for %.0f s: %s: %s", self._deferred_pause_s, record["type"], error)
             self._deferred_due = time.monotonic() + self._deferred_pause_s
             self._deferred_pause_s = min(LONGEST_DEFERRED_PAUSE_S, 2 * self._deferred_pause_s)
             self.progress.waiting = f"{record['type']}: {error}"
             self._save(acknowledged=False)
+            self._missing = error
             return error
         return None
 
     def _apply_deferred(self) -> StoreUnavailable | None:
-        """Try again what was deferred, in its order; None once all of it is stored."""
+        """Try again what was deferred, if that is due, in its order; None once all of it is stored."""
+        if self._missing is not None and time.monotonic() < self._deferred_due:
+            return self._missing
+        self._missing = None
         while self.progress.deferred:
             for record in JournalReader(self.directory.journal, self.progress.deferred[0]).read_new():
                 if missing := self._stored(record):

@@ -81,10 +81,11 @@ def _undelivered_files(directory: RunDirectory) -> tuple[set[str], set[str]]:
     delivery, kept, artifacts = directory.read_delivery(), KeptCheckpoints(), set()
     begins = min([delivery.get("offset", 0), *delivery.get("deferred", [])])
     reader = JournalReader(directory.journal)
-    for record in reader.read_new():
-        kept = kept.after(record)
-        if record["type"] == "artifact" and reader.offset > begins:
-            artifacts.add(record["path"])
+    with suppress(TrackingError):  # the journal of a newer mltrack, which delivers it
+        for record in reader.read_new():
+            kept = kept.after(record)
+            if record["type"] == "artifact" and reader.offset > begins:
+                artifacts.add(record["path"])
     return artifacts, {one["path"] for one in kept.kept.values()}
 
 

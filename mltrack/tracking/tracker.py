@@ -134,12 +134,12 @@ class TrainingMetricsTracker:
         self._tracking_uri: str | None = None
         if not resume and lock is None:
             forget_moved(self.directory)
-        deliver_earlier(self.directory, tracking_uri)
         if run is not None:
             self._describe(run)
         elif (found := self._run_here(run_id, tracking_uri)) is not None:
             self._describe(found)
             self.start_delivery()
+        deliver_earlier(self.directory, self._tracking_uri)
         atexit.register(self._close_at_exit)
 
     # -- logging
