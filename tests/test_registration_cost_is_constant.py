@@ -141,6 +141,7 @@ def test_a_decision_of_a_person_counts_from_its_moment_whatever_the_tag_says(sto
         model_tags.set_model_tag(store, name, SETTLED, late.text)
         standing = settle(store, name)
         assert (standing.champion, standing.model.aliases["champion"]) == (3, 3)
+        assert settled(store, name).number in (22, late.number)
     assert finish(store, folder, name, 0.95).aliases == ["challenger"]
     assert finish(store, folder, name, 0.7).aliases == ["challenger", "champion"]
 

@@ -56,6 +56,8 @@ class Standing:
     """With the versions that are not settled, and the one of the last change."""
     history: list[Change]
     settled: Settled = field(default_factory=Settled)
+    read_above: int = 0
+    """Versions up to this number are settled and were not read."""
     champion: int | None = None
     verdicts: dict[int, gate.Verdict] = field(default_factory=dict)
     """Of the versions behind the last decision."""
@@ -65,7 +67,7 @@ class Standing:
     @property
     def newest(self) -> int:
         """The highest number of a version that was ever looked at."""
-        return max([*self.model.versions, *(change.barrier for change in self.history), self.settled.number])
+        return max([*self.model.versions, *(change.barrier for change in self.history), self.read_above])
 
     @property
     def mark(self) -> str:
@@ -76,7 +78,7 @@ class Standing:
     @property
     def settled_now(self) -> Settled:
         """As far as all versions are judged and have their decision, or have none after so long that nobody is about to write it."""
-        number, since = self.settled.number, _now_ms() - IN_FLIGHT_MS
+        number, since = self.read_above, _now_ms() - IN_FLIGHT_MS
         for version in sorted(self.model.versions.values(), key=lambda one: one.number):
             if _is_open(version) and version.created_ms > since:
                 break
@@ -90,15 +92,19 @@ def read_standing(connected: Store, name: str) -> Standing:
     standing = Standing(head, read_history(head.tags), Settled.read(head.tags))
     last = standing.history[-1] if standing.history else None
     judged = last.barrier if last is not None else 0
-    is_newer = standing.settled.mark == standing.mark
-    versions = model_tags.read_versions(connected, name, above=standing.settled.number if is_newer else min(judged, standing.settled.number))
+    if standing.settled.mark == standing.mark:
+        standing.read_above = standing.settled.number
+        judged = max(judged, standing.settled.number)
+    else:  # a person has decided since
+        standing.read_above = min(judged, standing.settled.number)
+    versions = model_tags.read_versions(connected, name, above=standing.read_above)
     if last is not None and last.version is not None:
         held = versions.get(last.version) or model_tags.read_version(connected, name, last.version)
         if held is not None:
             versions[last.version], standing.champion = held, last.version
     standing.model = replace(head, versions=versions)
     for number, version in sorted(versions.items()):
-        if gate.POLICY not in version.tags or number <= max(judged, standing.settled.number if is_newer else 0):
+        if gate.POLICY not in version.tags or number <= judged:
             continue
         present = versions[standing.champion].tags if standing.champion is not None else None
         verdict = gate.judge(version.tags, present, standing.champion)
@@ -277,7 +283,7 @@ def _adopt(connected: Store, name: str) -> None:
 def _note_settled(connected: Store, standing: Standing) -> None:
     """Write down how far the versions need not be read again, once all that follows from them is written."""
     now = standing.settled_now
-    if not standing.unwritten and now.number >= standing.settled.number + SETTLED_AT_ONCE:
+    if not standing.unwritten and now.number >= standing.read_above + SETTLED_AT_ONCE:
         model_tags.set_model_tag(connected, standing.model.name, SETTLED, now.text)
 
 
