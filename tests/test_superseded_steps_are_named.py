@@ -16,7 +16,7 @@ def test_they_are_named_until_a_longer_training_takes_them(tmp_path: Path) -> No
     client = MlflowClient(uri)
 
     def trained(steps: range, *, resumed: int | None, status: str = "FINISHED") -> tuple[list[int], str | None]:
-        tracker = TrainingMetricsTracker(tmp_path / "run", unbacked=True, resume=resumed is not None)
+        tracker = TrainingMetricsTracker(tmp_path / "run", resume=resumed is not None)
         if resumed is None:
             tracker.directory.write_run(RunInfo(local_id="one", tracking_uri=uri, created_ms=records.now_ms()))
         else:
