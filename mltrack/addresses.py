@@ -121,7 +121,8 @@ def _user_info(scheme: str, slashes: str, rest: str) -> tuple[str, str, bool]:
     is_server = _is_database(scheme) or scheme.lower() in ("http", "https")
     if is_server and not _HOST_CERTAIN.fullmatch(host):
         possible = bool(host) and _HOST_POSSIBLE.fullmatch(host) is not None
-        end = (rest.partition("?")[0] if possible else rest).rfind("@")
+        before, _, query = rest.partition("?")
+        end = (before if possible and "=" in query.partition("@")[0] else rest).rfind("@")
         if end > len(info):
             return rest[:end], rest[end + 1 :], possible
     return info, rest[len(info) + len(at) :], False

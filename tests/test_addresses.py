@@ -17,6 +17,7 @@ SHOWN = {
     "http://alice:S3:cr?e#t@host/x": "http://host/x",
     "http://me@corp.com:S3cr/1@host": "http://host",
     "http://alice:12/S3cr@host": "http://host",
+    "http://alice:12?S3cr@host": "http://host",
     "https://S3crToken@host": "https://host",
     "https://S3cr/Token@host:1": "https://host:1",
     "http://alice:S3cr@[::1]:5000/x": "http://[::1]:5000/x",
