@@ -177,7 +177,7 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice) -> RunD
     write_json(making / "config.json", _config(store, run))
     fetched = _fetch_checkpoints(store, run, directory.checkpoints, notice)
     renamed = json.loads(run.tags.get("mltrack.renamed", "{}"))
-    points = list(history.points_of(store, run.run_id))
+    points = history.points_of(store, run.run_id)
     directory.journal.unlink(missing_ok=True)  # of an earlier try
     trainer = {name: run.tags[name] for name in (HOST_TAG, PID_TAG, STARTED_TAG) if name in run.tags}
     _write_journal(directory.journal, points, renamed, trainer)
