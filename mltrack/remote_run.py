@@ -201,7 +201,7 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
             f"resume it in its run directory on {run.tags.get(HOST_TAG, 'the machine that trained it')}"
         )
     renamed = {key: name for key, name in runs.parsed(run.tags.get("mltrack.renamed", "{}"), dict).items() if isinstance(name, str)}
-    points = list(history.points_of(store, run.run_id))
+    points = history.points_of(store, run.run_id)
     trainer = {name: run.tags[name] for name in (HOST_TAG, BOOT_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG) if name in run.tags}
     directory.journal.unlink(missing_ok=True)  # of an earlier try
     _write_journal(directory.journal, points, renamed, trainer)

@@ -5,23 +5,20 @@ Invariant: a point comes back with the value, the step and the timestamp that it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from mltrack.store.connection import Store, translated
 from mltrack.store.runs import LOCAL_ID_TAG, Point, RunInfo, list_runs
 
 
-def points_of(store: Store, run_id: str, *, without: str = "system/") -> Iterator[Point]:
+def points_of(store: Store, run_id: str, *, without: str = "system/") -> list[Point]:
     """Every point of the run, metric by metric.
 
     Args:
         without: metrics whose names begin so are left out.
     """
     with translated(store, f"reading the metrics of run {run_id}"):
-        for key in sorted(store.client.get_run(run_id).data.metrics):
-            if not key.startswith(without):
-                for point in store.client.get_metric_history(run_id, key):
-                    yield point.key, float(point.value), int(point.timestamp), int(point.step)
+        keys = [key for key in sorted(store.client.get_run(run_id).data.metrics) if not key.startswith(without)]
+        found = [point for key in keys for point in store.client.get_metric_history(run_id, key)]
+    return [(point.key, float(point.value), int(point.timestamp), int(point.step)) for point in found]
 
 
 def newest_point_ms(store: Store, run_id: str) -> int:
