@@ -48,6 +48,9 @@ def open_run(request: TrainModelRequest, resumed: RunDirectory | None, opener: R
         StoreRejected: the run or the experiment that was named is not there.
     """
     active = active_run()
+    if active is not None and request.tracking_uri and default_tracking_uri(request.tracking_uri) != active[1]:
+        notice(f"run {active[0]} that is active here is in {shown(active[1])}, and tracking_uri is another: this training gets a run of its own")
+        active = None
     given = os.environ.get("MLFLOW_RUN_ID") or (active[0] if active is not None else None)
     info = RunInfo(
         local_id=uuid.uuid4().hex,

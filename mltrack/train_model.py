@@ -34,6 +34,7 @@ from mltrack.relay import tracking_uri_of
 from mltrack.run_opening import RunOpener
 from mltrack.run_record import data_figures, long_text_warnings, open_run
 from mltrack.store import default_tracking_uri
+from mltrack.store.connection import without_autologging
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
 from mltrack.training import AdvancedTrainer, Listener, check_metric_name, choose_parallel, compare_decisive, decisive, narrows, use_attention
@@ -79,7 +80,10 @@ class TrainModelUseCase:
         Returns:
             With `success=False`, `errors` and `exit_code` (2 bad input, 1 failed, 130 or 143 interrupted) where a step failed.
         """
-        run = TrainingRun(request)
+        with without_autologging():
+            return self._executed(TrainingRun(request))
+
+    def _executed(self, run: TrainingRun) -> TrainModelResponse:
         try:
             for number, name in enumerate(STEPS, start=1):
                 log.info("step %d of %d: %s", number, len(STEPS), name.replace("_", " "))

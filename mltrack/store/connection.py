@@ -207,6 +207,18 @@ def active_run() -> tuple[str, str] | None:
 
 
 @contextmanager
+def without_autologging() -> Iterator[None]:
+    """Inside, MLflow logs nothing by itself: its autologging of scikit-learn would make a run and a pickled model of each baseline."""
+    if "mlflow" not in sys.modules:
+        yield
+        return
+    from mlflow.utils.autologging_utils import disable_autologging
+
+    with disable_autologging():
+        yield
+
+
+@contextmanager
 def translated(where: Store | str, doing: str) -> Iterator[None]:
     """Turns what goes wrong inside into StoreUnavailable or StoreRejected: "<uri>: <doing>: <first line of the reason>"."""
     uri = where.shown_uri if isinstance(where, Store) else shown(where)
