@@ -63,6 +63,9 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
         info.upload = request.upload
         return info
     active = active_run()
+    if active is not None and request.tracking_uri and default_tracking_uri(request.tracking_uri) != active.tracking_uri:
+        notice(f"run {active.run_id} that is active here is in {shown(active.tracking_uri)}, and tracking_uri is another: this training gets a run of its own")
+        active = None
     given = os.environ.get("MLFLOW_RUN_ID") or (active.run_id if active is not None else None)
     info = RunInfo(
         local_id=uuid.uuid4().hex,

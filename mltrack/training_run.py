@@ -20,6 +20,7 @@ from mltrack.journal import JournalLock, RunDirectory, RunInfo, write_json
 from mltrack.models import ModelSource
 from mltrack.relay import trainer_tags
 from mltrack.run_record import inputs_of, params_of
+from mltrack.store.connection import without_autologging
 from mltrack.tracking import TrainingMetricsTracker
 from mltrack.training import AdvancedTrainer
 
@@ -87,7 +88,8 @@ def _log_baselines(run: TrainingRun, tracker: TrainingMetricsTracker) -> None:
     assert train_dataset is not None
     assert eval_dataset is not None
     if run.task.is_classification:
-        values = baselines.classification_baselines(train_dataset.records, eval_dataset.records, train_dataset.label_mapping)
+        with without_autologging():
+            values = baselines.classification_baselines(train_dataset.records, eval_dataset.records, train_dataset.label_mapping)
     else:
         values = baselines.unigram_loss(train_dataset, eval_dataset, len(train_dataset.tokenizer))
     run.response.baselines = {f"baseline_{name}": value for name, value in values.items()}

@@ -75,5 +75,5 @@ def test_an_experiment_that_cannot_be_written(client: MlflowClient, monkeypatch:
             assert find_experiment(store, "Default") == "0", "the command line wins"
     for wrong in ("77", "abc"):
         monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", wrong)
-        with pytest.raises(StoreRejected, match=f"looking for the experiment that MLFLOW_EXPERIMENT_ID names: .*{wrong}"):
+        with pytest.raises(StoreRejected, match=f"looking for the experiment that MLFLOW_EXPERIMENT_ID names .*--experiment-name.*: .*{wrong}"):
             find_experiment(store, None)

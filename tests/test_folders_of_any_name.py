@@ -81,10 +81,19 @@ def test_a_training_and_every_command_that_it_prints(tmp_path: Path) -> None:
     refused = commands.mltrack(*words, cwd=odd)
     assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (1, 1), refused.stderr
     assert [path.name for path in odd.iterdir()] == ["re#c?%20.jsonl"]
-    environment = commands.environment(PYTHONIOENCODING="utf-8:strict")
-    offline = subprocess.run([sys.executable, "-m", "mltrack", *map(str, words), "--offline", "true"], cwd=odd, env=environment, capture_output=True)
+    refused = commands.mltrack(*words, "--offline", "true", cwd=odd)
+    assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1), refused.stderr
+    assert [path.name for path in odd.iterdir()] == ["re#c?%20.jsonl"]
+    offline = commands.mltrack(*words, "--offline", "true", "--output-dir", tmp_path / "runs", cwd=odd)
     assert offline.returncode == 0, offline.stderr
-    assert os.fsencode(odd) in offline.stdout
+    listed = subprocess.run(
+        [sys.executable, "-m", "mltrack", "data", "show", offline.stdout.partition("run        ")[2].split()[0], "--output-dir", tmp_path / "runs"],
+        cwd=odd,
+        env=commands.environment(PYTHONIOENCODING="utf-8:strict"),
+        capture_output=True,
+    )
+    assert listed.returncode == 0, listed.stderr
+    assert os.fsencode(odd) in listed.stdout
 
 
 def _command(text: str) -> str:

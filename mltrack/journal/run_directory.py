@@ -222,8 +222,13 @@ def make_output_dir(output_dir: str) -> None:
     """Make the folder of the run directories.
 
     Raises:
-        ConfigurationError: it cannot be made or written.
+        ConfigurationError: it cannot be made or written, or no tokenizer can be saved in it.
     """
+    path = str(Path(output_dir).absolute())
+    if not path.isascii() and path != os.fsencode(path).decode("utf-8", "replace"):
+        raise ConfigurationError(
+            f"output_dir: {ascii(path)[1:-1]} is not UTF-8, and tokenizers cannot be saved in such a folder; use --output-dir of another name"
+        )
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
         writable = os.access(output_dir, os.W_OK)

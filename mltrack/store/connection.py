@@ -264,6 +264,21 @@ def active_run() -> ActiveRun | None:
 
 
 @contextmanager
+def without_autologging() -> Iterator[None]:
+    """Inside, MLflow logs nothing by itself: its autologging of scikit-learn would make a run and a pickled model of each baseline.
+
+    MLflow's switch is one of the process, so it is used around the one call that needs it.
+    """
+    if "mlflow" not in sys.modules:
+        yield
+        return
+    from mlflow.utils.autologging_utils import disable_autologging
+
+    with disable_autologging():
+        yield
+
+
+@contextmanager
 def translated(where: Store | str, doing: str) -> Iterator[None]:
     """Inside, MLflow neither retries nor waits longer than the store's time-out, and what goes wrong becomes StoreUnavailable or StoreRejected.
 
