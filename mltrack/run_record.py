@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mltrack
-from mltrack.addresses import is_same, without_secrets
+from mltrack.addresses import is_same, shown, without_secrets
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.data import CodeDataset
 from mltrack.data.requested import WORKING_DIRECTORY
