@@ -15,7 +15,7 @@ from artifact_stores import artifact_store
 from faulty_proxy import faulty_proxy
 from servers import mlflow_server
 from test_uploads_survive_outages import CHECKPOINT, assert_everything_is_there_once, ended_run, kept_checkpoint
-from tracked_runs import assert_complete, client, complete, kill, relay_pid, start_script, sync, until
+from tracked_runs import assert_complete, client, complete, kill, relay_pid, start_script, until
 
 from mltrack import relay
 from mltrack.journal import RunDirectory, RunInfo, records
@@ -203,23 +203,22 @@ def test_a_token_that_expires_in_the_middle_keeps_the_relay_waiting_and_the_trai
         assert [(one["step"], one["status"]) for one in models_of_run(connect(server), run_id)] == [(1, "READY")]
 
 
-def test_an_expired_token_of_s3_is_waited_for(tmp_path: Path) -> None:
+def test_an_expired_token_of_s3_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with artifact_store("s3", tmp_path) as there, faulty_proxy(os.environ["MLFLOW_S3_ENDPOINT_URL"], matching="") as proxy:
-        environment = {name: value for name, value in os.environ.items() if name.startswith(("AWS_", "MLFLOW_S3"))} | {"MLFLOW_S3_ENDPOINT_URL": proxy.uri}
         directory = ended_run(tmp_path / "run", there.uri)
         info = directory.read_run()
         info.experiment_name = there.experiment
         directory.write_run(info)
-        for fault in ("expired", "forbidden"):
-            proxy.fault = fault
-            refused = sync(directory, **environment)
-            assert refused.returncode == 1, refused.stderr
-            assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
-            assert_nothing_is_given_up(directory, "upload")
-        assert proxy.count("expired") > 0
-        proxy.fault = "none"
-        finished = sync(directory, **environment)
-        assert finished.returncode == 0, finished.stderr
+        with monkeypatch.context() as through_proxy:
+            through_proxy.setenv("MLFLOW_S3_ENDPOINT_URL", proxy.uri)
+            for fault in ("expired", "forbidden"):
+                proxy.fault = fault
+                with pytest.raises(StoreDenied, match="Failed to upload"):
+                    relay.sync(directory)
+                assert proxy.count(fault) > 0
+                assert_nothing_is_given_up(directory, "Failed to upload")
+            proxy.fault = "none"
+            relay.sync(directory)
         assert_everything_is_there_once(directory, there.uri, tmp_path / "back")
 
 

@@ -61,8 +61,7 @@ class Projection:
     def __init__(self, directory: RunDirectory, store: Store, on_progress: Callable[[Progress], None] | None = None, pace: Pace | None = None):
         self.directory, self.store = directory, store
         self._pace = pace or Pace()
-        self._missing: StoreUnavailable | None = None
-        """Why the artifact store took nothing the last time; it is asked again when that is due."""
+        self._missing: StoreUnavailable | None = None  # what the artifact store said last, which is asked again when that is due
         self._deferred_due, self._deferred_pause_s = 0.0, DEFERRED_PAUSE_S
         self._listeners = [on_progress] if on_progress is not None else []
         self.info = directory.read_run()
