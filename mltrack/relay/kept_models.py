@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -56,9 +57,13 @@ class KeptModels:
         """Whether the store may hold what a relay that was killed, or an attempt of this one that failed, has left."""
         self._index, self._index_due_s = "", 0.0
 
-    def reconcile(self) -> None:
-        """Publish what is new in the set that the journal names last and prune what is not in it any more."""
-        if not self._read_set():
+    def reconcile(self, until: float) -> None:
+        """Publish what is new in the set that the journal names and prune what is not in it any more.
+
+        Args:
+            until: byte of the journal behind the record that names it. A checkpoint's points are sent before its model, which takes its times from them.
+        """
+        if not self._read_set(until):
             return
         kept = {str(step): one for step, one in self._set.kept.items()}
         in_doubt, self._in_doubt = self._in_doubt, True
@@ -81,8 +86,9 @@ class KeptModels:
         self.store_index(now=False)
 
     def store_index(self, *, now: bool) -> None:
-        """Write `index.json` where it is out of date: now, or not so soon after the last time."""
-        if self._progress.index_is_stored or (time.monotonic() < self._index_due_s and not now) or not self._read_set():
+        """Write `index.json` where it is out of date: now, when all of the journal was applied, or not so soon after the last time."""
+        is_due = now or time.monotonic() >= self._index_due_s
+        if self._progress.index_is_stored or not is_due or not self._read_set(math.inf if now else 0):
             return
         text = self._index_text()
         artifacts.put_text(self._store, self._run_id, text, f"{CHECKPOINTS}/index.json")
@@ -124,10 +130,13 @@ class KeptModels:
                 artifacts.delete(self._store, self._run_id, f"{CHECKPOINTS}/{name}")
         self._in_doubt = False
 
-    def _read_set(self) -> bool:
-        """Read on to the end of the journal; True where it names a set."""
-        for record in self._reader.read_new():
-            self._set = self._set.after(record)
+    def _read_set(self, until: float) -> bool:
+        """Read on to a byte of the journal; True where a set is named before it."""
+        if self._reader.offset < until:
+            for record in self._reader.read_new():
+                self._set = self._set.after(record)
+                if self._reader.offset >= until:
+                    break
         return self._set.whole_ms is not None
 
     def _index_text(self) -> str:

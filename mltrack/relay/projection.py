@@ -69,6 +69,8 @@ class Projection:
         self._reader = JournalReader(directory.journal, self.progress.offset)
         self._behind = self.progress.offset
         """Everything before this byte is applied or waits in `_points`."""
+        self._applied = 0
+        """Byte behind the record that is being applied."""
         self._points: list[Point] = []
         self.progress.connected_ms, self.progress.complete = records.now_ms(), False
         self._save(acknowledged=False)
@@ -271,6 +273,7 @@ class Projection:
 
     def _apply(self, record: records.Record, start: int) -> None:
         """Do what a record says that begins at byte `start`, or defer it."""
+        self._applied = self._reader.offset
         if record["type"] in WITH_FILES and (self.progress.deferred or self._stored(record)):
             self.progress.deferred.append(start)
         elif record["type"] not in WITH_FILES:
@@ -318,7 +321,9 @@ class Projection:
             return self._missing
         self._missing = None
         while self.progress.deferred:
-            for record in JournalReader(self.directory.journal, self.progress.deferred[0]).read_new():
+            reader = JournalReader(self.directory.journal, self.progress.deferred[0])
+            for record in reader.read_new():
+                self._applied = reader.offset
                 if missing := self._stored(record):
                     return missing
                 break
@@ -378,14 +383,14 @@ class Projection:
     def _apply_checkpoints(self, _: Mapping[str, Any]) -> None:
         if self.progress.renamed:  # whoever goes on from this checkpoint without the journal needs them
             runs.set_tags(self.store, self._run_id, {"mltrack.renamed": self._renamed_json()})
-        self._kept.reconcile()
+        self._kept.reconcile(self._applied)
 
     _apply_checkpoints_changed = _apply_checkpoints
 
     def _apply_model(self, record: Mapping[str, Any]) -> None:
         self.progress.registered = None  # what an earlier attempt has registered may be gone
         if self._kept.forget_missing() or str(record["step"]) not in self.progress.models:
-            self._kept.reconcile()
+            self._kept.reconcile(self._applied)
         model_id = self.progress.models.get(str(record["step"]))
         if model_id is None:
             self._report(f"model of step {record['step']}: its checkpoint was not delivered")
