@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import mltrack
-from mltrack.addresses import is_same, shown, without_secrets
+from mltrack.addresses import is_same, without_secrets
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.data import CodeDataset
 from mltrack.data.requested import WORKING_DIRECTORY
@@ -64,7 +64,9 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
         return info
     active = active_run()
     if active is not None and request.tracking_uri and default_tracking_uri(request.tracking_uri) != active.tracking_uri:
-        notice(f"run {active.run_id} that is active here is in {shown(active.tracking_uri)}, and tracking_uri is another: this training gets a run of its own")
+        notice(
+            f"run {active.run_id} that is active here is in {without_secrets(active.tracking_uri)}, and tracking_uri is another: this training gets a run of its own"
+        )
         active = None
     given = os.environ.get("MLFLOW_RUN_ID") or (active.run_id if active is not None else None)
     info = RunInfo(
