@@ -42,7 +42,7 @@ _FIELDS: dict[str, dict[str, type]] = {
     "end": {"time_ms": int, "status": str},
 }
 """What readers count on; a journal may come from anywhere."""
-_VALUES: dict[str, tuple[type, ...]] = {"metrics": (float, int), "params": (str,), "tags": (str,)}
+_VALUES: dict[str, set[type]] = {"metrics": {float, int}, "params": {str}, "tags": {str}}
 
 
 def now_ms() -> int:
@@ -122,11 +122,18 @@ def is_sound(record: Any) -> bool:
         return False
     kind = record["type"]
     for name, accepted in _FIELDS.get(kind, {}).items():
-        held = record.get(name)
-        if type(held) is not accepted:
+        if type(record.get(name)) is not accepted:
             return False
-        if accepted is list and not all(isinstance(one, dict) for one in held):
-            return False
-        if accepted is dict and not all(type(value) in _VALUES[kind] for value in held.values()):
+        held: Any = record[name]
+        if accepted is dict:
+            kinds = set(map(type, held.values()))
+            if not kinds <= _VALUES[kind] or (int in kinds and not all(map(_fits, held.values()))):
+                return False
+        elif (accepted is int and not _fits(held)) or (accepted is list and not all(isinstance(one, dict) for one in held)):
             return False
     return True
+
+
+def _fits(number: float) -> bool:
+    """False for a whole number that no database and no float holds."""
+    return not isinstance(number, int) or abs(number) < 2**63
