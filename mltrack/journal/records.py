@@ -27,7 +27,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from mltrack.journal.shape import misfit, shown
+from mltrack.journal.shape import LARGEST, misfit, shown
 
 FORMAT_VERSION = 2
 """2 has `checkpoints_changed`, which a reader must know: it tells of checkpoints that no other record names."""
@@ -36,6 +36,7 @@ EPOCH_PREFIX = "epoch/"
 """Metric names under it are counted in finished epochs, all others in optimizer steps."""
 
 Record = dict[str, Any]
+_FLOAT = frozenset((float,))
 
 _KEPT = {
     "step": int,
@@ -73,11 +74,27 @@ def now_ms() -> int:
 
 def problem(record: Record) -> str | None:
     """Why a record cannot be handed to those who read it, in one line; None where it can."""
+    if _is_plain(record):
+        return None
     kind = record.get("type")
     shape = SHAPES.get(kind) if isinstance(kind, str) else None
     if shape is None:
         return f"a record of unknown type {shown(kind)}"
     return misfit(record, {"time_ms": int, **shape}, str(kind))
+
+
+def _is_plain(record: Record) -> bool:
+    """True for the records of points as the tracker writes them: nearly all of a journal, and so looked at the quick way."""
+    step, epoch, values, timing = record.get("step"), record.get("epoch"), record.get("values"), record.get("timing")
+    return (
+        record.get("type") == "metrics"
+        and type(record.get("time_ms")) is type(step) is int
+        and (epoch is None or type(epoch) is int)
+        and type(values) is type(timing) is dict
+        and _FLOAT.issuperset(map(type, values.values()))
+        and _FLOAT.issuperset(map(type, timing.values()))
+        and max(abs(step), abs(epoch or 0), abs(record["time_ms"])) <= LARGEST
+    )
 
 
 def journal_header(mltrack_version: str) -> Record:

@@ -81,6 +81,9 @@ class RunInfo:
         return max(0.0, time.time() - self.created_ms / 1000) if self.created_ms else 0.0
 
 
+_RUN_INFO = get_type_hints(RunInfo)
+
+
 @dataclass(frozen=True)
 class RunDirectory:
     """Where the parts of one run lie."""
@@ -176,7 +179,7 @@ class RunDirectory:
         version = content.get("format_version", 0)
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise TrackingError(f"{self.run_file}: format {version} is newer than {FORMAT_VERSION}; install a newer mltrack")
-        known, problem = without_misfits(content, get_type_hints(RunInfo), "run.json")
+        known, problem = without_misfits(content, _RUN_INFO, "run.json")
         if problem or "local_id" not in known:
             raise TrackingError(f"{self.path}: {problem or 'run.json has no local_id'}; accepted: a run directory that mltrack wrote")
         return RunInfo(**known)
@@ -193,8 +196,12 @@ class RunDirectory:
 
     def earlier(self) -> list[RunDirectory]:
         """The runs that lay in this folder before another one started in it, in no order."""
-        found = (RunDirectory(path.parent) for path in self.path.glob(f"{EARLIER}*/run.json"))
-        return [one for one in found if one.journal.exists()]
+        try:
+            names = os.listdir(self.path)
+        except OSError:  # no folder
+            return []
+        found = (RunDirectory(self.path / name) for name in names if name.startswith(EARLIER))
+        return [one for one in found if one.run_file.exists() and one.journal.exists()]
 
     def is_succeeded(self) -> bool:
         """True for an earlier run whose MLflow run was begun once more, in the folder around it: how that run ends is no longer told here."""

@@ -215,9 +215,9 @@ class TrainingMetricsTracker:
             TrackingError: there is no such file or folder, it cannot be copied, or `artifact_path` is no relative path.
         """
         if not isinstance(path, str | os.PathLike) or not (os.path.isfile(path) or os.path.isdir(path)):
-            raise TrackingError(f"log_artifact: seen {shown(path)}; accepted: a file or folder that exists")
+            raise TrackingError(f"log_artifact needs a file or folder that exists, not {shown(path)}")
         if not isinstance(artifact_path, str) or artifact_path.startswith("/") or ".." in artifact_path.split("/"):
-            raise TrackingError(f"log_artifact: seen the artifact_path {shown(artifact_path)}; accepted: a relative path without '..'")
+            raise TrackingError(f"artifact_path must be a relative path without '..', not {shown(artifact_path)}")
         self._append(records.artifact(self._relative(self._brought_inside(Path(path).absolute(), artifact_path)), artifact_path))
 
     def log_checkpoints(self, kept: Sequence[Mapping[str, Any]], best_step: int | None) -> None:
@@ -241,7 +241,7 @@ class TrainingMetricsTracker:
     def log_model(self, **fields: Any) -> None:
         """Record the model to be registered (see `mltrack.journal.records`). Raises DiskFullError as `settle` does."""
         if reserved := sorted({"type", "time_ms"} & fields.keys()):
-            raise TrackingError(f"log_model: seen a field '{reserved[0]}', which every record has; accepted: another name")
+            raise TrackingError(f"log_model cannot take a field '{reserved[0]}', which every record has; use another name")
         self._ending.write(redacted(checked(records.model(**fields))), patient=True)
 
     def resume_from(self, step: int, epoch: int) -> None:

@@ -42,7 +42,7 @@ def whole_number(name: str, value: Any, error: type[MltrackError] = TrackingErro
         if number != plain:
             raise ValueError
     except _NO_NUMBER:
-        raise error(f"{name}: seen {shown(value)}; accepted: a whole number") from None
+        raise error(f"{name} must be a whole number, not {shown(value)}") from None
     if not -LARGEST <= number <= LARGEST:
         raise error(f"{name}: seen {shown(number).partition(' (')[0]}; accepted: a whole number of 64 bits, which is what MLflow can hold")
     return number
@@ -57,7 +57,7 @@ def as_text(what: str, value: Any) -> str:
     try:
         return str(value)
     except Exception as error:  # the value is the user's own, and so is what it raises
-        raise TrackingError(f"{what}: seen {shown(value)}, which cannot be written as text: {error}") from None
+        raise TrackingError(f"{what} must have a text, which {shown(value)} has not: {type(error).__name__}") from None
 
 
 def texts(kind: str, values: Any) -> dict[str, str]:
@@ -72,21 +72,21 @@ def texts(kind: str, values: Any) -> dict[str, str]:
 def checked_mapping(kind: str, values: Any) -> Mapping[str, Any]:
     """`values`. Raises TrackingError where it is no mapping."""
     if not isinstance(values, Mapping):
-        raise TrackingError(f"{kind}s: seen {shown(values)}; accepted: a dictionary of names and values")
+        raise TrackingError(f"{kind}s must be a dictionary of names and values, not {shown(values)}")
     return values
 
 
 def checked_list(kind: str, values: Any) -> list[Any]:
     """`values` as a list. Raises TrackingError where they are none."""
     if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping):
-        raise TrackingError(f"{kind}s: seen {shown(values)}; accepted: a list")
+        raise TrackingError(f"{kind}s must be a list, not {shown(values)}")
     return list(values)
 
 
 def checked_name(kind: str, name: Any, error: type[MltrackError] = TrackingError) -> str:
     """`name`. Raises TrackingError, or `error`, where it is no text."""
     if not isinstance(name, str):
-        raise error(f"{kind} name: seen {shown(name)}; accepted: text")
+        raise error(f"{kind} name must be text, not {shown(name)}")
     return name
 
 
@@ -99,7 +99,7 @@ def checked(record: records.Record) -> records.Record:
     try:
         held: records.Record = _as_json(record, record["type"])
     except RecursionError:
-        raise TrackingError(f"{record['type']}: seen objects that are nested too deeply, or in themselves; accepted: what JSON can hold") from None
+        raise TrackingError(f"{record['type']} holds objects that are nested too deeply, or in themselves, which JSON cannot hold") from None
     if wrong := records.problem(held):
         raise TrackingError(wrong)
     return held
@@ -114,7 +114,7 @@ def _as_json(value: Any, where: str) -> Any:
         held = os.fsdecode(value) if isinstance(value, os.PathLike) else value.item() if hasattr(value, "item") else value
         json.dumps(held)
     except _NO_NUMBER:
-        raise TrackingError(f"{where}: seen {shown(value)}; accepted: what JSON can hold") from None
+        raise TrackingError(f"{where} must be what JSON can hold, not {shown(value)}") from None
     return held
 
 
