@@ -230,6 +230,8 @@ def translated(where: Store | str, doing: str) -> Iterator[None]:
         kind, reason = _judged(error)
         if kind is None:
             raise
+        if _http_status(error) in (401, 403):
+            reason = _denied(_http_status(error), doing)
         raise kind(f"{uri}: {doing}: {reason}") from error
 
 
@@ -262,6 +264,11 @@ def is_missing(error: BaseException) -> bool:
     """True where the store said that the thing asked for does not exist."""
     cause = error.__cause__ if isinstance(error, StoreRejected) else error
     return getattr(cause, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND") or _http_status(cause) == 404
+
+
+def is_denied(error: BaseException) -> bool:
+    """True where the store said that this user may not."""
+    return _http_status(error.__cause__ if isinstance(error, StoreRejected) else error) == 403
 
 
 def already_exists(error: BaseException) -> bool:
@@ -312,6 +319,16 @@ def _alone(uri: str) -> Iterator[None]:
     with open(Path(tempfile.gettempdir()) / name, "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
+
+
+def _denied(status: int | None, doing: str) -> str:
+    """What a server with users means by 401 and 403: MLflow's client repeats its endpoint and its status, and names no permission."""
+    if status == 401:
+        return "not authenticated (401); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    needed = {"looking": "READ", "reading": "READ", "listing": "READ", "fetching": "READ", "asking": "READ", "deleting": "MANAGE", "removing": "MANAGE"}
+    permission = needed.get(doing.partition(" ")[0], "EDIT")
+    return f"permission denied (403){f' for user {user}' if user else ''}; it takes the permission {permission}, which its owner or an administrator grants"
 
 
 def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:

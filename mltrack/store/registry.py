@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mltrack.errors import TrackingError
 from mltrack.store.artifacts import repository
-from mltrack.store.connection import Store, StoreRejected, already_exists, as_process_default, is_missing, local_path, patient, translated
+from mltrack.store.connection import Store, StoreRejected, already_exists, as_process_default, is_denied, is_missing, local_path, patient, translated
 from mltrack.store.runs import cut, legal_name
 
 MAX_RACES = 5
@@ -198,7 +198,28 @@ def is_registered(store: Store, model_id: str) -> bool:
         if store.client.search_model_versions(f"source_path LIKE '%{model_id}%'", max_results=1):
             return True
         copies = search_versions(store, f"source_path LIKE '{_COPIES}'")
-        return any(model_id in _model_ids_in(_source(store, version)) for version in copies)
+        return any(model_id in _model_ids_in(_source(store, version)) for version in copies) or _is_registered_unseen(store, model_id)
+
+
+def _is_registered_unseen(store: Store, model_id: str) -> bool:
+    """True where the model's tag names a version that this user may not read: a search leaves those out."""
+    try:
+        named_versions = json.loads(store.client.get_logged_model(model_id).tags.get(_VERSIONS_TAG, "[]"))
+    except Exception as error:
+        if is_missing(error) or isinstance(error, ValueError):
+            return False
+        raise
+    for one in named_versions if isinstance(named_versions, list) else []:
+        try:
+            store.client.get_model_version(str(one["name"]), str(one["version"]))
+        except (KeyError, TypeError):
+            continue
+        except Exception as error:
+            if is_denied(error):
+                return True
+            if not is_missing(error):
+                raise
+    return False
 
 
 def _source(store: Store, version: Any) -> str:
