@@ -10,7 +10,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,15 +23,28 @@ def free_port() -> int:
 
 @contextmanager
 def mlflow_server(
-    folder: Path, *, port: int | None = None, start_within_s: float = 180.0, backend: str | None = None, destination: str | None = None
+    folder: Path,
+    *,
+    port: int | None = None,
+    start_within_s: float = 180.0,
+    backend: str | None = None,
+    destination: str | None = None,
+    options: Sequence[str] = (),
+    **variables: str,
 ) -> Iterator[str]:
     """The URI of an `mlflow server` that keeps its database and its proxied artifacts in `folder`, or where `backend` and `destination` say."""
     port = port or free_port()
     uri = f"http://127.0.0.1:{port}"
     folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--serve-artifacts"]
-    command += ["--backend-store-uri", backend or f"sqlite:///{folder}/server.db", "--artifacts-destination", destination or str(folder / "artifacts")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command += [
+        "--backend-store-uri",
+        backend or f"sqlite:///{folder}/server.db",
+        "--artifacts-destination",
+        destination or str(folder / "artifacts"),
+        *options,
+    ]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **variables}
     environment.pop("MLFLOW_TRACKING_URI", None)
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -57,5 +70,7 @@ def _answers(uri: str) -> bool:
     try:
         with urllib.request.urlopen(asked, timeout=60) as reply:
             return bool(reply.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code == 401
     except (urllib.error.URLError, OSError):
         return False

@@ -296,6 +296,8 @@ def translated(where: Store | str, doing: str) -> Iterator[None]:
         kind, reason = _judged(error)
         if kind is None:
             raise
+        if _http_status(error) == 403 and type(error).__module__.startswith("mlflow"):
+            reason = _forbidden(doing)
         raise kind(f"{without_secrets(uri)}: {doing}: {reason}{_missing_credentials(uri, reason)}") from error
 
 
@@ -331,6 +333,11 @@ def is_missing(error: BaseException) -> bool:
     """True where the store said that the thing asked for does not exist."""
     cause = error.__cause__ if isinstance(error, StoreRejected) else error
     return getattr(cause, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND") or _http_status(cause) == 404
+
+
+def is_denied(error: BaseException) -> bool:
+    """True where the store said that this user may not."""
+    return _http_status(error.__cause__ if isinstance(error, StoreDenied) else error) == 403
 
 
 def already_exists(error: BaseException) -> bool:
@@ -434,6 +441,14 @@ def _try_lock(descriptor: int) -> bool:
     except OSError:  # a file system without locks
         return True
     return True
+
+
+def _forbidden(doing: str) -> str:
+    """What a server with users means by 403: MLflow's client repeats its endpoint and its status, and names no permission."""
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    needed = {"looking": "READ", "reading": "READ", "listing": "READ", "fetching": "READ", "asking": "READ", "deleting": "MANAGE", "removing": "MANAGE"}
+    permission = needed.get(doing.partition(" ")[0], "EDIT")
+    return f"permission denied (403){f' for user {user}' if user else ''}; it takes the permission {permission}, which its owner or an administrator grants"
 
 
 def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:

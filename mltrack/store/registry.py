@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 from mltrack.errors import TrackingError
 from mltrack.store import fetching, model_cache
-from mltrack.store.connection import Store, StoreRejected, already_exists, as_default, is_missing, local_path, translated
+from mltrack.store.connection import Store, StoreRejected, already_exists, as_default, is_denied, is_missing, local_path, translated
 from mltrack.store.runs import cut, legal_name, parsed
 
 MAX_RACES = 5
@@ -216,10 +216,10 @@ def is_registered(store: Store, model_id: str) -> bool:
         for copy in _pages(store, f"source_path LIKE '{_COPIES}'", "creation_timestamp DESC"):
             made_ms = _made_ms(store, model_id) if made_ms is None else made_ms
             if int(copy.creation_timestamp or 0) < made_ms - _CLOCKS_MS:
-                return False  # a copy is newer than what it is a copy of
+                break  # a copy is newer than what it is a copy of
             if model_id in _model_ids_in(_source(store, copy)):
                 return True
-        return False
+        return _is_registered_unseen(store, model_id)
 
 
 def _made_ms(store: Store, model_id: str) -> int:
@@ -230,6 +230,27 @@ def _made_ms(store: Store, model_id: str) -> int:
         if is_missing(error):
             return 0
         raise
+
+
+def _is_registered_unseen(store: Store, model_id: str) -> bool:
+    """True where the model's tag names a version that this user may not read: a search leaves those out."""
+    try:
+        versions = parsed(store.client.get_logged_model(model_id).tags.get(_VERSIONS_TAG, "[]"), list)
+    except Exception as error:
+        if is_missing(error):
+            return False
+        raise
+    for one in versions:
+        try:
+            store.client.get_model_version(str(one["name"]), str(one["version"]))
+        except (KeyError, TypeError):
+            continue
+        except Exception as error:
+            if is_denied(error):
+                return True
+            if not is_missing(error):
+                raise
+    return False
 
 
 def _source(store: Store, version: Any) -> str:

@@ -90,7 +90,8 @@ def find_experiment(store: Store, name: str | None) -> str:
     given_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if name is None else None
     variable = "MLFLOW_EXPERIMENT_ID" if given_id else "MLFLOW_EXPERIMENT_NAME"
     named = "" if name is not None or not os.environ.get(variable) else f" that {variable} names"
-    with translated(store, f"looking for the experiment{named and named + ' (--experiment-name chooses another)'}"):
+    shown_name = f" '{name}'" if name else named and f"{named} (--experiment-name chooses another)"
+    with translated(store, f"looking for the experiment{shown_name}"):
         name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
         experiment = store.client.get_experiment(given_id) if given_id else store.client.get_experiment_by_name(name)
         if experiment is None:
