@@ -21,6 +21,6 @@ def start(module: str, words: Sequence[str] = (), **streams: Any) -> subprocess.
     """
     package_parent = str(Path(__file__).resolve().parents[1])
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return subprocess.Popen(
-        [sys.executable, "-P", "-m", module, *words], start_new_session=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)}, **streams
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environment.pop("PYTHONWARNINGS", None)  # where warnings are errors, mlflow cannot be imported
+    return subprocess.Popen([sys.executable, "-P", "-m", module, *words], start_new_session=True, env=environment, **streams)

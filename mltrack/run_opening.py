@@ -29,7 +29,8 @@ from mltrack.errors import TrackingError
 from mltrack.journal import RunDirectory, RunInfo
 from mltrack.processes import start
 from mltrack.relay.trainers import VERSION_TAG
-from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, connect, import_client, runs
+from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, connect, database_file, import_client, runs
+from mltrack.store.connection import shown
 
 _ERRORS = {error.__name__: error for error in (StoreUnavailable, StoreRejected)}
 
@@ -125,6 +126,9 @@ def opened(info: RunInfo) -> tuple[RunInfo, list[str]]:
     Raises:
         StoreUnavailable, StoreRejected: as `RunOpener.open`.
     """
+    named = info.run_id is not None and not info.directory  # by somebody else, so that a database which is not there cannot come back
+    if named and (file := database_file(info.tracking_uri)) is not None and not file.exists():
+        raise StoreRejected(f"{shown(info.tracking_uri)}: reading run {info.run_id}: there is no such database")
     store = connect(info.tracking_uri, create=info.run_id is None)
     if info.run_id is None:
         found = runs.create_run(

@@ -44,6 +44,9 @@ def test_a_run_that_cannot_be_written(client: MlflowClient, lines: Open, monkeyp
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with pytest.raises(StoreRejected, match=f"^MLFLOW_RUN_ID names run {'0' * 32}: .* not found$"):
         lines()
+    Path(client.tracking_uri.removeprefix("sqlite:///")).unlink()
+    with pytest.raises(StoreRejected, match=f"^MLFLOW_RUN_ID names run {'0' * 32}: .*there is no such database$"):
+        lines()
 
 
 def test_a_run_of_another_tool_is_said_and_one_of_mlflow_run_is_not(client: MlflowClient, lines: Open, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mltrack.errors import TrackingError
-from mltrack.store.artifacts import repository
+from mltrack.store.artifacts import repository, writable_root
 from mltrack.store.connection import Store, StoreRejected, already_exists, as_process_default, is_denied, is_missing, local_path, patient, translated
 from mltrack.store.runs import cut, legal_name
 
@@ -247,6 +247,7 @@ def resolve(store: Store, uri: str, dst: str | Path | None = None) -> Path:
         location = _location(store, parse_uri(uri))
         local = local_path(location)
         if local is not None:
+            writable_root(store, location)  # it says what to do where the whole project was moved
             if not local.is_dir():
                 raise TrackingError(f"{uri} in {store.shown_uri} lies in {local}, and that folder is gone; its files were deleted or are on another machine")
             return local
