@@ -23,4 +23,5 @@ def start(module: str, words: Sequence[str] = (), *, tracking_uri: str | None = 
     package_parent = str(Path(__file__).resolve().parents[1])
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **({"MLFLOW_TRACKING_URI": tracking_uri} if tracking_uri else {})}
+    environment.pop("PYTHONWARNINGS", None)  # where warnings are errors, mlflow cannot be imported
     return subprocess.Popen([sys.executable, "-P", "-m", module, *words], start_new_session=True, env=environment, **streams)

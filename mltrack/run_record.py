@@ -23,7 +23,7 @@ from mltrack.data.stdlib_source import STDLIB
 from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.provenance import git_facts, is_taken
 from mltrack.relay import tracking_uri_of
-from mltrack.store import StoreRejected, active_run, default_tracking_uri
+from mltrack.store import StoreRejected, active_run, database_file, default_tracking_uri
 
 NOT_PARAMS = {
     "output_dir",
@@ -57,6 +57,9 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
         request: with the task's defaults.
         resumed: the run directory that is continued or forked.
         notice: takes a line for the user.
+
+    Raises:
+        StoreRejected: MLFLOW_RUN_ID names a run, and the database that should hold it is not there.
     """
     if resumed is not None and not request.new_run:
         info = _found_again(resumed, request.tracking_uri, notice)
@@ -91,6 +94,8 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
         info.tags |= {**git_facts(), "mlflow.parentRunId": given}
         notice(f"MLflow run {given} is that of an earlier training; this one is recorded as its child run")
     else:
+        if (file := database_file(info.tracking_uri)) is not None and not file.exists():  # a new one would not hold the run either
+            raise StoreRejected(f"MLFLOW_RUN_ID names run {given}: there is no database {without_secrets(info.tracking_uri)}; unset it, or give --tracking-uri")
         info.run_id = given
         if request.experiment_name or request.run_name:
             notice("experiment_name and run_name are ignored: MLFLOW_RUN_ID names the run already")

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from mltrack.run_opening import RunOpener
 
+from mltrack import TrainingMetricsTracker
 from mltrack.config import TrainModelRequest
-from mltrack.run_record import open_run
+from mltrack.journal import RunDirectory
+from mltrack.relay import sync
+from mltrack.run_record import describe_run
 from mltrack.store import StoreRejected, connect
 from mltrack.store.runs import find_experiment
 
@@ -23,14 +25,17 @@ def client(tmp_path: Path) -> MlflowClient:
 
 
 @pytest.fixture
-def lines(client: MlflowClient) -> Open:
-    """What is said while the run of a training is opened."""
+def lines(client: MlflowClient, tmp_path: Path) -> Open:
+    """What is said while the run of a training is opened, by the trainer and by its relay."""
 
     def opened() -> list[str]:
         said: list[str] = []
         request = TrainModelRequest(task="text_classification", model_name="scratch:tiny", dataset_path="x", tracking_uri=client.tracking_uri)
-        open_run(request, None, RunOpener(client.tracking_uri), said.append)
-        return said
+        info = describe_run(request, None, said.append)
+        with TrainingMetricsTracker(tmp_path / info.local_id, run=info) as tracker:
+            tracker.log_metric("train_loss", 1.0, step=1)
+        sync(directory := RunDirectory(tmp_path / info.local_id))
+        return said + directory.read_delivery()["notices"]
 
     return opened
 
@@ -43,6 +48,9 @@ def test_a_run_that_cannot_be_written(client: MlflowClient, lines: Open, monkeyp
         lines()
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)
     with pytest.raises(StoreRejected, match=f"^MLFLOW_RUN_ID names run {'0' * 32}: .* not found$"):
+        lines()
+    Path(client.tracking_uri.removeprefix("sqlite:///")).unlink()
+    with pytest.raises(StoreRejected, match=f"^MLFLOW_RUN_ID names run {'0' * 32}: there is no database sqlite:"):
         lines()
 
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import _records
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
+from tracked_runs import STREAM
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -48,6 +49,14 @@ warnings.simplefilter("ignore")
 LogisticRegression().fit(numpy.array([[0.0], [1.0]]), [0, 1])
 print(json.dumps([answers, run.info.run_id, still_active, [warnings.filters[0][0], mlflow.get_tracking_uri()], said]))
 """
+
+
+@pytest.mark.parametrize("variable", ["PYTHONWARNINGS=error", "PYTHONOPTIMIZE=2"])
+def test_what_the_environment_says_to_python_does_not_stop_the_delivery(variable: str, tmp_path: Path) -> None:
+    words = json.dumps([str(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db", 3, 0, "one", False, None])
+    name, _, value = variable.partition("=")
+    done = subprocess.run([sys.executable, "-c", STREAM, words], env=commands.environment(**{name: value}), capture_output=True, text=True, timeout=240)
+    assert done.stdout.strip() == "complete", done.stderr
 
 
 def test_autologging_an_event_loop_and_strict_warnings(tmp_path: Path) -> None:

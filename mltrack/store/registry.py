@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from mltrack.errors import TrackingError
 from mltrack.store import fetching, model_cache
+from mltrack.store.artifacts import writable_root
 from mltrack.store.connection import Store, StoreRejected, already_exists, as_default, is_denied, is_missing, local_path, translated
 from mltrack.store.runs import cut, legal_name, parsed
 
@@ -281,6 +282,7 @@ def resolve(store: Store, uri: str, dst: str | Path | None = None) -> Path:
         location, identity = _location(store, parse_uri(uri))
         local = local_path(store, location)
         if local is not None:
+            writable_root(store, location)  # it says what to do where the whole project was moved
             if not local.is_dir():
                 raise TrackingError(f"{uri} in {store.shown_uri} lies in {local}, and that folder is gone; its files were deleted or are on another machine")
             return local
