@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import commands
@@ -10,13 +11,11 @@ from artifact_stores import ArtifactStore, artifact_store
 from hf_folders import encoder_folder
 from kept_checkpoints import KeptRun
 from mlflow import MlflowClient
-from mltrack.run_opening import opened
 
 from mltrack.errors import TrackingError
-from mltrack.journal import RunInfo
 from mltrack.provenance import undelivered
 from mltrack.relay import sync
-from mltrack.store import StoreRejected
+from mltrack.relay.sync import run as be_the_relay
 
 
 @pytest.fixture
@@ -80,9 +79,12 @@ def test_a_run_that_is_gone_for_good_is_settled_too(run: tuple[KeptRun, Artifact
     assert sync(one.directory, other).run_id != run_id
 
 
-def test_it_is_not_reopened(run: tuple[KeptRun, ArtifactStore]) -> None:
+def test_a_trainer_that_resumes_it_is_told(run: tuple[KeptRun, ArtifactStore]) -> None:
     one, there = run
     sync(one.directory)
     MlflowClient(there.uri).delete_run(one.run_id)
-    with pytest.raises(StoreRejected, match=f"run {one.run_id} is deleted; restore it by 'MLFLOW_TRACKING_URI=.* mlflow runs restore --run-id {one.run_id}'"):
-        opened(RunInfo(local_id="x", run_id=one.run_id, tracking_uri=there.uri))
+    info = one.directory.read_run()
+    one.directory.write_run(replace(info, trainer_started=(info.trainer_started or 0) + 1))
+    one.keep(1, 2)
+    be_the_relay(one.directory)
+    assert f"mlflow runs restore --run-id {one.run_id}" in one.directory.read_delivery()["rejected"]
