@@ -13,7 +13,7 @@ import tiny
 from servers import free_port
 
 from mltrack.store import StoreRejected, StoreUnavailable, connect
-from mltrack.store.connection import StoreSlow
+from mltrack.store.refusal import StoreSlow
 
 MLFLOWS_OWN_WAIT_S = 101.3
 """What MLflow's ten tries take."""

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from mltrack.store import StoreRejected, artifacts, connect, create_run, default_tracking_uri
 from mltrack.store.artifacts import check_root
-from mltrack.store.connection import database_file
+from mltrack.store.database import database_file
 
 NAMES = ["a b;&$HOME'\"c", "-\u00e9\u4e2d.", "a#b?c", "100%25 %41", "a\nb\\c\td"]
 NOT_UTF8 = os.fsdecode(b"not\xffutf8")

@@ -9,7 +9,7 @@ import pytest
 from mltrack.relay import isolation
 from mltrack.relay.isolation import send_isolated
 from mltrack.store import StoreRejected, StoreUnavailable
-from mltrack.store.connection import StoreFailed
+from mltrack.store.refusal import StoreFailed
 
 
 class Table:

@@ -12,7 +12,7 @@ from pathlib import Path
 from mltrack.addresses import is_same
 from mltrack.journal import RunDirectory
 from mltrack.store import database_file, default_tracking_uri
-from mltrack.store.connection import database_uri
+from mltrack.store.database import database_uri
 
 
 def tracking_uri_of(directory: RunDirectory, given: str | None = None) -> str:

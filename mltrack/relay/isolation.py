@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from mltrack.store.connection import StoreFailed, StoreRejected, StoreUnavailable
+from mltrack.store.refusal import StoreFailed, StoreRejected, StoreUnavailable
 
 ATTEMPTS = 3
 """How often a batch, and at last a single item, is sent to a store that answers with a failure."""

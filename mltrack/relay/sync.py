@@ -27,7 +27,7 @@ from mltrack.relay.projection import Projection
 from mltrack.relay.system_metrics import SystemMetricsFeed
 from mltrack.relay.trainers import RunDeleted, Settled
 from mltrack.store import StoreDenied, StoreRejected, StoreUnavailable, connect
-from mltrack.store.connection import StoreSlow
+from mltrack.store.refusal import StoreSlow
 
 NICENESS = 10
 """The trainer has the cores first, also while this process imports mlflow."""

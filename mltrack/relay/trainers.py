@@ -19,7 +19,7 @@ from mltrack.journal import JournalReader, Machine, RunDirectory
 from mltrack.relay.liveness import HOST_TAG, STARTED_TAG, Trainer
 from mltrack.relay.progress import Progress
 from mltrack.store import Store, StoreRejected, runs
-from mltrack.store.connection import is_missing
+from mltrack.store.refusal import is_missing
 
 VERSION_TAG = "mltrack.version"
 """Beside them in the journal of every training."""

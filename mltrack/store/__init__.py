@@ -7,23 +7,12 @@ TrackingError, one line each; every verb can be called again after being cut off
 from __future__ import annotations
 
 from mltrack.store import artifacts, fetching, light_model, logged_models, model_tags, params, placement, registry, runs
-from mltrack.store.connection import (
-    Store,
-    StoreDenied,
-    StoreRejected,
-    StoreUnavailable,
-    active_run,
-    connect,
-    credentials_place,
-    database_file,
-    default_tracking_uri,
-    import_client,
-    ping,
-    translated,
-)
+from mltrack.store.connection import Store, active_run, connect, default_tracking_uri, import_client, ping
+from mltrack.store.database import database_file
 from mltrack.store.light_model import write_model_folder
 from mltrack.store.logged_models import models_of_run, prune, publish
 from mltrack.store.params import log_params, same_meaning
+from mltrack.store.refusal import StoreDenied, StoreRejected, StoreUnavailable, credentials_place, translated
 from mltrack.store.registry import get_alias, list_models, list_versions, load_folder, load_pyfunc, register, registered_model_ids, resolve, set_alias
 from mltrack.store.runs import (
     RunInfo,

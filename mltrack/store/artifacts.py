@@ -21,7 +21,9 @@ from typing import Any
 
 from mltrack.errors import TrackingError
 from mltrack.store import placement
-from mltrack.store.connection import Store, StoreRejected, StoreUnavailable, database_file, is_missing, local_path, patient, translated, without_parts
+from mltrack.store.connection import Store, local_path, patient, without_parts
+from mltrack.store.database import database_file
+from mltrack.store.refusal import StoreRejected, StoreUnavailable, is_missing, translated
 
 SURE_FROM_BYTES = 1 << 20
 """A smaller file is always sent: what it would save is less than what a look at it costs, and some are made anew in the same size."""

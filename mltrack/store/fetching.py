@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 
 from mltrack.store import placement
 from mltrack.store.artifacts import list_below, repository
-from mltrack.store.connection import Store, StoreRejected, StoreUnavailable, is_missing, local_path, patient, translated
+from mltrack.store.connection import Store, local_path, patient
+from mltrack.store.refusal import StoreRejected, StoreUnavailable, is_missing, translated
 
 PART = ".part"
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)

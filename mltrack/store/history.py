@@ -5,7 +5,8 @@ Invariant: a point comes back with the value, the step and the timestamp that it
 
 from __future__ import annotations
 
-from mltrack.store.connection import Store, translated
+from mltrack.store.connection import Store
+from mltrack.store.refusal import translated
 from mltrack.store.runs import LOCAL_ID_TAG, Point, RunInfo, list_runs
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mltrack.store.connection import Store, translated
+from mltrack.store.connection import Store
+from mltrack.store.refusal import translated
 from mltrack.store.runs import parsed
 
 

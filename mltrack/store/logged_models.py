@@ -18,8 +18,9 @@ from typing import Any
 
 from mltrack.store import placement
 from mltrack.store.artifacts import delete_tree, send_tree, writable_root
-from mltrack.store.connection import Store, StoreRejected, is_missing, local_path, translated
+from mltrack.store.connection import Store, local_path
 from mltrack.store.light_model import identified
+from mltrack.store.refusal import StoreRejected, is_missing, translated
 from mltrack.store.registry import is_registered
 from mltrack.store.runs import CUT_MARK, MAX_DIGEST_LENGTH, cut, legal_name
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mltrack.store.connection import Store, is_missing, translated
+from mltrack.store.connection import Store
+from mltrack.store.refusal import is_missing, translated
 from mltrack.store.registry import MAX_DESCRIPTION_LENGTH, also_where_raced, model_id_of, named, newest_versions, search_versions
 from mltrack.store.runs import cut, legal_name
 

@@ -13,7 +13,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from mltrack.store.connection import Store, StoreRejected, translated
+from mltrack.store.connection import Store
+from mltrack.store.refusal import StoreRejected, translated
 from mltrack.store.runs import legal_name, legal_text
 
 MAX_PARAMS = 100

@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 from mltrack.errors import TrackingError
 from mltrack.store import fetching, model_cache
 from mltrack.store.artifacts import writable_root
-from mltrack.store.connection import Store, StoreRejected, already_exists, as_default, is_denied, is_missing, local_path, translated
+from mltrack.store.connection import Store, as_default, local_path
+from mltrack.store.refusal import StoreRejected, already_exists, is_denied, is_missing, translated
 from mltrack.store.runs import cut, legal_name, parsed
 
 MAX_RACES = 5

@@ -20,7 +20,9 @@ from typing import Any, TypeVar
 
 from mltrack.addresses import redact
 from mltrack.errors import printable
-from mltrack.store.connection import Store, StoreRejected, already_exists, own_artifact_root, translated
+from mltrack.store.connection import Store
+from mltrack.store.database import own_artifact_root
+from mltrack.store.refusal import StoreRejected, already_exists, translated
 
 LOCAL_ID_TAG = "mltrack.local_id"
 MAX_POINTS = 1000

@@ -19,9 +19,11 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any
 
+SHORTEST_TIMEOUT_S = 5.0
+"""Of a request, unless a slow server gets longer."""
 QUIET: Mapping[str, Any] = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": 0,
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": 5,
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": int(SHORTEST_TIMEOUT_S),
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": False,
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": True,
 }

@@ -1,0 +1,135 @@
+"""Databases that MLflow reads without a tracking server: the file of an embedded one, and the first word of one on a server.
+
+Invariant: nothing here waits longer than its time-out, and no file is written but the lock beside an embedded database.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import unquote
+
+from mltrack.store.refusal import StoreRejected
+
+_LONGEST_WAIT_S = 60.0
+"""For another process that makes the tables of a database, which takes seconds."""
+SERVED = ("postgresql", "mysql", "mssql")
+"""Databases that MLflow talks to without a tracking server."""
+SQLITE = re.compile(r"(sqlite(?:\+\w+)?):///(.*)$", re.DOTALL)
+
+
+def database_uri(file: Path, *, like: str) -> str:
+    """The URI of an sqlite file, with driver and query of another one."""
+    match = SQLITE.match(like)
+    assert match is not None
+    path, query = _quoted(file), "".join(match[2].partition("?")[1:])
+    quoted = path != file.as_posix() and match[1] == "sqlite"
+    driver = "sqlite+pysqlite" if quoted else match[1]  # for a URI with no driver MLflow makes the folder of the path as it is quoted, too
+    return f"{driver}:///{path}{query}"
+
+
+def database_file(uri: str) -> Path | None:
+    """The file of an sqlite database; None for any other store, and for a database in memory."""
+    match = SQLITE.match(uri)
+    if match is None or not match[2] or match[2].startswith((":memory:", "file:")):
+        return None
+    return Path(unquoted(match[2].partition("?")[0]))
+
+
+def own_artifact_root() -> str | None:
+    """The URI of the folder `mlruns` here, for the files of an embedded database's runs; None where MLflow finds it by its plain path.
+
+    MLflow decodes a path like a URI, and writes that of the first experiment into an SQL statement as Python writes a string.
+    """
+    here = Path.cwd() / "mlruns"
+    return here.as_uri() if re.search(r"[%?#\\'\"]", str(here)) or not str(here).isprintable() else None
+
+
+def answering(uri: str, timeout_s: float) -> str:
+    """The URI for MLflow: that of a database on a server with time-outs for its driver, once the server has answered.
+
+    MLflow would try for 101 s to reach one that refuses, and wait without end for one that is silent.
+    """
+    if not uri.startswith(SERVED):
+        return uri
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(uri)
+    seconds = max(2, math.ceil(timeout_s))
+    timeouts = {
+        "postgresql": {"connect_timeout": seconds, "tcp_user_timeout": 4000 * seconds} if url.get_driver_name().startswith("psycopg") else {},
+        "mysql": {"connect_timeout": seconds} if url.get_driver_name() in ("pymysql", "mysqldb") else {},
+    }.get(url.get_backend_name(), {})
+    url = url.update_query_dict({name: str(value) for name, value in timeouts.items() if name not in url.query})
+    engine = sqlalchemy.create_engine(url, poolclass=sqlalchemy.NullPool)
+    with engine.connect():
+        return url.render_as_string(hide_password=False)
+
+
+@cache
+def _paths_are_quoted() -> bool:
+    """SQLAlchemy decodes the path in a URI since 2.1; before, it takes it as it is, and nothing can be said for a '?'."""
+    major, minor = metadata.version("sqlalchemy").split(".")[:2]
+    return (int(major), int(minor)) >= (2, 1)
+
+
+def _quoted(path: Path) -> str:
+    text = path.as_posix()
+    if (not text.isascii() and text != os.fsencode(path).decode("utf-8", "replace")) or ("?" in text and not _paths_are_quoted()):
+        raise StoreRejected(
+            f"MLflow cannot keep a database in a folder of this name: {ascii(text)[1:-1]}; use another folder, set MLFLOW_TRACKING_URI, or use --offline true"
+        )
+    return re.sub(r"[%?\x00-\x1f\x7f]", lambda match: f"%{ord(match[0]):02X}", text) if _paths_are_quoted() else text
+
+
+def unquoted(path: str) -> str:
+    return unquote(path) if _paths_are_quoted() else path
+
+
+@contextmanager
+def alone(uri: str) -> Iterator[None]:
+    """One process at a time opens a database file: two that make its tables at once both fail, and MLflow's own lock leaves a gap (seen).
+
+    The lock lies beside the database and is only opened, never written to. Where there can be none, or another user holds it, the database is opened without.
+    """
+    lock = _lock_beside(uri)
+    if lock is None:
+        yield
+        return
+    try:
+        deadline = time.monotonic() + _LONGEST_WAIT_S
+        while not _try_lock(lock) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock_beside(uri: str) -> int | None:
+    """The descriptor of the file .NAME.lock beside an SQLite database; no link is followed, and nothing that is no file is waited for."""
+    path = database_file(uri)
+    if path is None or not path.is_absolute() or os.name != "posix":
+        return None
+    try:
+        return os.open(path.with_name(f".{path.name}.lock"), os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError:
+        return None
+
+
+def _try_lock(descriptor: int) -> bool:
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        return True
+    return True
