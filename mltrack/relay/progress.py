@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -11,6 +13,7 @@ from mltrack.journal.records import now_ms
 from mltrack.journal.shape import without_misfits
 
 FORMAT_VERSION = 1
+MAX_INFINITIES_NAMED = 50
 
 
 @dataclass
@@ -66,6 +69,12 @@ class Progress:
         if known.get("tracking_uri") != tracking_uri or problem or not _begins_a_record(directory.journal, known.get("offset", 0)):
             return cls(tracking_uri=tracking_uri)
         return cls(**{**known, "uploading": None})  # whoever uploaded is gone
+
+    def note_infinities(self, record: Mapping[str, Any]) -> None:
+        """MLflow stores an infinity as the largest finite number; a tag says where."""
+        for name, value in {**record["values"], **record["timing"]}.items():
+            if math.isinf(value) and len(self.infinite) < MAX_INFINITIES_NAMED:
+                self.infinite.append(f"{name} at step {record['step']}: {value}")
 
     def is_whole(self, directory: RunDirectory) -> bool:
         """True where nothing of the journal is left to deliver, and the run was given its status."""
