@@ -35,7 +35,7 @@ KEPT = {"step": 1, "epoch": 0, "metric_name": "x", "metric_value": 1.0, "metrics
 
 def odd_records() -> list[dict[str, Any]]:
     """Each type with each field missing or odd, as far as its readers count on that field."""
-    made: list[dict[str, Any]] = [{}, {"type": None}, {"type": 5}, {"type": "unheard_of"}, {"type": ["metrics"]}, {"type": "__init__"}, {"type": "journal"}]
+    made: list[dict[str, Any]] = [{}, {"type": None}, {"type": 5}, {"type": ["metrics"]}, {"type": "journal"}]
     for kind, fields in GOOD.items():
         for name in fields:
             made.append({"type": kind, **{other: value for other, value in fields.items() if other != name}})
@@ -55,7 +55,9 @@ def ended_run(folder: Path, uri: str, between: list[dict[str, Any]]) -> RunDirec
     tracker.log_metric("train_loss", 0.5, step=2)
     tracker.close()
     writer = JournalWriter(folder / "journal")
-    writer.append({"type": "unheard_of", "time_ms": 1})  # behind the end, too
+    writer.append({"type": "end", "time_ms": 1})  # behind the end, too
+    writer.append({"type": "unheard_of", "time_ms": 1})
+    writer.append({"type": "__init__", "time_ms": 1})
     writer.close()
     return tracker.directory
 
@@ -77,6 +79,7 @@ def test_every_odd_record_is_named_and_costs_itself_alone(tmp_path: Path) -> Non
     reader = JournalReader(directory.journal)
     assert [record["type"] for record in reader.read_new()] == ["journal", "metrics", "metrics", "end"]
     assert len(reader.odd) == 100
+    assert reader.unknown == {"unheard_of", "__init__"}
 
 
 DAMAGED: list[Any] = [[], 5, {"offset": "1"}, {"offset": -1}, {"offset": 2**40}, {"offset": 3}, {"offset": 1.5}, {"models": [5]}, {"failed": "text"}]

@@ -1,7 +1,7 @@
 """Reading a journal, from any offset, also while it is being written.
 
 Invariant: what is returned was written completely and has the fields of its type; a damaged stretch and a record that has not are skipped and
-reported once, a torn tail is the end of the file.
+reported once, and so is the type of records that a later mltrack has added; a torn tail is the end of the file.
 
     reader = JournalReader(path)
     for record in reader.read_new():
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from mltrack.errors import TrackingError
 from mltrack.journal.frame import Damage, Frame, decode
-from mltrack.journal.records import FORMAT_VERSION, Record, problem
+from mltrack.journal.records import FORMAT_VERSION, SHAPES, Record, problem
 
 CHUNK_BYTES = 4 << 20
 MAX_ODD_NAMED = 100
@@ -39,6 +39,8 @@ class JournalReader:
         """(start, end) of the stretches that were skipped, in bytes of the file."""
         self.odd: list[str] = []
         """The first of the records that were skipped, a line each: where, and what is wrong."""
+        self.unknown: set[str] = set()
+        """Types of records that this mltrack does not know, and leaves to those that do."""
         self._is_checked = offset == 0
 
     def read_new(self) -> Iterator[Record]:
@@ -61,6 +63,10 @@ class JournalReader:
                 else:
                     start, consumed = base + consumed, item.end
                     _refuse_newer(item.record, self.path)
+                    kind = item.record.get("type")
+                    if isinstance(kind, str) and kind not in SHAPES:
+                        self.unknown.add(kind)
+                        continue
                     if wrong := problem(item.record):
                         if len(self.odd) < MAX_ODD_NAMED:
                             self.odd.append(f"record at byte {start}: {wrong}")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ _OF_MODELS = ("models", "saved_ms", "index_is_stored")
 _KEY = ("tracking_uri", "run_id")
 """By these the two files know that they belong together."""
 log = logging.getLogger("mltrack.relay")
+MAX_INFINITIES_NAMED = 50
 
 
 @dataclass
@@ -99,6 +101,12 @@ class Progress:
         if problem or not is_same(known.get("tracking_uri", ""), address) or not _begins_a_record(directory.journal, known.get("offset", 0)):
             return cls(tracking_uri=address)
         return cls(**{**known, "uploading": None, "rejected": None, "tracking_uri": address})  # whoever uploaded is gone; MLflow is asked anew
+
+    def note_infinities(self, record: Mapping[str, Any]) -> None:
+        """MLflow stores an infinity as the largest finite number; a tag says where."""
+        for name, value in {**record["values"], **record["timing"]}.items():
+            if math.isinf(value) and len(self.infinite) < MAX_INFINITIES_NAMED:
+                self.infinite.append(f"{name} at step {record['step']}: {value}")
 
     def is_whole(self, directory: RunDirectory) -> bool:
         """True where nothing of the journal is left to deliver, and the run was given its status."""

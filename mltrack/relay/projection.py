@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +37,6 @@ WITH_FILES = ("artifact", "checkpoints", "checkpoints_changed", "model")
 """Types of records that need the artifact store, and each the ones before it."""
 DEFERRED_PAUSE_S, LONGEST_DEFERRED_PAUSE_S = 15.0, 300.0
 """Before the second attempt to store what the artifact store did not take, and at most; doubled after each."""
-MAX_INFINITIES_NAMED = 50
 MAX_RENAMED_TOLD = 100
 log = logging.getLogger("mltrack.relay")
 
@@ -102,7 +100,7 @@ class Projection:
             count += 1
             if record["type"] == "metrics":
                 self._points.extend(self._named(_points(record)))
-                self._note_infinities(record)
+                self.progress.note_infinities(record)
                 self._behind = self._reader.offset
                 if len(self._points) >= self._pace.batch:
                     self._flush()
@@ -114,12 +112,19 @@ class Projection:
         if all_points:
             self._behind = self._reader.offset
             self._flush()
+        self._name_odd()
+        self._apply_deferred()
+        return count
+
+    def _name_odd(self) -> None:
+        """Say what the reader has skipped, each once."""
+        if self._reader.unknown:
+            log.warning("records of types that a later mltrack has added are left out: %s", ", ".join(sorted(self._reader.unknown)))
+            self._reader.unknown.clear()
         if self._reader.odd:
             odd, self._reader.odd = self._reader.odd, []
             self._give_up(odd)
             self._save()
-        self._apply_deferred()
-        return count
 
     def finish(self) -> None:
         """Give the MLflow run its final status and mark the delivery as complete.
@@ -162,12 +167,6 @@ class Projection:
         """True where run.json names another trainer than when this delivery began."""
         now = self.directory.read_run()
         return (now.trainer_pid, now.trainer_started) != (self.info.trainer_pid, self.info.trainer_started)
-
-    def _note_infinities(self, record: Mapping[str, Any]) -> None:
-        """MLflow stores an infinity as the largest finite number; a tag says where."""
-        for name, value in {**record["values"], **record["timing"]}.items():
-            if math.isinf(value) and len(self.progress.infinite) < MAX_INFINITIES_NAMED:
-                self.progress.infinite.append(f"{name} at step {record['step']}: {value}")
 
     def _named(self, points: list[Point]) -> list[Point]:
         return [(self._name(name), value, time_ms, step) for name, value, time_ms, step in points]
