@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import random
 import shutil
 import signal
 import socket
@@ -24,16 +25,18 @@ import threading
 import time
 import urllib.request
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests.adapters
 
 from mltrack.journal import JournalWriter, RunDirectory, RunInfo, records
-from mltrack.relay.pace import OLD_S, SHORTEST_INTERVAL_S, Pace
+from mltrack.relay.pace import LONGEST_S, OLD_S, SHORTEST_INTERVAL_S, Pace
 from mltrack.relay.sync import _follow_connected
 from mltrack.relay.system_metrics import SystemMetricsFeed
 from mltrack.store import StoreUnavailable
@@ -41,7 +44,8 @@ from mltrack.store import StoreUnavailable
 STEPS_A_SECOND = 5
 METRICS = ("train_loss", "learning_rate", "grad_norm")
 WARM_UP_S = 15.0
-"""Making 50 runs is not what is measured."""
+END_S, PATIENCE_S = 20.0, 60.0
+"""Over how long the runs end, and how long the last of them is waited for."""
 
 
 class EveryHalfSecond(Pace):
@@ -56,6 +60,7 @@ class Requests:
     """Every request of this process, once measuring has begun."""
 
     answers_s: list[float] = field(default_factory=list)
+    paths: Counter[str] = field(default_factory=Counter)
     measuring: bool = False
 
     def watch(self) -> None:
@@ -63,6 +68,7 @@ class Requests:
 
         def timed(adapter: Any, *given: Any, **named: Any) -> Any:
             started = time.perf_counter()
+            self.paths[urlsplit(given[0].url).path.rpartition("/mlflow/")[2]] += self.measuring
             try:
                 return send(adapter, *given, **named)
             finally:
@@ -97,9 +103,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mltrack-many-") as folder, postgres() as database, server(Path(folder), database) as uri:
         print(f"{given.runs} runs, {given.seconds:.0f} s, {len(METRICS)} metrics, {STEPS_A_SECOND} steps a second")
         for name, pace, age_s in (
-            ("every half second, as before", EveryHalfSecond, 0.0),
-            ("by the pace, runs that have just begun", Pace, 0.0),
             ("by the pace, runs of an hour", Pace, OLD_S),
+            ("by the pace, runs that have just begun", Pace, 0.0),
+            ("every half second, as before", EveryHalfSecond, 0.0),  # the last: what a server is behind with then would be in the other rows
         ):
             print(f"{name:<42}{measured(Path(folder) / uuid.uuid4().hex, uri, given.runs, given.seconds, pace, age_s, asked)}", flush=True)
 
@@ -108,11 +114,14 @@ def measured(folder: Path, uri: str, runs: int, seconds: float, pace: type[Pace]
     """One row: requests a second, their answers, and how far behind the server was."""
     over = threading.Event()
     directories = [made(folder / str(number), uri, age_s) for number in range(runs)]
-    relays = [threading.Thread(target=relay_of, args=(directory, uri, over, pace()), daemon=True) for directory in directories]
-    for thread in relays:
+    relays = [threading.Thread(target=relay_of, args=(directory, uri, over, pace(timeout_s=LONGEST_S)), daemon=True) for directory in directories]
+    for thread, directory in zip(relays, directories, strict=True):  # one after the other: making the runs is not what is measured
         thread.start()
+        while directory.read_run().run_id is None:
+            time.sleep(0.05)
     writers = [JournalWriter(directory.journal) for directory in directories]
     asked.answers_s.clear()
+    asked.paths.clear()
     started, step = time.monotonic(), 0
     while (now := time.monotonic() - started) < WARM_UP_S + seconds:
         asked.measuring = now > WARM_UP_S
@@ -124,15 +133,17 @@ def measured(folder: Path, uri: str, runs: int, seconds: float, pace: type[Pace]
     for writer in writers:
         writer.append(records.end("FINISHED", 0))
         writer.close()
+        time.sleep(END_S / runs)
     ended = time.monotonic()
     over.set()
     for thread in relays:
-        thread.join()
+        thread.join(max(0.0, ended + PATIENCE_S - time.monotonic()))
     complete = sum(bool(directory.read_delivery().get("complete")) for directory in directories)
     ms = sorted(1000 * one for one in asked.answers_s)
     return (
         f"{len(ms) / seconds:6.1f} requests/s, answers {statistics.median(ms):5.0f} ms (95 %: {ms[int(0.95 * len(ms))]:5.0f} ms), "
-        f"{complete} of {runs} complete {time.monotonic() - ended:.0f} s after the end, {step} steps"
+        f"{complete} of {runs} complete {time.monotonic() - ended:.0f} s after the last end, "
+        f"{', '.join(f'{path} {count}' for path, count in asked.paths.most_common() if count)}"
     )
 
 
@@ -146,10 +157,12 @@ def made(path: Path, uri: str, age_s: float) -> RunDirectory:
 def relay_of(directory: RunDirectory, uri: str, over: threading.Event, pace: Pace) -> None:
     trainer: Any = Trainer(over)
     while True:
-        with suppress(StoreUnavailable):
+        try:
             _follow_connected(directory, uri, trainer, SystemMetricsFeed(None), pace)
             return
-        time.sleep(1)
+        except StoreUnavailable:
+            pace.timed_out()
+            time.sleep(random.uniform(0.5, 5.0))
 
 
 @contextmanager

@@ -40,6 +40,8 @@ def test_the_interval_grows_with_the_answer_at_once_and_shrinks_little_by_little
         quick.append(pace.interval_s(0))
     assert quick == sorted(quick, reverse=True)
     assert quick[5] > SHORTEST_INTERVAL_S == quick[-1]
+    pace.timed_out()
+    assert pace.interval_s(0) == LONGEST_INTERVAL_S, "no answer is a long one"
 
 
 def test_however_many_relays_there_are_they_ask_for_no_more_than_the_server_answers():

@@ -40,6 +40,7 @@ class Pace:
 
     def timed_out(self) -> None:
         """The last request was not answered in time."""
+        self.answer_s = max(self.answer_s, self.timeout_s)
         if self.timeout_s < LONGEST_S:
             self.timeout_s = min(LONGEST_S, 2 * self.timeout_s)
         else:

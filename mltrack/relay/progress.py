@@ -51,8 +51,8 @@ class Progress:
     """{step: id of the logged model}; empty for a checkpoint that is no Hugging Face folder and so is kept as files alone."""
     saved_ms: dict[str, int] = field(default_factory=dict)
     """{step: when that checkpoint was saved}."""
-    index_is_stored: bool = False
-    """True where `checkpoints/index.json` among the run's artifacts says the same as `models`."""
+    index_is_stored: bool = True
+    """False where `checkpoints/index.json` among the run's artifacts is not what `models` says."""
     best_model_id: str | None = None
     evaluation_set: dict[str, str] | None = None
     """name and digest of the data set that the checkpoints' metrics are measured on."""

@@ -172,7 +172,7 @@ def _follow_projection(projection: Projection, trainer: WatchedProcess, system: 
             system.sample_due()
         if (is_due or is_over) and projection.progress.run_id is not None:
             system.send(projection.store, projection.progress.run_id)
-            due_s = time.monotonic() + pace.interval_s(projection.info.age_s)
+            due_s = time.monotonic() + random.uniform(0.8, 1.0) * pace.interval_s(projection.info.age_s)  # relays that were held up together part again
         if is_over:
             projection.finish()
             return projection.progress
