@@ -106,9 +106,8 @@ class AdvancedTrainer:
             raise DatasetError("the training set is empty; accepted: at least one record", path=train_dataset.source)
         world, replicated = self.parallel.world, self.parallel.replicates
         self.narrow = narrows(self.model, self.config, replicated=replicated)
-        self.decisive = decisive(
-            self.config, train_dataset, self.model, self.device, self.precision.mode, world=world, replicated=replicated, narrow=self.narrow
-        )
+        how: dict[str, Any] = {"world": world, "replicated": replicated, "narrow": self.narrow}
+        self.decisive = decisive(self.config, train_dataset, self.model, self.device, self.precision.mode, **how)
         """What else than weights, data order and position decides the bits of the result."""
         self.plan = Plan.of(self.config, self.batches.num_batches)
         self.optimizer = adamw(self.model, self.config)
