@@ -164,6 +164,13 @@ def test_a_checkpoint_managers_own_run_is_delivered_though_another_manager_start
         assert "checkpoints/1/state/model.safetensors" in artifacts.list_files(connect(uri), run_id)
 
 
+def test_the_exit_code_of_a_script_that_closed_nothing_goes_along(tmp_path: Path, uri: str) -> None:
+    first = undelivered_run(tmp_path / "logs", uri, offline=True)
+    first.exit_code_file.write_bytes((3).to_bytes(4, sys.byteorder))
+    with TrainingMetricsTracker(tmp_path / "logs"):
+        assert (first.read_exit_code(), RunDirectory(tmp_path / "logs" / "earlier-run-1").read_exit_code()) == (None, 3)
+
+
 def test_a_loop_that_is_alive_is_not_disturbed(tmp_path: Path, uri: str) -> None:
     folder = RunDirectory(tmp_path / "logs")
     with TrainingMetricsTracker(folder.path, run=RunInfo(local_id="living", tracking_uri=uri)) as living:

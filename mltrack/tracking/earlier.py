@@ -38,7 +38,7 @@ def set_aside(directory: RunDirectory) -> None:
     try:
         with _undelivered(directory):
             aside = _made(directory)
-            for held in (directory.run_file, directory.delivery_file, directory.models_file):
+            for held in (directory.run_file, directory.delivery_file, directory.models_file, directory.exit_code_file):
                 if held.exists():
                     shutil.copy2(held, aside.path / held.name)
             if directory.run_file.exists() and not directory.has_arrived():
@@ -48,7 +48,7 @@ def set_aside(directory: RunDirectory) -> None:
                 for path in kept:
                     _take(directory, aside, path, immutable=True)
             directory.journal.rename(aside.journal)
-            for held in (directory.run_file, directory.delivery_file, directory.models_file, directory.heartbeat):
+            for held in (directory.run_file, directory.delivery_file, directory.models_file, directory.exit_code_file, directory.heartbeat):
                 held.unlink(missing_ok=True)
             with suppress(OSError):
                 directory.relay_log.rename(aside.relay_log)
