@@ -35,6 +35,7 @@ from urllib.parse import urlsplit
 
 import requests.adapters
 
+from mltrack.errors import TrackingError
 from mltrack.journal import JournalWriter, RunDirectory, RunInfo, records
 from mltrack.relay.pace import LONGEST_S, OLD_S, SHORTEST_INTERVAL_S, Pace
 from mltrack.relay.sync import _follow_connected
@@ -163,6 +164,8 @@ def relay_of(directory: RunDirectory, uri: str, over: threading.Event, pace: Pac
         except StoreUnavailable:
             pace.timed_out()
             time.sleep(random.uniform(0.5, 5.0))
+        except TrackingError:  # everything is over, and the folder gone
+            return
 
 
 @contextmanager
