@@ -193,17 +193,34 @@ def test_models_list_show_and_promote(trained):
     assert f"{name}: seen version '9'; accepted: 1, 2" in missing.stderr
 
 
+def everything_of(client: MlflowClient, run_id: str, folder: Path) -> dict[str, object]:
+    """All that MLflow holds of a run: each point of each metric, params, tags, inputs, the bytes of every artifact, models with their files, versions."""
+    run = client.get_run(run_id)
+    models = [model for model in client.search_logged_models([run.info.experiment_id]) if model.source_run_id == run_id]
+    stored = folder / "mlruns"
+    return {
+        "points": {name: sorted((one.step, one.timestamp, one.value) for one in client.get_metric_history(run_id, name)) for name in run.data.metrics},
+        "params": run.data.params,
+        "tags": run.data.tags,
+        "status": (run.info.status, run.info.end_time),
+        "inputs": sorted((one.dataset.name, one.dataset.digest, one.dataset.source) for one in run.inputs.dataset_inputs),
+        "models": sorted((model.model_id, model.name, str(sorted(model.tags.items()))) for model in models),
+        "versions": sorted((one.name, one.version, one.source, str(sorted(one.tags.items()))) for one in client.search_model_versions(f"run_id='{run_id}'")),
+        "files": {str(path.relative_to(stored)): path.read_bytes() for path in sorted(stored.rglob("*")) if path.is_file()},
+    }
+
+
 def test_sync_again_sends_nothing_twice(trained):
     folder, response, client, _ = trained
-    before = len(client.get_metric_history(response["run_id"], "train_loss"))
+    before = everything_of(client, response["run_id"], folder)
+    assert all(before.values())
     (folder / "mltrack-runs" / response["run_id"] / "delivery.json").unlink()
     finished = commands.mltrack("sync", response["run_id"], cwd=folder)
     assert finished.returncode == 0, finished.stderr
     assert "complete" in finished.stdout
-    assert len(client.get_metric_history(response["run_id"], "train_loss")) == before
-    assert len(client.search_model_versions("name='mltrack-text_classification'")) <= 2
-    kept = [model.tags["mltrack.step"] for model in client.search_logged_models(["0"]) if model.source_run_id == response["run_id"]]
-    assert len(kept) == len(set(kept)) == len(response["checkpoints"])
+    after = everything_of(client, response["run_id"], folder)
+    for what, value in before.items():
+        assert after[what] == value, what
 
 
 def test_offline_then_sync_makes_one_run(tmp_path, records_file):
