@@ -68,16 +68,20 @@ def show(run_id: str, output_dir: str, output: str, tracking_uri: str | None) ->
 
 
 def _recorded(run_id: str, output_dir: str, tracking_uri: str | None) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, str]]:
-    """The run's data sets, options and tags: from its run directory, which holds them offline too, else from MLflow."""
+    """The run's data sets, options and tags: from MLflow where a URI is given and holds it, else from its run directory, else from MLflow."""
     from mltrack.journal import JournalReader, find_run_directory, read_json
-    from mltrack.remote_run import look_up
+    from mltrack.remote_run import UnknownRunError, look_up
     from mltrack.store.inputs import data_sets_of
     from mltrack.store.runs import parsed
 
     directory = find_run_directory(output_dir, run_id)
     if directory is None or tracking_uri is not None:
-        store, run = look_up(run_id if directory is None else directory.read_run().run_id or run_id, tracking_uri)
-        return data_sets_of(store, run.run_id), run.params, run.tags
+        try:
+            store, run = look_up(run_id if directory is None else directory.read_run().run_id or run_id, tracking_uri)
+            return data_sets_of(store, run.run_id), run.params, run.tags
+        except UnknownRunError:
+            if directory is None:
+                raise
     data_sets: dict[tuple[str, str], dict[str, Any]] = {}
     tags: dict[str, str] = {}
     for record in JournalReader(directory.journal).read_new():
