@@ -20,16 +20,14 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-FAULTS = ("none", "unavailable", "cut", "lose_reply", "slow", "hang", "refused", "forbidden", "expired")
-"""Forward; 503; close without an answer; forward and close without the answer; forward after `delay_s`; never answer; see `REFUSALS`."""
 REFUSALS = {
     "refused": (401, "text/plain", b"You are not authenticated."),
     "forbidden": (403, "application/json", json.dumps({"error_code": "PERMISSION_DENIED", "message": "Permission denied"}).encode()),
     "expired": (400, "application/xml", b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"),
 }
 """What servers answer to credentials that are wrong or old; the last is S3's."""
-FAULTS = ("none", "unavailable", "cut", "lose_reply", "half_reply", "slow", "hang")
-"""Forward; 503; close without an answer; forward and close without the answer, or in its middle; forward after `delay_s`; never answer."""
+FAULTS = ("none", "unavailable", "cut", "lose_reply", "half_reply", "slow", "hang", *REFUSALS)
+"""Forward; 503; close without an answer; forward and close without the answer, or in its middle; forward after `delay_s`; never answer; see `REFUSALS`."""
 INTERNAL_ERROR = json.dumps({"error_code": "INTERNAL_ERROR", "message": "the server cannot hold this"}).encode()
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "host", "content-length"}
 

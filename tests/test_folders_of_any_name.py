@@ -40,7 +40,7 @@ def test_the_embedded_database_and_its_files_lie_in_the_folder(name: str, tmp_pa
         assert [one.path for one in client.list_artifacts(run.run_id, "below")] == ["below/file.txt"]
         assert Path(client.download_artifacts(run.run_id, "below/file.txt")).read_text() == "held"
     assert len(list(folder.glob("mlruns/*/*/artifacts/below/file.txt"))) == 2
-    assert sorted(path.name for path in folder.iterdir()) == ["mlflow.db", "mlruns"]
+    assert sorted(path.name for path in folder.iterdir()) == [".mlflow.db.lock", "mlflow.db", "mlruns"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [name], "nothing lies beside it"
 
 

@@ -244,7 +244,7 @@ def test_what_is_written_down_at_each_request_does_not_grow_with_the_kept_checkp
     progress.models |= {str(step): f"m-{step:032x}" for step in range(2000)}
     progress.write(directory)
     written = directory.models_file.stat().st_mtime_ns, directory.models_file.stat().st_ino
-    for progress.offset in range(3):
+    for progress.offset in (2, 1, 0):
         progress.write(directory)
     assert (directory.models_file.stat().st_mtime_ns, directory.models_file.stat().st_ino) == written
     assert directory.delivery_file.stat().st_size == small

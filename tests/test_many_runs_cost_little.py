@@ -111,7 +111,7 @@ def test_runs_lists_the_newest_and_opens_no_other_journal(root: Path, opened: Ca
     assert len(rows) == 50
     assert opened().count("journal") == 50
     assert {(row["state"], row["steps"], row["delivery"]) for row in rows} == {("FINISHED", 3, "complete")}
-    assert [row["run"] for row in rows] == [directory.path.name for directory in find_run_directories(root)[-50:]]
+    assert [row["run"] for row in rows] == [info.run_id or info.local_id for info in (directory.read_run() for directory in find_run_directories(root)[-50:])]
     assert printed.err == f"the newest 50 of {NUM_RUNS} runs; --limit 0 lists all\n"
     list_runs(str(root), "json", "false", None, "0")
     printed = capsys.readouterr()

@@ -284,9 +284,9 @@ def test_sigterm_ends_with_a_checkpoint_and_resume_continues_the_run(tmp_path, r
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143, errors
-    run_id = journal.parent.name
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     until(lambda: delivered(RunDirectory(journal.parent)), "the delivery, for which a signal leaves little time")
+    run_id = RunDirectory(journal.parent).read_run().run_id
     assert client.get_run(run_id).info.status == "KILLED"
     stopped_at = max(tiny.points(journal, "train_loss"))
     words = ("train", "--resume", run_id, "--epochs", "10000", "--max-steps", stopped_at + 5, "--output", "json")

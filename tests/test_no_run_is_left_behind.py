@@ -174,6 +174,7 @@ def test_the_exit_code_of_a_script_that_closed_nothing_goes_along(tmp_path: Path
 def test_a_loop_that_is_alive_is_not_disturbed(tmp_path: Path, uri: str) -> None:
     folder = RunDirectory(tmp_path / "logs")
     with TrainingMetricsTracker(folder.path, run=RunInfo(local_id="living", tracking_uri=uri)) as living:
+        until(folder.heartbeat.exists, "its first heartbeat")
         before = sorted(path.name for path in folder.path.iterdir())
         other = commands.run(sys.executable, "-c", f"from mltrack import TrainingMetricsTracker as T; T({str(folder.path)!r})", cwd=tmp_path)
         assert "another process is writing this journal" in other.stderr

@@ -126,6 +126,9 @@ class Cut:
         self._real, self._verb = real, verb
 
     def __getattr__(self, verb: str) -> Any:
+        if verb == "tracking_uri":
+            return self._real.tracking_uri
+
         if verb == self._verb:
             raise CutOffError
         return getattr(self._real, verb)

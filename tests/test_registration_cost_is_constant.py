@@ -45,6 +45,9 @@ class Counted:
         self.versions = 0
 
     def __getattr__(self, verb: str) -> Any:
+        if verb == "tracking_uri":
+            return self._real.tracking_uri
+
         def call(*args: Any, **kwargs: Any) -> Any:
             self.requests[verb] += 1
             answer = getattr(self._real, verb)(*args, **kwargs)

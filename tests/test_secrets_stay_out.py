@@ -92,13 +92,13 @@ def test_a_run_directory_of_0_1_keeps_working_and_forgets_its_password_when_it_i
     directory, uri = RunDirectory(tmp_path / "run"), "postgresql://me:S3cret@host/db"
     directory.path.mkdir()
     directory.run_file.write_text(json.dumps({"local_id": "a" * 32, "tracking_uri": uri, "format_version": 1}))
-    directory.delivery_file.write_text(json.dumps({"tracking_uri": uri, "offset": 7, "format_version": 1}))
+    directory.delivery_file.write_text(json.dumps({"tracking_uri": uri, "sent": 7, "format_version": 1}))
     info = directory.read_run()
     assert info.tracking_uri == uri
     assert info.address == "postgresql://me@host/db"
     assert "S3cret" not in repr(info)
     progress = Progress.read(directory, uri)
-    assert progress.offset == Progress.read(directory, info.address).offset == 7, "it is the same server"
+    assert progress.sent == Progress.read(directory, info.address).sent == 7, "it is the same server"
     directory.write_run(info)
     progress.write(directory)
     assert files_with(("S3cret",), tmp_path) == []

@@ -19,6 +19,7 @@ from faulty_proxy import FaultyProxy, faulty_proxy
 from hf_folders import encoder_folder
 from kept_checkpoints import KeptRun
 from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 
 from mltrack.journal import read_journal, records
 from mltrack.relay import sync
@@ -72,11 +73,11 @@ def test_none_sends_no_byte_of_a_checkpoint_and_takes_away_what_an_earlier_attem
     assert names(local, run) == {"checkpoints/index.json"}
 
 
-def test_the_time_out_of_a_file_grows_with_its_size(local: ArtifactStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_out_of_a_file_grows_with_its_size(local: ArtifactStore) -> None:
     store = connect(local.uri)
-    for num_bytes, seconds in ((0, "120"), (5_000_000, "125"), (14_000_000_000, "14120")):
+    for num_bytes, seconds in ((0, 120), (5_000_000, 125), (14_000_000_000, 14120)):
         with patient(store, num_bytes):
-            assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == seconds
+            assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == seconds
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 from mltrack.errors import TrackingError
 from mltrack.journal.reader import JournalReader
 from mltrack.journal.run_directory import EARLIER, RunDirectory, read_json
-from mltrack.journal.run_directory import FORMAT_VERSION as RUN_FORMAT_VERSION
 
 NAME = ".runs.json"
 FORMAT_VERSION = 1
@@ -95,7 +94,7 @@ def _runs(root: Path, cached: dict[str, KnownRun]) -> Iterator[KnownRun]:
     for name in cached:
         if "/" in name:
             inner.setdefault(name.partition("/")[0], []).append(name)
-    names = [".", *(name for name in _folders(root) if not name.startswith("."))]
+    names = [*(["."] if (root / "run.json").is_file() else []), *(name for name in _folders(root) if not name.startswith("."))]
     for name in names:
         known = _known(root, name, cached)
         if known is not None:
@@ -127,26 +126,14 @@ def _known(root: Path, name: str, cached: dict[str, KnownRun]) -> KnownRun | Non
 
 
 def _look(path: str, name: str, changed_ns: int) -> KnownRun | None:
-    """Read one directory. With thousands of them the making of `Path` and `RunInfo` objects would take as long as the reading."""
-    content = read_json(f"{path}/run.json")
-    version = content.get("format_version", 0) if content is not None else None
-    if content is None or not isinstance(version, int) or version > RUN_FORMAT_VERSION:
-        _say_why(RunDirectory(Path(path)))
-        return None
-    known = [content.get(name, default) for name, default in (("created_ms", 0), ("local_id", ""), ("run_id", None), ("tracking_uri", ""))]
+    directory = RunDirectory(Path(path))
     try:
-        return _checked([name, changed_ns, *known, bool(content.get("offline")) or _is_delivered(path)])
-    except ValueError:
-        log.error("left out: %s/run.json: its ids or its time are not what mltrack writes", path)
-        return None
-
-
-def _say_why(directory: RunDirectory) -> None:
-    if directory.run_file.exists():
-        try:
-            directory.read_run()
-        except TrackingError as error:
+        info = directory.read_run()
+    except TrackingError as error:
+        if directory.run_file.exists():
             log.error("left out: %s", error)
+        return None
+    return KnownRun(name, changed_ns, info.created_ms, info.local_id, info.run_id, info.tracking_uri, info.offline or _is_delivered(path))
 
 
 def _is_delivered(path: str) -> bool:

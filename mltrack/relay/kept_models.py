@@ -192,11 +192,11 @@ class KeptModels:
 
     def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any], goes_on: bool) -> str:
         staged = self._staging / f"step-{step}"
-        try:
-            with translated(self._store, f"preparing the model of step {step}"):  # a disk without room for it may have some later
+        with translated(self._store, f"preparing the model of step {step}"):  # a disk without room for it may have some later
+            try:
                 self._write_model(folder, staged, step)
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            raise CheckpointError(f"{folder / 'config.json'}: cannot be used: {type(error).__name__}: {error}") from error
+            except (ValueError, TypeError, AttributeError, KeyError) as error:
+                raise CheckpointError(f"{folder / 'config.json'}: cannot be used: {type(error).__name__}: {error}") from error
         measured_on = self._progress.evaluation_set or {}
         return logged_models.publish(
             self._store,

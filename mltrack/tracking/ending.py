@@ -51,6 +51,11 @@ class Ending:
         """True where it is decided how the run ends, written or not."""
         return self._end is not None or self.presumed is not None
 
+    @property
+    def status(self) -> str:
+        """How the run ends, as far as it is known."""
+        return self._end["status"] if self._end is not None else self.presumed[0] if self.presumed is not None else "FINISHED"
+
     def settle(self, status: str, exit_code: int) -> None:
         """Record how the run has turned out, before what still follows.
 

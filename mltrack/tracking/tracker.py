@@ -310,6 +310,7 @@ class TrainingMetricsTracker:
     def settle(self, status: str, exit_code: int) -> None:
         """Record how the run has turned out, while something still follows: that outcome holds, also where the process dies in what follows. Raises
         DiskFullError where the disk has no room for it, whatever `on_disk_full` says."""
+        checked(records.outcome(status, exit_code))
         self._ending.settle(status, exit_code)
 
     def end(self, status: str | None = None, exit_code: int = 0) -> None:
@@ -318,11 +319,14 @@ class TrainingMetricsTracker:
 
         Raises:
             DiskFullError: the disk has no room for it, whatever `on_disk_full` says; `close` and the exit of the process try again.
+            TrackingError: another status, or an exit code that is no whole number.
         """
+        if status is not None:
+            checked(records.end(status, exit_code))
         superseded = [step for name, step in self._already if step > self._newest_step and not name.startswith(records.EPOCH_PREFIX)]
         tags = {
             **({"mltrack.resume_drift": ", ".join(sorted(self._drifted))} if self._drifted else {}),
-            **({SUPERSEDED_TAG: f"{self._newest_step + 1}-{max(superseded)}"} if superseded and status in (None, "FINISHED") else {}),
+            **({SUPERSEDED_TAG: f"{self._newest_step + 1}-{max(superseded)}"} if superseded and (status or self._ending.status) == "FINISHED" else {}),
         }
         if tags and self._ending.is_ours:
             self._drifted, self._already = set(), {}
