@@ -258,7 +258,8 @@ def test_a_killed_trainer_leaves_a_failed_run_with_every_point(tmp_path, records
     finally:
         process.kill()
         process.wait()
-    run_id = journal.parent.name
+    until(lambda: RunDirectory(journal.parent).read_run().run_id, "the run in MLflow")
+    run_id = RunDirectory(journal.parent).read_run().run_id
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     while client.get_run(run_id).info.status == "RUNNING":
         assert time.monotonic() < deadline + 60
@@ -284,8 +285,8 @@ def test_sigterm_ends_with_a_checkpoint_and_resume_continues_the_run(tmp_path, r
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143, errors
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     until(lambda: delivered(RunDirectory(journal.parent)), "the delivery, for which a signal leaves little time")
+    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run_id = RunDirectory(journal.parent).read_run().run_id
     assert client.get_run(run_id).info.status == "KILLED"
     stopped_at = max(tiny.points(journal, "train_loss"))

@@ -123,7 +123,8 @@ def test_a_killed_trainer_is_failed_with_every_point(server, tmp_path, records_f
         time.sleep(0.2)
     process.kill()
     process.wait()
-    client, run_id = MlflowClient(server), journal.parent.name
+    until(lambda: RunDirectory(journal.parent).read_run().run_id, "the run in MLflow")
+    client, run_id = MlflowClient(server), RunDirectory(journal.parent).read_run().run_id
     deadline = time.monotonic() + 180
     while client.get_run(run_id).info.status == "RUNNING":
         assert time.monotonic() < deadline

@@ -315,6 +315,9 @@ def interleaved(uri: str, ids: tuple[str, str], name: str, values: tuple[float, 
             self._real, self._which = real, which
 
         def __getattr__(self, verb: str) -> Any:
+            if verb == "tracking_uri":
+                return self._real.tracking_uri
+
             def call(*args: Any, **kwargs: Any) -> Any:
                 gates[self._which].acquire()
                 try:

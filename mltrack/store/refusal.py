@@ -112,8 +112,10 @@ def _forbidden(doing: str) -> str:
 def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
     home = type(error).__module__.partition(".")[0]
     reason = _first_line(error)
-    if type(error).__name__ == "S3UploadFailedError" and isinstance(error.__context__, Exception):  # boto3 keeps the answer's text alone
-        error = error.__context__
+    behind = error.__context__
+    wraps = type(error).__name__ == "S3UploadFailedError" or (home == "mlflow" and type(behind).__module__.startswith(("botocore", "boto3", "s3transfer")))
+    if wraps and isinstance(behind, Exception):  # boto3 and MLflow keep the answer's text alone
+        error, home = behind, type(behind).__module__.partition(".")[0]
     status, code = _http_status(error), _error_code(error)
     if home in ("mlflow", *_CLOUDS) and (status in _DENIED or code in _DENIED_CODES):
         return StoreDenied, reason
