@@ -94,7 +94,7 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
         info.tags |= {**git_facts(), "mlflow.parentRunId": given}
         notice(f"MLflow run {given} is that of an earlier training; this one is recorded as its child run")
     else:
-        if (file := database_file(info.tracking_uri)) is not None and not file.exists():  # a new one would not hold the run either
+        if not request.offline and (file := database_file(info.tracking_uri)) is not None and not file.exists():  # a new one would not hold the run either
             raise StoreRejected(f"MLFLOW_RUN_ID names run {given}: there is no database {without_secrets(info.tracking_uri)}; unset it, or give --tracking-uri")
         info.run_id = given
         if request.experiment_name or request.run_name:
