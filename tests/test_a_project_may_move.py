@@ -46,7 +46,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def moved(trained: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """(where the project lay, where it lies now); the relays that wait for the old place are ended."""
-    new = Path(shutil.copytree(trained, tmp_path / "moved"))
+    new = Path(shutil.copytree(trained, tmp_path / "moved", symlinks=True))
     yield trained.with_name("proj"), new
     for directory in new.glob("mltrack-runs/*"):
         if (pid := delivering_process(RunDirectory(directory))) is not None:
@@ -84,7 +84,8 @@ def test_the_command_lines_tracking_uri_wins(moved: tuple[Path, Path]) -> None:
     old, new = moved
     uri = f"sqlite:///{new}/elsewhere.db"
     (new / "mlflow.db").rename(new / "elsewhere.db")
-    run_id = next((new / "mltrack-runs").iterdir()).name
+    run_id = next((new / "mltrack-runs").glob("*/run.json")).parent.name
+    run_id = RunDirectory(new / "mltrack-runs" / run_id).read_run().run_id or run_id
     gone = commands.mltrack("sync", run_id, cwd=new)
     assert gone.returncode == 1
     (line,) = gone.stderr.strip().splitlines()

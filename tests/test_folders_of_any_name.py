@@ -79,7 +79,7 @@ def test_a_training_and_every_command_that_it_prints(tmp_path: Path) -> None:
     odd.mkdir()
     (folder / "re#c?%20.jsonl").rename(odd / "re#c?%20.jsonl")
     refused = commands.mltrack(*words, cwd=odd)
-    assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (1, 1), refused.stderr
+    assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1), refused.stderr
     assert [path.name for path in odd.iterdir()] == ["re#c?%20.jsonl"]
     refused = commands.mltrack(*words, "--offline", "true", cwd=odd)
     assert (refused.returncode, len(refused.stderr.strip().splitlines())) == (2, 1), refused.stderr

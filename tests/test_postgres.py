@@ -134,11 +134,11 @@ def test_a_killed_trainer_is_failed_with_every_point(server, tmp_path, records_f
 
 
 @pytest.fixture(scope="module")
-def guarded(database) -> str:
+def guarded(cluster) -> str:
     """The URI of a database of its own, without the password that its user needs."""
     from sqlalchemy import create_engine, text
 
-    engine = create_engine(database, isolation_level="AUTOCOMMIT")
+    engine = create_engine(cluster.uri, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(f"CREATE ROLE guarded LOGIN PASSWORD '{PASSWORD}'"))
         connection.execute(text("CREATE DATABASE guarded OWNER guarded"))

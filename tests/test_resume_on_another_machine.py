@@ -69,7 +69,7 @@ def _killed(folder: Path, records: Path, *more: object, after_step: int = 22) ->
         assert process.poll() is None, process.stderr.read()
         return found if found is not None and len(tiny.points(found, "train_loss")) >= after_step else None
 
-    directory = RunDirectory(until(journal, f"step {after_step}", 120).parent)
+    directory = RunDirectory(until(journal, f"step {after_step}", 120).parent.resolve())
     os.kill(process.pid, signal.SIGSTOP)  # it would end while the relay is still on its way
     relay = relay_pid(directory)
     kill(process.pid)
@@ -112,7 +112,7 @@ def test_killed_its_directory_gone_and_resumed_from_another_folder(whole, tmp_pa
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir(), second.mkdir()
     directory = _killed(first, whole[1])
-    run_id = directory.path.name
+    run_id = directory.read_run().run_id
     kept = {int(path.name.removeprefix("step-")) for path in directory.checkpoints.glob("step-*")}
     shutil.rmtree(first / "mltrack-runs")
     uri = f"sqlite:///{first}/mlflow.db"
@@ -142,7 +142,7 @@ def test_a_run_that_went_on_elsewhere_is_fetched_anew_and_the_old_directory_kept
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
     directory = _killed(one, whole[1], after_step=14)
-    run_id, uri = directory.path.name, f"sqlite:///{one}/mlflow.db"
+    run_id, uri = directory.read_run().run_id, f"sqlite:///{one}/mlflow.db"
     words = ("train", "--resume", run_id, "--tracking-uri", uri, "--output", "json")
     _ended(commands.mltrack(*words, "--max-steps", 30, cwd=two))
     response = _ended(commands.mltrack(*words, "--max-steps", STEPS, cwd=one))
@@ -150,7 +150,7 @@ def test_a_run_that_went_on_elsewhere_is_fetched_anew_and_the_old_directory_kept
     held = client.get_metric_history(run_id, "train_loss")
     assert [point.step for point in held] == list(range(1, STEPS + 1))
     assert response["steps_run"] == STEPS
-    aside = one / "mltrack-runs" / f"{run_id}.earlier-1"
+    aside = one / "mltrack-runs" / f"{directory.path.resolve().name}.earlier-1"
     assert (aside / "journal").exists()
     assert (aside / "earlier-run.json").exists()
 
@@ -162,8 +162,8 @@ def test_a_directory_that_fell_behind_takes_nothing_from_the_run_that_went_on(tm
     records, uri = _records(tmp_path), f"sqlite:///{tmp_path}/mlflow.db"
     process = commands.start(*_words(records, "--tracking-uri", uri, "--max-steps", 10_000), cwd=one)
     found = until(lambda: next((path for path in one.glob("mltrack-runs/*/models.json") if json.loads(path.read_text())["models"]), None), "a model", 120)
-    directory = RunDirectory(found.parent)
-    relay, journal, run_id = relay_pid(directory), directory.journal, directory.path.name
+    directory = RunDirectory(found.parent.resolve())
+    relay, journal, run_id = relay_pid(directory), directory.journal, directory.read_run().run_id
     os.kill(relay, signal.SIGSTOP)
     noted = max(map(int, json.loads(found.read_text())["models"]))  # one more may lie in MLflow, whose word the relay had not written down yet
     until(lambda: max(tiny.points(journal, "train_loss")) > noted + 16, "steps and checkpoints that MLflow does not hold", 120)
@@ -208,7 +208,7 @@ def test_a_directory_that_fell_behind_takes_nothing_from_the_run_that_went_on(tm
     response = _ended(commands.mltrack("train", "--resume", run_id, "--max-steps", delivered + 8, "--output", "json", cwd=one))
     assert response["delivery"] == "complete"
     assert [point.step for point in client.get_metric_history(run_id, "train_loss")] == list(range(1, max(furthest, delivered + 8) + 1))
-    assert (directory.path.with_name(f"{run_id}.earlier-1") / "journal").read_bytes() == written
+    assert (directory.path.with_name(f"{directory.path.resolve().name}.earlier-1") / "journal").read_bytes() == written
 
 
 def test_what_cannot_be_fetched_is_said_in_one_line(whole, tmp_path: Path) -> None:

@@ -227,7 +227,7 @@ def test_a_training_leaves_its_password_nowhere(guarded: GuardedProxy, server: t
     assert resumed.returncode == 0, resumed.stderr
     until(lambda: delivered(directory), "the delivery of the rest")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", full)
-    run_id = directory.path.name
+    run_id = directory.read_run().run_id
     for command in ("runs", "runs --output json", f"data show {run_id}", "doctor", f"sync {run_id}", "models show mltrack-text_classification"):
         assert cli.run(command.split()) == 0
     shown = capsys.readouterr()

@@ -219,7 +219,7 @@ def test_a_training_that_diverges_and_cannot_write_its_exports_has_failed(tmp_pa
     response = tiny.last_json_line(ended.stdout)
     assert (ended.returncode, response["status"], response["delivery"]) == (1, "FAILED", "complete"), ended.stderr
     assert "it did not reach the weights" in response["errors"][0]
-    assert response["warnings"] == [f"metrics.json could not be written: IsADirectoryError: [Errno 21] Is a directory: '{path}/metrics.json'"]
+    assert response["warnings"][:1] == [f"metrics.json could not be written: IsADirectoryError: [Errno 21] Is a directory: '{path}/metrics.json'"]
     assert "Traceback" not in ended.stderr
     assert assert_complete(RunDirectory(path), uri, status="FAILED") == run_id
     assert client(uri).get_run(run_id).data.tags["mltrack.failure"] == response["errors"][0][:8000]
@@ -303,6 +303,4 @@ def test_a_training_that_ends_on_a_really_full_disk_has_failed(tmp_path, uri, re
     small = small_disk(tmp_path / "disk")
     ended = commands.run(*small, sys.executable, "-c", FULL, records_file("text_classification", 24), uri, tmp_path / "disk", cwd=tmp_path)
     assert ended.stdout.startswith("FAILED 1 False"), (ended.stdout, ended.stderr)
-    run_id = ended.stdout.split()[-1]
-    until(lambda: client(uri).get_run(run_id).info.status != "RUNNING", "the status")
-    assert client(uri).get_run(run_id).info.status == "FAILED"
+    until(lambda: [run.info.status for run in client(uri).search_runs(["0"])] == ["FAILED"], "the status")

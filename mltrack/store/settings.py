@@ -62,14 +62,14 @@ def _teach_mlflow() -> None:
 
     for name in (*QUIET, *_NOT_ALWAYS):
         variable = getattr(environment_variables, name)
-        variable.get = _ours_first(name, variable.get)
+        variable.get, variable.is_set = _ours_first(name, variable.get), _ours_first(name, variable.is_set, lambda _: True)
     utils.get_tracking_uri = _ours_first(_TRACKING_URI, utils.get_tracking_uri)
 
 
-def _ours_first(name: str, theirs: Callable[[], Any]) -> Callable[[], Any]:
+def _ours_first(name: str, theirs: Callable[[], Any], of_ours: Callable[[Any], Any] = lambda value: value) -> Callable[[], Any]:
     def value() -> Any:
         ours = _OURS.get()
-        return theirs() if ours is None or name not in ours else ours[name]
+        return theirs() if ours is None or name not in ours else of_ours(ours[name])
 
     return value
 
