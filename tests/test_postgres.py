@@ -143,7 +143,7 @@ def guarded(cluster) -> str:
         connection.execute(text(f"CREATE ROLE guarded LOGIN PASSWORD '{PASSWORD}'"))
         connection.execute(text("CREATE DATABASE guarded OWNER guarded"))
     engine.dispose()
-    return database.replace("mlflow@", "guarded@").replace("/tracking", "/guarded")
+    return cluster.uri.replace("mlflow@", "guarded@").replace("/tracking", "/guarded")
 
 
 def test_a_password_is_recorded_nowhere_and_found_where_its_users_keep_it(guarded, tmp_path):

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,7 @@ def test_a_directory_that_fell_behind_takes_nothing_from_the_run_that_went_on(tm
     one.mkdir(), two.mkdir()
     records, uri = _records(tmp_path), f"sqlite:///{tmp_path}/mlflow.db"
     process = commands.start(*_words(records, "--tracking-uri", uri, "--max-steps", 10_000), cwd=one)
+    threading.Thread(target=process.stderr.read, daemon=True).start()  # a line for each evaluation: a pipe that nobody reads would stop the trainer
     found = until(lambda: next((path for path in one.glob("mltrack-runs/*/models.json") if json.loads(path.read_text())["models"]), None), "a model", 120)
     directory = RunDirectory(found.parent.resolve())
     relay, journal, run_id = relay_pid(directory), directory.journal, directory.read_run().run_id
@@ -169,7 +171,7 @@ def test_a_directory_that_fell_behind_takes_nothing_from_the_run_that_went_on(tm
     until(lambda: max(tiny.points(journal, "train_loss")) > noted + 16, "steps and checkpoints that MLflow does not hold", 120)
     kill(process.pid)
     kill(relay)
-    process.communicate()
+    process.wait()
     client = MlflowClient(uri)
     ready = [one for one in client.search_logged_models([client.get_run(run_id).info.experiment_id]) if str(one.status) == "READY"]
     delivered = max(int(one.tags["mltrack.step"]) for one in ready)
