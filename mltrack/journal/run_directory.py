@@ -191,7 +191,7 @@ class RunDirectory:
     def link(self, run_id: str) -> None:
         """Let the directory be found under the id that MLflow gave its run, beside the local id that it is named by."""
         alias = self.path.with_name(run_id)
-        with suppress(FileExistsError):
+        with suppress(OSError):  # it is there, or the disk is full
             alias.symlink_to(self.path.name)
 
     def earlier(self) -> list[RunDirectory]:

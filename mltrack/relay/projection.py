@@ -230,7 +230,10 @@ class Projection:
 
     def _write_run(self, **known: Any) -> None:
         """Note in run.json what MLflow has told; read anew, since somebody may have resumed the run meanwhile."""
-        self.directory.write_run(replace(self.directory.read_run(), **known))
+        try:
+            self.directory.write_run(replace(self.directory.read_run(), **known))
+        except OSError as error:  # a full disk: another relay finds the run by its local id
+            log.error("%s: not written: %s", self.directory.run_file, error.strerror)
 
     def _is_here(self, run_id: str) -> bool:
         """False where this is another store than the run's own and does not hold it."""

@@ -13,7 +13,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from mltrack.errors import TrackingError
 from mltrack.journal import RunDirectory
@@ -196,8 +196,9 @@ def _lock(directory: RunDirectory, patience_s: float = 0.0) -> Iterator[None]:
                 holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
                 raise DeliveredElsewhere(f"{directory.path}: is being delivered by process {holder}; wait for it, see {directory.relay_log}")
             time.sleep(0.2)
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        with suppress(OSError):  # a full disk: nobody is told who holds it
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield
     finally:
         os.close(descriptor)
