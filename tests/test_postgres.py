@@ -21,6 +21,7 @@ import tiny
 from mlflow import MlflowClient
 from registered_runs import intent, logged_model, model_folder
 from servers import free_port, mlflow_server
+from sqlalchemy import create_engine, text
 from tracked_runs import delivered, recorded_run, sent, until
 
 from mltrack import registry, relay
@@ -136,8 +137,6 @@ def test_a_killed_trainer_is_failed_with_every_point(server, tmp_path, records_f
 @pytest.fixture(scope="module")
 def guarded(cluster) -> str:
     """The URI of a database of its own, without the password that its user needs."""
-    from sqlalchemy import create_engine, text
-
     engine = create_engine(cluster.uri, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text(f"CREATE ROLE guarded LOGIN PASSWORD '{PASSWORD}'"))
@@ -182,8 +181,13 @@ def test_given_directly_and_away_at_the_start_it_gets_everything_when_it_is_back
     """The training starts while PostgreSQL is stopped; PostgreSQL starts while it trains, and is stopped and started once more."""
     records = records_file("text_classification", 40)
     words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "9999", "--max-steps", "200", "--output", "json")
+    engine = create_engine(cluster.uri, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        connection.execute(text("CREATE DATABASE direct"))  # of no server, which would keep the files itself
+    engine.dispose()
+    uri = cluster.uri.replace("/tracking", "/direct")
     cluster.control("-m immediate stop")
-    process = commands.start(*words, "--tracking-uri", cluster.uri, cwd=tmp_path)
+    process = commands.start(*words, "--tracking-uri", uri, cwd=tmp_path)
     journal = until(lambda: next(iter(tmp_path.glob("mltrack-runs/*/journal")), None), "a journal", 90)
     until(lambda: len(tiny.points(journal, "train_loss")) >= 5, "steps without the database", 60)
     directory = RunDirectory(journal.parent)
@@ -194,4 +198,4 @@ def test_given_directly_and_away_at_the_start_it_gets_everything_when_it_is_back
     _, errors = process.communicate(timeout=240)
     assert process.returncode == 0, errors
     until(lambda: delivered(directory), "the rest of the delivery", 180)
-    _assert_all_delivered(MlflowClient(cluster.uri), journal, str(directory.read_delivery()["run_id"]))
+    _assert_all_delivered(MlflowClient(uri), journal, str(directory.read_delivery()["run_id"]))
