@@ -15,7 +15,9 @@ import commands
 import psutil
 import pytest
 import tiny
+from faulty_proxy import faulty_proxy
 from mlflow import MlflowClient
+from servers import mlflow_server
 from tracked_runs import kill, recorded, start_stream, until
 
 from mltrack import TrainModelRequest, TrainModelUseCase
@@ -165,6 +167,28 @@ for number in itertools.count():
         trainer.kill()
     assert still == {dead, before_boot}
     assert reap(store, dead, None) == runs.get_run(store, dead).status == "FAILED"
+
+
+@pytest.mark.long
+def test_an_upload_that_hangs_silences_no_heartbeat(tmp_path: Path) -> None:
+    with mlflow_server(tmp_path / "server") as uri, faulty_proxy(uri, matching="mlflow-artifacts/artifacts") as proxy:
+        proxy.fault = "hang"
+        directory = left_by(tmp_path / "runs" / "run", HERE, uri=proxy.uri)
+        (directory.path / "report.txt").write_text("does not arrive")
+        journal = JournalWriter(directory.journal)
+        journal.append(records.artifact("report.txt", ""))
+        journal.close()
+        relay = commands.start("sync", "--follow", directory.path, cwd=tmp_path)
+        try:
+            until(lambda: proxy.count("hang"), "an upload")
+            client, run_id = MlflowClient(uri), directory.read_run().run_id
+            assert run_id is not None
+            first = client.get_run(run_id).data.tags[HEARTBEAT_TAG]
+            until(lambda: client.get_run(run_id).data.tags[HEARTBEAT_TAG] != first, "the next heartbeat", 3 * heartbeat.BEAT_S)
+            assert proxy.count("hang") == 1, "it is still the same upload"
+        finally:
+            kill(relay.pid)
+            relay.communicate()
 
 
 def test_a_run_elsewhere_is_delivered_by_who_can_watch_it(tmp_path: Path) -> None:
