@@ -75,7 +75,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     assert second.returncode == 0, second.stderr
     runs = sorted((folder / "mltrack-runs").iterdir(), key=lambda path: (path / "journal").stat().st_mtime)
     delivery = json.loads((runs[-1] / "delivery.json").read_text())
-    return Trained(folder, tiny.last_json_line(first.stdout), {"run_id": runs[-1].name, "registered": delivery["registered"]}, second.stdout)
+    return Trained(folder, tiny.last_json_line(first.stdout), {"run_id": delivery["run_id"], "registered": delivery["registered"]}, second.stdout)
 
 
 def test_a_version_carries_what_it_is_judged_by(trained: Trained) -> None:

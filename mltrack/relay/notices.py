@@ -6,10 +6,11 @@ import os
 
 from mltrack.relay.trainers import VERSION_TAG
 from mltrack.store import RunInfo, Store, StoreUnavailable, artifacts
+from mltrack.store.connection import ServersOwnFolder
 
 
 def opening_notices(store: Store, run: RunInfo) -> list[str]:
-    """A line for a run of another tool that is adopted, and one for a local folder of files that is gone."""
+    """A line for a run of another tool that is adopted, and one for a folder of files that is gone, or is the server's own."""
     lines = []
     is_empty_project_run = run.tags.get("mlflow.source.type") == "PROJECT" and not run.metrics
     if os.environ.get("MLFLOW_RUN_ID") == run.run_id and VERSION_TAG not in run.tags and not is_empty_project_run:
@@ -19,4 +20,6 @@ def opening_notices(store: Store, run: RunInfo) -> list[str]:
         artifacts.check_root(store, run.run_id)
     except StoreUnavailable as error:
         lines.append(f"{error}; models and files wait for it in the run directory")
+    except ServersOwnFolder as error:
+        lines.append(str(error))
     return lines
