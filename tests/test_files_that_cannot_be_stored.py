@@ -217,7 +217,7 @@ def test_an_expired_token_of_s3_is_waited_for(tmp_path: Path, monkeypatch: pytes
             through_proxy.setenv("MLFLOW_S3_ENDPOINT_URL", proxy.uri)
             for fault in ("expired", "forbidden"):
                 proxy.fault = fault
-                with pytest.raises(StoreDenied, match="expired|forbidden|Forbidden|denied"):
+                with pytest.raises(StoreDenied, match=r"expired|forbidden|Forbidden|denied"):
                     relay.sync(directory)
                 assert proxy.count(fault) > 0
                 assert_nothing_is_given_up(directory, "")

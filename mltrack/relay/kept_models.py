@@ -21,6 +21,7 @@ from mltrack.errors import CheckpointError
 from mltrack.journal import JournalReader, KeptCheckpoints, RunDirectory
 from mltrack.relay.progress import Progress
 from mltrack.store import Store, StoreRejected, artifacts, light_model, logged_models, translated
+from mltrack.store.connection import ServersOwnFolder
 
 CHECKPOINTS = "checkpoints"
 """Folder of the run's artifacts: `index.json`, and `<step>/state/` with what a logged model does not hold of that checkpoint."""
@@ -74,6 +75,8 @@ class KeptModels:
             if step not in self._progress.models and self._upload != "none":
                 try:
                     in_doubt |= not self._publish(one)
+                except ServersOwnFolder as error:
+                    self._report(str(error))
                 except (artifacts.UnreadableFile, CheckpointError, StoreRejected) as error:
                     self._report(f"checkpoint of step {step}: {error}")
         for step in [] if self._set.has_gap else [step for step in self._progress.models if step not in kept]:
