@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -97,6 +99,25 @@ def test_a_database_in_a_missing_folder_and_a_file_that_is_none(tmp_path: Path) 
 
 
 @pytest.mark.long
+def test_a_database_whose_tables_are_being_made_is_waited_for_and_an_old_one_is_rejected(tmp_path: Path) -> None:
+    """MLflow's own processes make tables without our lock: what looks out of date may be complete in a second."""
+    connect(f"sqlite:///{tmp_path}/made.db")
+    database = Path(shutil.copy(tmp_path / "made.db", tmp_path / "between.db"))
+    with closing(sqlite3.connect(database)) as connection:
+        ((newest,),) = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+        connection.execute("UPDATE alembic_version SET version_num = '75868b020152'")
+        connection.commit()
+    with pytest.raises(StoreUnavailable, match=r"75868b020152"):
+        connect(f"sqlite:///{database}")
+    os.utime(database, (0, 0))
+    with pytest.raises(StoreRejected, match=r"75868b020152"):
+        connect(f"sqlite:///{database}")
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = ?", (newest,))
+        connection.commit()
+    ping(connect(f"sqlite:///{database}"))
+
+
 def test_a_missing_run_is_rejected_and_a_locked_database_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     store = connect("sqlite:///mlflow.db?timeout=1")

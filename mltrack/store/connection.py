@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from mltrack.addresses import escaped, is_ambiguous, with_credentials, without_secrets
 from mltrack.errors import printable
-from mltrack.store.database import SERVED, SQLITE, alone, answering, database_file, database_uri, own_artifact_root, unquoted
+from mltrack.store.database import SERVED, SQLITE, alone, answering, database_file, database_uri, own_artifact_root, patient_while_made, unquoted
 from mltrack.store.refusal import NO_FILE_STORE, StoreRejected, StoreUnavailable, translated
 from mltrack.store.settings import SHORTEST_TIMEOUT_S, own_settings
 
@@ -104,7 +104,7 @@ def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S,
             with MLflow stay as they are.
 
     Raises:
-        StoreUnavailable: the database cannot be opened. A dead server is found by `ping` or by the first request.
+        StoreUnavailable: the database cannot be opened, or is being made. A dead server is found by `ping` or by the first request.
         StoreRejected: a URI that MLflow does not serve, a database of another MLflow version.
     """
     uri = default_tracking_uri(tracking_uri)
@@ -125,7 +125,7 @@ def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S,
                 f"{without_secrets(uri)}: the folder {file.parent} does not exist; make it, or set MLFLOW_TRACKING_URI to a database that exists"
             )
     uri = escaped(uri)
-    with translated(uri, "connecting"):
+    with patient_while_made(file), translated(uri, "connecting"):
         from mlflow.tracking import MlflowClient
 
         with alone(uri):

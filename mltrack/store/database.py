@@ -16,10 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from urllib.parse import unquote
 
-from mltrack.store.refusal import StoreRejected
+from mltrack.store.refusal import StoreRejected, StoreUnavailable
 
 _LONGEST_WAIT_S = 60.0
 """For another process that makes the tables of a database, which takes seconds."""
+_MADE_WITHIN_S = 60.0
+"""A database that nobody has written to for so long is not being made."""
 SERVED = ("postgresql", "mysql", "mssql")
 """Databases that MLflow talks to without a tracking server."""
 SQLITE = re.compile(r"(sqlite(?:\+\w+)?):///(.*)$", re.DOTALL)
@@ -110,6 +112,21 @@ def alone(uri: str) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+@contextmanager
+def patient_while_made(file: Path | None) -> Iterator[None]:
+    """A database file whose tables another process is making or upgrading looks like one of another version until they are complete.
+
+    Raises:
+        StoreUnavailable: MLflow calls its tables out of date, and it was written to a moment ago.
+    """
+    try:
+        yield
+    except StoreRejected as error:
+        if file is None or "out-of-date" not in str(error) or time.time() - file.stat().st_mtime > _MADE_WITHIN_S:
+            raise
+        raise StoreUnavailable(f"another process may be making its tables now; {error}") from error
 
 
 def _lock_beside(uri: str) -> int | None:
