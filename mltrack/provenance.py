@@ -78,7 +78,10 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
         if found is None and not request.offline:
             found = fetch_started_run(run_id, request.tracking_uri, request.output_dir, notice=notice)
         resumed = None if found is None else _taken_over(found, request, notice)
-        if resumed is None or has_checkpoint(resumed.directory):
+        if resumed is None:
+            return None
+        if has_checkpoint(resumed.directory):
+            notice(f"MLFLOW_RUN_ID names run {run_id}, which has a checkpoint here: it is resumed")
             return resumed
         if resumed.lock is not None:
             resumed.lock.release()

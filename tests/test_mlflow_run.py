@@ -115,6 +115,7 @@ def test_resume_under_mlflow_run_continues_the_run(tmp_path, records_file):
     assert finished.returncode == 0, finished.stderr
     run = only_run(client)
     assert run.info.status == "FINISHED"
+    assert f"MLFLOW_RUN_ID names run {run_id}" in finished.stderr + finished.stdout
     assert [metric.step for metric in client.get_metric_history(run_id, "train_loss")] == list(range(1, 8))
 
 
