@@ -27,13 +27,14 @@ def run(arguments: list[str]) -> int:
     import typer
 
     from mltrack.cli.app import app
+    from mltrack.cli.options import without_empty
 
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="surrogateescape")  # a path that is not UTF-8 is printed as the file system has it
 
     command = typer.main.get_command(app)
     try:
-        outcome = command.main(args=arguments, prog_name="mltrack", standalone_mode=False)
+        outcome = command.main(args=without_empty(command, arguments), prog_name="mltrack", standalone_mode=False)
         return outcome if isinstance(outcome, int) else 0
     except MltrackError as error:
         return _said(str(error), error.exit_code)

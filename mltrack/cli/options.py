@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import typer
@@ -64,3 +64,25 @@ def markdown_table() -> str:
 def as_bool(word: Any) -> bool:
     """A true/false word of a command that is not `train`."""
     return bool(Option(name="flag", kind="bool", help="").parse(str(word)))
+
+
+def without_empty(command: Any, words: Sequence[str]) -> list[str]:
+    """The words of a command line without the options whose value is empty: `mlflow run -P name=` leaves them not set."""
+    kept: list[str] = []
+    waiting = list(words)
+    while waiting:
+        word = waiting.pop(0)
+        if word == "--":
+            return [*kept, word, *waiting]
+        name, equals, value = word.partition("=")
+        given = [word]
+        if name in {spelling for parameter in command.params if parameter.param_type_name == "option" for spelling in parameter.opts}:
+            if not equals and waiting:
+                value = waiting.pop(0)
+                given.append(value)
+            if not value and (equals or len(given) == 2):
+                continue
+        else:
+            command = getattr(command, "commands", {}).get(word, command)
+        kept += given
+    return kept

@@ -21,6 +21,7 @@ from mltrack.store import StoreUnavailable
 _UNENDED = {relay.Life.ALIVE: "RUNNING", relay.Life.ELSEWHERE: "UNKNOWN"}
 """State of a run whose journal names no end; UNKNOWN: its trainer is, or was, on another machine."""
 _TAIL_BYTES = 8192
+_MOST_DIGITS = 18
 
 
 def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None, limit: str = "50") -> None:
@@ -180,6 +181,6 @@ def _last_words(journal: Path) -> tuple[relay.Progress, int]:
 
 
 def _number(limit: str) -> int:
-    if not limit.isdecimal():
-        raise ConfigurationError(f"limit must be a whole number, 0 for all runs; got '{limit}'")
+    if not limit.isdecimal() or len(limit) > _MOST_DIGITS:
+        raise ConfigurationError(f"limit must be a whole number, 0 for all runs; got '{limit[:_MOST_DIGITS]}'")
     return int(limit)

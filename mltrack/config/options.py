@@ -16,6 +16,8 @@ from mltrack.config import speedups
 from mltrack.config.pairs import format_pairs, parse_pairs
 from mltrack.errors import ConfigurationError, did_you_mean
 
+MAX_WHOLE_NUMBER = 2**63 - 1
+"""What torch, numpy and the databases behind MLflow take as a whole number."""
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
@@ -73,19 +75,24 @@ class Option:
         return "a path" if self.kind == "path" else "text"
 
     def parse(self, text: str) -> Any:
-        """The value that a word of the command line means.
+        """The value that a word of the command line means; an empty word means that the option is not set.
 
         Raises:
             ConfigurationError: the word means no accepted value; the message says which would.
         """
+        if not text:
+            return self.default
         word = text.strip()
         if self.kind in ("int", "float", "interval"):
             if self.kind == "interval" and word == "epoch":
                 return word
             try:
-                return self.check(float(word) if self.kind == "float" else int(word))
+                number = float(word) if self.kind == "float" else int(word)
             except ValueError:
                 raise self._refused(text) from None
+            if not math.isfinite(number) if self.kind == "float" else abs(number) > MAX_WHOLE_NUMBER:
+                raise self._refused(text)  # as it was typed: 1e400 is read as infinity
+            return self.check(number)
         if self.kind == "bool":
             if word.lower() in _TRUE:
                 return True
@@ -108,12 +115,12 @@ class Option:
         return checker(value)
 
     def _check_int(self, value: Any) -> int:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
+        if not _is_number(value) or not float(value).is_integer() or abs(value) > MAX_WHOLE_NUMBER:
             raise self._refused(value)
         return int(self._in_range(int(value)))
 
     def _check_float(self, value: Any) -> float:
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not _is_number(value):
             raise self._refused(value)
         return float(self._in_range(float(value)))
 
@@ -125,7 +132,7 @@ class Option:
     def _check_interval(self, value: Any) -> int | str:
         if value == "epoch":
             return "epoch"
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_WHOLE_NUMBER:
             raise self._refused(value)
         return value
 
@@ -140,7 +147,7 @@ class Option:
         try:
             pairs = parse_pairs(format_pairs({str(name): str(meant) for name, meant in value.items()}) if isinstance(value, Mapping) else value)
         except ValueError as error:
-            raise ConfigurationError(f"{self.name}: seen {value!r} ({error}); accepted: {self.accepted}") from None
+            raise ConfigurationError(f"{self.name}: seen {_shown(value)} ({error}); accepted: {self.accepted}") from None
         unknown = next((name for name in pairs if self.choices and name not in self.choices), None)
         if unknown is not None:
             raise ConfigurationError(f"{self.name}: seen the name {unknown!r} in {str(value)!r}; {did_you_mean(unknown, self.choices)}")
@@ -169,8 +176,28 @@ class Option:
         return value
 
     def _refused(self, value: Any) -> ConfigurationError:
-        accepted = did_you_mean(str(value), self.choices) if self.choices else f"accepted: {self.accepted}"
-        return ConfigurationError(f"{self.name}: seen {value!r}; {accepted}")
+        seen = _shown(value)
+        accepted = did_you_mean(seen.strip("'"), self.choices) if self.choices else f"accepted: {self.accepted}"
+        return ConfigurationError(f"{self.name}: seen {seen}; {accepted}")
+
+
+def _is_number(value: Any) -> bool:
+    """True for a number that a float can hold, infinity and NaN not among them."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number above 1.8e308
+        return False
+
+
+def _shown(value: Any) -> str:
+    """The value in a message: a long one by its beginning and its length."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a whole number of more than 4,300 digits"
+    return text if len(text) <= 200 else f"{text[:80]}... ({len(text)} characters)"
 
 
 def _declare(*options: Option) -> dict[str, Option]:

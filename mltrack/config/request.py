@@ -163,13 +163,13 @@ class TrainModelRequest:
 
     @classmethod
     def from_words(cls, words: Mapping[str, str]) -> TrainModelRequest:
-        """A request from the words of a command line.
+        """A request from the words of a command line; an empty word leaves its option as it is without.
 
         Raises:
             ConfigurationError: the first word that is not accepted.
         """
-        values = {name: OPTIONS[name].parse(word) for name, word in words.items()}
-        return cls(**values, as_typed=dict(words))
+        typed = {name: word for name, word in words.items() if word}
+        return cls(**{name: OPTIONS[name].parse(word) for name, word in typed.items()}, as_typed=typed)
 
     def validate(self) -> list[str]:
         """All problems of the options themselves, one line each; empty where there is none. Values become canonical."""
