@@ -252,7 +252,7 @@ OPTIONS: dict[str, Option] = _declare(
     Option(name="keep_every", kind="int", minimum=1, help="Also keep each checkpoint whose step is a multiple of this."),
     # where it runs
     Option(name="device", kind="text", default="auto", choices=("auto", "cpu", "cuda", "mps"), help="Where the model runs."),
-    Option(name="parallel", kind="text", default="auto", choices=("auto", "none", "dp", "ddp"), help="`auto` uses DataParallel where several GPUs are visible."),
+    Option(name="parallel", kind="text", default="auto", choices=("auto", "none", "dp", "ddp"), help="How many GPUs compute: `auto` and `none` use one, `dp` all that are visible (DataParallel, which has run on no such machine yet)."),
     Option(name="attention", kind="text", default="auto", choices=("auto", "eager", "sdpa", "flash_attention_2"), help="How attention is computed; `auto` chooses by device, precision and the model's dropout."),
     Option(name="compile", kind="bool", default=False, help="Compile the layers of the model with torch.compile: a quarter of a minute or more before the first step, which a GPU earns back within some hundred steps."),
     Option(name="speedups", kind="pairs", choices=speedups.NAMES, values=(speedups.ON, speedups.OFF), help="Which of the speed-ups that are on by default are off: `buckets=off`."),

@@ -6,8 +6,10 @@ Invariant: a strategy gives the sum of the losses and the number of targets of t
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -101,6 +103,8 @@ class DataParallelReplicas:
 def choose_parallel(name: str, device: torch.device, task: Objective, *, compiled: bool = False) -> Parallel:
     """The strategy that `auto`, `none`, `dp` or `ddp` means here; a compiled model cannot be replicated.
 
+    `auto` is one device: DataParallel has not run on a machine with several GPUs yet, so it is used only where `dp` asks for it.
+
     Raises:
         ConfigurationError: the machine cannot do what was asked for.
     """
@@ -118,6 +122,18 @@ def choose_parallel(name: str, device: torch.device, task: Objective, *, compile
         raise ConfigurationError(
             "parallel: seen 'dp' with compile=true, whose replicas would all compute on the first GPU; accepted: auto, none, or compile=false"
         )
-    if name == "dp" or (name == "auto" and gpus > 1 and not compiled):
+    if name == "dp":
         return DataParallelReplicas(task)
+    if name == "auto" and gpus > 1:
+        say_one_of(gpus, compiled=compiled)
     return SingleDevice(task)
+
+
+@lru_cache
+def say_one_of(gpus: int, *, compiled: bool) -> None:
+    """Warn, once in a process, that the other GPUs are idle."""
+    remedy = "--parallel dp --compile false" if compiled else "--parallel dp"
+    warnings.warn(
+        f"{gpus} GPUs are visible and one is used; {remedy} uses all of them, which has not been tried on such a machine yet",
+        stacklevel=2,
+    )
