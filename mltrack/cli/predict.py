@@ -60,9 +60,7 @@ def evaluate(model_uri: str, dataset_path: str, batch_size: str, output: str, tr
     from mltrack import registry
     from mltrack.evaluation.folder import evaluate_folder
 
-    folder = registry.local_folder(model_uri, tracking_uri) if model_uri.startswith("models:/") else model_uri
-    if not (Path(folder) / "config.json").is_file():
-        raise ConfigurationError(f"model_uri: seen '{model_uri}'; accepted: models:/name@alias, models:/name/version, or a folder with config.json")
+    folder = registry.model_folder(model_uri, tracking_uri)
     metrics = evaluate_folder(folder, dataset_path, task=registry.folder_task(folder), batch_size=size)
     if output == "json":
         print(json.dumps(metrics))

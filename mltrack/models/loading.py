@@ -19,8 +19,9 @@ from mltrack.data.records import PROMPT_TEMPLATE
 from mltrack.errors import CheckpointError, ConfigurationError
 from mltrack.models import presets
 from mltrack.models.foreign_errors import first_line, one_line, quiet
-from mltrack.models.hub import find_on_hub, hub_files
+from mltrack.models.hub import content_on_hub, find_on_hub, hub_files
 from mltrack.models.inspection import inspect_folder
+from mltrack.models.other_formats import WHOLE, content_of, other_file
 from mltrack.models.tokenizers import train_tokenizer
 from mltrack.models.weights import find_weights
 
@@ -146,7 +147,7 @@ class ModelSource:
 
     def _files(self) -> list[str]:
         if self.kind == "hub":
-            return hub_files(self._location, local_only=self._options["local_files_only"])
+            return [file for file in hub_files(self._location, local_only=self._options["local_files_only"]) if "/" not in file]
         return [file.name for file in Path(self._location).iterdir() if file.is_file()]
 
     def _complete(self, config: Any, label_mapping: Mapping[str, int] | None, max_length: int) -> None:
@@ -188,7 +189,10 @@ def resolve_model(
     path = Path(model_name).expanduser()
     if path.exists():
         return _open("folder", model_name, _folder(model_name, path), task, trust_remote_code, local_only=True)
-    return _open("hub", model_name, model_name, task, trust_remote_code, local_only=find_on_hub(model_name))
+    local_only = find_on_hub(model_name)
+    if not local_only and (said := content_on_hub(model_name)):
+        raise ConfigurationError(f"model_name: {model_name} {said}")
+    return _open("hub", model_name, model_name, task, trust_remote_code, local_only=local_only)
 
 
 def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
@@ -203,11 +207,17 @@ def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> Non
 def _folder(name: str, path: Path) -> str:
     """The folder that has config.json: the one given, or `model/` in it, where MLflow puts what it saved itself."""
     if not path.is_dir():
-        raise ConfigurationError(f"model_name: {name} is a file; accepted: a folder with config.json, weights and tokenizer")
-    for folder in (path, path / "model"):
-        if (folder / "config.json").is_file():
-            return str(folder)
-    raise ConfigurationError(f"model_name: no config.json in {path}; accepted: a Hugging Face folder with config.json, weights and tokenizer")
+        raise ConfigurationError(f"model_name: {name} {other_file(path)}")
+    found = next((folder for folder in (path, path / "model") if (folder / "config.json").is_file()), None)
+    there = [file.name for file in (found or path).iterdir()]
+    is_whole = bool(set(there).intersection(WHOLE))
+    if not is_whole and (said := content_of(found or path)):
+        raise ConfigurationError(f"model_name: {name} {said}")
+    if found is None:
+        raise ConfigurationError(f"model_name: no config.json in {path}; accepted: a Hugging Face folder with config.json, weights and tokenizer")
+    if not is_whole:
+        find_weights(name, there, str(found))  # it says which weights there are
+    return str(found)
 
 
 def _open(kind: str, name: str, location: str, task: TaskType, trust_remote_code: bool, *, local_only: bool) -> ModelSource:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from mltrack.registry.card import check_name, model_card, version_tags
 from mltrack.registry.champion import alias, promote, register, rollback
 from mltrack.registry.deletion import delete
-from mltrack.registry.loading import Parent, connect_existing, find_parent, folder_task, load, local_folder, predict
+from mltrack.registry.loading import Parent, connect_existing, find_parent, folder_task, load, local_folder, model_folder, predict
 
 __all__ = [
     "Parent",
@@ -22,6 +22,7 @@ __all__ = [
     "load",
     "local_folder",
     "model_card",
+    "model_folder",
     "predict",
     "promote",
     "register",

@@ -76,6 +76,25 @@ def local_folder(uri: str, tracking_uri: str | None = None) -> str:
     return str(store.resolve(connect_existing(tracking_uri, uri), uri))
 
 
+def model_folder(uri: str, tracking_uri: str | None = None) -> str:
+    """The local folder of a registered model, or the folder that `uri` is itself.
+
+    Raises:
+        ConfigurationError: a folder that holds no model.
+        TrackingError: no such model.
+    """
+    from mltrack.models.other_formats import WHOLE, content_of
+
+    if uri.startswith("models:/"):
+        return local_folder(uri, tracking_uri)
+    folder = Path(uri)
+    if folder.is_dir() and not any((folder / file).exists() for file in WHOLE) and (said := content_of(folder)):
+        raise ConfigurationError(f"model_uri: {uri} {said}")
+    if not (folder / "config.json").is_file():
+        raise ConfigurationError(f"model_uri: seen '{uri}'; accepted: models:/name@alias, models:/name/version, or a folder with config.json")
+    return uri
+
+
 def connect_existing(tracking_uri: str | None, wanted: str) -> Store:
     """The store to read from; a database that is not there is not made.
 
@@ -101,12 +120,7 @@ def load(uri: str, tracking_uri: str | None = None) -> Any:
         CheckpointError: weights that are damaged, or that do not fit the configuration.
         TrackingError: no such model.
     """
-    if uri.startswith("models:/"):
-        folder = local_folder(uri, tracking_uri)
-    elif (Path(uri) / "config.json").is_file():
-        folder = uri
-    else:
-        raise ConfigurationError(f"model_uri: seen '{uri}'; accepted: models:/name@alias, models:/name/version, or a folder with config.json")
+    folder = model_folder(uri, tracking_uri)
     from mltrack.models.foreign_errors import one_line
     from mltrack.models.inspection import inspect_trained
 
