@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,26 @@ class ModelFolder:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True)
             for one in described:
-                one.save_pretrained(self._folder)
+                _save(one, self._folder)
             found = {path.relative_to(self._folder).as_posix(): path.read_bytes() for path in self._folder.rglob("*") if path.is_file()}
             return {name: content for name, content in found.items() if name != METADATA}
         except (OSError, ValueError) as error:
             raise CheckpointError(f"{self._folder.parent}: configuration or tokenizer could not be saved: {str(error).partition(chr(10))[0]}") from error
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _save(described: Any, folder: Path) -> None:
+    """A generation configuration that transformers refuses to save is left out: no checkpoint is lost for it."""
+    from transformers import GenerationConfig
+
+    try:
+        described.save_pretrained(folder)
+    except ValueError as error:
+        if not isinstance(described, GenerationConfig):
+            raise
+        said = " ".join(str(error).split())[:200]
+        warnings.warn(f"{folder.parent}: generation_config.json is left out of the checkpoints: {said}", stacklevel=2)
 
 
 def _distinctive(described: Any) -> Any:

@@ -1,6 +1,6 @@
 """Completions of fixed prompts, so that two runs of one data set can be read side by side.
 
-Invariant: decoding is greedy and a prompt is made of the same tokens as in training; which prompts are taken depends on the records alone,
+Invariant: decoding is greedy, whatever generation settings the model has, and a prompt is made of the same tokens as in training; which prompts are taken depends on the records alone,
 not on their order.
 """
 
@@ -10,7 +10,8 @@ import ast
 import hashlib
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,12 +121,25 @@ def _complete(
     def stop(ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
         return torch.full((len(ids),), stop_requested is not None and stop_requested(), device=ids.device)
 
-    with torch.inference_mode(), warnings.catch_warnings():
+    with torch.inference_mode(), _without_settings(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         output = model.generate(
             input_ids=torch.tensor(rows, device=device), attention_mask=torch.tensor(mask, device=device), generation_config=plan, stopping_criteria=[stop]
         )
     return [tokenizer.decode(_until(ids, tokenizer.eos_token_id), skip_special_tokens=True) for ids in output[:, longest:].tolist()]
+
+
+@contextmanager
+def _without_settings(model: Any) -> Iterator[None]:
+    """The model without generation settings of its own: they would fill what a plan leaves open."""
+    from transformers import GenerationConfig
+
+    held = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = held
 
 
 def _until(ids: list[int], end: int) -> list[int]:

@@ -75,7 +75,7 @@ class ModelSource:
         return self.tokenizer
 
     def build(self, *, label_mapping: Mapping[str, int] | None, max_length: int, seed: int, whole: bool = False) -> nn.Module:
-        """The model in fp32 on the CPU, in training mode.
+        """The model in fp32 on the CPU, in training mode; of the base model's generation settings it keeps none.
 
         Args:
             label_mapping: class -> index for the classifications, None for generation.
@@ -87,6 +87,8 @@ class ModelSource:
             ConfigurationError: a length or a model that does not fit the task.
             CheckpointError: weights that cannot be read, or only by running what is in them.
         """
+        from transformers import GenerationConfig
+
         self.check_max_length(max_length)
         if self.tokenizer is None:
             raise ConfigurationError(f"model_name: {self.name} has no tokenizer yet; train it on the training split first (train_tokenizer)")
@@ -96,8 +98,8 @@ class ModelSource:
             model = self._from_preset(label_mapping) if self._preset is not None else self._from_weights(label_mapping, whole)
         self._complete(model.config, label_mapping, max_length)
         if getattr(model, "generation_config", None) is not None:
-            for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                setattr(model.generation_config, name, getattr(model.config, name, None))
+            names = ("bos_token_id", "eos_token_id", "pad_token_id")
+            model.generation_config = GenerationConfig(**{name: getattr(model.config, name, None) for name in names})
         return model.float().train()
 
     def _from_preset(self, label_mapping: Mapping[str, int] | None) -> Any:
@@ -109,7 +111,7 @@ class ModelSource:
         return LlamaForCausalLM(presets.decoder_config(self._preset, self.tokenizer))
 
     def _from_weights(self, label_mapping: Mapping[str, int] | None, whole: bool) -> Any:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
         safetensors = find_weights(self.name, self._files(), self._location)
         options = self._options | {"use_safetensors": safetensors, "weights_only": True, "dtype": torch.float32, "output_loading_info": True}
@@ -118,6 +120,7 @@ class ModelSource:
         with one_line(f"model_name: {self.name}"):
             config = AutoConfig.from_pretrained(self._location, **self._options)
             if label_mapping is None:
+                options["generation_config"] = GenerationConfig()  # that of the base model is not read
                 loaded = AutoModelForCausalLM.from_pretrained(self._location, config=config, **options)
             else:
                 config.id2label = {index: label for label, index in label_mapping.items()}

@@ -1,7 +1,8 @@
 """Loads the model folder that this file was shipped in and predicts from plain strings; needs torch, transformers, numpy and pandas, not mltrack.
 
 Invariant: what comes out does not depend on what else is in the batch (padding is masked, on the left where text is generated), and a completion is
-exactly what the model wrote: without the prompt, without special tokens, leading white space kept. A column of another name than the record's is
+exactly what the model wrote: without the prompt, without special tokens, leading white space kept. Temperature 0 takes the likeliest token, above it the
+temperature alone counts: generation settings of the folder are not read. A column of another name than the record's is
 no text, and an answer that is no number is an error.
 """
 
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, LogitsProcessor, LogitsProcessorList
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 BATCH_SIZE = 16
 MAX_NEW_TOKENS = 128
@@ -33,6 +34,8 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Cl
     tokenizer = AutoTokenizer.from_pretrained(folder, **local)
     kind = Generator if settings.get("task") == "code_generation" else Classifier
     auto: Any = AutoModelForCausalLM if kind is Generator else AutoModelForSequenceClassification
+    if kind is Generator:
+        local["generation_config"] = GenerationConfig()
     model, info = auto.from_pretrained(folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **local)
     for name, seen, shape in sorted(info["mismatched_keys"]):  # transformers would tell in a report of several lines
         raise ValueError(f"{name} has another shape than its config.json says: seen {list(seen)}; accepted: {list(shape)}")
@@ -115,7 +118,9 @@ class Generator:
         pad = self.tokenizer.pad_token_id
         input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in ids])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
-        sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:  # transformers would take the 50 likeliest tokens alone
+            sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         if stop:
             sampling.update(stop_strings=stop, tokenizer=self.tokenizer)
         with torch.inference_mode():
