@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 bad input or configuration, 130 and 143 interrup
 
 from __future__ import annotations
 
+import codecs
 import io
 import os
 import sys
@@ -13,6 +14,9 @@ from typing import NoReturn
 
 from mltrack.addresses import RedactedStream, redact
 from mltrack.errors import MltrackError, printable
+
+_SHOWN = "mltrack.shown"
+"""Name of stdout's error handler."""
 
 
 def main() -> NoReturn:
@@ -29,9 +33,9 @@ def run(arguments: list[str]) -> int:
     from mltrack.cli.app import app
     from mltrack.cli.options import without_empty
 
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="surrogateescape")  # a path that is not UTF-8 is printed as the file system has it
-
+    codecs.register_error(_SHOWN, _shown)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors=_SHOWN)
     command = typer.main.get_command(app)
     try:
         outcome = command.main(args=without_empty(command, arguments), prog_name="mltrack", standalone_mode=False)
@@ -55,6 +59,16 @@ def run(arguments: list[str]) -> int:
         if _debug(arguments):
             raise
         return _said(f"{type(error).__name__}: {error} (--debug true shows where)", 1)
+
+
+def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
+    """What stdout cannot encode: a byte of a path that is not UTF-8 as the file system has it, any other character escaped."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    code = ord(error.object[error.start])
+    if 0xDC80 <= code <= 0xDCFF:
+        return bytes([code - 0xDC00]), error.start + 1
+    return error.object[error.start].encode("ascii", "backslashreplace").decode(), error.start + 1
 
 
 def _said(line: str, exit_code: int) -> int:

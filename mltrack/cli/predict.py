@@ -37,7 +37,7 @@ def predict(
         name: _NUMBERS[name].parse(word) for name, word in (("max_new_tokens", max_new_tokens), ("temperature", temperature)) if word is not None
     }
     if stop:
-        params["stop"] = stop
+        params["stop"] = [_typed(word) for word in stop]
     quiet()
     from mltrack import registry
 
@@ -79,7 +79,7 @@ def _texts(text: str | None, input_path: str | None) -> list[str]:
     if (text is None) == (input_path is None):
         raise ConfigurationError("predict: accepted: exactly one of --text and --input-path")
     if text is not None:
-        return [_checked(text, "--text")]
+        return [_checked(_typed(text), "--text")]
     assert input_path is not None
     if input_path == "-":
         return [_decoded(sys.stdin.buffer.read(), "standard input").replace("\r\n", "\n").replace("\r", "\n")]
@@ -116,6 +116,14 @@ def _text_of(record: Any, number: int, name: str) -> str:
         if isinstance(record, dict) and isinstance(record.get(field), str):
             return _checked(record[field], name, number, field)
     raise DatasetError("accepted: text, or an object with one of description, code, text", path=name, record=number)
+
+
+def _typed(word: str) -> str:
+    """A word of the command line as UTF-8, where a locale without Unicode has left its bytes undecoded."""
+    try:
+        return os.fsencode(word).decode()
+    except UnicodeError:
+        return word
 
 
 def _decoded(data: bytes, name: str, number: int | None = None) -> str:

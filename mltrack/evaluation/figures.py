@@ -1,15 +1,19 @@
 """Pictures for the run's artifacts: confusion matrix, learning curves, lengths of the records.
 
 Invariant: matplotlib's object interface with the Agg canvas only; no global state, no display, and a file that is there is whole.
+Names of classes and metrics are other people's: any of them is drawn as it is, characters without a glyph as boxes.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
+
+from mltrack.errors import printable
 
 _INK, _GRID = "#333333", "#dddddd"
 _LINES = ("#1f6fb2", "#d1602f", "#3a8f5c", "#8a5bb0", "#b08a1f", "#5b6b7b")
@@ -43,7 +47,7 @@ def confusion_matrix_figure(matrix: Sequence[Sequence[int]] | None, labels: Sequ
         ink = "white" if shares[row, column] > 0.55 else _INK
         size = 10 if len(labels) <= 8 else 7
         axes.text(column, row, f"{counts[row, column]:.0f}\n{shares[row, column]:.0%}", ha="center", va="center", color=ink, fontsize=size)
-    names = [_short(label, 24) for label in labels]
+    names = [_label(label, 24) for label in labels]
     tilt = 0 if len(labels) <= 2 else 35 if numbered else 90
     size = 10 if numbered else 7
     axes.set_xticks(range(len(labels)), names, rotation=tilt, ha="right" if tilt == 35 else "center", fontsize=size)
@@ -76,7 +80,7 @@ def learning_curves_figure(history: Mapping[str, Sequence[tuple[int, float]]], p
     for axes, name in zip(spots, names, strict=False):
         for colour, metric in zip(_LINES, panels[name], strict=False):
             _curve(axes, _thinned([(step, value) for step, value in history[metric] if math.isfinite(value)]), metric, colour)
-        axes.set_title(name.replace("_", " "), fontsize=11, loc="left")
+        axes.set_title(_label(name.replace("_", " ")), fontsize=11, loc="left")
         axes.set_xlabel("optimizer step")
         axes.grid(True, color=_GRID, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -109,7 +113,7 @@ def token_lengths_figure(lengths: Mapping[str, Any], max_length: int, path: str 
         axes.axvline(max_length, color=_INK, linewidth=1.2, linestyle="--")
         cut = float((counted > max_length).mean())
         beyond = f" (the last bar: all up to {bins[-1].last:,})" if bins[-1].last - bins[-1].first >= width else ""
-        axes.set_title(f"{name}: {len(counted):,} records, {cut:.1%} longer than max_length={max_length}", fontsize=10, loc="left")
+        axes.set_title(f"{_label(name)}: {len(counted):,} records, {cut:.1%} longer than max_length={max_length}", fontsize=10, loc="left")
         axes.set_xlabel(f"tokens{beyond}")
         axes.set_ylabel("records")
         axes.grid(True, axis="y", color=_GRID, linewidth=0.6)
@@ -122,17 +126,17 @@ def _curve(axes: Any, points: Sequence[tuple[int, float]], metric: str, colour: 
     """Evaluations as a line with marks; a value for every step as a pale line under its running mean."""
     steps, values = [step for step, _ in points], [value for _, value in points]
     if len(points) <= 40:
-        axes.plot(steps, values, color=colour, marker="o", markersize=4, linewidth=1.6, label=metric)
+        axes.plot(steps, values, color=colour, marker="o", markersize=4, linewidth=1.6, label=_label(metric))
         return
     if metric.endswith("learning_rate"):  # exact as it is; a mean would bend its peak
-        axes.plot(steps, values, color=colour, linewidth=1.8, label=metric)
+        axes.plot(steps, values, color=colour, linewidth=1.8, label=_label(metric))
         return
     smooth, weight, mean = [], max(0.9, 1 - 20 / len(points)), 0.0
     for count, value in enumerate(values, start=1):
         mean = weight * mean + (1 - weight) * value
         smooth.append(mean / (1 - weight**count))  # without the start's pull to zero, as Adam corrects its moments
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-    axes.plot(steps, smooth, color=colour, linewidth=1.8, label=f"{metric} (running mean)")
+    axes.plot(steps, smooth, color=colour, linewidth=1.8, label=f"{_label(metric)} (running mean)")
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
@@ -154,10 +158,15 @@ def _write(figure: Any, path: str | Path) -> Path:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(target.name + ".tmp")
-    figure.savefig(unfinished, format="png")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph .* missing from|Matplotlib currently does not support")
+        figure.savefig(unfinished, format="png")
     unfinished.replace(target)
     return target
 
 
-def _short(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+def _label(text: str, longest: int = 60) -> str:
+    """A name as matplotlib draws it: on one line, a dollar sign no formula."""
+    shown = printable(text)
+    shown = shown if len(shown) <= longest else shown[: longest - 3] + "..."
+    return shown.replace("$", r"\$")
