@@ -10,7 +10,7 @@ A class whose call sites share one sentence builds it from its data.
         NonFiniteLossError    a NaN or infinity before the optimizer step
         CheckpointError       a checkpoint that cannot be written or read
       TrackingError           the tracking server or the registry          exit 1
-      Interrupted             SIGINT or SIGTERM, checkpoint written        exit 130, 143
+      Interrupted             SIGINT, SIGTERM, SIGHUP or SIGUSR1           exit 130, 143, 129, 138
 """
 
 from __future__ import annotations
@@ -106,10 +106,10 @@ class TrackingError(MltrackError):
 
 
 class Interrupted(MltrackError):
-    """SIGINT or SIGTERM arrived; the checkpoint that was asked for is written.
+    """A signal asked for the end; from within the loop a checkpoint is written first.
 
     Args:
-        signal_number: 2 or 15; the exit code is 128 plus it.
+        signal_number: the exit code is 128 plus it.
     """
 
     def __init__(self, signal_number: int):

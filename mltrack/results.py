@@ -19,6 +19,9 @@ from mltrack.training_run import TrainingRun
 
 StopRequested = Callable[[], int | None]
 
+AFTER_SIGNAL_S = 2.0
+"""A second signal, or SIGKILL, follows soon: the relay delivers the rest without this process."""
+
 
 def save_best(run: TrainingRun, notice: Callable[[str], None]) -> CheckpointMetadata:
     """Put the best weights into the model, and the model into the run directory; returns the checkpoint that they are of.
@@ -98,3 +101,36 @@ def describe(run: TrainingRun, info: CheckpointMetadata, stop_requested: StopReq
     for name, write in exports.items():
         with alone(warnings, f"{name} could not be written"):
             tracker.log_artifact(write(name))
+
+
+def delivered(
+    run: TrainingRun,
+    *,
+    stopped: bool,
+    stop_requested: StopRequested,
+    on_progress: Callable[[dict[str, Any]], None] | None,
+) -> str:
+    """Close the tracker and wait for MLflow to have everything; a signal ends the wait and nothing else.
+
+    Args:
+        stopped: a signal has arrived before; the wait is short and not ended by it.
+
+    Returns:
+        "complete" or "pending".
+    """
+    assert run.tracker is not None
+
+    def report(delivery: dict[str, Any]) -> None:
+        signal_number = None if stopped else stop_requested()
+        if signal_number is not None:
+            raise Interrupted(signal_number)
+        if on_progress is not None:
+            on_progress(delivery)
+
+    wait_s = min(run.request.exit_wait, AFTER_SIGNAL_S) if stopped else run.request.exit_wait
+    try:
+        found = run.tracker.close(exit_wait_s=wait_s, on_progress=report)
+    except (Interrupted, KeyboardInterrupt) as error:
+        run.response.warnings.append(f"the training had ended when it was {described(error)}; MLflow gets the rest in the background")
+        return "pending"
+    return "pending" if run.request.offline else found

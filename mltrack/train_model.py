@@ -8,10 +8,11 @@ Invariant: `execute` never raises for bad input or a failed training; the MLflow
 from __future__ import annotations
 
 import logging
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import mltrack
 from mltrack import registry, results
 from mltrack.addresses import has_secrets, redact
-from mltrack.checkpoints import CheckpointManager, CheckpointMetadata
+from mltrack.checkpoints import CheckpointManager
 from mltrack.config import TrainModelRequest, TrainModelResponse
 from mltrack.data.check import check_data
 from mltrack.data.encoding import check_truncation
@@ -36,14 +37,11 @@ from mltrack.store import credentials_place, default_tracking_uri
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
 from mltrack.training import AdvancedTrainer, Listener, check_metric_name, choose_parallel, compare_decisive, decisive, narrows, use_attention
-from mltrack.training_run import TrainingRun, log_what_is_known
+from mltrack.training_run import TrainingRun, log_what_is_known, log_writing
 
 log = logging.getLogger("mltrack")
 
 STEPS = ("validate_request", "load_model", "load_data", "open_tracker", "open_checkpoints", "build_trainer", "train", "save_results", "respond")
-
-AFTER_SIGNAL_S = 2.0
-"""Whoever sent a signal kills soon: the checkpoint is written, and the relay delivers the rest without this process."""
 
 
 class TrainModelUseCase:
@@ -54,7 +52,8 @@ class TrainModelUseCase:
         notice: takes one line for the user at a time: steps, warnings.
         progress: called with (what, done, total) while something long is prepared.
         on_delivery: called with delivery.json's content while the end waits for MLflow.
-        stop_requested: a signal number once the training shall stop with a checkpoint.
+        stop_requested: asked between steps and in what takes long; a signal number ends the training, in the loop with a checkpoint.
+        at_once: inside it KeyboardInterrupt may be raised at any point: nothing is open that it would leave half done.
     """
 
     def __init__(
@@ -65,17 +64,18 @@ class TrainModelUseCase:
         progress: Callable[[str, int, int], None] | None = None,
         on_delivery: Callable[[dict[str, Any]], None] | None = None,
         stop_requested: Callable[[], int | None] = lambda: None,
+        at_once: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self._listeners, self._notice, self._progress = listeners, notice, progress
-        self._on_delivery, self._stop_requested = on_delivery, stop_requested
+        self._on_delivery, self._stop_requested, self._at_once = on_delivery, stop_requested, at_once
 
     def execute(self, request: TrainModelRequest) -> TrainModelResponse:
         """Run the nine steps.
 
         Returns:
-            With `success=False`, `errors` and `exit_code` (2 bad input, 1 failed, 130 or 143 interrupted) where a step failed.
+            With `success=False`, `errors` and `exit_code` (2 bad input, 1 failed, 128 + signal) where a step failed.
         """
-        run = TrainingRun(request)
+        run = TrainingRun(request, at_once=self._at_once)
         warnings = run.response.warnings
         try:
             for name in STEPS[:-1]:
@@ -91,7 +91,10 @@ class TrainModelUseCase:
 
     def _take(self, name: str, run: TrainingRun) -> None:
         log.info("step %d of %d: %s", STEPS.index(name) + 1, len(STEPS), name.replace("_", " "))
-        getattr(self, f"_{name}")(run)
+        if name in STEPS[:6]:
+            self._check()
+        with self._at_once() if name in STEPS[:3] else nullcontext():
+            getattr(self, f"_{name}")(run)
 
     # 1
     def _validate_request(self, run: TrainingRun) -> None:
@@ -143,16 +146,16 @@ class TrainModelUseCase:
         request, source = run.request, run.source
         assert source is not None
         assert request.max_length is not None
-        found = requested_records(request, tokenizer=source.tokenizer, progress=self._part("reading"))
+        found = requested_records(request, tokenizer=source.tokenizer, progress=partial(self._report, "reading"))
         run.records = found
         for line in found.lines:
             self._notice(line)
         if source.kind == "scratch":
             source.train_tokenizer(text for record in found.train for text in (record.description, record.text) if text)
-        tokenizing = self._part("tokenizing")
+        tokenizing = partial(self._report, "tokenizing")
         run.train_dataset = found.loader.dataset(found.train, source.tokenizer, progress=tokenizing)
         run.eval_dataset = found.loader.dataset(found.evaluation, source.tokenizer, progress=tokenizing)
-        run.data_check = check_data(found.train, found.evaluation, group=request.group, progress=self._part("comparing"))
+        run.data_check = check_data(found.train, found.evaluation, group=request.group, progress=partial(self._report, "comparing"))
         for finding in run.data_check.findings:
             self._notice(finding.line)
         check_metric_name(run.eval_dataset, request.metric_name)
@@ -174,7 +177,7 @@ class TrainModelUseCase:
             return
         assert run.train_dataset is not None
         held = CheckpointManager(
-            resumed.checkpoints, metric_name=request.metric_name, mode=request.metric_mode, run_id=resumed.path.name, on_change=ignore, read_only=True
+            resumed.checkpoints, metric_name=request.metric_name, mode=request.metric_mode, run_id=resumed.path.name, on_change=lambda *_: None, read_only=True
         )
         run.checkpoint, run.damaged = held.load_latest_checkpoint(), held.damaged
         if run.checkpoint is None:
@@ -196,7 +199,8 @@ class TrainModelUseCase:
         run.directory = run.resumed if continues else RunDirectory(Path(request.output_dir).absolute() / (run.info.run_id or run.info.local_id))
         assert run.directory is not None
         restarted = not continues and run.directory.journal.exists()
-        run.lock = run.lock or take_over(run.directory, force=request.force, notice=self._notice)
+        with self._at_once():
+            run.lock = run.lock or take_over(run.directory, force=request.force, notice=self._notice)
         made = {"mltrack_version": mltrack.__version__, "parent": run.parent.uri if run.parent else None}
         write_json(run.directory.path / "config.json", {**made, **request.options()})
         run.tracker = TrainingMetricsTracker(
@@ -305,6 +309,11 @@ class TrainModelUseCase:
             raise TrackingError(tracker.rejected)
         return self._stop_requested()
 
+    def _check(self) -> None:
+        signal_number = self._stop_requested()
+        if signal_number is not None:
+            raise Interrupted(signal_number)
+
     # 7
     def _train(self, run: TrainingRun) -> None:
         assert run.trainer is not None
@@ -342,9 +351,7 @@ class TrainModelUseCase:
                 tracker.set_tags({"mltrack.warnings": "; ".join(warnings)})
             tracker.end(response.status, response.exit_code)
             stopped = response.status == "KILLED" or self._stop_requested() is not None
-            wait_s = min(run.request.exit_wait, AFTER_SIGNAL_S) if stopped else run.request.exit_wait
-            delivered = tracker.close(exit_wait_s=wait_s, on_progress=self._on_delivery)
-            response.delivery = "pending" if run.request.offline else delivered
+            response.delivery = results.delivered(run, stopped=stopped, stop_requested=self._stop_requested, on_progress=self._on_delivery)
         delivery, info = directory.read_delivery(), directory.read_run()
         response.run_id, response.experiment_id = info.run_id or info.local_id, info.experiment_id
         if response.success and tracker.rejected is not None:
@@ -364,7 +371,7 @@ class TrainModelUseCase:
             warnings.append(described(error))
             return
         if isinstance(error, KeyboardInterrupt):
-            error = Interrupted(2)
+            error = Interrupted(self._stop_requested() or signal.SIGINT)
         response.status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
         response.exit_code = error.exit_code if isinstance(error, MltrackError) else 1
         response.errors = [redact(described(error))]
@@ -388,15 +395,7 @@ class TrainModelUseCase:
         with alone(warnings, "metrics.json could not be written"):
             tracker.export_to_json("metrics.json")
 
-    def _part(self, what: str) -> Callable[[int, int], None] | None:
-        progress = self._progress
-        return None if progress is None else lambda done, total: progress(what, done, total)
-
-
-def log_writing(tracker: TrainingMetricsTracker, written: CheckpointMetadata, milliseconds: float) -> None:
-    """What a checkpoint cost behind the training."""
-    tracker.log_metrics({"checkpoint_write_ms": milliseconds, "checkpoint_bytes": written.num_bytes}, step=written.step)
-
-
-def ignore(*_: Any) -> None:
-    """For a checkpoint manager whose changes concern nobody."""
+    def _report(self, what: str, done: int, total: int) -> None:
+        self._check()
+        if self._progress is not None:
+            self._progress(what, done, total)

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import mltrack
 from mltrack import registry
-from mltrack.checkpoints import CheckpointManager
+from mltrack.checkpoints import CheckpointManager, CheckpointMetadata
 from mltrack.config import TaskType, TrainModelRequest, TrainModelResponse
 from mltrack.data import CodeDataset
 from mltrack.data.check import DataReport
@@ -30,6 +31,8 @@ class TrainingRun:
     """What the steps hand on to each other."""
 
     request: TrainModelRequest
+    at_once: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Inside, an interruption need not wait: nothing is open that it would leave half done."""
     response: TrainModelResponse = field(default_factory=TrainModelResponse)
     resumed: RunDirectory | None = None
     lock: JournalLock | None = None
@@ -88,10 +91,16 @@ def _log_baselines(run: TrainingRun, tracker: TrainingMetricsTracker) -> None:
     assert train_dataset is not None
     assert eval_dataset is not None
     if run.task.is_classification:
-        with without_autologging():
+        with run.at_once(), without_autologging():
             values = baselines.classification_baselines(train_dataset.records, eval_dataset.records, train_dataset.label_mapping)
     else:
-        values = baselines.unigram_loss(train_dataset, eval_dataset, len(train_dataset.tokenizer))
+        with run.at_once():
+            values = baselines.unigram_loss(train_dataset, eval_dataset, len(train_dataset.tokenizer))
     run.response.baselines = {f"baseline_{name}": value for name, value in values.items()}
     if run.resumed is None or run.request.new_run:
         tracker.log_metrics({**run.data_figures, **run.response.baselines}, step=0)
+
+
+def log_writing(tracker: TrainingMetricsTracker, written: CheckpointMetadata, milliseconds: float) -> None:
+    """What a checkpoint cost behind the training."""
+    tracker.log_metrics({"checkpoint_write_ms": milliseconds, "checkpoint_bytes": written.num_bytes}, step=written.step)

@@ -1,6 +1,6 @@
 """The command line: words to a request, a response to an exit code. Nothing heavy is imported before a command runs.
 
-Exit codes: 0 done, 1 failed, 2 bad input or configuration, 130 and 143 interrupted with a checkpoint written.
+Exit codes: 0 done, 1 failed, 2 bad input or configuration, 128 + signal interrupted (130 SIGINT, 143 SIGTERM).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """How a training looks: a live line on a terminal, plain lines at a calm rate elsewhere.
 
-Invariant: what is not a terminal gets no control characters; a step costs no more than a comparison of clocks.
+Invariant: what is not a terminal gets no control characters; a step costs no more than a comparison of clocks; a terminal
+or a pipe that was closed costs its lines and never the training.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -43,11 +45,9 @@ class TrainingProgress:
 
     def notice(self, line: str) -> None:
         """One line that stays."""
-        line = printable(line)
-        if self._live is not None:
-            self._live.console.print(Text(line))
-        else:
-            self._console.print(Text(line))
+        console = self._console if self._live is None else self._live.console
+        with suppress(OSError):
+            console.print(Text(printable(line)))
 
     def preparing(self, what: str, done: int, total: int) -> None:
         """Something long before the training."""
@@ -88,8 +88,9 @@ class TrainingProgress:
     def close(self) -> None:
         """Leave the terminal as it was."""
         if self._live is not None:
-            self._live.update(Text(""))
-            self._live.stop()
+            with suppress(OSError):
+                self._live.update(Text(""))
+                self._live.stop()
             self._live = None
 
     def _step_line(self, state: TrainingState, metrics: Mapping[str, float]) -> str:
@@ -111,16 +112,17 @@ class TrainingProgress:
         now = time.monotonic()
         if not self._console.is_terminal:
             if (now - self._shown_at >= PLAIN_INTERVAL_S or finished) and line != self._line:
-                self._console.print(Text(line))
                 self._shown_at, self._line = now, line
+                self.notice(line)
             return
         if now - self._shown_at < LIVE_INTERVAL_S and not finished:
             return
-        if self._live is None:
-            self._live = Live(console=self._console, transient=True, auto_refresh=False)
-            self._live.start()
-        self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
         self._shown_at = now
+        with suppress(OSError):
+            if self._live is None:
+                self._live = Live(console=self._console, transient=True, auto_refresh=False)
+                self._live.start()
+            self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def is_terminal() -> bool:

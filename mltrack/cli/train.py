@@ -5,45 +5,15 @@ from __future__ import annotations
 import json
 import logging
 import os
-import signal
 import sys
-import time
 import warnings
 from collections.abc import Mapping
-from types import FrameType
+from contextlib import suppress
 
 from mltrack.addresses import redact
-from mltrack.config import OPTIONS, TrainModelRequest
+from mltrack.cli.stop_flag import StopFlag
+from mltrack.config import OPTIONS, TrainModelRequest, TrainModelResponse
 from mltrack.errors import ConfigurationError, described, printable
-
-SAME_REQUEST_S = 5.0
-"""`mlflow run` that gets Ctrl-C sends its program a SIGTERM, which has got the SIGINT of the terminal itself: one request, two signals."""
-
-
-class StopFlag:
-    """Remembers the first SIGINT or SIGTERM; a second one ends the process at once, unless it is the SIGTERM that comes with a SIGINT."""
-
-    def __init__(self) -> None:
-        self.signal_number: int | None = None
-        self._arrived = 0.0
-
-    def install(self) -> None:
-        """Take over both signals."""
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._on_signal)
-
-    def __call__(self) -> int | None:
-        """The signal that arrived, or None."""
-        return self.signal_number
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        now = time.monotonic()
-        if self.signal_number is not None:
-            if (self.signal_number, number) == (signal.SIGINT, signal.SIGTERM) and now - self._arrived < SAME_REQUEST_S:
-                return
-            os._exit(128 + number)
-        self.signal_number, self._arrived = number, now
-        os.write(2, b"\nstopping after this batch, with a checkpoint; once more ends at once\n")
 
 
 def train(words: Mapping[str, str]) -> int:
@@ -56,17 +26,29 @@ def train(words: Mapping[str, str]) -> int:
 
     prepare_process(request.speedups)
     from mltrack.cli.progress import TrainingProgress
-    from mltrack.cli.summary import print_summary
     from mltrack.train_model import TrainModelUseCase
 
     progress = TrainingProgress()
     use_case = TrainModelUseCase(
-        listeners=[progress], notice=progress.notice, progress=progress.preparing, on_delivery=progress.delivering, stop_requested=stop
+        listeners=[progress],
+        notice=progress.notice,
+        progress=progress.preparing,
+        on_delivery=progress.delivering,
+        stop_requested=stop,
+        at_once=stop.at_once,
     )
     try:
         response = use_case.execute(request)
     finally:
         progress.close()
+    with suppress(OSError):  # a pipe or terminal that was closed does not change how the training ended
+        _tell(request, response)
+    return response.exit_code
+
+
+def _tell(request: TrainModelRequest, response: TrainModelResponse) -> None:
+    from mltrack.cli.summary import print_summary
+
     if request.output == "json":
         print(json.dumps(response.to_dict()), flush=True)
     for line in response.errors:
@@ -75,7 +57,6 @@ def train(words: Mapping[str, str]) -> int:
         print_summary(request, response, file=sys.stderr if request.output == "json" else sys.stdout)
     except Exception as error:  # the training is over: what cannot be shown of it does not change how it ended
         print(f"mltrack: the summary is not complete: {described(error)}", file=sys.stderr)
-    return response.exit_code
 
 
 def _request(words: Mapping[str, str]) -> TrainModelRequest:

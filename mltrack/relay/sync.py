@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -103,6 +104,8 @@ def delivering_process(directory: RunDirectory) -> int | None:
 
 def run(directory: RunDirectory) -> None:
     """Be the relay: `mltrack sync --follow`. Raises as `follow`, except for what a relay that is started again would find again."""
+    for warning in (signal.SIGHUP, signal.SIGUSR1):  # meant for the trainer, whose end is still to be delivered
+        signal.signal(warning, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         follow(directory)

@@ -56,7 +56,7 @@ class Delivery:
 
         Args:
             limit_s: longest wait while the relay makes progress.
-            on_progress: called with the content of delivery.json now and then.
+            on_progress: called with the content of delivery.json now and then; what it raises ends the wait.
             ended: the journal has its end record; without it the relay ends after this process, and only what is recorded is waited for.
 
         Returns:
@@ -64,20 +64,22 @@ class Delivery:
         """
         started = ready = time.time()
         self._ending.set()
-        while self._process.poll() is None or self._watcher.is_alive():
-            delivery = self.directory.read_delivery()
-            if on_progress is not None:
-                on_progress(delivery)
-            now, acknowledged = time.time(), delivery.get("acknowledged_ms", 0) / 1000
-            if delivery.get("connected_ms", 0) / 1000 < self._started and now - max(started, self._started) < START_UP_S:
-                ready = now
-            silent = now - max(ready, acknowledged)
-            if not ended and self._has_all(delivery):
-                break
-            if now - started > limit_s or (silent > self._silence_s and not delivery.get("uploading")):
-                break
-            self._watcher.join(_POLL_S)
-        self._stopped.set()
+        try:
+            while self._process.poll() is None or self._watcher.is_alive():
+                delivery = self.directory.read_delivery()
+                if on_progress is not None:
+                    on_progress(delivery)
+                now, acknowledged = time.time(), delivery.get("acknowledged_ms", 0) / 1000
+                if delivery.get("connected_ms", 0) / 1000 < self._started and now - max(started, self._started) < START_UP_S:
+                    ready = now
+                silent = now - max(ready, acknowledged)
+                if not ended and self._has_all(delivery):
+                    break
+                if now - started > limit_s or (silent > self._silence_s and not delivery.get("uploading")):
+                    break
+                self._watcher.join(_POLL_S)
+        finally:  # also where `on_progress` ends the wait
+            self._stopped.set()
         delivery = self.directory.read_delivery()
         return "complete" if delivery.get("complete") and self._has_all(delivery) else "pending"  # an earlier relay of a resumed run may have said so
 
