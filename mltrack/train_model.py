@@ -33,6 +33,7 @@ from mltrack.models import resolve_model
 from mltrack.provenance import find_resumed, saved_options, take, take_over, undelivered
 from mltrack.relay import tracking_uri_of
 from mltrack.run_record import data_figures, describe_run, long_text_warnings
+from mltrack.shortage import shortage_of
 from mltrack.store import credentials_place, default_tracking_uri
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
@@ -310,8 +311,7 @@ class TrainModelUseCase:
         return self._stop_requested()
 
     def _check(self) -> None:
-        signal_number = self._stop_requested()
-        if signal_number is not None:
+        if (signal_number := self._stop_requested()) is not None:
             raise Interrupted(signal_number)
 
     # 7
@@ -372,6 +372,7 @@ class TrainModelUseCase:
             return
         if isinstance(error, KeyboardInterrupt):
             error = Interrupted(self._stop_requested() or signal.SIGINT)
+        error = shortage_of(error) or error
         response.status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
         response.exit_code = error.exit_code if isinstance(error, MltrackError) else 1
         response.errors = [redact(described(error))]

@@ -14,6 +14,7 @@ from typing import NoReturn
 
 from mltrack.addresses import RedactedStream, redact
 from mltrack.errors import MltrackError, printable
+from mltrack.shortage import shortage_of
 
 _SHOWN = "mltrack.shown"
 """Name of stdout's error handler."""
@@ -58,6 +59,8 @@ def run(arguments: list[str]) -> int:
             return int(getattr(error, "exit_code", 1))
         if _debug(arguments):
             raise
+        if (shortage := shortage_of(error)) is not None:
+            return _said(str(shortage), shortage.exit_code)
         return _said(f"{type(error).__name__}: {error} (--debug true shows where)", 1)
 
 

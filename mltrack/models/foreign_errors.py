@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from mltrack.errors import CheckpointError, ConfigurationError, MltrackError
+from mltrack.shortage import is_out_of_memory
 
 
 @contextmanager
@@ -49,6 +50,8 @@ def one_line(where: str) -> Iterator[None]:
     except (SafetensorError, EOFError) as error:
         raise CheckpointError(f"{where}: its weights are damaged ({first_line(error)}); accepted: whole safetensors files") from None
     except Exception as error:  # transformers raises almost everything: OSError, ValueError, KeyError, AttributeError, RuntimeError, its own
+        if is_out_of_memory(error):
+            raise
         said = first_line(error)
         accepted = "" if "accepted: " in said else "; accepted: a model that transformers can load"
         raise ConfigurationError(f"{where}: {said}{accepted}") from error

@@ -6,7 +6,7 @@ here draws from a global random number generator.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -20,6 +20,7 @@ from mltrack.data.ahead import ahead
 from mltrack.data.collate import IGNORED, PADDED_TO, padded_width
 from mltrack.data.packing import pack
 from mltrack.errors import ConfigurationError
+from mltrack.training.workers import AsArrays, Collate, from_workers, leave_signals_to_the_trainer
 
 NOT_FOR_THE_MODEL = ("index", "row")
 
@@ -73,22 +74,25 @@ class MicroBatch:
         )
 
 
-Collate = Callable[..., dict[str, torch.Tensor]]
-
-
 def load_batches(
     dataset: CodeDataset, batches: Iterable[list[int]], *, num_workers: int = 0, pin: bool = False, collate: Collate | None = None
 ) -> Iterator[MicroBatch]:
-    """Collate the given lists of record numbers one after the other."""
+    """Collate the given lists of record numbers one after the other.
+
+    Raises:
+        TrainingError: there is no room for the worker processes, or one of them has failed.
+    """
+    collate = collate or dataset.collate
     loader = DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=collate or dataset.collate,
+        collate_fn=AsArrays(collate) if num_workers else collate,
         num_workers=num_workers,
-        pin_memory=pin,
+        pin_memory=pin and not num_workers,
+        worker_init_fn=leave_signals_to_the_trainer,
         generator=torch.Generator(),  # else the iterator draws a seed from the global generator
     )
-    for tensors in loader:
+    for tensors in from_workers(loader, pin=pin) if num_workers else loader:
         records = tensors["index"].tolist()
         yield MicroBatch(tensors, records, int(dataset.target_counts[records].sum()), int(dataset.lengths[records].sum()))
 

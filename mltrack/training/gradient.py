@@ -16,8 +16,9 @@ from torch import nn
 
 from mltrack.checkpoints.state import restore_rng
 from mltrack.errors import TrainingError
+from mltrack.shortage import is_out_of_memory
 from mltrack.training.batches import MicroBatch
-from mltrack.training.memory import is_out_of_memory, make_room
+from mltrack.training.memory import make_room
 from mltrack.training.parallel import Parallel
 from mltrack.training.precision import Precision
 

@@ -31,6 +31,7 @@ from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.errors import DatasetError, Interrupted
 from mltrack.hardware import choose_device, choose_precision
+from mltrack.shortage import shortages_named
 from mltrack.tasks.metrics import metric_mode, without_many_classes
 from mltrack.tracking import TrainingMetricsTracker
 from mltrack.training.batches import MicroBatch, TrainingBatches, check_budget
@@ -154,11 +155,11 @@ class AdvancedTrainer:
         Raises:
             NonFiniteLossError: a loss or gradient is NaN or infinite; the weights are those of the step before.
             Interrupted: `stop_requested` gave a signal; a checkpoint is written.
-            CheckpointError: a checkpoint could not be written.
+            CheckpointError: a checkpoint could not be written. TrainingError: the machine has run out of memory or the like.
         """
         self._begin()
         try:
-            with sped_up(self.model, self.config, self.device, narrow=self.narrow):
+            with shortages_named(lambda: f"step {self.state.step + 1}"), sped_up(self.model, self.config, self.device, narrow=self.narrow):
                 while True:
                     self._close_step()
                     if self._is_over():
@@ -352,8 +353,7 @@ class AdvancedTrainer:
         return self.batches.groups(self.state.epoch, self.state.position)
 
     def _poll(self) -> None:
-        signal_number = self._stop_requested()
-        if signal_number is not None:
+        if (signal_number := self._stop_requested()) is not None:
             raise Interrupted(signal_number)
 
     def _something_is_due(self) -> bool:

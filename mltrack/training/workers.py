@@ -1,0 +1,91 @@
+"""The processes that collate batches ahead of the training.
+
+Invariant: a batch comes through a pipe as bytes, so it takes neither shared memory nor a file descriptor; signals are the trainer's
+alone, so a worker lives as long as it is needed; what a machine has no room for ends in one line.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+from mltrack.errors import MltrackError, TrainingError
+from mltrack.shortage import failed_in_worker, not_started, shortage_of
+
+Collate = Callable[..., dict[str, torch.Tensor]]
+
+
+class AsArrays:
+    """Collates into NumPy arrays, which pickle copies; tensors would be put into shared memory, each with a descriptor."""
+
+    def __init__(self, collate: Collate):
+        self._collate = collate
+
+    def __call__(self, records: Any) -> dict[str, Any]:
+        return {name: tensor.numpy() for name, tensor in self._collate(records).items()}
+
+
+def leave_signals_to_the_trainer(_: int) -> None:
+    """What a signal to the whole process group ends is the trainer's decision: a worker heeds the SIGTERM of the trainer alone."""
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_the_trainer_says_so, daemon=True).start()
+
+
+def _end_when_the_trainer_says_so() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
+def from_workers(loader: DataLoader[Any], *, pin: bool) -> Iterator[dict[str, torch.Tensor]]:
+    """The batches of a loader with worker processes that uses `AsArrays`.
+
+    Raises:
+        TrainingError: the workers could not be started, or one of them has failed or was killed.
+    """
+    others = multiprocessing.active_children()
+    try:
+        batches = iter(loader)
+    except OSError as error:
+        for started in multiprocessing.active_children():
+            if started not in others:
+                started.kill()
+        _forget_half_made(error)
+        raise not_started(error, loader.num_workers) from error
+    while True:
+        try:
+            arrays = next(batches)
+        except StopIteration:
+            return
+        except MltrackError:
+            raise
+        except Exception as error:
+            raise shortage_of(error) or failed_in_worker(error) or _unreachable(error) from error
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        yield {name: tensor.pin_memory() for name, tensor in tensors.items()} if pin else tensors
+
+
+def _forget_half_made(error: OSError) -> None:
+    """torch's iterator fails once more, with a traceback, where it is deleted before it was made to the end."""
+    trace = error.__traceback__
+    while trace is not None:
+        owner = trace.tb_frame.f_locals.get("self")
+        if isinstance(owner, _MultiProcessingDataLoaderIter):
+            owner._shutdown = True
+        trace = trace.tb_next
+
+
+def _unreachable(error: Exception) -> TrainingError:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return TrainingError(f"the worker processes of the data loader cannot be reached ({said}); use --num-workers 0")
