@@ -27,7 +27,7 @@ from mltrack.data.encoding import check_truncation
 from mltrack.data.readers import find_sources
 from mltrack.data.requested import requested_records
 from mltrack.errors import ConfigurationError, DatasetError, Interrupted, MltrackError, TrackingError, alone, described
-from mltrack.hardware import choose_device, choose_precision, give_back_freed_memory
+from mltrack.hardware import choose_device, choose_precision, give_back_freed_memory, prepare_to_repeat
 from mltrack.journal import RunDirectory, make_output_dir, write_json
 from mltrack.models import resolve_model
 from mltrack.provenance import find_resumed, saved_options, take, take_over, undelivered
@@ -99,8 +99,7 @@ class TrainModelUseCase:
 
     # 1
     def _validate_request(self, run: TrainingRun) -> None:
-        problems = run.request.validate()
-        if problems:
+        if problems := run.request.validate():
             raise ConfigurationError("; ".join(problems))
         run.request = run.request.redacted()
         found = find_resumed(run.request, self._notice)
@@ -109,6 +108,7 @@ class TrainModelUseCase:
             run.request = saved_options(run.resumed, run.request, self._notice)
             if problems := run.request.validate():
                 raise ConfigurationError("; ".join(problems))
+        prepare_to_repeat(run.request.deterministic)
         task = task_for(run.task)
         run.request = run.request.with_defaults(task.defaults(run.request.model_name))
         check_truncation(run.request.truncation, run.task)

@@ -117,11 +117,22 @@ def whole_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
+def prepare_to_repeat(wanted: bool) -> None:
+    """Where wanted, set what cuBLAS and flash attention need to repeat their results; a user's own value stays.
+
+    cuBLAS reads it once, when a product is first computed: this belongs before anything that touches the device.
+    Source: torch's notes on reproducibility.
+    """
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # which transformers reads at each call
+
+
 @contextmanager
 def repeating_exactly(wanted: bool) -> Iterator[None]:
     """Where wanted, torch computes the same bits each time on a GPU too, and fails at an operation that it cannot repeat (`deterministic=true`).
 
-    Source: torch's notes on reproducibility. cuBLAS reads its setting when the device is first used.
+    `prepare_to_repeat` comes before it.
     """
     import torch
 
@@ -130,8 +141,7 @@ def repeating_exactly(wanted: bool) -> Iterator[None]:
         return
     filling: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    os.environ.setdefault("FLASH_ATTENTION_DETERMINISTIC", "1")  # which transformers reads at each call
+    prepare_to_repeat(wanted)
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
     filling.fill_uninitialized_memory = False  # nobody reads memory that nobody has written

@@ -10,13 +10,14 @@ from typing import Any
 from mltrack.checkpoints import CheckpointManager
 from mltrack.config import TrainingConfig
 from mltrack.errors import ConfigurationError, did_you_mean
+from mltrack.hardware import prepare_to_repeat
 from mltrack.tracking import TrainingMetricsTracker
 
 OUTPUT_DIR = "mltrack-training"
 
 
 def configure(config: TrainingConfig | None, options: Mapping[str, Any]) -> TrainingConfig:
-    """The configuration with single options replaced.
+    """The configuration with single options replaced, and the process set up for it, before anything touches the device.
 
     Raises:
         ConfigurationError: an option of that name does not exist, or its value is not accepted.
@@ -25,7 +26,9 @@ def configure(config: TrainingConfig | None, options: Mapping[str, Any]) -> Trai
     for name in options:
         if name not in known:
             raise ConfigurationError(f"option: seen '{name}'; {did_you_mean(name, known)}")
-    return replace(config or TrainingConfig(), **options)
+    made = replace(config or TrainingConfig(), **options)
+    prepare_to_repeat(made.deterministic)
+    return made
 
 
 def local_tracker(output_dir: str | Path | None) -> TrainingMetricsTracker:

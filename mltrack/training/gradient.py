@@ -6,6 +6,7 @@ halves, and the step starts again from nothing with the same random numbers; the
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ from mltrack.training.memory import make_room
 from mltrack.training.parallel import Parallel
 from mltrack.training.precision import Precision
 
+NO_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+"""What torch names where cuBLAS was in use before it was set up to repeat its results, or by another value."""
 NOT_DETERMINISTIC = "does not have a deterministic implementation"
 """What torch says of an operation that it was forbidden."""
 
@@ -104,6 +107,11 @@ class GradientOfGroup:
             try:
                 return self._computed(group)
             except Exception as error:
+                if NO_WORKSPACE in str(error):
+                    raise TrainingError(
+                        f"deterministic: {NO_WORKSPACE} was {os.environ.get(NO_WORKSPACE, 'not set')} when the GPU was first used; "
+                        f"set {NO_WORKSPACE}=:4096:8 before the process starts, or use deterministic=false"
+                    ) from error
                 if NOT_DETERMINISTIC in str(error):
                     operation = str(error).split(NOT_DETERMINISTIC)[0].strip().splitlines()[-1]  # a replica's error begins with where it was
                     raise TrainingError(
