@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mltrack.data import SECURITY_LEVELS, Record
+from mltrack.data import SECURITY_LEVELS, Record, bandit_labels
 from mltrack.data.bandit_labels import Finding, scan
 from mltrack.data.cache import cached_rows
 from mltrack.data.stdlib_functions import functions_of, library_files, library_folder
@@ -140,6 +140,24 @@ def test_scan_finds_what_bandit_finds(tmp_path: Path) -> None:
     assert seen == [1, 2, 3, 4]
     assert list(found) == files
     assert [[(f.line, f.test_id) for f in findings] for findings in found.values()] == [[(1, "B404"), (2, "B602")], [], [], [(2, "B307")]]
+
+
+def test_scan_starts_a_process_for_each_core_of_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+    real = bandit_labels._Worker
+
+    def worker(share, results):
+        started.append(share)
+        return real(share, results)
+
+    monkeypatch.setattr(bandit_labels, "_Worker", worker)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setattr("mltrack.hardware.cpu.cpu_quota", lambda: 1.5)
+    files = [tmp_path / f"{number}.py" for number in range(8)]
+    for file in files:
+        file.write_text("x = 1\n")
+    assert list(scan(files, lambda done: None)) == files
+    assert [len(share) for share in started] == [4, 4]
 
 
 def test_a_failing_worker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""Security levels of source files by Bandit's findings, scanned on all cores.
+"""Security levels of source files by Bandit's findings, scanned on all cores that this process may use.
 
 The level is the cell of the OWASP Risk Rating Methodology's matrix (step 4, "Determining the Severity of the Risk"):
 impact is Bandit's severity, likelihood its confidence. The matrix calls its lowest cell "note"; here it is low, since
@@ -10,7 +10,6 @@ Invariant: the findings depend on the files and on Bandit's version, not on the 
 from __future__ import annotations
 
 import json
-import os
 import queue
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import IO, Any, NamedTuple
 
 from mltrack.data import bandit_scan
 from mltrack.errors import DatasetError
+from mltrack.hardware.cpu import usable_cores
 
 _RANKS = {"LOW": 0, "MEDIUM": 1, "HIGH": 2}
 _MATRIX = (  # rows: impact low, medium, high; columns: likelihood low, medium, high
@@ -59,7 +59,7 @@ def scan(files: Sequence[Path], progress: Callable[[int], None]) -> dict[Path, l
         DatasetError: a worker failed; the message is the last line that it said.
     """
     results: queue.Queue[tuple[str, list[Any]] | None] = queue.Queue()
-    workers = [_Worker(share, results) for share in _shares(files, _num_cores())]
+    workers = [_Worker(share, results) for share in _shares(files, usable_cores())]
     found: dict[Path, list[Finding]] = {}
     try:
         running = len(workers)
@@ -129,8 +129,3 @@ def _shares(files: Sequence[Path], num_shares: int) -> list[list[Path]]:
         at = min(range(len(shares)), key=lambda index: shares[index][0])
         shares[at] = (shares[at][0] + path.stat().st_size, [*shares[at][1], path])
     return [share for _, share in shares]
-
-
-def _num_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
