@@ -242,9 +242,41 @@ def test_a_tokenizers_own_code_does_not_run(decoder: Path, tmp_path: Path) -> No
 def test_classes_without_numbers_of_their_own_are_refused(encoder: Path, tmp_path: Path, key: str, mapping: object) -> None:
     folder = shutil.copytree(encoder, tmp_path / "model")
     config(folder, **{key: mapping})
-    for load in (lambda: registry.load(str(folder)), lambda: resolve_model(str(folder), "text_classification")):
-        with pytest.raises(ConfigurationError, match=f"seen {key}=.* accepted: each class with a number of its own, from 0"):
-            load()
+    with pytest.raises(ConfigurationError, match=f"seen {key}=.* accepted: each class with a number of its own, from 0"):
+        registry.load(str(folder))
+
+
+@pytest.mark.parametrize("maps", [{"label2id": ["safe"]}, {"id2label": ["safe", "unsafe"]}, {"id2label": {"first": "safe"}}], ids=str)
+def test_class_maps_that_transformers_cannot_read_are_refused_of_a_base_model_too(encoder: Path, tmp_path: Path, maps: dict[str, object]) -> None:
+    folder = shutil.copytree(encoder, tmp_path / "model")
+    config(folder, **maps)
+    with pytest.raises(ConfigurationError, match=f"seen {next(iter(maps))}="):
+        resolve_model(str(folder), "text_classification")
+
+
+@pytest.mark.parametrize(
+    "maps",
+    [
+        {"label2id": {"a": "0", "b": "1"}},  # as a widely copied tutorial writes it
+        {"label2id": {"a": "0", "b": "1"}, "id2label": {"0": "a", "1": "b"}},
+        {"label2id": {"safe": 0, "unsafe": 5}, "id2label": {"0": "safe", "5": "unsafe"}},
+        {"id2label": {"1": "safe", "2": "unsafe"}},
+        {"id2label": {"0": "a", "1": "b", "2": "c"}},
+        {"id2label": {"0": "LABEL_0"}, "problem_type": "regression"},
+        {"id2label": {"0": None, "1": None}},
+        {"label2id": None, "id2label": None},
+        {"label2id": {}, "id2label": {}},
+        {"num_labels": 7},
+    ],
+    ids=str,
+)
+def test_the_class_maps_of_a_base_model_are_replaced_whatever_they_say(encoder: Path, tmp_path: Path, maps: dict[str, object]) -> None:
+    folder = shutil.copytree(encoder, tmp_path / "model")
+    config(folder, **maps)
+    for labels in ({"x": 0, "y": 1}, {"x": 0, "y": 1, "z": 2}):
+        model = resolve_model(str(folder), "text_classification").build(label_mapping=labels, max_length=64, seed=1)
+        assert model.config.label2id == labels
+        assert model.config.id2label == {number: label for label, number in labels.items()}
 
 
 @pytest.mark.parametrize("classes", [{"0": "safe", "1": "safe"}, {"0": "safe", "1": ["unsafe"]}, {"0": 0, "1": 1}])

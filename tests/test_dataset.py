@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from typing import Any
 
@@ -11,10 +12,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from mltrack.data import CodeDataset, Record
+from mltrack.data import CodeDataset, DatasetLoader, Record
 from mltrack.data.collate import collate
 from mltrack.errors import ConfigurationError, DatasetError
 from mltrack.run_record import data_figures, long_text_warnings
+from mltrack.tasks import task_for
+from mltrack.tasks.class_weights import weighted
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 VOCABULARY = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *ALPHABET, "re", "tu", "rn", "retu", "return"])}
@@ -105,6 +108,23 @@ def test_classification_keeps_the_special_tokens_when_cut() -> None:
     assert (dataset.uncut_lengths.tolist(), dataset.truncated) == ([5, 22, 10], 1)
     assert dataset.target_counts.tolist() == [1, 1, 1]
     assert (dataset.num_labels, dataset.id2label, dataset.class_counts) == (2, {0: "x", 1: "y"}, {"x": 1, "y": 2})
+
+
+def test_a_mapping_in_another_order_than_that_of_its_indices_means_the_same_classes(tmp_path) -> None:
+    in_order = {str(number): number for number in range(12)}
+    as_saved = dict(sorted(in_order.items()))  # as a config.json holds it: 0, 1, 10, 11, 2
+    assert list(as_saved) != list(in_order)
+    counts = {label: 2 + 3 * (label == "2") for label in in_order}
+    lines = [{"code": f"x{label} = {number}", "label": label} for label, count in counts.items() for number in range(count)]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    loader = DatasetLoader(tmp_path / "data.jsonl", plain(), label_mapping=as_saved)
+    dataset = CodeDataset(list(loader.records), plain(), "text_classification", max_length=16, label_mapping=as_saved)
+    for mapping in (loader.label_mapping, loader.get_statistics()["classes"], dataset.label_mapping, dataset.class_counts, dataset.record_counts):
+        assert list(mapping) == list(in_order)
+    assert dataset.class_counts == counts
+    weights = weighted(task_for("text_classification"), "balanced", dataset).weights
+    assert min(weights) == weights[2]
+    assert weights == pytest.approx([27 / (12 * count) for count in counts.values()])
 
 
 @pytest.mark.parametrize(

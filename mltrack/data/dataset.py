@@ -20,7 +20,7 @@ import torch.utils.data
 
 from mltrack.data.collate import IGNORED, collate
 from mltrack.data.encoding import Encoder, Progress, cut_prompt, end_token_id, pad_token_id, prompt_ids
-from mltrack.data.labels import make_label_mapping
+from mltrack.data.labels import in_index_order, make_label_mapping
 from mltrack.data.records import Record, as_task, label_outside
 from mltrack.data.table import digest_of, files_of, labels_of, select
 from mltrack.data.token_cache import token_rows
@@ -41,7 +41,7 @@ class CodeDataset(torch.utils.data.Dataset):
         tokenizer: a Hugging Face tokenizer. One without a pad token pads with its end token.
         task: a `TaskType` or its name.
         max_length: tokens of the longest example.
-        label_mapping: class index per label; not given: made of the records.
+        label_mapping: class index per label, in any order; not given: made of the records.
         truncation: what is kept of a text that is too long: head, tail, both; drop leaves the record out. Generation: head or drop.
         cache: keep the token ids of 2,000 records and more in the cache folder, and take them from there.
         progress: called with (done, total) while records are tokenized.
@@ -71,7 +71,8 @@ class CodeDataset(torch.utils.data.Dataset):
         """Record of each example; those that `drop` leaves out are not among them."""
         self.tokenizer = tokenizer
         self.max_length, self.truncation = max_length, truncation
-        self.label_mapping = dict(make_label_mapping(self.records, self.task) if label_mapping is None else label_mapping)
+        self.label_mapping = in_index_order(make_label_mapping(self.records, self.task) if label_mapping is None else label_mapping)
+        """Class index per label, in index order."""
         self.pad_token_id = pad_token_id(tokenizer)
         if self.task.is_classification:
             self._classes = _classes(self.records, self.label_mapping)

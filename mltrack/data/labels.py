@@ -29,6 +29,11 @@ def make_label_mapping(records: Iterable[Record], task: str) -> dict[str, int]:
     return {label: index for index, label in enumerate(sorted(labels, key=_sort_key(labels)))}
 
 
+def in_index_order(label_mapping: Mapping[str, int]) -> dict[str, int]:
+    """The same mapping, by class index: a config.json holds it by the labels' text, "10" before "2"."""
+    return dict(sorted(label_mapping.items(), key=lambda item: item[1]))
+
+
 def count_labels(records: Iterable[Record], label_mapping: Mapping[str, int]) -> dict[str, int]:
     """Records per class, in index order; a class without records counts 0."""
     seen = Counter(_each_label(records))

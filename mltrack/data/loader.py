@@ -18,7 +18,7 @@ import numpy as np
 
 from mltrack.data.bad_records import BadRecords
 from mltrack.data.dataset import CodeDataset
-from mltrack.data.labels import MAX_CLASSES, check_classes, count_labels, few_labels, make_label_mapping
+from mltrack.data.labels import MAX_CLASSES, check_classes, count_labels, few_labels, in_index_order, make_label_mapping
 from mltrack.data.readers import find_sources, iterate_records, state_of
 from mltrack.data.readers.reading import Pairs, as_pairs
 from mltrack.data.record_cache import gather, kept_table, table_name
@@ -99,7 +99,7 @@ class DatasetLoader:
         self._on_bad_record = on_bad_record
         self._num_labels = num_labels
         self._progress = progress
-        self._given_mapping = dict(label_mapping) if label_mapping is not None else None
+        self._given_mapping = in_index_order(label_mapping) if label_mapping is not None else None
 
     @property
     def num_skipped(self) -> int:
@@ -120,7 +120,7 @@ class DatasetLoader:
 
     @cached_property
     def label_mapping(self) -> dict[str, int]:
-        """Class index per label; empty for generation."""
+        """Class index per label, in index order; empty for generation."""
         if self._given_mapping is not None:
             return dict(self._given_mapping)
         return make_label_mapping(self.records, self.task)

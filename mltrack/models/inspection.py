@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ def inspect_folder(name: str, folder: str | Path, *, trust_remote_code: bool = F
     config = read_object(path / "config.json", name)
     if not trust_remote_code:
         _check_code(name, path, config)
-    _check_classes(name, config)
+    _check_class_maps(name, config)
     weights = {"model.safetensors"}
     for index in _INDEXES:
         if (path / index).is_file():
@@ -79,6 +80,7 @@ def inspect_trained(name: str, folder: str | Path) -> dict[str, Any]:
     length = settings.get("max_length", 1) if isinstance(settings, dict) else 0
     if not isinstance(settings, dict) or not fits or isinstance(length, bool) or length < 1:
         raise ConfigurationError(f"{name}: seen {_short(settings)} as mltrack in its config.json; accepted: a model that mltrack trained, with its task")
+    _check_classes(name, config)
     _check_class_names(name, config)
     return settings
 
@@ -124,15 +126,28 @@ def _texts_in(value: object) -> Iterator[str]:
             waiting.extend(held.values() if isinstance(held, dict) else held)
 
 
+def _check_class_maps(name: str, config: Mapping[str, Any]) -> None:
+    """What transformers can read: the maps of a base model are replaced by those of the data, so which numbers they name does not matter."""
+    for key in ("label2id", "id2label"):
+        mapping = config.get(key)
+        fits = mapping is None or (isinstance(mapping, dict) and (key == "label2id" or all(re.fullmatch(r"-?[0-9]+", number) for number in mapping)))
+        if not fits:
+            raise _classes_refused(name, key, mapping)
+
+
 def _check_classes(name: str, config: Mapping[str, Any]) -> None:
+    """The maps of a trained model are those of its answers."""
     for key in ("label2id", "id2label"):
         mapping = config.get(key)
         if mapping is None:
             continue
-        held = list((mapping.values() if key == "label2id" else mapping) if isinstance(mapping, dict) else ())
-        kind = int if key == "label2id" else str
-        if not isinstance(mapping, dict) or any(type(number) is not kind for number in held) or {*map(str, held)} != {*map(str, range(len(held)))}:
-            raise ConfigurationError(f"{name}: seen {key}={_short(mapping)} in its config.json; accepted: each class with a number of its own, from 0")
+        held, kind = (list(mapping.values()), int) if key == "label2id" else (list(mapping), str)
+        if any(type(number) is not kind for number in held) or {*map(str, held)} != {*map(str, range(len(held)))}:
+            raise _classes_refused(name, key, mapping)
+
+
+def _classes_refused(name: str, key: str, mapping: object) -> ConfigurationError:
+    return ConfigurationError(f"{name}: seen {key}={_short(mapping)} in its config.json; accepted: each class with a number of its own, from 0")
 
 
 def _check_class_names(name: str, config: Mapping[str, Any]) -> None:

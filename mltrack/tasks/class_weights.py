@@ -22,6 +22,8 @@ from mltrack.tasks.contract import Batch, Task
 class Labelled(Protocol):
     """What is asked of a training set."""
 
+    label_mapping: dict[str, int]
+
     @property
     def class_counts(self) -> Mapping[str, int]: ...
 
@@ -59,10 +61,11 @@ def weighted(task: Task, class_weights: str, dataset: Labelled) -> Task | Weight
         return task
     if not task.type.is_classification:
         raise ConfigurationError(f"class_weights: seen {class_weights}, but {task.type} has no classes; accepted: none")
-    return WeightedClassification(balanced(dataset.class_counts))
+    counts = dataset.class_counts
+    return WeightedClassification(balanced({label: counts[label] for label in sorted(counts, key=dataset.label_mapping.__getitem__)}))
 
 
 def balanced(counts: Mapping[str, int]) -> tuple[float, ...]:
-    """records / (classes * records of the class), by class index; a class without a record gets 0 and is not counted among the classes."""
+    """records / (classes * records of the class), in the order of `counts`; a class without a record gets 0 and is not counted among the classes."""
     present = [count for count in counts.values() if count]
     return tuple(sum(present) / (len(present) * count) if count else 0.0 for count in counts.values())
