@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mltrack.config import OPTIONS, TrainModelRequest, checked_options
+from mltrack.data.readers import every_file
 from mltrack.errors import ConfigurationError, printable
 from mltrack.journal import JournalInUse, JournalLock, RunDirectory, find_run_directories, find_run_directory, known_runs, own_run_directories, read_json
 from mltrack.journal.run_index import only_own
@@ -202,6 +203,10 @@ def saved_options(resumed: RunDirectory, request: TrainModelRequest, notice: Cal
         raise ConfigurationError(f"cannot resume: {where} is missing or is no JSON object; resume a run of `mltrack train`")
     saved = checked_options(content, where)
     values = {f.name: getattr(request, f.name) for f in fields(request)}
+    for name in ("dataset_path", "validation_path"):  # 0.1 took every file of a folder; later a run records which of them it takes
+        if (path := saved.get(name)) is not None:
+            saved[name] = every_file(path)
+            values[name] = saved[name] if values[name] == path else values[name]
     inherited = {name for name in saved if name not in NOT_INHERITED and name not in request.as_typed and values[name] == OPTIONS[name].default}
     values |= {name: saved[name] for name in inherited}
     if named := [f"{name}={values[name]}" for name in _NAMED if name in inherited and values[name] is not None]:

@@ -24,9 +24,8 @@ from mltrack.checkpoints import CheckpointManager
 from mltrack.config import TrainModelRequest, TrainModelResponse
 from mltrack.data.check import check_data
 from mltrack.data.encoding import check_truncation
-from mltrack.data.readers import find_sources
-from mltrack.data.requested import requested_records
-from mltrack.errors import ConfigurationError, DatasetError, Interrupted, MltrackError, TrackingError, alone, described
+from mltrack.data.requested import checked_paths, requested_records
+from mltrack.errors import ConfigurationError, Interrupted, MltrackError, TrackingError, alone, described
 from mltrack.hardware import choose_device, choose_precision, give_back_freed_memory, prepare_to_repeat
 from mltrack.journal import RunDirectory, make_output_dir, write_json
 from mltrack.models import resolve_model
@@ -115,13 +114,9 @@ class TrainModelUseCase:
         choose_parallel(run.request.parallel, choose_device(run.request.device), task, compiled=run.request.compile)
         make_output_dir(run.request.output_dir)
         registry.check_name(run.request.registered_model_name)
-        for name in ("dataset_path", "validation_path"):
-            path = getattr(run.request, name)
-            if path is not None and path != "stdlib":
-                try:
-                    find_sources(path)
-                except DatasetError as error:
-                    raise ConfigurationError(f"{name}: {error}") from None
+        run.request, lines = checked_paths(run.request)
+        for line in lines:
+            self._notice(line)
         if not run.request.offline:
             uri = default_tracking_uri(run.request.tracking_uri)
             if has_secrets(uri):

@@ -29,9 +29,15 @@ def check(train: str, valid: str | None, words: Mapping[str, str | None], thresh
     from mltrack.cli.data import guessed_task
     from mltrack.data.check import THRESHOLDS, check_data
     from mltrack.data.loader import DatasetLoader
+    from mltrack.data.readers import find_parts
 
     values = {name: OPTIONS[name].default if word is None else OPTIONS[name].parse(word) for name, word in words.items()}
     limits = _limits(thresholds)
+    parts = find_parts(train)
+    if parts is not None and parts.are_several:
+        used = ["train"] + ["validation"] * bool(parts.validation and valid is None)
+        print(parts.line(train, used), file=sys.stderr if values["output"] == "json" else sys.stdout)
+        train, valid = f"{train}:train", valid if len(used) < 2 else f"{train}:validation"
     task = TaskType(values["task"] if words["task"] is not None else guessed_task(train, values["columns"]))
     reading = {"task": task, **{name: values[name] for name in ("columns", "labels", "on_bad_record")}}
     loader = DatasetLoader(train, **reading)

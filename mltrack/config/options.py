@@ -212,11 +212,11 @@ PRECISIONS = ("auto", "fp16", "bf16", "off")
 OPTIONS: dict[str, Option] = _declare(
     # what is learned, from what
     Option(name="task", kind="text", default="code_generation", choices=TASKS, help="The task."),
-    Option(name="dataset_path", kind="path", default="stdlib", help="Records: a .json, .jsonl, .csv or .parquet file (each also .gz or .zst), a folder or a glob of them, a Hugging Face data set (its folder, or `hf:name:split`), or `stdlib`, the interpreter's own standard library."),
+    Option(name="dataset_path", kind="path", default="stdlib", help="Records: a .json, .jsonl, .csv or .parquet file (each also .gz or .zst), a folder or a glob of them, a Hugging Face data set (its folder, or `hf:name:split`), or `stdlib`, the interpreter's own standard library. Of a folder with files for training, validation and test: those for training; `folder:all` is every file."),
     Option(name="columns", kind="pairs", choices=("code", "label", "description"), help="Which columns of the data hold what: `code=func,label=target`."),
     Option(name="labels", kind="pairs", help="Which class each label of the data means: `0=safe,1=unsafe`."),
-    Option(name="validation_path", kind="path", help="Evaluation records, from where `dataset_path` could be; without it, `validation_split` of the records is held out."),
-    Option(name="validation_split", kind="float", default=0.1, minimum=0, above=True, maximum=1, below=True, help="Share of the records held out for evaluation, stratified by label."),
+    Option(name="validation_path", kind="path", help="Evaluation records, from where `dataset_path` could be; without it, the validation files of that folder, or `validation_split` of the records is held out."),
+    Option(name="validation_split", kind="float", default=0.1, minimum=0, above=True, maximum=1, below=True, help="Share of the records held out for evaluation, stratified by label; given, the validation files of a folder are left out."),
     Option(name="group", kind="text", help="A column whose equal values stay on one side of the split, such as the commit of a function before and after its fix."),
     Option(name="model_name", kind="text", default="scratch:small", help="`scratch:tiny|small|base`, a Hugging Face hub name, a local folder, or `models:/name@alias`."),
     Option(name="num_labels", kind="int", minimum=2, help="Number of classes; only checked against the data."),

@@ -8,6 +8,7 @@ Invariant: the label mapping is that of all records, so that both sides of a spl
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -19,7 +20,7 @@ import numpy as np
 from mltrack.data.bad_records import BadRecords
 from mltrack.data.dataset import CodeDataset
 from mltrack.data.labels import MAX_CLASSES, check_classes, count_labels, few_labels, in_index_order, make_label_mapping
-from mltrack.data.readers import find_sources, iterate_records, state_of
+from mltrack.data.readers import find_parts, find_sources, iterate_records, state_of
 from mltrack.data.readers.reading import Pairs, as_pairs
 from mltrack.data.record_cache import gather, kept_table, table_name
 from mltrack.data.records import Record, as_task, label_outside, wanted_fields
@@ -28,6 +29,7 @@ from mltrack.data.stdlib_source import STDLIB, stdlib_records
 from mltrack.data.table import digest_of, keys_of, labels_of, select
 from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
 
+_LOG = logging.getLogger("mltrack.data")
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 
 
@@ -35,7 +37,8 @@ class DatasetLoader:
     """Reads records once, when they are first needed.
 
     Args:
-        data_path: a file, a folder, a glob or a Hugging Face data set, as `mltrack.data.readers.find_sources` accepts it, or `stdlib`.
+        data_path: a file, a folder, a glob or a Hugging Face data set, as `mltrack.data.readers.find_sources` accepts it, or `stdlib`;
+            of a folder with training files beside validation or test files (`train.jsonl`, `test/...`) the training files, with a warning.
         tokenizer: a Hugging Face tokenizer; needed for data sets, not for records.
         task: a `TaskType` or its name.
         max_length: tokens of the longest example.
@@ -185,7 +188,11 @@ class DatasetLoader:
 
     def _read(self) -> Sequence[Record]:
         """The records of files; many of them from the table that an earlier start has kept, where the files are what they were."""
-        sources = find_sources(self.data_path)
+        path, parts = self.data_path, find_parts(self.data_path)
+        if parts is not None and parts.are_several:
+            _LOG.warning(parts.line(path))
+            path = f"{path}:train"
+        sources = find_sources(path)
         state = state_of(sources)
         most = max(MAX_CLASSES, self._num_labels or 0) if self.task.is_classification and self._given_mapping is None else None
         what = repr((os.path.abspath(self.data_path), self.data_path, self.task.value, self.columns, self.labels, most))
@@ -193,9 +200,7 @@ class DatasetLoader:
         kept = None if name is None else kept_table(name)
         if kept is not None:
             return kept
-        records = iterate_records(
-            self.data_path, self.task, columns=self.columns, labels=self.labels, on_bad_record=self._on_bad_record, on_skip=self.bad_records.add
-        )
+        records = iterate_records(path, self.task, columns=self.columns, labels=self.labels, on_bad_record=self._on_bad_record, on_skip=self.bad_records.add)
         if most is not None:
             records = few_labels(records, most, self.data_path, self._column("label"))
         return gather(records, name, whole=lambda: not self.num_skipped and state_of(sources) == state)

@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.config.options import DATA_OPTIONS
 from mltrack.data.loader import DatasetLoader
-from mltrack.data.readers import absolute
+from mltrack.data.readers import Parts, absolute, find_parts, find_sources
 from mltrack.data.records import Record, as_task
+from mltrack.data.stdlib_source import STDLIB
+from mltrack.errors import ConfigurationError, DatasetError
 
 WORKING_DIRECTORY = "mltrack.working_directory"
 """Tag of a run: what its relative paths are relative to."""
@@ -40,6 +42,8 @@ class RequestedRecords:
     """Of `validation_path`."""
     train: Sequence[Record]
     evaluation: Sequence[Record]
+    parts: Sequence[str] = ()
+    """A line for each folder whose files were told apart."""
 
     @property
     def loaders(self) -> dict[str, DatasetLoader]:
@@ -48,8 +52,8 @@ class RequestedRecords:
 
     @property
     def lines(self) -> list[str]:
-        """What `on_bad_record=skip` left out, one line for each of the first records and one for the rest."""
-        return [line for loader in self.loaders.values() for line in loader.bad_records.told(loader.data_path)]
+        """Which files are for what, and what `on_bad_record=skip` left out: one line for each of the first records and one for the rest."""
+        return [*self.parts] + [line for loader in self.loaders.values() for line in loader.bad_records.told(loader.data_path)]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -74,15 +78,78 @@ def requested_records(request: TrainModelRequest, *, tokenizer: Any = None, prog
     Raises:
         DatasetError: whatever is wrong with the data.
     """
+    request, parts = with_parts(request)
     options: dict[str, Any] = {name: getattr(request, name) for name in ("task", "columns", "labels", "on_bad_record", "seed", "group", "truncation")}
     options |= {"progress": progress} | ({} if request.max_length is None else {"max_length": request.max_length})
     loader = DatasetLoader(request.dataset_path, tokenizer, num_labels=request.num_labels, **options)
     if request.validation_path is None:
         train, evaluation = loader.split_records(request.validation_split)
-        return RequestedRecords(loader, None, train, evaluation)
+        return RequestedRecords(loader, None, train, evaluation, parts)
     mapping = loader.label_mapping if as_task(request.task).is_classification else None
     eval_loader = DatasetLoader(request.validation_path, tokenizer, label_mapping=mapping, **options)
-    return RequestedRecords(loader, eval_loader, loader.records, eval_loader.records)
+    return RequestedRecords(loader, eval_loader, loader.records, eval_loader.records, parts)
+
+
+def with_parts(request: TrainModelRequest) -> tuple[TrainModelRequest, list[str]]:
+    """The request with the part of a folder in its paths, where the folder holds training files beside others; and a line for each such folder.
+
+    The validation files are used where neither `validation_path` nor `validation_split` was given. Test files never are.
+
+    Raises:
+        DatasetError: a path that names no data, or a folder of which it is not known what its files are for.
+    """
+    paths: dict[str, Any] = {}
+    lines = []
+    parts = find_parts(request.dataset_path)
+    if parts is not None and parts.are_several:
+        split = "validation_split" in request.as_typed or request.validation_split != OPTIONS["validation_split"].default
+        own = f"{request.dataset_path}:validation"
+        uses_own = request.validation_path == own or bool(parts.validation and request.validation_path is None and not split)
+        used = ["train", "validation"] if uses_own else ["train"]
+        paths = {"dataset_path": f"{request.dataset_path}:train"} | ({"validation_path": own} if uses_own else {})
+        lines.append(parts.line(request.dataset_path, used))
+    if request.validation_path is not None:
+        parts = find_parts(request.validation_path)
+        if parts is not None and parts.are_several:
+            if not parts.validation:
+                raise several_parts(request.validation_path, parts)
+            paths["validation_path"] = f"{request.validation_path}:validation"
+            lines.append(parts.line(request.validation_path, ["validation"]))
+    return replace(request, **paths), lines
+
+
+def checked_paths(request: TrainModelRequest) -> tuple[TrainModelRequest, list[str]]:
+    """As `with_parts`, before any record is read.
+
+    Raises:
+        ConfigurationError: with the option's name.
+    """
+    for name in _PATHS:
+        path = getattr(request, name)
+        if path is not None and path != STDLIB:
+            try:
+                find_sources(path)
+                find_parts(path)
+            except DatasetError as error:
+                raise ConfigurationError(f"{name}: {error}") from None
+    return with_parts(request)
+
+
+def one_part(path: str) -> str:
+    """The path, where it does not hold training files beside others.
+
+    Raises:
+        DatasetError: it does, and records of which a model is judged are not to be guessed.
+    """
+    parts = find_parts(path)
+    if parts is not None and parts.are_several:
+        raise several_parts(path, parts)
+    return path
+
+
+def several_parts(path: str, parts: Parts) -> DatasetError:
+    """The error for a folder of which one part is wanted."""
+    return DatasetError(f"holds several parts; name one: {', '.join(f'{path}:{part}' for part in (*parts.names(), 'all'))}", path=path)
 
 
 def rebuild_command(options: Mapping[str, Any], *, working_directory: str = "", digests: Sequence[str] = ()) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mltrack.data import DatasetLoader
 from mltrack.data.encoding import kept_of_long_texts
+from mltrack.data.requested import one_part
 from mltrack.hardware import allow_planned_attention, choose_device, choose_precision
 from mltrack.models import resolve_model
 from mltrack.training import Precision, evaluate
@@ -19,6 +20,7 @@ def evaluate_folder(folder: str | Path, dataset_path: str, *, task: str, batch_s
         DatasetError: a record that cannot be used, or whose label the model does not know.
         ConfigurationError: the folder holds no such model.
     """
+    one_part(dataset_path)
     source = resolve_model(str(folder), task)
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     max_length = int(config["mltrack"]["max_length"])

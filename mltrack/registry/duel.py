@@ -13,6 +13,7 @@ from typing import Any
 
 from mltrack import store
 from mltrack.data.encoding import tokenizer_digest
+from mltrack.data.requested import one_part
 from mltrack.errors import ConfigurationError, TrackingError, did_you_mean
 from mltrack.registry import gate
 from mltrack.registry.champion import CHALLENGER, CHAMPION, decide, existing_model, existing_version, versions_there
@@ -61,6 +62,7 @@ def promote_on(
         DatasetError: records that cannot be used.
         ConfigurationError: two models that do not do the same task, or a metric that this evaluation does not give.
     """
+    one_part(dataset_path)
     connected = connect_existing(tracking_uri, name)
     model = existing_model(connected, name)
     if version is None and CHALLENGER not in model.aliases:

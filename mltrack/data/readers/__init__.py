@@ -8,8 +8,24 @@ at fault, its number and field. One record at a time is held in its raw form, an
         ...
 """
 
+from mltrack.data.readers.parts import Parts
 from mltrack.data.readers.raw import MAX_RECORD_BYTES, SKIPPABLE, Raw
 from mltrack.data.readers.reading import OnSkip, iterate_records, read_records
-from mltrack.data.readers.sources import SUFFIXES, Source, absolute, find_sources, state_of
+from mltrack.data.readers.sources import SUFFIXES, Source, absolute, every_file, find_parts, find_sources, state_of
 
-__all__ = ["MAX_RECORD_BYTES", "SKIPPABLE", "SUFFIXES", "OnSkip", "Raw", "Source", "absolute", "find_sources", "iterate_records", "read_records", "state_of"]
+__all__ = [
+    "MAX_RECORD_BYTES",
+    "SKIPPABLE",
+    "SUFFIXES",
+    "OnSkip",
+    "Parts",
+    "Raw",
+    "Source",
+    "absolute",
+    "every_file",
+    "find_parts",
+    "find_sources",
+    "iterate_records",
+    "read_records",
+    "state_of",
+]

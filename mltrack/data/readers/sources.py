@@ -2,7 +2,7 @@
 
 Accepted are a file, a folder, a glob, a Hugging Face data set's folder (`folder` or `folder:split`) and `hf:name:split`.
 Invariant: every file that a folder or a glob holds is read or named in the error; a folder that a glob matches is read as if it were given by
-itself. Hidden files and folders (`.name`, `_name`) are passed over, unless the glob names them (`_*.jsonl`).
+itself. `folder:train`, `folder:validation` and `folder:test` are those whose names say so (`mltrack.data.readers.parts`), `folder:all` is every one. Hidden files and folders (`.name`, `_name`) are passed over, unless the glob names them (`_*.jsonl`).
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -26,6 +27,7 @@ from mltrack.data.readers.csv_files import csv_rows
 from mltrack.data.readers.hugging_face import HUB, hub_parts, hub_rows, is_saved, saved_rows
 from mltrack.data.readers.json_files import holds_lines, json_array, json_lines
 from mltrack.data.readers.parquet_files import parquet_rows
+from mltrack.data.readers.parts import ALL, PARTS, Parts, parts_of
 from mltrack.data.readers.raw import Raw, one_line
 from mltrack.data.stdlib_source import STDLIB
 from mltrack.errors import DatasetError, did_you_mean
@@ -129,26 +131,79 @@ def find_sources(path: str | Path) -> list[Source]:
         raise DatasetError(f"cannot be read: {problem}; accepted: {ACCEPTED}", path=name) from None
 
 
+def find_parts(path: str | Path) -> Parts | None:
+    """The training, validation and test files that a folder or a glob holds; None of anything else.
+
+    Raises:
+        DatasetError: as `find_sources` and `parts_of`.
+    """
+    name, place = _printable(path), Path(path)
+    try:
+        if name.startswith(HUB) or name == STDLIB or _named_part(place) is not None or not _is_several(place):
+            return None
+    except (OSError, ValueError):  # `find_sources` says what is wrong with it
+        return None
+    return parts_of(name, [_below(source, place) for source in find_sources(path)])
+
+
+def every_file(path: str) -> str:
+    """The path that means all files of a folder or glob whose files would be told apart; any other path as it is."""
+    try:
+        parts = find_parts(path)
+    except DatasetError:
+        return f"{path}:{ALL}" if _is_several(Path(path)) else path
+    return f"{path}:{ALL}" if parts is not None and parts.are_several else path
+
+
 def _found(name: str, path: Path) -> list[Source]:
     if path.is_dir():
-        return _of_folder(name, path)
+        return [Source(name, path, "saved")] if is_saved(path) else _of_part(name, path, ALL)
     if path.exists():
         return [_file(name, path)]
-    if glob.has_magic(name):
-        found = _chosen(path)
-        if found:
-            return _several(name, found, None)
-        raise DatasetError(f"no file matches; accepted: {ACCEPTED}, or stdlib", path=name)
     folder, colon, split = str(path).rpartition(":")
     if colon and is_saved(Path(folder)):
         return [Source(name, Path(folder), "saved", split=split)]
+    if part := _named_part(path):
+        return _of_part(name, *part)
+    if glob.has_magic(name):
+        return _of_part(name, path, ALL)
     siblings = [_printable(entry.name) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, siblings).rpartition(" (did you mean ")
     raise DatasetError(f"no such file{' (did you mean ' + hint[2] if hint[1] else ''}; accepted: {ACCEPTED}, or stdlib", path=name)
 
 
-def _of_folder(name: str, folder: Path) -> list[Source]:
-    return [Source(name, folder, "saved")] if is_saved(folder) else _several(name, _held(folder), folder)
+def _is_several(path: Path) -> bool:
+    """A folder of files, or a glob."""
+    return not is_saved(path) if path.is_dir() else not path.exists() and glob.has_magic(str(path))
+
+
+def _named_part(path: Path) -> tuple[Path, str] | None:
+    """The folder or glob and the part of it, of `folder:train`."""
+    place, colon, part = str(path).rpartition(":")
+    return (Path(place), part) if colon and part in (*PARTS, ALL) and not path.exists() and _is_several(Path(place)) else None
+
+
+def _of_part(name: str, path: Path, part: str) -> list[Source]:
+    """The sources of a part of a folder or glob."""
+    held = _held(path) if path.is_dir() else _chosen(path)
+    if not held and not path.is_dir():
+        raise DatasetError(f"no file matches; accepted: {ACCEPTED}, or stdlib", path=name)
+    sources = _several(name, held, path if path.is_dir() else None)
+    if part == ALL:
+        return sources
+    place = _printable(path)
+    parts = parts_of(place, [_below(source, path) for source in sources])
+    wanted = set(getattr(parts, part))
+    if not wanted:
+        raise DatasetError(f"holds no {part} files; accepted: {', '.join(f'{place}:{one}' for one in (*parts.names(), ALL))}", path=name)
+    return [source for source in sources if _below(source, path) in wanted]
+
+
+def _below(source: Source, path: Path) -> str:
+    """A source's place below the folder, or below the folders that a glob names outright."""
+    assert source.path is not None
+    fixed = path if path.is_dir() else Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
+    return _printable(source.path.relative_to(fixed))
 
 
 def _held(folder: Path) -> list[Path]:
