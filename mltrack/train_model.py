@@ -25,6 +25,7 @@ from mltrack.config import TrainModelRequest, TrainModelResponse
 from mltrack.data.check import check_data
 from mltrack.data.encoding import check_truncation
 from mltrack.data.requested import checked_paths, requested_records
+from mltrack.data.special_tokens import was_read_as_text
 from mltrack.errors import ConfigurationError, Interrupted, MltrackError, TrackingError, alone, described
 from mltrack.hardware import choose_device, choose_precision, give_back_freed_memory, prepare_to_repeat
 from mltrack.journal import RunDirectory, make_output_dir, write_json
@@ -128,10 +129,14 @@ class TrainModelUseCase:
         request = run.request
         uri = request.tracking_uri if run.resumed is None else tracking_uri_of(run.resumed, request.tracking_uri)
         parent = run.parent = registry.find_parent(request.model_name, uri, run.resumed.path / "config.json" if run.resumed is not None else None)
+        as_tokens = run.resumed is not None and not was_read_as_text(run.resumed.checkpoints)
+        if as_tokens:
+            self._notice("special tokens in a text are read as tokens, as this run began; a new run reads them as text")
         run.source = resolve_model(
             request.model_name,
             run.task,
             trust_remote_code=request.trust_remote_code,
+            as_trained=as_tokens,
             registry_resolver=None if parent is None else lambda _: parent.folder,
         )
         assert request.max_length is not None

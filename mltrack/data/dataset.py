@@ -22,6 +22,7 @@ from mltrack.data.collate import IGNORED, collate
 from mltrack.data.encoding import Encoder, Progress, cut_prompt, end_token_id, pad_token_id, prompt_ids
 from mltrack.data.labels import in_index_order, make_label_mapping
 from mltrack.data.records import Record, as_task, label_outside
+from mltrack.data.special_tokens import read_as_text
 from mltrack.data.table import digest_of, files_of, labels_of, select
 from mltrack.data.token_cache import token_rows
 from mltrack.errors import ConfigurationError, DatasetError
@@ -38,7 +39,8 @@ class CodeDataset(torch.utils.data.Dataset):
 
     Args:
         records: what `read_records` or `DatasetLoader` returned.
-        tokenizer: a Hugging Face tokenizer. One without a pad token pads with its end token.
+        tokenizer: a Hugging Face tokenizer. One without a pad token pads with its end token. It is switched to read special tokens in a text
+            (`</s>` in a program) as text, and is saved so.
         task: a `TaskType` or its name.
         max_length: tokens of the longest example.
         label_mapping: class index per label, in any order; not given: made of the records.
@@ -74,6 +76,7 @@ class CodeDataset(torch.utils.data.Dataset):
         self.label_mapping = in_index_order(make_label_mapping(self.records, self.task) if label_mapping is None else label_mapping)
         """Class index per label, in index order."""
         self.pad_token_id = pad_token_id(tokenizer)
+        read_as_text(tokenizer)
         if self.task.is_classification:
             self._classes = _classes(self.records, self.label_mapping)
         self._rows = token_rows(self.records, Encoder(tokenizer, self.task, max_length, truncation), cache=cache, progress=progress)

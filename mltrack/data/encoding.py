@@ -25,12 +25,13 @@ import numpy as np
 from mltrack.config import OPTIONS, TaskType
 from mltrack.data.ahead import ahead
 from mltrack.data.records import PROMPT_TEMPLATE, Record
+from mltrack.data.special_tokens import KEPT
 from mltrack.errors import ConfigurationError, DatasetError
 
 TRUNCATIONS = OPTIONS["truncation"].choices
 MOST_RECORDS_AT_ONCE = 1000  # enough for the tokenizer's threads
 MOST_CHARACTERS_AT_ONCE = 2_000_000  # a token in the making takes about a hundred bytes, and two parts are under way
-_NOT_OF_THE_TEXT = {"name_or_path", "model_max_length", "padding_side", "truncation_side", "verbose"}
+_NOT_OF_THE_TEXT = {"name_or_path", "model_max_length", "padding_side", "truncation_side", "verbose", KEPT}
 
 Progress = Callable[[int, int], None]
 """Called with (records done, all records)."""

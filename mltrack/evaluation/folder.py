@@ -21,7 +21,7 @@ def evaluate_folder(folder: str | Path, dataset_path: str, *, task: str, batch_s
         ConfigurationError: the folder holds no such model.
     """
     one_part(dataset_path)
-    source = resolve_model(str(folder), task)
+    source = resolve_model(str(folder), task, as_trained=True)
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     max_length = int(config["mltrack"]["max_length"])
     mapping = dict(config["label2id"]) if task != "code_generation" else None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import re
 import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -92,11 +93,24 @@ def generate_samples(
 
 
 def _prompt(tokenizer: Any, description: str, prompt_template: str) -> list[int]:
-    """As `mltrack.data.dataset.prompt_ids`, for any template: the begin token where the tokenizer adds one, then the text."""
-    ids: list[int] = tokenizer(prompt_template.format(description=description), add_special_tokens=False).input_ids
+    """As `mltrack.data.dataset.prompt_ids`, for any template: the begin token where the tokenizer adds one, then the text.
+
+    Special tokens of the template are tokens; those of the description are text where the tokenizer reads them so.
+    """
+    before, around, behind = prompt_template.partition("{description}")
+    special = [token for token in tokenizer.all_special_tokens if token in before + behind]
+    if around and special:
+        cuts = re.compile("|".join(map(re.escape, special)))
+        opened = max((found.end() for found in cuts.finditer(before)), default=0)
+        closed = next((found.start() for found in cuts.finditer(behind)), len(behind))
+        plain = {"add_special_tokens": False}
+        head, tail = (tokenizer(text, **plain, split_special_tokens=False).input_ids if text else [] for text in (before[:opened], behind[closed:]))
+        ids: list[int] = [*head, *tokenizer(before[opened:] + description + behind[:closed], **plain).input_ids, *tail]
+    else:
+        ids = tokenizer(prompt_template.format(description=description), add_special_tokens=False).input_ids
     added: list[int] = tokenizer("x").input_ids
     begin = tokenizer.bos_token_id
-    return [begin, *ids] if begin is not None and added[:1] == [begin] else ids
+    return [begin, *ids] if begin is not None and added[:1] == [begin] and ids[:1] != [begin] else ids
 
 
 def _complete(

@@ -16,6 +16,7 @@ from torch import nn
 
 from mltrack.config import TaskType
 from mltrack.data.records import PROMPT_TEMPLATE
+from mltrack.data.special_tokens import keep_as_tokens, read_as_text
 from mltrack.errors import CheckpointError, ConfigurationError
 from mltrack.models import presets
 from mltrack.models.foreign_errors import first_line, one_line, quiet
@@ -166,7 +167,12 @@ class ModelSource:
 
 
 def resolve_model(
-    model_name: str, task: TaskType | str, *, trust_remote_code: bool = False, registry_resolver: Callable[[str], str] | None = None
+    model_name: str,
+    task: TaskType | str,
+    *,
+    trust_remote_code: bool = False,
+    registry_resolver: Callable[[str], str] | None = None,
+    as_trained: bool = False,
 ) -> ModelSource:
     """Look a model name up, without reading its weights.
 
@@ -175,6 +181,7 @@ def resolve_model(
         task: decides which head it must be able to have.
         trust_remote_code: let the model run Python code of its own.
         registry_resolver: models:/ URI -> local folder.
+        as_trained: read texts as the model's tokenizer was saved to; else special tokens in a text are text.
 
     Raises:
         ConfigurationError: one line; a name that means nothing here, a folder that is no model, a model that cannot do the task.
@@ -183,6 +190,12 @@ def resolve_model(
     if model_name.startswith("scratch:"):
         presets.preset_named(model_name)
         return ModelSource(model_name, "scratch", task)
+    source = _found(model_name, task, trust_remote_code, registry_resolver)
+    (keep_as_tokens if as_trained else read_as_text)(source.tokenizer)
+    return source
+
+
+def _found(model_name: str, task: TaskType, trust_remote_code: bool, registry_resolver: Callable[[str], str] | None) -> ModelSource:
     if model_name.startswith("models:/"):
         if registry_resolver is None:
             raise ConfigurationError(

@@ -113,7 +113,7 @@ def _evaluate(folders: dict[int, str], dataset_path: str, metric: str, batch_siz
     from mltrack.models import resolve_model
     from mltrack.training import Precision, evaluate
 
-    sources = {one: resolve_model(folder, task) for one, folder in folders.items()}
+    sources = {one: resolve_model(folder, task, as_trained=True) for one, folder in folders.items()}
     generates = task == "code_generation"
     shortest = min(int(held.get("max_length", 512)) for held in settings.values())
     lengths = {one: shortest if generates else int(held.get("max_length", 512)) for one, held in settings.items()}

@@ -1,0 +1,52 @@
+"""Special tokens that stand in a text, such as `</s>` in a program, are text: only what mltrack adds itself is a special token.
+
+Invariant: the tokenizer itself is switched and saved so. Therefore training, evaluation, samples, the served model and MLflow's own flavor read
+a text alike, and a model of mltrack 0.1 keeps the encoding of its training.
+
+    read_as_text(tokenizer)
+    tokenizer("x = '</s>'")          # no end token in the middle
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+KEPT = "mltrack_keeps_special_tokens"
+"""Attribute of a tokenizer whose model was trained with special tokens in texts read as tokens."""
+
+_NEVER = -1e6
+"""Score of a piece that is not taken."""
+
+
+def read_as_text(tokenizer: Any) -> None:
+    """Let a tokenizer read special tokens in a text as text, in this process and wherever it is saved to; `keep_as_tokens` wins."""
+    if getattr(tokenizer, KEPT, False) or getattr(tokenizer, "split_special_tokens", None) is not False:
+        return
+    tokenizer.split_special_tokens = True
+    tokenizer.init_kwargs["split_special_tokens"] = True
+    _leave_out_of_unigram(tokenizer)
+
+
+def keep_as_tokens(tokenizer: Any) -> None:
+    """Leave a tokenizer as it was saved: the texts of its model's training were read so."""
+    setattr(tokenizer, KEPT, True)
+
+
+def was_read_as_text(checkpoints: Path) -> bool:
+    """Whether a run's checkpoints hold a tokenizer that reads special tokens as text; True where they hold none."""
+    saved = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(checkpoints.glob("step-*/tokenizer_config.json"))[-1:]]
+    return all(bool(config.get("split_special_tokens")) for config in saved)
+
+
+def _leave_out_of_unigram(tokenizer: Any) -> None:
+    """A Unigram model holds its special tokens as pieces like any other, the best of all, and would put them together again."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None or type(backend.model).__name__ != "Unigram":
+        return
+    special = set(tokenizer.all_special_tokens) - {tokenizer.unk_token}
+    definition = json.loads(backend.to_str())
+    vocabulary = definition["model"]["vocab"]
+    definition["model"]["vocab"] = [[piece, _NEVER if piece in special and len(piece) > 1 else score] for piece, score in vocabulary]
+    tokenizer._tokenizer = type(backend).from_str(json.dumps(definition))
