@@ -66,6 +66,31 @@ def test_every_class_keeps_a_record_in_train() -> None:
         assert "c" not in {r.label for r in test}
 
 
+@pytest.mark.parametrize("test_size", [0.1, 0.3, 0.6])
+def test_a_class_among_near_duplicates_of_others_keeps_a_record_in_train(test_size: float) -> None:
+    """Of `rare` and `odd` each record is grouped with more records of another class, which the group counts for."""
+    groups = [("safe", "safe", "rare"), ("unsafe", "unsafe", "rare"), ("safe", "safe", "safe", "odd"), *[("safe",)] * 20, *[("unsafe",)] * 9]
+    records = [
+        Record(f"code {group} {n}", label, None, "a.jsonl", 100 * group + n, {"commit": group}) for group, unit in enumerate(groups) for n, label in enumerate(unit)
+    ]
+    for seed in range(60):
+        train, test = split_records(records, test_size, seed, stratify=True, group="commit", near=False)
+        assert {record.label for record in train} == {"safe", "unsafe", "rare", "odd"}, seed
+        assert test, seed
+        assert not {record.extra["commit"] for record in train} & {record.extra["commit"] for record in test}
+
+
+def test_a_class_that_nothing_can_be_held_out_beside_is_named() -> None:
+    units = [("a", "a", "c"), ("b", "b", "c")]
+    records = [Record(f"code {unit} {n}", label, None, "a.jsonl", n, {"commit": unit}) for unit, words in enumerate(units) for n, label in enumerate(words)]
+    with pytest.raises(DatasetError, match=r"a\.jsonl: .*too few"):
+        split_records(records, 0.3, 0, stratify=True, group="commit")
+    units = [("a", "a", "c"), ("a", "a", "d")]
+    records = [Record(f"code {unit} {n}", label, None, "a.jsonl", n, {"commit": unit}) for unit, words in enumerate(units) for n, label in enumerate(words)]
+    with pytest.raises(DatasetError, match=r"a\.jsonl: class 'c' has its only records among near-duplicates .* or give validation_path"):
+        split_records(records, 0.3, 0, stratify=True, group="commit")
+
+
 def test_test_gets_at_least_one_record() -> None:
     assert len(split_records(made("aab"), 0.01, 0, stratify=True)[1]) == 1
 

@@ -36,7 +36,8 @@ def split_indices(
 
     What must not be parted is a unit. A unit counts for the label that most of its distinct records have, where two are level for
     the one that is rarer in all records. Each class gives its share of distinct records to test, rounded so that the whole comes
-    out (largest remainders), in units drawn at random that still fit into it; a class with one unit stays in train.
+    out (largest remainders), in units drawn at random that still fit into it. A unit with the only records of a class stays in train,
+    whichever label it counts for.
 
     Args:
         test_size: share of the distinct records that goes to test, between 0 and 1; at least one unit does.
@@ -48,7 +49,7 @@ def split_indices(
 
     Raises:
         ConfigurationError: `test_size` is not between 0 and 1.
-        DatasetError: too few units to put one on each side, or no record has the `group` column.
+        DatasetError: too few units to put one on each side, each unit has the only records of a class, or no record has the `group` column.
     """
     if isinstance(test_size, bool) or not isinstance(test_size, (int, float)) or not 0 < test_size < 1:
         raise ConfigurationError(f"test_size: seen {test_size!r}; accepted: a number > 0 and < 1")
@@ -68,14 +69,24 @@ def split_indices(
     quotas = _quotas({label: int(weight.sum()) for label, weight in weights.items()}, most, test_size)
     train: list[np.ndarray] = []
     test: list[np.ndarray] = []
+    held = {label: [frozenset(labels[index] for index in unit.tolist()) for unit in found] for label, found in classes.items()}
+    in_train = Counter(label for found in held.values() for words in found for label in words)
     for index, (label, found) in enumerate(classes.items()):
         order = np.random.default_rng([seed, index]).permutation(len(found))
-        chosen = _fitting(order, weights[label], quotas[label])
+        chosen = _fitting(order, weights[label], quotas[label], held[label], in_train)
         for position, unit in enumerate(found):
             (test if position in chosen else train).append(unit)
     if not test:  # every unit is larger than its class's share: the smallest one, of the class that has most to give
-        label = max(classes, key=lambda name: (len(classes[name]) > 1, most[name]))
-        smallest = classes[label][int(weights[label].argmin())]
+        free = [(label, n) for label, found in held.items() for n, words in enumerate(found) if all(in_train[word] > 1 for word in words)]
+        if not free:
+            word = min(in_train, key=lambda label: (in_train[label], label))
+            raise DatasetError(
+                f"class '{word}' has its only records among near-duplicates or in a group of other classes, and no others could be held out; "
+                "add records, or give validation_path",
+                path=records[0].file,
+            )
+        label, position = min(free, key=lambda unit: (len(classes[unit[0]]) < 2, -most[unit[0]], weights[unit[0]][unit[1]]))
+        smallest = classes[label][position]
         train = [unit for unit in train if unit is not smallest]
         test = [smallest]
     return _in_content_order(train, content, labels), _in_content_order(test, content, labels)
@@ -132,13 +143,19 @@ def _quotas(sizes: dict[str, int], most: dict[str, int], test_size: float) -> di
     return quotas
 
 
-def _fitting(order: np.ndarray, weights: np.ndarray, quota: int) -> set[int]:
-    """Units in this order, each where it still fits into the quota."""
+def _fitting(order: np.ndarray, weights: np.ndarray, quota: int, held: Sequence[frozenset[str]], in_train: Counter[str]) -> set[int]:
+    """Units in this order, each where it still fits into the quota and each of its classes is in another unit of train.
+
+    Args:
+        held: the classes of each unit's records.
+        in_train: units of train with records of a class; counted down.
+    """
     chosen: set[int] = set()
     for position in order.tolist():
-        if weights[position] <= quota:
+        if weights[position] <= quota and all(in_train[label] > 1 for label in held[position]):
             chosen.add(position)
             quota -= int(weights[position])
+            in_train.subtract(held[position])
     return chosen
 
 
