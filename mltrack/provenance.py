@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 from mltrack.config import OPTIONS, TrainModelRequest, checked_options
 from mltrack.data.readers import every_file
+from mltrack.data.requested import EarlierLabels
+from mltrack.data.special_tokens import was_read_as_text
 from mltrack.errors import ConfigurationError, printable
 from mltrack.journal import JournalInUse, JournalLock, RunDirectory, find_run_directories, find_run_directory, known_runs, own_run_directories, read_json
 from mltrack.journal.run_index import only_own
@@ -214,6 +216,23 @@ def saved_options(resumed: RunDirectory, request: TrainModelRequest, notice: Cal
     if saved.get("trust_remote_code") and not request.trust_remote_code:
         notice(f"{where} says trust_remote_code=true, which is not inherited; if you trust the model's code, add --trust-remote-code true")
     return TrainModelRequest(**values)
+
+
+def earlier_labels(resumed: RunDirectory | None) -> EarlierLabels | None:
+    """How the resumed run has read its labels: 0.1 did not know the class names of a Parquet file."""
+    if resumed is None:
+        return None
+    newest = sorted(resumed.checkpoints.glob("step-*/config.json"))[-1:]
+    classes = [str(label) for file in newest for label in ((read_json(file) or {}).get("label2id") or {})]
+    return EarlierLabels(classes, bool((read_json(resumed.path / "config.json") or {}).get("class_names")))
+
+
+def reads_as_tokens(resumed: RunDirectory | None, notice: Callable[[str], None]) -> bool:
+    """Whether special tokens in a text are tokens in the resumed run, as in one that 0.1 began; said where it is so."""
+    if resumed is None or was_read_as_text(resumed.checkpoints):
+        return False
+    notice("special tokens in a text are read as tokens, as this run began; a new run reads them as text")
+    return True
 
 
 def _user() -> str:

@@ -25,12 +25,11 @@ from mltrack.config import TrainModelRequest, TrainModelResponse
 from mltrack.data.check import check_data
 from mltrack.data.encoding import check_truncation
 from mltrack.data.requested import checked_paths, requested_records
-from mltrack.data.special_tokens import was_read_as_text
 from mltrack.errors import ConfigurationError, Interrupted, MltrackError, TrackingError, alone, described
 from mltrack.hardware import choose_device, choose_precision, give_back_freed_memory, prepare_to_repeat
 from mltrack.journal import RunDirectory, make_output_dir, write_json
 from mltrack.models import resolve_model
-from mltrack.provenance import find_resumed, saved_options, take, take_over, undelivered
+from mltrack.provenance import earlier_labels, find_resumed, reads_as_tokens, saved_options, take, take_over, undelivered
 from mltrack.relay import tracking_uri_of
 from mltrack.run_record import data_figures, describe_run, long_text_warnings
 from mltrack.shortage import shortage_of
@@ -129,14 +128,11 @@ class TrainModelUseCase:
         request = run.request
         uri = request.tracking_uri if run.resumed is None else tracking_uri_of(run.resumed, request.tracking_uri)
         parent = run.parent = registry.find_parent(request.model_name, uri, run.resumed.path / "config.json" if run.resumed is not None else None)
-        as_tokens = run.resumed is not None and not was_read_as_text(run.resumed.checkpoints)
-        if as_tokens:
-            self._notice("special tokens in a text are read as tokens, as this run began; a new run reads them as text")
         run.source = resolve_model(
             request.model_name,
             run.task,
             trust_remote_code=request.trust_remote_code,
-            as_trained=as_tokens,
+            as_trained=reads_as_tokens(run.resumed, self._notice),
             registry_resolver=None if parent is None else lambda _: parent.folder,
         )
         assert request.max_length is not None
@@ -147,7 +143,9 @@ class TrainModelUseCase:
         request, source = run.request, run.source
         assert source is not None
         assert request.max_length is not None
-        found = requested_records(request, tokenizer=source.tokenizer, progress=partial(self._report, "reading"))
+        found = requested_records(
+            request, tokenizer=source.tokenizer, progress=partial(self._report, "reading"), earlier=earlier_labels(run.resumed)
+        )
         run.records = found
         for line in found.lines:
             self._notice(line)
@@ -202,7 +200,8 @@ class TrainModelUseCase:
         restarted = not continues and run.directory.journal.exists()
         with self._at_once():
             run.lock = run.lock or take_over(run.directory, force=request.force, notice=self._notice)
-        made = {"mltrack_version": mltrack.__version__, "parent": run.parent.uri if run.parent else None}
+        named = run.records is None or run.records.loader.class_names
+        made = {"mltrack_version": mltrack.__version__, "parent": run.parent.uri if run.parent else None, "class_names": named}
         write_json(run.directory.path / "config.json", {**made, **request.options()})
         run.tracker = TrainingMetricsTracker(
             run.directory.path,

@@ -8,9 +8,10 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from mltrack.config import TaskType
-from mltrack.data.records import SECURITY_LEVELS, Record, as_task
+from mltrack.data.records import SECURITY_LEVELS, Record, as_task, label_value
 from mltrack.data.table import RecordTable, labels_of
 from mltrack.errors import DatasetError
 
@@ -38,6 +39,19 @@ def count_labels(records: Iterable[Record], label_mapping: Mapping[str, int]) ->
     """Records per class, in index order; a class without records counts 0."""
     seen = Counter(_each_label(records))
     return {label: seen.get(label, 0) for label in label_mapping}
+
+
+def one_spelling(records: Iterable[Record], known: Iterable[str] = ()) -> Iterator[Record]:
+    """The same records; a label that means the value of a known class, or of a label before it (true and True), is spelled like that one."""
+    spelled: dict[str, str] = {}
+    by_value: dict[str, str] = {}
+    for label in known:
+        spelled[label] = by_value[label_value(label)] = label
+    for record in records:
+        label = str(record.label)
+        if label not in spelled:
+            spelled[label] = by_value.setdefault(label_value(label), label)
+        yield record if spelled[label] == label else replace(record, label=spelled[label])
 
 
 def few_labels(records: Iterable[Record], most: int, source: str, column: str = "label") -> Iterator[Record]:

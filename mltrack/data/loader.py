@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from mltrack.data.bad_records import BadRecords
 from mltrack.data.dataset import CodeDataset
-from mltrack.data.labels import MAX_CLASSES, check_classes, count_labels, few_labels, in_index_order, make_label_mapping
+from mltrack.data.labels import MAX_CLASSES, check_classes, count_labels, few_labels, in_index_order, make_label_mapping, one_spelling
 from mltrack.data.readers import find_parts, find_sources, iterate_records, state_of
 from mltrack.data.readers.reading import Pairs, as_pairs
 from mltrack.data.record_cache import gather, kept_table, table_name
@@ -29,6 +29,8 @@ from mltrack.data.stdlib_source import STDLIB, stdlib_records
 from mltrack.data.table import digest_of, keys_of, labels_of, select
 from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
 
+_LABELS = 2
+"""Version of how labels are read: part of the name of a table that is kept."""
 _LOG = logging.getLogger("mltrack.data")
 _PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 
@@ -52,6 +54,8 @@ class DatasetLoader:
         progress: called with (done, total) while the built-in source is scanned.
         label_mapping: the classes of another file, usually the training file; a record of none of them is a bad record.
         truncation: what is kept of a text that is too long; see `CodeDataset`.
+        spelled_like: classes of an earlier training; a label that means the value of one of them (1 and 1.0) is spelled like it.
+        class_names: a class that a Parquet file names in its schema has that name; False: its number, as in mltrack 0.1.
 
     Raises:
         ConfigurationError: an option outside of what is accepted, at construction.
@@ -75,6 +79,8 @@ class DatasetLoader:
         label_mapping: Mapping[str, int] | None = None,
         truncation: str = "head",
         group: str | None = None,
+        spelled_like: Iterable[str] = (),
+        class_names: bool = True,
     ):
         self.task = as_task(task)
         if on_bad_record not in ("stop", "skip"):
@@ -101,8 +107,10 @@ class DatasetLoader:
         """Records that were read, bad ones included; 0 before they are."""
         self._on_bad_record = on_bad_record
         self._num_labels = num_labels
+        self.class_names = class_names
         self._progress = progress
         self._given_mapping = in_index_order(label_mapping) if label_mapping is not None else None
+        self._known = list(spelled_like if self._given_mapping is None else self._given_mapping)
 
     @property
     def num_skipped(self) -> int:
@@ -195,12 +203,22 @@ class DatasetLoader:
         sources = find_sources(path)
         state = state_of(sources)
         most = max(MAX_CLASSES, self._num_labels or 0) if self.task.is_classification and self._given_mapping is None else None
-        what = repr((os.path.abspath(self.data_path), self.data_path, self.task.value, self.columns, self.labels, most))
+        what = repr((os.path.abspath(self.data_path), self.data_path, self.task.value, self.columns, self.labels, most, self._known, self.class_names, _LABELS))
         name = None if state is None else table_name(what, state)
         kept = None if name is None else kept_table(name)
         if kept is not None:
             return kept
-        records = iterate_records(path, self.task, columns=self.columns, labels=self.labels, on_bad_record=self._on_bad_record, on_skip=self.bad_records.add)
+        records = iterate_records(
+            path,
+            self.task,
+            columns=self.columns,
+            labels=self.labels,
+            on_bad_record=self._on_bad_record,
+            on_skip=self.bad_records.add,
+            class_names=self.class_names,
+        )
+        if self.task.is_classification:
+            records = one_spelling(records, self._known)
         if most is not None:
             records = few_labels(records, most, self.data_path, self._column("label"))
         return gather(records, name, whole=lambda: not self.num_skipped and state_of(sources) == state)

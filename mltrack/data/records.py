@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from mltrack.config import TaskType
@@ -29,6 +31,9 @@ MAX_TEXT_BYTES = 8 << 20
 
 MAX_LABEL_CHARACTERS = 200
 """Longer ones are no class names."""
+
+_WHOLE = re.compile(r"\A(-?[0-9]{1,18})\.0+\Z")
+"""A whole number as pandas writes one of a column in which another is missing."""
 
 _SHOWN = 40
 _PLAIN = (str, int, float, bool, type(None))
@@ -137,6 +142,15 @@ def listed(raw: Mapping[Any, Any]) -> str:
     return " ".join((", ".join(names) + (", ..." if len(raw) > 10 else "") or "(none)").split())
 
 
+def label_value(label: str) -> str:
+    """Equal of two labels that mean one value: true and TRUE, 1 and 1.0."""
+    return label.lower() if label.lower() in ("true", "false") else _as_whole(label)
+
+
+def _as_whole(label: str) -> str:
+    return _WHOLE.sub(lambda found: str(int(found[1])), label)
+
+
 def label_outside(record: Record, accepted: Iterable[str], column: str = "label") -> DatasetError:
     """The error for a record whose label is none of the accepted ones."""
     return _label_refused(str(record.label), accepted, record.file, record.number, column)
@@ -177,18 +191,19 @@ def _checked_text(value: object, name: str, file: str, number: int) -> str:
 
 
 def _checked_label(value: object, name: str, kind: TaskType, file: str, number: int, labels: Mapping[str, str] | None) -> str:
-    if isinstance(value, float) and value.is_integer():  # a column of whole numbers in which one is missing is read as one of floats
+    if isinstance(value, (float, Decimal)) and value == value // 1:  # a column of whole numbers in which one is missing is read as one of floats
         value = int(value)
     if not isinstance(value, (str, int)):
         raise DatasetError(f"seen {_shown(value)}; accepted: text, a whole number, true or false", path=file, record=number, field=name)
-    label = _checked_text(str(value), name, file, number).strip()
+    written = _checked_text(str(value), name, file, number).strip()
+    label = _as_whole(written)
     if not label.isprintable():
         raise DatasetError(f"seen {_shown(label)}; accepted: a class name on one line, without control characters", path=file, record=number, field=name)
     if len(label) > MAX_LABEL_CHARACTERS:
         problem = f"seen {len(label):,} characters, {_shown(label)}; accepted: a class of at most {MAX_LABEL_CHARACTERS} characters"
         raise DatasetError(problem, path=file, record=number, field=name)
     if labels:
-        label = _meant(label, isinstance(value, bool), labels, kind, name, file, number)
+        label = _meant(written if written in labels else label, isinstance(value, bool), labels, kind, name, file, number)
     if kind is TaskType.SECURITY_CLASSIFICATION and label not in SECURITY_LEVELS:
         raise _label_refused(label, SECURITY_LEVELS, file, number, name)
     return label

@@ -33,6 +33,15 @@ _OF_A_SPLIT = ("validation_split", "seed", "group")
 
 
 @dataclass(frozen=True)
+class EarlierLabels:
+    """How a run that is resumed has read its labels."""
+
+    classes: Sequence[str]
+    class_names: bool
+    """Whether a Parquet file's schema named them."""
+
+
+@dataclass(frozen=True)
 class RequestedRecords:
     """Both sides, and how they were read."""
 
@@ -67,13 +76,20 @@ class RequestedRecords:
         return [path for path in kept if path is not None]
 
 
-def requested_records(request: TrainModelRequest, *, tokenizer: Any = None, progress: Callable[[int, int], None] | None = None) -> RequestedRecords:
+def requested_records(
+    request: TrainModelRequest,
+    *,
+    tokenizer: Any = None,
+    progress: Callable[[int, int], None] | None = None,
+    earlier: EarlierLabels | None = None,
+) -> RequestedRecords:
     """Read and, where there is no `validation_path`, split.
 
     Args:
         request: `max_length` and `truncation` go to the loader, for the data sets that it makes.
         tokenizer: for those data sets; the records do not need it.
         progress: called with (done, total) while the built-in source is scanned.
+        earlier: the labels of the run that is resumed.
 
     Raises:
         DatasetError: whatever is wrong with the data.
@@ -81,6 +97,8 @@ def requested_records(request: TrainModelRequest, *, tokenizer: Any = None, prog
     request, parts = with_parts(request)
     options: dict[str, Any] = {name: getattr(request, name) for name in ("task", "columns", "labels", "on_bad_record", "seed", "group", "truncation")}
     options |= {"progress": progress} | ({} if request.max_length is None else {"max_length": request.max_length})
+    if earlier is not None:
+        options |= {"spelled_like": earlier.classes, "class_names": earlier.class_names}
     loader = DatasetLoader(request.dataset_path, tokenizer, num_labels=request.num_labels, **options)
     if request.validation_path is None:
         train, evaluation = loader.split_records(request.validation_split)

@@ -6,11 +6,12 @@ Invariant: no error of the library reaches the user as more than one line; the r
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mltrack.data.readers.arrow_rows import batch_rows, rows_at_once
+from mltrack.data.readers.class_names import named
 from mltrack.data.readers.raw import Raw, one_line
 from mltrack.errors import DatasetError, did_you_mean
 
@@ -96,20 +97,10 @@ def _rows(name: str, dataset: Any) -> Iterator[Raw]:
         for table in held.iter(batch_size=rows_at_once(dataset.data.num_rows, dataset.data.nbytes)):
             for batch in table.to_batches():
                 raws = batch_rows(name, batch, number)
-                yield from (_named(raw, classes) for raw in raws) if classes else raws
+                yield from (named(raw, classes) for raw in raws) if classes else raws
                 number += batch.num_rows
     except Exception as error:
         raise DatasetError(f"not a readable data set ({one_line(error)}); accepted: a data set that is whole", path=name) from None
-
-
-def _named(raw: Raw, classes: Mapping[str, list[str]]) -> Raw:
-    """With the names of its classes."""
-    row = raw.value
-    if isinstance(row, dict):
-        for column, names in classes.items():
-            if isinstance(row[column], int):
-                row[column] = names[row[column]] if 0 <= row[column] < len(names) else None
-    return raw
 
 
 def _library(name: str) -> Any:

@@ -9,12 +9,25 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from mltrack.data.readers.arrow_rows import batch_rows, rows_at_once
+from mltrack.data.readers.class_names import Names, named, names_of
 from mltrack.data.readers.raw import Raw, check_once, one_line
 from mltrack.errors import DatasetError
 
 
-def parquet_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
-    """A record a row."""
+def parquet_names(stream: BinaryIO) -> tuple[Names, list[str]]:
+    """(class names, columns); both empty of a file that is not readable, whose rows say so."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        schema = pq.read_schema(stream)
+    except (pa.ArrowException, OSError):
+        return {}, []
+    return names_of(schema.metadata), list(schema.names)
+
+
+def parquet_rows(name: str, stream: BinaryIO, names: Names | None = None) -> Iterator[Raw]:
+    """A record a row; a class by its name, where the file says it, else by `names`, or nowhere where these are None."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -22,9 +35,11 @@ def parquet_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
     try:
         file = pq.ParquetFile(stream)
         check_once(name, file.schema_arrow.names)
+        classes = {} if names is None else {**names, **names_of(file.schema_arrow.metadata)}
         for group in range(file.num_row_groups):  # one by one: a reader over all of them keeps what it has decoded
             for batch in file.iter_batches(batch_size=_rows_at_once(file, group), row_groups=[group], use_threads=False):
-                yield from batch_rows(name, batch, number)
+                raws = batch_rows(name, batch, number)
+                yield from (named(raw, classes) for raw in raws) if classes else raws
                 number += batch.num_rows
     except (pa.ArrowException, OSError) as error:  # pyarrow's own errors of broken pages are OSErrors without a number
         if isinstance(error, OSError) and error.errno:

@@ -10,8 +10,9 @@ from contextlib import closing
 from pathlib import Path
 
 from mltrack.config.pairs import parse_pairs
+from mltrack.data.readers.class_names import Names, shared_names
 from mltrack.data.readers.raw import SKIPPABLE, Raw
-from mltrack.data.readers.sources import find_sources
+from mltrack.data.readers.sources import Source, find_sources
 from mltrack.data.records import Record, as_task, check_record
 from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
 
@@ -42,6 +43,7 @@ def iterate_records(
     labels: Pairs = None,
     on_bad_record: str = "stop",
     on_skip: OnSkip | None = None,
+    class_names: bool = True,
 ) -> Iterator[Record]:
     """The records of a data path, in its order, each when it is asked for.
 
@@ -52,6 +54,7 @@ def iterate_records(
         labels: the classes that the data's labels mean, {"0": "safe"} or "0=safe"; see `check_record`.
         on_bad_record: "stop" raises at the first bad record, "skip" leaves it out.
         on_skip: called for each record that is left out.
+        class_names: a class that a Parquet file names in its schema has that name, unless `labels` means its number; False: its number.
 
     Raises:
         DatasetError: a file cannot be read or parsed, holds no records, or holds a bad one.
@@ -63,8 +66,10 @@ def iterate_records(
     names, classes = as_pairs("columns", columns), as_pairs("labels", labels)
     num_good, num_bad = 0, 0
     first_bad: DatasetError | None = None
-    for source in find_sources(path):
-        with closing(source.raw_records()) as raws:  # at once: a file is open, and the csv module's limit is another
+    sources = find_sources(path)
+    shared = _shared_names(sources, names.get("label", "label"), classes) if class_names and kind.is_classification else None
+    for source in sources:
+        with closing(source.raw_records(shared)) as raws:  # at once: a file is open, and the csv module's limit is another
             for raw in raws:
                 try:
                     if isinstance(raw.value, DatasetError):
@@ -84,6 +89,15 @@ def iterate_records(
         raise DatasetError(f"none of the {num_bad} records is good; the first: {first_bad}", path=path)
     if not num_good:
         raise DatasetError("holds no records; accepted: at least one", path=path)
+
+
+def _shared_names(sources: list[Source], column: str, labels: Mapping[str, str]) -> Names | None:
+    """The class names for the Parquet files without any; None where none is wanted."""
+    found = {source.name: source.class_names() for source in sources if source.format == ".parquet"}
+    of_label = {name for names, _ in found.values() for name in names.get(column, ())}
+    if labels and of_label and of_label.isdisjoint((*labels, *labels.values())):
+        return None
+    return shared_names(found)
 
 
 def as_pairs(name: str, value: Pairs) -> dict[str, str]:

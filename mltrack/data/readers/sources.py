@@ -19,14 +19,16 @@ import zlib
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from mltrack.data.readers.class_names import Names
 from mltrack.data.readers.csv_files import csv_rows
 from mltrack.data.readers.hugging_face import HUB, hub_parts, hub_rows, is_saved, saved_rows
 from mltrack.data.readers.json_files import holds_lines, json_array, json_lines
-from mltrack.data.readers.parquet_files import parquet_rows
+from mltrack.data.readers.parquet_files import parquet_names, parquet_rows
 from mltrack.data.readers.parts import ALL, PARTS, Parts, parts_of
 from mltrack.data.readers.raw import Raw, one_line
 from mltrack.data.stdlib_source import STDLIB
@@ -46,7 +48,7 @@ ACCEPTED = (
 SETTLED_S = 1.0
 """A file that was changed more recently could change once more and look the same: clocks of file systems have a grain."""
 
-_READERS: dict[str, Callable[[str, BinaryIO], Iterator[Raw]]] = {".json": json_array, ".jsonl": json_lines, ".csv": csv_rows, ".parquet": parquet_rows}
+_READERS: dict[str, Callable[[str, BinaryIO], Iterator[Raw]]] = {".json": json_array, ".jsonl": json_lines, ".csv": csv_rows}
 _HEAD_BYTES = 1 << 16
 
 
@@ -65,8 +67,8 @@ class Source:
     split: str | None = None
     """Of a saved DatasetDict."""
 
-    def raw_records(self) -> Generator[Raw, None, None]:
-        """What stands in it, in its order.
+    def raw_records(self, names: Names | None = None) -> Generator[Raw, None, None]:
+        """What stands in it, in its order; `names` are the class names for a Parquet file without any, None: classes stay numbers.
 
         Raises:
             DatasetError: it cannot be read.
@@ -76,11 +78,21 @@ class Source:
         elif self.format == "saved":
             yield from saved_rows(self.name, self.path, self.split)
         else:
-            yield from self._file_records(self.path)
+            yield from self._file_records(self.path, names)
 
-    def _file_records(self, path: Path) -> Iterator[Raw]:
+    def class_names(self) -> tuple[Names, list[str]]:
+        """(class names, columns) that a Parquet file's schema says; of anything else nothing."""
+        if self.format != ".parquet" or self.path is None:
+            return {}, []
         try:
-            reader = _READERS[self.format]
+            with self._opened(self.path) as stream:
+                return parquet_names(stream)
+        except (OSError, EOFError, zlib.error):
+            return {}, []
+
+    def _file_records(self, path: Path, names: Names | None) -> Iterator[Raw]:
+        try:
+            reader = partial(parquet_rows, names=names) if self.format == ".parquet" else _READERS[self.format]
             if self.format == ".json":
                 with self._opened(path) as stream:
                     reader = json_lines if holds_lines(stream.read(_HEAD_BYTES)) else json_array

@@ -1,0 +1,59 @@
+"""Class names that stand in a file's schema, as the library `datasets` writes those of a ClassLabel column into Parquet.
+
+Invariant: a class has one name in all files of a data path: a Parquet file without names has those of the files beside it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mltrack.data.readers.raw import Raw
+from mltrack.errors import DatasetError
+
+Names = dict[str, list[str]]
+"""Class names by column, in the order of their numbers."""
+
+
+def names_of(metadata: Mapping[bytes, bytes] | None) -> Names:
+    """The class names in the metadata of an Arrow schema; empty where there are none, or none that can be read."""
+    try:
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        described = {str(column): feature["names"] for column, feature in features.items() if feature.get("_type") == "ClassLabel"}
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}
+    return {column: names for column, names in described.items() if isinstance(names, list) and all(isinstance(name, str) for name in names)}
+
+
+def shared_names(found: Mapping[str, tuple[Names, list[str]]]) -> Names:
+    """The names for the files that have none.
+
+    Args:
+        found: by file its names and its columns.
+
+    Raises:
+        DatasetError: files name the classes differently, and one does not name them.
+    """
+    shared: Names = {}
+    for column in dict.fromkeys(column for names, _ in found.values() for column in names):
+        named = {file: names[column] for file, (names, _) in found.items() if column in names}
+        without = [file for file, (names, columns) in found.items() if column in columns and column not in names]
+        first = next(iter(named.values()))
+        if without and any(names != first for names in named.values()):
+            raise DatasetError(f"has no class names, and those of {', '.join(list(named)[:2])} differ; add the names", path=without[0], field=column)
+        shared[column] = first
+    return shared
+
+
+def named(raw: Raw, names: Names) -> Raw:
+    """A row with the names of its classes; a number that is none of theirs is null."""
+    row: Any = raw.value
+    if isinstance(row, dict):
+        for column, of_column in names.items():
+            value = row.get(column)
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)
+            if isinstance(value, int) and not isinstance(value, bool):
+                row[column] = of_column[value] if 0 <= value < len(of_column) else None
+    return raw

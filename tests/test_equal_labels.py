@@ -1,0 +1,130 @@
+"""Equal label values mean equal classes, whatever format they are kept in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pandas as pd
+import pytest
+
+from mltrack import DatasetLoader
+from mltrack.config import TrainModelRequest
+from mltrack.data.requested import EarlierLabels, requested_records
+from mltrack.errors import DatasetError
+from mltrack.journal import RunDirectory
+from mltrack.provenance import earlier_labels
+
+CODE = ["a = 1", "eval(b)", "c = len(d)", "exec(e)"]
+NAMED = datasets.Features({"code": datasets.Value("string"), "label": datasets.ClassLabel(names=["safe", "unsafe"])})
+
+
+def kept(folder: Path, labels: list[Any]) -> dict[str, Path]:
+    """The same table in each format, as pandas and datasets write it."""
+    table = pd.DataFrame({"code": CODE, "label": labels})
+    paths = {suffix: folder / f"data.{suffix}" for suffix in ("csv", "json", "jsonl", "parquet")}
+    table.to_csv(paths["csv"], index=False)
+    table.to_json(paths["json"], orient="records")
+    table.to_json(paths["jsonl"], orient="records", lines=True)
+    table.to_parquet(paths["parquet"])
+    paths["saved"] = folder / "saved"
+    datasets.Dataset.from_pandas(table).save_to_disk(str(paths["saved"]))
+    return paths
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        ([1, 0, 1, 0], ["0", "1"]),
+        (["1", "0", "1", "0"], ["0", "1"]),
+        ([1.0, 0.0, 1.0, 0.0], ["0", "1"]),
+        ([1.0, 0.0, 1.0, None], ["0", "1"]),
+        ([True, False, True, False], ["False", "True"]),
+        ([" y", "x ", "y", "x"], ["x", "y"]),
+    ],
+    ids=str,
+)
+def test_a_table_has_the_same_classes_in_every_format(tmp_path: Path, labels: list[Any], classes: list[str]) -> None:
+    for name, path in kept(tmp_path, labels).items():
+        loader = DatasetLoader(path, on_bad_record="skip")
+        assert list(loader.label_mapping) == classes, name
+        assert [record.label for record in loader.records] == [classes[1], classes[0], classes[1], classes[0]][: len(loader.records)]
+
+
+@pytest.mark.parametrize(
+    ("training", "evaluation"), [('["True", "False"]', "[true, false]"), ("[true, false]", '["true", "FALSE"]'), ("[1, 0]", '["1.0", 0.0]')]
+)
+def test_two_spellings_of_a_value_are_one_class(tmp_path: Path, training: str, evaluation: str) -> None:
+    def write(name: str, labels: str) -> Path:
+        rows = [{"code": f"{name}({n})", "label": label} for n, label in enumerate(json.loads(labels))]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return tmp_path / name
+
+    first = DatasetLoader(write("first.jsonl", training))
+    other = DatasetLoader(write("second.jsonl", evaluation), label_mapping=first.label_mapping)
+    assert [record.label for record in other.records] == [record.label for record in first.records]
+    both = DatasetLoader(tmp_path / "*.jsonl")
+    assert len(both.label_mapping) == 2
+
+
+def shard(path: Path, labels: list[int], features: Any = NAMED) -> Path:
+    made = {"code": [f"{path.stem}({n})" for n in range(len(labels))], "label": labels}
+    datasets.Dataset.from_dict(made, features=features).to_parquet(str(path))
+    return path
+
+
+def test_class_names_of_a_parquet_file_are_used_as_those_of_save_to_disk(tmp_path: Path) -> None:
+    made = datasets.Dataset.from_dict({"code": CODE, "label": [0, 1, 0, 1]}, features=NAMED)
+    made.to_parquet(str(tmp_path / "data.parquet"))
+    made.save_to_disk(str(tmp_path / "saved"))
+    for path in ("data.parquet", "saved"):
+        loader = DatasetLoader(tmp_path / path)
+        assert [record.label for record in loader.records] == ["safe", "unsafe", "safe", "unsafe"], path
+    levels = DatasetLoader(tmp_path / "data.parquet", labels="0=low,1=high")
+    assert sorted(levels.label_mapping) == ["high", "low"], "who says what the numbers mean is asked"
+    renamed = DatasetLoader(tmp_path / "data.parquet", labels="safe=ok,unsafe=bad")
+    assert sorted(renamed.label_mapping) == ["bad", "ok"]
+    numbers = DatasetLoader(tmp_path / "data.parquet", class_names=False)
+    assert list(numbers.label_mapping) == ["0", "1"]
+
+
+def test_a_shard_without_class_names_has_those_of_the_others(tmp_path: Path) -> None:
+    plain = datasets.Features({"code": datasets.Value("string"), "label": datasets.Value("int64")})
+    shard(tmp_path / "a.parquet", [1, 0])
+    pd.DataFrame({"code": ["f()", "g()"], "label": [0, 1]}).to_parquet(tmp_path / "b.parquet")
+    shard(tmp_path / "c.parquet", [0, 1], plain)
+    assert [record.label for record in DatasetLoader(tmp_path).records] == ["unsafe", "safe", "safe", "unsafe", "safe", "unsafe"]
+    other = datasets.Features({"code": datasets.Value("string"), "label": datasets.ClassLabel(names=["unsafe", "safe"])})
+    shard(tmp_path / "d.parquet", [0, 1], other)
+    with pytest.raises(DatasetError, match=r"b\.parquet, field 'label': has no class names, and those of .*a\.parquet, .*d\.parquet differ"):
+        _ = DatasetLoader(tmp_path).records
+    for name in ("b", "c"):
+        (tmp_path / f"{name}.parquet").unlink()
+    assert [record.label for record in DatasetLoader(tmp_path).records] == ["unsafe", "safe", "unsafe", "safe"], "each by its own names"
+
+
+def test_a_number_that_no_class_has_is_a_bad_record(tmp_path: Path) -> None:
+    shard(tmp_path / "data.parquet", [0, 1, -1])
+    with pytest.raises(DatasetError, match="record 3, field 'label': seen null"):
+        _ = DatasetLoader(tmp_path / "data.parquet").records
+
+
+def test_a_run_of_0_1_goes_on_with_the_classes_that_it_has(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    checkpoint = run.checkpoints / "step-00000001"
+    checkpoint.mkdir(parents=True)
+    (run.path / "config.json").write_text("{}")
+    (checkpoint / "config.json").write_text(json.dumps({"label2id": {"0": 0, "1": 1}}))
+    found = earlier_labels(run)
+    assert found == EarlierLabels(["0", "1"], class_names=False)
+    path = shard(tmp_path / "data.parquet", [0, 1] * 10)
+    request = TrainModelRequest(task="text_classification", dataset_path=str(path))
+    assert list(requested_records(request, earlier=found).loader.label_mapping) == ["0", "1"]
+    pd.DataFrame({"code": [f"f{n}({n})" for n in range(20)], "label": [1.0, 0.0] * 10}).to_csv(tmp_path / "data.csv", index=False)
+    request = TrainModelRequest(task="text_classification", dataset_path=str(tmp_path / "data.csv"))
+    assert list(requested_records(request, earlier=EarlierLabels(["0.0", "1.0"], class_names=False)).loader.label_mapping) == ["0.0", "1.0"]
+    (run.path / "config.json").write_text('{"class_names": true}')
+    assert earlier_labels(run).class_names
+    assert earlier_labels(None) is None
