@@ -110,6 +110,75 @@ def test_python_that_does_not_parse(code: str, parses: bool) -> None:
     assert (check_data(records([code], "a")).train.unparsable == 0) is parses
 
 
+PYTHON_2 = "def f(x):\n    try:\n        print 'x', x\n    except ValueError, e:\n        raise TypeError, 'no'\n"
+LANGUAGES = {
+    "Ruby": "def greet(name)\n  puts \"Hello #{name}\"\n  if name == 'x'\n    return 1\n  end\nend\n",
+    "Ruby with keywords": "class Point < Struct.new(:x)\n  def initialize(name:, age: 0)\n    @name = name\n  end\nend\n",
+    "SQL": "SELECT name, count(*) FROM users WHERE age > 3 GROUP BY name\n",
+    "SQL, a procedure": "CREATE FUNCTION f() RETURNS int AS $$\nBEGIN\n  IF x > 1 THEN\n    RETURN 1;\n  END IF;\nEND\n",
+    "Lua": "local function f(x)\n  if x > 1 then\n    print(x)\n  else\n    return nil\n  end\nend\n",
+    "Haskell": "module Main where\nimport Data.List\n\nfact :: Int -> Int\nfact 0 = 1\nfact n = n * fact (n - 1)\n",
+    "Haskell, a function alone": "quicksort (p:xs) = quicksort lesser ++ [p]\n  where\n    lesser = filter (< p) xs\n",
+    "shell": "for f in *.txt; do\n  echo $f\ndone\nif [ -z $x ]; then\n  exit 1\nfi\n",
+    "shell, commands": "cd build && cmake ..\nmake -j4 | tee log.txt\n",
+    "PHP": "<?php\nfunction f($x) {\n  return $x + 1;\n}\n",
+    "PHP's other blocks": "<?php\nif ($x > 1):\n    echo $x;\nelse:\n    echo 2;\nendif;\n",
+    "Perl": 'my $x = shift;\nforeach my $y (@list) {\n  print "$y\\n";\n}\n',
+    "Rust": 'fn main() {\n    let x = 5;\n    match x { 1 => println!("one"), _ => () }\n}\n',
+    "Kotlin": "fun add(a: Int, b: Int): Int = a + b\n\nval x = add(1, 2)\n",
+    "Scala": "def add(a: Int, b: Int): Int =\n  a + b\n\nval x = add(1, 2)\n",
+    "Go": "func add(a int, b int) int {\n\treturn a + b\n}\n",
+    "JavaScript": "const f = (x) => x + 1\nexport default f\n",
+    "Elixir": "defmodule M do\n  def f(x) do\n    x + 1\n  end\nend\n",
+    "R": "f <- function(x) {\n  x + 1\n}\n",
+    "Julia": "function f(x)\n  for i in 1:3\n    println(i)\n  end\nend\n",
+    "Nim": "proc f(x: int): int =\n  if x > 1:\n    return 2\n  else:\n    return 1\n",
+    "YAML": "services:\n  web:\n    image: nginx\n    ports:\n      - 80:80\n",
+    "prose": "This function returns the sum of two numbers.\nIt is used for example:\n  in the tests, if you want to\n",
+    "prose with blocks": "if you want to try this:\n   read the manual first\nfor people in great need:\n   call somebody\n",
+}
+
+
+@pytest.mark.parametrize("language", LANGUAGES)
+def test_other_languages_are_not_judged_by_the_parser_of_python(language: str) -> None:
+    assert check_data(records([LANGUAGES[language]], "a")).train.unparsable == 0
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        PYTHON_2,
+        "print 'x'\nfor a in b:\n    pass\n",
+        "def f(x)\n    return x\n",
+        "def f(x):\n    return x +\n",
+        "if x = 1:\n    pass\n",
+        "class A(B):\n    def f(self) return 1\n",
+        "from os import path\nx = = 1\n",
+        "while not done:\n    x = {\n        'a': 1\n",
+        "try:\n    f()\nexcept E as e\n    pass\n",
+    ],
+)
+def test_broken_python_is_told_by_its_blocks(code: str) -> None:
+    assert check_data(records([code], "a")).train.unparsable == 1
+
+
+@pytest.mark.parametrize(
+    ("extra", "code", "unparsable"),
+    [
+        ({"language": "Ruby"}, "def f(:\n    pass", 0),
+        ({"lang": "python3"}, "puts 'x' if y", 1),
+        ({"Language": "Python 2"}, PYTHON_2, 1),
+        ({"path": "lib/a.rb"}, "def f(:\n    pass", 0),
+        ({"file_name": "a.py"}, "SELECT a FROM b", 1),
+        ({"path": "lib/Makefile"}, "def f(:\n    pass", 1),
+        ({"language": None, "path": "a.py"}, "SELECT a FROM b", 1),
+    ],
+    ids=str,
+)
+def test_a_records_own_columns_say_its_language(extra: dict[str, object], code: str, unparsable: int) -> None:
+    assert check_data([Record(code, "a", None, "a.jsonl", 1, extra)]).train.unparsable == unparsable
+
+
 def test_unknown_threshold_and_no_records() -> None:
     with pytest.raises(ConfigurationError, match=r"threshold: seen the name 'near'; accepted: exact_overlap, near_overlap,"):
         check_data(clean(0, 2, "a"), thresholds={"near": 1})

@@ -161,6 +161,31 @@ def test_other_evaluation_data_print_the_command_that_decides_and_it_does(traine
     assert [(change["before"], change["version"], change["by"]) for change in champions] == [(None, 1, "gate"), (1, 2, "evaluate"), (2, 1, "rollback")]
 
 
+def test_records_under_other_names_are_evaluated_as_train_reads_them(trained: Trained) -> None:
+    rows = [json.loads(line) for line in (trained.folder / "other.jsonl").read_text().splitlines()]
+    names = {"safe": 0, "unsafe": 1}
+    renamed = [json.dumps({"func": row["code"], "target": names[row["label"]]}) for row in rows]
+    (trained.folder / "renamed.jsonl").write_text("\n".join([*renamed[:3], '{"func": "x"}', '{"func": "y", "target": 7}', *renamed[3:]]) + "\n")
+    plain = ("--dataset-path", "other.jsonl", "--output", "json")
+    reading = ("--columns", "code=func,label=target", "--labels", "0=safe,1=unsafe", "--on-bad-record", "skip")
+    model = ("evaluate", "--model-uri", f"models:/{NAME}/2")
+    code, out, errors = trained._called(*model, "--dataset-path", "renamed.jsonl", *reading, "--output", "json")
+    assert code == 0, errors
+    assert json.loads(out) == json.loads(trained.run(*model, *plain))
+    assert "renamed.jsonl, record 4, field 'target'" in errors
+    assert "left out of the evaluation records: 2, written with their reasons to bad_records-evaluation.jsonl" in errors
+    assert len((trained.folder / "bad_records-evaluation.jsonl").read_text().splitlines()) == 2
+    assert "field 'target'" in trained.refused(*model, "--dataset-path", "renamed.jsonl", *reading[:4])
+    by_version = [trained.run("evaluate", "--model-uri", f"models:/{NAME}/{version}", *plain) for version in (1, 2)]
+    losses = [json.loads(out)["loss"] for out in by_version]
+    promote = ("models", "promote", NAME, "--version", "2", "--promote-margin", "1000000")
+    duel = json.loads(trained.run(*promote, "--dataset-path", "renamed.jsonl", *reading, "--output", "json"))
+    assert [duel["champion_value"], duel["challenger_value"]] == pytest.approx(losses, rel=1e-6)
+    for option, word in zip(reading[::2], reading[1::2], strict=True):
+        line = trained.refused("models", "promote", NAME, "--version", "2", option, word)
+        assert f"{option[2:].replace('-', '_')}: seen '{word}' without --dataset-path" in line
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

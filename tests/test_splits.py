@@ -71,7 +71,9 @@ def test_a_class_among_near_duplicates_of_others_keeps_a_record_in_train(test_si
     """Of `rare` and `odd` each record is grouped with more records of another class, which the group counts for."""
     groups = [("safe", "safe", "rare"), ("unsafe", "unsafe", "rare"), ("safe", "safe", "safe", "odd"), *[("safe",)] * 20, *[("unsafe",)] * 9]
     records = [
-        Record(f"code {group} {n}", label, None, "a.jsonl", 100 * group + n, {"commit": group}) for group, unit in enumerate(groups) for n, label in enumerate(unit)
+        Record(f"code {group} {n}", label, None, "a.jsonl", 100 * group + n, {"commit": group})
+        for group, unit in enumerate(groups)
+        for n, label in enumerate(unit)
     ]
     for seed in range(60):
         train, test = split_records(records, test_size, seed, stratify=True, group="commit", near=False)

@@ -31,6 +31,11 @@ def _option(name: str, help: str, default: str | None = None) -> str | None:
     return typer.Option(default, *spellings(name), help=help, show_default=default is not None)
 
 
+COLUMNS = _option("columns", "Which columns of the data hold what: code=func,label=target.")
+LABELS = _option("labels", "Which class each label of the data means: 0=safe,1=unsafe.")
+ON_BAD_RECORD = _option("on_bad_record", "stop at the first bad record, or skip: leave them out, count and write them.")
+
+
 def _train(words: dict[str, str]) -> None:
     """Train a model; every option may be given to `mlflow run` with -P."""
     from mltrack.cli.train import train
@@ -62,6 +67,9 @@ def _predict(
 def _evaluate(
     model_uri: str = typer.Option(..., *spellings("model_uri"), help="models:/name@alias, models:/name/version, or a model folder."),
     dataset_path: str = typer.Option(..., *spellings("dataset_path"), help="Records to evaluate on, or stdlib."),
+    columns: str | None = COLUMNS,
+    labels: str | None = LABELS,
+    on_bad_record: str | None = ON_BAD_RECORD,
     batch_size: str | None = _option("batch_size", "Examples per batch; the result does not depend on it.", "16"),
     output: str | None = _option("output", "text or json.", "text"),
     tracking_uri: str | None = URI,
@@ -69,7 +77,8 @@ def _evaluate(
     """Evaluate a model on a data set."""
     from mltrack.cli.predict import evaluate
 
-    evaluate(model_uri, dataset_path, batch_size or "16", output or "text", tracking_uri)
+    reading = {"columns": columns, "labels": labels, "on_bad_record": on_bad_record}
+    evaluate(model_uri, dataset_path, batch_size or "16", output or "text", tracking_uri, reading)
 
 
 @app.command("sync")
@@ -132,6 +141,9 @@ def _models_promote(
     version: str | None = _option("version", "Its version; beside --dataset-path not set: the challenger."),
     alias: str | None = _option("alias", "The alias that moves.", "champion"),
     dataset_path: str | None = _option("dataset_path", "Records, or stdlib: evaluate the version and the champion on them; the better one is champion."),
+    columns: str | None = COLUMNS,
+    labels: str | None = LABELS,
+    on_bad_record: str | None = ON_BAD_RECORD,
     promote_margin: str | None = _option("promote_margin", "By how much it must be better; not set: as its run was told."),
     batch_size: str | None = _option("batch_size", "Examples per batch; the result does not depend on it.", "16"),
     output: str | None = _option("output", "text or json.", "text"),
@@ -140,7 +152,8 @@ def _models_promote(
     """Move an alias to a version by hand, or let a data set decide."""
     from mltrack.cli.models import promote_model
 
-    promote_model(name, version, alias or "champion", dataset_path, promote_margin, batch_size or "16", output or "text", tracking_uri)
+    reading = {"columns": columns, "labels": labels, "on_bad_record": on_bad_record}
+    promote_model(name, version, alias or "champion", dataset_path, promote_margin, batch_size or "16", output or "text", tracking_uri, reading)
 
 
 @models.command("rollback")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from mltrack import registry, store
 from mltrack.addresses import redacted
-from mltrack.cli.options import as_bool
+from mltrack.cli.options import as_bool, reading_options
 from mltrack.config import OPTIONS, Option
 from mltrack.errors import ConfigurationError, printable
 from mltrack.registry import gate, history, loading
@@ -69,29 +70,40 @@ def _show_version(name: str, row: dict[str, Any]) -> None:
 
 
 def promote_model(
-    name: str, version: str | None, alias: str, dataset_path: str | None, margin: str | None, batch_size: str, output: str, tracking_uri: str | None
+    name: str,
+    version: str | None,
+    alias: str,
+    dataset_path: str | None,
+    margin: str | None,
+    batch_size: str,
+    output: str,
+    tracking_uri: str | None,
+    words: Mapping[str, str | None],
 ) -> None:
     """Move the alias and say from where; with a data set, only where the version is better than the champion on it."""
     OPTIONS["output"].check(output)
     size = _BATCH_SIZE.parse(batch_size)
     least = None if margin is None else _MARGIN.parse(margin)
+    reading = reading_options(words)
     if dataset_path is None:
         if version is None:
             raise ConfigurationError(f"promote: accepted: --version N, or --dataset-path FILE to evaluate {name}@challenger and {name}@champion on it")
         if least is not None:
             raise ConfigurationError("promote_margin: accepted: beside --dataset-path; by hand there is nothing to compare")
+        if given := [option for option, word in words.items() if word is not None]:
+            raise ConfigurationError(f"{given[0]}: seen '{words[given[0]]}' without --dataset-path; it says how the records of that are read")
         before = registry.promote(name, version, tracking_uri, alias=alias)
         _say(output, {"name": name, "alias": alias, "before": before, "version": version}, f"{name}@{alias}: version {before or 'none'} -> {version}")
         return
     if alias != "champion":
         raise ConfigurationError(f"alias: seen '{alias}' beside --dataset-path; accepted: champion")
-    from mltrack.cli.predict import quiet
+    from mltrack.cli.predict import quiet, to_stderr
     from mltrack.registry.duel import promote_on
 
     quiet()
-    duel = promote_on(
-        name, dataset_path, version, tracking_uri, margin=least, batch_size=size, notice=(lambda line: None) if output == "json" else lambda line: print(line)
-    )
+    beside = to_stderr if reading["on_bad_record"] == "skip" else lambda line: None
+    notice = beside if output == "json" else print
+    duel = promote_on(name, dataset_path, version, tracking_uri, margin=least, batch_size=size, notice=notice, reading=reading)
     moved = f"version {_shown(duel.champion)} -> {duel.challenger}" if duel.promoted else f"stays version {_shown(duel.champion)}"
     _say(output, {"name": name, **vars(duel)}, f"{name}@champion: {moved}: version {duel.challenger}: {duel.why}")
 

@@ -44,6 +44,19 @@ def train_options() -> dict[str, Option]:
     return dict(OPTIONS)
 
 
+READING = ("columns", "labels", "on_bad_record")
+"""The options of `mltrack train` that say how the records of any data path are read."""
+
+
+def reading_options(words: Mapping[str, str | None]) -> dict[str, Any]:
+    """Their values; the defaults of those that were not typed.
+
+    Raises:
+        ConfigurationError: a word that is not accepted.
+    """
+    return {name: OPTIONS[name].default if (word := words.get(name)) is None else OPTIONS[name].parse(word) for name in READING}
+
+
 def split_options() -> dict[str, Option]:
     """The options of `mltrack data split`: those of `train` that decide which records are on which side, and where they go."""
     folder = Option(name="output_dir", kind="path", help="Folder for train.jsonl and evaluation.jsonl; not set: the records are only counted.")

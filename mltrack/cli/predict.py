@@ -6,10 +6,11 @@ import codecs
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from mltrack.cli.options import reading_options
 from mltrack.config import OPTIONS, Option
 from mltrack.errors import ConfigurationError, DatasetError, printable
 
@@ -52,21 +53,27 @@ def predict(
             print(printable(answer, but="\n\t") if sys.stdout.isatty() else answer)
 
 
-def evaluate(model_uri: str, dataset_path: str, batch_size: str, output: str, tracking_uri: str | None) -> None:
-    """Print the metrics of a model on a data set."""
+def evaluate(model_uri: str, dataset_path: str, batch_size: str, output: str, tracking_uri: str | None, words: Mapping[str, str | None]) -> None:
+    """Print the metrics of a model on a data set; `words` say how it is read."""
     OPTIONS["output"].check(output)
+    reading = reading_options(words)
     size = _NUMBERS["batch_size"].parse(batch_size)
     quiet()
     from mltrack import registry
     from mltrack.evaluation.folder import evaluate_folder
 
     folder = registry.model_folder(model_uri, tracking_uri)
-    metrics = evaluate_folder(folder, dataset_path, task=registry.folder_task(folder), batch_size=size)
+    metrics = evaluate_folder(folder, dataset_path, task=registry.folder_task(folder), batch_size=size, reading=reading, notice=to_stderr)
     if output == "json":
         print(json.dumps(metrics))
         return
     for name, value in metrics.items():
         print(f"{printable(name)}  {value:.4f}")
+
+
+def to_stderr(line: str) -> None:
+    """A line beside the result."""
+    print(printable(line), file=sys.stderr)
 
 
 def quiet() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -58,6 +58,17 @@ class BadRecords:
         """One line for each of the first records that were left out of `source`, and one for the rest."""
         rest = self.count - len(self.lines)
         return [f"left out: {line}" for line in self.lines] + ([f"left out: {rest:,} further records of {source}"] if rest else [])
+
+    def report(self, source: str, side: str, notice: Callable[[str], None], folder: str | Path = ".") -> None:
+        """Write what was left out of `source` to bad_records-<side>.jsonl in the folder, and tell it.
+
+        Raises:
+            DatasetError: the file cannot be written.
+        """
+        for line in self.told(source):
+            notice(line)
+        if (path := self.keep(Path(folder) / f"bad_records-{side}.jsonl")) is not None:
+            notice(f"left out of the {side} records: {self.count:,}, written with their reasons to {path}")
 
     def keep(self, path: str | Path) -> Path | None:
         """Copy the lines to a file; None where there is no bad record.

@@ -254,7 +254,7 @@ def _finding(name: str, value: float, limit: float, report: DataReport) -> Findi
         "exact_duplicates": "exact duplicates within a set",
         "near_duplicates": "near-duplicates within a set",
         "label_conflicts": "records whose code has another label elsewhere",
-        "unparsable": "records that read as Python and do not parse",
+        "unparsable": "records of Python that do not parse",
     }
     if name == "imbalance":
         largest, smallest = next(iter(report.train.classes)), next(reversed(report.train.classes))

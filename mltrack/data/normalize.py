@@ -129,11 +129,13 @@ def looks_like_python(text: str) -> bool:
     """
     line = _ONLY_PYTHON.search(text)
     before = text[: line.end()] if line is not None else ""
-    if line is not None and "`" not in before and _ONLY_PYTHON.search(_outside(before)):  # mostly the first line: no need to read the others
+    if (
+        line is not None and "`" not in before and _ONLY_PYTHON.search(without_comments_and_strings(before))
+    ):  # mostly the first line: no need to read the others
         return True
     if not any(found.lastindex for found in _SIGNS.finditer(text)):
         return True
-    code = _outside(text)
+    code = without_comments_and_strings(text)
     if line is not None and _ONLY_PYTHON.search(code):
         return True
     signs = {index for found in _SIGNS.finditer(code) for index in (found.lastindex or 0,)}
@@ -142,10 +144,10 @@ def looks_like_python(text: str) -> bool:
 
 def _looks_like_shell(text: str) -> bool:
     """Whether a text that is not Python ends its blocks as the shell does, and so begins its comments with a hash."""
-    return _SHELL.search(text) is not None and _SHELL.search(_outside(text)) is not None
+    return _SHELL.search(text) is not None and _SHELL.search(without_comments_and_strings(text)) is not None
 
 
-def _outside(text: str) -> str:
+def without_comments_and_strings(text: str) -> str:
     """The text without what its comments and strings say, whichever language it is."""
     return _SAID.sub(r"\1\2\3\4", text)
 

@@ -1,4 +1,4 @@
-"""Which records read as Python, and which of those this interpreter cannot parse.
+"""Which records are Python, and which of those this interpreter cannot parse. Other languages are not judged.
 
 Invariant: the answer is a pure function of the records looked at and of the interpreter's version; of many it is kept in the cache folder.
 
@@ -17,12 +17,13 @@ from hashlib import sha256
 import numpy as np
 
 from mltrack.data.cache import cached_rows
+from mltrack.data.language import must_be_python, said_language
 from mltrack.data.normalize import looks_like_python
 from mltrack.data.records import Record
 from mltrack.data.stdlib_source import STDLIB
 from mltrack.data.table import files_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of the cache's name; whatever changes the answer raises it."""
 
 MOST_PARSED = 5000
@@ -33,7 +34,7 @@ _CACHED_FROM = 1000
 
 
 def parsed(records: Sequence[Record], keys: np.ndarray) -> tuple[int, list[tuple[int, str]]]:
-    """(records that read as Python, those of them that do not parse: index and reason).
+    """(records that are Python, those of them that do not parse: index and reason).
 
     Args:
         keys: the records' content keys, V16 [N].
@@ -47,24 +48,28 @@ def parsed(records: Sequence[Record], keys: np.ndarray) -> tuple[int, list[tuple
     if len(chosen) < _CACHED_FROM:
         rows = look()
     else:
-        state = sha256(keys[chosen].tobytes()).hexdigest()[:32]
+        said = repr([said_language(records[index]) for index in chosen.tolist()])
+        state = sha256(keys[chosen].tobytes() + said.encode()).hexdigest()[:32]
         rows = cached_rows(f"syntax-{state}-{'parsed' if parse else STDLIB}-python{platform.python_version()}-v{FORMAT_VERSION}", look)
     (python,), *unparsable = rows
     return int(python), [(int(chosen[position]), str(why)) for position, why in unparsable]
 
 
 def _looked_at(records: Sequence[Record], chosen: Sequence[int], *, parse: bool) -> list[list[int | str]]:
-    """[number that read as Python], then [position among the chosen, reason] for each that does not parse."""
+    """[number that are Python], then [position among the chosen, reason] for each that does not parse."""
     python = 0
     unparsable: list[list[int | str]] = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what Python thinks of a literal is not the question
         for position, index in enumerate(chosen):
             record = records[index]
-            if len(record.text) > _LONGEST or not looks_like_python(record.text):
+            said = said_language(record)
+            if len(record.text) > _LONGEST or said is False or not (said or looks_like_python(record.text)):
+                continue
+            why = _syntax_error(record.text) if parse else None
+            if why is not None and not (said or must_be_python(record.text)):
                 continue
             python += 1
-            why = _syntax_error(record.text) if parse else None
             if why is not None:
                 unparsable.append([position, why])
     return [[python], *unparsable]

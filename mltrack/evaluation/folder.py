@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from mltrack.data import DatasetLoader
 from mltrack.data.encoding import kept_of_long_texts
@@ -13,8 +15,20 @@ from mltrack.models import resolve_model
 from mltrack.training import Precision, evaluate
 
 
-def evaluate_folder(folder: str | Path, dataset_path: str, *, task: str, batch_size: int) -> dict[str, float]:
+def evaluate_folder(
+    folder: str | Path,
+    dataset_path: str,
+    *,
+    task: str,
+    batch_size: int,
+    reading: Mapping[str, Any] | None = None,
+    notice: Callable[[str], None] = lambda line: None,
+) -> dict[str, float]:
     """The metrics of a model that mltrack trained, by name.
+
+    Args:
+        reading: how `DatasetLoader` reads the records: columns, labels, on_bad_record.
+        notice: takes a line for the user on what was left out.
 
     Raises:
         DatasetError: a record that cannot be used, or whose label the model does not know.
@@ -25,10 +39,10 @@ def evaluate_folder(folder: str | Path, dataset_path: str, *, task: str, batch_s
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     max_length = int(config["mltrack"]["max_length"])
     mapping = dict(config["label2id"]) if task != "code_generation" else None
-    loader = DatasetLoader(
-        dataset_path, source.tokenizer, task=task, max_length=max_length, label_mapping=mapping, truncation=kept_of_long_texts(config["mltrack"])
-    )
-    dataset = loader.dataset(loader.records)
+    options: dict[str, Any] = {"max_length": max_length, "label_mapping": mapping, "truncation": kept_of_long_texts(config["mltrack"]), **(reading or {})}
+    loader = DatasetLoader(dataset_path, source.tokenizer, task=task, **options)
+    dataset = loader.load()
+    loader.bad_records.report(dataset_path, "evaluation", notice)
     device = choose_device("auto")
     allow_planned_attention(device, False)  # evaluated once, no shape of batch earns its plan
     model = source.build(label_mapping=mapping, max_length=max_length, seed=0, whole=True).to(device)

@@ -6,7 +6,7 @@ counted a character of the completions, and records that `max_length` cuts are l
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ def promote_on(
     margin: float | None = None,
     batch_size: int = 16,
     notice: Callable[[str], None] = lambda line: None,
+    reading: Mapping[str, Any] | None = None,
 ) -> Duel:
     """Evaluate a version and the champion on one data set; where it is better by the margin, it becomes champion. Both ways it is recorded.
 
@@ -56,6 +57,7 @@ def promote_on(
         margin: in units of the metric; None is the one that the version's run was given.
         batch_size: examples a batch; the figures do not depend on it.
         notice: takes one line at a time for the user.
+        reading: how `DatasetLoader` reads the records: columns, labels, on_bad_record.
 
     Raises:
         TrackingError: no such model or version, or it is champion already.
@@ -80,7 +82,7 @@ def promote_on(
     folders = {one: str(store.resolve(connected, f"models:/{name}/{one}")) for one in contestants}
     for one in contestants:
         notice(f"evaluating {name}/{one} on {dataset_path}")
-    metric, values, digest = _evaluate(folders, dataset_path, metric, batch_size)
+    metric, values, digest = _evaluate(folders, dataset_path, metric, batch_size, reading or {}, notice)
     for one, value in values.items():
         notice(f"{name}/{one}  {metric}  {value:.6g}")
     if held is None:
@@ -98,7 +100,9 @@ def promote_on(
     return Duel(number, held, metric, values[number], values[held] if held is not None else None, promoted, why)
 
 
-def _evaluate(folders: dict[int, str], dataset_path: str, metric: str, batch_size: int) -> tuple[str, dict[int, float], str]:
+def _evaluate(
+    folders: dict[int, str], dataset_path: str, metric: str, batch_size: int, reading: Mapping[str, Any], notice: Callable[[str], None]
+) -> tuple[str, dict[int, float], str]:
     """(the metric that was compared, its value by version, digest of the records)."""
     from mltrack.models.inspection import inspect_trained, read_object
 
@@ -120,10 +124,14 @@ def _evaluate(folders: dict[int, str], dataset_path: str, metric: str, batch_siz
     configs = {one: read_object(Path(folder) / "config.json", f"version {one}") for one, folder in folders.items()}
     mappings: dict[int, dict[str, int] | None] = {one: None if generates else dict(config.get("label2id") or {}) for one, config in configs.items()}
     options: dict[int, dict[str, Any]] = {
-        one: {"max_length": lengths[one], "label_mapping": mappings[one], "truncation": kept_of_long_texts(settings[one])} for one in folders
+        one: {"max_length": lengths[one], "label_mapping": mappings[one], "truncation": kept_of_long_texts(settings[one]), **reading} for one in folders
     }
     loaders = {one: DatasetLoader(dataset_path, sources[one].tokenizer, task=task, **options[one]) for one in folders}
     datasets = {one: loader.dataset(loader.records) for one, loader in loaders.items()}
+    for one, loader in loaders.items():
+        loader.bad_records.report(dataset_path, f"version-{one}", notice)
+    if any(loader.num_skipped for loader in loaders.values()) and len({dataset.digest for dataset in datasets.values()}) > 1:
+        raise ConfigurationError(f"{dataset_path}: the versions {' and '.join(map(str, folders))} can read different records of it; use records that both can")
     per_character = generates and metric == "eval_loss" and len({tokenizer_digest(source.tokenizer) for source in sources.values()}) > 1
     if per_character:
         whole = [i for i in range(len(next(iter(datasets.values())))) if all(held.uncut_lengths[i] <= held.lengths[i] for held in datasets.values())]
