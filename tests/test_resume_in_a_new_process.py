@@ -11,10 +11,12 @@ import commands
 import forward_passes
 import pytest
 import tiny
+import torch
 
-from mltrack import AdvancedTrainer
+from mltrack import AdvancedTrainer, TrainingConfig
 from mltrack.errors import ConfigurationError
 from mltrack.journal import read_journal
+from mltrack.training import compare_decisive, decisive
 
 sys.path.insert(0, str(commands.ROOT / "benchmarks"))
 from killed_training import Storm
@@ -154,6 +156,7 @@ CHANGES = {
     "gradient_accumulation_steps is 1, was 2": {"gradient_accumulation_steps": 1},
     "learning_rate is 0.002, was 0.001": {"learning_rate": 0.002},
     "weight_decay is 0.5, was 0.01": {"weight_decay": 0.5},
+    "warmup_steps is 3, was 5": {"warmup_steps": 3},
     "seed is 8, was 7": {"seed": 8},
     "precision is bf16, was off": {"use_mixed_precision": "bf16"},
     "max_length is 32, was 64": {"max_length": 32},
@@ -207,6 +210,20 @@ def test_what_no_option_changes_is_compared_too(tmp_path, records_file, name):
     assert str(refused.value) == f"resume: {name} is {now}, was something else; accepted: what the checkpoint was made with, or exact=false"
     trainer.config = replace(trainer.config, exact=False)
     assert trainer.load_checkpoint(checkpoint) == [f"{name} is {now}, was something else"]
+
+
+def test_threads_are_compared_on_a_cpu_alone_and_warmup_wherever_it_was_recorded(tmp_path, records_file):
+    source, train, _ = tiny.data(records_file("text_classification", 24), "text_classification")
+    model, config = tiny.model(source, train), TrainingConfig(warmup_ratio=0.1)
+    on_cpu, on_gpu = (decisive(config, train, model, torch.device(kind), "off") for kind in ("cpu", "meta"))
+    assert on_cpu["threads"] == torch.get_num_threads()
+    then = {**on_gpu, "threads": on_cpu["threads"] + 1}  # as mltrack 0.1 recorded it of a GPU too
+    del then["warmup_ratio"], then["warmup_steps"]
+    assert compare_decisive(then, on_gpu, exact=True) == []
+    changed = {"warmup_ratio is 0.2, was 0.1": {"warmup_ratio": 0.2}, "warmup_steps is 7, was None": {"warmup_steps": 7}}
+    for clause, options in changed.items():
+        now = decisive(replace(config, **options), train, model, torch.device("cpu"), "off")
+        assert compare_decisive(on_cpu, now, exact=False) == [clause]
 
 
 def test_another_attention_implementation_is_seen(tmp_path, records_file):

@@ -35,8 +35,10 @@ def decisive(
     Args:
         narrow: what `narrows` says of the model.
     """
-    inner = unwrapped(model)
+    inner, on_cpu = unwrapped(model), device.type == "cpu"
     return {
+        "warmup_steps": config.warmup_steps,
+        **({"warmup_ratio": config.warmup_ratio} if config.warmup_steps is None else {}),
         "batch_size": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "learning_rate": config.learning_rate,
@@ -64,8 +66,8 @@ def decisive(
         "precision": precision,
         "fp32 products": "TF32" if config.effective_speedups.tf32 and device.type == "cuda" else "whole",
         "deterministic": config.deterministic,
-        "threads": torch.get_num_threads(),
-        "instructions": torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else "the GPU's",
+        **({"threads": torch.get_num_threads()} if on_cpu else {}),
+        "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else "the GPU's",
         "torch": str(torch.__version__),
     }
 
