@@ -358,7 +358,8 @@ def _write_journal(path: Path, points: Iterable[runs.Point], renamed: Mapping[st
 
 
 def _best(checkpoints: Iterable[CheckpointMetadata], config: Mapping[str, Any]) -> CheckpointMetadata | None:
-    from mltrack.checkpoints.metadata import best_first
+    from mltrack.checkpoints.metadata import best_first, judged_by
 
-    ranked = best_first(list(checkpoints), config.get("metric_mode") or metric_mode(config.get("metric_name", "eval_loss")))
+    name = config.get("metric_name", "eval_loss")
+    ranked = best_first([judged_by(one, name) for one in checkpoints], config.get("metric_mode") or metric_mode(name))
     return ranked[0] if ranked else None

@@ -37,7 +37,7 @@ from mltrack.store import credentials_place, default_tracking_uri
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
 from mltrack.training import AdvancedTrainer, Listener, check_metric_name, choose_parallel, compare_decisive, decisive, narrows, use_attention
-from mltrack.training_run import TrainingRun, log_what_is_known, log_writing
+from mltrack.training_run import TrainingRun, go_on_from_checkpoint, log_what_is_known, log_writing
 
 log = logging.getLogger("mltrack")
 
@@ -143,9 +143,7 @@ class TrainModelUseCase:
         request, source = run.request, run.source
         assert source is not None
         assert request.max_length is not None
-        found = requested_records(
-            request, tokenizer=source.tokenizer, progress=partial(self._report, "reading"), earlier=earlier_labels(run.resumed)
-        )
+        found = requested_records(request, tokenizer=source.tokenizer, progress=partial(self._report, "reading"), earlier=earlier_labels(run.resumed))
         run.records = found
         for line in found.lines:
             self._notice(line)
@@ -258,7 +256,7 @@ class TrainModelUseCase:
             listeners=self._listeners,
             stop_requested=partial(self._stop, run.tracker),
         )
-        self._resume(run)
+        go_on_from_checkpoint(run, self._notice)
         assert run.directory is not None
         run.began_at = run.directory.journal.stat().st_size
         if not request.offline:
@@ -271,33 +269,6 @@ class TrainModelUseCase:
                 "mltrack.parameters": sum(parameter.numel() for parameter in run.model.parameters()),
             }
         )
-
-    def _resume(self, run: TrainingRun) -> None:
-        assert run.trainer is not None
-        assert run.tracker is not None
-        assert run.checkpoints is not None
-        if run.resumed is None:
-            return
-        assert run.checkpoint is not None
-        changed = run.trainer.load_checkpoint(run.checkpoint)
-        if run.request.new_run:
-            run.trainer.forget_best()
-        if changed:
-            run.tracker.set_tags({"mltrack.inexact_resume": "; ".join(changed)})
-        state = run.trainer.state
-        run.tracker.resume_from(state.step, state.epoch)
-        if not run.request.new_run:
-            run.checkpoints.settle()
-        self._notice(f"resumed at step {state.step:,} (epoch {state.epoch + 1}) of {run.resumed.path}")
-        if state.stopped_early:
-            self._notice("it had stopped early and stays stopped")
-        elif state.step >= run.trainer.plan.total_steps:
-            remedy = (
-                f"step {state.step:,} of {run.trainer.plan.total_steps:,} is reached already: nothing is left to train; accepted: larger epochs or max_steps"
-            )
-            if run.request.new_run:
-                raise ConfigurationError(f"resume: {remedy}")
-            self._notice(remedy)
 
     def _stop(self, tracker: TrainingMetricsTracker) -> int | None:
         """The signal that asked for a stop, if any.

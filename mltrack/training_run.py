@@ -15,6 +15,7 @@ from mltrack.config import TaskType, TrainModelRequest, TrainModelResponse
 from mltrack.data import CodeDataset
 from mltrack.data.check import DataReport
 from mltrack.data.requested import RequestedRecords
+from mltrack.errors import ConfigurationError
 from mltrack.evaluation import baselines
 from mltrack.hardware import facts
 from mltrack.journal import JournalLock, RunDirectory, RunInfo, write_json
@@ -60,6 +61,48 @@ class TrainingRun:
     @property
     def task(self) -> TaskType:
         return TaskType(self.request.task)
+
+
+def go_on_from_checkpoint(run: TrainingRun, notice: Callable[[str], None]) -> None:
+    """Let the trainer go on from the resumed run's checkpoint, and say how; nothing where no run is resumed.
+
+    Raises:
+        ConfigurationError: a fork would train nothing.
+    """
+    if run.resumed is None:
+        return
+    assert run.trainer is not None
+    assert run.tracker is not None
+    assert run.checkpoints is not None
+    assert run.checkpoint is not None
+    changed = run.trainer.load_checkpoint(run.checkpoint)
+    if run.request.new_run:
+        run.trainer.forget_best()
+    if changed:
+        run.tracker.set_tags({"mltrack.inexact_resume": "; ".join(changed)})
+    state, total_steps = run.trainer.state, run.trainer.plan.total_steps
+    run.tracker.resume_from(state.step, state.epoch)
+    if not run.request.new_run:
+        run.checkpoints.settle()
+    notice(f"resumed at step {state.step:,} (epoch {state.epoch + 1}) of {run.resumed.path}")
+    for line in run.trainer.resume_notices:
+        notice(line)
+    run.response.warnings += run.trainer.resume_notices
+    if state.stopped_early:
+        notice("it had stopped early and stays stopped")
+    elif state.step >= total_steps:
+        remedy = f"step {state.step:,} of {total_steps:,} is reached already: nothing is left to train; accepted: larger {_what_ends(run)}"
+        if run.request.new_run:
+            raise ConfigurationError(f"resume: {remedy}")
+        notice(remedy)
+
+
+def _what_ends(run: TrainingRun) -> str:
+    """The option that says how long the run is."""
+    assert run.trainer is not None
+    if run.request.max_steps is None:
+        return "epochs or max_steps"
+    return "epochs and max_steps" if run.trainer.plan.as_in_0_1 else "max_steps"
 
 
 def log_what_is_known(run: TrainingRun, tracker: TrainingMetricsTracker) -> None:

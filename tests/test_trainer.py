@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 import threading
 
 import pytest
@@ -11,6 +13,7 @@ from transformers import get_linear_schedule_with_warmup
 
 from mltrack import TrainingConfig
 from mltrack.errors import ConfigurationError
+from mltrack.training import TrainingState
 from mltrack.training.schedule import Plan, adamw, linear_warmup_decay
 
 pytestmark = pytest.mark.device
@@ -18,26 +21,67 @@ pytestmark = pytest.mark.device
 TASKS = ("text_classification", "security_classification", "code_generation")
 
 
-@pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (10, 10), (4, 4)])
-def test_the_schedule_is_that_of_transformers(warmup, total):
-    def rates(make):
-        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
-        scheduler = make(optimizer)
-        found = []
-        for _ in range(total + 2):
-            found.append(scheduler.get_last_lr()[0])
-            optimizer.step()
-            scheduler.step()
-        return found
+def rates(make, total):
+    """The learning rate of each step."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.3)
+    scheduler = make(optimizer)
+    found = []
+    for _ in range(total + 2):
+        found.append(scheduler.get_last_lr()[0])
+        optimizer.step()
+        scheduler.step()
+    return found
 
-    ours = rates(lambda optimizer: linear_warmup_decay(optimizer, Plan(total, total, warmup)))
-    assert ours == pytest.approx(rates(lambda optimizer: get_linear_schedule_with_warmup(optimizer, warmup, total)))
+
+@pytest.mark.parametrize(("warmup", "total"), [(0, 10), (3, 10), (10, 10), (4, 4)])
+def test_the_schedule_is_that_of_transformers_but_for_a_first_step_that_trains(warmup, total):
+    """In the warmup each step has the rate that transformers gives the next one."""
+    theirs = rates(lambda optimizer: get_linear_schedule_with_warmup(optimizer, warmup, total), total)
+    ramp = [0.3 * step / warmup for step in range(1, warmup + 1)]
+    found = rates(lambda optimizer: linear_warmup_decay(optimizer, Plan(total, total, warmup)), total)
+    assert found == pytest.approx([*ramp, *theirs[warmup:]])
+    old = rates(lambda optimizer: linear_warmup_decay(optimizer, Plan(total, total, warmup, as_in_0_1=True)), total)
+    assert old == pytest.approx(theirs), "a run that mltrack 0.1 began"
+
+
+def test_a_single_step_with_warmup_trains(trainer):
+    made = trainer(max_steps=1, warmup_ratio=0.06)
+    before = {name: tensor.clone() for name, tensor in made.model.state_dict().items()}
+    made.train()
+    assert tiny.points(made.tracker.directory.journal, "learning_rate") == {1: 1e-3}
+    assert any(not torch.equal(before[name], tensor) for name, tensor in made.model.state_dict().items())
 
 
 def test_the_plan_counts_optimizer_steps():
     config = TrainingConfig(num_epochs=3, gradient_accumulation_steps=4, warmup_ratio=0.1)
     assert Plan.of(config, 10) == Plan(steps_per_epoch=3, total_steps=9, warmup_steps=1)
     assert Plan.of(TrainingConfig(num_epochs=3, max_steps=5, warmup_steps=2), 10) == Plan(10, 5, 2)
+    assert Plan.of(TrainingConfig(num_epochs=1, max_steps=45, warmup_ratio=0.1), 10) == Plan(10, 45, 5), "whatever epochs says"
+
+
+def test_max_steps_takes_as_many_epochs_as_it_needs(trainer):
+    made = trainer(num_epochs=1, max_steps=10)
+    results = made.train()
+    assert made.plan.steps_per_epoch < 10 / 2
+    assert (results["steps_run"], results["epochs_run"]) == (10, -(-10 // made.plan.steps_per_epoch))
+    assert tiny.points(made.tracker.directory.journal, "learning_rate")[10] == pytest.approx(1e-3 / 10), "the schedule is that of max_steps"
+
+
+def test_what_a_checkpoint_holds_of_an_epoch_does_not_grow_with_its_steps():
+    state, losses = TrainingState(), [2.0 / (1 + step) for step in range(1000)]
+    state.count_step(2 * losses[0], 2, 4, 10, 0.1)
+    size = len(json.dumps(state.state_dict()))
+    for loss in losses[1:]:
+        state.count_step(2 * loss, 2, 4, 10, 0.1)
+    assert len(json.dumps(state.state_dict())) < size + 200
+    again = TrainingState()
+    again.load_state_dict(json.loads(json.dumps(state.state_dict())))
+    found = again.epoch_aggregates()
+    assert found["train_loss"] == pytest.approx(statistics.fmean(losses))
+    assert found["train_loss_std"] == pytest.approx(statistics.pstdev(losses))
+    assert (found["train_loss_min"], found["train_loss_max"]) == (min(losses), max(losses))
+    again.next_epoch()
+    assert again.epoch_aggregates() == {"seconds": 0.0}
 
 
 def test_biases_and_norms_do_not_decay(trainer):

@@ -98,6 +98,12 @@ def read_metadata(directory: Path) -> CheckpointMetadata | None:
         return None
 
 
+def saved_for(directory: Path) -> str | None:
+    """The metric that a complete checkpoint was saved for, whatever it is judged by since."""
+    metadata = read_metadata(directory)
+    return metadata.metric_name if metadata is not None else None
+
+
 def when_written(directory: Path) -> tuple[int, ...]:
     """What differs once `metadata.json` is written anew; empty where there is none."""
     try:

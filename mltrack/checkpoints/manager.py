@@ -23,7 +23,7 @@ from torch import nn
 
 from mltrack.checkpoints import directory, state
 from mltrack.checkpoints.background import Background
-from mltrack.checkpoints.metadata import CheckpointMetadata, best_first, latest, reasons_to_keep
+from mltrack.checkpoints.metadata import CheckpointMetadata, best_first, judged_by, latest, reasons_to_keep
 from mltrack.checkpoints.model_folder import ModelFolder
 from mltrack.checkpoints.shards import MAX_SHARD_BYTES, model_files, weight_files
 from mltrack.checkpoints.snapshot import Content, HostBuffers
@@ -327,7 +327,8 @@ class CheckpointManager:
             written = directory.when_written(folder)
             held = known.get(folder)
             self._known[folder] = held if held is not None and held[0] == written else (written, directory.read_metadata(folder))
-        return [one for _, one in self._known.values() if one is not None and one.run_id == self.run_id]
+        found = [one for _, one in self._known.values() if one is not None and one.run_id == self.run_id]
+        return [judged_by(one, self.metric_name) for one in found]
 
     def _folders(self) -> list[Path]:
         return [path for path in self.checkpoint_dir.glob("*/") if not path.name.startswith((".", directory.DAMAGED_PREFIX))]
@@ -402,6 +403,7 @@ def load_directory(info: CheckpointMetadata, *, weights_only: bool = False) -> d
         "scaler_state_dict": held.get("scaler"),
         "epoch": info.epoch,
         "step": info.step,
+        "metric_name": directory.saved_for(info.path) or info.metric_name,
         "metric_value": info.metric_value,
         "extra_state": held.get("extra_state") or {},
         "metadata": info,

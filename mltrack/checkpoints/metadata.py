@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -95,6 +95,13 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "aliases": (dict,),
     "format_version": (int,),
 }
+
+
+def judged_by(one: CheckpointMetadata, metric_name: str) -> CheckpointMetadata:
+    """The checkpoint by the value that it recorded of this metric, which need not be the one that it was saved for."""
+    if one.metric_name == metric_name:
+        return one
+    return replace(one, metric_name=metric_name, metric_value=one.metrics.get(metric_name))
 
 
 def best_first(checkpoints: Sequence[CheckpointMetadata], mode: str) -> list[CheckpointMetadata]:

@@ -1,6 +1,6 @@
 """The order in which examples are visited, as micro-batches of indices.
 
-Invariant: a pure function of its arguments; it draws from no global generator, and its position is the number of batches taken.
+Invariant: a pure function of its arguments; it draws from no global generator, and its position is the number of examples taken.
 
     for indices in Sampler(dataset.lengths, seed=42, epoch=0, batch_size=8): ...
 """
@@ -8,10 +8,15 @@ Invariant: a pure function of its arguments; it draws from no global generator, 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
 from mltrack.errors import ConfigurationError
+
+MAX_WINDOW, MIN_WINDOWS = 50, 4
+"""Micro-batches of about `max_tokens` whose examples are sorted together at most, and parts that an epoch is sorted in at least."""
 
 
 class Sampler:
@@ -33,10 +38,13 @@ class Sampler:
         bucket_window: optimizer steps (of all ranks) whose examples are sorted by length before they are cut, the steps
             being shuffled afterwards; at most a quarter of the epoch's, so that the same examples do not meet in every epoch.
             1 is a plain shuffle.
-        max_tokens: most tokens of a micro-batch, padding included: then all examples are sorted by length, equal ones in a
-            shuffled order, cut where `max_tokens` or `batch_size` is reached, and the micro-batches are shuffled. How many
-            there are does not depend on the epoch. An example that is longer is a micro-batch of its own.
+        max_tokens: most tokens of a micro-batch, padding included. The shuffled epoch is sorted by length in parts, each is cut
+            where `max_tokens` or `batch_size` is reached, and the micro-batches are shuffled. How many there are does not depend
+            on the epoch. An example that is longer is a micro-batch of its own.
         padded_to: multiple to which a batch is padded.
+        among: the examples that are visited, ascending; default: all.
+        position: examples at the beginning of the order that are left out, because they have been taken.
+        one_window: with `max_tokens`, sort the epoch as a whole, as mltrack 0.1 did: the same examples meet in every epoch.
     """
 
     def __init__(
@@ -53,6 +61,9 @@ class Sampler:
         bucket_window: int = 1,
         max_tokens: int | None = None,
         padded_to: int = 8,
+        among: np.ndarray | None = None,
+        position: int = 0,
+        one_window: bool = False,
     ):
         for name, value, least in (
             ("batch_size", batch_size, 1),
@@ -61,43 +72,77 @@ class Sampler:
             ("world", world, 1),
             ("seed", seed, 0),
             ("epoch", epoch, 0),
+            ("position", position, 0),
         ):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
                 raise ConfigurationError(f"{name}: seen {value!r}; accepted: a whole number >= {least}")
         if not 0 <= rank < world:
             raise ConfigurationError(f"rank: seen {rank!r}; accepted: a whole number >= 0 and < {world}")
-        self._lengths = np.asarray(lengths)
+        self._lengths = np.asarray(lengths) if among is None else np.asarray(lengths)[among]
+        self._among, self._position = among, position
         self._seed, self._epoch, self._rank, self._world = seed, epoch, rank, world
         self._batch_size, self._accumulation = batch_size, accumulation
         self._shuffle, self._bucket_window = shuffle, bucket_window
-        self._max_tokens, self._padded_to = max_tokens, padded_to
+        self._max_tokens, self._padded_to, self._one_window = max_tokens, padded_to, one_window or not shuffle
 
     def __len__(self) -> int:
-        """Batches of this rank, the same for every rank and every epoch."""
-        if self._max_tokens is not None:
-            return -(-len(self._cuts(np.sort(self._lengths)[::-1])) // self._world)
-        return -(-len(self._lengths) // (self._batch_size * self._world))
+        """Batches of this rank from `position` on, the same for every rank; of a whole epoch the same for every epoch."""
+        return -(-(len(self._bounds) - 1) // self._world)
 
     def __iter__(self) -> Iterator[list[int]]:
-        if self._max_tokens is not None:
-            yield from self._of_like_size()
-            return
-        order = self._order()
-        stride = self._batch_size * self._world
-        for step in range(len(self)):
-            start = step * stride + self._rank * self._batch_size
-            yield order[start : min(start + self._batch_size, (step + 1) * stride)].tolist()
+        batches = list(pairwise(self._bounds))
+        for turn in range(self._rank, len(self) * self._world, self._world):
+            yield self.order[slice(*batches[turn])].tolist() if turn < len(batches) else []
 
-    def _of_like_size(self) -> Iterator[list[int]]:
-        """Micro-batches of about `max_tokens` each."""
-        generator = np.random.default_rng([self._seed, self._epoch])
-        order = generator.permutation(len(self._lengths)) if self._shuffle else np.arange(len(self._lengths))
-        order = order[np.argsort(-self._lengths[order], kind="stable")]
-        batches = np.split(order, self._cuts(self._lengths[order])[1:])
-        places = generator.permutation(len(batches)) if self._shuffle else np.arange(len(batches))
-        for step in range(len(self)):
-            turn = step * self._world + self._rank
-            yield batches[places[turn]].tolist() if turn < len(batches) else []
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The examples of the whole epoch, in the order in which the ranks together take them."""
+        order = self._by_examples() if self._max_tokens is None else np.concatenate([np.empty(0, np.int64), *self._by_tokens])
+        return order if self._among is None else self._among[order]
+
+    def taken_after(self, num_batches: int) -> int:
+        """The position at which the ranks together are after so many batches of each."""
+        return int(self._bounds[min(num_batches * self._world, len(self._bounds) - 1)])
+
+    @cached_property
+    def _bounds(self) -> Sequence[int]:
+        """Where in `order` each micro-batch of the ranks together begins, and where the last one ends."""
+        total = len(self._lengths)
+        if self._max_tokens is None:
+            return [*range(self._position, total, self._batch_size), total]
+        ends = np.cumsum([len(batch) for batch in self._by_tokens], dtype=np.int64).tolist()
+        return [min(self._position, total), *(end for end in ends if end > self._position)]
+
+    @cached_property
+    def _by_tokens(self) -> list[np.ndarray]:
+        """Micro-batches of about `max_tokens` each, of the whole epoch and all ranks."""
+        order, generator = self._drawn(self._epoch)
+        batches = self._cut(order, 1)
+        if not self._one_window:
+            most = max(MIN_WINDOWS, len(batches) // MAX_WINDOW)
+            num_batches = len(self._cut(self._drawn(0)[0], most))
+            while most > 1 and len(windowed := self._cut(order, most)) > num_batches:
+                most //= 2
+            batches = windowed if most > 1 else batches
+            while len(batches) < num_batches:
+                largest = max(range(len(batches)), key=lambda number: len(batches[number]))
+                batches[largest : largest + 1] = np.array_split(batches[largest], 2)
+        return [batches[place] for place in generator.permutation(len(batches))] if self._shuffle else batches
+
+    def _drawn(self, epoch: int) -> tuple[np.ndarray, np.random.Generator]:
+        """Any order of an epoch, and what draws the rest."""
+        generator = np.random.default_rng([self._seed, epoch])
+        total = len(self._lengths)
+        return generator.permutation(total) if self._shuffle else np.arange(total), generator
+
+    def _cut(self, order: np.ndarray, num_windows: int) -> list[np.ndarray]:
+        """Micro-batches of like length: of each window the longest first; what does not fill one goes into the next window."""
+        batches: list[np.ndarray] = [order[:0]]
+        for window in np.array_split(order, num_windows):
+            together = np.concatenate([batches.pop(), window])
+            together = together[np.argsort(-self._lengths[together], kind="stable")]
+            batches += np.split(together, self._cuts(self._lengths[together])[1:])
+        return [batch for batch in batches if len(batch)]
 
     def _cuts(self, descending: np.ndarray) -> list[int]:
         """Where each micro-batch begins in examples that are sorted by length."""
@@ -109,12 +154,11 @@ class Sampler:
             start += max(1, min(self._batch_size, self._max_tokens // max(1, width)))
         return cuts
 
-    def _order(self) -> np.ndarray:
-        """All indices of the epoch, in the order in which the ranks together take them."""
+    def _by_examples(self) -> np.ndarray:
+        """The whole epoch where a micro-batch has a number of examples."""
         if not self._shuffle:
             return np.argsort(-self._lengths, kind="stable")
-        generator = np.random.default_rng([self._seed, self._epoch])
-        order = generator.permutation(len(self._lengths))
+        order, generator = self._drawn(self._epoch)
         return order if self._bucket_window == 1 else self._bucketed(order, generator)
 
     def _bucketed(self, order: np.ndarray, generator: np.random.Generator) -> np.ndarray:

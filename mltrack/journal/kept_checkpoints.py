@@ -71,5 +71,7 @@ def _by_step(checkpoints: Sequence[Checkpoint]) -> dict[int, Checkpoint]:
 
 
 def _identity(checkpoint: Checkpoint | None) -> tuple[Any, ...] | None:
-    """All of a checkpoint that may change while it is kept: when it was saved, and what for."""
-    return None if checkpoint is None else (checkpoint.get("created_ms"), list(checkpoint["reasons"]))
+    """All of a checkpoint that may change while it is kept: when it was saved, what for, and what it is judged by."""
+    if checkpoint is None:
+        return None
+    return checkpoint.get("created_ms"), list(checkpoint["reasons"]), checkpoint.get("metric_name")

@@ -1,16 +1,18 @@
 """The micro-batches of an epoch, in an order that depends on the seed and the epoch alone.
 
-Invariant: a position is a number of optimizer steps; starting at it gives the batches that would have come there anyway, and nothing
-here draws from a global random number generator.
+Invariant: a position is a number of examples; starting at it gives the examples that have not come before it, in an epoch that goes on
+unchanged in the very batches that would have come there anyway. Nothing here draws from a global random number generator.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+import re
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import islice
+from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -118,6 +120,11 @@ class TrainingBatches:
         self._config, self._rank, self._world, self._pin = config, rank, world, pin
         self._ahead = config.effective_speedups.prefetch and not config.num_workers  # workers are ahead by themselves
         self._collate = partial(pack, pad_token_id=dataset.pad_token_id, row_length=dataset.max_length) if config.packing else None
+        self._one_window = False
+        """With a budget of tokens: the order of a run that mltrack 0.1 began."""
+        self._left: tuple[int, np.ndarray] | None = None
+        self._current: tuple[int, Sampler] | None = None
+        """The epoch whose groups are made."""
         check_budget(dataset, config)
 
     @cached_property
@@ -125,15 +132,20 @@ class TrainingBatches:
         """Micro-batches an epoch."""
         return len(self._sampler(0))
 
+    def num_steps(self, epoch: int, position: int) -> int:
+        """Optimizer steps that are left of an epoch."""
+        return -(-len(self._sampler(epoch, position)) // self.accumulation)
+
     def groups(self, epoch: int, position: int) -> Generator[list[MicroBatch], None, None]:
-        """The groups of an epoch from the given optimizer step on; to be closed by who stops early."""
-        groups = self._groups(epoch, position)
+        """The groups of an epoch from the given number of examples on; to be closed by who stops early."""
+        self._current = (epoch, self._sampler(epoch, position))
+        groups = self._groups(self._current[1])
         return ahead(groups) if self._ahead else groups
 
-    def _groups(self, epoch: int, position: int) -> Generator[list[MicroBatch], None, None]:
-        order = islice(self._sampler(epoch), position * self.accumulation, None)
+    def _groups(self, order: Sampler) -> Generator[list[MicroBatch], None, None]:
+        workers = self._config.num_workers
         group: list[MicroBatch] = []
-        for batch in load_batches(self.dataset, order, num_workers=self._config.num_workers, pin=self._pin, collate=self._collate):
+        for batch in load_batches(self.dataset, order, num_workers=workers, pin=self._pin, collate=self._collate):
             group.append(batch)
             if len(group) == self.accumulation:
                 yield group
@@ -141,7 +153,65 @@ class TrainingBatches:
         if group:
             yield group
 
-    def _sampler(self, epoch: int) -> Sampler:
+    def state_dict(self, epoch: int, position: int) -> dict[str, Any]:
+        """What a checkpoint at that position needs, for an epoch that goes on in any other order: one bit an example.
+
+        Returns:
+            "records"; "one_window"; within an epoch "taken", and "taken_before" where its order has changed in it: uint8 tensors.
+        """
+        state: dict[str, Any] = {"records": len(self.dataset), "one_window": self._one_window}
+        if not position:
+            return state
+        left, taken = self._left_in(epoch), np.zeros(len(self.dataset), dtype=bool)
+        if left is not None:
+            taken[:] = True
+            taken[left] = False
+            state["taken_before"] = _packed(taken)
+        sampler = self._current[1] if self._current is not None and self._current[0] == epoch else self._sampler(epoch)
+        taken[sampler.order[: position - int(taken.sum())]] = True
+        return {**state, "taken": _packed(taken)}
+
+    def load_state_dict(self, state: Mapping[str, Any], epoch: int, position: int) -> None:
+        """Go on at that position of a training on the same records, as `state_dict` has left it."""
+        self._one_window, self._left, self._current = state["one_window"], None, None
+        if not position:
+            return
+        taken = _unpacked(state["taken"], len(self.dataset))
+        if "taken_before" in state:
+            self._left = (epoch, np.flatnonzero(~_unpacked(state["taken_before"], len(self.dataset))))
+        if not torch.equal(self.state_dict(epoch, position)["taken"], state["taken"]):
+            self._left = (epoch, np.flatnonzero(~taken))  # the order of now would have taken others first
+
+    def state_of_0_1(self, then: Mapping[str, Any], epoch: int, steps: int) -> tuple[dict[str, Any], int]:
+        """(what `state_dict` gives, position) of a training of mltrack 0.1, whose checkpoints count the optimizer steps of the epoch.
+
+        Args:
+            then: what its checkpoint says of what decides the result.
+        """
+        order = then.get("sampler", order_of(self._config))
+        budget = re.search(r"at most (\d+) tokens", order)
+        accumulation = then.get("gradient_accumulation_steps", self.accumulation)
+        sampler = Sampler(
+            self.dataset.lengths,
+            then.get("seed", self._config.seed),
+            epoch,
+            batch_size=then.get("batch_size", self._config.batch_size),
+            accumulation=accumulation,
+            bucket_window=BUCKET_WINDOW if "buckets" in order else 1,
+            max_tokens=int(budget[1]) if budget else None,
+            padded_to=PADDED_TO,
+            one_window=True,
+        )
+        position, taken = sampler.taken_after(steps * accumulation), np.zeros(len(self.dataset), dtype=bool)
+        taken[sampler.order[:position]] = True
+        return {"records": len(self.dataset), "one_window": True, "taken": _packed(taken)}, position
+
+    def _left_in(self, epoch: int) -> np.ndarray | None:
+        """The examples that were left where the order of that epoch changed; None: it has not."""
+        return self._left[1] if self._left is not None and self._left[0] == epoch else None
+
+    def _sampler(self, epoch: int, position: int = 0) -> Sampler:
+        left = self._left_in(epoch)
         return Sampler(
             self.dataset.lengths,
             self._config.seed,
@@ -153,7 +223,18 @@ class TrainingBatches:
             bucket_window=BUCKET_WINDOW if self._config.effective_speedups.buckets else 1,
             max_tokens=self._config.max_batch_tokens,
             padded_to=PADDED_TO,
+            among=left,
+            position=max(0, position - (len(self.dataset) - len(left) if left is not None else 0)),
+            one_window=self._one_window,
         )
+
+
+def _packed(bits: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.packbits(bits))
+
+
+def _unpacked(packed: torch.Tensor, size: int) -> np.ndarray:
+    return np.unpackbits(packed.numpy(), count=size).astype(bool)
 
 
 def check_budget(dataset: CodeDataset, config: TrainingConfig) -> None:

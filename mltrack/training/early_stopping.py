@@ -34,6 +34,10 @@ class EarlyStopping:
         else:
             self.waited += 1
 
+    def reset(self) -> None:
+        """Judge from here on."""
+        self.reference, self.waited = None, 0
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint holds; patience and min_delta are the configuration's."""
         return {"reference": self.reference, "waited": self.waited}

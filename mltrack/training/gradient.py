@@ -65,6 +65,11 @@ class StepGradient:
     not_finite: torch.Tensor
     """float32, 0-dim, on the device: 1 where a loss or the norm is not finite, else 0."""
 
+    @property
+    def examples(self) -> int:
+        """Examples of the group."""
+        return sum(len(batch.records) for batch in self.group)
+
 
 class GradientOfGroup:
     """Computes it.

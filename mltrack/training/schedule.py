@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -33,27 +34,36 @@ class Plan:
     steps_per_epoch: int
     total_steps: int
     warmup_steps: int
+    as_in_0_1: bool = False
+    """A run that mltrack 0.1 began: the rate of its first step is 0, and `max_steps` cannot go beyond `epochs`."""
 
     @classmethod
-    def of(cls, config: TrainingConfig, num_batches: int) -> Plan:
-        """The plan for so many micro-batches an epoch; the last group of an epoch may be smaller and is a step too."""
+    def of(cls, config: TrainingConfig, num_batches: int, *, step: int = 0, whole_epochs: int = 0, as_in_0_1: bool = False) -> Plan:
+        """The plan for so many micro-batches an epoch; the last group of an epoch may be smaller and is a step too.
+
+        Args:
+            step: at which a resumed run is, or will be, once it has taken `whole_epochs`: their steps may have been others.
+        """
         steps_per_epoch = math.ceil(num_batches / config.gradient_accumulation_steps)
-        total = config.num_epochs * steps_per_epoch
+        total = step + (config.num_epochs - whole_epochs) * steps_per_epoch
         if config.max_steps is not None:
-            total = min(total, config.max_steps)
+            total = min(total, config.max_steps) if as_in_0_1 else config.max_steps
         warmup = config.warmup_steps if config.warmup_steps is not None else math.ceil(config.warmup_ratio * total)
-        return cls(steps_per_epoch, total, warmup)
+        return cls(steps_per_epoch, total, warmup, as_in_0_1)
 
 
 def linear_warmup_decay(optimizer: torch.optim.Optimizer, plan: Plan) -> LambdaLR:
-    """From 0 to the peak in `warmup_steps`, then linearly to 0 at `total_steps`."""
+    """In `warmup_steps` equal steps to the peak, which the last of them has, then linearly to 0 at `total_steps`."""
+    return LambdaLR(optimizer, _factor(plan))
 
+
+def _factor(plan: Plan) -> Callable[[int], float]:
     def factor(step: int) -> float:
         if step < plan.warmup_steps:
-            return step / max(1, plan.warmup_steps)
+            return (step if plan.as_in_0_1 else step + 1) / plan.warmup_steps
         return max(0.0, (plan.total_steps - step) / max(1, plan.total_steps - plan.warmup_steps))
 
-    return LambdaLR(optimizer, factor)
+    return factor
 
 
 def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
@@ -67,8 +77,9 @@ def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
     return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=fused or None)
 
 
-def apply_options(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, config: TrainingConfig) -> None:
+def apply_options(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, config: TrainingConfig, plan: Plan) -> None:
     """Let a loaded optimizer and schedule follow the configuration and the plan of now; equal ones change no bit."""
+    scheduler.lr_lambdas = [_factor(plan) for _ in scheduler.lr_lambdas]
     scheduler.base_lrs = [config.learning_rate for _ in scheduler.base_lrs]
     for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
         group["initial_lr"] = config.learning_rate
@@ -76,3 +87,23 @@ def apply_options(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, config:
         if group["weight_decay"]:
             group["weight_decay"] = config.weight_decay
     scheduler._last_lr = [group["lr"] for group in optimizer.param_groups]
+
+
+def describe_change(then: Plan | None, now: Plan, step: int, rates: tuple[float, float]) -> str | None:
+    """One line where the schedule of a resumed run is another one.
+
+    Args:
+        then: of the checkpoint; None where it does not say (mltrack 0.1).
+        step: optimizer steps that are taken.
+        rates: learning rate of the next step before and now.
+    """
+    if step >= now.total_steps or (rates[0] == rates[1] if then is None else then == now):
+        return None
+    if then is None:
+        what = f"ends at {now.total_steps:,} optimizer steps"
+    elif then.total_steps == now.total_steps:
+        what = f"has {now.warmup_steps:,} steps of warmup instead of {then.warmup_steps:,}"
+    else:
+        verb = "stretched" if now.total_steps > then.total_steps else "shortened"
+        what = f"is {verb} from {then.total_steps:,} to {now.total_steps:,} optimizer steps"
+    return f"the schedule {what}: the learning rate of step {step + 1:,} changes from {rates[0]:.4g} to {rates[1]:.4g}"

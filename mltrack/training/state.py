@@ -13,8 +13,8 @@ class TrainingState:
 
     epoch: int = 0
     """0-based epoch that is running; the number of epochs when all are done."""
-    position: int = 0
-    """Optimizer steps taken in this epoch."""
+    examples: int = 0
+    """Examples of this epoch that are taken."""
     step: int = 0
     """Optimizer steps taken altogether."""
     closed_step: int = 0
@@ -34,33 +34,46 @@ class TrainingState:
     epoch_loss_sum: float = 0.0
     """Sum of the losses of this epoch's targets."""
     epoch_targets: int = 0
-    epoch_losses: list[float] = field(default_factory=list)
-    """Mean loss of each step of this epoch."""
+    epoch_steps: int = 0
+    """Optimizer steps of this epoch that were not skipped; of their mean losses:"""
+    epoch_loss_mean: float = 0.0
+    epoch_loss_squares: float = 0.0
+    """Sum of the squared distances from the mean."""
+    epoch_loss_min: float | None = None
+    epoch_loss_max: float | None = None
     epoch_seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
     """One entry an evaluation: epoch, step, train_loss, eval_*."""
 
-    def count_step(self, loss_sum: float, targets: int, tokens: int, seconds: float) -> None:
+    def count_step(self, loss_sum: float, targets: int, examples: int, tokens: int, seconds: float) -> None:
         """One optimizer step was taken."""
+        self._count(examples, tokens, seconds)
         self.skipped_in_a_row = 0
-        self.step += 1
-        self.position += 1
-        self.tokens += tokens
-        self.seconds += seconds
-        self.epoch_seconds += seconds
         self.epoch_loss_sum += loss_sum
         self.epoch_targets += targets
-        self.epoch_losses.append(loss_sum / targets)
+        self._count_loss(loss_sum / targets)
 
-    def count_skipped(self, tokens: int, seconds: float) -> None:
+    def count_skipped(self, examples: int, tokens: int, seconds: float) -> None:
         """One optimizer step was left out; its data is behind us all the same."""
+        self._count(examples, tokens, seconds)
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+
+    def _count(self, examples: int, tokens: int, seconds: float) -> None:
         self.step += 1
-        self.position += 1
+        self.examples += examples
         self.tokens += tokens
         self.seconds += seconds
         self.epoch_seconds += seconds
-        self.skipped_steps += 1
-        self.skipped_in_a_row += 1
+
+    def _count_loss(self, loss: float) -> None:
+        """Welford's update of mean and squares."""
+        self.epoch_steps += 1
+        distance = loss - self.epoch_loss_mean
+        self.epoch_loss_mean += distance / self.epoch_steps
+        self.epoch_loss_squares += distance * (loss - self.epoch_loss_mean)
+        self.epoch_loss_min = loss if self.epoch_loss_min is None else min(loss, self.epoch_loss_min)
+        self.epoch_loss_max = loss if self.epoch_loss_max is None else max(loss, self.epoch_loss_max)
 
     def offer_best(self, value: float, mode: str) -> bool:
         """Take the metric of an evaluation where it is the best so far; a NaN never is."""
@@ -72,30 +85,37 @@ class TrainingState:
 
     def epoch_aggregates(self) -> dict[str, float]:
         """`train_loss` weighted by targets, and its spread over the steps."""
-        losses = self.epoch_losses
-        if not losses:
+        if self.epoch_loss_min is None or self.epoch_loss_max is None:
             return {"seconds": self.epoch_seconds}
-        mean = math.fsum(losses) / len(losses)
         return {
             "train_loss": self.epoch_loss_sum / self.epoch_targets,
-            "train_loss_std": math.sqrt(math.fsum((loss - mean) ** 2 for loss in losses) / len(losses)),
-            "train_loss_min": min(losses),
-            "train_loss_max": max(losses),
+            "train_loss_std": math.sqrt(self.epoch_loss_squares / self.epoch_steps),
+            "train_loss_min": self.epoch_loss_min,
+            "train_loss_max": self.epoch_loss_max,
             "seconds": self.epoch_seconds,
         }
 
     def next_epoch(self) -> None:
         """The running epoch is over."""
         self.epoch += 1
-        self.position = 0
-        self.epoch_loss_sum, self.epoch_targets, self.epoch_losses, self.epoch_seconds = 0.0, 0, [], 0.0
+        for f in fields(self):
+            if f.name == "examples" or f.name.startswith("epoch_"):
+                setattr(self, f.name, f.default)
+
+    def forget_best(self) -> None:
+        """No evaluation so far counts: the next one is the best."""
+        self.best_metric = self.best_epoch = self.best_step = None
+        self.stopped_early = False
 
     def state_dict(self) -> dict[str, Any]:
         """All of it, as JSON values."""
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
+        """Continue from `state_dict()`; `examples` of an older one, which counts steps, is the caller's to set."""
         for f in fields(self):
             if f.name in state:  # an older checkpoint has fewer
                 setattr(self, f.name, state[f.name])
+        if "epoch_losses" in state:  # mltrack 0.1 kept them all
+            for loss in state["epoch_losses"]:
+                self._count_loss(loss)

@@ -16,7 +16,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,9 @@ from mltrack.training.non_finite import non_finite_error, save_group
 from mltrack.training.parallel import Parallel, choose_parallel
 from mltrack.training.precision import Precision, steps_on_condition
 from mltrack.training.preparation import narrows, objective_of, prepared, sped_up
+from mltrack.training.resume import Metric, continue_from
 from mltrack.training.saving import Saving
-from mltrack.training.schedule import Every, Plan, adamw, apply_options, linear_warmup_decay
+from mltrack.training.schedule import Every, Plan, adamw, linear_warmup_decay
 from mltrack.training.state import TrainingState
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -116,15 +117,14 @@ class AdvancedTrainer:
         if eval_dataset is not None:
             check_metric_name(eval_dataset, self.config.metric_name)
             check_budget(eval_dataset, self.config)
-        self.metric_mode = self.config.metric_mode or metric_mode(self.config.metric_name)
-        self.early_stopping = EarlyStopping(self.config.early_stopping_patience, self.config.early_stopping_min_delta, self.metric_mode)
+        self.metric = Metric(self.config.metric_name, self.config.metric_mode or metric_mode(self.config.metric_name))
+        self.early_stopping = EarlyStopping(self.config.early_stopping_patience, self.config.early_stopping_min_delta, self.metric.mode)
         self.eval_every, self.save_every = Every(self.config.eval_every), Every(self.config.save_every)
         self.state = TrainingState()
         self.tracker = tracker or local_tracker(output_dir)
-        self.checkpoint_manager = checkpoint_manager or local_checkpoints(output_dir, self.config, self.metric_mode, train_dataset.tokenizer)
-        self.saving = Saving(
-            self.checkpoint_manager, self.tracker, self._whole_state, metric_name=self.config.metric_name, on_disk_full=self.config.on_disk_full
-        )
+        self.checkpoint_manager = checkpoint_manager or local_checkpoints(output_dir, self.config, self.metric.mode, train_dataset.tokenizer)
+        on_disk_full = self.config.on_disk_full
+        self.saving = Saving(self.checkpoint_manager, self.tracker, self._whole_state, metric_name=self.metric.name, on_disk_full=on_disk_full)
         self.listeners = list(listeners)
         self._owns_tracker = tracker is None
         self._stop_requested = stop_requested
@@ -142,6 +142,7 @@ class AdvancedTrainer:
         """A step's loss is read when the next gradient is under way, so that a GPU never waits for the host."""
         self._in_flight: Step | None = None
         self._rng: dict[str, Any] | None = None
+        self.resume_notices: list[str] = []  # what goes on otherwise than it began, one line each
         self._data_wait_ms = 0.0
         self._last_settled = time.perf_counter()
 
@@ -182,7 +183,7 @@ class AdvancedTrainer:
             "best_metric": state.best_metric,
             "best_epoch": state.best_epoch,
             "best_step": state.best_step,
-            "epochs_run": state.epoch + (1 if state.position else 0),
+            "epochs_run": state.epoch + (1 if state.examples else 0),
             "steps_run": state.step,
             "training_time": state.seconds,
             "tokens_per_second": state.tokens / state.seconds if state.seconds else None,
@@ -205,20 +206,16 @@ class AdvancedTrainer:
         load_model(self.model, checkpoint["model_state_dict"])
         load_optimizer(self.optimizer, checkpoint["optimizer_state_dict"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
-        apply_options(self.optimizer, self.scheduler, self.config)
         self.precision.load_state_dict(checkpoint["scaler_state_dict"] or {})
-        self.state.load_state_dict(extra["training"])
+        self.plan, self.resume_notices = continue_from(self, checkpoint)
         self.gradient.micro_batch_size = self.state.micro_batch_size
-        self.early_stopping.load_state_dict(extra["early_stopping"])
-        self.state.stopped_early = self.state.stopped_early and self.early_stopping.should_stop  # patience may have grown
         self._rng = extra["rng"]
         return changed
 
     def forget_best(self) -> None:
         """Judge from here on: a fork's best is among its own checkpoints, not its parent's."""
-        self.state.best_metric = self.state.best_epoch = self.state.best_step = None
-        self.state.stopped_early = False
-        self.early_stopping = EarlyStopping(self.config.early_stopping_patience, self.config.early_stopping_min_delta, self.metric_mode)
+        self.state.forget_best()
+        self.early_stopping.reset()
 
     # -- the steps of the loop
 
@@ -254,7 +251,7 @@ class AdvancedTrainer:
         self.optimizer.zero_grad(set_to_none=True)
         self._rng = None
         self._in_flight = Step(gradient, learning_rate, self._data_wait_ms)
-        if not self.reads_late or self._something_is_due():
+        if not self.reads_late or self._something_is_due(gradient.examples):
             self._settle()
 
     def _settle(self) -> None:
@@ -274,11 +271,11 @@ class AdvancedTrainer:
         }
         if math.isfinite(total) and math.isfinite(grad_norm):
             self.scheduler.step()
-            state.count_step(total, gradient.targets, gradient.tokens, seconds)
+            state.count_step(total, gradient.targets, gradient.examples, gradient.tokens, seconds)
             metrics = {"train_loss": total / gradient.targets, "grad_norm": grad_norm, **metrics}
         else:
             self._refuse_or_skip(gradient, losses, grad_norm)
-            state.count_skipped(gradient.tokens, seconds)
+            state.count_skipped(gradient.examples, gradient.tokens, seconds)
             metrics["skipped_steps"] = state.skipped_steps
         self.tracker.log_metrics(metrics, step=state.step, epoch=state.epoch)
         for listener in self.listeners:
@@ -289,7 +286,7 @@ class AdvancedTrainer:
         state = self.state
         if state.step == state.closed_step:
             return
-        epoch_over = state.position == self.plan.steps_per_epoch
+        epoch_over = state.examples == len(self.train_dataset)
         last = state.step >= self.plan.total_steps
         metrics: dict[str, float] = {}
         best_before = state.best_step
@@ -332,11 +329,11 @@ class AdvancedTrainer:
         started = time.perf_counter()
         values, _ = self.evaluated(dataset, on_batch)
         metrics = without_many_classes({f"eval_{name}": value for name, value in values.items()}, self.config.metric_name)
-        name, state = self.config.metric_name, self.state
+        name, state = self.metric.name, self.state
         seconds = time.perf_counter() - started
         self._last_settled += seconds
         self.tracker.log_metrics({**metrics, "eval_seconds": seconds}, step=state.step, epoch=state.epoch)
-        state.offer_best(metrics[name], self.metric_mode)
+        state.offer_best(metrics[name], self.metric.mode)
         self.early_stopping.update(metrics[name])
         train_loss = state.epoch_aggregates().get("train_loss")
         state.history.append({"epoch": state.epoch, "step": state.step, "train_loss": train_loss, **metrics})
@@ -350,15 +347,15 @@ class AdvancedTrainer:
         return self.state.step >= self.plan.total_steps or self.state.stopped_early
 
     def _groups_from_here(self) -> Generator[list[MicroBatch], None, None]:
-        return self.batches.groups(self.state.epoch, self.state.position)
+        return self.batches.groups(self.state.epoch, self.state.examples)
 
     def _poll(self) -> None:
         if (signal_number := self._stop_requested()) is not None:
             raise Interrupted(signal_number)
 
-    def _something_is_due(self) -> bool:
-        """True where evaluation, an epoch's end or a checkpoint follows the step that is in flight."""
-        step, epoch_over = self.state.step + 1, self.state.position + 1 == self.plan.steps_per_epoch
+    def _something_is_due(self, examples: int) -> bool:
+        """True where evaluation, an epoch's end or a checkpoint follows the step of so many examples that is in flight."""
+        step, epoch_over = self.state.step + 1, self.state.examples + examples == len(self.train_dataset)
         return epoch_over or step >= self.plan.total_steps or self.eval_every.due(step, epoch_over) or self.save_every.due(step, epoch_over)
 
     def _refuse_or_skip(self, gradient: StepGradient, losses: Sequence[float], grad_norm: float) -> None:
@@ -389,6 +386,9 @@ class AdvancedTrainer:
                 "decisive": self.decisive,
                 "training": self.state.state_dict(),
                 "early_stopping": self.early_stopping.state_dict(),
+                "order": self.batches.state_dict(self.state.epoch, self.state.examples),
+                "plan": asdict(self.plan),
+                "metric": self.metric._asdict(),
                 "rng": self._rng or capture_rng(),
             },
         }

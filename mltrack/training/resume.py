@@ -1,0 +1,108 @@
+"""What a trainer does with a checkpoint whose options, data or version may be others than its own.
+
+Invariant: where nothing has changed, the position, the schedule and the best are exactly those of the checkpoint. A checkpoint of
+mltrack 0.1, which does not say so much, keeps the order and the schedule that it was made with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from mltrack.checkpoints import CheckpointMetadata
+from mltrack.config import TrainingConfig
+from mltrack.training.batches import TrainingBatches
+from mltrack.training.early_stopping import EarlyStopping
+from mltrack.training.schedule import Plan, apply_options, describe_change
+from mltrack.training.state import TrainingState
+
+if TYPE_CHECKING:
+    from mltrack.training.trainer import AdvancedTrainer
+
+
+class Metric(NamedTuple):
+    """What the best checkpoint and early stopping are judged by."""
+
+    name: str
+    mode: str
+
+
+def continue_from(trainer: AdvancedTrainer, checkpoint: Mapping[str, Any]) -> tuple[Plan, list[str]]:
+    """Let the state, the order, the schedule and the early stopping of a trainer go on from a checkpoint.
+
+    Args:
+        trainer: its optimizer and scheduler are loaded.
+
+    Returns:
+        The plan from here on, and a line for each thing that goes on otherwise than it began.
+    """
+    extra, state, batches, scheduler = checkpoint["extra_state"], trainer.state, trainer.batches, trainer.scheduler
+    state.load_state_dict(extra["training"])
+    notices = restore_position(state, batches, extra, trainer.decisive)
+    then = Plan(**extra["plan"]) if "plan" in extra else None
+    plan = resumed_plan(trainer.config, state, batches, then)
+    rate_then = float(scheduler.get_last_lr()[0])
+    apply_options(trainer.optimizer, scheduler, trainer.config, plan)
+    if line := describe_change(then, plan, state.step, (rate_then, float(scheduler.get_last_lr()[0]))):
+        notices.append(line)
+    trainer.early_stopping.load_state_dict(extra["early_stopping"])
+    best = trainer.checkpoint_manager.get_best_checkpoint_info()
+    notices += judge_by(trainer.metric, checkpoint, best, state, trainer.early_stopping)
+    state.stopped_early = state.stopped_early and trainer.early_stopping.should_stop  # patience may have grown
+    return plan, notices
+
+
+def restore_position(state: TrainingState, batches: TrainingBatches, extra: Mapping[str, Any], decisive: Mapping[str, Any]) -> list[str]:
+    """Let the epoch go on with the examples that it has not taken; on other records it begins anew.
+
+    Args:
+        state: loaded from `extra`.
+        extra: the checkpoint's `extra_state`.
+        decisive: of the training that goes on.
+
+    Returns:
+        A line where the epoch begins anew.
+    """
+    then, order = extra["decisive"], extra.get("order")
+    if order is None:
+        order, state.examples = batches.state_of_0_1(then, state.epoch, extra["training"]["position"])
+    same_records = order["records"] == len(batches.dataset) and then["training data"] == decisive["training data"]
+    taken, state.examples = state.examples, state.examples if same_records else 0
+    batches.load_state_dict(order if same_records else {"one_window": order["one_window"]}, state.epoch, state.examples)
+    return [] if same_records or not taken else [f"epoch {state.epoch + 1} begins anew: the training data is other data"]
+
+
+def resumed_plan(config: TrainingConfig, state: TrainingState, batches: TrainingBatches, then: Plan | None) -> Plan:
+    """The plan from the position of `state` on.
+
+    Args:
+        then: the checkpoint's plan; None: of mltrack 0.1.
+    """
+    end_of_epoch = state.step + batches.num_steps(state.epoch, state.examples)
+    as_in_0_1 = then is None or then.as_in_0_1
+    return Plan.of(config, batches.num_batches, step=end_of_epoch, whole_epochs=state.epoch + 1, as_in_0_1=as_in_0_1)
+
+
+def judge_by(now: Metric, checkpoint: Mapping[str, Any], best: CheckpointMetadata | None, state: TrainingState, stopping: EarlyStopping) -> list[str]:
+    """Where the checkpoint's training was judged by another metric, forget what refers to it; returns a line that says so.
+
+    Args:
+        best: of the checkpoints that the run holds, by the metric of now.
+    """
+    recorded = checkpoint["extra_state"].get("metric")
+    then = Metric(**recorded) if recorded is not None else _metric_of_0_1(checkpoint, state, now)
+    if then == now:
+        return []
+    state.forget_best()
+    stopping.reset()
+    if best is not None and best.is_ranked:
+        state.best_metric, state.best_epoch, state.best_step = best.metric_value, best.epoch, best.step
+    return [f"the best is judged by {now.name} ({now.mode}) instead of {then.name} ({then.mode}); early stopping counts anew"]
+
+
+def _metric_of_0_1(checkpoint: Mapping[str, Any], state: TrainingState, now: Metric) -> Metric:
+    name = checkpoint.get("metric_name", now.name)
+    values = [entry[name] for entry in state.history if name in entry]
+    extremes = {"min": min(values, default=None), "max": max(values, default=None)}
+    modes = [mode for mode, value in extremes.items() if value is not None and value == state.best_metric]
+    return Metric(name, modes[0] if len(modes) == 1 else now.mode)
