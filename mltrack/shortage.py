@@ -55,7 +55,7 @@ def shortage_of(error: BaseException, where: str = "") -> TrainingError | None:
     at = f" at {where}" if where else ""
     text = str(error)
     if worker := _WORKER.search(f"{error.__cause__} {text}"):
-        return TrainingError(f"{_died(worker)}{at}; use --num-workers 0, or free memory for the workers")
+        return TrainingError(f"{_died(worker, at)}; use --num-workers 0, or free memory for the workers")
     if is_out_of_memory(error) or ((in_worker := _IN_WORKER.search(text)) and in_worker[1] == "MemoryError"):
         size = _SIZE.search(text)
         what = f": {size[1]} could not be allocated" if size else ""
@@ -108,11 +108,11 @@ def failed_in_worker(error: Exception) -> TrainingError | None:
     return TrainingError(f"a worker process of the data loader failed: {said}; use --num-workers 0")
 
 
-def _died(worker: re.Match[str]) -> str:
+def _died(worker: re.Match[str], at: str) -> str:
     """A worker that is gone, and what has probably ended it."""
     signal_name = (worker[2] or "").strip()
-    reasons = {"Killed": ", as a machine without memory does", "Bus error": ": /dev/shm is full, or a file of it was cut"}
-    how = f"was ended by a signal ({signal_name}){reasons.get(signal_name, '')}" if signal_name else "has ended"
+    reasons = {"Killed": ", as when memory runs out", "Bus error": ", as when /dev/shm is full"}
+    how = f"was ended{at} by a signal ({signal_name}{reasons.get(signal_name, '')})" if signal_name else f"has ended{at}"
     return f"a worker process of the data loader (pid {worker[1].strip()}) {how}"
 
 
