@@ -106,6 +106,8 @@ def test_a_run_says_by_its_checkpoints_how_its_texts_were_read(tmp_path: Path) -
         folder.mkdir()
         (folder / "tokenizer_config.json").write_text(json.dumps(config))
         assert was_read_as_text(tmp_path) is (step != 2)
+    (folder / "tokenizer_config.json").write_text("{")
+    assert not was_read_as_text(tmp_path), "the one before a damaged one says it"
 
 
 def test_special_tokens_of_a_template_are_tokens_and_those_of_the_description_are_text() -> None:

@@ -13,6 +13,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mltrack.journal import read_json
+
 KEPT = "mltrack_keeps_special_tokens"
 """Attribute of a tokenizer whose model was trained with special tokens in texts read as tokens."""
 
@@ -36,8 +38,9 @@ def keep_as_tokens(tokenizer: Any) -> None:
 
 def was_read_as_text(checkpoints: Path) -> bool:
     """Whether a run's checkpoints hold a tokenizer that reads special tokens as text; True where they hold none."""
-    saved = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(checkpoints.glob("step-*/tokenizer_config.json"))[-1:]]
-    return all(bool(config.get("split_special_tokens")) for config in saved)
+    saved = [read_json(file) for file in sorted(checkpoints.glob("step-*/tokenizer_config.json"))]
+    whole = [config for config in saved if config is not None]  # a damaged checkpoint is named when it is loaded
+    return not whole or bool(whole[-1].get("split_special_tokens"))
 
 
 def _leave_out_of_unigram(tokenizer: Any) -> None:
