@@ -1,8 +1,9 @@
-"""What a checkpoint costs the training thread: torch.save in the loop, torch.distributed.checkpoint.async_save and mltrack side by side.
+"""What a checkpoint costs the training thread: torch.save in the loop, torch.distributed.checkpoint.async_save and
+mltrack side by side.
 
-Invariant: each way is measured in processes of its own on the same state (weights and AdamW's moments), and each save is set against a
-plain memory copy of that state made right before it in the same process, so that the ratio holds on a busy machine too. Both begin after a rest:
-what comes second would else be more often at the end of its time slice.
+Invariant: each way is measured in processes of its own on the same state (weights and AdamW's moments), and each save
+is set against a plain memory copy of that state made right before it in the same process, so that the ratio holds on a
+busy machine too. Both begin after a rest: what comes second would else be more often at the end of its time slice.
 
     python benchmarks/checkpoints.py                           # 10 MB and 500 MB, about three minutes
     python benchmarks/checkpoints.py --device cuda             # and 4 GB
@@ -29,13 +30,19 @@ import torch
 from torch import nn
 
 RESULTS = Path(__file__).resolve().parent / "results" / "checkpoints.json"
-WAYS = {"torch.save": "torch.save in the loop", "async_save": "torch.distributed.checkpoint\nasync_save", "mltrack": "mltrack"}
+WAYS = {
+    "torch.save": "torch.save in the loop",
+    "async_save": "torch.distributed.checkpoint\nasync_save",
+    "mltrack": "mltrack",
+}
 CLEANED = 100
 REST_S = 0.01
 SMALL_MB, MORE_ROUNDS = 100, 10
 """Saves of less than that are counted ten times as often: each takes a few milliseconds."""
 OBJECTS_BYTES = 1_000_000
-"""Of extra memory that is no part of a copy: the writer's stack, names, headers. Two copies of 10 MB are told from one and that."""
+"""Of extra memory that is no part of a copy: the writer's stack, names, headers. Two copies of 10 MB are told from one
+and that.
+"""
 Figures = dict[str, Any]
 
 
@@ -98,13 +105,19 @@ class AsyncSave:
 
         self.folder, self.model, self.optimizer = folder, model, optimizer
         gpu = next(model.parameters()).is_cuda
-        self.stager = DefaultStager(StagingOptions(use_pinned_memory=gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=gpu))
+        self.stager = DefaultStager(
+            StagingOptions(
+                use_pinned_memory=gpu, use_shared_memory=False, use_async_staging=False, use_non_blocking_copy=gpu
+            )
+        )
 
     def save(self, step: int) -> None:
         import torch.distributed.checkpoint as dcp
 
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-        self.future: Any = dcp.async_save(state, checkpoint_id=self.folder / str(step), async_stager=self.stager, no_dist=True)
+        self.future: Any = dcp.async_save(
+            state, checkpoint_id=self.folder / str(step), async_stager=self.stager, no_dist=True
+        )
 
     def finish(self) -> None:
         self.future.result()
@@ -130,20 +143,28 @@ class Mltrack:
         self.written_at = time.perf_counter()
 
     def save(self, step: int) -> None:
-        self.manager.save_checkpoint(model=self.model, optimizer=self.optimizer, epoch=0, step=step, metric_value=float(step))
+        self.manager.save_checkpoint(
+            model=self.model, optimizer=self.optimizer, epoch=0, step=step, metric_value=float(step)
+        )
 
     def finish(self) -> None:
         self.manager.finish()
 
     def clean(self) -> float:
-        """From the moment the next save is on the disk until the 99 that it does not keep, and the one before, are gone."""
+        """From the moment the next save is on the disk until the 99 that it does not keep, and the one before, are
+        gone.
+        """
         self.manager.max_checkpoints = 1
         self.save(CLEANED + 1)
         self.finish()
         return time.perf_counter() - self.written_at
 
 
-MADE: dict[str, Callable[[Path, nn.Module, torch.optim.Optimizer], Any]] = {"torch.save": TorchSave, "async_save": AsyncSave, "mltrack": Mltrack}
+MADE: dict[str, Callable[[Path, nn.Module, torch.optim.Optimizer], Any]] = {
+    "torch.save": TorchSave,
+    "async_save": AsyncSave,
+    "mltrack": Mltrack,
+}
 
 
 # -- in the process of one way
@@ -187,7 +208,9 @@ def measure_time(way: str, megabytes: float, device: str, rounds: int, folder: P
 
 
 def measure_memory(way: str, megabytes: float, device: str, rounds: int, folder: Path) -> Figures:
-    """How much the process's peak grows by saving, as a multiple of the state; a small save before it has loaded the code."""
+    """How much the process's peak grows by saving, as a multiple of the state; a small save before it has loaded the
+    code.
+    """
     small = MADE[way](folder / "small", *training(0.1, device)) if (folder / "small").mkdir() is None else None
     small.save(1)
     small.finish()
@@ -240,7 +263,18 @@ def memory(name: str) -> int:
 def in_own_process(measure: str, way: str, megabytes: float, options: argparse.Namespace) -> Figures:
     """Run one measure there; its last line is its result."""
     print(f"{measure}, {megabytes:g} MB, {way} ...", file=sys.stderr, flush=True)
-    command = [sys.executable, __file__, "--measure", measure, "--way", way, "--megabytes", str(megabytes), "--device", options.device]
+    command = [
+        sys.executable,
+        __file__,
+        "--measure",
+        measure,
+        "--way",
+        way,
+        "--megabytes",
+        str(megabytes),
+        "--device",
+        options.device,
+    ]
     command += ["--rounds", str(options.rounds), "--threads", str(options.threads)]
     with tempfile.TemporaryDirectory(prefix="mltrack-bench-", dir=options.folder) as folder:
         ended = subprocess.run([*command, "--folder", folder], stdout=subprocess.PIPE, text=True, check=True)
@@ -259,7 +293,10 @@ def beyond_a_copy(one: Figures) -> int:
 def rows_of(megabytes: float, seen: dict[str, Figures]) -> list[tuple[str, list[str], str, str]]:
     """(what, a cell for each way, goal, met)"""
     ours, size = seen["mltrack"], shown_size(megabytes)
-    stall = [f"{one['stall_ms']:.1f} ms = {one['ratio']:.2f}x\n(first {one['first_stall_ms']:.0f} ms)" for one in seen.values()]
+    stall = [
+        f"{one['stall_ms']:.1f} ms = {one['ratio']:.2f}x\n(first {one['first_stall_ms']:.0f} ms)"
+        for one in seen.values()
+    ]
     extra = [f"{one['extra_copies']:.2f} copies\n(1 {beyond_a_copy(one) / 1e6:+.1f} MB)" for one in seen.values()]
     return [
         (f"{size}: stall, of a copy", stall, "<= 1.5x", "yes" if ours["ratio"] <= 1.5 else "no"),
@@ -272,9 +309,17 @@ def main() -> None:
     """Run, print the table, write the figures; with --measure, one of the processes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--rounds", type=int, default=9, help="saves that are counted, ten times as many of small states; one more comes first")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=9,
+        help="saves that are counted, ten times as many of small states; one more comes first",
+    )
     parser.add_argument("--threads", type=int, default=2, help="of PyTorch, in all ways")
-    parser.add_argument("--only", help="megabytes of state, and cleaning, separated by commas; default: 10,500,cleaning, and 4000 on a GPU")
+    parser.add_argument(
+        "--only",
+        help="megabytes of state, and cleaning, separated by commas; default: 10,500,cleaning, and 4000 on a GPU",
+    )
     parser.add_argument("--folder", help="where checkpoints go; default: the folder of temporary files")
     parser.add_argument("--measure", choices=MEASURES, help=argparse.SUPPRESS)
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
@@ -282,7 +327,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.measure:
         torch.set_num_threads(options.threads)
-        print(json.dumps(MEASURES[options.measure](options.way, options.megabytes, options.device, options.rounds, Path(options.folder))))
+        print(
+            json.dumps(
+                MEASURES[options.measure](
+                    options.way, options.megabytes, options.device, options.rounds, Path(options.folder)
+                )
+            )
+        )
         return
     parts = (options.only or ("10,500,4000,cleaning" if options.device == "cuda" else "10,500,cleaning")).split(",")
     load_before = os.getloadavg()[0]
@@ -291,10 +342,20 @@ def main() -> None:
     for part in parts:
         if part == "cleaning":
             results[part] = {way: in_own_process("cleaning", way, 1, options) for way in WAYS}
-            rows.append((f"{CLEANED} checkpoints of 1 MB removed", [f"{one['clean_ms']:.0f} ms" for one in results[part].values()], "", ""))
+            rows.append(
+                (
+                    f"{CLEANED} checkpoints of 1 MB removed",
+                    [f"{one['clean_ms']:.0f} ms" for one in results[part].values()],
+                    "",
+                    "",
+                )
+            )
         else:
             size, megabytes = shown_size(float(part)), float(part)
-            results[size] = {way: in_own_process("time", way, megabytes, options) | in_own_process("memory", way, megabytes, options) for way in WAYS}
+            results[size] = {
+                way: in_own_process("time", way, megabytes, options) | in_own_process("memory", way, megabytes, options)
+                for way in WAYS
+            }
             rows += rows_of(megabytes, results[size])
     _print_table(rows, options)
     _write(results, options, load_before)
@@ -304,7 +365,13 @@ def _print_table(rows: list[tuple[str, list[str], str, str]], options: argparse.
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"checkpoints, {datetime.date.today()}, {options.device}, {options.threads} threads of {os.cpu_count()} cores", show_lines=True)
+    table = Table(
+        title=(
+            f"checkpoints, {datetime.date.today()}, {options.device}, {options.threads} threads of {os.cpu_count()}"
+            " cores"
+        ),
+        show_lines=True,
+    )
     for column in ("", *WAYS.values(), "goal", "met"):
         table.add_column(column)
     for what, cells, goal, met in rows:
@@ -324,12 +391,25 @@ def _write(results: dict[str, Any], options: argparse.Namespace, load_before: fl
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "benchmarks/checkpoints.py", *sys.argv[1:]]),
         "machine": f"{device}, {os.cpu_count()} cores, load {load_before:.1f} before",
-        "versions": {"torch": torch.__version__, "safetensors": version("safetensors"), "python": platform.python_version()},
+        "versions": {
+            "torch": torch.__version__,
+            "safetensors": version("safetensors"),
+            "python": platform.python_version(),
+        },
     }
     earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(
-        json.dumps({**earlier, options.device: earlier.get(options.device, {}) | {part: {**made, **seen} for part, seen in results.items()}}, indent=1) + "\n",
+        json.dumps(
+            {
+                **earlier,
+                options.device: (
+                    earlier.get(options.device, {}) | {part: {**made, **seen} for part, seen in results.items()}
+                ),
+            },
+            indent=1,
+        )
+        + "\n",
         encoding="utf-8",
     )
 

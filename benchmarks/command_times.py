@@ -1,6 +1,8 @@
-"""How quickly the command line answers: `mltrack --help` beside the bare import of the libraries that it is made of, and `import mltrack`.
+"""How quickly the command line answers: `mltrack --help` beside the bare import of the libraries that it is made of,
+and `import mltrack`.
 
-Invariant: every start is a process of its own, in alternation; beside the wall clock stands the CPU time, which a busy machine disturbs less.
+Invariant: every start is a process of its own, in alternation; beside the wall clock stands the CPU time, which a busy
+machine disturbs less.
 
     python benchmarks/command_times.py --rounds 30
 """
@@ -20,7 +22,9 @@ from report import circumstances, met, show, write
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
     "mltrack --help": "import sys; from mltrack.cli import main; sys.argv = ['mltrack', '--help']; main()",
-    "mltrack train --help": "import sys; from mltrack.cli import main; sys.argv = ['mltrack', 'train', '--help']; main()",
+    "mltrack train --help": (
+        "import sys; from mltrack.cli import main; sys.argv = ['mltrack', 'train', '--help']; main()"
+    ),
     "import typer, rich": "import typer, rich",
     "import mltrack": "import mltrack",
     "nothing": "pass",
@@ -31,7 +35,9 @@ GOAL = 1.5
 def seconds_of(script: str) -> tuple[float, float]:
     """(wall, CPU) of a new interpreter that runs it."""
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=ROOT
+    )
     _, status, used = os.wait4(process.pid, 0)
     wall = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -51,12 +57,17 @@ def main() -> None:
             taken = seconds_of(script)
             if number:
                 seen[name].append(taken)
-    middle = {name: tuple(statistics.median(one[which] for one in taken) for which in (0, 1)) for name, taken in seen.items()}
+    middle = {
+        name: tuple(statistics.median(one[which] for one in taken) for which in (0, 1)) for name, taken in seen.items()
+    }
     bare, libraries = middle["nothing"], middle["import typer, rich"]
     ratio = middle["mltrack --help"][0] / libraries[0]
     rows = []
     for name, (wall, cpu) in middle.items():
-        goal = {"mltrack --help": f"<= {GOAL:g}x: {met(ratio, GOAL, at_most=True)}", "import mltrack": "milliseconds"}.get(name, "")
+        goal = {
+            "mltrack --help": f"<= {GOAL:g}x: {met(ratio, GOAL, at_most=True)}",
+            "import mltrack": "milliseconds",
+        }.get(name, "")
         cells = (
             f"{1000 * wall:.0f} ms",
             f"{1000 * cpu:.0f} ms",

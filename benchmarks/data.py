@@ -1,15 +1,17 @@
-"""What data costs: records/s and peak memory of reading, tokenizing and batching, and the time to the first batch once all is cached.
+"""What data costs: records/s and peak memory of reading, tokenizing and batching, and the time to the first batch once
+all is cached.
 
     python benchmarks/data.py --sizes 10000 100000 1000000 --format jsonl
 
-For each size a file of generated pairs (a description and a function of about 400 characters, all different) is read, tokenized and batched in a new
-process with an empty cache folder, and then once more with the cache that it left. Memory is sampled every 20 ms: what the process has
-allocated (`anonymous`), and all that is resident; mapped files count in the second only as long as nobody else needs the memory.
-Times leave out the imports. With `--split true` the records are also split, near-duplicates kept together: a step of its own at the end.
+For each size a file of generated pairs (a description and a function of about 400 characters, all different) is read,
+tokenized and batched in a new process with an empty cache folder, and then once more with the cache that it left.
+Memory is sampled every 20 ms: what the process has allocated (`anonymous`), and all that is resident; mapped files
+count in the second only as long as nobody else needs the memory. Times leave out the imports. With `--split true` the
+records are also split, near-duplicates kept together: a step of its own at the end.
 
-A start that takes longer than `--limit` seconds is ended, and its row has what it has measured until then; a size that would fill the disk is left
-out; what a size has written is removed before the next one. Prints one table and writes one JSON (`--output`), with the load of the machine at the end of each start.
-"""
+A start that takes longer than `--limit` seconds is ended, and its row has what it has measured until then; a size that
+would fill the disk is left out; what a size has written is removed before the next one. Prints one table and writes one
+JSON (`--output`), with the load of the machine at the end of each start."""
 
 from __future__ import annotations
 
@@ -58,8 +60,15 @@ class Memory:
 def function(number: int) -> dict[str, str]:
     """A pair like no other."""
     names = [f"{word}_{number % (7 + at)}" for at, word in enumerate(("value", "total", "index", "row", "price"))]
-    lines = [f"    {name} = helper_{(number * (at + 3)) % 997}({names[at - 1]}, {number + at})" for at, name in enumerate(names)]
-    loop = [f"    for item in range({number % 89}):", f"        {names[0]} += item * {number}", f"        log.debug('%s at {number}', {names[1]})"]
+    lines = [
+        f"    {name} = helper_{(number * (at + 3)) % 997}({names[at - 1]}, {number + at})"
+        for at, name in enumerate(names)
+    ]
+    loop = [
+        f"    for item in range({number % 89}):",
+        f"        {names[0]} += item * {number}",
+        f"        log.debug('%s at {number}', {names[1]})",
+    ]
     code = "\n".join([f"def function_{number}({names[4]}, log):", *lines, *loop, f"    return {' + '.join(names)}"])
     return {"description": f"Combine the {number}th value with what the helpers make of it", "code": code}
 
@@ -84,11 +93,17 @@ def write_records(path: Path, count: int, file_format: str) -> None:
         schema = pa.schema([("description", pa.string()), ("code", pa.string())])
         with pq.ParquetWriter(path, schema) as parquet:
             for start in range(0, count, 10_000):
-                parquet.write_table(pa.Table.from_pylist([function(number) for number in range(start, min(start + 10_000, count))], schema))
+                parquet.write_table(
+                    pa.Table.from_pylist(
+                        [function(number) for number in range(start, min(start + 10_000, count))], schema
+                    )
+                )
 
 
 def measure(path: Path, tokenizer_folder: Path, splits: bool) -> None:
-    """One start: read, tokenize, all batches of an epoch; and split. Prints a line of JSON behind each of them, the last one with all figures."""
+    """One start: read, tokenize, all batches of an epoch; and split. Prints a line of JSON behind each of them, the
+    last one with all figures.
+    """
     import pyarrow  # noqa: F401  imports are not what is measured
     from transformers import PreTrainedTokenizerFast
 
@@ -106,7 +121,12 @@ def measure(path: Path, tokenizer_folder: Path, splits: bool) -> None:
     def lap(name: str, count: int) -> None:
         nonlocal started, cpu_started
         seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
-        found[name] = {"seconds": round(seconds, 3), "per_s": round(count / seconds), "cpu_s": round(cpu_s, 3), **memory.peaks()}
+        found[name] = {
+            "seconds": round(seconds, 3),
+            "per_s": round(count / seconds),
+            "cpu_s": round(cpu_s, 3),
+            **memory.peaks(),
+        }
         found["readers_loaded"] = [name for name in ("datasets", "pandas") if name in sys.modules]
         print(json.dumps(found), flush=True)
         started, cpu_started = time.perf_counter(), time.process_time()
@@ -116,7 +136,9 @@ def measure(path: Path, tokenizer_folder: Path, splits: bool) -> None:
     lap("read", len(records))
     dataset = loader.dataset(records)
     lap("tokenize", len(records))
-    groups = TrainingBatches(dataset, TrainingConfig(batch_size=BATCH_SIZE, seed=1), rank=0, world=1, pin=False).groups(0, 0)
+    groups = TrainingBatches(dataset, TrainingConfig(batch_size=BATCH_SIZE, seed=1), rank=0, world=1, pin=False).groups(
+        0, 0
+    )
     found["tokens"] = next(groups)[0].tokens
     found["first_batch_s"] = round(time.perf_counter() - begun, 3)
     for group in groups:
@@ -147,10 +169,15 @@ def main() -> None:
         from mltrack.data.readers.sources import SETTLED_S
         from mltrack.models.tokenizers import train_tokenizer
 
-        train_tokenizer([function(number)["code"] for number in range(2000)], 8000, "decoder").save_pretrained(tokenizer)
+        train_tokenizer([function(number)["code"] for number in range(2000)], 8000, "decoder").save_pretrained(
+            tokenizer
+        )
         for size in options.sizes:
             if shutil.disk_usage(folder).free < size * DISK_BYTES:
-                print(f"| {size:,} | left out: {folder} has less than {size * DISK_BYTES / 1e9:.1f} GB of room |", flush=True)
+                print(
+                    f"| {size:,} | left out: {folder} has less than {size * DISK_BYTES / 1e9:.1f} GB of room |",
+                    flush=True,
+                )
                 continue
             path, cache = Path(folder) / f"records-{size}.{options.format}", Path(folder) / f"cache-{size}"
             write_records(path, size, options.format)
@@ -159,14 +186,24 @@ def main() -> None:
                 words = [sys.executable, __file__, "--split", options.split, "--measure", str(path), str(tokenizer)]
                 environment = {**os.environ, "MLTRACK_CACHE_DIR": str(cache), "HF_HUB_OFFLINE": "1"}
                 try:
-                    said = subprocess.run(words, env=environment, stdout=subprocess.PIPE, check=True, timeout=options.limit).stdout
+                    said = subprocess.run(
+                        words, env=environment, stdout=subprocess.PIPE, check=True, timeout=options.limit
+                    ).stdout
                 except subprocess.TimeoutExpired as error:
                     said = error.stdout or b""
-                one = results[f"{size} {start}"] = {**json.loads(said.splitlines()[-1] if said else "{}"), "load": os.getloadavg()[0]}
+                one = results[f"{size} {start}"] = {
+                    **json.loads(said.splitlines()[-1] if said else "{}"),
+                    "load": os.getloadavg()[0],
+                }
                 print(f"| {size:,} | {start} | {row(one)} |", flush=True)
             path.unlink()
             shutil.rmtree(cache, ignore_errors=True)
-            options.output.write_text(json.dumps({"format": options.format, "batch_size": BATCH_SIZE, "max_length": MAX_LENGTH, "results": results}, indent=1))
+            options.output.write_text(
+                json.dumps(
+                    {"format": options.format, "batch_size": BATCH_SIZE, "max_length": MAX_LENGTH, "results": results},
+                    indent=1,
+                )
+            )
 
 
 COLUMNS = (
@@ -192,7 +229,9 @@ def row(one: dict[str, Any]) -> str:
     per_cpu_s = f"{made['per_s'] * made['seconds'] / made['cpu_s']:,.0f}" if made["cpu_s"] > 1 else "-"
     anonymous = ", ".join(f"{phase['anonymous_mb']:,}" for phase in phases)
     resident = max((phase["resident_mb"] for phase in phases), default=0)
-    return " | ".join([*rates, per_cpu_s, str(one.get("first_batch_s", "-")), anonymous, f"{resident:,}", f"{one['load']:.1f}"])
+    return " | ".join(
+        [*rates, per_cpu_s, str(one.get("first_batch_s", "-")), anonymous, f"{resident:,}", f"{one['load']:.1f}"]
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """The same checks on the Hugging Face Trainer and on mltrack: does the result depend on how the work was cut up?
 
-Invariant: both sides get the same weights, the same token ids and the same seed, each by its documented interface; both accumulate, evaluate and
-resume by themselves, and what is compared is read off the model and the optimizer.
+Invariant: both sides get the same weights, the same token ids and the same seed, each by its documented interface; both
+accumulate, evaluate and resume by themselves, and what is compared is read off the model and the optimizer.
 
     python benchmarks/exactness.py            # about a minute
 """
@@ -47,7 +47,10 @@ class Sides:
         self.source = resolve_model(str(write_model(folder / "model", records, task, dropout=dropout)), task)
         loader = DatasetLoader(records, self.source.tokenizer, task=task, max_length=64)
         train, held_out = loader.split_records(HELD_OUT / RECORDS)
-        self.train, self.held_out = loader.dataset(train, self.source.tokenizer), loader.dataset(held_out, self.source.tokenizer)
+        self.train, self.held_out = (
+            loader.dataset(train, self.source.tokenizer),
+            loader.dataset(held_out, self.source.tokenizer),
+        )
 
     def model(self) -> Any:
         """The same weights each time."""
@@ -68,14 +71,30 @@ def place(sides: Sides, name: str) -> Path:
 
 def hf_trainer(sides: Sides, output_dir: Path, *, callbacks: Any = (), **options: Any) -> Any:
     """With a data collator that pads, as its documentation says for each task."""
-    from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding, PrinterCallback, Trainer, TrainingArguments
+    from transformers import (
+        DataCollatorForSeq2Seq,
+        DataCollatorWithPadding,
+        PrinterCallback,
+        Trainer,
+        TrainingArguments,
+    )
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     tokenizer = sides.source.tokenizer
-    collator = DataCollatorForSeq2Seq(tokenizer) if sides.task == "code_generation" else DataCollatorWithPadding(tokenizer)
-    defaults = {"seed": 7, "use_cpu": True, "report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "save_strategy": "no", "warmup_steps": 3}
+    collator = (
+        DataCollatorForSeq2Seq(tokenizer) if sides.task == "code_generation" else DataCollatorWithPadding(tokenizer)
+    )
+    defaults = {
+        "seed": 7,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "no",
+        "save_strategy": "no",
+        "warmup_steps": 3,
+    }
     trainer = Trainer(
         model=sides.model(),
         args=TrainingArguments(output_dir=str(output_dir), **{**defaults, **options}),
@@ -92,7 +111,9 @@ def _as_lists(dataset: Any) -> list[dict[str, Any]]:
     made = []
     for example in dataset:
         ids = [int(token) for token in example["input_ids"]]
-        labels = example["labels"] if isinstance(example["labels"], int) else [int(label) for label in example["labels"]]
+        labels = (
+            example["labels"] if isinstance(example["labels"], int) else [int(label) for label in example["labels"]]
+        )
         made.append({"input_ids": ids, "attention_mask": [1] * len(ids), "labels": labels})
     return made
 
@@ -111,8 +132,14 @@ def hf_gradients(sides: Sides, batch_size: int) -> Gradients:
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             seen.append(_flat(parameter.grad for parameter in model.parameters()))
 
-    options = {"per_device_train_batch_size": batch_size, "gradient_accumulation_steps": GROUP // batch_size, "max_grad_norm": 0.0}
-    hf_trainer(sides, place(sides, "hf-accumulation"), callbacks=[Reader()], num_train_epochs=1, learning_rate=1e-12, **options).train()
+    options = {
+        "per_device_train_batch_size": batch_size,
+        "gradient_accumulation_steps": GROUP // batch_size,
+        "max_grad_norm": 0.0,
+    }
+    hf_trainer(
+        sides, place(sides, "hf-accumulation"), callbacks=[Reader()], num_train_epochs=1, learning_rate=1e-12, **options
+    ).train()
     return seen
 
 
@@ -152,14 +179,19 @@ def mltrack_eval_losses(sides: Sides) -> list[float]:
     from mltrack.training.precision import Precision
 
     cpu, model = torch.device("cpu"), sides.model()
-    return [evaluate(model, sides.held_out, batch_size=size, device=cpu, precision=Precision("off", cpu))[0]["loss"] for size in BATCH_SIZES]
+    return [
+        evaluate(model, sides.held_out, batch_size=size, device=cpu, precision=Precision("off", cpu))[0]["loss"]
+        for size in BATCH_SIZES
+    ]
 
 
 def mltrack_gradients(sides: Sides, batch_size: int) -> Gradients:
     seen: Gradients = []
     options = {"batch_size": batch_size, "gradient_accumulation_steps": GROUP // batch_size, "max_grad_norm": 1e9}
     trainer = mltrack_trainer(sides, place(sides, "mltrack-accumulation"), num_epochs=1, learning_rate=1e-12, **options)
-    trainer.optimizer.register_step_pre_hook(lambda *_: seen.append(_flat(parameter.grad for parameter in trainer.model.parameters())))
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: seen.append(_flat(parameter.grad for parameter in trainer.model.parameters()))
+    )
     trainer.train()
     return seen
 
@@ -200,7 +232,9 @@ def evaluation(losses: list[float]) -> dict[str, Any]:
 
 
 def accumulation(one: Gradients, many: Gradients) -> dict[str, Any]:
-    """Gradients of 8 micro-batches of 1 against those of 1 micro-batch of 8, at the same weights; the tail is the epoch's last step."""
+    """Gradients of 8 micro-batches of 1 against those of 1 micro-batch of 8, at the same weights; the tail is the
+    epoch's last step.
+    """
     assert len(one) == len(many), (len(one), len(many))
     differences = [float((a - b).norm() / b.norm()) for a, b in zip(one, many, strict=True)]
     whole, tail = max(differences[:-1]), differences[-1]
@@ -218,10 +252,20 @@ def resume(whole: torch.Tensor, resumed: torch.Tensor) -> dict[str, Any]:
     differ = int((whole != resumed).sum())
     largest = float((whole - resumed).abs().max())
     shown = "equal" if not differ else f"{differ:,} of {whole.numel():,} differ\nby up to {largest:.1e}"
-    return {"different_weights": differ, "weights": whole.numel(), "largest": largest, "shown": shown, "met": differ == 0}
+    return {
+        "different_weights": differ,
+        "weights": whole.numel(),
+        "largest": largest,
+        "shown": shown,
+        "met": differ == 0,
+    }
 
 
-Side = tuple[Callable[[Sides], list[float]], Callable[[Sides, int], Gradients], Callable[[Sides], tuple[torch.Tensor, torch.Tensor]]]
+Side = tuple[
+    Callable[[Sides], list[float]],
+    Callable[[Sides, int], Gradients],
+    Callable[[Sides], tuple[torch.Tensor, torch.Tensor]],
+]
 SIDES: dict[str, Side] = {
     "Hugging Face Trainer": (hf_eval_losses, hf_gradients, hf_resume),
     "mltrack": (mltrack_eval_losses, mltrack_gradients, mltrack_resume),
@@ -242,7 +286,9 @@ def main() -> None:
     results: dict[str, dict[str, dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(prefix="mltrack-exactness-") as folder:
         for task in TASKS:
-            plain, dropping = (Sides(Path(folder) / f"{task}-{dropout}", task, dropout=dropout) for dropout in (0.0, 0.1))
+            plain, dropping = (
+                Sides(Path(folder) / f"{task}-{dropout}", task, dropout=dropout) for dropout in (0.0, 0.1)
+            )
             for side, (eval_losses, gradients, resume_weights) in SIDES.items():
                 print(f"{task}: {side} ...", file=sys.stderr, flush=True)
                 found = results.setdefault(side, {})
@@ -277,7 +323,8 @@ def _write(path: Path, results: dict[str, dict[str, dict[str, Any]]]) -> None:
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "benchmarks/exactness.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in ("torch", "transformers", "accelerate")}
+        | {"python": platform.python_version()},
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**made, **results}, indent=1) + "\n", encoding="utf-8")

@@ -1,9 +1,10 @@
 """Kills a real training at random instants, resumes it each time, and counts what was lost.
 
-Invariant: every figure is read from disk and from MLflow's store and compared with a run of the same job that was never killed.
+Invariant: every figure is read from disk and from MLflow's store and compared with a run of the same job that was never
+killed.
 
-    python benchmarks/kill_storm.py --kills 200            # a quarter of an hour on two idle cores; Ctrl-C ends it with what it has
-    python benchmarks/kill_storm.py --kills 20 --task code_generation --precision bf16
+    python benchmarks/kill_storm.py --kills 200            # a quarter of an hour on two idle cores; Ctrl-C ends it with
+    what it has python benchmarks/kill_storm.py --kills 20 --task code_generation --precision bf16
 """
 
 from __future__ import annotations
@@ -32,16 +33,28 @@ def main() -> None:
     """Storm, print the table, write the figures; exit code 1 where anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="how often SIGKILL is sent")
-    parser.add_argument("--task", default="text_classification", choices=("text_classification", "code_generation"), help="what is trained")
+    parser.add_argument(
+        "--task",
+        default="text_classification",
+        choices=("text_classification", "code_generation"),
+        help="what is trained",
+    )
     parser.add_argument("--precision", default="off", choices=PRECISIONS, help="as use_mixed_precision")
     parser.add_argument("--seed", type=int, default=0, help="decides the instants")
-    parser.add_argument("--offline", action="store_true", help="no MLflow and no relays: four times as fast; points are read from the journals")
+    parser.add_argument(
+        "--offline",
+        action="store_true",
+        help="no MLflow and no relays: four times as fast; points are read from the journals",
+    )
     parser.add_argument("--keep", type=Path, help="do the work in this folder and leave it there")
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the figures go")
     options = parser.parse_args()
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     started = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="mltrack-storm-", ignore_cleanup_errors=True) as temporary, WarmProcess() as warm:
+    with (
+        tempfile.TemporaryDirectory(prefix="mltrack-storm-", ignore_cleanup_errors=True) as temporary,
+        WarmProcess() as warm,
+    ):
         folder = options.keep or Path(temporary)
         job = small_job(folder, options.task, use_mixed_precision=options.precision)
         storm = Storm(job, folder, warm, options.seed, offline=options.offline)
@@ -101,14 +114,17 @@ def _write(path: Path, tally: Tally, options: argparse.Namespace, seconds: float
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "benchmarks/kill_storm.py", *sys.argv[1:]]),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[1]:.1f}",
-        "versions": {name: version(name) for name in ("torch", "transformers", "mlflow")} | {"python": platform.python_version()},
+        "versions": {name: version(name) for name in ("torch", "transformers", "mlflow")}
+        | {"python": platform.python_version()},
         "task": options.task,
         "precision": options.precision,
         "offline": options.offline,
         "seconds": round(seconds),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**made, **asdict(tally), "num_kills": tally.num_kills}, indent=1) + "\n", encoding="utf-8")
+    path.write_text(
+        json.dumps({**made, **asdict(tally), "num_kills": tally.num_kills}, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

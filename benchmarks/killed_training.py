@@ -1,6 +1,7 @@
 """Trainings that are killed with SIGKILL at random instants and resumed until they are done, and what is left of them.
 
-Invariant: whatever is counted is read from disk and from MLflow's own store, against one run of the same job that was never killed.
+Invariant: whatever is counted is read from disk and from MLflow's own store, against one run of the same job that was
+never killed.
 
     with WarmProcess() as warm:
         storm = Storm(small_job(folder), folder, warm, seed=0)
@@ -24,7 +25,9 @@ from small_job import SmallJob
 from warm_process import Forked, WarmProcess
 
 TIMING = ("seconds", "per_second", "_ms", "_bytes", "system/")
-"""A metric with one of these in its name depends on the machine's speed; the bytes of a checkpoint do too, as there are times in it."""
+"""A metric with one of these in its name depends on the machine's speed; the bytes of a checkpoint do too, as there are
+times in it.
+"""
 ANYWHERE = 0.15
 """Share of the kills that may also fall before the loop."""
 RELAY_TOO = 0.3
@@ -42,7 +45,9 @@ def _watched(self):
     return _unwatched(self)
 AdvancedTrainer.train = _watched
 """
-"""Says in the file `phase` whether the last module that ran in the loop was training or evaluating; before it a model may be probed."""
+"""Says in the file `phase` whether the last module that ran in the loop was training or evaluating; before it a model
+may be probed.
+"""
 
 Points = dict[str, list[tuple[int, float]]]
 """{metric: (step, value) as MLflow's history has them}"""
@@ -75,7 +80,9 @@ class Tally:
     """Starts again before the first checkpoint."""
     runs: int = 0
     identical: int = 0
-    """Runs whose last checkpoint equals the reference's: weights, optimizer, schedule, scaler, generators, early stopping; the best model too."""
+    """Runs whose last checkpoint equals the reference's: weights, optimizer, schedule, scaler, generators, early
+    stopping; the best model too.
+    """
     same_best: int = 0
     """Runs that kept the same checkpoints."""
     points: int = 0
@@ -84,7 +91,9 @@ class Tally:
     points_doubled: int = 0
     points_different: int = 0
     torn: int = 0
-    """Checkpoint folders under their final name that are incomplete or whose bytes differ from their hashes, over all kills."""
+    """Checkpoint folders under their final name that are incomplete or whose bytes differ from their hashes, over all
+    kills.
+    """
     unloadable: int = 0
     """Kills after which the newest checkpoint did not load."""
     leftovers: list[str] = field(default_factory=list)
@@ -181,7 +190,9 @@ class Storm:
         """A process that trains the run from where it stands."""
         words = self.job.words(output="json", offline=str(self._offline).lower())
         (self.folder / "phase").unlink(missing_ok=True)
-        process = self.warm.start(*words, cwd=self.folder, prelude=WATCH + prelude, MLFLOW_RUN_ID=run_id, MLFLOW_TRACKING_URI=self.uri)
+        process = self.warm.start(
+            *words, cwd=self.folder, prelude=WATCH + prelude, MLFLOW_RUN_ID=run_id, MLFLOW_TRACKING_URI=self.uri
+        )
         return process, self.directory(run_id)
 
     def _finish(self, process: Forked) -> None:
@@ -217,7 +228,9 @@ class Storm:
         if list((directory / "checkpoints").glob(".writing-*")):
             return "saving"
         watched = self.folder / "phase"
-        return {"T": "training", "E": "evaluation"}.get(watched.read_text() if watched.exists() else "", "before the first step")
+        return {"T": "training", "E": "evaluation"}.get(
+            watched.read_text() if watched.exists() else "", "before the first step"
+        )
 
     # -- what is found
 
@@ -231,14 +244,21 @@ class Storm:
             metadata = checkpoint_directory.read_metadata(path)
             self.tally.torn += metadata is None or bool(checkpoint_directory.verify(metadata))
         if folders:
-            manager = CheckpointManager(directory / "checkpoints", run_id=directory.name, on_change=lambda *_: None, read_only=True)
+            manager = CheckpointManager(
+                directory / "checkpoints", run_id=directory.name, on_change=lambda *_: None, read_only=True
+            )
             loaded, newest = manager.load_latest_checkpoint(), max(int(path.name.split("-")[1]) for path in folders)
             self.tally.unloadable += loaded is None or loaded["step"] != newest
 
     def look_for_leftovers(self, living: int, directory: Path) -> None:
-        """What dead processes left under temporary names, once the next one trains; what the relay left is the next relay's to clean, at the end."""
+        """What dead processes left under temporary names, once the next one trains; what the relay left is the next
+        relay's to clean, at the end.
+        """
         dead = [
-            path for path in _hidden(directory) if not path.name.startswith((".relay", ".delivery.json.")) and not _belongs_to_a_living_process(path, living)
+            path
+            for path in _hidden(directory)
+            if not path.name.startswith((".relay", ".delivery.json."))
+            and not _belongs_to_a_living_process(path, living)
         ]
         self.tally.leftovers += [str(path.relative_to(directory)) for path in dead if ".relay" not in path.parts]
 
@@ -247,7 +267,9 @@ class Storm:
 
         from mltrack.checkpoints import CheckpointManager
 
-        manager = CheckpointManager(directory / "checkpoints", run_id=directory.name, on_change=lambda *_: None, read_only=True)
+        manager = CheckpointManager(
+            directory / "checkpoints", run_id=directory.name, on_change=lambda *_: None, read_only=True
+        )
         checkpoint = manager.load_latest_checkpoint()
         assert checkpoint is not None, directory
         if not self._offline:
@@ -283,14 +305,26 @@ class Storm:
             tally.problems.append(f"{directory.name}: {found.status}, delivery {found.tags.get('mltrack.delivery')}")
         if not self._offline and (versions := _versions(self.uri, directory.name)) != 1:
             tally.problems.append(f"{directory.name}: {versions} versions in the registry")
-        for tag in ("mltrack.resume_drift", "mltrack.inexact_resume", "mltrack.refused", "mltrack.journal_damage", "mltrack.failure"):
+        for tag in (
+            "mltrack.resume_drift",
+            "mltrack.inexact_resume",
+            "mltrack.refused",
+            "mltrack.journal_damage",
+            "mltrack.failure",
+        ):
             if tag in found.tags:
                 tally.problems.append(f"{directory.name}: {tag} = {found.tags[tag]}")
-        tally.leftovers += [str(path.relative_to(directory)) for path in directory.rglob(".*") if not _belongs_to_a_living_process(path, 0)]
+        tally.leftovers += [
+            str(path.relative_to(directory))
+            for path in directory.rglob(".*")
+            if not _belongs_to_a_living_process(path, 0)
+        ]
 
 
 def _await_delivery(directory: Path) -> None:
-    """Return when MLflow has everything of a run that has ended, which a busy machine leaves to the relay; in the end without it."""
+    """Return when MLflow has everything of a run that has ended, which a busy machine leaves to the relay; in the end
+    without it.
+    """
     from mltrack.journal import RunDirectory
 
     held, deadline = RunDirectory(directory), time.monotonic() + DELIVERED_WITHIN_S
@@ -306,7 +340,9 @@ def _held_by_mlflow(uri: str, run_id: str) -> tuple[Points, str, Mapping[str, st
 
     api = MlflowClient(uri)
     run = api.get_run(run_id)
-    points = {name: [(point.step, point.value) for point in api.get_metric_history(run_id, name)] for name in run.data.metrics}
+    points = {
+        name: [(point.step, point.value) for point in api.get_metric_history(run_id, name)] for name in run.data.metrics
+    }
     return points, run.info.status, run.data.tags
 
 
@@ -340,7 +376,12 @@ def equal(one: Any, other: Any) -> bool:
     import torch
 
     if isinstance(one, torch.Tensor) or isinstance(other, torch.Tensor):
-        return isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+        return (
+            isinstance(one, torch.Tensor)
+            and isinstance(other, torch.Tensor)
+            and one.dtype == other.dtype
+            and torch.equal(one, other)
+        )
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         return one.keys() == other.keys() and all(equal(one[name], other[name]) for name in one)
     if isinstance(one, (list, tuple)) and isinstance(other, (list, tuple)):
@@ -362,7 +403,11 @@ def _has_checkpoint(directory: Path) -> bool:
 def _seconds_in_the_loop(directory: Path) -> float:
     from mltrack.journal import read_journal
 
-    times = [record["time_ms"] for record in read_journal(directory / "journal") if record["type"] == "metrics" and record["step"] > 0]
+    times = [
+        record["time_ms"]
+        for record in read_journal(directory / "journal")
+        if record["type"] == "metrics" and record["step"] > 0
+    ]
     return (max(times) - min(times)) / 1000
 
 
@@ -377,7 +422,12 @@ def _relay_of(directory: Path) -> int | None:
 
 def _hidden(directory: Path) -> list[Path]:
     """Everything below whose name starts with a dot; what a living process removes meanwhile is no error."""
-    return [Path(parent, name) for parent, folders, files in os.walk(directory) for name in (*folders, *files) if name.startswith(".")]
+    return [
+        Path(parent, name)
+        for parent, folders, files in os.walk(directory)
+        for name in (*folders, *files)
+        if name.startswith(".")
+    ]
 
 
 def _belongs_to_a_living_process(path: Path, living: int) -> bool:

@@ -1,7 +1,8 @@
-"""What each lever gives alone: a training with it against one without it, everything else as it is, in pairs of processes.
+"""What each lever gives alone: a training with it against one without it, everything else as it is, in pairs of
+processes.
 
-Invariant: a pair has one seed and one set of records, and its order changes from pair to pair; the evaluation loss stands beside the speed.
-A lever that this version or this machine does not have is a row that says so.
+Invariant: a pair has one seed and one set of records, and its order changes from pair to pair; the evaluation loss
+stands beside the speed. A lever that this version or this machine does not have is a row that says so.
 
     python benchmarks/levers.py
     python benchmarks/levers.py --levers buckets,dropout_masks --tasks text_classification --pairs 5
@@ -38,7 +39,9 @@ class Lever:
     devices: tuple[str, ...] = ("cpu", "cuda")
     """Where it does anything."""
     of: str = "step"
-    """What its ratio is of: `step`, seconds a real token in the steady state; `evaluation`, seconds of the evaluations; `training`, all of it."""
+    """What its ratio is of: `step`, seconds a real token in the steady state; `evaluation`, seconds of the evaluations;
+    `training`, all of it.
+    """
 
     def missing(self) -> str:
         """Why it cannot be measured here; empty: it can."""
@@ -67,26 +70,63 @@ LEVERS = dict(
         _switch("dropout_masks", "cheap dropout masks", devices=("cpu",), tasks=("text_classification",)),
         _switch("gc_freeze", "garbage collector frozen before the first step"),
         _switch("prefetch", "batches collated ahead of the step"),
-        _switch("fused_adamw", "AdamW in one kernel, against torch's default; on a GPU with the late loss, which needs it"),
+        _switch(
+            "fused_adamw", "AdamW in one kernel, against torch's default; on a GPU with the late loss, which needs it"
+        ),
         _switch("late_loss", "loss read when the next step is under way", devices=("cuda",)),
         _switch("pinned_memory", "batches in memory that a GPU copies by itself", devices=("cuda",)),
         _switch("any_shape_attention", "attention without cuDNN, which plans each shape", devices=("cuda",)),
-        _switch("tf32", "fp32 products with TF32", devices=("cuda",), on={"use_mixed_precision": "off"}, off={"use_mixed_precision": "off"}),
-        ("no_mask", Lever(what="no mask where nothing is padded, against always one", off_patches=("whole_mask",), tasks=("text_classification",))),
-        ("relay", Lever(what="delivery to MLflow by a process beside, against local files alone: what it costs", off={"offline": "true"})),
-        ("sorted_evaluation", Lever(what="evaluation by length, against as the records come", off_patches=("unsorted_evaluation",), of="evaluation")),
+        _switch(
+            "tf32",
+            "fp32 products with TF32",
+            devices=("cuda",),
+            on={"use_mixed_precision": "off"},
+            off={"use_mixed_precision": "off"},
+        ),
+        (
+            "no_mask",
+            Lever(
+                what="no mask where nothing is padded, against always one",
+                off_patches=("whole_mask",),
+                tasks=("text_classification",),
+            ),
+        ),
+        (
+            "relay",
+            Lever(
+                what="delivery to MLflow by a process beside, against local files alone: what it costs",
+                off={"offline": "true"},
+            ),
+        ),
+        (
+            "sorted_evaluation",
+            Lever(
+                what="evaluation by length, against as the records come",
+                off_patches=("unsorted_evaluation",),
+                of="evaluation",
+            ),
+        ),
         _switch("first_token", "last layer for the token that the head reads", tasks=("text_classification",)),
         _switch("target_logits", "logits only where a loss is taken", tasks=("code_generation",)),
-        ("bf16", Lever(what="mixed precision where the device has it, against fp32", off={"use_mixed_precision": "off"})),
+        (
+            "bf16",
+            Lever(what="mixed precision where the device has it, against fp32", off={"use_mixed_precision": "off"}),
+        ),
         ("attention_eager", Lever(what="attention as chosen, against eager", off={"attention": "eager"})),
         ("attention_sdpa", Lever(what="attention as chosen, against SDPA", off={"attention": "sdpa"})),
         ("padding_1", Lever(what="padded to multiples of 8, against 1", off_patches=("padding_1",))),
         ("padding_32", Lever(what="padded to multiples of 8, against 32", off_patches=("padding_32",))),
-        ("eval_batch_size", Lever(what="evaluation batches as by default, against 8", off={"eval_batch_size": "8"}, of="evaluation")),
+        (
+            "eval_batch_size",
+            Lever(what="evaluation batches as by default, against 8", off={"eval_batch_size": "8"}, of="evaluation"),
+        ),
         ("packing", Lever(what="packed sequences, an option", on={"packing": "true"}, tasks=("code_generation",))),
         (
             "max_batch_tokens",
-            Lever(what="at most 64 examples and 4,096 tokens a batch, against 16 examples; an option", on={"max_batch_tokens": "4096", "batch_size": "64"}),
+            Lever(
+                what="at most 64 examples and 4,096 tokens a batch, against 16 examples; an option",
+                on={"max_batch_tokens": "4096", "batch_size": "64"},
+            ),
         ),
         ("compile", Lever(what="torch.compile, an option", on={"compile": "true"}, of="training")),
     )
@@ -134,7 +174,8 @@ def measure(folder: Path, start: Start, name: str, options: argparse.Namespace) 
             )
             found[side].append(train(job))
         print(
-            f"{start.places['task']} {name} {pair + 1}/{options.pairs}: {seconds_of(lever, found['off'][-1]) / seconds_of(lever, found['on'][-1]):.2f}x",
+            f"{start.places['task']} {name} {pair + 1}/{options.pairs}:"
+            f" {seconds_of(lever, found['off'][-1]) / seconds_of(lever, found['on'][-1]):.2f}x",
             flush=True,
         )
     ratio = of_pairs(*([seconds_of(lever, one) for one in found[side]] for side in ("off", "on")))
@@ -163,8 +204,19 @@ def row_of(task: str, name: str, found: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def show_levers(results: Mapping[str, Any]) -> None:
-    columns = ("task", "lever", "on, against off", "faster by", "whole training", "step on / off", "peak MiB on / off", "mean eval_loss on / off")
-    rows: Sequence[tuple[str, ...]] = [row_of(task, name, found) for task, levers in results["tasks"].items() for name, found in levers.items()]
+    columns = (
+        "task",
+        "lever",
+        "on, against off",
+        "faster by",
+        "whole training",
+        "step on / off",
+        "peak MiB on / off",
+        "mean eval_loss on / off",
+    )
+    rows: Sequence[tuple[str, ...]] = [
+        row_of(task, name, found) for task, levers in results["tasks"].items() for name, found in levers.items()
+    ]
     show(
         f"each lever alone, {results['pairs']} pairs, {results['date']}, {results['machine']}",
         columns,
@@ -192,7 +244,9 @@ def main() -> None:
     results: dict[str, Any] = {**circumstances(), "pairs": options.pairs, "records": options.records, "tasks": {}}
     with tempfile.TemporaryDirectory(prefix="mltrack-bench-") as folder:
         for task in options.tasks.split(","):
-            start = prepare(Path(folder) / task, task, records=options.records, held_out=options.held_out, model=options.model)
+            start = prepare(
+                Path(folder) / task, task, records=options.records, held_out=options.held_out, model=options.model
+            )
             levers = results["tasks"].setdefault(task, {})
             for name in names:
                 if task not in LEVERS[name].tasks:

@@ -36,12 +36,25 @@ class LocalServer:
 
     def launch(self) -> None:
         """Start the process and do not wait for it."""
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(self.port),
+            "--workers",
+            "1",
+        ]
         command += ["--backend-store-uri", self.database, "--artifacts-destination", str(self.folder / "artifacts")]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
         environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
         with (self.folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True)
+            self._process = subprocess.Popen(
+                command, cwd=self.folder, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
 
     def start(self, within_s: float = 120.0) -> None:
         """Start it and return when it answers."""

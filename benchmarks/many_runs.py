@@ -1,7 +1,9 @@
-"""Many trainings behind one tracking server on PostgreSQL: what their relays ask of it a second, and how long it takes to answer.
+"""Many trainings behind one tracking server on PostgreSQL: what their relays ask of it a second, and how long it takes
+to answer.
 
-The trainers are simulated: journals that get three metrics a step, five steps a second. The relays are the real loop (of `mltrack.relay.sync`), each a thread
-of one process, so that the machine has no 50 processes to run beside the server. `--runs 50 --seconds 60` takes about five minutes.
+The trainers are simulated: journals that get three metrics a step, five steps a second. The relays are the real loop
+(of `mltrack.relay.sync`), each a thread of one process, so that the machine has no 50 processes to run beside the
+server. `--runs 50 --seconds 60` takes about five minutes.
 
     python benchmarks/many_runs.py
 
@@ -101,22 +103,38 @@ def main() -> None:
     os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING="false")
     asked = Requests()
     asked.watch()
-    with tempfile.TemporaryDirectory(prefix="mltrack-many-") as folder, postgres() as database, server(Path(folder), database) as uri:
+    with (
+        tempfile.TemporaryDirectory(prefix="mltrack-many-") as folder,
+        postgres() as database,
+        server(Path(folder), database) as uri,
+    ):
         print(f"{given.runs} runs, {given.seconds:.0f} s, {len(METRICS)} metrics, {STEPS_A_SECOND} steps a second")
         for name, pace, age_s in (
             ("by the pace, runs of an hour", Pace, OLD_S),
             ("by the pace, runs that have just begun", Pace, 0.0),
-            ("every half second, as before", EveryHalfSecond, 0.0),  # the last: what a server is behind with then would be in the other rows
+            (
+                "every half second, as before",
+                EveryHalfSecond,
+                0.0,
+            ),  # the last: what a server is behind with then would be in the other rows
         ):
-            print(f"{name:<42}{measured(Path(folder) / uuid.uuid4().hex, uri, given.runs, given.seconds, pace, age_s, asked)}", flush=True)
+            print(
+                f"{name:<42}{measured(Path(folder) / uuid.uuid4().hex, uri, given.runs, given.seconds, pace, age_s, asked)}",
+                flush=True,
+            )
 
 
 def measured(folder: Path, uri: str, runs: int, seconds: float, pace: type[Pace], age_s: float, asked: Requests) -> str:
     """One row: requests a second, their answers, and how far behind the server was."""
     over = threading.Event()
     directories = [made(folder / str(number), uri, age_s) for number in range(runs)]
-    relays = [threading.Thread(target=relay_of, args=(directory, uri, over, pace(timeout_s=LONGEST_S)), daemon=True) for directory in directories]
-    for thread, directory in zip(relays, directories, strict=True):  # one after the other: making the runs is not what is measured
+    relays = [
+        threading.Thread(target=relay_of, args=(directory, uri, over, pace(timeout_s=LONGEST_S)), daemon=True)
+        for directory in directories
+    ]
+    for thread, directory in zip(
+        relays, directories, strict=True
+    ):  # one after the other: making the runs is not what is measured
         thread.start()
         while directory.read_run().run_id is None:
             time.sleep(0.05)
@@ -142,16 +160,18 @@ def measured(folder: Path, uri: str, runs: int, seconds: float, pace: type[Pace]
     complete = sum(bool(directory.read_delivery().get("complete")) for directory in directories)
     ms = sorted(1000 * one for one in asked.answers_s)
     return (
-        f"{len(ms) / seconds:6.1f} requests/s, answers {statistics.median(ms):5.0f} ms (95 %: {ms[int(0.95 * len(ms))]:5.0f} ms), "
-        f"{complete} of {runs} complete {time.monotonic() - ended:.0f} s after the last end, "
-        f"{', '.join(f'{path} {count}' for path, count in asked.paths.most_common() if count)}"
+        f"{len(ms) / seconds:6.1f} requests/s, answers {statistics.median(ms):5.0f} ms (95 %:"
+        f" {ms[int(0.95 * len(ms))]:5.0f} ms), {complete} of {runs} complete {time.monotonic() - ended:.0f} s after the"
+        f" last end, {', '.join(f'{path} {count}' for path, count in asked.paths.most_common() if count)}"
     )
 
 
 def made(path: Path, uri: str, age_s: float) -> RunDirectory:
     directory = RunDirectory(path)
     directory.path.mkdir(parents=True)
-    directory.write_run(RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms() - int(1000 * age_s)))
+    directory.write_run(
+        RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms() - int(1000 * age_s))
+    )
     return directory
 
 
@@ -172,7 +192,10 @@ def relay_of(directory: RunDirectory, uri: str, over: threading.Event, pace: Pac
 def postgres() -> Iterator[str]:
     """The URI of an empty database in a cluster of its own."""
     found = shutil.which("initdb")
-    folders = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), *([Path(found).resolve().parent] if found else [])]
+    folders = [
+        *sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True),
+        *([Path(found).resolve().parent] if found else []),
+    ]
     programs = next(folder for folder in folders if (folder / "initdb").exists() and (folder / "createdb").exists())
     folder, port = Path(tempfile.mkdtemp(prefix="mltrack-postgres-")), free_port()
     as_postgres = ["su", "postgres", "-c"] if os.geteuid() == 0 else ["sh", "-c"]  # initdb refuses root
@@ -180,12 +203,23 @@ def postgres() -> Iterator[str]:
         shutil.chown(folder, "postgres")
     data, options = folder / "data", f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
     try:
-        subprocess.run([*as_postgres, f"{programs}/initdb -D {data} -U mlflow -A trust"], check=True, capture_output=True, cwd="/")
-        subprocess.run([*as_postgres, f"{programs}/pg_ctl -D {data} -w -o '{options}' -l {folder}/log start"], check=True, capture_output=True, cwd="/")
-        subprocess.run([f"{programs}/createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "tracking"], check=True)
+        subprocess.run(
+            [*as_postgres, f"{programs}/initdb -D {data} -U mlflow -A trust"], check=True, capture_output=True, cwd="/"
+        )
+        subprocess.run(
+            [*as_postgres, f"{programs}/pg_ctl -D {data} -w -o '{options}' -l {folder}/log start"],
+            check=True,
+            capture_output=True,
+            cwd="/",
+        )
+        subprocess.run(
+            [f"{programs}/createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "tracking"], check=True
+        )
         yield f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/tracking"
     finally:
-        subprocess.run([*as_postgres, f"{programs}/pg_ctl -D {data} -m immediate stop"], check=False, capture_output=True, cwd="/")
+        subprocess.run(
+            [*as_postgres, f"{programs}/pg_ctl -D {data} -m immediate stop"], check=False, capture_output=True, cwd="/"
+        )
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,7 +1,7 @@
 """How much arithmetic a training step needs, and how fast this machine multiplies the model's own matrices.
 
-Invariant: only real tokens count, never padding, and nothing that is computed twice; the limit is measured in the precision that the
-training used, with all threads.
+Invariant: only real tokens count, never padding, and nothing that is computed twice; the limit is measured in the
+precision that the training used, with all threads.
 
     work = Arithmetic.of(model)
     flops = work.of_step(tokens=2_000, targets=16, squared_lengths=400_000)
@@ -27,7 +27,9 @@ PEAKS = {
     "T4": 65e12,
     "V100": 125e12,
 }
-"""Dense bf16 (T4, V100: fp16) FLOP/s that the vendor states, by a word of the card's name; the first that fits holds."""
+"""Dense bf16 (T4, V100: fp16) FLOP/s that the vendor states, by a word of the card's name; the first that fits
+holds.
+"""
 MEASURED_S = 0.25
 """For each shape."""
 
@@ -36,14 +38,15 @@ MEASURED_S = 0.25
 class Arithmetic:
     """What a model multiplies.
 
-    A step's FLOPs are 6 N for each real token, 6 H for each target and 12 L W T^2 for each sequence of T tokens: two products of
-    [T, W] and [T, T] matrices a layer, 2 FLOPs a multiply-add, and the backward pass counts twice the forward one. A causal mask is not
-    deducted. Source: Chowdhery et al., PaLM (2022), appendix B; Kaplan et al., Scaling Laws (2020), section 2.1.
+    A step's FLOPs are 6 N for each real token, 6 H for each target and 12 L W T^2 for each sequence of T tokens: two
+    products of [T, W] and [T, T] matrices a layer, 2 FLOPs a multiply-add, and the backward pass counts twice the
+    forward one. A causal mask is not deducted. Source: Chowdhery et al., PaLM (2022), appendix B; Kaplan et al.,
+    Scaling Laws (2020), section 2.1.
 
-    The output layer is counted where a loss is taken and nowhere else: H is charged to targets (the completion's tokens of a decoder,
-    the one label of a classified text), although some trainers multiply it for every position. So is what of a last layer only the first
-    token of a classified text needs (all but keys and values), with its attention, where mltrack computes it for that token alone.
-    """
+    The output layer is counted where a loss is taken and nowhere else: H is charged to targets (the completion's tokens
+    of a decoder, the one label of a classified text), although some trainers multiply it for every position. So is what
+    of a last layer only the first token of a classified text needs (all but keys and values), with its attention, where
+    mltrack computes it for that token alone."""
 
     body: int
     """N: parameters of the layers, without embeddings and output layer."""
@@ -64,7 +67,9 @@ class Arithmetic:
         from mltrack.training.first_token import reads_first_token
 
         inner, config = model.base_model, model.config
-        embedded = {id(weight) for part in inner.modules() if isinstance(part, nn.Embedding) for weight in part.parameters()}
+        embedded = {
+            id(weight) for part in inner.modules() if isinstance(part, nn.Embedding) for weight in part.parameters()
+        }
         outside = [part for _, part in model.named_children() if part is not inner]
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         last = inner.encoder.layer[-1] if reads_first_token(model) else None
@@ -81,14 +86,19 @@ class Arithmetic:
     def of_step(self, *, tokens: int, targets: int, squared_lengths: int) -> float:
         """FLOPs of a forward and a backward pass; `squared_lengths` is the sum of T^2 over the sequences."""
         whole_layers = self.layers - bool(self.last)
-        return 6.0 * (self.body - self.last) * tokens + 6.0 * (self.head + self.last) * targets + 12.0 * whole_layers * self.width * squared_lengths
+        return (
+            6.0 * (self.body - self.last) * tokens
+            + 6.0 * (self.head + self.last) * targets
+            + 12.0 * whole_layers * self.width * squared_lengths
+        )
 
     def to_dict(self) -> dict[str, int]:
         return asdict(self)
 
 
 def best_product_rate(model: Any, *, rows: int, precision: str, device: Any) -> dict[str, float]:
-    """FLOP/s of the products of the model's linear layers, forward and backward, each the best of its repetitions, by shape.
+    """FLOP/s of the products of the model's linear layers, forward and backward, each the best of its repetitions, by
+    shape.
 
     Args:
         rows: of the activations: padded tokens of a usual batch.
@@ -99,7 +109,9 @@ def best_product_rate(model: Any, *, rows: int, precision: str, device: Any) -> 
 
     from mltrack.hardware import cpu_multiplies_bf16, usable_cores
 
-    assert precision == "off" or device.type != "cpu" or cpu_multiplies_bf16(), f"{precision} products are emulated on this CPU"
+    assert precision == "off" or device.type != "cpu" or cpu_multiplies_bf16(), (
+        f"{precision} products are emulated on this CPU"
+    )
     if device.type == "cpu":
         torch.set_num_threads(usable_cores())
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": torch.float32}[precision]

@@ -1,7 +1,8 @@
-"""One training as `mltrack train` does it, watched from outside: when each step came, how large it was, and what its parts took.
+"""One training as `mltrack train` does it, watched from outside: when each step came, how large it was, and what its
+parts took.
 
-Invariant: the product has no hook for this and its command line is entered as a user enters it; what watches is put around the trainer's
-parts when its module has been imported, and costs microseconds a step.
+Invariant: the product has no hook for this and its command line is entered as a user enters it; what watches is put
+around the trainer's parts when its module has been imported, and costs microseconds a step.
 
     found = run_mltrack(job)      # {"seconds", "steps", "real_tokens", "evaluated_tokens", "steady", "model"}
 """
@@ -56,8 +57,8 @@ class Watch:
     """A listener of the trainer that times its parts.
 
     Attributes:
-        steps: one entry an optimizer step: `seconds` without evaluation and saving, `tokens`, `targets`, `squared_lengths`, `padded`, and the
-            seconds of its parts `gradient`, `optimizer`, `data`, `tracking`.
+        steps: one entry an optimizer step: `seconds` without evaluation and saving, `tokens`, `targets`,
+            `squared_lengths`, `padded`, and the seconds of its parts `gradient`, `optimizer`, `data`, `tracking`.
     """
 
     PARTS = ("gradient", "optimizer", "data", "tracking")
@@ -169,7 +170,9 @@ class Watch:
         from torch import profiler
 
         if step == self.job.warm_up:
-            kinds = [profiler.ProfilerActivity.CPU] + ([profiler.ProfilerActivity.CUDA] if self.job.device == "cuda" else [])
+            kinds = [profiler.ProfilerActivity.CPU] + (
+                [profiler.ProfilerActivity.CUDA] if self.job.device == "cuda" else []
+            )
             self._profiler = profiler.profile(activities=kinds)
             self._profiler.start()
         elif step == self.job.warm_up + PROFILED:
@@ -180,10 +183,17 @@ class Watch:
             return
         self._profiler.stop()
         attribute = "self_device_time_total" if self.job.device == "cuda" else "self_cpu_time_total"
-        spent = sorted(((getattr(one, attribute), one.key, one.count) for one in self._profiler.key_averages()), reverse=True)
+        spent = sorted(
+            ((getattr(one, attribute), one.key, one.count) for one in self._profiler.key_averages()), reverse=True
+        )
         total = sum(microseconds for microseconds, _, _ in spent)
         self.profiled = [
-            {"operator": name, "ms_a_step": microseconds / 1000 / steps, "share": microseconds / total, "calls_a_step": count / steps}
+            {
+                "operator": name,
+                "ms_a_step": microseconds / 1000 / steps,
+                "share": microseconds / total,
+                "calls_a_step": count / steps,
+            }
             for microseconds, name, count in spent[:15]
         ]
         self._profiler = None
@@ -224,7 +234,14 @@ def _whole_mask(module: Any) -> None:
     to = module.MicroBatch.to
 
     def with_mask(batch: Any, device: Any) -> dict[str, Any]:
-        return {**to(batch, device), **({"attention_mask": batch.tensors["attention_mask"].to(device)} if "attention_mask" in batch.tensors else {})}
+        return {
+            **to(batch, device),
+            **(
+                {"attention_mask": batch.tensors["attention_mask"].to(device)}
+                if "attention_mask" in batch.tensors
+                else {}
+            ),
+        }
 
     module.MicroBatch.to = with_mask
 
@@ -234,7 +251,9 @@ def _unsorted_evaluation(_: Any) -> None:
     holder: Any = sys.modules["mltrack.training.evaluate"]
 
     def in_turn(lengths: Any, *_: Any, batch_size: int, **__: Any) -> list[list[int]]:
-        return [list(range(start, min(start + batch_size, len(lengths)))) for start in range(0, len(lengths), batch_size)]
+        return [
+            list(range(start, min(start + batch_size, len(lengths)))) for start in range(0, len(lengths), batch_size)
+        ]
 
     holder.Sampler = in_turn
 
@@ -290,7 +309,9 @@ def run_mltrack(job: Job) -> dict[str, Any]:
     if code:
         raise SystemExit(f"mltrack train ended with {code}")
     state = watch.trainer.state
-    assert state.tokens == watch.real_tokens, f"mltrack counted {state.tokens} tokens, its model got {watch.real_tokens}"
+    assert state.tokens == watch.real_tokens, (
+        f"mltrack counted {state.tokens} tokens, its model got {watch.real_tokens}"
+    )
     last = max(Path(job.folder).glob("*/checkpoints/step-*"))
     return {
         "seconds": watch.seconds,

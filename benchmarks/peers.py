@@ -1,8 +1,10 @@
-"""The trainers that people use, each as its documentation recommends: the Hugging Face Trainer as installed or tuned by hand, and Lightning.
+"""The trainers that people use, each as its documentation recommends: the Hugging Face Trainer as installed or tuned by
+hand, and Lightning.
 
 Invariant: nothing is slowed down; what is counted is what went through the model.
 
-    found = run_hf(job, tuned=True, tracked=False)      # {"seconds", "steps", "real_tokens", "evaluated_tokens", "model"}
+    found = run_hf(job, tuned=True, tracked=False)      # {"seconds", "steps", "real_tokens", "evaluated_tokens",
+    "model"}
 """
 
 from __future__ import annotations
@@ -19,7 +21,12 @@ def rows_of(dataset: Any) -> list[dict[str, Any]]:
     for number in range(len(dataset)):
         example = dataset[number]
         labels = example["labels"]
-        rows.append({"input_ids": example["input_ids"].tolist(), "labels": labels if isinstance(labels, int) else labels.tolist()})
+        rows.append(
+            {
+                "input_ids": example["input_ids"].tolist(),
+                "labels": labels if isinstance(labels, int) else labels.tolist(),
+            }
+        )
     return rows
 
 
@@ -87,7 +94,13 @@ def run_hf(job: Job, *, tuned: bool, tracked: bool) -> dict[str, Any]:
     wait_for_gpu(job)
     seconds = time.perf_counter() - started
     counts = {"steps": steps.seen, "real_tokens": tokens.trained, "evaluated_tokens": tokens.evaluated}
-    return {"seconds": seconds, **counts, "steady_tokens_per_second": pace.tokens_per_second(tokens), **tokens.begun_with, "model": trainer.model}
+    return {
+        "seconds": seconds,
+        **counts,
+        "steady_tokens_per_second": pace.tokens_per_second(tokens),
+        **tokens.begun_with,
+        "model": trainer.model,
+    }
 
 
 def run_lightning(job: Job) -> dict[str, Any]:
@@ -159,4 +172,10 @@ def run_lightning(job: Job) -> dict[str, Any]:
     wait_for_gpu(job)
     seconds = time.perf_counter() - started
     counts = {"steps": trainer.global_step, "real_tokens": tokens.trained, "evaluated_tokens": tokens.evaluated}
-    return {"seconds": seconds, **counts, "steady_tokens_per_second": pace.tokens_per_second(tokens), **tokens.begun_with, "model": module.model}
+    return {
+        "seconds": seconds,
+        **counts,
+        "steady_tokens_per_second": pace.tokens_per_second(tokens),
+        **tokens.begun_with,
+        "model": module.model,
+    }

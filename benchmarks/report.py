@@ -29,13 +29,21 @@ def circumstances() -> dict[str, Any]:
     from mltrack.hardware import cpu_multiplies_bf16, cpuinfo
 
     flags = cpuinfo("flags").split()
-    widest = next((name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags), platform.machine())
+    widest = next(
+        (name for name in ("amx_bf16", "avx512_bf16", "avx512f", "avx2") if name in flags), platform.machine()
+    )
     return {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]]),
-        "machine": f"{cpuinfo('model name') or platform.machine()}, {os.cpu_count()} cores, {widest}, load {os.getloadavg()[0]:.1f} before",
+        "machine": (
+            f"{cpuinfo('model name') or platform.machine()}, {os.cpu_count()} cores, {widest}, load"
+            f" {os.getloadavg()[0]:.1f} before"
+        ),
         "bf16_instruction": cpu_multiplies_bf16(),
-        "versions": {name: version(name) for name in ("torch", "transformers", "mlflow")} | {"python": platform.python_version()},
+        "versions": (
+            {name: version(name) for name in ("torch", "transformers", "mlflow")}
+            | {"python": platform.python_version()}
+        ),
     }
 
 

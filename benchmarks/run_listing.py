@@ -1,4 +1,5 @@
-"""What it costs to find one's way in a folder of many runs: `mltrack runs`, the look for undelivered runs at a start, a run by its id.
+"""What it costs to find one's way in a folder of many runs: `mltrack runs`, the look for undelivered runs at a start, a
+run by its id.
 
 python -m benchmarks.run_listing --runs 10000
 """
@@ -25,22 +26,46 @@ LONG_AGO = time.time() - 86400
 
 
 def make_runs(root: Path, count: int) -> list[str]:
-    """Ended and delivered runs, each with run.json, delivery.json and a journal of 1,000 records (one file, linked); their ids."""
+    """Ended and delivered runs, each with run.json, delivery.json and a journal of 1,000 records (one file, linked);
+    their ids.
+    """
     journal = root.parent / "journal"
     writer = JournalWriter(journal)
     for step in range(1, POINTS + 1):
-        writer.append(records.metrics(step, {"train_loss": 1 / step, "learning_rate": 1e-3, "grad_norm": 1.0}, {"tokens_per_second": 1e4}, epoch=0))
+        writer.append(
+            records.metrics(
+                step,
+                {"train_loss": 1 / step, "learning_rate": 1e-3, "grad_norm": 1.0},
+                {"tokens_per_second": 1e4},
+                epoch=0,
+            )
+        )
     writer.append(records.end("FINISHED", 0))
     writer.close()
     size, names = journal.stat().st_size, []
     for number in range(count):
         run_id = uuid.uuid4().hex
-        directory = RunDirectory(root / (uuid.uuid4().hex if number % 2 else run_id))  # every other one is named by a local id
+        directory = RunDirectory(
+            root / (uuid.uuid4().hex if number % 2 else run_id)
+        )  # every other one is named by a local id
         directory.path.mkdir(parents=True)
         os.link(journal, directory.journal)
-        info = RunInfo(local_id=directory.path.name, run_id=run_id, task="code_generation", tracking_uri="http://127.0.0.1:9", created_ms=number)
+        info = RunInfo(
+            local_id=directory.path.name,
+            run_id=run_id,
+            task="code_generation",
+            tracking_uri="http://127.0.0.1:9",
+            created_ms=number,
+        )
         directory.run_file.write_text(json.dumps(vars(info)))
-        content = {"tracking_uri": info.tracking_uri, "run_id": run_id, "offset": size, "sent": POINTS, "complete": True, "status": "FINISHED"}
+        content = {
+            "tracking_uri": info.tracking_uri,
+            "run_id": run_id,
+            "offset": size,
+            "sent": POINTS,
+            "complete": True,
+            "status": "FINISHED",
+        }
         directory.delivery_file.write_text(json.dumps(content))
         os.utime(directory.path, (LONG_AGO, LONG_AGO))
         names.append(run_id)
@@ -55,7 +80,10 @@ def cost(what: Callable[[], object]) -> str:
 
 
 def _cpu_s() -> float:
-    return sum(used.ru_utime + used.ru_stime for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+    return sum(
+        used.ru_utime + used.ru_stime
+        for used in map(resource.getrusage, (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    )
 
 
 def main() -> None:
@@ -68,7 +96,10 @@ def main() -> None:
         command = [sys.executable, "-m", "mltrack", "runs", "--output-dir", str(root), "--output", "json"]
         for again in ("nothing is known yet", "again"):
             print(again)
-            print("  mltrack runs                  ", cost(lambda: subprocess.run(command, check=True, capture_output=True, cwd=folder)))
+            print(
+                "  mltrack runs                  ",
+                cost(lambda: subprocess.run(command, check=True, capture_output=True, cwd=folder)),
+            )
             print("  what is undelivered           ", cost(lambda: undelivered(root)))
             print("  a run by its directory's name ", cost(lambda: find_run_directory(root, ids[-2])))
             print("  a run by its other id         ", cost(lambda: find_run_directory(root, ids[-1])))

@@ -1,9 +1,12 @@
-"""A training of one side in a process of its own, watched from its parent: what it said and when, and the memory of all that it started.
+"""A training of one side in a process of its own, watched from its parent: what it said and when, and the memory of all
+that it started.
 
-Invariant: each process starts from an environment without MLflow's variables; peak memory is PSS, summed over the process and everything
-below it, the relay included, until the training is over; what is left of it when it has failed is killed.
+Invariant: each process starts from an environment without MLflow's variables; peak memory is PSS, summed over the
+process and everything below it, the relay included, until the training is over; what is left of it when it has failed
+is killed.
 
-    found = train(Job(side="hf", task="code_generation", ...))      # {"seconds", "steps", "real_tokens", "first_step_s", "eval_loss", "peak_mib"}
+    found = train(Job(side="hf", task="code_generation", ...))      # {"seconds", "steps", "real_tokens",
+    "first_step_s", "eval_loss", "peak_mib"}
 """
 
 from __future__ import annotations
@@ -28,7 +31,11 @@ ROOT = Path(__file__).resolve().parents[1]
 MIB = 1 << 20
 SAMPLED_S = 0.5
 """Between two looks at the memory."""
-TUNED_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "1073741824", "MALLOC_TRIM_THRESHOLD_": "2147483647", "MALLOC_TOP_PAD_": "268435456"}
+TUNED_ALLOCATOR = {
+    "MALLOC_MMAP_THRESHOLD_": "1073741824",
+    "MALLOC_TRIM_THRESHOLD_": "2147483647",
+    "MALLOC_TOP_PAD_": "268435456",
+}
 """What a careful user sets for a CPU; glibc reads it when the process starts."""
 
 
@@ -75,7 +82,12 @@ class PeakMemory:
 def environment_of(job: Job) -> dict[str, str]:
     """Of a side's process."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("MLFLOW_")}
-    environment |= {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", "MLFLOW_TRACKING_URI": job.uri, "PYTHONPATH": str(ROOT)}
+    environment |= {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "HF_HUB_OFFLINE": "1",
+        "MLFLOW_TRACKING_URI": job.uri,
+        "PYTHONPATH": str(ROOT),
+    }
     return environment | (TUNED_ALLOCATOR if job.side == "hf_tuned" else {})
 
 
@@ -121,8 +133,16 @@ def train(job: Job) -> dict[str, Any]:
         if code or "done" not in events:
             errors.seek(0)
             raise SystemExit(f"{job.side} ended with {code}:\n{errors.read()[-3000:]}")
-    trained = {name: value for name, value in events["trained"].items() if name not in ("event", "since_start_s", "since_launch_s")}
-    limit = {name: value for name, value in events.get("limit", {}).items() if name not in ("event", "since_start_s", "since_launch_s")}
+    trained = {
+        name: value
+        for name, value in events["trained"].items()
+        if name not in ("event", "since_start_s", "since_launch_s")
+    }
+    limit = {
+        name: value
+        for name, value in events.get("limit", {}).items()
+        if name not in ("event", "since_start_s", "since_launch_s")
+    }
     return {
         **trained,
         **({"limit": limit} if limit else {}),

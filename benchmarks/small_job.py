@@ -1,4 +1,5 @@
-"""A training that takes a second: generated records, a tiny model with dropout, and the options that make every kind of work fall often.
+"""A training that takes a second: generated records, a tiny model with dropout, and the options that make every kind of
+work fall often.
 
 Invariant: the same name and count give the same records, and the same seed the same weights.
 """
@@ -28,18 +29,25 @@ class SmallJob:
     def words(self, **changed: object) -> list[str]:
         """The words of `mltrack train` behind the command."""
         given = {"task": self.task, "dataset_path": self.records, "model_name": self.model, **self.options, **changed}
-        return ["train", *(str(word) for name, value in given.items() for word in ("--" + name.replace("_", "-"), value))]
+        return [
+            "train",
+            *(str(word) for name, value in given.items() for word in ("--" + name.replace("_", "-"), value)),
+        ]
 
 
 def write_records(path: Path, task: str, count: int, *, start: int = 0) -> Path:
-    """Distinct small functions of uneven length, numbered from `start`; the label or the description follows from the code."""
+    """Distinct small functions of uneven length, numbered from `start`; the label or the description follows from the
+    code.
+    """
     made = []
     for i in range(start, start + count):
         verb, noun = VERBS[i % len(VERBS)], NOUNS[(i // len(VERBS)) % len(NOUNS)]
         body = "".join(f"    {noun} = {noun} + {i + j}\n" for j in range(i % 4))
         code = f"def {verb}_{noun}({noun}):\n{body}    return {'eval' if i % 2 else 'str'}({noun})\n"
         made.append(
-            {"description": f"{verb} the {noun} {i}", "code": code} if task == "code_generation" else {"code": code, "label": ("safe", "unsafe")[i % 2]}
+            {"description": f"{verb} the {noun} {i}", "code": code}
+            if task == "code_generation"
+            else {"code": code, "label": ("safe", "unsafe")[i % 2]}
         )
     path.write_text("".join(json.dumps(record) + "\n" for record in made), encoding="utf-8")
     return path
@@ -63,8 +71,12 @@ def write_model(folder: Path, records: Path, task: str, *, dropout: float) -> Pa
     return folder
 
 
-def small_job(folder: Path, task: str = "text_classification", *, count: int = 64, dropout: float = 0.1, **options: object) -> SmallJob:
-    """Everything that a process needs to train it: 4 epochs of accumulated steps, the last one ragged; evaluations and checkpoints in mid-epoch."""
+def small_job(
+    folder: Path, task: str = "text_classification", *, count: int = 64, dropout: float = 0.1, **options: object
+) -> SmallJob:
+    """Everything that a process needs to train it: 4 epochs of accumulated steps, the last one ragged; evaluations and
+    checkpoints in mid-epoch.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     held_out = 3 * count // 10
     records = write_records(folder / "records.jsonl", task, count - held_out)
@@ -85,4 +97,6 @@ def small_job(folder: Path, task: str = "text_classification", *, count: int = 6
         "device": "cpu",
         "seed": 7,
     }
-    return SmallJob(task, records, write_model(folder / "model", records, task, dropout=dropout), {**defaults, **options})
+    return SmallJob(
+        task, records, write_model(folder / "model", records, task, dropout=dropout), {**defaults, **options}
+    )

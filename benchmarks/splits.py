@@ -4,14 +4,15 @@
     deduplicated  exact and near-duplicates on one side: mltrack's default
     grouped       also the records of one group on one side: `group`
 
-For each split: how many evaluation records have a twin in training (the same normalised tokens or nearly, or the same group), the
-majority class, TF-IDF with logistic regression, and the model; mean and range over the seeds, which seed both the split and the training.
+For each split: how many evaluation records have a twin in training (the same normalised tokens or nearly, or the same
+group), the majority class, TF-IDF with logistic regression, and the model; mean and range over the seeds, which seed
+both the split and the training.
 
-    python benchmarks/splits.py task.jsonl other_valid.jsonl --task text_classification --pairs true --seeds 1 2 3 --max-steps 100
+    python benchmarks/splits.py task.jsonl other_valid.jsonl --task text_classification --pairs true --seeds 1 2 3
+    --max-steps 100
 
-The files are one pool of records. Without a `--group` column, `--pairs true` takes every two records in a row for one group:
-a function before and after its fix. Prints one table and writes one JSON (`--output`).
-"""
+The files are one pool of records. Without a `--group` column, `--pairs true` takes every two records in a row for one
+group: a function before and after its fix. Prints one table and writes one JSON (`--output`)."""
 
 from __future__ import annotations
 
@@ -47,7 +48,12 @@ def split(records: Any, how: str, group: str, test_size: float, seed: int) -> tu
 
     if how == "random":
         labels = [record.label for record in records]
-        return tuple(np.sort(side) for side in train_test_split(np.arange(len(records)), test_size=test_size, random_state=seed, stratify=labels))  # type: ignore[return-value]
+        return tuple(
+            np.sort(side)
+            for side in train_test_split(
+                np.arange(len(records)), test_size=test_size, random_state=seed, stratify=labels
+            )
+        )  # type: ignore[return-value]
     return split_indices(records, test_size, seed, stratify=True, group=group if how == "grouped" else None)
 
 
@@ -57,10 +63,14 @@ def twins(records: Any, train: Any, test: Any, group: str) -> tuple[int, int]:
     from mltrack.data.splits import group_numbers
 
     near, groups = duplicate_groups(records).near, group_numbers(records, group)
-    return int(np.isin(near[test], near[train]).sum()), int(np.isin(groups[test], groups[train][groups[train] >= 0]).sum())
+    return int(np.isin(near[test], near[train]).sum()), int(
+        np.isin(groups[test], groups[train][groups[train] >= 0]).sum()
+    )
 
 
-def trained(folder: Path, rows: list[dict[str, Any]], train: Any, test: Any, seed: int, options: argparse.Namespace) -> dict[str, float]:
+def trained(
+    folder: Path, rows: list[dict[str, Any]], train: Any, test: Any, seed: int, options: argparse.Namespace
+) -> dict[str, float]:
     """The metrics of one training and of its baselines."""
     from mltrack import TrainModelRequest, TrainModelUseCase
 
@@ -89,11 +99,17 @@ def trained(folder: Path, rows: list[dict[str, Any]], train: Any, test: Any, see
         raise SystemExit(response.errors[0])
     assert response.metrics_file is not None
     points = json.loads(Path(response.metrics_file).read_text(encoding="utf-8"))
-    return {**response.baselines, "macro_f1": last_value(points, "eval_macro_f1"), "accuracy": last_value(points, "eval_accuracy")}
+    return {
+        **response.baselines,
+        "macro_f1": last_value(points, "eval_macro_f1"),
+        "accuracy": last_value(points, "eval_accuracy"),
+    }
 
 
 def last_value(written: dict[str, Any], name: str) -> float:
-    """The last value of a metric in `metrics.json`: the model at the end, not the best of several looks at the evaluation records."""
+    """The last value of a metric in `metrics.json`: the model at the end, not the best of several looks at the
+    evaluation records.
+    """
     return float(written["summary"]["statistics"][name]["last"])
 
 
@@ -116,7 +132,10 @@ def main() -> None:
     from mltrack.data import Record
 
     rows = pooled(options.paths, options.group, options.pairs == "true")
-    records = [Record(row["code"], str(row["label"]), None, "pool", number, {options.group: row[options.group]}) for number, row in enumerate(rows, start=1)]
+    records = [
+        Record(row["code"], str(row["label"]), None, "pool", number, {options.group: row[options.group]})
+        for number, row in enumerate(rows, start=1)
+    ]
     results: dict[str, list[dict[str, float]]] = {how: [] for how in SPLITS}
     with tempfile.TemporaryDirectory() as scratch:
         for seed in options.seeds:
@@ -124,10 +143,20 @@ def main() -> None:
                 train, test = split(records, how, options.group, options.test_size, seed)
                 near, same_group = twins(records, train, test, options.group)
                 figures = trained(Path(scratch) / f"{how}-{seed}", rows, train, test, seed, options)
-                results[how].append({"seed": seed, "evaluation": len(test), "near_twins": near, "group_twins": same_group, **figures})
+                results[how].append(
+                    {"seed": seed, "evaluation": len(test), "near_twins": near, "group_twins": same_group, **figures}
+                )
                 print(f"{how} seed {seed}: {results[how][-1]}", flush=True)
                 options.output.write_text(
-                    json.dumps({"task": options.task, "records": len(rows), "max_steps": options.max_steps, "results": results}, indent=1)
+                    json.dumps(
+                        {
+                            "task": options.task,
+                            "records": len(rows),
+                            "max_steps": options.max_steps,
+                            "results": results,
+                        },
+                        indent=1,
+                    )
                 )
     print(table(results))
 
@@ -135,7 +164,10 @@ def main() -> None:
 def table(results: dict[str, list[dict[str, float]]]) -> str:
     """One row per split, macro-F1 as mean [lowest, highest]."""
     lines = [
-        "| split | evaluation records | with a near-twin in training | with its pair in training | majority | TF-IDF | model |",
+        (
+            "| split | evaluation records | with a near-twin in training | with its pair in training | majority |"
+            " TF-IDF | model |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     for how, runs in results.items():

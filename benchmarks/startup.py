@@ -1,8 +1,8 @@
-"""From the start of the process to the first optimizer step, with 2,000 records whose tokens are in the cache: mltrack, and the Hugging
-Face Trainer with and without its MLflow callback.
+"""From the start of the process to the first optimizer step, with 2,000 records whose tokens are in the cache: mltrack,
+and the Hugging Face Trainer with and without its MLflow callback.
 
-Invariant: every round starts each side once, in alternation, after one start that is not counted and fills the caches; mltrack runs its
-whole start: run in MLflow, checks of the data, baselines, relay.
+Invariant: every round starts each side once, in alternation, after one start that is not counted and fills the caches;
+mltrack runs its whole start: run in MLflow, checks of the data, baselines, relay.
 
     python benchmarks/startup.py --rounds 3
 """
@@ -24,7 +24,9 @@ SIDES = {"mltrack": "mltrack train", "hf_untracked": "HF Trainer, no MLflow", "h
 RECORDS, HELD_OUT, GOAL = 2_000, 32, 0.7
 
 
-def measure(folder: Path, *, rounds: int, device: str = "cpu", records: int = RECORDS, model: str = "scratch:small") -> dict[str, Any]:
+def measure(
+    folder: Path, *, rounds: int, device: str = "cpu", records: int = RECORDS, model: str = "scratch:small"
+) -> dict[str, Any]:
     """Seconds of every start by side."""
     start = prepare(folder / "startup", "code_generation", records=records, held_out=HELD_OUT, model=model)
     seen: dict[str, list[float]] = {side: [] for side in SIDES}
@@ -32,7 +34,9 @@ def measure(folder: Path, *, rounds: int, device: str = "cpu", records: int = RE
         for side in list(SIDES) if number % 2 else reversed(list(SIDES)):
             place = folder / "startup" / f"{side}-{number}"
             uri = start.store(folder / "startup" / f"{side}.db")
-            found = train(Job(side=side, folder=str(place), uri=uri, max_steps=2, seed=number + 1, device=device, **start.places))
+            found = train(
+                Job(side=side, folder=str(place), uri=uri, max_steps=2, seed=number + 1, device=device, **start.places)
+            )
             print(f"start-up {number}/{rounds} {SIDES[side]}: {found['first_step_s']:.2f} s", flush=True)
             if number:
                 seen[side].append(found["first_step_s"])
@@ -45,7 +49,14 @@ def show_startup(found: dict[str, Any]) -> None:
     for side, seconds in found["seconds"].items():
         ratio = of_pairs(seconds, found["seconds"]["hf_untracked"])
         goal = f"<= {GOAL:g}x: {met(ratio['ratio'], GOAL, at_most=True)}" if side == "mltrack" else ""
-        rows.append((SIDES[side], f"{statistics.median(seconds):.1f} s [{min(seconds):.1f}, {max(seconds):.1f}]", shown_ratio(ratio), goal))
+        rows.append(
+            (
+                SIDES[side],
+                f"{statistics.median(seconds):.1f} s [{min(seconds):.1f}, {max(seconds):.1f}]",
+                shown_ratio(ratio),
+                goal,
+            )
+        )
     title = f"process start to first optimizer step, {found['records']:,} records of code_generation, all cached"
     show(title, ("", "median", "of HF without MLflow", "goal"), rows)
 
@@ -61,7 +72,9 @@ def main() -> None:
     end_with_sigterm()
     results = circumstances()
     with tempfile.TemporaryDirectory(prefix="mltrack-bench-") as folder:
-        results |= measure(Path(folder), rounds=options.rounds, device=options.device, records=options.records, model=options.model)
+        results |= measure(
+            Path(folder), rounds=options.rounds, device=options.device, records=options.records, model=options.model
+        )
     show_startup(results)
     write("startup", results)
 

@@ -1,7 +1,8 @@
-"""What tracking costs and what it loses: MLflow's logging, synchronous and asynchronous, and mltrack side by side in one run.
+"""What tracking costs and what it loses: MLflow's logging, synchronous and asynchronous, and mltrack side by side in
+one run.
 
-Invariant: every figure comes from processes of their own that log the public way (`mlflow.log_metrics`, `TrainingMetricsTracker(...,
-run_id=...)`) to a real store, and what is stored is read from the store itself.
+Invariant: every figure comes from processes of their own that log the public way (`mlflow.log_metrics`,
+`TrainingMetricsTracker(..., run_id=...)`) to a real store, and what is stored is read from the store itself.
 
     python benchmarks/tracking.py                                  # all rows, about ten minutes
     python benchmarks/tracking.py --only call,kill --pairs 4
@@ -85,7 +86,9 @@ def shown_time(microseconds: float) -> str:
 
 
 def call(bench: Bench) -> Cells:
-    """Time of one logging call of 4 metrics on the training thread: between steps of about 1 ms of computing, and in a loop of nothing else."""
+    """Time of one logging call of 4 metrics on the training thread: between steps of about 1 ms of computing, and in a
+    loop of nothing else.
+    """
     cells: Cells = {way: {} for way in WAYS}
     work = products_for(0.001)
 
@@ -101,13 +104,17 @@ def call(bench: Bench) -> Cells:
         measure("server", server.uri)
     for cell in cells.values():
         measured = list(cell.items())
-        cell["shown"] = "\n".join(f"{name}: p50 {shown_time(seen['p50_us'])}, p99 {shown_time(seen['p99_us'])}" for name, seen in measured)
+        cell["shown"] = "\n".join(
+            f"{name}: p50 {shown_time(seen['p50_us'])}, p99 {shown_time(seen['p99_us'])}" for name, seen in measured
+        )
         cell["met"] = all(seen["p50_us"] <= 20 and seen["p99_us"] <= 100 for _, seen in measured)
     return cells
 
 
 def rate(bench: Bench) -> Cells:
-    """Points delivered per second while there is a backlog, against raw log_batch of 999, alternating on the same store."""
+    """Points delivered per second while there is a backlog, against raw log_batch of 999, alternating on the same
+    store.
+    """
     cells: Cells = {way: {} for way in WAYS}
     points = bench.options.rate_points
 
@@ -123,14 +130,20 @@ def rate(bench: Bench) -> Cells:
             raw.append(_raw_rate(uri, points))
             ours.append(_drain_rate(bench.job("mltrack", uri, steps=points // PER_STEP)))
         share = statistics.median(one / other for one, other in zip(ours, raw, strict=True))
-        cells["mltrack"][store] = {"points_per_second": statistics.median(ours), "raw": statistics.median(raw), "share_of_raw": share, "all": [ours, raw]}
+        cells["mltrack"][store] = {
+            "points_per_second": statistics.median(ours),
+            "raw": statistics.median(raw),
+            "share_of_raw": share,
+            "all": [ours, raw],
+        }
 
     measure("sqlite", bench.sqlite())
     with LocalServer(bench.place()) as server:
         measure("server", server.uri)
     for cell in cells.values():
         cell["shown"] = "\n".join(
-            f"{store} {figures['points_per_second']:,.0f}/s" + (f" ({figures['share_of_raw']:.0%} of raw)" if "raw" in figures else "")
+            f"{store} {figures['points_per_second']:,.0f}/s"
+            + (f" ({figures['share_of_raw']:.0%} of raw)" if "raw" in figures else "")
             for store, figures in cell.items()
         )
     cells["mltrack"]["met"] = all(cells["mltrack"][store]["share_of_raw"] >= 0.9 for store in ("sqlite", "server"))
@@ -143,7 +156,11 @@ def _raw_rate(uri: str, points: int) -> float:
 
     api = client(uri)
     run_id = api.create_run("0").info.run_id
-    rows = [Metric(name, float(step), 1_700_000_000_000 + step, step) for step in range(1, points // PER_STEP + 1) for name in METRICS]
+    rows = [
+        Metric(name, float(step), 1_700_000_000_000 + step, step)
+        for step in range(1, points // PER_STEP + 1)
+        for name in METRICS
+    ]
     api.log_batch(run_id, metrics=rows[:999])
     start = time.perf_counter()
     for first in range(999, len(rows), 999):
@@ -169,7 +186,9 @@ def _drain_rate(job: Job) -> float:
 
 
 def kill(bench: Bench) -> Cells:
-    """10,000 points as fast as they can be logged, then SIGKILL of the trainer; what the store holds 30 s later (or when it is complete)."""
+    """10,000 points as fast as they can be logged, then SIGKILL of the trainer; what the store holds 30 s later (or
+    when it is complete).
+    """
     cells: Cells = {}
     for way in WAYS:
         job = bench.job(way, bench.sqlite(), steps=2500, hold_at=2500)
@@ -182,7 +201,13 @@ def kill(bench: Bench) -> Cells:
                     break
                 time.sleep(0.2)
             held["seconds"] = time.monotonic() - start
-        cells[way] = {**held, "shown": f"{held['stored']:,}, {held['status']}" + (f"\nafter {held['seconds']:.1f} s" if held["seconds"] < 30 else "")}
+        cells[way] = {
+            **held,
+            "shown": (
+                f"{held['stored']:,}, {held['status']}"
+                + (f"\nafter {held['seconds']:.1f} s" if held["seconds"] < 30 else "")
+            ),
+        }
         cells[way]["met"] = held["stored"] == 10_000 and held["twice"] == 0 and held["status"] == "FAILED"
     return cells
 
@@ -208,10 +233,19 @@ def outage(bench: Bench) -> Cells:
                 if way == "mltrack":
                     _wait_until_complete(Path(job.folder), 60)
             held = stored(server.database, job.run_id)
-        took = f"{loop['seconds']:.1f} s, planned {planned:.0f}" if loop else f"not done after {limit:.0f} s, planned {planned:.0f}"
+        took = (
+            f"{loop['seconds']:.1f} s, planned {planned:.0f}"
+            if loop
+            else f"not done after {limit:.0f} s, planned {planned:.0f}"
+        )
         cells[way] = {**held, "loop": loop, "exit_code": ended, "planned_s": planned}
         cells[way]["shown"] = f"{held['stored']:,} of {steps * PER_STEP:,}, {held['status']}\n{took}"
-        cells[way]["met"] = held["stored"] == steps * PER_STEP and held["twice"] == 0 and loop is not None and loop["seconds"] < 1.03 * planned
+        cells[way]["met"] = (
+            held["stored"] == steps * PER_STEP
+            and held["twice"] == 0
+            and loop is not None
+            and loop["seconds"] < 1.03 * planned
+        )
     return cells
 
 
@@ -222,7 +256,9 @@ def _wait_until_complete(folder: Path, limit_s: float) -> None:
 
 
 def dead(bench: Bench) -> Cells:
-    """The server is killed after 200 steps, the training does 20 more and ends: from its last step to the end of the process."""
+    """The server is killed after 200 steps, the training does 20 more and ends: from its last step to the end of the
+    process.
+    """
     cells: Cells = {}
     for way in WAYS:
         with LocalServer(bench.place()) as server:
@@ -235,22 +271,29 @@ def dead(bench: Bench) -> Cells:
                 process.go_on()
                 code = process.exit_code(bench.options.patience)
                 seconds = time.monotonic() - start - 20 * job.pace_s
-        shown = f"{seconds:.1f} s, exit code {code}" if code is not None else f"still hanging after {bench.options.patience:.0f} s"
+        shown = (
+            f"{seconds:.1f} s, exit code {code}"
+            if code is not None
+            else f"still hanging after {bench.options.patience:.0f} s"
+        )
         cells[way] = {"seconds": seconds, "exit_code": code, "shown": shown, "met": code == 0 and seconds <= 10.5}
     return cells
 
 
 def slowdown(bench: Bench) -> Cells:
-    """Time of a computing loop of 20 steps/s, with tracking (sqlite) and without, in alternating pairs; bootstrap interval of the median ratio.
+    """Time of a computing loop of 20 steps/s, with tracking (sqlite) and without, in alternating pairs; bootstrap
+    interval of the median ratio.
 
-    Counted after the first `SETTLED` steps, in which the relay starts and imports MLflow; the whole loop is told beside it.
-    """
+    Counted after the first `SETTLED` steps, in which the relay starts and imports MLflow; the whole loop is told beside
+    it."""
     work, steps = products_for(0.05), SETTLED + bench.options.pair_steps
     settled, whole, exits = [], [], []
     for pair in range(bench.options.pairs):
         seconds: dict[str, tuple[float, float]] = {}
         for way in ("off", "mltrack") if pair % 2 == 0 else ("mltrack", "off"):
-            with TrainingProcess(bench.job(way, bench.sqlite(), steps=steps, work=work, announce=(SETTLED,))) as process:
+            with TrainingProcess(
+                bench.job(way, bench.sqlite(), steps=steps, work=work, announce=(SETTLED,))
+            ) as process:
                 mark, loop, closed = process.wait_for("step"), process.wait_for("loop"), process.wait_for("closed")
                 assert mark is not None
                 assert loop is not None
@@ -263,7 +306,10 @@ def slowdown(bench: Bench) -> Cells:
     cell: dict[str, Any] = {"exit_s": statistics.median(exits)}
     for name, ratios in (("settled", settled), ("whole", whole)):
         cell[name] = {"ratios": ratios, "median": statistics.median(ratios), "interval": _interval_of_median(ratios)}
-    cell["shown"] = f"{_percents(cell['settled'])}, {len(settled)} pairs\nwith the first {SETTLED} of {steps} steps: {_percents(cell['whole'])}"
+    cell["shown"] = (
+        f"{_percents(cell['settled'])}, {len(settled)} pairs\nwith the first {SETTLED} of {steps} steps:"
+        f" {_percents(cell['whole'])}"
+    )
     cell["met"] = cell["settled"]["interval"][1] <= 1.03
     return {"sync": {"shown": "-"}, "async": {"shown": "-"}, "mltrack": cell}
 
@@ -281,7 +327,9 @@ def _percents(figures: dict[str, Any]) -> str:
 
 
 def growth(bench: Bench) -> Cells:
-    """A call and the process's memory after many points, against its start; the journal alone, without a relay beside it."""
+    """A call and the process's memory after many points, against its start; the journal alone, without a relay beside
+    it.
+    """
     steps = bench.options.points // PER_STEP
     marks = tuple(max(1, steps * share // 50) for share in range(1, 51))
     with TrainingProcess(Job(way="mltrack", folder=str(bench.place()), steps=steps, announce=marks)) as process:
@@ -332,7 +380,11 @@ def main() -> None:
             start = time.monotonic()
             print(f"{name}: {ROWS[name][1]} ...", file=sys.stderr, flush=True)
             results[name] = ROWS[name][0](bench)
-            print(f"{name}: {time.monotonic() - start:.0f} s; " + "; ".join(f"{way}: {cell['shown']}" for way, cell in results[name].items()), file=sys.stderr)
+            print(
+                f"{name}: {time.monotonic() - start:.0f} s; "
+                + "; ".join(f"{way}: {cell['shown']}" for way, cell in results[name].items()),
+                file=sys.stderr,
+            )
     _print_table(results)
     _write(results)
 
@@ -345,7 +397,12 @@ def _print_table(results: dict[str, Cells]) -> None:
     for column in ("", "MLflow sync", "MLflow async", "mltrack", "goal", "met"):
         table.add_column(column)
     for name, cells in results.items():
-        table.add_row(ROWS[name][1], *(cells[way]["shown"] for way in WAYS), ROWS[name][2], "yes" if cells["mltrack"]["met"] else "no")
+        table.add_row(
+            ROWS[name][1],
+            *(cells[way]["shown"] for way in WAYS),
+            ROWS[name][2],
+            "yes" if cells["mltrack"]["met"] else "no",
+        )
     console = Console()
     if not console.is_terminal:
         console.width = 150
@@ -365,7 +422,11 @@ def _write(results: dict[str, Cells]) -> None:
     earlier = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(
-        json.dumps(earlier | {name: {**made, "goal": ROWS[name][2], **cells} for name, cells in results.items()}, indent=1) + "\n", encoding="utf-8"
+        json.dumps(
+            earlier | {name: {**made, "goal": ROWS[name][2], **cells} for name, cells in results.items()}, indent=1
+        )
+        + "\n",
+        encoding="utf-8",
     )
 
 

@@ -1,7 +1,7 @@
 """One training that a side does, told as JSON: what it starts from, where it writes, and how its result is judged.
 
-Invariant: tokens come from one tokenizer, cut at one length; every side's final weights go through one and the same evaluation, over all
-targets, divided once.
+Invariant: tokens come from one tokenizer, cut at one length; every side's final weights go through one and the same
+evaluation, over all targets, divided once.
 
     job = Job(**json.loads(sys.argv[1]))
     say("start")
@@ -133,7 +133,8 @@ def wait_for_gpu(job: Job) -> None:
 
 
 class TokenCount:
-    """Counts what really went through a model, the same way for every side: ids that are not padding, in training and in evaluation.
+    """Counts what really went through a model, the same way for every side: ids that are not padding, in training and
+    in evaluation.
 
     Args:
         model: gets `input_ids` by name; padding that a tokenizer gives no other meaning.
@@ -141,14 +142,22 @@ class TokenCount:
 
     def __init__(self, model: Any, pad_token_id: int):
         self._pad_token_id = pad_token_id
-        self.initial_weights = hashlib.sha256(b"".join(weight.detach().cpu().numpy().tobytes() for weight in model.state_dict().values())).hexdigest()[:12]
-        modules = {f"modules {part.p}" for part in model.modules() if type(part).__name__ in ("Dropout", "CheapDropout")}
-        self.dropouts = sorted(modules | {f"{name} {value}" for name, value in model.config.to_dict().items() if "drop" in name})
+        self.initial_weights = hashlib.sha256(
+            b"".join(weight.detach().cpu().numpy().tobytes() for weight in model.state_dict().values())
+        ).hexdigest()[:12]
+        modules = {
+            f"modules {part.p}" for part in model.modules() if type(part).__name__ in ("Dropout", "CheapDropout")
+        }
+        self.dropouts = sorted(
+            modules | {f"{name} {value}" for name, value in model.config.to_dict().items() if "drop" in name}
+        )
         self._seen: dict[bool, list[Any]] = {True: [], False: []}
         model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, model: Any, _: Any, given: dict[str, Any]) -> None:
-        self._seen[model.training].append((given["input_ids"] != self._pad_token_id).sum())  # not read here: that would wait for a GPU
+        self._seen[model.training].append(
+            (given["input_ids"] != self._pad_token_id).sum()
+        )  # not read here: that would wait for a GPU
 
     def of_passes(self, first: int, last: int) -> int:
         """Trained in forward passes number `first` to `last`, both counted from 1 and included."""
@@ -156,7 +165,9 @@ class TokenCount:
 
     @property
     def begun_with(self) -> dict[str, Any]:
-        """What every side must begin with: digest of the weights, probabilities of the dropouts, of modules and as configured (attention has no module for its own)."""
+        """What every side must begin with: digest of the weights, probabilities of the dropouts, of modules and as
+        configured (attention has no module for its own).
+        """
         return {"initial_weights": self.initial_weights, "dropouts": self.dropouts}
 
     def forget(self) -> None:

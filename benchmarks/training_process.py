@@ -44,7 +44,9 @@ class Job:
     work: int = 0
     """Matrix products a step: the training that the logging disturbs."""
     pace_s: float = 0.0
-    """The step ends no earlier than so long after the last one's planned end, as a device's would; 0: as fast as it goes."""
+    """The step ends no earlier than so long after the last one's planned end, as a device's would; 0: as fast as it
+    goes.
+    """
     announce: tuple[int, ...] = ()
     """After these steps a line says so, and how many calls took how long so far."""
     hold_at: int = 0
@@ -59,7 +61,13 @@ class TrainingProcess:
         self.job = job
         self._process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve()), json.dumps(asdict(job))],
-            env={**kept, "MLFLOW_DISABLE_TELEMETRY": "true", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            env={
+                **kept,
+                "MLFLOW_DISABLE_TELEMETRY": "true",
+                "OMP_NUM_THREADS": "1",
+                "OPENBLAS_NUM_THREADS": "1",
+                "PYTHONPATH": str(ROOT),
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -141,7 +149,11 @@ def products_for(seconds: float) -> int:
 
 def percentile(sorted_values: list[int], share: float) -> float:
     """Nearest rank."""
-    return float(sorted_values[min(len(sorted_values) - 1, int(share * len(sorted_values)))]) if sorted_values else float("nan")
+    return (
+        float(sorted_values[min(len(sorted_values) - 1, int(share * len(sorted_values)))])
+        if sorted_values
+        else float("nan")
+    )
 
 
 Log = Callable[[dict[str, float], int], None]
@@ -195,7 +207,12 @@ def main() -> None:
         matrix_products(job.work)
         if job.pace_s:
             time.sleep(max(0.0, begin + step * job.pace_s - time.perf_counter()))
-        values = {"train_loss": 1.0 / step, "learning_rate": 2e-5, "grad_norm": 1.0 + step % 7, "tokens_per_second": 1e4 + step}
+        values = {
+            "train_loss": 1.0 / step,
+            "learning_rate": 2e-5,
+            "grad_norm": 1.0 + step % 7,
+            "tokens_per_second": 1e4 + step,
+        }
         start = now()
         log(values, step)
         nanoseconds.append(now() - start)
@@ -211,7 +228,12 @@ def main() -> None:
 
 def _summary(nanoseconds: list[int]) -> dict[str, Any]:
     counted = sorted(nanoseconds[WARM_UP:])
-    return {"calls": len(counted), "p50_us": percentile(counted, 0.5) / 1e3, "p99_us": percentile(counted, 0.99) / 1e3, "max_us": max(counted, default=0) / 1e3}
+    return {
+        "calls": len(counted),
+        "p50_us": percentile(counted, 0.5) / 1e3,
+        "p99_us": percentile(counted, 0.99) / 1e3,
+        "max_us": max(counted, default=0) / 1e3,
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""What all sides start from: records of the standard library in two files, a model's folder, and an MLflow store that exists already.
+"""What all sides start from: records of the standard library in two files, a model's folder, and an MLflow store that
+exists already.
 
 Invariant: as many records as were asked for, none of them in both files; the same seed gives the same folder.
 
@@ -20,7 +21,14 @@ SIZES = {"text_classification": (640, 128), "code_generation": (640, 160)}
 """Training and evaluation records by task; the classification source has 768 distinct ones."""
 GPU_RECORDS = 5120
 """Training records on a GPU: 80 steps of 64."""
-LARGE = {"vocab_size": 50265, "hidden_size": 1024, "num_layers": 24, "num_heads": 16, "max_positions": 1024, "dropout": 0.0}
+LARGE = {
+    "vocab_size": 50265,
+    "hidden_size": 1024,
+    "num_layers": 24,
+    "num_heads": 16,
+    "max_positions": 1024,
+    "dropout": 0.0,
+}
 """A decoder of about 350 million parameters, for a GPU."""
 
 
@@ -33,17 +41,28 @@ class Start:
     empty_store: Path
 
     def store(self, path: Path) -> str:
-        """The URI of a fresh MLflow store of its own at `path`; an existing one stays. No side pays for making its tables."""
+        """The URI of a fresh MLflow store of its own at `path`; an existing one stays. No side pays for making its
+        tables.
+        """
         if not path.exists():
             shutil.copy(self.empty_store, path)
         return f"sqlite:///{path}"
 
 
-def prepare(folder: Path, task: str, *, records: int | None = None, held_out: int | None = None, model: str = "scratch:small", seed: int = 7) -> Start:
+def prepare(
+    folder: Path,
+    task: str,
+    *,
+    records: int | None = None,
+    held_out: int | None = None,
+    model: str = "scratch:small",
+    seed: int = 7,
+) -> Start:
     """Write it all.
 
     Args:
-        records, held_out: None: those of `SIZES`. More training records than the source has come several times, in one order: lengths as they are.
+        records, held_out: None: those of `SIZES`. More training records than the source has come several times, in one
+            order: lengths as they are.
         model: a scratch preset, or `large`: the preset's encoder of the largest size, or the decoder of `LARGE`.
     """
     import numpy as np
@@ -54,7 +73,9 @@ def prepare(folder: Path, task: str, *, records: int | None = None, held_out: in
     folder.mkdir(parents=True)
     num_train, num_valid = records or SIZES[task][0], held_out or SIZES[task][1]
     source = DatasetLoader("stdlib", task=task)
-    assert len(source.records) > num_valid, f"{task}: {num_valid} evaluation records asked for, the source has {len(source.records)}"
+    assert len(source.records) > num_valid, (
+        f"{task}: {num_valid} evaluation records asked for, the source has {len(source.records)}"
+    )
     order = np.random.default_rng(seed).permutation(len(source.records))
     distinct = min(num_train, len(order) - num_valid)
     chosen = [source.records[number] for number in order[: distinct + num_valid].tolist()]
@@ -66,13 +87,20 @@ def prepare(folder: Path, task: str, *, records: int | None = None, held_out: in
     store = folder / "empty.db"
     script = f"import mlflow; mlflow.MlflowClient('sqlite:///{store}').search_experiments()"
     subprocess.run([sys.executable, "-c", script], check=True, stderr=subprocess.DEVNULL, cwd=folder)
-    return Start(places={"task": task, "weights": str(folder / "weights"), "train": str(train), "valid": str(valid)}, empty_store=store)
+    return Start(
+        places={"task": task, "weights": str(folder / "weights"), "train": str(train), "valid": str(valid)},
+        empty_store=store,
+    )
 
 
 def _write(path: Path, records: list[Any]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for record in records:
-            row = {"code": record.text, "label": record.label} if record.label is not None else {"description": record.description, "code": record.text}
+            row = (
+                {"code": record.text, "label": record.label}
+                if record.label is not None
+                else {"description": record.description, "code": record.text}
+            )
             file.write(json.dumps(row) + "\n")
 
 

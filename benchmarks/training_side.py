@@ -1,8 +1,11 @@
-"""One training by one side, in a process of its own: told by its parent what to do, it says in one JSON line per event how it went.
+"""One training by one side, in a process of its own: told by its parent what to do, it says in one JSON line per event
+how it went.
 
-Events: `start` (imports are over), `first_step`, `trained` (with what was done), `limit` (of the machine, where asked for), `done`.
+Events: `start` (imports are over), `first_step`, `trained` (with what was done), `limit` (of the machine, where asked
+for), `done`.
 
-    python training_side.py '{"side": "hf", "task": "text_classification", "weights": "...", "train": "...", "valid": "...", ...}'
+    python training_side.py '{"side": "hf", "task": "text_classification", "weights": "...", "train": "...", "valid":
+    "...", ...}'
 """
 
 from __future__ import annotations
@@ -38,7 +41,9 @@ def say_limit(job: Job, model: Any, found: dict[str, Any]) -> None:
     if not steady:
         return
     device, work = torch.device(job.device), Arithmetic.of(model)
-    flops = work.of_step(tokens=steady["tokens_sum"], targets=steady["targets_sum"], squared_lengths=steady["squared_lengths_sum"])
+    flops = work.of_step(
+        tokens=steady["tokens_sum"], targets=steady["targets_sum"], squared_lengths=steady["squared_lengths_sum"]
+    )
     attention = work.of_step(tokens=0, targets=0, squared_lengths=steady["squared_lengths_sum"])
     rates = best_product_rate(model, rows=int(steady["rows"]), precision=found["precision"], device=device)
     say(

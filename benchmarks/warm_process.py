@@ -1,7 +1,7 @@
 """mltrack's command line in processes that start in milliseconds: each is forked from one that has imported everything.
 
-Invariant: what runs is a real process with its own pid, session, streams and exit code, and it enters where `python -m mltrack` enters.
-Before the fork there are imports and nothing else, in a process of one thread.
+Invariant: what runs is a real process with its own pid, session, streams and exit code, and it enters where `python -m
+mltrack` enters. Before the fork there are imports and nothing else, in a process of one thread.
 
     with WarmProcess() as warm:
         training = warm.start("train", "--task", "code_generation", cwd=folder)
@@ -87,7 +87,9 @@ class Forked:
             if self.ended.is_set():
                 return bool(happened())
             if time.monotonic() > deadline:
-                raise TimeoutError(f"waited {within_s:.0f} s for {what}; the last lines of process {self.pid}: {self.errors[-500:]}")
+                raise TimeoutError(
+                    f"waited {within_s:.0f} s for {what}; the last lines of process {self.pid}: {self.errors[-500:]}"
+                )
             time.sleep(0.002)
         return True
 
@@ -96,13 +98,28 @@ class WarmProcess:
     """The process that forks.
 
     Args:
-        environment: of it and, with what `start` adds, of all that it forks. Thread counts are read at import: they belong here.
+        environment: of it and, with what `start` adds, of all that it forks. Thread counts are read at import: they
+            belong here.
     """
 
     def __init__(self, environment: Mapping[str, str] | None = None):
-        kept = {name: os.environ[name] for name in ("HOME", "LANG", "LC_ALL", "TMPDIR", "MLTRACK_CACHE_DIR") if name in os.environ}
-        fixed = {"MLFLOW_DISABLE_TELEMETRY": "true", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        self.environment = {**kept, **fixed, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", **(environment or {})}
+        kept = {
+            name: os.environ[name]
+            for name in ("HOME", "LANG", "LC_ALL", "TMPDIR", "MLTRACK_CACHE_DIR")
+            if name in os.environ
+        }
+        fixed = {
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "HF_HUB_OFFLINE": "1",
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": str(ROOT),
+        }
+        self.environment = {
+            **kept,
+            **fixed,
+            "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
+            **(environment or {}),
+        }
         self._parent = subprocess.Popen(
             [sys.executable, str(Path(__file__)), "serve"],
             env=self.environment,
@@ -131,7 +148,13 @@ class WarmProcess:
         err = out.with_suffix(".err")
         out.touch()
         err.touch()
-        request = {"words": [str(word) for word in words], "cwd": str(cwd), "out": str(out), "err": str(err), "prelude": prelude}
+        request = {
+            "words": [str(word) for word in words],
+            "cwd": str(cwd),
+            "out": str(out),
+            "err": str(err),
+            "prelude": prelude,
+        }
         self._forked.clear()
         assert self._parent.stdin is not None
         self._parent.stdin.write(json.dumps({**request, "environment": {**self.environment, **environment}}) + "\n")
@@ -171,7 +194,9 @@ class WarmProcess:
             event = json.loads(line)
             with self._lock:
                 if "started" in event:
-                    self._last = self._running[event["started"]] = Forked(event["started"], Path(event["out"]), Path(event["err"]))
+                    self._last = self._running[event["started"]] = Forked(
+                        event["started"], Path(event["out"]), Path(event["err"])
+                    )
                     self._forked.set()
                 else:
                     forked = self._running.pop(event["ended"])
@@ -185,13 +210,17 @@ class WarmProcess:
 
 
 def serve() -> int:
-    """Fork for each line of stdin and tell of starts and ends on stdout; in a forked process, run its command and return its exit code."""
+    """Fork for each line of stdin and tell of starts and ends on stdout; in a forked process, run its command and
+    return its exit code.
+    """
     for name in IMPORTED:
         importlib.import_module(name)
     from mltrack.cli import run
 
     threads = [Path(f"/proc/self/task/{number}/comm").read_text().strip() for number in os.listdir("/proc/self/task")]
-    assert len([name for name in threads if name != "jemalloc_bg_thd"]) == 1, f"a fork would lose threads: {threads}"  # jemalloc starts its own anew
+    assert len([name for name in threads if name != "jemalloc_bg_thd"]) == 1, (
+        f"a fork would lose threads: {threads}"
+    )  # jemalloc starts its own anew
     pending = b""
     children = 0
     while True:
@@ -224,7 +253,11 @@ def _become(request: Mapping[str, Any]) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    for number, descriptor in ((0, os.open(os.devnull, os.O_RDONLY)), (1, os.open(request["out"], flags)), (2, os.open(request["err"], flags))):
+    for number, descriptor in (
+        (0, os.open(os.devnull, os.O_RDONLY)),
+        (1, os.open(request["out"], flags)),
+        (2, os.open(request["err"], flags)),
+    ):
         os.dup2(descriptor, number)
         os.close(descriptor)
     sys.argv = ["mltrack", *request["words"]]

@@ -1,7 +1,7 @@
 """mltrack fine-tunes code models and keeps every run in MLflow.
 
-Invariant: importing this package loads neither torch nor mlflow nor transformers; a public name is imported when it is first used.
-"""
+Invariant: importing this package loads neither torch nor mlflow nor transformers; a public name is imported when it is
+first used."""
 
 from __future__ import annotations
 

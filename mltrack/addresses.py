@@ -1,7 +1,8 @@
 """Addresses of servers, and text that holds some, without user names, passwords and tokens.
 
-Invariant: pure functions. An address is the one that a user typed, so a password may hold `/`, `@`, `:`, `?` or `#` as it is; everything that may be one
-is taken for one. A path that looks like a password must be percent-encoded (see `is_ambiguous`).
+Invariant: pure functions. An address is the one that a user typed, so a password may hold `/`, `@`, `:`, `?` or `#` as
+it is; everything that may be one is taken for one. A path that looks like a password must be percent-encoded (see
+`is_ambiguous`).
 
     without_secrets("http://me:pa/ss@host:5000/?token=t")    # "http://host:5000/"
     redact("cannot reach https://TOKEN@host: refused")       # "cannot reach https://host: refused"
@@ -34,7 +35,9 @@ _HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*b?['\"]?(?:basic|bearer)\s+
 def without_secrets(address: str) -> str:
     """`address` without user info and secret-looking query values; a database's user name stays."""
     parts = _ADDRESS.fullmatch(address)
-    if parts is None or (parts["slashes"] == "" and "@" in parts["rest"]):  # no address of a server, or its beginning was forgotten
+    if parts is None or (
+        parts["slashes"] == "" and "@" in parts["rest"]
+    ):  # no address of a server, or its beginning was forgotten
         return address if address.startswith(("/", ".")) else address.rpartition("@")[2]
     scheme, slashes, rest = parts.groups()
     info, rest, _ = _user_info(scheme, slashes, rest)
@@ -113,7 +116,11 @@ class RedactedStream:
 
 def _user_info(scheme: str, slashes: str, rest: str) -> tuple[str, str, bool]:
     """(user info, what follows its `@`, whether both may be a host and a path)."""
-    if slashes.startswith("///") or scheme.lower() in _CONTAINERS or (slashes == "/" and not scheme.lower().startswith("http")):
+    if (
+        slashes.startswith("///")
+        or scheme.lower() in _CONTAINERS
+        or (slashes == "/" and not scheme.lower().startswith("http"))
+    ):
         return "", rest, False
     authority = re.match(r"[^/?#]*", rest)
     assert authority is not None

@@ -37,13 +37,16 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def locked(descriptor: int) -> Iterator[None]:
-    """Hold the file's lock until the file is closed; the system lets go of it when the process ends, however that happens."""
+    """Hold the file's lock until the file is closed; the system lets go of it when the process ends, however that
+    happens.
+    """
     try:
         import fcntl
 
         fcntl.flock(descriptor, fcntl.LOCK_EX)
     except (ImportError, OSError):
-        pass  # no locks here (some network folders): two processes may both do the work, the rename keeps the file whole
+        # no locks here (some network folders): two processes may both do the work, the rename keeps the file whole
+        pass
     yield
 
 

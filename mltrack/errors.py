@@ -65,8 +65,14 @@ class DatasetError(MltrackError):
 
 
 def printable(text: str, but: str = "") -> str:
-    """What a terminal prints and does not obey, on one line unless the characters in `but` stay: names of files, fields and classes are other people's."""
-    return text if text.isprintable() else "".join(one if one.isprintable() or one in but else ascii(one)[1:-1] for one in text)
+    """What a terminal prints and does not obey, on one line unless the characters in `but` stay: names of files, fields
+    and classes are other people's.
+    """
+    return (
+        text
+        if text.isprintable()
+        else "".join(one if one.isprintable() or one in but else ascii(one)[1:-1] for one in text)
+    )
 
 
 class TrainingError(MltrackError):
@@ -86,14 +92,31 @@ class NonFiniteLossError(TrainingError):
         skipped: how many steps had been skipped right before it.
     """
 
-    def __init__(self, quantity: str, value: float, *, step: int, epoch: int, records: Sequence[str], micro_batch: str | None = None, skipped: int = 0):
-        self.quantity, self.value, self.step, self.epoch, self.records, self.micro_batch = quantity, value, step, epoch, tuple(records), micro_batch
+    def __init__(
+        self,
+        quantity: str,
+        value: float,
+        *,
+        step: int,
+        epoch: int,
+        records: Sequence[str],
+        micro_batch: str | None = None,
+        skipped: int = 0,
+    ):
+        self.quantity, self.value, self.step, self.epoch, self.records, self.micro_batch = (
+            quantity,
+            value,
+            step,
+            epoch,
+            tuple(records),
+            micro_batch,
+        )
         shown = ", ".join(self.records[:16]) + (", ..." if len(self.records) > 16 else "")
         where = f"epoch {epoch + 1}" + (f", {micro_batch}" if micro_batch else "")
         before = f", after {skipped} skipped steps in a row" if skipped else ""
         super().__init__(
-            f"{quantity} is {value} at step {step} ({where}){before}; it did not reach the weights; its records: {shown}; "
-            "try a lower learning_rate, or use_mixed_precision=off"
+            f"{quantity} is {value} at step {step} ({where}){before}; it did not reach the weights; its records:"
+            f" {shown}; try a lower learning_rate, or use_mixed_precision=off"
         )
 
 

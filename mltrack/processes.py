@@ -1,7 +1,7 @@
 """A Python process of this mltrack, beside the one that trains.
 
-Invariant: it runs the same interpreter and the same package, in a session of its own, so a terminal's Ctrl-C is not meant for it.
-"""
+Invariant: it runs the same interpreter and the same package, in a session of its own, so a terminal's Ctrl-C is not
+meant for it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,24 @@ from pathlib import Path
 from typing import Any
 
 
-def start(module: str, words: Sequence[str] = (), *, tracking_uri: str | None = None, **streams: Any) -> subprocess.Popen[bytes]:
+def start(
+    module: str, words: Sequence[str] = (), *, tracking_uri: str | None = None, **streams: Any
+) -> subprocess.Popen[bytes]:
     """`python -m MODULE WORDS`.
 
     Args:
-        tracking_uri: its MLFLOW_TRACKING_URI: credentials are no argument, since everybody sees the arguments of a process.
+        tracking_uri: its MLFLOW_TRACKING_URI: credentials are no argument, since everybody sees the arguments of a
+            process.
         streams: stdin, stdout, stderr of `subprocess.Popen`.
     """
     package_parent = str(Path(__file__).resolve().parents[1])
     paths = [package_parent, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **({"MLFLOW_TRACKING_URI": tracking_uri} if tracking_uri else {})}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        **({"MLFLOW_TRACKING_URI": tracking_uri} if tracking_uri else {}),
+    }
     environment.pop("PYTHONWARNINGS", None)  # where warnings are errors, mlflow cannot be imported
-    return subprocess.Popen([sys.executable, "-P", "-m", module, *words], start_new_session=True, env=environment, **streams)
+    return subprocess.Popen(
+        [sys.executable, "-P", "-m", module, *words], start_new_session=True, env=environment, **streams
+    )

@@ -16,13 +16,36 @@ from mltrack.data.readers import every_file
 from mltrack.data.requested import EarlierLabels
 from mltrack.data.special_tokens import was_read_as_text
 from mltrack.errors import ConfigurationError, printable
-from mltrack.journal import JournalInUse, JournalLock, RunDirectory, find_run_directories, find_run_directory, known_runs, own_run_directories, read_json
+from mltrack.journal import (
+    JournalInUse,
+    JournalLock,
+    RunDirectory,
+    find_run_directories,
+    find_run_directory,
+    known_runs,
+    own_run_directories,
+    read_json,
+)
 from mltrack.journal.run_index import only_own
 from mltrack.relay import Life, TrainedElsewhere, has_ended, refuse_trained_elsewhere, tracking_uri_of, trainer_of
 from mltrack.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 
-NOT_INHERITED = {"resume", "exact", "new_run", "force", "output_dir", "tracking_uri", "offline", "exit_wait", "debug", "output", "trust_remote_code"}
-"""Options that a resumed run takes from its own command line alone; the last one since others can write what it would be inherited from."""
+NOT_INHERITED = {
+    "resume",
+    "exact",
+    "new_run",
+    "force",
+    "output_dir",
+    "tracking_uri",
+    "offline",
+    "exit_wait",
+    "debug",
+    "output",
+    "trust_remote_code",
+}
+"""Options that a resumed run takes from its own command line alone; the last one since others can write what it would
+be inherited from.
+"""
 _NAMED = ("model_name", "dataset_path", "validation_path")
 """Inherited options that are said before they are used."""
 
@@ -32,15 +55,25 @@ _TRAINED_HERE: set[str] = set()
 
 def git_facts() -> dict[str, str]:
     """MLflow's own tags for the program, the user and the commit of the working directory, where it is one."""
-    tags = {"mlflow.source.name": Path(sys.argv[0]).name or "python", "mlflow.source.type": "LOCAL", "mlflow.user": _user()}
-    found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False) if _has_git() else None
+    tags = {
+        "mlflow.source.name": Path(sys.argv[0]).name or "python",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.user": _user(),
+    }
+    found = (
+        subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+        if _has_git()
+        else None
+    )
     if found is not None and found.returncode == 0:
         tags["mlflow.source.git.commit"] = found.stdout.strip()
     return tags
 
 
 def is_taken(run_id: str, output_dir: str) -> bool:
-    """True where the run is that of an earlier training: of this process, or, where `mlflow.start_run` has opened it again, of another one."""
+    """True where the run is that of an earlier training: of this process, or, where `mlflow.start_run` has opened it
+    again, of another one.
+    """
     reopened = "MLFLOW_RUN_ID" not in os.environ and RunDirectory(Path(output_dir).absolute() / run_id).journal.exists()
     return run_id in _TRAINED_HERE or reopened
 
@@ -60,7 +93,8 @@ class Resumed(NamedTuple):
 
 
 def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lambda line: None) -> Resumed | None:
-    """The run directory that the request continues, or None; one that is not here, or is outdated, is made from what MLflow holds.
+    """The run directory that the request continues, or None; one that is not here, or is outdated, is made from what
+    MLflow holds.
 
     A directory that is continued is locked before anything else is asked of it.
 
@@ -76,7 +110,10 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
         found = find_run_directory(request.output_dir, run_id)
         if wanted == "never":
             if found is not None and found.journal.exists():
-                raise ConfigurationError(f"resume: seen 'never', but run {run_id} is recorded in {found.path} already; accepted: auto, or another run")
+                raise ConfigurationError(
+                    f"resume: seen 'never', but run {run_id} is recorded in {found.path} already; accepted: auto, or"
+                    " another run"
+                )
             return None
         if found is None and not request.offline:
             found = fetch_started_run(run_id, request.tracking_uri, request.output_dir, notice=notice)
@@ -93,7 +130,10 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
         newest_first = reversed(own_run_directories(request.output_dir))
         newest = next((one for one in newest_first if has_checkpoint(one)), None)
         if newest is None:
-            raise ConfigurationError(f"resume: seen 'latest', but no run in {Path(request.output_dir).absolute()} has a checkpoint; accepted: never, a run id")
+            raise ConfigurationError(
+                f"resume: seen 'latest', but no run in {Path(request.output_dir).absolute()} has a checkpoint;"
+                " accepted: never, a run id"
+            )
         return _taken_over(newest, request, notice)
     found = find_run_directory(request.output_dir, wanted)
     if found is not None:
@@ -101,7 +141,11 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
     try:
         if request.offline:
             raise UnknownRunError("with offline=true MLflow is not asked")
-        return _taken_over(fetch_run(wanted, request.tracking_uri, request.output_dir, fork=request.new_run, notice=notice), request, notice)
+        return _taken_over(
+            fetch_run(wanted, request.tracking_uri, request.output_dir, fork=request.new_run, notice=notice),
+            request,
+            notice,
+        )
     except UnknownRunError as error:
         known = ", ".join(one.path.name for one in find_run_directories(request.output_dir)[-5:]) or "none"
         here = f"is no run in {Path(request.output_dir).absolute()} (runs there: {known})"
@@ -130,7 +174,9 @@ def _taken_over(found: RunDirectory, request: TrainModelRequest, notice: Callabl
     return Resumed(fetched, take_over(fetched, force=request.force, notice=notice))
 
 
-def take_over(directory: RunDirectory, *, force: bool = False, notice: Callable[[str], None] = lambda line: None) -> JournalLock:
+def take_over(
+    directory: RunDirectory, *, force: bool = False, notice: Callable[[str], None] = lambda line: None
+) -> JournalLock:
     """The lock of a run directory whose trainer has ended.
 
     Args:
@@ -167,29 +213,38 @@ def _refuse_living(directory: RunDirectory, force: bool, notice: Callable[[str],
         raise _being_trained(name, trainer.place) from None
     if trainer.pid is not None and trainer.machine is None and not force and not has_ended(directory):
         raise ConfigurationError(
-            f"cannot resume {name}: its run.json names no host, so a trainer on another machine may be alive; if none is, use --force true"
+            f"cannot resume {name}: its run.json names no host, so a trainer on another machine may be alive; if none"
+            " is, use --force true"
         )
 
 
 def _being_trained(name: str, who: str) -> ConfigurationError:
-    return ConfigurationError(f"cannot resume {name}: {who} is training it; wait until it has ended, or use --new-run true")
+    return ConfigurationError(
+        f"cannot resume {name}: {who} is training it; wait until it has ended, or use --new-run true"
+    )
 
 
 def undelivered(output_dir: Path | str) -> list[RunDirectory]:
     """Runs of dead trainers in this folder whose delivery is not complete.
 
-    Those that are offline on purpose are not among them, nor those of which a delivery has found that the run went on elsewhere or is deleted.
-    """
-    unsettled = [RunDirectory(Path(output_dir).absolute() / run.name) for run in known_runs(output_dir) if not run.settled]
+    Those that are offline on purpose are not among them, nor those of which a delivery has found that the run went on
+    elsewhere or is deleted."""
+    unsettled = [
+        RunDirectory(Path(output_dir).absolute() / run.name) for run in known_runs(output_dir) if not run.settled
+    ]
     return [directory for directory in only_own(unsettled) if trainer_of(directory).life() is not Life.ALIVE]
 
 
 def has_checkpoint(directory: RunDirectory) -> bool:
     """True where at least one checkpoint is complete."""
-    return any(not path.parent.name.startswith(".") for path in directory.checkpoints.glob("*/metadata.json"))  # .writing-*: of a writer that was killed
+    return any(
+        not path.parent.name.startswith(".") for path in directory.checkpoints.glob("*/metadata.json")
+    )  # .writing-*: of a writer that was killed
 
 
-def saved_options(resumed: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None] = lambda line: None) -> TrainModelRequest:
+def saved_options(
+    resumed: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None] = lambda line: None
+) -> TrainModelRequest:
     """The resumed run's options; what this request says otherwise than the defaults wins.
 
     Args:
@@ -198,23 +253,36 @@ def saved_options(resumed: RunDirectory, request: TrainModelRequest, notice: Cal
         notice: takes a line on which model and data are inherited.
 
     Raises:
-        ConfigurationError: the run has no config.json, or one that holds a value which would not be accepted if it was typed.
+        ConfigurationError: the run has no config.json, or one that holds a value which would not be accepted if it was
+            typed.
     """
     content, where = read_json(resumed.path / "config.json"), f"config.json of run {resumed.path.name}"
     if content is None:
-        raise ConfigurationError(f"cannot resume: {where} is missing or is no JSON object; resume a run of `mltrack train`")
+        raise ConfigurationError(
+            f"cannot resume: {where} is missing or is no JSON object; resume a run of `mltrack train`"
+        )
     saved = checked_options(content, where)
     values = {f.name: getattr(request, f.name) for f in fields(request)}
-    for name in ("dataset_path", "validation_path"):  # 0.1 took every file of a folder; later a run records which of them it takes
+    for name in (
+        "dataset_path",
+        "validation_path",
+    ):  # 0.1 took every file of a folder; later a run records which of them it takes
         if (path := saved.get(name)) is not None:
             saved[name] = every_file(path)
             values[name] = saved[name] if values[name] == path else values[name]
-    inherited = {name for name in saved if name not in NOT_INHERITED and name not in request.as_typed and values[name] == OPTIONS[name].default}
+    inherited = {
+        name
+        for name in saved
+        if name not in NOT_INHERITED and name not in request.as_typed and values[name] == OPTIONS[name].default
+    }
     values |= {name: saved[name] for name in inherited}
     if named := [f"{name}={values[name]}" for name in _NAMED if name in inherited and values[name] is not None]:
         notice(printable(f"from {where}: {', '.join(named)}"))
     if saved.get("trust_remote_code") and not request.trust_remote_code:
-        notice(f"{where} says trust_remote_code=true, which is not inherited; if you trust the model's code, add --trust-remote-code true")
+        notice(
+            f"{where} says trust_remote_code=true, which is not inherited; if you trust the model's code, add"
+            " --trust-remote-code true"
+        )
     return TrainModelRequest(**values)
 
 
@@ -223,7 +291,7 @@ def earlier_labels(resumed: RunDirectory | None) -> EarlierLabels | None:
     if resumed is None:
         return None
     newest = sorted(resumed.checkpoints.glob("step-*/config.json"))[-1:]
-    classes = [str(label) for file in newest for label in ((read_json(file) or {}).get("label2id") or {})]
+    classes = [str(label) for file in newest for label in (read_json(file) or {}).get("label2id") or {}]
     return EarlierLabels(classes, bool((read_json(resumed.path / "config.json") or {}).get("class_names")))
 
 

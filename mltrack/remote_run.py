@@ -1,8 +1,9 @@
 """A run directory made again from what MLflow holds, so that a run goes on where only its tracking server is at hand.
 
-Invariant: what is fetched is complete and verified or is not there under its name; every point that MLflow holds stands in the new journal, marked as
-delivered, so that nothing is sent twice and the first value of a step stands. A fetch that was cut off goes on where it was: what had arrived stays in
-`.fetching-<run id>`, and is checked against the recorded hashes before it is used.
+Invariant: what is fetched is complete and verified or is not there under its name; every point that MLflow holds stands
+in the new journal, marked as delivered, so that nothing is sent twice and the first value of a step stands. A fetch
+that was cut off goes on where it was: what had arrived stays in `.fetching-<run id>`, and is checked against the
+recorded hashes before it is used.
 
     directory = fetch_run("0f3c...", tracking_uri=None, output_dir="mltrack-runs")
 """
@@ -24,9 +25,28 @@ from mltrack import store as stores
 from mltrack.addresses import redacted
 from mltrack.config import checked_options
 from mltrack.errors import CheckpointError, ConfigurationError, TrackingError
-from mltrack.journal import JournalWriter, RunDirectory, RunInfo, heartbeat, make_output_dir, read_json, records, write_json
+from mltrack.journal import (
+    JournalWriter,
+    RunDirectory,
+    RunInfo,
+    heartbeat,
+    make_output_dir,
+    read_json,
+    records,
+    write_json,
+)
 from mltrack.registry import connect_existing
-from mltrack.relay.liveness import BOOT_TAG, HEARTBEAT_TAG, HOST_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG, Life, Trainer, moves
+from mltrack.relay.liveness import (
+    BOOT_TAG,
+    HEARTBEAT_TAG,
+    HOST_TAG,
+    NAMESPACE_TAG,
+    PID_TAG,
+    STARTED_TAG,
+    Life,
+    Trainer,
+    moves,
+)
 from mltrack.relay.progress import Progress
 from mltrack.relay.trainers import VERSION_TAG, OwnTrainers
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, fetching, history, runs
@@ -51,9 +71,16 @@ Notice = Callable[[str], None]
 
 
 def fetch_run(
-    run_id: str, tracking_uri: str | None, output_dir: str | Path, *, fork: bool = False, any_checkpoint: bool = True, notice: Notice = lambda line: None
+    run_id: str,
+    tracking_uri: str | None,
+    output_dir: str | Path,
+    *,
+    fork: bool = False,
+    any_checkpoint: bool = True,
+    notice: Notice = lambda line: None,
 ) -> RunDirectory:
-    """Make `<output_dir>/<run id>/` from MLflow: configuration, all checkpoints that are complete there, and every point.
+    """Make `<output_dir>/<run id>/` from MLflow: configuration, all checkpoints that are complete there, and every
+    point.
 
     Args:
         run_id: of MLflow, or the local id of a run that was offline at first.
@@ -69,7 +96,10 @@ def fetch_run(
     """
     store, run = look_up(run_id, tracking_uri)
     if VERSION_TAG not in run.tags:
-        raise ConfigurationError(f"resume: run {run.run_id} in {store.shown_uri} was not trained by mltrack; accepted: a run with the tag {VERSION_TAG}")
+        raise ConfigurationError(
+            f"resume: run {run.run_id} in {store.shown_uri} was not trained by mltrack; accepted: a run with the tag"
+            f" {VERSION_TAG}"
+        )
     if not fork:
         runs.get_active_run(store, run.run_id)
         _refuse_living(store, run, notice)
@@ -79,16 +109,23 @@ def fetch_run(
     try:
         with _locked(making, run.run_id):
             try:
-                return fetching.persistently(lambda: _made(store, run, making, notice, any_checkpoint=any_checkpoint), making, notice)
+                return fetching.persistently(
+                    lambda: _made(store, run, making, notice, any_checkpoint=any_checkpoint), making, notice
+                )
             except ConfigurationError:  # it will be refused again
                 shutil.rmtree(making, ignore_errors=True)
                 raise
     except OSError as error:
-        raise TrackingError(f"{root}: run {run.run_id} cannot be fetched: {error}; accepted: a folder with room for its checkpoints") from error
+        raise TrackingError(
+            f"{root}: run {run.run_id} cannot be fetched: {error}; accepted: a folder with room for its checkpoints"
+        ) from error
 
 
-def fetch_started_run(run_id: str, tracking_uri: str | None, output_dir: str | Path, *, notice: Notice = lambda line: None) -> RunDirectory | None:
-    """The same for a run that may have been made just now: None where mltrack has recorded nothing in it, or nobody answers.
+def fetch_started_run(
+    run_id: str, tracking_uri: str | None, output_dir: str | Path, *, notice: Notice = lambda line: None
+) -> RunDirectory | None:
+    """The same for a run that may have been made just now: None where mltrack has recorded nothing in it, or nobody
+    answers.
 
     Raises:
         ConfigurationError: the run is being trained elsewhere.
@@ -104,7 +141,8 @@ def fetch_started_run(run_id: str, tracking_uri: str | None, output_dir: str | P
 
 
 def set_aside_if_outdated(directory: RunDirectory, tracking_uri: str) -> bool:
-    """True where the run went on elsewhere after this directory was written: then it no longer counts as a run directory, and nothing in it is deleted.
+    """True where the run went on elsewhere after this directory was written: then it no longer counts as a run
+    directory, and nothing in it is deleted.
 
     Args:
         tracking_uri: where to ask, with credentials; default: where the run belongs.
@@ -147,12 +185,16 @@ def look_up(run_id: str, tracking_uri: str | None) -> tuple[Store, runs.RunInfo]
     except TrackingError as error:
         raise UnknownRunError(str(error)) from error
     if run is None:
-        raise UnknownRunError(f"no run {run_id} in {store.shown_uri}; if it is in another database, set MLFLOW_TRACKING_URI or give --tracking-uri")
+        raise UnknownRunError(
+            f"no run {run_id} in {store.shown_uri}; if it is in another database, set MLFLOW_TRACKING_URI or give"
+            " --tracking-uri"
+        )
     return store, run
 
 
 def _refuse_living(store: Store, run: runs.RunInfo, notice: Notice) -> None:
-    """A trainer on this machine is judged by its process; one elsewhere by its heartbeat, or, where mltrack 0.1 trains, by what arrives.
+    """A trainer on this machine is judged by its process; one elsewhere by its heartbeat, or, where mltrack 0.1 trains,
+    by what arrives.
 
     Raises:
         ConfigurationError: it is alive.
@@ -167,24 +209,35 @@ def _refuse_living(store: Store, run: runs.RunInfo, notice: Notice) -> None:
         return now.status, now.tags.get(HEARTBEAT_TAG) or history.newest_point_ms(store, run.run_id)
 
     if life is Life.ELSEWHERE:
-        notice(f"run {run.run_id}: watching for {heartbeat.STANDS_STILL_S:.0f} s whether {trainer.place} still trains it")
+        notice(
+            f"run {run.run_id}: watching for {heartbeat.STANDS_STILL_S:.0f} s whether {trainer.place} still trains it"
+        )
     if life is Life.ALIVE or moves(signs, ASK_AGAIN_S):
-        raise ConfigurationError(f"cannot resume {run.run_id}: {trainer.place} is training it; wait until it has ended, or use --new-run true")
+        raise ConfigurationError(
+            f"cannot resume {run.run_id}: {trainer.place} is training it; wait until it has ended, or use --new-run"
+            " true"
+        )
 
 
 @contextmanager
 def _locked(making: Path, run_id: str) -> Iterator[None]:
-    """Make the folder where it is missing, and keep other processes from fetching into it; the lock dies with its holder."""
+    """Make the folder where it is missing, and keep other processes from fetching into it; the lock dies with its
+    holder.
+    """
     making.mkdir(exist_ok=True)
     lock = making / ".lock"
     descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if not (lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor))):  # another process ended its fetch just now
+        if not (
+            lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor))
+        ):  # another process ended its fetch just now
             raise BlockingIOError
         yield
     except BlockingIOError:
-        raise ConfigurationError(f"run {run_id} is being fetched into {making.parent} by another process; wait for it, then resume there") from None
+        raise ConfigurationError(
+            f"run {run_id} is being fetched into {making.parent} by another process; wait for it, then resume there"
+        ) from None
     finally:
         os.close(descriptor)
 
@@ -197,12 +250,18 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
     fetched = _fetch_checkpoints(store, run, directory.checkpoints, notice)
     if any_checkpoint and not fetched and (upload := config.get("upload", "all")) != "all":
         raise ConfigurationError(
-            f"cannot resume: the training state of run {run.run_id} is not in {store.shown_uri} because of --upload {upload}; "
-            f"resume it in its run directory on {run.tags.get(HOST_TAG, 'the machine that trained it')}"
+            f"cannot resume: the training state of run {run.run_id} is not in {store.shown_uri} because of --upload"
+            f" {upload}; resume it in its run directory on {run.tags.get(HOST_TAG, 'the machine that trained it')}"
         )
-    renamed = {key: name for key, name in runs.parsed(run.tags.get("mltrack.renamed", "{}"), dict).items() if isinstance(name, str)}
+    renamed = {
+        key: name
+        for key, name in runs.parsed(run.tags.get("mltrack.renamed", "{}"), dict).items()
+        if isinstance(name, str)
+    }
     points = history.points_of(store, run.run_id)
-    trainer = {name: run.tags[name] for name in (HOST_TAG, BOOT_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG) if name in run.tags}
+    trainer = {
+        name: run.tags[name] for name in (HOST_TAG, BOOT_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG) if name in run.tags
+    }
     directory.journal.unlink(missing_ok=True)  # of an earlier try
     _write_journal(directory.journal, points, renamed, trainer)
     best = _best(fetched.values(), config)
@@ -238,7 +297,10 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
         raise ConfigurationError(f"resume: run id {name!r} in {store.shown_uri} is a path; accepted: an id")
     target = making.parent / name
     if target.exists():
-        raise ConfigurationError(f"output_dir: {target} is in the way and is no run directory; accepted: another output_dir, or that folder moved away")
+        raise ConfigurationError(
+            f"output_dir: {target} is in the way and is no run directory; accepted: another output_dir, or that folder"
+            " moved away"
+        )
     (making / ".lock").unlink()
     making.rename(target)
     if name != run.run_id:
@@ -251,7 +313,10 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
 def _config(store: Store, run: runs.RunInfo) -> dict[str, Any]:
     """The options that the run was started with."""
     if "config.json" not in artifacts.list_names(store, run.run_id):
-        raise ConfigurationError(f"resume: run {run.run_id} in {store.shown_uri} has no artifact config.json; accepted: a run of `mltrack train`")
+        raise ConfigurationError(
+            f"resume: run {run.run_id} in {store.shown_uri} has no artifact config.json; accepted: a run of `mltrack"
+            " train`"
+        )
     where = f"config.json of run {run.run_id} in {store.shown_uri}"
     with tempfile.TemporaryDirectory(prefix="mltrack-") as folder:
         content = read_json(artifacts.download(store, run.run_id, "config.json", folder))
@@ -265,7 +330,11 @@ def _fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: No
     """{step: checkpoint} of those that are complete there; of the others a line says what is wrong."""
     models = _ready_models(store, run.run_id)
     folder.mkdir(exist_ok=True)
-    steps = {f"step-{int(name):08d}": name for name in artifacts.list_names(store, run.run_id, "checkpoints") if re.fullmatch(r"[0-9]{1,18}", name)}
+    steps = {
+        f"step-{int(name):08d}": name
+        for name in artifacts.list_names(store, run.run_id, "checkpoints")
+        if re.fullmatch(r"[0-9]{1,18}", name)
+    }
     for left in folder.iterdir():  # demoted since an earlier try
         if left.name not in steps:
             shutil.rmtree(left)
@@ -278,7 +347,10 @@ def _fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: No
             shutil.rmtree(folder / target, ignore_errors=True)
             continue
         if one.run_id not in (run.run_id, run.tags.get(runs.LOCAL_ID_TAG)):
-            raise ConfigurationError(f"resume: the checkpoint of step {name} belongs to run {one.run_id}, not to {run.run_id}; accepted: a run's own")
+            raise ConfigurationError(
+                f"resume: the checkpoint of step {name} belongs to run {one.run_id}, not to {run.run_id}; accepted: a"
+                " run's own"
+            )
         fetched[one.step] = one
     return fetched
 
@@ -287,8 +359,11 @@ def _ready_models(store: Store, run_id: str) -> dict[int, dict[str, Any]]:
     return {row["step"]: row for row in stores.models_of_run(store, run_id) if row["status"] == "READY"}
 
 
-def _fetch_checkpoint(store: Store, run: runs.RunInfo, step: int, model: Mapping[str, Any] | None, target: Path) -> CheckpointMetadata:
-    """One checkpoint put together from the run's artifacts and its logged model; what is there of an earlier try and agrees with its hash is kept.
+def _fetch_checkpoint(
+    store: Store, run: runs.RunInfo, step: int, model: Mapping[str, Any] | None, target: Path
+) -> CheckpointMetadata:
+    """One checkpoint put together from the run's artifacts and its logged model; what is there of an earlier try and
+    agrees with its hash is kept.
 
     Raises:
         CheckpointError: it is not complete there.
@@ -299,7 +374,9 @@ def _fetch_checkpoint(store: Store, run: runs.RunInfo, step: int, model: Mapping
     state = f"checkpoints/{step}/state"
     beside = fetching.listed(store, run.artifact_uri, state)
     if directory.METADATA not in beside:
-        raise CheckpointError(f"{state} in {store.shown_uri} has no {directory.METADATA}, it was not uploaded to its end")
+        raise CheckpointError(
+            f"{state} in {store.shown_uri} has no {directory.METADATA}, it was not uploaded to its end"
+        )
     (target / directory.METADATA).unlink(missing_ok=True)
     fetching.fetch(store, run.artifact_uri, {directory.METADATA: beside[directory.METADATA]}, target, path=state)
     info = directory.read_metadata(target)
@@ -310,10 +387,14 @@ def _fetch_checkpoint(store: Store, run: runs.RunInfo, step: int, model: Mapping
         names = [name for name in wrong if directory.is_inside(name)]
         for name in names:
             (target / name).unlink(missing_ok=True)
-        fetching.fetch(store, run.artifact_uri, {name: beside[name] for name in names if name in beside}, target, path=state)
+        fetching.fetch(
+            store, run.artifact_uri, {name: beside[name] for name in names if name in beside}, target, path=state
+        )
         if model is not None and set(names) - set(beside):
             held = fetching.listed(store, model["artifact_location"])
-            weights = {name: held[name] for name in names if name in held and name not in beside and Path(name).name == name}
+            weights = {
+                name: held[name] for name in names if name in held and name not in beside and Path(name).name == name
+            }
             fetching.fetch(store, model["artifact_location"], weights, target)
         wrong = directory.damaged(info, wrong)
     for path in target.iterdir():  # no hash vouches for it, and what lies in a checkpoint is uploaded with it
@@ -334,8 +415,12 @@ def _number(text: str | None, kind: type[int] | type[float]) -> Any:
         return None
 
 
-def _write_journal(path: Path, points: Iterable[runs.Point], renamed: Mapping[str, str], tags: Mapping[str, str]) -> None:
-    """All points as records in the order of their times; MLflow does not keep the epoch of a point that is counted in steps."""
+def _write_journal(
+    path: Path, points: Iterable[runs.Point], renamed: Mapping[str, str], tags: Mapping[str, str]
+) -> None:
+    """All points as records in the order of their times; MLflow does not keep the epoch of a point that is counted in
+    steps.
+    """
     by_moment: dict[tuple[int, int, int], dict[str, float]] = {}
     for key, value, time_ms, step in points:
         name, again = renamed.get(key, key), 0
@@ -351,7 +436,9 @@ def _write_journal(path: Path, points: Iterable[runs.Point], renamed: Mapping[st
             for held, epoch in ((steps, None), (epochs, step - 1)):
                 if held:
                     timing = {name: value for name, value in held.items() if any(word in name for word in TIMING_WORDS)}
-                    record = records.metrics(step, {name: value for name, value in held.items() if name not in timing}, timing, epoch=epoch)
+                    record = records.metrics(
+                        step, {name: value for name, value in held.items() if name not in timing}, timing, epoch=epoch
+                    )
                     writer.append({**record, "time_ms": time_ms})
     finally:
         writer.close()

@@ -1,7 +1,7 @@
 """What a finished training leaves: the model and its registration, and then everything that describes it.
 
-Invariant: once `register` has returned the training has succeeded, whatever becomes of the process, the disk or the memory afterwards; each report,
-picture and export behind it fails alone and leaves a line in the response's `warnings`.
+Invariant: once `register` has returned the training has succeeded, whatever becomes of the process, the disk or the
+memory afterwards; each report, picture and export behind it fails alone and leaves a line in the response's `warnings`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ AFTER_SIGNAL_S = 2.0
 
 
 def save_best(run: TrainingRun, notice: Callable[[str], None]) -> CheckpointMetadata:
-    """Put the best weights into the model, and the model into the run directory; returns the checkpoint that they are of.
+    """Put the best weights into the model, and the model into the run directory; returns the checkpoint that they are
+    of.
 
     Raises:
         TrainingError: no complete checkpoint is left.
@@ -33,13 +34,18 @@ def save_best(run: TrainingRun, notice: Callable[[str], None]) -> CheckpointMeta
     assert run.trainer is not None
     assert run.source is not None
     assert run.directory is not None
-    best = run.checkpoints.load_best_checkpoint(weights_only=True) or run.checkpoints.load_latest_checkpoint(weights_only=True)
+    best = run.checkpoints.load_best_checkpoint(weights_only=True) or run.checkpoints.load_latest_checkpoint(
+        weights_only=True
+    )
     if best is None:
         raise TrainingError(f"{run.checkpoints.checkpoint_dir}: no complete checkpoint is left")
     info: CheckpointMetadata = best["metadata"]
     best_step = run.trainer.state.best_step
     if best_step is not None and info.step != best_step:  # it could not be written, or was damaged since
-        notice(f"model: the weights are those of step {info.step}, the best checkpoint there is; the best evaluation was at step {best_step}")
+        notice(
+            f"model: the weights are those of step {info.step}, the best checkpoint there is; the best evaluation was"
+            f" at step {best_step}"
+        )
     load_model(run.trainer.model, best["model_state_dict"])
     save_pretrained(run.trainer.model, run.source.tokenizer, run.directory.model)
     return info
@@ -47,7 +53,13 @@ def save_best(run: TrainingRun, notice: Callable[[str], None]) -> CheckpointMeta
 
 def register(run: TrainingRun, info: CheckpointMetadata) -> None:
     """Record the model to be registered, where it is wanted, and that the training has finished."""
-    directory, trainer, tracker, checkpoints, eval_dataset = run.directory, run.trainer, run.tracker, run.checkpoints, run.eval_dataset
+    directory, trainer, tracker, checkpoints, eval_dataset = (
+        run.directory,
+        run.trainer,
+        run.tracker,
+        run.checkpoints,
+        run.eval_dataset,
+    )
     assert directory is not None
     assert trainer is not None
     assert tracker is not None
@@ -65,8 +77,12 @@ def register(run: TrainingRun, info: CheckpointMetadata) -> None:
             promote=run.request.promote,
             promote_margin=run.request.promote_margin,
             metrics=info.metrics,
-            tags=registry.version_tags(run.request, trainer.train_dataset, eval_dataset, info, mode=checkpoints.mode, parent=run.parent),
-            description=registry.model_card(run.request, name, trainer.train_dataset, eval_dataset, info, run.response.baselines, parent=run.parent),
+            tags=registry.version_tags(
+                run.request, trainer.train_dataset, eval_dataset, info, mode=checkpoints.mode, parent=run.parent
+            ),
+            description=registry.model_card(
+                run.request, name, trainer.train_dataset, eval_dataset, info, run.response.baselines, parent=run.parent
+            ),
         )
     tracker.settle("FINISHED", 0)
     run.response.success = True
@@ -74,7 +90,9 @@ def register(run: TrainingRun, info: CheckpointMetadata) -> None:
 
 
 def describe(run: TrainingRun, info: CheckpointMetadata, stop_requested: StopRequested) -> None:
-    """Write reports, pictures, samples and exports, as far as they can be written; a signal leaves out the rest of the reports."""
+    """Write reports, pictures, samples and exports, as far as they can be written; a signal leaves out the rest of the
+    reports.
+    """
     tracker, warnings = run.tracker, run.response.warnings
     assert tracker is not None
     assert run.trainer is not None
@@ -97,7 +115,10 @@ def describe(run: TrainingRun, info: CheckpointMetadata, stop_requested: StopReq
             break
         except BaseException as error:
             warnings.append(f"{what} could not be made: {described(error)}")
-    exports: dict[str, Callable[..., Any]] = {"metrics.json": tracker.export_to_json, "metrics.csv": tracker.export_to_csv}
+    exports: dict[str, Callable[..., Any]] = {
+        "metrics.json": tracker.export_to_json,
+        "metrics.csv": tracker.export_to_csv,
+    }
     for name, write in exports.items():
         with alone(warnings, f"{name} could not be written"):
             tracker.log_artifact(write(name))
@@ -131,6 +152,8 @@ def delivered(
     try:
         found = run.tracker.close(exit_wait_s=wait_s, on_progress=report)
     except (Interrupted, KeyboardInterrupt) as error:
-        run.response.warnings.append(f"the training had ended when it was {described(error)}; MLflow gets the rest in the background")
+        run.response.warnings.append(
+            f"the training had ended when it was {described(error)}; MLflow gets the rest in the background"
+        )
         return "pending"
     return "pending" if run.request.offline else found

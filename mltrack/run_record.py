@@ -49,7 +49,8 @@ MANY_LONG = 0.2
 
 
 def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notice: Callable[[str], None]) -> RunInfo:
-    """The MLflow run of a training: the one that `mlflow run` made or that is active here, the resumed one, or a new one, which the relay makes.
+    """The MLflow run of a training: the one that `mlflow run` made or that is active here, the resumed one, or a new
+    one, which the relay makes.
 
     A run that is active here, or that MLFLOW_RUN_ID names, is that of one training: a further one becomes its child.
 
@@ -66,9 +67,14 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
         info.upload = request.upload
         return info
     active = active_run()
-    if active is not None and request.tracking_uri and default_tracking_uri(request.tracking_uri) != active.tracking_uri:
+    if (
+        active is not None
+        and request.tracking_uri
+        and default_tracking_uri(request.tracking_uri) != active.tracking_uri
+    ):
         notice(
-            f"run {active.run_id} that is active here is in {without_secrets(active.tracking_uri)}, and tracking_uri is another: this training gets a run of its own"
+            f"run {active.run_id} that is active here is in {without_secrets(active.tracking_uri)}, and tracking_uri is"
+            " another: this training gets a run of its own"
         )
         active = None
     given = os.environ.get("MLFLOW_RUN_ID") or (active.run_id if active is not None else None)
@@ -90,12 +96,20 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
     if given is None:
         return info
     if is_taken(given, request.output_dir):
-        info.owns_status, info.experiment_id = True, active.experiment_id if active is not None else os.environ.get("MLFLOW_EXPERIMENT_ID")
+        info.owns_status, info.experiment_id = (
+            True,
+            active.experiment_id if active is not None else os.environ.get("MLFLOW_EXPERIMENT_ID"),
+        )
         info.tags |= {**git_facts(), "mlflow.parentRunId": given}
         notice(f"MLflow run {given} is that of an earlier training; this one is recorded as its child run")
     else:
-        if not request.offline and (file := database_file(info.tracking_uri)) is not None and not file.exists():  # a new one would not hold the run either
-            raise StoreRejected(f"MLFLOW_RUN_ID names run {given}: there is no database {without_secrets(info.tracking_uri)}; unset it, or give --tracking-uri")
+        if (
+            not request.offline and (file := database_file(info.tracking_uri)) is not None and not file.exists()
+        ):  # a new one would not hold the run either
+            raise StoreRejected(
+                f"MLFLOW_RUN_ID names run {given}: there is no database {without_secrets(info.tracking_uri)}; unset it,"
+                " or give --tracking-uri"
+            )
         info.run_id = given
         if request.experiment_name or request.run_name:
             notice("experiment_name and run_name are ignored: MLFLOW_RUN_ID names the run already")
@@ -122,14 +136,20 @@ def _found_again(resumed: RunDirectory, given_uri: str | None, notice: Callable[
 
 def params_of(request: TrainModelRequest) -> dict[str, str]:
     """The effective options that decide a result, each in the form that the user typed it."""
-    return {name: request.as_typed.get(name, _written(value)) for name, value in request.options().items() if value is not None and name not in NOT_PARAMS}
+    return {
+        name: request.as_typed.get(name, _written(value))
+        for name, value in request.options().items()
+        if value is not None and name not in NOT_PARAMS
+    }
 
 
-def inputs_of(request: TrainModelRequest, train_dataset: CodeDataset, eval_dataset: CodeDataset) -> list[Mapping[str, Any]]:
+def inputs_of(
+    request: TrainModelRequest, train_dataset: CodeDataset, eval_dataset: CodeDataset
+) -> list[Mapping[str, Any]]:
     """Both splits as data set inputs of the run.
 
-    MLflow keeps one data set for all runs of an experiment that name the same digest: so nothing of it depends on a model or a tokenizer.
-    """
+    MLflow keeps one data set for all runs of an experiment that name the same digest: so nothing of it depends on a
+    model or a tokenizer."""
     return [
         _described(train_dataset, request.dataset_path, "training", "train"),
         _described(eval_dataset, request.validation_path or request.dataset_path, "evaluation", "eval"),
@@ -145,22 +165,33 @@ def _described(dataset: CodeDataset, path: str, context: str, split: str) -> Map
         profile["classes"] = dataset.record_counts
     source: str | dict[str, str] = path
     if path == STDLIB:  # another interpreter has another library, and another Bandit other opinions
-        source = {"uri": STDLIB, "python": platform.python_version(), **({"bandit": version("bandit")} if dataset.task.is_classification else {})}
+        source = {
+            "uri": STDLIB,
+            "python": platform.python_version(),
+            **({"bandit": version("bandit")} if dataset.task.is_classification else {}),
+        }
     return {
         "name": f"{Path(path).name}-{split}",
         "digest": dataset.digest[:36],
         "source": source,
         "context": context,
-        "schema": json.dumps({"mlflow_colspec": [{"name": name, "type": "string", "required": True} for name in columns]}),
+        "schema": json.dumps(
+            {"mlflow_colspec": [{"name": name, "type": "string", "required": True} for name in columns]}
+        ),
         "profile": json.dumps(profile),
     }
 
 
 def data_figures(train_dataset: CodeDataset, eval_dataset: CodeDataset) -> dict[str, float]:
-    """What is logged of both splits before the first step: the share of records longer than `max_length`, and those that `drop` left out."""
+    """What is logged of both splits before the first step: the share of records longer than `max_length`, and those
+    that `drop` left out.
+    """
     figures = {"truncated_share": train_dataset.truncated_share, "eval_truncated_share": eval_dataset.truncated_share}
     if train_dataset.truncation == "drop":
-        figures |= {"dropped_records": float(train_dataset.dropped), "eval_dropped_records": float(eval_dataset.dropped)}
+        figures |= {
+            "dropped_records": float(train_dataset.dropped),
+            "eval_dropped_records": float(eval_dataset.dropped),
+        }
     return figures
 
 
@@ -170,7 +201,10 @@ def long_text_warnings(train_dataset: CodeDataset, eval_dataset: CodeDataset) ->
     for name, dataset in (("training", train_dataset), ("evaluation", eval_dataset)):
         if dataset.truncated_share > MANY_LONG:
             what = "left out" if dataset.dropped else "cut"
-            lines.append(f"{dataset.truncated_share:.0%} of the {name} records are longer than max_length={dataset.max_length} tokens and were {what}")
+            lines.append(
+                f"{dataset.truncated_share:.0%} of the {name} records are longer than max_length={dataset.max_length}"
+                f" tokens and were {what}"
+            )
     return lines
 
 

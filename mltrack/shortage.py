@@ -1,7 +1,7 @@
 """What a machine has run out of: memory, file descriptors, processes, or the room that a worker process needs.
 
-Invariant: each shortage is one line that says what ran out, where, and which option or limit to change. torch is not imported here: an
-error is known by its class's name and its text.
+Invariant: each shortage is one line that says what ran out, where, and which option or limit to change. torch is not
+imported here: an error is known by its class's name and its text.
 
     with shortages_named(lambda: "step 1"):
         optimizer.step()
@@ -29,7 +29,9 @@ _ALLOCATION_FAILED = (
 )
 """What an error says where its class does not tell."""
 _SIZE = re.compile(r"(?:[Tt]ried|[Uu]nable) to allocate ([\d.,]+ \w+)")
-_WORKER = re.compile(r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited unexpectedly)")
+_WORKER = re.compile(
+    r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited unexpectedly)"
+)
 _IN_WORKER = re.compile(r"Caught (\w+) in DataLoader worker process")
 _NO_DESCRIPTOR = "Too many open files"
 _NO_THREAD = "can't start new thread"
@@ -60,8 +62,8 @@ def shortage_of(error: BaseException, where: str = "") -> TrainingError | None:
         size = _SIZE.search(text)
         what = f": {size[1]} could not be allocated" if size else ""
         return TrainingError(
-            f"out of memory{at}{what} on {'the GPU' if 'CU' in text else 'this machine'}; use a smaller batch_size with more "
-            "gradient_accumulation_steps, a smaller max_length, gradient_checkpointing=true, or a smaller model"
+            f"out of memory{at}{what} on {'the GPU' if 'CU' in text else 'this machine'}; use a smaller batch_size with"
+            " more gradient_accumulation_steps, a smaller max_length, gradient_checkpointing=true, or a smaller model"
         )
     if _NO_DESCRIPTOR in text or (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
         return TrainingError(f"too many open files{at}; {_remedy('n', resource.RLIMIT_NOFILE)}")
@@ -96,7 +98,10 @@ def not_started(error: OSError, num_workers: int) -> TrainingError:
         errno.ENOSPC: ", or make room in /dev/shm (docker run --shm-size)",
     }
     remedy = remedies.get(error.errno or 0, "")
-    return TrainingError(f"num_workers: {num_workers} worker processes could not be started ({error.strerror or error}); use --num-workers 0{remedy}")
+    return TrainingError(
+        f"num_workers: {num_workers} worker processes could not be started ({error.strerror or error}); use"
+        f" --num-workers 0{remedy}"
+    )
 
 
 def failed_in_worker(error: Exception) -> TrainingError | None:
@@ -112,7 +117,9 @@ def _died(worker: re.Match[str], at: str) -> str:
     """A worker that is gone, and what has probably ended it."""
     signal_name = (worker[2] or "").strip()
     reasons = {"Killed": ", as when memory runs out", "Bus error": ", as when /dev/shm is full"}
-    how = f"was ended{at} by a signal ({signal_name}{reasons.get(signal_name, '')})" if signal_name else f"has ended{at}"
+    how = (
+        f"was ended{at} by a signal ({signal_name}{reasons.get(signal_name, '')})" if signal_name else f"has ended{at}"
+    )
     return f"a worker process of the data loader (pid {worker[1].strip()}) {how}"
 
 

@@ -29,19 +29,46 @@ from mltrack.errors import ConfigurationError, Interrupted, MltrackError, Tracki
 from mltrack.hardware import choose_device, choose_precision, give_back_freed_memory, prepare_to_repeat
 from mltrack.journal import RunDirectory, make_output_dir, write_json
 from mltrack.models import resolve_model
-from mltrack.provenance import earlier_labels, find_resumed, reads_as_tokens, saved_options, take, take_over, undelivered
+from mltrack.provenance import (
+    earlier_labels,
+    find_resumed,
+    reads_as_tokens,
+    saved_options,
+    take,
+    take_over,
+    undelivered,
+)
 from mltrack.relay import tracking_uri_of
 from mltrack.run_record import data_figures, describe_run, long_text_warnings
 from mltrack.shortage import shortage_of
 from mltrack.store import credentials_place, default_tracking_uri
 from mltrack.tasks import task_for
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
-from mltrack.training import AdvancedTrainer, Listener, check_metric_name, choose_parallel, compare_decisive, decisive, narrows, use_attention
+from mltrack.training import (
+    AdvancedTrainer,
+    Listener,
+    check_metric_name,
+    choose_parallel,
+    compare_decisive,
+    decisive,
+    narrows,
+    use_attention,
+)
 from mltrack.training_run import TrainingRun, go_on_from_checkpoint, log_what_is_known, log_writing
 
 log = logging.getLogger("mltrack")
 
-STEPS = ("validate_request", "load_model", "load_data", "open_tracker", "open_checkpoints", "build_trainer", "train", "save_results", "respond")
+STEPS = (
+    "validate_request",
+    "load_model",
+    "load_data",
+    "open_tracker",
+    "open_checkpoints",
+    "build_trainer",
+    "train",
+    "save_results",
+    "respond",
+)
 
 
 class TrainModelUseCase:
@@ -52,7 +79,8 @@ class TrainModelUseCase:
         notice: takes one line for the user at a time: steps, warnings.
         progress: called with (what, done, total) while something long is prepared.
         on_delivery: called with delivery.json's content while the end waits for MLflow.
-        stop_requested: asked between steps and in what takes long; a signal number ends the training, in the loop with a checkpoint.
+        stop_requested: asked between steps and in what takes long; a signal number ends the training, in the loop with
+            a checkpoint.
         at_once: inside it KeyboardInterrupt may be raised at any point: nothing is open that it would leave half done.
     """
 
@@ -120,14 +148,19 @@ class TrainModelUseCase:
         if not run.request.offline:
             uri = default_tracking_uri(run.request.tracking_uri)
             if has_secrets(uri):
-                self._notice(f"the tracking URI holds credentials, which are not recorded; a later sync or resume reads {credentials_place(uri)}")
+                self._notice(
+                    "the tracking URI holds credentials, which are not recorded; a later sync or resume reads"
+                    f" {credentials_place(uri)}"
+                )
 
     # 2
     def _load_model(self, run: TrainingRun) -> None:
         """The tokenizer and what is known of the model; its weights follow once the data has told the classes."""
         request = run.request
         uri = request.tracking_uri if run.resumed is None else tracking_uri_of(run.resumed, request.tracking_uri)
-        parent = run.parent = registry.find_parent(request.model_name, uri, run.resumed.path / "config.json" if run.resumed is not None else None)
+        parent = run.parent = registry.find_parent(
+            request.model_name, uri, run.resumed.path / "config.json" if run.resumed is not None else None
+        )
         run.source = resolve_model(
             request.model_name,
             run.task,
@@ -143,7 +176,12 @@ class TrainModelUseCase:
         request, source = run.request, run.source
         assert source is not None
         assert request.max_length is not None
-        found = requested_records(request, tokenizer=source.tokenizer, progress=partial(self._report, "reading"), earlier=earlier_labels(run.resumed))
+        found = requested_records(
+            request,
+            tokenizer=source.tokenizer,
+            progress=partial(self._report, "reading"),
+            earlier=earlier_labels(run.resumed),
+        )
         run.records = found
         for line in found.lines:
             self._notice(line)
@@ -152,7 +190,9 @@ class TrainModelUseCase:
         tokenizing = partial(self._report, "tokenizing")
         run.train_dataset = found.loader.dataset(found.train, source.tokenizer, progress=tokenizing)
         run.eval_dataset = found.loader.dataset(found.evaluation, source.tokenizer, progress=tokenizing)
-        run.data_check = check_data(found.train, found.evaluation, group=request.group, progress=partial(self._report, "comparing"))
+        run.data_check = check_data(
+            found.train, found.evaluation, group=request.group, progress=partial(self._report, "comparing")
+        )
         for finding in run.data_check.findings:
             self._notice(finding.line)
         check_metric_name(run.eval_dataset, request.metric_name)
@@ -165,7 +205,10 @@ class TrainModelUseCase:
         run.data_figures = found.counts | run.data_check.metrics() | data_figures(run.train_dataset, run.eval_dataset)
         for line in long_text_warnings(run.train_dataset, run.eval_dataset):
             self._notice(line)
-        self._notice(f"data: {len(run.train_dataset):,} training and {len(run.eval_dataset):,} evaluation records from {request.dataset_path}")
+        self._notice(
+            f"data: {len(run.train_dataset):,} training and {len(run.eval_dataset):,} evaluation records from"
+            f" {request.dataset_path}"
+        )
 
     def _load_checkpoint(self, run: TrainingRun) -> None:
         """Read the resumed run's latest checkpoint and compare it, before anything of that run is touched."""
@@ -174,11 +217,18 @@ class TrainModelUseCase:
             return
         assert run.train_dataset is not None
         held = CheckpointManager(
-            resumed.checkpoints, metric_name=request.metric_name, mode=request.metric_mode, run_id=resumed.path.name, on_change=lambda *_: None, read_only=True
+            resumed.checkpoints,
+            metric_name=request.metric_name,
+            mode=request.metric_mode,
+            run_id=resumed.path.name,
+            on_change=lambda *_: None,
+            read_only=True,
         )
         run.checkpoint, run.damaged = held.load_latest_checkpoint(), held.damaged
         if run.checkpoint is None:
-            raise ConfigurationError(f"resume: {resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never")
+            raise ConfigurationError(
+                f"resume: {resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never"
+            )
         device = choose_device(request.device)
         replicated = choose_parallel(request.parallel, device, task_for(run.task), compiled=request.compile).replicates
         config, precision = request.training_config(), choose_precision(request.use_mixed_precision, device)
@@ -193,13 +243,21 @@ class TrainModelUseCase:
         take(run.info.run_id)
         run.response.run_id = run.info.run_id or run.info.local_id
         continues = run.resumed is not None and not request.new_run
-        run.directory = run.resumed if continues else RunDirectory(Path(request.output_dir).absolute() / (run.info.run_id or run.info.local_id))
+        run.directory = (
+            run.resumed
+            if continues
+            else RunDirectory(Path(request.output_dir).absolute() / (run.info.run_id or run.info.local_id))
+        )
         assert run.directory is not None
         restarted = not continues and run.directory.journal.exists()
         with self._at_once():
             run.lock = run.lock or take_over(run.directory, force=request.force, notice=self._notice)
         named = run.records is None or run.records.loader.class_names
-        made = {"mltrack_version": mltrack.__version__, "parent": run.parent.uri if run.parent else None, "class_names": named}
+        made = {
+            "mltrack_version": mltrack.__version__,
+            "parent": run.parent.uri if run.parent else None,
+            "class_names": named,
+        }
         write_json(run.directory.path / "config.json", {**made, **request.options()})
         run.tracker = TrainingMetricsTracker(
             run.directory.path,
@@ -299,21 +357,40 @@ class TrainModelUseCase:
 
     # 9
     def _respond(self, run: TrainingRun) -> None:
-        """Fill in what the trainer found, end the run, and wait for MLflow to have it; each of them as far as it can be done."""
+        """Fill in what the trainer found, end the run, and wait for MLflow to have it; each of them as far as it can be
+        done.
+        """
         response, directory, tracker, warnings = run.response, run.directory, run.tracker, run.response.warnings
         with alone(warnings, "the results are not complete"):
             if run.trainer is not None:
                 found = run.trainer.results()
-                for name in ("best_metric", "best_epoch", "best_step", "epochs_run", "steps_run", "stopped_early", "training_time", "tokens_per_second"):
+                for name in (
+                    "best_metric",
+                    "best_epoch",
+                    "best_step",
+                    "epochs_run",
+                    "steps_run",
+                    "stopped_early",
+                    "training_time",
+                    "tokens_per_second",
+                ):
                     setattr(response, name, found[name])
             if run.checkpoints is not None:
                 response.checkpoints = [
-                    {"step": one.step, "epoch": one.epoch, "metric_value": one.metric_value, "metrics": one.metrics, "path": str(one.path)}
+                    {
+                        "step": one.step,
+                        "epoch": one.epoch,
+                        "metric_value": one.metric_value,
+                        "metrics": one.metrics,
+                        "path": str(one.path),
+                    }
                     for one in run.checkpoints.list_checkpoints()
                 ]
         if directory is not None:
             response.model_path = str(directory.model) if directory.model.exists() else None
-            response.metrics_file = str(directory.path / "metrics.json") if (directory.path / "metrics.json").is_file() else None
+            response.metrics_file = (
+                str(directory.path / "metrics.json") if (directory.path / "metrics.json").is_file() else None
+            )
         if directory is None or tracker is None:
             return
         with alone(warnings, "the end of the run could not be recorded"):
@@ -321,7 +398,9 @@ class TrainModelUseCase:
                 tracker.set_tags({"mltrack.warnings": "; ".join(warnings)})
             tracker.end(response.status, response.exit_code)
             stopped = response.status == "KILLED" or self._stop_requested() is not None
-            response.delivery = results.delivered(run, stopped=stopped, stop_requested=self._stop_requested, on_progress=self._on_delivery)
+            response.delivery = results.delivered(
+                run, stopped=stopped, stop_requested=self._stop_requested, on_progress=self._on_delivery
+            )
         delivery, info = directory.read_delivery(), directory.read_run()
         response.run_id, response.experiment_id = info.run_id or info.local_id, info.experiment_id
         if response.success and tracker.rejected is not None:

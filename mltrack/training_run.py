@@ -91,7 +91,10 @@ def go_on_from_checkpoint(run: TrainingRun, notice: Callable[[str], None]) -> No
     if state.stopped_early:
         notice("it had stopped early and stays stopped")
     elif state.step >= total_steps:
-        remedy = f"step {state.step:,} of {total_steps:,} is reached already: nothing is left to train; accepted: larger {_what_ends(run)}"
+        remedy = (
+            f"step {state.step:,} of {total_steps:,} is reached already: nothing is left to train; accepted: larger"
+            f" {_what_ends(run)}"
+        )
         if run.request.new_run:
             raise ConfigurationError(f"resume: {remedy}")
         notice(remedy)
@@ -112,7 +115,14 @@ def log_what_is_known(run: TrainingRun, tracker: TrainingMetricsTracker) -> None
     assert eval_dataset is not None
     assert run.directory is not None
     tracker.log_params(params_of(request))
-    tracker.set_tags({"mltrack.version": mltrack.__version__, "mltrack.data_digest": train_dataset.digest, **facts(), **trainer_tags()})
+    tracker.set_tags(
+        {
+            "mltrack.version": mltrack.__version__,
+            "mltrack.data_digest": train_dataset.digest,
+            **facts(),
+            **trainer_tags(),
+        }
+    )
     if run.resumed is None or request.new_run:
         tracker.set_tags(run.info.tags if run.info is not None else {})
     if run.parent is not None:
@@ -135,7 +145,9 @@ def _log_baselines(run: TrainingRun, tracker: TrainingMetricsTracker) -> None:
     assert eval_dataset is not None
     if run.task.is_classification:
         with run.at_once(), without_autologging():
-            values = baselines.classification_baselines(train_dataset.records, eval_dataset.records, train_dataset.label_mapping)
+            values = baselines.classification_baselines(
+                train_dataset.records, eval_dataset.records, train_dataset.label_mapping
+            )
     else:
         with run.at_once():
             values = baselines.unigram_loss(train_dataset, eval_dataset, len(train_dataset.tokenizer))

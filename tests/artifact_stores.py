@@ -1,6 +1,7 @@
 """Artifact stores of each kind, real ones: a local folder, the server's proxy, S3, and the proxy in front of S3.
 
-Invariant: `files()` lists what lies in the store itself, not what MLflow says of it. S3 is a moto server on the loopback with made-up keys.
+Invariant: `files()` lists what lies in the store itself, not what MLflow says of it. S3 is a moto server on the
+loopback with made-up keys.
 
     with artifact_store("s3", tmp_path) as there:
         connect(there.uri); there.experiment; there.files()
@@ -56,7 +57,13 @@ def artifact_store(kind: str, folder: Path) -> Iterator[ArtifactStore]:
         if client is None:
             yield ArtifactStore(kind, uri, "kept", lambda: _on_disk(root), lambda path: (root / path).read_bytes())
         else:
-            yield ArtifactStore(kind, uri, "kept", lambda: _in_bucket(client), lambda path: client.get_object(Bucket=BUCKET, Key=path)["Body"].read())
+            yield ArtifactStore(
+                kind,
+                uri,
+                "kept",
+                lambda: _in_bucket(client),
+                lambda path: client.get_object(Bucket=BUCKET, Key=path)["Body"].read(),
+            )
 
 
 @contextmanager

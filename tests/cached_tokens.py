@@ -2,9 +2,8 @@
 
     python cached_tokens.py FOLDER NAME
 
-It makes FOLDER/NAME-begins when it begins and FOLDER/NAME-builds when it builds, stops after the first part until FOLDER/go is there, and prints what
-it did as one JSON object.
-"""
+It makes FOLDER/NAME-begins when it begins and FOLDER/NAME-builds when it builds, stops after the first part until
+FOLDER/go is there, and prints what it did as one JSON object."""
 
 from __future__ import annotations
 
@@ -22,12 +21,18 @@ from mltrack.models.tokenizers import train_tokenizer
 
 def records(count: int = FEWEST_RECORDS + 500) -> list[Record]:
     """Pairs, all different; as many as get a file, and more than one part."""
-    return [Record(f"def f{n}(x):\n    return x + {n}", None, f"Add {n} to x", "a.jsonl", n) for n in range(1, count + 1)]
+    return [
+        Record(f"def f{n}(x):\n    return x + {n}", None, f"Add {n} to x", "a.jsonl", n) for n in range(1, count + 1)
+    ]
 
 
-def encoder(max_length: int = 32, truncation: str = "head", vocab_size: int = 300, task: TaskType = TaskType.CODE_GENERATION) -> Encoder:
+def encoder(
+    max_length: int = 32, truncation: str = "head", vocab_size: int = 300, task: TaskType = TaskType.CODE_GENERATION
+) -> Encoder:
     """Of a tokenizer that is trained on some of the records."""
-    tokenizer = train_tokenizer([record.text for record in records(200)], vocab_size, "encoder" if task.is_classification else "decoder")
+    tokenizer = train_tokenizer(
+        [record.text for record in records(200)], vocab_size, "encoder" if task.is_classification else "decoder"
+    )
     return Encoder(tokenizer, task, max_length, truncation)
 
 
@@ -45,7 +50,11 @@ def main(folder: Path, name: str) -> None:
     (folder / f"{name}-begins").touch()
     rows = token_rows(records(), made_by, progress=progress)
     readers = [module for module in ("datasets", "pyarrow", "pandas") if module in sys.modules]
-    print(json.dumps({"built": bool(calls), "sum": int(rows.ids.sum()), "mapped": rows.path is not None, "readers": readers}))
+    print(
+        json.dumps(
+            {"built": bool(calls), "sum": int(rows.ids.sum()), "mapped": rows.path is not None, "readers": readers}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,16 @@ def environment(**extra: str) -> dict[str, str]:
     """The environment's own bin in front of the system's, and nothing that names MLflow's run or server."""
     kept = {
         name: os.environ[name]
-        for name in ("HOME", "LANG", "LC_ALL", "TMPDIR", "MLTRACK_CACHE_DIR", "SSL_CERT_FILE", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+        for name in (
+            "HOME",
+            "LANG",
+            "LC_ALL",
+            "TMPDIR",
+            "MLTRACK_CACHE_DIR",
+            "SSL_CERT_FILE",
+            "LD_LIBRARY_PATH",
+            "CUDA_VISIBLE_DEVICES",
+        )
         if name in os.environ
     }
     return {
@@ -37,7 +46,15 @@ def with_tests(**extra: str) -> dict[str, str]:
 
 def run(*words: object, cwd: Path, timeout_s: float = 240, **extra: str) -> subprocess.CompletedProcess[str]:
     """Run a command to its end; output is captured."""
-    return subprocess.run([str(word) for word in words], cwd=cwd, env=environment(**extra), capture_output=True, text=True, timeout=timeout_s, check=False)
+    return subprocess.run(
+        [str(word) for word in words],
+        cwd=cwd,
+        env=environment(**extra),
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
 
 
 def mltrack(*words: object, cwd: Path, timeout_s: float = 240, **extra: str) -> subprocess.CompletedProcess[str]:
@@ -62,7 +79,12 @@ def on_terminal(*words: object, cwd: Path, **extra: str) -> tuple[int, str]:
     """Run `mltrack ...` as in a terminal of its own; the exit code and all that it wrote there."""
     ours, theirs = pty.openpty()
     process = subprocess.Popen(
-        [sys.executable, "-m", "mltrack", *(str(word) for word in words)], cwd=cwd, env=environment(**extra), stdin=theirs, stdout=theirs, stderr=theirs
+        [sys.executable, "-m", "mltrack", *(str(word) for word in words)],
+        cwd=cwd,
+        env=environment(**extra),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
     )
     os.close(theirs)
     seen = b""

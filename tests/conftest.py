@@ -1,4 +1,6 @@
-"""What every test has: telemetry and hub off, an own working directory for MLflow's files, small records of all three tasks."""
+"""What every test has: telemetry and hub off, an own working directory for MLflow's files, small records of all three
+tasks.
+"""
 
 from __future__ import annotations
 
@@ -22,24 +24,40 @@ NOUNS = ["value", "total", "index", "row", "name", "price", "speed", "angle"]
 def _records(task: str, count: int) -> list[dict[str, str]]:
     """Distinct small functions whose label or description tells what they do, so that a small model can learn them."""
     levels = ["safe", "low", "medium", "high", "critical"]
-    bodies = ["return {n} + {i}", "assert {n} != {i}", "open({n} + '{i}')", "eval({n} + '{i}')", "os.system({n} + ' {i}')"]
+    bodies = [
+        "return {n} + {i}",
+        "assert {n} != {i}",
+        "open({n} + '{i}')",
+        "eval({n} + '{i}')",
+        "os.system({n} + ' {i}')",
+    ]
     made = []
     for i in range(count):
         verb, noun = VERBS[i % len(VERBS)], NOUNS[(i // len(VERBS)) % len(NOUNS)]
         if task == "code_generation":
-            made.append({"description": f"{verb.capitalize()} the {noun} by {i}", "code": f"def {verb}_{noun}({noun}):\n    return {noun} + {i}"})
+            made.append(
+                {
+                    "description": f"{verb.capitalize()} the {noun} by {i}",
+                    "code": f"def {verb}_{noun}({noun}):\n    return {noun} + {i}",
+                }
+            )
             continue
         which = i % (5 if task == "security_classification" else 2)
         body = bodies[which if task == "security_classification" else 3 * which].format(n=noun, i=i)
         made.append(
-            {"code": f"def {verb}_{noun}({noun}):\n    {body}", "label": levels[which] if task == "security_classification" else ("safe", "unsafe")[which]}
+            {
+                "code": f"def {verb}_{noun}({noun}):\n    {body}",
+                "label": levels[which] if task == "security_classification" else ("safe", "unsafe")[which],
+            }
         )
     return made
 
 
 @pytest.fixture(autouse=True)
 def _nothing_stays_in_the_process():
-    """MLflow notes a tracking URI in the environment, and the loader of a model that it loaded among the modules: the next test has neither."""
+    """MLflow notes a tracking URI in the environment, and the loader of a model that it loaded among the modules: the
+    next test has neither.
+    """
     before = os.environ.get("MLFLOW_TRACKING_URI")
     yield
     if "mlflow" in sys.modules:
@@ -70,7 +88,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def trainer(records_file, tmp_path):
-    """trainer(task, count, dropout, name, **options) -> an AdvancedTrainer on small data, with a folder of that name."""
+    """trainer(task, count, dropout, name, **options) -> an AdvancedTrainer on small data, with a folder of that
+    name.
+    """
 
     def make(task="text_classification", count=40, dropout=None, name="out", **options):
         import tiny
@@ -79,7 +99,14 @@ def trainer(records_file, tmp_path):
 
         source, train, evaluation = tiny.data(records_file(task, count), task)
         made = tiny.model(source, train, dropout=dropout)
-        defaults = {"num_epochs": 1, "batch_size": 8, "learning_rate": 1e-3, "warmup_ratio": 0.0, "use_mixed_precision": False, "device": tiny.DEVICE}
+        defaults = {
+            "num_epochs": 1,
+            "batch_size": 8,
+            "learning_rate": 1e-3,
+            "warmup_ratio": 0.0,
+            "use_mixed_precision": False,
+            "device": tiny.DEVICE,
+        }
         if tiny.DEVICE == "cuda":  # what is compared to the rounding of fp32 is computed in it
             given = options.get("speedups", {})
             options["speedups"] = f"tf32=off,{given}" if isinstance(given, str) else {"tf32": "off", **given}

@@ -1,7 +1,8 @@
 """Relays that are killed in the middle of their work, at a step that the test chooses.
 
-Invariant: the process ends at once (`os._exit`, as by SIGKILL: no handler, no clean-up), between two steps; a step is a request, a call of MLflow's client,
-or a change of a file. The relays are forked from a process that has imported everything, so that each takes a fraction of a second.
+Invariant: the process ends at once (`os._exit`, as by SIGKILL: no handler, no clean-up), between two steps; a step is a
+request, a call of MLflow's client, or a change of a file. The relays are forked from a process that has imported
+everything, so that each takes a fraction of a second.
 
     with relays() as relay:
         steps = relay(directory)                    # to its end: the names of its steps
@@ -28,16 +29,34 @@ CHANGES = {
     "os.rename": "rename",
 }
 """{audit event: step} of changes to files; what a relay stages in the run directory is left out."""
-CLIENT_CALLS = ("create_logged_model", "finalize_logged_model", "delete_logged_model", "log_outputs", "log_batch", "search_model_versions", "log_inputs")
+CLIENT_CALLS = (
+    "create_logged_model",
+    "finalize_logged_model",
+    "delete_logged_model",
+    "log_outputs",
+    "log_batch",
+    "search_model_versions",
+    "log_inputs",
+)
 
 
 @contextmanager
 def relays() -> Iterator[Callable[..., list[str]]]:
-    """A function that delivers a run directory in a process of its own, ended before step number `cut` if that is given; returns the steps that it began."""
+    """A function that delivers a run directory in a process of its own, ended before step number `cut` if that is
+    given; returns the steps that it began.
+    """
     import commands
 
-    extra = {name: value for name, value in os.environ.items() if name.startswith("AWS_") or name == "MLFLOW_S3_ENDPOINT_URL"}
-    parent = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=commands.environment(**extra))
+    extra = {
+        name: value for name, value in os.environ.items() if name.startswith("AWS_") or name == "MLFLOW_S3_ENDPOINT_URL"
+    }
+    parent = subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=commands.environment(**extra),
+    )
     assert parent.stdin is not None
     assert parent.stdout is not None
 
@@ -56,7 +75,9 @@ def relays() -> Iterator[Callable[..., list[str]]]:
 
 
 def between(steps: Sequence[str]) -> list[int]:
-    """The cuts before each request, call and rename that differs from the step before it, and before every third other change."""
+    """The cuts before each request, call and rename that differs from the step before it, and before every third other
+    change.
+    """
     changes = [number for number in range(len(steps)) if number == 0 or steps[number] != steps[number - 1]]
     plain = [number for number in changes if steps[number] in ("write", "delete", "http body")]
     return sorted({*changes} - {*plain} | {*plain[::3]})
@@ -80,7 +101,9 @@ class Steps:
             if not any(f"/{staging}" in str(word) for word in words for staging in (".relay", "mltrack-")):
                 self.step(CHANGES[event])
         elif event == "http.client.send":
-            first = bytes(words[1]).split(b" ")[0] if isinstance(words[1], bytes) and words[1][:1].isupper() else b"body"
+            first = (
+                bytes(words[1]).split(b" ")[0] if isinstance(words[1], bytes) and words[1][:1].isupper() else b"body"
+            )
             self.step(f"http {first.decode(errors='replace')}")
 
     def counted(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,6 +1,7 @@
 """An HTTP proxy in front of a real server that answers badly on purpose.
 
-Invariant: what it forwards it forwards unchanged; a fault is applied to whole requests, and each is written down in `seen`.
+Invariant: what it forwards it forwards unchanged; a fault is applied to whole requests, and each is written down in
+`seen`.
 
     with faulty_proxy(uri) as proxy:
         proxy.next_faults.append("lose_reply")    # of the next request that `matching` names
@@ -22,12 +23,22 @@ from urllib.parse import urlsplit
 
 REFUSALS = {
     "refused": (401, "text/plain", b"You are not authenticated."),
-    "forbidden": (403, "application/json", json.dumps({"error_code": "PERMISSION_DENIED", "message": "Permission denied"}).encode()),
-    "expired": (400, "application/xml", b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>"),
+    "forbidden": (
+        403,
+        "application/json",
+        json.dumps({"error_code": "PERMISSION_DENIED", "message": "Permission denied"}).encode(),
+    ),
+    "expired": (
+        400,
+        "application/xml",
+        b"<Error><Code>ExpiredToken</Code><Message>The provided token has expired.</Message></Error>",
+    ),
 }
 """What servers answer to credentials that are wrong or old; the last is S3's."""
 FAULTS = ("none", "unavailable", "cut", "lose_reply", "half_reply", "slow", "hang", *REFUSALS)
-"""Forward; 503; close without an answer; forward and close without the answer, or in its middle; forward after `delay_s`; never answer; see `REFUSALS`."""
+"""Forward; 503; close without an answer; forward and close without the answer, or in its middle; forward after
+`delay_s`; never answer; see `REFUSALS`.
+"""
 INTERNAL_ERROR = json.dumps({"error_code": "INTERNAL_ERROR", "message": "the server cannot hold this"}).encode()
 HOP_BY_HOP = {"connection", "keep-alive", "transfer-encoding", "host", "content-length"}
 
@@ -73,7 +84,9 @@ class FaultyProxy:
         with self._lock:
             return sum(one == fault for one, _ in self.seen)
 
-    def forward(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+    def forward(
+        self, method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
         """The real server's answer: status, headers, body."""
         connection = http.client.HTTPConnection(self.target.hostname or "", self.target.port, timeout=60)
         try:

@@ -1,4 +1,5 @@
-"""Signals at an exact place of a training: in the n-th forward pass of one kind. The process writes a letter for each pass, and a mark.
+"""Signals at an exact place of a training: in the n-th forward pass of one kind. The process writes a letter for each
+pass, and a mark.
 
 Kinds: T a training micro-batch, E an evaluation batch, G a token of generated samples; ! the signal.
 
@@ -53,7 +54,9 @@ AdvancedTrainer.train = _watched_train
 
 
 def signal_in(kind: str, count: int, signals: Sequence[int]) -> str:
-    """The prelude of a process that gets these signals, one after the other, in its `count`-th forward pass of that kind."""
+    """The prelude of a process that gets these signals, one after the other, in its `count`-th forward pass of that
+    kind.
+    """
     return _HOOK.format(kind=kind, count=count, signals=[int(number) for number in signals])
 
 

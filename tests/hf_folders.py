@@ -1,4 +1,6 @@
-"""Tiny Hugging Face folders as a checkpoint has them: real weights, a byte-level BPE, and training state beside them."""
+"""Tiny Hugging Face folders as a checkpoint has them: real weights, a byte-level BPE, and training state beside
+them.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,11 @@ from pathlib import Path
 from typing import Any
 
 PROMPT = '"""{description}"""\n'
-TEXTS = ["def add(a, b):\n    return a + b\n", '"""Reverse a string"""\ndef reverse(s):\n    return s[::-1]\n', "import os\nprint(os.getcwd())\n"] * 4
+TEXTS = [
+    "def add(a, b):\n    return a + b\n",
+    '"""Reverse a string"""\ndef reverse(s):\n    return s[::-1]\n',
+    "import os\nprint(os.getcwd())\n",
+] * 4
 
 
 def tokenizer(kind: str) -> Any:
@@ -17,12 +23,18 @@ def tokenizer(kind: str) -> Any:
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<s>", "<pad>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=300, special_tokens=["<s>", "<pad>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
     bpe.train_from_iterator(TEXTS, trainer)
     template = "<s> $A </s>" if kind == "encoder" else "<s> $A"
     bpe.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 0), ("</s>", 2)])
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", pad_token="<pad>", model_input_names=["input_ids", "attention_mask"]
+        tokenizer_object=bpe,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        model_input_names=["input_ids", "attention_mask"],
     )
 
 

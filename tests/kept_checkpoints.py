@@ -20,7 +20,12 @@ from artifact_stores import ArtifactStore
 from mltrack.journal import JournalWriter, RunDirectory, RunInfo, records
 from mltrack.store import connect, light_model, models_of_run
 
-EVALUATION_SET = {"name": "records.jsonl-eval", "digest": "0123456789abcdef", "source": "records.jsonl", "context": "evaluation"}
+EVALUATION_SET = {
+    "name": "records.jsonl-eval",
+    "digest": "0123456789abcdef",
+    "source": "records.jsonl",
+    "context": "evaluation",
+}
 
 
 class KeptRun:
@@ -103,7 +108,10 @@ class KeptRun:
         beside = light_model.files_beside_model(self.checkpoint)
         ends = {f"checkpoints/{step}/state/{name}" for step in steps for name in beside}
         assert {name.split(f"{self.run_id}/artifacts/")[1] for name in state} == ends
-        expected = {path.name for path in self.checkpoint.iterdir() if path.is_file()} - set(beside) | {"MLmodel", "config.json"}
+        expected = {path.name for path in self.checkpoint.iterdir() if path.is_file()} - set(beside) | {
+            "MLmodel",
+            "config.json",
+        }
         for row in rows:
             held = {name.split("/artifacts/")[-1] for name in files if f"/{row['model_id']}/" in name}
             assert expected <= held, row

@@ -19,7 +19,15 @@ from torch import nn
 
 from mltrack import CheckpointManager
 
-EVENTS = ("model.safetensors", "optimizer.json", "optimizer.safetensors", "state.json", "metadata.json", "renamed", "deleting")
+EVENTS = (
+    "model.safetensors",
+    "optimizer.json",
+    "optimizer.safetensors",
+    "state.json",
+    "metadata.json",
+    "renamed",
+    "deleting",
+)
 
 
 def model_of(step: int) -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -38,7 +46,12 @@ def model_of(step: int) -> tuple[nn.Module, torch.optim.Optimizer]:
 def save_until_killed(folder: Path, background: bool) -> None:
     """Steps 2, 3, ...; the weights change while they are written. What is complete is noted in a file."""
     noted = os.open(folder.with_suffix(".noted"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    manager = CheckpointManager(folder, max_checkpoints=2, background=background, on_written=lambda saved, _: os.write(noted, f"{saved.step}\n".encode()))
+    manager = CheckpointManager(
+        folder,
+        max_checkpoints=2,
+        background=background,
+        on_written=lambda saved, _: os.write(noted, f"{saved.step}\n".encode()),
+    )
     model, optimizer = model_of(1)
     for step in range(1, 1_000_000):
         with torch.no_grad():
@@ -58,7 +71,11 @@ def wait_for(moment: str, folder: Path, saver: int, after: int) -> None:
         if moment == "renamed" and any(name >= f"step-{after:08d}" for name in names if name.startswith("step-")):
             return
         for name in names:
-            if name.startswith(".writing-step-") and int(name.split("-")[2]) > after and (folder / name / moment).exists():
+            if (
+                name.startswith(".writing-step-")
+                and int(name.split("-")[2]) > after
+                and (folder / name / moment).exists()
+            ):
                 return
     raise SystemExit(f"the saver ended by itself before {moment}")
 
@@ -91,7 +108,11 @@ def death(folder: Path, moment: str | float, background: bool) -> dict:
         manager = CheckpointManager(folder, max_checkpoints=2)
         held = manager.load_latest_checkpoint()
     assert held is not None
-    moments = [value for state in held["optimizer_state_dict"]["state"].values() for value in state["exp_avg"].unique().tolist()]
+    moments = [
+        value
+        for state in held["optimizer_state_dict"]["state"].values()
+        for value in state["exp_avg"].unique().tolist()
+    ]
     weights = [value for tensor in held["model_state_dict"].values() for value in tensor.unique().tolist()]
     model, optimizer = model_of(held["step"] + 1)
     manager.save_checkpoint(model=model, optimizer=optimizer, epoch=0, step=held["step"] + 1, metric_value=0.0)

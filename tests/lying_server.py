@@ -38,7 +38,9 @@ def lying_server(target: str) -> Iterator[LyingServer]:
     with faulty_proxy(target) as proxy:
         server.uri, honest = proxy.uri, proxy.forward
 
-        def forward(method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        def forward(
+            method: str, path: str, headers: dict[str, str], body: bytes
+        ) -> tuple[int, list[tuple[str, str]], bytes]:
             server.asked.append((method, path, body))
             status, reply_headers, reply = honest(method, path, {**headers, "Accept-Encoding": "identity"}, body)
             for lie in server.lies if status == 200 else []:
@@ -50,7 +52,9 @@ def lying_server(target: str) -> Iterator[LyingServer]:
 
 
 def answers(part: str, alter: Callable[[Any], Any]) -> Lie:
-    """A lie in the JSON that answers the requests whose path holds `part`; `alter` changes it in place, or returns another."""
+    """A lie in the JSON that answers the requests whose path holds `part`; `alter` changes it in place, or returns
+    another.
+    """
 
     def lie(path: str, reply: bytes) -> bytes:
         if part not in path:
@@ -86,5 +90,7 @@ def everywhere(key: str, value: Any) -> Lie:
 
 
 def content(part: str, text: bytes) -> Lie:
-    """A lie in place of the files whose path in the artifact store holds `part`, and of any other answer to such a path."""
+    """A lie in place of the files whose path in the artifact store holds `part`, and of any other answer to such a
+    path.
+    """
     return lambda path, reply: text if part in path else reply

@@ -1,4 +1,6 @@
-"""Distinct functions, and copies of them as people make them: renamed, reformatted, with other comments, with other literals."""
+"""Distinct functions, and copies of them as people make them: renamed, reformatted, with other comments, with other
+literals.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,40 @@ import re
 from collections.abc import Callable
 
 OPERATIONS = ("+", "-", "*", "/", "%", "**", "//", "&", "|", "^")
-CALLS = ("open", "len", "sorted", "sum", "max", "min", "print", "repr", "list", "tuple", "set", "zip", "map", "filter", "hash", "bool")
-ATTRIBUTES = ("read", "close", "append", "strip", "split", "items", "keys", "update", "copy", "clear", "index", "count", "sort", "encode")
+CALLS = (
+    "open",
+    "len",
+    "sorted",
+    "sum",
+    "max",
+    "min",
+    "print",
+    "repr",
+    "list",
+    "tuple",
+    "set",
+    "zip",
+    "map",
+    "filter",
+    "hash",
+    "bool",
+)
+ATTRIBUTES = (
+    "read",
+    "close",
+    "append",
+    "strip",
+    "split",
+    "items",
+    "keys",
+    "update",
+    "copy",
+    "clear",
+    "index",
+    "count",
+    "sort",
+    "encode",
+)
 
 
 def function(number: int) -> str:
@@ -41,10 +75,16 @@ def renamed(code: str) -> str:
 
 
 def reformatted(code: str) -> str:
-    """As a formatter writes it: other quotes, indentation by two, a parameter a line with a comma at the end, a broken call, blank lines."""
-    code = re.sub(r"def (\w+)\((\w+), (\w+), (\w+=\d+)\):", r"def \1(\n    \2,\n    \3,\n    \4,\n):", code).replace("'", '"')
+    """As a formatter writes it: other quotes, indentation by two, a parameter a line with a comma at the end, a broken
+    call, blank lines.
+    """
+    code = re.sub(r"def (\w+)\((\w+), (\w+), (\w+=\d+)\):", r"def \1(\n    \2,\n    \3,\n    \4,\n):", code).replace(
+        "'", '"'
+    )
     code = re.sub(r"\((\w+), (\"text \d+\")\)", r"(\n            \1,\n            \2,\n        )", code)
-    return "\n\n".join(re.sub(r"^( +)", lambda found: " " * (len(found.group()) // 2), line) for line in code.split("\n"))
+    return "\n\n".join(
+        re.sub(r"^( +)", lambda found: " " * (len(found.group()) // 2), line) for line in code.split("\n")
+    )
 
 
 def with_a_parameter_a_line(code: str) -> str:

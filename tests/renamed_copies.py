@@ -192,7 +192,9 @@ FUNCTIONS = {
 
 
 def renamed(language: str) -> str:
-    """The function with other names: no attribute, nothing but the shell's variables in a string, no key of an object, no argument's name."""
+    """The function with other names: no attribute, nothing but the shell's variables in a string, no key of an object,
+    no argument's name.
+    """
     code, names = FUNCTIONS[language]
     for number, name in enumerate(names.split()):
         new = f"{'$' * name.startswith('$')}other{number}"
@@ -200,6 +202,14 @@ def renamed(language: str) -> str:
             code = re.sub(rf"(\$\{{?){name}\b", rf"\1{new}", code)
         argument = r"(?!=\w+[,)])" if language == "python" else ""
         if argument:
-            code = code.replace("*, limit=3", f"*, {new}=3") if name == "limit" else code.replace("base=1", f"{new}=1") if name == "base" else code
-        code = re.sub(rf"(?<![\w$])(?<![^.]\.)(?<!->){re.escape(name)}(?![\w!]){argument}", lambda found, new=new: new, code)
+            code = (
+                code.replace("*, limit=3", f"*, {new}=3")
+                if name == "limit"
+                else code.replace("base=1", f"{new}=1")
+                if name == "base"
+                else code
+            )
+        code = re.sub(
+            rf"(?<![\w$])(?<![^.]\.)(?<!->){re.escape(name)}(?![\w!]){argument}", lambda found, new=new: new, code
+        )
     return code

@@ -32,11 +32,25 @@ def mlflow_server(
     options: Sequence[str] = (),
     **variables: str,
 ) -> Iterator[str]:
-    """The URI of an `mlflow server` that keeps its database and its proxied artifacts in `folder`, or where `backend` and `destination` say."""
+    """The URI of an `mlflow server` that keeps its database and its proxied artifacts in `folder`, or where `backend`
+    and `destination` say.
+    """
     port = port or free_port()
     uri = f"http://127.0.0.1:{port}"
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", "--serve-artifacts"]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--serve-artifacts",
+    ]
     command += [
         "--backend-store-uri",
         backend or f"sqlite:///{folder}/server.db",
@@ -44,7 +58,12 @@ def mlflow_server(
         destination or str(folder / "artifacts"),
         *options,
     ]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true", **variables}
+    environment = {
+        **os.environ,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **variables,
+    }
     environment.pop("MLFLOW_TRACKING_URI", None)
     with (folder / "server.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log, start_new_session=True)
@@ -65,8 +84,12 @@ def mlflow_server(
 
 
 def _answers(uri: str) -> bool:
-    """True once it has read its database for somebody; its first request imports a good deal, which no test is about."""
-    asked = urllib.request.Request(f"{uri}/api/2.0/mlflow/experiments/search", b'{"max_results": 1}', {"Content-Type": "application/json"})
+    """True once it has read its database for somebody; its first request imports a good deal, which no test is
+    about.
+    """
+    asked = urllib.request.Request(
+        f"{uri}/api/2.0/mlflow/experiments/search", b'{"max_results": 1}', {"Content-Type": "application/json"}
+    )
     try:
         with urllib.request.urlopen(asked, timeout=60) as reply:
             return bool(reply.status == 200)

@@ -1,4 +1,6 @@
-"""A run that is fetched from MLflow over a bad line: what has arrived is not sent again, what is damaged is, and what is there in the end is whole."""
+"""A run that is fetched from MLflow over a bad line: what has arrived is not sent again, what is damaged is, and what
+is there in the end is whole.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,13 @@ LOST_PER_CUT = 1 << 17
 def recorded_run(folder: Path, uri: str, experiment: str | None = None) -> RunDirectory:
     """A run with two checkpoints, delivered."""
     run = RunDirectory(folder)
-    info = RunInfo(local_id=uuid.uuid4().hex, experiment_name=experiment, tracking_uri=uri, created_ms=records.now_ms(), tags={VERSION_TAG: "1"})
+    info = RunInfo(
+        local_id=uuid.uuid4().hex,
+        experiment_name=experiment,
+        tracking_uri=uri,
+        created_ms=records.now_ms(),
+        tags={VERSION_TAG: "1"},
+    )
     tracker = TrainingMetricsTracker(folder, run=info)
     (folder / "config.json").write_text(json.dumps({"metric_name": "eval_loss", "metric_mode": "min"}))
     tracker.log_artifact(folder / "config.json")
@@ -47,10 +55,19 @@ def recorded_run(folder: Path, uri: str, experiment: str | None = None) -> RunDi
         content |= {"optimizer.safetensors": os.urandom(BIG + step), "state.json": json.dumps({"step": step}).encode()}
         target = run.checkpoints / f"step-{step:08d}"
         target.parent.mkdir(exist_ok=True)
-        about = {"epoch": 0, "step": step, "metric_name": "eval_loss", "metric_value": 1 / step, "metrics": {"eval_loss": 1 / step}, "created_ms": step}
+        about = {
+            "epoch": 0,
+            "step": step,
+            "metric_name": "eval_loss",
+            "metric_value": 1 / step,
+            "metrics": {"eval_loss": 1 / step},
+            "created_ms": step,
+        }
         directory.write_directory(target, content, CheckpointMetadata(path=target, run_id=info.local_id, **about))
         tracker.log_metrics({"eval_loss": 1 / step}, step, epoch=0)
-        named = {name: about[name] for name in ("step", "epoch", "metric_name", "metric_value", "metrics", "created_ms")}
+        named = {
+            name: about[name] for name in ("step", "epoch", "metric_name", "metric_value", "metrics", "created_ms")
+        }
         kept.append({**named, "path": target, "reasons": ["best"]})
     tracker.log_checkpoints(kept, best_step=2)
     tracker.close()
@@ -59,7 +76,11 @@ def recorded_run(folder: Path, uri: str, experiment: str | None = None) -> RunDi
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def assert_fetched(fetched: RunDirectory, run: RunDirectory) -> None:
@@ -99,14 +120,18 @@ def test_from_each_kind_of_store(kind: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_connections_cut_in_the_middle_cost_no_byte_twice(proxy: FaultyProxy, run: RunDirectory, tmp_path: Path) -> None:
+def test_connections_cut_in_the_middle_cost_no_byte_twice(
+    proxy: FaultyProxy, run: RunDirectory, tmp_path: Path
+) -> None:
     proxy.next_faults.extend(["half_reply"] * 5)
     said: list[str] = []
     fetched = remote_run.fetch_run(run_id(run), proxy.uri, tmp_path / "here", notice=said.append)
     assert_fetched(fetched, run)
     sizes = sum(path.stat().st_size for path in run.checkpoints.rglob("optimizer.safetensors"))
     assert sizes <= proxy.replied_bytes["optimizer.safetensors"] <= sizes + 5 * LOST_PER_CUT
-    assert proxy.replied_bytes["model.safetensors"] == sum(path.stat().st_size for path in run.checkpoints.rglob("model.safetensors"))
+    assert proxy.replied_bytes["model.safetensors"] == sum(
+        path.stat().st_size for path in run.checkpoints.rglob("model.safetensors")
+    )
     assert sum("trying again" in line for line in said) == 5
 
 
@@ -115,7 +140,10 @@ def test_given_up_and_called_again(proxy: FaultyProxy, run: RunDirectory, tmp_pa
     """In between one of the files that had arrived is damaged: it alone is sent again."""
     proxy.next_faults.append("half_reply")
     proxy.fault = "unavailable"
-    with pytest.raises(StoreUnavailable, match=r"[\d.]+ MB that have arrived stay in .*fetching.*, and the same command goes on from there"):
+    with pytest.raises(
+        StoreUnavailable,
+        match=r"[\d.]+ MB that have arrived stay in .*fetching.*, and the same command goes on from there",
+    ):
         remote_run.fetch_run(run_id(run), proxy.uri, tmp_path / "here")
     (making,) = (tmp_path / "here").glob(".fetching-*")
     arrived = next(making.glob("checkpoints/*/config.json"))

@@ -1,4 +1,6 @@
-"""A database given directly as tracking URI that is away or silent costs seconds, as a tracking server does, and a training starts without it."""
+"""A database given directly as tracking URI that is away or silent costs seconds, as a tracking server does, and a
+training starts without it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,18 @@ from mltrack.store.refusal import StoreSlow
 
 MLFLOWS_OWN_WAIT_S = 101.3
 """What MLflow's ten tries take."""
-WORDS = ("train", "--task", "text_classification", *commands.TINY, "--max-steps", "2", "--exit-wait", "1", "--output", "json")
+WORDS = (
+    "train",
+    "--task",
+    "text_classification",
+    *commands.TINY,
+    "--max-steps",
+    "2",
+    "--exit-wait",
+    "1",
+    "--output",
+    "json",
+)
 
 
 @pytest.fixture
@@ -65,7 +78,13 @@ def test_a_driver_that_is_not_installed_is_said_at_once() -> None:
 @pytest.mark.parametrize("kind", ["refusing", "silent"])
 def test_a_training_starts_without_it(kind: str, request: pytest.FixtureRequest, tmp_path: Path, records_file) -> None:
     began = time.monotonic()
-    words = (*WORDS, "--dataset-path", records_file("text_classification", 24), "--tracking-uri", request.getfixturevalue(kind))
+    words = (
+        *WORDS,
+        "--dataset-path",
+        records_file("text_classification", 24),
+        "--tracking-uri",
+        request.getfixturevalue(kind),
+    )
     finished = commands.mltrack(*words, cwd=tmp_path)
     assert time.monotonic() - began < MLFLOWS_OWN_WAIT_S
     assert finished.returncode == 0, finished.stderr

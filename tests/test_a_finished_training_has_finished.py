@@ -1,4 +1,6 @@
-"""What comes after a training cannot undo it: reports, pictures, exports and old checkpoints fail alone, each with a line, within bounds of memory."""
+"""What comes after a training cannot undo it: reports, pictures, exports and old checkpoints fail alone, each with a
+line, within bounds of memory.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def test_reports_pictures_and_exports_fail_alone(here, records_file, monkeypatch
     assert response.registered_model is not None
     assert client.get_model_version_by_alias("mltrack-text_classification", "champion").run_id == run_id
     print_summary(request, response, file=sys.stdout)
-    assert [line[11:] for line in capsys.readouterr().out.splitlines() if line.startswith("warning    ")] == response.warnings
+    assert [
+        line[11:] for line in capsys.readouterr().out.splitlines() if line.startswith("warning    ")
+    ] == response.warnings
 
 
 KILLED = """
@@ -98,9 +102,26 @@ MOST_MB = 1500
 def test_three_hundred_classes_within_bounds(tmp_path):
     """The picture alone took 16 to 20 GB; the metrics, tags and the baseline grow with the classes too."""
     classes, records = 300, tmp_path / "records.jsonl"
-    lines = [{"code": f"def f{i}_{part}(x):\n    return x + {i} * {part}\n", "label": f"class {i}"} for i in range(classes) for part in range(3)]
+    lines = [
+        {"code": f"def f{i}_{part}(x):\n    return x + {i} * {part}\n", "label": f"class {i}"}
+        for i in range(classes)
+        for part in range(3)
+    ]
     records.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    options = ("--epochs", 2, "--max-length", 64, "--batch-size", 32, "--model-name", "scratch:tiny", "--metric-name", "eval_f1_class 7", "--output", "json")
+    options = (
+        "--epochs",
+        2,
+        "--max-length",
+        64,
+        "--batch-size",
+        32,
+        "--model-name",
+        "scratch:tiny",
+        "--metric-name",
+        "eval_f1_class 7",
+        "--output",
+        "json",
+    )
     words = ("train", "--task", "text_classification", "--dataset-path", records, *options)
     ended = commands.run(sys.executable, "-c", MEASURED, *words, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr
@@ -160,7 +181,12 @@ manager.close()
 @pytest.mark.parametrize("how", ["background", "foreground"])
 def test_an_old_checkpoint_that_cannot_be_removed_costs_a_warning(tmp_path: Path, how: str) -> None:
     words = ["unshare", "--user", "--map-root-user", "--mount"]
-    if shutil.which("unshare") is None or subprocess.run([*words, "mount", "-t", "tmpfs", "none", tmp_path], capture_output=True, check=False).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(
+            [*words, "mount", "-t", "tmpfs", "none", tmp_path], capture_output=True, check=False
+        ).returncode
+    ):
         pytest.skip("no mount namespace for this user")
     ended = commands.run(*words, sys.executable, "-c", BUSY, tmp_path / "checkpoints", how, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr

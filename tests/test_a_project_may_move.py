@@ -1,4 +1,6 @@
-"""A project folder that was moved: its runs are followed to where they are now, what is gone is said, and the old folder is not made again."""
+"""A project folder that was moved: its runs are followed to where they are now, what is gone is said, and the old
+folder is not made again.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,16 @@ from mltrack.journal import RunDirectory
 from mltrack.relay.sync import delivering_process
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
-TRAIN = ("train", "--task", "text_classification", "--dataset-path", "records.jsonl", *commands.TINY, "--output", "json")
+TRAIN = (
+    "train",
+    "--task",
+    "text_classification",
+    "--dataset-path",
+    "records.jsonl",
+    *commands.TINY,
+    "--output",
+    "json",
+)
 
 
 def train(folder: Path, *words: object, expect: int = 0) -> tuple[dict[str, Any], str]:
@@ -36,7 +47,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with one run; each test moves a copy of it, whose database names a folder that is gone."""
     folder = tmp_path_factory.mktemp("trained") / "proj"
     folder.mkdir()
-    (folder / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in _records("text_classification", 24)), encoding="utf-8")
+    (folder / "records.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in _records("text_classification", 24)), encoding="utf-8"
+    )
     response, _ = train(folder, *TRAIN, "--max-steps", 4, "--save-every", 2)
     assert response["registered_model"]["aliases"] == ["challenger", "champion"]
     shutil.move(folder, folder.with_name("kept"))
@@ -91,17 +104,37 @@ def test_the_command_lines_tracking_uri_wins(moved: tuple[Path, Path]) -> None:
     (line,) = gone.stderr.strip().splitlines()
     assert f"sqlite:///{old}/mlflow.db" in line
     assert "--tracking-uri" in line
-    _, said = train(new, "train", "--resume", "latest", "--tracking-uri", uri, "--max-steps", 6, "--exit-wait", 1, "--output", "json")
+    _, said = train(
+        new,
+        "train",
+        "--resume",
+        "latest",
+        "--tracking-uri",
+        uri,
+        "--max-steps",
+        6,
+        "--exit-wait",
+        1,
+        "--output",
+        "json",
+    )
     until(lambda: steps(uri, run_id) == [1, 2, 3, 4, 5, 6], "every step")
     assert RunDirectory(new / "mltrack-runs" / run_id).read_run().tracking_uri == uri
     assert f"{old} is gone" in said
     shown = commands.mltrack("data", "show", run_id, "--tracking-uri", uri, cwd=new)
     assert shown.returncode == 0, shown.stderr
-    assert sorted(path.name for path in new.iterdir() if not path.name.startswith(".")) == ["elsewhere.db", "mlruns", "mltrack-runs", "records.jsonl"]
+    assert sorted(path.name for path in new.iterdir() if not path.name.startswith(".")) == [
+        "elsewhere.db",
+        "mlruns",
+        "mltrack-runs",
+        "records.jsonl",
+    ]
     assert not old.exists()
 
 
-def test_a_new_run_of_the_moved_project_says_so_and_a_new_experiment_keeps_its_files_here(moved: tuple[Path, Path]) -> None:
+def test_a_new_run_of_the_moved_project_says_so_and_a_new_experiment_keeps_its_files_here(
+    moved: tuple[Path, Path],
+) -> None:
     old, new = moved
     uri = f"sqlite:///{new}/mlflow.db"
     response, said = train(new, *TRAIN, "--max-steps", 2, "--exit-wait", 1)
@@ -120,8 +153,15 @@ def test_where_the_database_is_gone_the_training_goes_on_and_makes_no_other(move
     (new / "mlflow.db").unlink()
     old.mkdir()
     try:
-        response, said = train(new, "train", "--resume", "latest", "--max-steps", 6, "--exit-wait", 1, "--output", "json")
-        assert (response["success"], response["delivery"], response["registered_model"], response["model_uri"]) == (True, "pending", None, None)
+        response, said = train(
+            new, "train", "--resume", "latest", "--max-steps", 6, "--exit-wait", 1, "--output", "json"
+        )
+        assert (response["success"], response["delivery"], response["registered_model"], response["model_uri"]) == (
+            True,
+            "pending",
+            None,
+            None,
+        )
         assert "--tracking-uri" in said
         directory = RunDirectory(new / "mltrack-runs" / response["run_id"])
         until(lambda: "the database is gone" in directory.relay_log.read_text(), "the relay to say so")

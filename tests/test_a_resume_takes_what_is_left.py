@@ -1,4 +1,6 @@
-"""Whatever changes at a resume, an epoch takes each of its examples once, and the schedule, the best and the remedy follow what is said now."""
+"""Whatever changes at a resume, an epoch takes each of its examples once, and the schedule, the best and the remedy
+follow what is said now.
+"""
 
 from __future__ import annotations
 
@@ -147,7 +149,9 @@ def test_with_a_budget_of_tokens_other_examples_meet_in_each_epoch() -> None:
 
     assert share() < 0.3
     assert share(one_window=True) > 0.6, "as it was before"
-    real = lengths.sum() / sum(len(batch) * lengths[batch].max() for batch in Sampler(lengths, 5, 1, batch_size=64, max_tokens=1024))
+    real = lengths.sum() / sum(
+        len(batch) * lengths[batch].max() for batch in Sampler(lengths, 5, 1, batch_size=64, max_tokens=1024)
+    )
     assert real > 0.9, "batches are still of like length"
 
 
@@ -187,7 +191,9 @@ def as_of_0_1(checkpoint: dict[str, Any], losses: list[float]) -> dict[str, Any]
         extra["decisive"].pop(name, None)
     extra["decisive"]["threads"] = torch.get_num_threads()
     training = extra["training"]
-    for name in [name for name in training if name == "examples" or name.startswith("epoch_loss") or name == "epoch_steps"]:
+    for name in [
+        name for name in training if name == "examples" or name.startswith("epoch_loss") or name == "epoch_steps"
+    ]:
         if name != "epoch_loss_sum":
             del training[name]
     training["position"], training["epoch_losses"] = step, losses
@@ -202,7 +208,9 @@ def as_of_0_1(checkpoint: dict[str, Any], losses: list[float]) -> dict[str, Any]
         {"max_batch_tokens": 128, "batch_size": 32, "packing": True},
     ],
 )
-def test_a_larger_or_smaller_batch_takes_the_rest_of_the_epoch_and_the_whole_of_the_next(tmp_path, skewed, changed) -> None:
+def test_a_larger_or_smaller_batch_takes_the_rest_of_the_epoch_and_the_whole_of_the_next(
+    tmp_path, skewed, changed
+) -> None:
     checkpoint = stopped(tmp_path, skewed)
     assert 0 < checkpoint["extra_state"]["training"]["examples"] < len(skewed[1])
     assert checkpoint["extra_state"]["training"]["epoch"] == 0
@@ -210,7 +218,9 @@ def test_a_larger_or_smaller_batch_takes_the_rest_of_the_epoch_and_the_whole_of_
     made.train()
     assert made.state.tokens == 2 * int(skewed[1].lengths.sum()), "each example twice"
     assert (made.state.epoch, made.state.step) == (2, made.plan.total_steps)
-    assert tiny.points(made.tracker.directory.journal, "learning_rate")[made.state.step] < 0.3e-3, "the schedule ends with it"
+    assert tiny.points(made.tracker.directory.journal, "learning_rate")[made.state.step] < 0.3e-3, (
+        "the schedule ends with it"
+    )
     made.tracker.close()
 
 
@@ -285,7 +295,9 @@ def test_checkpoints_are_ranked_by_what_they_recorded_of_the_metric_of_now(tmp_p
 
 
 @pytest.mark.parametrize("recorded", [True, False])
-@pytest.mark.parametrize("changed", [{"metric_name": "eval_perplexity"}, {"metric_mode": "max"}, {}], ids=["name", "mode", "neither"])
+@pytest.mark.parametrize(
+    "changed", [{"metric_name": "eval_perplexity"}, {"metric_mode": "max"}, {}], ids=["name", "mode", "neither"]
+)
 def test_another_metric_forgets_the_best_and_the_patience_of_the_old_one(tmp_path, skewed, changed, recorded) -> None:
     checkpoint = stopped(tmp_path, skewed, polls=28, early_stopping_patience=50)
     training = checkpoint["extra_state"]["training"]
@@ -296,7 +308,9 @@ def test_another_metric_forgets_the_best_and_the_patience_of_the_old_one(tmp_pat
         del checkpoint["extra_state"]["metric"]
     made = _trainer(tmp_path, *skewed, early_stopping_patience=50, **changed)
     name, mode = changed.get("metric_name", "eval_loss"), changed.get("metric_mode", "min")
-    made.checkpoint_manager = CheckpointManager(tmp_path / "checkpoints", max_checkpoints=2, metric_name=name, mode=mode)
+    made.checkpoint_manager = CheckpointManager(
+        tmp_path / "checkpoints", max_checkpoints=2, metric_name=name, mode=mode
+    )
     made.load_checkpoint(checkpoint)
     made.tracker.close()
     if not changed:

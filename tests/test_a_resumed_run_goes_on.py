@@ -45,7 +45,10 @@ def test_by_a_relay_that_waited_for_the_lock(tmp_path: Path, uri: str) -> None:
     with lock.open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         relay = commands.start("sync", "--follow", directory.path, cwd=tmp_path)
-        until(lambda: str(lock) in {file.path for file in psutil.Process(relay.pid).open_files()}, "the relay to ask for the directory")
+        until(
+            lambda: str(lock) in {file.path for file in psutil.Process(relay.pid).open_files()},
+            "the relay to ask for the directory",
+        )
         tracker = resumed(directory)
     _, errors = relay.communicate(timeout=120)
     assert relay.returncode == 0, errors
@@ -60,9 +63,19 @@ def test_by_a_relay_that_waited_for_the_lock(tmp_path: Path, uri: str) -> None:
 
 
 @pytest.mark.long
-def test_run_json_names_the_new_trainer_before_the_journal_says_that_the_run_was_resumed(tmp_path: Path, records_file, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_json_names_the_new_trainer_before_the_journal_says_that_the_run_was_resumed(
+    tmp_path: Path, records_file, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ("--task", "text_classification", "--dataset-path", records_file("text_classification", 40), *commands.TINY, "--offline", "true")
+    words = (
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records_file("text_classification", 40),
+        *commands.TINY,
+        "--offline",
+        "true",
+    )
     finished = commands.mltrack("train", *words, "--max-steps", "2", "--output", "json", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     directory = RunDirectory(tmp_path / "mltrack-runs" / tiny.last_json_line(finished.stdout)["run_id"])
@@ -72,6 +85,8 @@ def test_run_json_names_the_new_trainer_before_the_journal_says_that_the_run_was
         if line.startswith("resumed at step"):
             named.append(directory.read_run().trainer_pid)
 
-    response = TrainModelUseCase(notice=notice).execute(TrainModelRequest(resume=directory.path.name, max_steps=3, offline=True))
+    response = TrainModelUseCase(notice=notice).execute(
+        TrainModelRequest(resume=directory.path.name, max_steps=3, offline=True)
+    )
     assert response.success, response.errors
     assert named == [os.getpid()]

@@ -18,12 +18,20 @@ pytestmark = pytest.mark.device
 def outcome(made):
     made.train()
     journal = made.tracker.directory.journal
-    return made.model.state_dict(), [tiny.points(journal, name) for name in ("train_loss", "grad_norm", "learning_rate", "eval_loss")]
+    return made.model.state_dict(), [
+        tiny.points(journal, name) for name in ("train_loss", "grad_norm", "learning_rate", "eval_loss")
+    ]
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
 def test_a_run_on_the_cpu_repeats_to_the_last_bit(trainer, deterministic):
-    options = {"device": "cpu", "dropout": 0.2, "num_epochs": 2, "use_mixed_precision": "bf16", "deterministic": deterministic}
+    options = {
+        "device": "cpu",
+        "dropout": 0.2,
+        "num_epochs": 2,
+        "use_mixed_precision": "bf16",
+        "deterministic": deterministic,
+    }
     first, second = (outcome(trainer("code_generation", name=name, **options)) for name in ("first", "second"))
     assert first[1] == second[1]
     for name, tensor in first[0].items():
@@ -90,7 +98,9 @@ def test_cublas_that_was_in_use_before_is_said_in_one_line(trainer, monkeypatch)
     made = trainer(deterministic=True, device="cpu")
 
     def sums(model, batch):
-        raise RuntimeError("this operation is not deterministic because it uses CuBLAS\nyou must set CUBLAS_WORKSPACE_CONFIG=:4096:8")
+        raise RuntimeError(
+            "this operation is not deterministic because it uses CuBLAS\nyou must set CUBLAS_WORKSPACE_CONFIG=:4096:8"
+        )
 
     made.parallel.sums = sums
     with pytest.raises(TrainingError, match=r"CUBLAS_WORKSPACE_CONFIG was :0:0 .*deterministic=false"):
@@ -107,6 +117,8 @@ def test_what_cannot_be_repeated_ends_with_one_line(trainer):
         return loss + 0 * spread.sum(), count
 
     made.parallel.sums = sums
-    with pytest.raises(TrainingError, match=r"deterministic: put_ .*cannot be repeated exactly on cpu; accepted: deterministic=false"):
+    with pytest.raises(
+        TrainingError, match=r"deterministic: put_ .*cannot be repeated exactly on cpu; accepted: deterministic=false"
+    ):
         made.train()
     assert not torch.are_deterministic_algorithms_enabled(), "what the process had set is set again"

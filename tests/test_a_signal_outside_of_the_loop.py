@@ -1,4 +1,6 @@
-"""A signal that comes before or after the loop ends the training at once: one line, its exit code, nothing half written."""
+"""A signal that comes before or after the loop ends the training at once: one line, its exit code, nothing half
+written.
+"""
 
 from __future__ import annotations
 
@@ -126,7 +128,12 @@ def test_an_open_run_is_killed_and_says_so(warm, job, tmp_path, moment):
 def test_it_ends_the_wait_for_mlflow_and_nothing_else(warm, job, tmp_path):
     """A server that takes every request and answers none: the training has finished, and the relay stays."""
     with socket.create_server(("127.0.0.1", 0), backlog=64) as server:
-        words = job.words(output_dir="runs", offline="false", tracking_uri=f"http://127.0.0.1:{server.getsockname()[1]}", output="json")
+        words = job.words(
+            output_dir="runs",
+            offline="false",
+            tracking_uri=f"http://127.0.0.1:{server.getsockname()[1]}",
+            output="json",
+        )
         process = warm.start(*words, cwd=tmp_path, prelude=prelude("mltrack.tracking.delivery:Delivery.wait", SAY))
         process.until(lambda: "MARK" in process.errors, "the wait for MLflow")
         sent = time.monotonic()

@@ -8,7 +8,17 @@ import sys
 
 import pytest
 
-from mltrack.addresses import RedactedStream, escaped, has_secrets, is_ambiguous, is_same, redact, redacted, with_credentials, without_secrets
+from mltrack.addresses import (
+    RedactedStream,
+    escaped,
+    has_secrets,
+    is_ambiguous,
+    is_same,
+    redact,
+    redacted,
+    with_credentials,
+    without_secrets,
+)
 
 SHOWN = {
     "http://alice:S3cr3t@host:5000/mlflow": "http://host:5000/mlflow",
@@ -73,9 +83,13 @@ def test_an_address_without_secrets_stays_as_it_is(address: str) -> None:
 def test_credentials_are_joined_to_their_own_address_alone() -> None:
     given = ["http://me:pw@other:5000", None, "http://host:5000", "http://me:pw@host:5000"]
     assert with_credentials("http://host:5000/", *given) == "http://me:pw@host:5000"
-    assert with_credentials("http://own:own@host:5000", *given) == "http://own:own@host:5000", "what has some keeps them"
+    assert with_credentials("http://own:own@host:5000", *given) == "http://own:own@host:5000", (
+        "what has some keeps them"
+    )
     assert with_credentials("http://host:5001", *given) == "http://host:5001"
-    assert with_credentials("postgresql://you@host/db", "postgresql://me:pw@host/db") == "postgresql://you@host/db", "somebody else's"
+    assert with_credentials("postgresql://you@host/db", "postgresql://me:pw@host/db") == "postgresql://you@host/db", (
+        "somebody else's"
+    )
 
 
 def test_every_library_reads_the_same_host() -> None:
@@ -90,7 +104,9 @@ def test_every_library_reads_the_same_host() -> None:
     assert (database.host, database.username, database.password, database.database) == ("host", "me", "S3/c@r", "db")
 
 
-@pytest.mark.parametrize("address", ["http://mlflow:5000/team@work", "http://token/with@host", "http://alice:12/34@host"])
+@pytest.mark.parametrize(
+    "address", ["http://mlflow:5000/team@work", "http://token/with@host", "http://alice:12/34@host"]
+)
 def test_where_a_path_and_a_password_look_alike_nothing_is_shown_of_it(address: str) -> None:
     assert is_ambiguous(address)
     assert without_secrets(address) in ("http://work", "http://host")
@@ -98,8 +114,14 @@ def test_where_a_path_and_a_password_look_alike_nothing_is_shown_of_it(address: 
 
 
 def test_values_of_all_kinds() -> None:
-    value = {"a": ["http://me:pw@host", 1.5, None, True], "http://me:pw@host": {"text": "Authorization: Basic bWU6cHc= sent"}}
-    assert redacted(value) == {"a": ["http://host", 1.5, None, True], "http://host": {"text": "Authorization: Basic *** sent"}}
+    value = {
+        "a": ["http://me:pw@host", 1.5, None, True],
+        "http://me:pw@host": {"text": "Authorization: Basic bWU6cHc= sent"},
+    }
+    assert redacted(value) == {
+        "a": ["http://host", 1.5, None, True],
+        "http://host": {"text": "Authorization: Basic *** sent"},
+    }
 
 
 def test_what_any_library_logs_on_our_stream_is_redacted() -> None:
@@ -108,6 +130,10 @@ def test_what_any_library_logs_on_our_stream_is_redacted() -> None:
     try:
         raise OSError("https://TOKEN@host/x: refused")
     except OSError:
-        handler.emit(logging.LogRecord("urllib3", logging.ERROR, __file__, 1, "GET %s", ("http://me:pw@host/?sig=abc",), sys.exc_info()))
+        handler.emit(
+            logging.LogRecord(
+                "urllib3", logging.ERROR, __file__, 1, "GET %s", ("http://me:pw@host/?sig=abc",), sys.exc_info()
+            )
+        )
     assert written.getvalue().startswith("GET http://host/\nTraceback")
     assert "OSError: https://host/x: refused" in written.getvalue()

@@ -1,4 +1,5 @@
-"""A hand-written PyTorch loop has the tracker's guarantees: killed or ended, every point is in MLflow once, and the status is true.
+"""A hand-written PyTorch loop has the tracker's guarantees: killed or ended, every point is in MLflow once, and the
+status is true.
 
 The loop is a program of its own, as a user writes it; nothing of mltrack but the tracker is in it.
 """
@@ -73,7 +74,9 @@ def run_id(uri: str) -> str:
 
 
 @pytest.mark.parametrize("where", LOOPS)
-def test_killed_in_the_middle_every_point_is_there_once_and_the_run_failed(where: str, uri: str, run_id: str, tmp_path: Path) -> None:
+def test_killed_in_the_middle_every_point_is_there_once_and_the_run_failed(
+    where: str, uri: str, run_id: str, tmp_path: Path
+) -> None:
     directory = RunDirectory(tmp_path / "metrics")
     process = start_script(LOOPS[where], directory.path, uri, run_id, 1_000_000)
     until(lambda: directory.journal.exists() and recorded(directory) > 700, "700 records")
@@ -94,7 +97,9 @@ def test_ended_inside_the_users_own_run_the_user_finishes_it(uri: str, run_id: s
     assert len(client(uri).get_metric_history(run_id, "train_loss")) == 300
 
 
-def test_an_exception_inside_the_users_own_run_is_a_failed_run_with_all_points(uri: str, run_id: str, tmp_path: Path) -> None:
+def test_an_exception_inside_the_users_own_run_is_a_failed_run_with_all_points(
+    uri: str, run_id: str, tmp_path: Path
+) -> None:
     process = start_script(INSIDE, tmp_path / "metrics", uri, run_id, 301)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 1

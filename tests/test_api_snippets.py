@@ -1,4 +1,6 @@
-"""The Python blocks of docs/api.md run as written, but for the substitutions of that page's table, and print what they promise."""
+"""The Python blocks of docs/api.md run as written, but for the substitutions of that page's table, and print what they
+promise.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,12 @@ def test_checkpoints(parts: dict[str, Any], capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == "Best epoch: 5, metric: 0.3500\n"
     held = names["checkpoint"]
     assert {"scheduler_state_dict", "scaler_state_dict", "metadata"} <= set(held)
-    assert (held["epoch"], held["step"], held["metric_value"], held["extra_state"]) == (5, 1000, 0.35, {"note": "first"})
+    assert (held["epoch"], held["step"], held["metric_value"], held["extra_state"]) == (
+        5,
+        1000,
+        0.35,
+        {"note": "first"},
+    )
     assert all(torch.equal(before[name], value) for name, value in names["model"].state_dict().items())
     assert names["manager"].list_checkpoints() == []  # the block's last word is delete_checkpoint
 
@@ -105,7 +112,9 @@ def test_checkpoints(parts: dict[str, Any], capsys: pytest.CaptureFixture[str]) 
 def test_checkpoints_of_an_empty_folder(here: Path) -> None:
     from mltrack import CheckpointManager
 
-    manager = CheckpointManager(checkpoint_dir="models/checkpoints", max_checkpoints=3, metric_name="eval_loss", mode="min")
+    manager = CheckpointManager(
+        checkpoint_dir="models/checkpoints", max_checkpoints=3, metric_name="eval_loss", mode="min"
+    )
     assert manager.load_best_checkpoint() is None
     assert manager.load_latest_checkpoint() is None
 
@@ -137,13 +146,19 @@ def test_a_whole_training_and_loading(samples: Path, capsys: pytest.CaptureFixtu
 def test_num_labels_that_contradicts_the_data_says_both_numbers(samples: Path) -> None:
     from mltrack import TrainModelRequest, TrainModelUseCase
 
-    response = TrainModelUseCase().execute(TrainModelRequest(dataset_path=str(samples), task="text_classification", model_name="scratch:tiny", num_labels=5))
+    response = TrainModelUseCase().execute(
+        TrainModelRequest(
+            dataset_path=str(samples), task="text_classification", model_name="scratch:tiny", num_labels=5
+        )
+    )
     assert (response.success, response.exit_code) == (False, 2)
     assert "5" in response.errors[0]
     assert "2" in response.errors[0]
 
 
-@pytest.mark.parametrize("title", ["code generation", "security", "high performance", "little memory", "a quick experiment"])
+@pytest.mark.parametrize(
+    "title", ["code generation", "security", "high performance", "little memory", "a quick experiment"]
+)
 def test_the_requests_of_the_table_are_valid(title: str) -> None:
     from mltrack import TrainModelRequest
 

@@ -47,7 +47,9 @@ def table(**columns: pa.Array) -> bytes:
 
 def two_of_a_name() -> bytes:
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array(["x"])], names=["code", "code", "label"]), sink)
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"]), pa.array(["x"])], names=["code", "code", "label"]), sink
+    )
     return sink.getvalue()
 
 
@@ -65,12 +67,20 @@ TABLE = [
     ("a.jsonl", b"\n \n", TEXT, ": holds no records; accepted: at least one"),
     ("a.csv", b"", TEXT, ": holds no records; accepted: at least one"),
     ("a.csv", b"code,label\n", TEXT, ": holds no records; accepted: at least one"),
-    ("a.jsonl.gz", b"plain", TEXT, ": not a whole gzip file (Not a gzipped file (b'pl')); accepted: the output of gzip"),
+    (
+        "a.jsonl.gz",
+        b"plain",
+        TEXT,
+        ": not a whole gzip file (Not a gzipped file (b'pl')); accepted: the output of gzip",
+    ),
     (
         "a.jsonl.gz",
         gzip.compress(GOOD * 99)[:-9],
         TEXT,
-        ": not a whole gzip file (Compressed file ended before the end-of-stream marker was reached); accepted: the output of gzip",
+        (
+            ": not a whole gzip file (Compressed file ended before the end-of-stream marker was reached); accepted: the"
+            " output of gzip"
+        ),
     ),
     ("a.parquet", b"PAR1", TEXT, None),  # pyarrow's own words
     ("a.jsonl", GOOD + b'{"code": "\xff"}', TEXT, ", record 2: not UTF-8 (byte 0xff at offset 10); accepted: UTF-8"),
@@ -81,57 +91,181 @@ TABLE = [
         "a.jsonl",
         GOOD + b"{'code'}\n",
         TEXT,
-        ", record 2: bad JSON at column 2 (Expecting property name enclosed in double quotes); accepted: one JSON object a line",
+        (
+            ", record 2: bad JSON at column 2 (Expecting property name enclosed in double quotes); accepted: one JSON"
+            " object a line"
+        ),
     ),
-    ("a.jsonl", b"\0\0\0\n", TEXT, ", record 1: bad JSON at column 1 (Expecting value); accepted: one JSON object a line"),
+    (
+        "a.jsonl",
+        b"\0\0\0\n",
+        TEXT,
+        ", record 1: bad JSON at column 1 (Expecting value); accepted: one JSON object a line",
+    ),
     ("a.jsonl", b"[" * 200_000, TEXT, None),
     ("a.json", b"[" * 200_000, TEXT, None),
     ("a.jsonl", b'{"code": ' + b"9" * 5000 + b"}", TEXT, None),
-    ("a.json", b'{"code":\n"a"}', TEXT, ": starts with an object; accepted: a JSON array of records (one record a line: name the file .jsonl)"),
-    ("a.json", b'"x"', TEXT, ": starts with text; accepted: a JSON array of records (one record a line: name the file .jsonl)"),
-    ("a.json", b"\x00\x01", TEXT, ": starts with '\\x00\\x01'; accepted: a JSON array of records (one record a line: name the file .jsonl)"),
-    ("a.json", b"[" + GOOD + b",]", TEXT, ", record 2: bad JSON at line 2, column 2 (Expecting value); accepted: a JSON array of records"),
-    ("a.json", b"[\n" + GOOD + GOOD + b"]", TEXT, ", record 1: bad JSON at line 3, column 1 (Expecting ',' or ']'); accepted: a JSON array of records"),
-    ("a.json", b"[" + GOOD, TEXT, ", record 1: bad JSON at line 2, column 1 (Expecting ',' or ']'); accepted: a JSON array of records"),
-    ("a.json", b"[" + GOOD + b"] []", TEXT, ": bad JSON at line 2, column 3 (Extra data after the array); accepted: a JSON array of records"),
+    (
+        "a.json",
+        b'{"code":\n"a"}',
+        TEXT,
+        ": starts with an object; accepted: a JSON array of records (one record a line: name the file .jsonl)",
+    ),
+    (
+        "a.json",
+        b'"x"',
+        TEXT,
+        ": starts with text; accepted: a JSON array of records (one record a line: name the file .jsonl)",
+    ),
+    (
+        "a.json",
+        b"\x00\x01",
+        TEXT,
+        ": starts with '\\x00\\x01'; accepted: a JSON array of records (one record a line: name the file .jsonl)",
+    ),
+    (
+        "a.json",
+        b"[" + GOOD + b",]",
+        TEXT,
+        ", record 2: bad JSON at line 2, column 2 (Expecting value); accepted: a JSON array of records",
+    ),
+    (
+        "a.json",
+        b"[\n" + GOOD + GOOD + b"]",
+        TEXT,
+        ", record 1: bad JSON at line 3, column 1 (Expecting ',' or ']'); accepted: a JSON array of records",
+    ),
+    (
+        "a.json",
+        b"[" + GOOD,
+        TEXT,
+        ", record 1: bad JSON at line 2, column 1 (Expecting ',' or ']'); accepted: a JSON array of records",
+    ),
+    (
+        "a.json",
+        b"[" + GOOD + b"] []",
+        TEXT,
+        ": bad JSON at line 2, column 3 (Extra data after the array); accepted: a JSON array of records",
+    ),
     (
         "a.csv",
         b"code,label\na,b,c\n",
         TEXT,
-        ", record 1: seen 3 cells, the header has 2; accepted: as many cells as the header (cells with commas or line ends quoted)",
+        (
+            ", record 1: seen 3 cells, the header has 2; accepted: as many cells as the header (cells with commas or"
+            " line ends quoted)"
+        ),
     ),
-    ("a.csv", b'code,label\n"a,b\n', TEXT, ', record 1: bad CSV (unexpected end of data); accepted: comma-separated cells, quoted with "'),
+    (
+        "a.csv",
+        b'code,label\n"a,b\n',
+        TEXT,
+        ', record 1: bad CSV (unexpected end of data); accepted: comma-separated cells, quoted with "',
+    ),
     ("a.csv", b"code,code\na,b\n", TEXT, ": the column 'code' stands twice in the header; accepted: each column once"),
     # the record
-    ("a.jsonl", b"[1, 2]\n", TEXT, ", record 1: seen [1, 2] (a list); accepted: an object with the fields code and label"),
-    ("a.jsonl", b"null\n", GENERATION, ", record 1: seen null; accepted: an object with the fields description and code"),
+    (
+        "a.jsonl",
+        b"[1, 2]\n",
+        TEXT,
+        ", record 1: seen [1, 2] (a list); accepted: an object with the fields code and label",
+    ),
+    (
+        "a.jsonl",
+        b"null\n",
+        GENERATION,
+        ", record 1: seen null; accepted: an object with the fields description and code",
+    ),
     ("a.json", b"[1]", TEXT, ", record 1: seen 1 (a number); accepted: an object with the fields code and label"),
-    ("a.jsonl", b"{}\n", TEXT, ", record 1, field 'code': missing; seen the fields (none); accepted: text that is not blank"),
+    (
+        "a.jsonl",
+        b"{}\n",
+        TEXT,
+        ", record 1, field 'code': missing; seen the fields (none); accepted: text that is not blank",
+    ),
     (
         "a.jsonl",
         b'{"code": "a", "lable": 1}\n',
         TEXT,
-        ", record 1, field 'label': missing; seen the fields code, lable; accepted: text, a whole number, true or false; another column is named by columns=label=COLUMN",
+        (
+            ", record 1, field 'label': missing; seen the fields code, lable; accepted: text, a whole number, true or"
+            " false; another column is named by columns=label=COLUMN"
+        ),
     ),
-    ("a.csv", b"code;label\na;b\n", TEXT, ", record 1, field 'code': missing; seen the fields code;label; accepted: text that is not blank"),
-    ("a.jsonl", b'{"code": null, "label": "a"}\n', TEXT, ", record 1, field 'code': seen null; accepted: text that is not blank"),
-    ("a.jsonl", b'{"code": " \\n", "label": "a"}\n', TEXT, ", record 1, field 'code': seen ' \\n'; accepted: text that is not blank"),
+    (
+        "a.csv",
+        b"code;label\na;b\n",
+        TEXT,
+        ", record 1, field 'code': missing; seen the fields code;label; accepted: text that is not blank",
+    ),
+    (
+        "a.jsonl",
+        b'{"code": null, "label": "a"}\n',
+        TEXT,
+        ", record 1, field 'code': seen null; accepted: text that is not blank",
+    ),
+    (
+        "a.jsonl",
+        b'{"code": " \\n", "label": "a"}\n',
+        TEXT,
+        ", record 1, field 'code': seen ' \\n'; accepted: text that is not blank",
+    ),
     ("a.csv", b"code,label\na,\n", TEXT, ", record 1, field 'label': seen ''; accepted: text that is not blank"),
-    ("a.jsonl", b'{"code": ["a"], "label": "a"}\n', TEXT, ", record 1, field 'code': seen ['a'] (a list); accepted: text"),
-    ("a.jsonl", b'{"code": 7, "description": "a"}\n', GENERATION, ", record 1, field 'code': seen 7 (a number); accepted: text"),
-    ("a.jsonl", b'{"code": "a\\u0000", "label": "a"}\n', TEXT, ", record 1, field 'code': seen a NUL character at offset 1; accepted: text without NUL"),
+    (
+        "a.jsonl",
+        b'{"code": ["a"], "label": "a"}\n',
+        TEXT,
+        ", record 1, field 'code': seen ['a'] (a list); accepted: text",
+    ),
+    (
+        "a.jsonl",
+        b'{"code": 7, "description": "a"}\n',
+        GENERATION,
+        ", record 1, field 'code': seen 7 (a number); accepted: text",
+    ),
+    (
+        "a.jsonl",
+        b'{"code": "a\\u0000", "label": "a"}\n',
+        TEXT,
+        ", record 1, field 'code': seen a NUL character at offset 1; accepted: text without NUL",
+    ),
     (
         "a.jsonl",
         b'{"code": "ab\\ud83d", "label": "a"}\n',
         TEXT,
         ", record 1, field 'code': seen half a surrogate pair (\\ud83d) at offset 2; accepted: Unicode text",
     ),
-    ("a.jsonl", b'{"code": "a", "label": 1.5}\n', TEXT, ", record 1, field 'label': seen 1.5 (a number); accepted: text, a whole number, true or false"),
-    ("a.jsonl", b'{"code": "a", "label": ["x"]}\n', TEXT, ", record 1, field 'label': seen ['x'] (a list); accepted: text, a whole number, true or false"),
-    ("a.jsonl", b'{"code": "a"}\n', GENERATION, ", record 1, field 'description': missing; seen the fields code; accepted: text that is not blank"),
+    (
+        "a.jsonl",
+        b'{"code": "a", "label": 1.5}\n',
+        TEXT,
+        ", record 1, field 'label': seen 1.5 (a number); accepted: text, a whole number, true or false",
+    ),
+    (
+        "a.jsonl",
+        b'{"code": "a", "label": ["x"]}\n',
+        TEXT,
+        ", record 1, field 'label': seen ['x'] (a list); accepted: text, a whole number, true or false",
+    ),
+    (
+        "a.jsonl",
+        b'{"code": "a"}\n',
+        GENERATION,
+        ", record 1, field 'description': missing; seen the fields code; accepted: text that is not blank",
+    ),
     # size and depth
-    ("a.jsonl", LARGE, TEXT, ", record 1, field 'code': seen 10,000,000 bytes of text; accepted: at most 8,388,608 bytes"),
-    ("a.json", b"[" + LARGE + b"]", TEXT, ", record 1, field 'code': seen 10,000,000 bytes of text; accepted: at most 8,388,608 bytes"),
+    (
+        "a.jsonl",
+        LARGE,
+        TEXT,
+        ", record 1, field 'code': seen 10,000,000 bytes of text; accepted: at most 8,388,608 bytes",
+    ),
+    (
+        "a.json",
+        b"[" + LARGE + b"]",
+        TEXT,
+        ", record 1, field 'code': seen 10,000,000 bytes of text; accepted: at most 8,388,608 bytes",
+    ),
     (
         "a.csv",
         b"code,label\n" + b"x" * 10_000_000 + b",a\n",
@@ -149,7 +283,12 @@ TABLE = [
     ("a.csv", b"code,label\n" + b"x" * (40 << 20), TEXT, f", record 1: {LONG}"),
     ("a.csv", b'code,label\n"' + b"x,\n" * (20 << 20), TEXT, f", record 1: {LONG}"),
     ("a.jsonl", b'{"code": "a", "label": "b", "more": ' + b"[" * 5000 + b"]" * 5000 + b"}", TEXT, None),
-    ("a.json", b'[{"code": "a", "label": "b"}, ' + b'{"a":' * 100_000, TEXT, ", record 2: bad JSON (nested too deeply); accepted: a JSON array of records"),
+    (
+        "a.json",
+        b'[{"code": "a", "label": "b"}, ' + b'{"a":' * 100_000,
+        TEXT,
+        ", record 2: bad JSON (nested too deeply); accepted: a JSON array of records",
+    ),
     (
         "a.jsonl",
         b'{"code": "a", "label": "%s"}' % (b"y" * 201),
@@ -165,7 +304,12 @@ TABLE = [
         TEXT,
         ", record 2, field 'code': seen null; accepted: text that is not blank",
     ),
-    ("a.parquet", parquet([{"code": b"a", "label": "b"}]), TEXT, ", record 1, field 'code': seen b'a' (bytes); accepted: text"),
+    (
+        "a.parquet",
+        parquet([{"code": b"a", "label": "b"}]),
+        TEXT,
+        ", record 1, field 'code': seen b'a' (bytes); accepted: text",
+    ),
     (
         "a.parquet",
         parquet([{"code": "a", "label": 1.5}]),
@@ -179,28 +323,78 @@ TABLE = [
         TEXT,
         ", record 1, field 'label': missing; seen the fields code; accepted: text, a whole number, true or false",
     ),
-    ("a.parquet.gz", parquet([{"code": "a"}]), TEXT, ": not a whole gzip file (Not a gzipped file (b'PA')); accepted: the output of gzip"),
-    ("a.jsonl.zst", GOOD, TEXT, ": not a whole zstd file (ZSTD decompress failed: Unknown frame descriptor); accepted: the output of zstd"),
-    ("a.jsonl.zst", zstandard.compress(GOOD * 99)[:-3], TEXT, ": not a whole zstd file (Truncated compressed stream); accepted: the output of zstd"),
-    ("a.jsonl.zst", zstandard.compress(GOOD + b"1\n"), TEXT, ", record 2: seen 1 (a number); accepted: an object with the fields code and label"),
+    (
+        "a.parquet.gz",
+        parquet([{"code": "a"}]),
+        TEXT,
+        ": not a whole gzip file (Not a gzipped file (b'PA')); accepted: the output of gzip",
+    ),
+    (
+        "a.jsonl.zst",
+        GOOD,
+        TEXT,
+        ": not a whole zstd file (ZSTD decompress failed: Unknown frame descriptor); accepted: the output of zstd",
+    ),
+    (
+        "a.jsonl.zst",
+        zstandard.compress(GOOD * 99)[:-3],
+        TEXT,
+        ": not a whole zstd file (Truncated compressed stream); accepted: the output of zstd",
+    ),
+    (
+        "a.jsonl.zst",
+        zstandard.compress(GOOD + b"1\n"),
+        TEXT,
+        ", record 2: seen 1 (a number); accepted: an object with the fields code and label",
+    ),
     ("a.csv.zst", zstandard.compress(b"code,label\na\n"), TEXT, None),
-    ("a.json.zst", zstandard.compress(b"[1,"), TEXT, ", record 1: seen 1 (a number); accepted: an object with the fields code and label"),
+    (
+        "a.json.zst",
+        zstandard.compress(b"[1,"),
+        TEXT,
+        ", record 1: seen 1 (a number); accepted: an object with the fields code and label",
+    ),
     # line ends, quotes, other encodings
     ("a.csv", b"code,label\ra,b\rc,d\r", TEXT, None),
     ("a.csv", "code,label\na,b\n".encode("utf-16"), TEXT, ": not UTF-8 (byte 0xff at offset 0); accepted: UTF-8"),
     ("a.jsonl", '{"code": "a"}\n'.encode("utf-16-le"), TEXT, None),
-    ("a.jsonl", '{"code": "\u00e4", "label": "b"}\n'.encode("latin-1"), TEXT, ", record 1: not UTF-8 (byte 0xe4 at offset 10); accepted: UTF-8"),
-    ("a.json", b'[{"code": "a", "label": "b"},\n{"code": "\xe4"}]', TEXT, ", record 2: not UTF-8 (byte 0xe4 at offset 40); accepted: UTF-8"),
-    ("a.csv", b'code,label\na,b\n"a"b,c\n', TEXT, ", record 2: bad CSV (',' expected after '\"'); accepted: comma-separated cells, quoted with \""),
+    (
+        "a.jsonl",
+        '{"code": "\u00e4", "label": "b"}\n'.encode("latin-1"),
+        TEXT,
+        ", record 1: not UTF-8 (byte 0xe4 at offset 10); accepted: UTF-8",
+    ),
+    (
+        "a.json",
+        b'[{"code": "a", "label": "b"},\n{"code": "\xe4"}]',
+        TEXT,
+        ", record 2: not UTF-8 (byte 0xe4 at offset 40); accepted: UTF-8",
+    ),
+    (
+        "a.csv",
+        b'code,label\na,b\n"a"b,c\n',
+        TEXT,
+        ", record 2: bad CSV (',' expected after '\"'); accepted: comma-separated cells, quoted with \"",
+    ),
     ("a.csv", b"code\tlabel\na\tb\n", TEXT, None),
-    ("a.csv", b"code,label\na\0,b\n", TEXT, ", record 1, field 'code': seen a NUL character at offset 1; accepted: text without NUL"),
+    (
+        "a.csv",
+        b"code,label\na\0,b\n",
+        TEXT,
+        ", record 1, field 'code': seen a NUL character at offset 1; accepted: text without NUL",
+    ),
     (
         "a.jsonl",
         b'{"code": "a", "label": "\\udc80"}\n',
         TEXT,
         ", record 1, field 'label': seen half a surrogate pair (\\udc80) at offset 0; accepted: Unicode text",
     ),
-    ("a.jsonl", b'{"code": "a", "label": NaN}\n', TEXT, ", record 1, field 'label': seen nan (a number); accepted: text, a whole number, true or false"),
+    (
+        "a.jsonl",
+        b'{"code": "a", "label": NaN}\n',
+        TEXT,
+        ", record 1, field 'label': seen nan (a number); accepted: text, a whole number, true or false",
+    ),
     (
         "a.jsonl",
         b'{"code": "a", "label": {"x": 1}}\n',
@@ -211,9 +405,8 @@ TABLE = [
         "a.jsonl",
         b"{" + b", ".join(b'"k%d": 1' % n for n in range(100_000)) + b"}\n",
         TEXT,
-        ", record 1, field 'code': missing; seen the fields k0, k1, k2, k3, k4, k5, k6, k7, k8, k9, ...; accepted: text that is not blank"
-        + ANOTHER
-        + "=code=COLUMN",
+        ", record 1, field 'code': missing; seen the fields k0, k1, k2, k3, k4, k5, k6, k7, k8, k9, ...; accepted: text"
+        " that is not blank" + ANOTHER + "=code=COLUMN",
     ),
     # what nobody says which is meant, or what cannot be said
     (
@@ -233,15 +426,31 @@ TABLE = [
         "a.parquet",
         table(code=NOT_UTF8, label=pa.array(["x", "y"])),
         TEXT,
-        ", record 2, field 'code': cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid start byte); accepted: a value that Python can hold",
+        (
+            ", record 2, field 'code': cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid"
+            " start byte); accepted: a value that Python can hold"
+        ),
     ),
-    ("a.parquet", table(code=pa.array(["a"]), label=pa.array(["x"]), when=pa.array([2**60], pa.timestamp("ms"))), TEXT, None),
-    ("a.parquet", table(code=pa.array(["a"]), label=pa.array(["x"]), when=pa.array([1], pa.timestamp("ms", "No/Where"))), TEXT, None),
+    (
+        "a.parquet",
+        table(code=pa.array(["a"]), label=pa.array(["x"]), when=pa.array([2**60], pa.timestamp("ms"))),
+        TEXT,
+        None,
+    ),
+    (
+        "a.parquet",
+        table(code=pa.array(["a"]), label=pa.array(["x"]), when=pa.array([1], pa.timestamp("ms", "No/Where"))),
+        TEXT,
+        None,
+    ),
     (
         "a.parquet",
         parquet([{"code": "a", "label": "x", "more": "y" * (33 << 20)}]),
         TEXT,
-        ", record 1, field 'more': seen 34,603,012 of the record's 34,603,022 bytes; accepted: records of at most 33,554,432 bytes",
+        (
+            ", record 1, field 'more': seen 34,603,012 of the record's 34,603,022 bytes; accepted: records of at most"
+            " 33,554,432 bytes"
+        ),
     ),
     (
         "a.jsonl",
@@ -253,23 +462,46 @@ TABLE = [
         "a.jsonl",
         b'{"code": "a", "label": "\\u001b]0;title\\u0007"}\n',
         TEXT,
-        ", record 1, field 'label': seen '\\x1b]0;title\\x07'; accepted: a class name on one line, without control characters",
+        (
+            ", record 1, field 'label': seen '\\x1b]0;title\\x07'; accepted: a class name on one line, without control"
+            " characters"
+        ),
     ),
     (
         "a.jsonl",
         b'{"\\u001b[31m": 1, "\\ud800": 2}\n',
         TEXT,
-        f", record 1, field 'code': missing; seen the fields \\x1b[31m, \\ud800; accepted: text that is not blank{ANOTHER}=code=COLUMN",
+        (
+            ", record 1, field 'code': missing; seen the fields \\x1b[31m, \\ud800; accepted: text that is not"
+            f" blank{ANOTHER}=code=COLUMN"
+        ),
     ),
     # the five levels
-    ("a.jsonl", GOOD + b'{"code": "a", "label": "hihg"}\n', SECURITY, f", record 2, field 'label': seen 'hihg'; {LEVELS} (did you mean 'high'?)"),
-    ("a.jsonl", b'{"code": "a", "label": "CRITICAL"}\n', SECURITY, f", record 1, field 'label': seen 'CRITICAL'; {LEVELS} (did you mean 'critical'?)"),
+    (
+        "a.jsonl",
+        GOOD + b'{"code": "a", "label": "hihg"}\n',
+        SECURITY,
+        f", record 2, field 'label': seen 'hihg'; {LEVELS} (did you mean 'high'?)",
+    ),
+    (
+        "a.jsonl",
+        b'{"code": "a", "label": "CRITICAL"}\n',
+        SECURITY,
+        f", record 1, field 'label': seen 'CRITICAL'; {LEVELS} (did you mean 'critical'?)",
+    ),
     ("a.jsonl", b'{"code": "a", "label": 3}\n', SECURITY, f", record 1, field 'label': seen '3'; {LEVELS}"),
-    ("a.jsonl", b'{"code": "a", "label": "%s"}\n' % (b"x" * 99), SECURITY, f", record 1, field 'label': seen '{'x' * 36}...; {LEVELS}"),
+    (
+        "a.jsonl",
+        b'{"code": "a", "label": "%s"}\n' % (b"x" * 99),
+        SECURITY,
+        f", record 1, field 'label': seen '{'x' * 36}...; {LEVELS}",
+    ),
 ]
 
 
-ROWS = pytest.mark.parametrize(("name", "data", "task", "message"), TABLE, ids=[f"{row[0]}-{n}" for n, row in enumerate(TABLE)])
+ROWS = pytest.mark.parametrize(
+    ("name", "data", "task", "message"), TABLE, ids=[f"{row[0]}-{n}" for n, row in enumerate(TABLE)]
+)
 
 
 @ROWS
@@ -288,7 +520,9 @@ def test_a_bad_input_has_its_line(tmp_path: Path, name: str, data: bytes, task: 
 
 
 @ROWS
-def test_a_command_ends_in_that_line_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, data: bytes, task: str, message: str | None) -> None:
+def test_a_command_ends_in_that_line_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, data: bytes, task: str, message: str | None
+) -> None:
     path = tmp_path / name
     path.write_bytes(data)
     assert run_command(["data", "inspect", str(path), "--task", task]) == 2
@@ -320,8 +554,10 @@ def test_unknown_words_name_the_known_ones(tmp_path: Path) -> None:
     path.write_bytes(GOOD)
     with pytest.raises(ConfigurationError) as caught:
         read_records(path, "text_clasification")
-    assert str(caught.value) == (
-        "task: seen 'text_clasification'; accepted: text_classification, code_generation, security_classification (did you mean 'text_classification'?)"
+    assert (
+        str(caught.value)
+        == "task: seen 'text_clasification'; accepted: text_classification, code_generation, security_classification"
+        " (did you mean 'text_classification'?)"
     )
     with pytest.raises(ConfigurationError) as caught:
         read_records(path, TEXT, on_bad_record="skp")
@@ -334,8 +570,8 @@ def test_many_labels_are_a_wrong_column(tmp_path: Path) -> None:
     loader = DatasetLoader(path, columns="code=func,label=target")
     with pytest.raises(DatasetError) as caught:
         _ = loader.records
-    assert str(caught.value) == (
-        f"{path}, field 'target': seen more than 1,000 classes by record 1,001, such as '1000'; "
+    assert (
+        str(caught.value) == f"{path}, field 'target': seen more than 1,000 classes by record 1,001, such as '1000'; "
         "accepted: at most 1,000 (columns=label=COLUMN names another column, num_labels says that there are more)"
     )
     assert len(DatasetLoader(path, columns="code=func,label=target", num_labels=2000).records) == 2000
@@ -346,7 +582,12 @@ def test_errors_say_the_users_column(tmp_path: Path) -> None:
     path.write_text('{"func": "a", "target": 0}\n{"func": "b", "target": 7}\n{"code": "c", "target": 0}\n')
     told: list[str] = []
     read_records(
-        path, TEXT, columns={"code": "func", "label": "target"}, labels="0=safe,1=unsafe", on_bad_record="skip", on_skip=lambda e, raw: told.append(str(e))
+        path,
+        TEXT,
+        columns={"code": "func", "label": "target"},
+        labels="0=safe,1=unsafe",
+        on_bad_record="skip",
+        on_skip=lambda e, raw: told.append(str(e)),
     )
     assert told == [
         f"{path}, record 2, field 'target': seen '7'; accepted: 0, 1, safe, unsafe",
@@ -357,13 +598,33 @@ def test_errors_say_the_users_column(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "value", "line"),
     [
-        ("columns", "cod=func", "columns: seen the name 'cod'; accepted: code, label, description (did you mean 'code'?)"),
-        ("columns", "func", "columns: seen 'func' (\"'func' has no '='\"); accepted: NAME=VALUE,NAME=VALUE, or a mapping"),
-        ("labels", "0=a,0=b", "labels: seen '0=a,0=b' (\"'0' stands twice\"); accepted: NAME=VALUE,NAME=VALUE, or a mapping"),
+        (
+            "columns",
+            "cod=func",
+            "columns: seen the name 'cod'; accepted: code, label, description (did you mean 'code'?)",
+        ),
+        (
+            "columns",
+            "func",
+            "columns: seen 'func' (\"'func' has no '='\"); accepted: NAME=VALUE,NAME=VALUE, or a mapping",
+        ),
+        (
+            "labels",
+            "0=a,0=b",
+            "labels: seen '0=a,0=b' (\"'0' stands twice\"); accepted: NAME=VALUE,NAME=VALUE, or a mapping",
+        ),
         ("labels", '{"0": ', None),
         ("labels", '{"0": ' * 50_000, None),
-        ("columns", "code=func,label=func", "columns: seen 'func' for both code and label; accepted: two columns, or the label stands in what is read"),
-        ("columns", "label=code", "columns: seen 'code' for both code and label; accepted: two columns, or the label stands in what is read"),
+        (
+            "columns",
+            "code=func,label=func",
+            "columns: seen 'func' for both code and label; accepted: two columns, or the label stands in what is read",
+        ),
+        (
+            "columns",
+            "label=code",
+            "columns: seen 'code' for both code and label; accepted: two columns, or the label stands in what is read",
+        ),
         ("labels", 5, None),
     ],
 )
@@ -371,7 +632,9 @@ def test_pairs_that_are_none(tmp_path: Path, option: str, value: object, line: s
     with pytest.raises(ConfigurationError) as caught:
         DatasetLoader(tmp_path / "a.jsonl", **{option: value})
     assert str(caught.value).startswith(f"{option}: seen ")
-    assert line is None or str(caught.value).replace('("', "(").replace('")', ")") == line.replace('("', "(").replace('")', ")")
+    assert line is None or str(caught.value).replace('("', "(").replace('")', ")") == line.replace('("', "(").replace(
+        '")', ")"
+    )
 
 
 @pytest.mark.parametrize("path", ["", " "])
@@ -397,14 +660,33 @@ def test_one_bad_value_of_a_parquet_file_costs_its_record_alone(tmp_path: Path) 
     [
         (b"y=\xff2,b\n", "not UTF-8 (byte 0xff at offset 2); accepted: UTF-8", [1, 3], "y=\\xff2,b\n"),
         (b'"y\n\xff\n\xfe",b\n', "not UTF-8 (byte 0xff at offset 0); accepted: UTF-8", [1, 3], '"y\n\\xff\n\\xfe",b\n'),
-        (b'"y=1"z,a\n', "bad CSV (',' expected after '\"'); accepted: comma-separated cells, quoted with \"", [1, 3], '"y=1"z,a\n'),
-        (b'"y,b\n', 'bad CSV (unexpected end of data); accepted: comma-separated cells, quoted with "', [1, 3], '"y,b\n'),
+        (
+            b'"y=1"z,a\n',
+            "bad CSV (',' expected after '\"'); accepted: comma-separated cells, quoted with \"",
+            [1, 3],
+            '"y=1"z,a\n',
+        ),
+        (
+            b'"y,b\n',
+            'bad CSV (unexpected end of data); accepted: comma-separated cells, quoted with "',
+            [1, 3],
+            '"y,b\n',
+        ),
         (b"y" * (40 << 20) + b",b\n", LONG, [1, 3], "y" * 1000),
         (b'"y\n' + b"y" * (40 << 20) + b",b\n", LONG, [1, 3], '"y\n'),
     ],
-    ids=["a byte", "bytes in a cell of several lines", "a quote", "a quote without an end", "a long line", "a long line in a cell of several"],
+    ids=[
+        "a byte",
+        "bytes in a cell of several lines",
+        "a quote",
+        "a quote without an end",
+        "a long line",
+        "a long line in a cell of several",
+    ],
 )
-def test_one_wrong_row_of_a_csv_file_costs_its_record_alone(tmp_path: Path, bad: bytes, problem: str, kept: list[int], raw: str) -> None:
+def test_one_wrong_row_of_a_csv_file_costs_its_record_alone(
+    tmp_path: Path, bad: bytes, problem: str, kept: list[int], raw: str
+) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"code,label\nx=1,a\n" + bad + b"z=3,a\n")
     told: list[tuple[str, object]] = []
@@ -420,7 +702,9 @@ def test_one_wrong_row_of_a_csv_file_costs_its_record_alone(tmp_path: Path, bad:
 
 def test_behind_a_quote_that_is_never_closed_lines_are_read_twice_at_most(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
-    path.write_bytes(b"code,label\nx,a\n" + b'y","y\n' * 50_000)  # each of them opens a quote that the next one closes and opens again
+    path.write_bytes(
+        b"code,label\nx,a\n" + b'y","y\n' * 50_000
+    )  # each of them opens a quote that the next one closes and opens again
     told: list[DatasetError] = []
     started = time.process_time()
     records = read_records(path, TEXT, on_bad_record="skip", on_skip=lambda error, raw: told.append(error))
@@ -434,7 +718,9 @@ def saved(tmp_path: Path) -> Path:
     import datasets
 
     codes = pa.Array.from_buffers(pa.string(), 4, pa.array([b"a", b"b", b"\xff", b"d"]).buffers())
-    rows = pa.table({"code": codes, "label": ["x", "y", "x", "y"], "when": pa.array([0, 2**60, 1, 2], pa.timestamp("ms"))})
+    rows = pa.table(
+        {"code": codes, "label": ["x", "y", "x", "y"], "when": pa.array([0, 2**60, 1, 2], pa.timestamp("ms"))}
+    )
     datasets.Dataset(rows).save_to_disk(str(tmp_path / "saved"))
     return tmp_path / "saved"
 
@@ -459,8 +745,8 @@ def test_the_task_cannot_be_guessed(tmp_path: Path, capsys: pytest.CaptureFixtur
     for words in (["data", "inspect", str(path)], ["data", "check", str(path)]):
         assert run_command(words) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert line == (
-            f"mltrack: {path}, record 2: seen the fields func, target, neither 'label' nor 'description'; "
+        assert (
+            line == f"mltrack: {path}, record 2: seen the fields func, target, neither 'label' nor 'description'; "
             "accepted: code and label, or description and code (--columns label=COLUMN names another column)"
         )
 
@@ -473,7 +759,9 @@ def test_a_folder_of_many_kinds(tmp_path: Path) -> None:
         (folder / name).write_text("x")
     with pytest.raises(DatasetError) as caught:
         read_records(folder, TEXT)
-    assert str(caught.value).startswith(f"{folder}: holds README.md, notes.txt; accepted: nothing but .json, .jsonl, .csv or .parquet files")
+    assert str(caught.value).startswith(
+        f"{folder}: holds README.md, notes.txt; accepted: nothing but .json, .jsonl, .csv or .parquet files"
+    )
     with pytest.raises(DatasetError, match=r"\*\.csv: no file matches; accepted: a \.json"):
         read_records(folder / "*.csv", TEXT)
     (folder / "c.jsonl").symlink_to("nowhere")
@@ -503,10 +791,14 @@ def test_a_hub_name_that_is_none(name: str) -> None:
 
 
 def test_a_hub_name_without_the_network_is_one_line(tmp_path: Path) -> None:
-    ended = commands.mltrack("data", "inspect", "hf:someone/some-code:train", cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"))
+    ended = commands.mltrack(
+        "data", "inspect", "hf:someone/some-code:train", cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf")
+    )
     assert (ended.returncode, ended.stdout) == (2, "")
     (line,) = ended.stderr.splitlines()
-    assert line.startswith("mltrack: hf:someone/some-code:train: not in the cache, and HF_HUB_OFFLINE forbids the network (")
+    assert line.startswith(
+        "mltrack: hf:someone/some-code:train: not in the cache, and HF_HUB_OFFLINE forbids the network ("
+    )
     assert line.endswith("accepted: a data set and split of the Hugging Face hub")
 
 
@@ -516,11 +808,27 @@ def test_the_bad_ones_are_written_with_reasons(tmp_path: Path) -> None:
     bad = [b"not json \xff", b'{"code": " ", "label": "x", "origin": 1}', b"[1]", b'{"code": "\\ud800", "label": "x"}']
     path.write_bytes(b"\n".join([good[0], *bad, good[1], *[b"{}"] * 50]))
     loader = DatasetLoader(path, on_bad_record="skip", bad_records_path=kept)
-    assert ([record.text for record in loader.records], loader.num_read, loader.num_skipped, len(loader.skipped)) == (["a", "b"], 56, 54, 20)
+    assert ([record.text for record in loader.records], loader.num_read, loader.num_skipped, len(loader.skipped)) == (
+        ["a", "b"],
+        56,
+        54,
+        20,
+    )
     lines = [json.loads(line) for line in kept.read_text().splitlines()]
     assert [line["record"] for line in lines] == [2, 3, 4, 5, *range(7, 57)]
-    assert [line["raw"] for line in lines[:4]] == ["not json \\xff\n", {"code": " ", "label": "x", "origin": 1}, [1], {"code": "\ud800", "label": "x"}]
-    assert lines[1] | {"raw": None} == {"file": str(path), "record": 3, "field": "code", "problem": "seen ' '; accepted: text that is not blank", "raw": None}
+    assert [line["raw"] for line in lines[:4]] == [
+        "not json \\xff\n",
+        {"code": " ", "label": "x", "origin": 1},
+        [1],
+        {"code": "\ud800", "label": "x"},
+    ]
+    assert lines[1] | {"raw": None} == {
+        "file": str(path),
+        "record": 3,
+        "field": "code",
+        "problem": "seen ' '; accepted: text that is not blank",
+        "raw": None,
+    }
     without_path = DatasetLoader(path, on_bad_record="skip")
     _ = without_path.records
     assert without_path.bad_records.keep(later) == later
@@ -538,13 +846,20 @@ def test_no_bad_record_no_file(tmp_path: Path) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=())),
-    lambda children: st.lists(children, max_size=4) | st.dictionaries(st.sampled_from(["code", "label", "description", "x", ""]), children, max_size=4),
+    lambda children: (
+        st.lists(children, max_size=4)
+        | st.dictionaries(st.sampled_from(["code", "label", "description", "x", ""]), children, max_size=4)
+    ),
     max_leaves=8,
 )
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(values=st.lists(JSON, max_size=4), task=st.sampled_from([TEXT, SECURITY, GENERATION]), suffix=st.sampled_from([".json", ".jsonl"]))
+@given(
+    values=st.lists(JSON, max_size=4),
+    task=st.sampled_from([TEXT, SECURITY, GENERATION]),
+    suffix=st.sampled_from([".json", ".jsonl"]),
+)
 def test_any_json_is_records_or_a_line(tmp_path: Path, values: list[object], task: str, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_text(json.dumps(values) if suffix == ".json" else "".join(json.dumps(value) + "\n" for value in values))
@@ -564,7 +879,10 @@ def test_any_json_is_records_or_a_line(tmp_path: Path, values: list[object], tas
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.binary(max_size=200), name=st.sampled_from(["a.json", "a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.json.zst", "a.parquet.zst"]))
+@given(
+    data=st.binary(max_size=200),
+    name=st.sampled_from(["a.json", "a.jsonl", "a.csv", "a.parquet", "a.jsonl.gz", "a.json.zst", "a.parquet.zst"]),
+)
 def test_any_bytes_are_records_or_a_line(tmp_path: Path, data: bytes, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(data)
@@ -573,7 +891,9 @@ def test_any_bytes_are_records_or_a_line(tmp_path: Path, data: bytes, name: str)
     assert len(str(caught.value).splitlines()) == 1
 
 
-@pytest.mark.parametrize("kind", ["one line without an end", "a string without an end", "a quote without an end", "a bomb"])
+@pytest.mark.parametrize(
+    "kind", ["one line without an end", "a string without an end", "a quote without an end", "a bomb"]
+)
 def test_memory_is_bounded_whatever_comes(tmp_path: Path, kind: str) -> None:
     """Each of these is 500 MB unpacked; the reader holds a few records' worth and says its line."""
     beginning, name = {
@@ -588,13 +908,18 @@ def test_memory_is_bounded_whatever_comes(tmp_path: Path, kind: str) -> None:
         for _ in range(500):
             stream.write(b"x" * (1 << 20) + (b"\n" if kind == "a quote without an end" else b""))
     program = (
-        "import sys, resource; from mltrack.data.readers import read_records; from mltrack.errors import DatasetError; import pyarrow\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "try: read_records(sys.argv[1], 'text_classification')\n"
-        "except DatasetError as error: print(error)\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+        "import sys, resource; from mltrack.data.readers import read_records; from mltrack.errors import DatasetError;"
+        " import pyarrow\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\ntry: read_records(sys.argv[1],"
+        " 'text_classification')\nexcept DatasetError as error:"
+        " print(error)\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
     )
-    ended = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, env=commands.environment(), check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(path)],
+        capture_output=True,
+        text=True,
+        env=commands.environment(),
+        check=True,
+    )
     line, grown = ended.stdout.splitlines()
     assert line.startswith(str(path))
     assert int(grown) * (1 if sys.platform == "linux" else 1 / 1024) < 300_000  # kB
@@ -617,15 +942,26 @@ print(count, max(samples) - samples[0])
 def test_memory_follows_the_record_however_wide_it_is(tmp_path: Path, kind: str) -> None:
     """100 records of 4 MB; what is mapped from files apart."""
     wide = "x = 1\n" * 700_000
-    rows = pa.table({"code": [wide if "one value" in kind else f"{wide}{n}" for n in range(100)], "label": ["a", "b"] * 50})
+    rows = pa.table(
+        {"code": [wide if "one value" in kind else f"{wide}{n}" for n in range(100)], "label": ["a", "b"] * 50}
+    )
     path = tmp_path / ("saved" if kind == "save_to_disk" else "a.parquet")
     if kind == "save_to_disk":
         import datasets
 
         datasets.Dataset(rows).save_to_disk(str(path))
     else:  # a page a row, as other writers do; pyarrow's own pages are of a thousand rows, whatever they hold
-        pq.write_table(rows, path, compression="zstd", use_dictionary="one value" in kind, data_page_size=1 << 20, write_batch_size=1)
-    ended = subprocess.run([sys.executable, "-c", WIDE, str(path)], capture_output=True, text=True, env=commands.with_tests(), check=True)
+        pq.write_table(
+            rows,
+            path,
+            compression="zstd",
+            use_dictionary="one value" in kind,
+            data_page_size=1 << 20,
+            write_batch_size=1,
+        )
+    ended = subprocess.run(
+        [sys.executable, "-c", WIDE, str(path)], capture_output=True, text=True, env=commands.with_tests(), check=True
+    )
     count, grown = map(int, ended.stdout.split())
     assert count == 100
     assert grown < 150_000  # kB

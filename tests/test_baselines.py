@@ -49,7 +49,9 @@ def test_five_thousand_records_take_seconds():
     words = [f"name_{i}" for i in range(3000)]
 
     def record(i: int) -> Record:
-        text = "\n".join(f"    {draw.choice(words)} = {draw.choice(words)}({draw.choice(words)}, {i % 7})" for _ in range(20))
+        text = "\n".join(
+            f"    {draw.choice(words)} = {draw.choice(words)}({draw.choice(words)}, {i % 7})" for _ in range(20)
+        )
         return Record(text=text, label=str(i % 5), description=None, file="x", number=i + 1)
 
     records = [record(i) for i in range(5000)]
@@ -60,10 +62,15 @@ def test_five_thousand_records_take_seconds():
 
 @pytest.fixture(scope="module")
 def pairs() -> tuple[CodeDataset, CodeDataset, int]:
-    records = [Record(text=f"def f(x):\n    return x + {i}\n", label=None, description=f"Add {i}", file="x", number=i + 1) for i in range(40)]
+    records = [
+        Record(text=f"def f(x):\n    return x + {i}\n", label=None, description=f"Add {i}", file="x", number=i + 1)
+        for i in range(40)
+    ]
     source = resolve_model("scratch:tiny", "code_generation")
     tokenizer = source.train_tokenizer([record.text for record in records])
-    return *(CodeDataset(part, tokenizer, "code_generation", max_length=64) for part in (records[:30], records[30:])), len(tokenizer)
+    return *(
+        CodeDataset(part, tokenizer, "code_generation", max_length=64) for part in (records[:30], records[30:])
+    ), len(tokenizer)
 
 
 def test_unigram_loss_is_the_cross_entropy_of_the_smoothed_frequencies(pairs: tuple[CodeDataset, CodeDataset, int]):
@@ -75,7 +82,9 @@ def test_unigram_loss_is_the_cross_entropy_of_the_smoothed_frequencies(pairs: tu
                 if label != -100:
                     counts[label] += 1
     logits = (counts / counts.sum()).log()
-    targets = torch.tensor([int(label) for i in range(len(held_out)) for label in held_out[i]["labels"][1:] if label != -100])
+    targets = torch.tensor(
+        [int(label) for i in range(len(held_out)) for label in held_out[i]["labels"][1:] if label != -100]
+    )
     expected = -logits[targets].mean().item()
     assert math.isclose(unigram_loss(train, held_out, vocabulary)["unigram_loss"], expected, rel_tol=1e-9)
 
@@ -101,4 +110,6 @@ def test_unigram_loss_counts_the_targets_of_eval_loss(pairs: tuple[CodeDataset, 
 
     evaluator = task_for("code_generation").evaluator()
     evaluator.update(Frequencies(), held_out.collate([held_out[i] for i in range(len(held_out))]))
-    assert math.isclose(evaluator.compute()["loss"], unigram_loss(train, held_out, vocabulary)["unigram_loss"], rel_tol=1e-5)
+    assert math.isclose(
+        evaluator.compute()["loss"], unigram_loss(train, held_out, vocabulary)["unigram_loss"], rel_tol=1e-5
+    )

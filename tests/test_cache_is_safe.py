@@ -1,4 +1,6 @@
-"""Token ids from the cache are those that the tokenizer would make now: whoever builds at once, is killed, or damages a file."""
+"""Token ids from the cache are those that the tokenizer would make now: whoever builds at once, is killed, or damages a
+file.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def same(found: TokenRows, expected: TokenRows) -> bool:
-    return all(np.array_equal(getattr(found, name), getattr(expected, name)) for name in ("ids", "starts", "lengths", "num_prompt", "uncut"))
+    return all(
+        np.array_equal(getattr(found, name), getattr(expected, name))
+        for name in ("ids", "starts", "lengths", "num_prompt", "uncut")
+    )
 
 
 def files(cache: Path, pattern: str = "tokens-*.bin") -> list[Path]:
@@ -57,7 +62,9 @@ def built_by(make: Callable[[Built], TokenRows]) -> tuple[TokenRows, bool]:
 
 def start_builder(folder: Path, name: str) -> subprocess.Popen[str]:
     words = [sys.executable, cached_tokens.__file__, str(folder), name]
-    return subprocess.Popen(words, env=commands.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        words, env=commands.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def answer(builder: subprocess.Popen[str]) -> dict[str, object]:
@@ -74,7 +81,9 @@ def test_two_builders_at_once_make_it_once(cache: Path, tmp_path: Path) -> None:
     until((tmp_path / "second-begins").exists, "the second builder")
     (tmp_path / "go").touch()
     expected = token_rows(records(), encoder(), cache=False)
-    assert [answer(first), answer(second)] == [{"built": built, "sum": int(expected.ids.sum()), "mapped": True, "readers": []} for built in (True, False)]
+    assert [answer(first), answer(second)] == [
+        {"built": built, "sum": int(expected.ids.sum()), "mapped": True, "readers": []} for built in (True, False)
+    ]
     assert len(files(cache)) == 1
     assert files(cache, ".tokens-*") == []
     # "readers": a start, cached or not, imports neither datasets nor pyarrow nor pandas
@@ -111,7 +120,9 @@ def test_any_damage_is_seen_and_the_file_made_anew(cache: Path, monkeypatch: pyt
     token_rows(some, made_by)
     (path,) = files(cache)
     whole = path.read_bytes()
-    damages = [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), max(1, len(whole) // 150))]
+    damages = [
+        whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), max(1, len(whole) // 150))
+    ]
     damages += [whole[:at] + bytes([whole[at] ^ 128]) + whole[at + 1 :] for at in range(len(whole) - 20, len(whole))]
     damages += [b"", whole[:1], whole[: len(whole) // 2], whole[:-1], whole + b"\0", b"\0" * len(whole)]
     for damaged in damages:
@@ -135,7 +146,9 @@ def test_each_of_what_decides_the_ids_has_a_file_of_its_own(cache: Path, monkeyp
         "another description": ([*some[:-1], Record(some[-1].text, None, "Do nothing", "a.jsonl", 40)], encoder()),
     }
     for number, (name, (chosen, made_by)) in enumerate(ways.items(), start=1):
-        rows, built = built_by(lambda built, chosen=chosen, made_by=made_by: token_rows(chosen, made_by, progress=built))
+        rows, built = built_by(
+            lambda built, chosen=chosen, made_by=made_by: token_rows(chosen, made_by, progress=built)
+        )
         assert built, name
         assert same(rows, token_rows(chosen, made_by, cache=False)), name
         assert len(files(cache)) == number, name
@@ -144,11 +157,15 @@ def test_each_of_what_decides_the_ids_has_a_file_of_its_own(cache: Path, monkeyp
         assert same(token_rows(some, made_by), token_rows(some, made_by, cache=False))
     assert len(files(cache)) == len(ways) + 3
     for chosen, made_by in [*ways.values(), *((some, one) for one in classifies)]:
-        rows, built = built_by(lambda built, chosen=chosen, made_by=made_by: token_rows(chosen, made_by, progress=built))
+        rows, built = built_by(
+            lambda built, chosen=chosen, made_by=made_by: token_rows(chosen, made_by, progress=built)
+        )
         assert not built
         assert same(rows, token_rows(chosen, made_by, cache=False))
     moved = [Record(record.text, "a label", record.description, "elsewhere.csv", 99) for record in some]
-    assert not built_by(lambda built: token_rows(moved, encoder(), progress=built))[1], "where a record stands and its label decide no token"
+    assert not built_by(lambda built: token_rows(moved, encoder(), progress=built))[1], (
+        "where a record stands and its label decide no token"
+    )
 
 
 class InPython(PreTrainedTokenizer):
@@ -175,7 +192,9 @@ class InPython(PreTrainedTokenizer):
         return self._ids.get(token, 96)
 
 
-def test_a_setting_of_a_tokenizer_that_is_written_in_python_has_a_file_of_its_own(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_setting_of_a_tokenizer_that_is_written_in_python_has_a_file_of_its_own(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(token_cache, "FEWEST_RECORDS", 20)
     some = [Record(f"DEF F{n}", "a label", None, "a.jsonl", n) for n in range(1, 41)]
     for lower in (False, True):
@@ -184,10 +203,14 @@ def test_a_setting_of_a_tokenizer_that_is_written_in_python_has_a_file_of_its_ow
         assert built
         assert same(rows, token_rows(some, made_by, cache=False))
     elsewhere = InPython(True, name_or_path="elsewhere", model_max_length=9)
-    assert not built_by(lambda built: token_rows(some, Encoder(elsewhere, TaskType.TEXT_CLASSIFICATION, 32, "head"), progress=built))[1]
+    assert not built_by(
+        lambda built: token_rows(some, Encoder(elsewhere, TaskType.TEXT_CLASSIFICATION, 32, "head"), progress=built)
+    )[1]
 
 
-def test_a_call_of_the_tokenizer_that_cuts_and_pads_changes_no_key(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_of_the_tokenizer_that_cuts_and_pads_changes_no_key(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(token_cache, "FEWEST_RECORDS", 20)
     made_by = encoder()
     token_rows(records(20), made_by)
@@ -202,7 +225,9 @@ def test_the_folder_is_bounded_and_what_was_used_last_stays(cache: Path, monkeyp
     for age, rows in enumerate(held):
         assert rows.path is not None
         os.utime(rows.path, ns=(10**18 - age, 10**18 - age))  # the last one is the oldest
-    assert not built_by(lambda built: token_rows(some, encoder(max_length=24), progress=built))[1]  # and now it was used
+    assert not built_by(lambda built: token_rows(some, encoder(max_length=24), progress=built))[
+        1
+    ]  # and now it was used
     monkeypatch.setattr(token_cache, "MOST_BYTES", sum(path.stat().st_size for path in files(cache)))
     newest = token_rows(some, encoder(max_length=20, vocab_size=290))
     left = set(files(cache))
@@ -238,9 +263,18 @@ print(json.dumps({"sum": int(rows.ids.sum()), "path": rows.path, "told": [str(on
 
 
 def test_a_disk_without_room_costs_time_alone(cache: Path) -> None:
-    """The file may not grow beyond 20 kB: it is given up in the middle, nothing of it is left, and the ids are the same."""
+    """The file may not grow beyond 20 kB: it is given up in the middle, nothing of it is left, and the ids are the
+    same.
+    """
     words = [sys.executable, "-c", FULL, str(Path(cached_tokens.__file__).parent)]
-    ended = subprocess.run(words, env=commands.environment(MLTRACK_CACHE_DIR=str(cache)), capture_output=True, text=True, timeout=120, check=False)
+    ended = subprocess.run(
+        words,
+        env=commands.environment(MLTRACK_CACHE_DIR=str(cache)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout)
     assert found["sum"] == int(token_rows(records(), encoder(), cache=False).ids.sum())

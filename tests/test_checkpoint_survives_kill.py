@@ -14,8 +14,12 @@ MOTHER = Path(__file__).with_name("killed_savers.py")
 
 @pytest.mark.parametrize(("moments", "count"), [("events", 14), pytest.param("instants", 30, marks=pytest.mark.long)])
 def test_killed_at_any_moment_the_newest_complete_checkpoint_is_whole(tmp_path, moments, count):
-    """Real processes, forked after the imports, saving behind their training; `killed_savers.py` kills them and looks at what they left."""
-    ended = subprocess.run([sys.executable, str(MOTHER), str(tmp_path), moments], capture_output=True, text=True, check=False, timeout=200)
+    """Real processes, forked after the imports, saving behind their training; `killed_savers.py` kills them and looks
+    at what they left.
+    """
+    ended = subprocess.run(
+        [sys.executable, str(MOTHER), str(tmp_path), moments], capture_output=True, text=True, check=False, timeout=200
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     deaths = [json.loads(line) for line in ended.stdout.splitlines()]
     assert len(deaths) == count
@@ -30,4 +34,11 @@ def test_killed_at_any_moment_the_newest_complete_checkpoint_is_whole(tmp_path, 
     left_in_the_middle = [death["left"] for death in deaths if death["left"]]
     assert left_in_the_middle, "no process was killed amid its writing"
     if moments == "events":
-        assert {death["moment"] for death in deaths} >= {"model.safetensors", "optimizer.safetensors", "state.json", "metadata.json", "renamed", "deleting"}
+        assert {death["moment"] for death in deaths} >= {
+            "model.safetensors",
+            "optimizer.safetensors",
+            "state.json",
+            "metadata.json",
+            "renamed",
+            "deleting",
+        }

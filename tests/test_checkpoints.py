@@ -1,4 +1,6 @@
-"""Checkpoints: what is saved comes back equal, what stays is decided by recorded metrics, what is damaged is set aside."""
+"""Checkpoints: what is saved comes back equal, what stays is decided by recorded metrics, what is damaged is
+set aside.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,16 @@ def test_everything_comes_back_equal(tmp_path):
     scaler = torch.amp.GradScaler("cpu")
     manager = CheckpointManager(tmp_path)
     extra = {"note": "first", "nested": {"list": [1, 2.5, None, True]}, "tensor": torch.arange(3)}
-    manager.save_checkpoint(model=model, optimizer=optimizer, scheduler=scheduler, scaler=scaler, epoch=5, step=1000, metric_value=0.35, extra_state=extra)
+    manager.save_checkpoint(
+        model=model,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        scaler=scaler,
+        epoch=5,
+        step=1000,
+        metric_value=0.35,
+        extra_state=extra,
+    )
     held = manager.load_best_checkpoint()
     assert (held["epoch"], held["step"], held["metric_value"]) == (5, 1000, 0.35)
     assert _equal(held["extra_state"], extra)
@@ -98,23 +109,31 @@ def _model(kind: str) -> nn.Module:
     model[1].register_buffer("not_saved", torch.zeros(2), persistent=False)
     model[1].register_buffer("none", None)
     if kind == "a hook of a child":
-        model[1].register_state_dict_post_hook(lambda module, held, prefix, metadata: held.__delitem__(f"{prefix}running_var"))
+        model[1].register_state_dict_post_hook(
+            lambda module, held, prefix, metadata: held.__delitem__(f"{prefix}running_var")
+        )
     elif kind == "extra state":
         model.append(WithExtraState(4, 4))
     elif kind == "a state_dict of the instance's own":
         own = model.state_dict
-        model.state_dict = lambda **options: {name: tensor for name, tensor in own(**options).items() if "bias" not in name}  # as adapters do it
+        model.state_dict = lambda **options: {
+            name: tensor for name, tensor in own(**options).items() if "bias" not in name
+        }  # as adapters do it
     elif kind == "parametrized":
         torch.nn.utils.parametrizations.weight_norm(model[2])
     return model
 
 
-@pytest.mark.parametrize("kind", ["plain", "a hook of a child", "extra state", "a state_dict of the instance's own", "parametrized"])
+@pytest.mark.parametrize(
+    "kind", ["plain", "a hook of a child", "extra state", "a state_dict of the instance's own", "parametrized"]
+)
 def test_what_is_saved_of_a_model_is_its_state_dict(kind, tmp_path):
     model = _model(kind)
     wanted = model.state_dict()
     held = state.join_model(*state.split_model(model))
-    assert {name: tensor.data_ptr() for name, tensor in held.items()} == {name: tensor.data_ptr() for name, tensor in wanted.items()}
+    assert {name: tensor.data_ptr() for name, tensor in held.items()} == {
+        name: tensor.data_ptr() for name, tensor in wanted.items()
+    }
     manager = CheckpointManager(tmp_path)
     manager.save_checkpoint(model=model, epoch=0, step=1)
     assert _equal(dict(manager.load_latest_checkpoint()["model_state_dict"]), dict(wanted))
@@ -174,18 +193,27 @@ def test_large_weights_are_in_several_files_that_transformers_and_mlflow_read(tm
     config.tie_word_embeddings = tied
     model = LlamaForCausalLM(config)
     model.generation_config.max_new_tokens = 7
-    manager = CheckpointManager(tmp_path / "held", background=background, max_shard_bytes=40_000, tokenizer=AutoTokenizer.from_pretrained(folder))
+    manager = CheckpointManager(
+        tmp_path / "held",
+        background=background,
+        max_shard_bytes=40_000,
+        tokenizer=AutoTokenizer.from_pretrained(folder),
+    )
     manager.save_checkpoint(model=model, epoch=0, step=1, metric_value=1.0)
     info = manager.get_best_checkpoint_info()
     shards = sorted(info.path.glob("model-*.safetensors"))
     assert len(shards) >= 3
-    assert [path.name for path in shards] == [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    assert [path.name for path in shards] == [
+        f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)
+    ]
     assert all(path.stat().st_size < 42_000 for path in shards)
     index = json.loads((info.path / "model.safetensors.index.json").read_text())
     assert ("lm_head.weight" in index["weight_map"]) is not tied
     assert index["metadata"]["total_size"] == sum(parameter.nbytes for parameter in model.parameters())
     assert _equal(manager.load_best_checkpoint()["model_state_dict"], dict(model.state_dict()))
-    light_model.write_model_folder(info.path, tmp_path / "published", task="code_generation", hf_config={}, requirements=[])
+    light_model.write_model_folder(
+        info.path, tmp_path / "published", task="code_generation", hf_config={}, requirements=[]
+    )
     for place in (info.path, tmp_path / "published"):
         loaded = AutoModelForCausalLM.from_pretrained(place)
         assert _equal(dict(loaded.state_dict()), dict(model.state_dict()))
@@ -204,7 +232,17 @@ def test_the_unwrapped_model_is_saved(tmp_path, wrap):
 def test_the_best_the_latest_and_milestones_stay(tmp_path):
     manager = CheckpointManager(tmp_path, max_checkpoints=2, metric_name="eval_loss", keep_every=40)
     model, _, _ = _trained()
-    for step, value in ((10, 0.5), (20, 0.3), (30, 0.9), (40, 0.8), (50, 0.3), (60, math.nan), (70, None), (80, 0.7), (90, 0.6)):
+    for step, value in (
+        (10, 0.5),
+        (20, 0.3),
+        (30, 0.9),
+        (40, 0.8),
+        (50, 0.3),
+        (60, math.nan),
+        (70, None),
+        (80, 0.7),
+        (90, 0.6),
+    ):
         manager.save_checkpoint(model=model, epoch=0, step=step, metric_value=value)
     assert [one.step for one in manager.list_checkpoints()] == [20, 40, 50, 80, 90]
     assert manager.get_best_checkpoint_info().step == 20
@@ -233,7 +271,9 @@ def test_names_of_folders_decide_nothing(tmp_path):
 
 def test_only_this_runs_checkpoints_are_deleted(tmp_path):
     model, _, _ = _trained()
-    CheckpointManager(tmp_path, run_id="theirs", on_change=lambda *_: None).save_checkpoint(model=model, epoch=0, step=1, metric_value=9.0)
+    CheckpointManager(tmp_path, run_id="theirs", on_change=lambda *_: None).save_checkpoint(
+        model=model, epoch=0, step=1, metric_value=9.0
+    )
     mine = CheckpointManager(tmp_path, run_id="mine", max_checkpoints=1, on_change=lambda *_: None)
     for step in (2, 3, 4):
         mine.save_checkpoint(model=model, epoch=0, step=step, metric_value=1.0 / step)
@@ -259,7 +299,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_next_is_taken(tmp_path, damag
         file.write_bytes(bytes(content[:-1]))
     else:
         file.unlink()
-    with pytest.warns(UserWarning, match=r"step-00000002: damaged \(model.safetensors: .*set aside as damaged-step-00000002"):
+    with pytest.warns(
+        UserWarning, match=r"step-00000002: damaged \(model.safetensors: .*set aside as damaged-step-00000002"
+    ):
         assert manager.load_best_checkpoint()["step"] == 1
     assert (tmp_path / "damaged-step-00000002").is_dir()
     assert [one.step for one in manager.list_checkpoints()] == [1]
@@ -296,24 +338,46 @@ for limit in map(int, sys.argv[2:]):
 
 
 def test_a_disk_that_fills_up_at_any_write_leaves_what_was_complete(tmp_path):
-    """The file system refuses a file's byte number `limit`: in the first small file, at the weights' start, amid them, at their end."""
+    """The file system refuses a file's byte number `limit`: in the first small file, at the weights' start, amid them,
+    at their end.
+    """
     limits = ("1", "64", "100000", "361200")
-    ended = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path), *limits], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(tmp_path), *limits], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     said = ended.stdout.splitlines()
     assert len(said) == 2 * len(limits)
     for line in said:
-        assert re.search(r"step-00000002: not written: File too large; 36\d,\d{3} bytes are needed, [\d,]+ are free there; earlier .* intact$", line), line
+        assert re.search(
+            r"step-00000002: not written: File too large; 36\d,\d{3} bytes are needed, [\d,]+ are free there; earlier"
+            r" .* intact$",
+            line,
+        ), line
 
 
 def test_a_file_system_without_room_is_refused_before_the_first_byte(tmp_path):
     """A real file system of 300 kB, where an unprivileged mount namespace is to be had."""
-    mount = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", 'mount -t tmpfs -o size=300k none "$0" && exec "$@"', str(tmp_path)]
+    mount = [
+        "unshare",
+        "--user",
+        "--map-root-user",
+        "--mount",
+        "sh",
+        "-c",
+        'mount -t tmpfs -o size=300k none "$0" && exec "$@"',
+        str(tmp_path),
+    ]
     if shutil.which("unshare") is None or subprocess.run([*mount, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no mount namespace for this user")
-    ended = subprocess.run([*mount, sys.executable, "-c", FULL_DISK, str(tmp_path), "0"], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [*mount, sys.executable, "-c", FULL_DISK, str(tmp_path), "0"], capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
-    needed, free = (int(number.replace(",", "")) for number in re.search(r"not written: ([\d,]+) bytes are needed, ([\d,]+) are free", ended.stdout).groups())
+    needed, free = (
+        int(number.replace(",", ""))
+        for number in re.search(r"not written: ([\d,]+) bytes are needed, ([\d,]+) are free", ended.stdout).groups()
+    )
     assert free < 300 * 1024 < 360_000 < needed < 370_000
 
 
@@ -352,11 +416,18 @@ def test_the_configuration_and_the_tokenizer_are_those_of_the_save(tmp_path):
 def test_values_are_told_apart_whatever_their_keys(tmp_path):
     model, _, _ = _trained()
     manager = CheckpointManager(tmp_path)
-    extra = {"a.b": torch.tensor([1.0]), "a": {"b": torch.tensor([2.0])}, "one": (1, torch.tensor(3)), "empty": torch.zeros(0, 3)}
+    extra = {
+        "a.b": torch.tensor([1.0]),
+        "a": {"b": torch.tensor([2.0])},
+        "one": (1, torch.tensor(3)),
+        "empty": torch.zeros(0, 3),
+    }
     manager.save_checkpoint(model=model, epoch=0, step=1, extra_state=extra)
     assert _equal(manager.load_latest_checkpoint()["extra_state"], extra)
     for clash in ({1: "a", "1": "b"}, {"__tensor__": "a"}):
-        with pytest.raises(CheckpointError, match=r"extra_state\.clash: seen the keys .*; accepted: keys that differ as text"):
+        with pytest.raises(
+            CheckpointError, match=r"extra_state\.clash: seen the keys .*; accepted: keys that differ as text"
+        ):
             manager.save_checkpoint(model=model, epoch=0, step=2, extra_state={"clash": clash})
 
 
@@ -373,7 +444,9 @@ def test_each_type_of_tensor_and_views_come_back(tmp_path, background):
     held = manager.load_latest_checkpoint()["model_state_dict"]
     for name, tensor in model.state_dict().items():
         assert (held[name].dtype, held[name].shape) == (tensor.dtype, tensor.shape), name
-        assert torch.equal(held[name].contiguous().view(-1).view(torch.uint8), tensor.contiguous().view(-1).view(torch.uint8)), name
+        assert torch.equal(
+            held[name].contiguous().view(-1).view(torch.uint8), tensor.contiguous().view(-1).view(torch.uint8)
+        ), name
 
 
 def test_leftovers_of_a_killed_writer_are_gone_at_the_next_start(tmp_path):

@@ -1,4 +1,6 @@
-"""The command line: fast help, one line an error, exit codes, a live line on a terminal and none elsewhere, the README's table."""
+"""The command line: fast help, one line an error, exit codes, a live line on a terminal and none elsewhere, the
+README's table.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +18,9 @@ from mltrack.config import OPTIONS, TrainModelRequest
 
 def test_help_loads_nothing_heavy(tmp_path):
     script = (
-        "import sys\nfrom mltrack.cli import run\n"
-        "for words in (['--help'], ['train', '--help'], ['models', '--help'], ['sync', '--help']): assert run(words) == 0\n"
-        "heavy = {'torch', 'mlflow', 'transformers', 'sklearn', 'pandas', 'numpy'} & set(sys.modules)\nassert not heavy, heavy\n"
+        "import sys\nfrom mltrack.cli import run\nfor words in (['--help'], ['train', '--help'], ['models', '--help'],"
+        " ['sync', '--help']): assert run(words) == 0\nheavy = {'torch', 'mlflow', 'transformers', 'sklearn', 'pandas',"
+        " 'numpy'} & set(sys.modules)\nassert not heavy, heavy\n"
     )
     finished = commands.run(sys.executable, "-c", script, cwd=tmp_path, COLUMNS="200")
     assert finished.returncode == 0, finished.stderr
@@ -36,22 +38,52 @@ def test_both_spellings_of_every_option():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("train", "--task", "code_gen"), r"mltrack: task: seen 'code_gen'; accepted: .* \(did you mean 'code_generation'\?\)"),
+        (
+            ("train", "--task", "code_gen"),
+            r"mltrack: task: seen 'code_gen'; accepted: .* \(did you mean 'code_generation'\?\)",
+        ),
         (("train", "--epochs", "0"), r"mltrack: epochs: seen 0; accepted: a whole number >= 1"),
         (("train", "--learning-rate", "fast"), r"mltrack: learning_rate: seen 'fast'; accepted: a number > 0"),
         (("train", "--debug", "maybe"), r"mltrack: debug: seen 'maybe'; accepted: true or false"),
         (("train", "--learnin-rate", "1"), r"mltrack: No such option.*--learnin-rate.*See 'mltrack train --help'"),
         (("trian",), r"mltrack: No such command 'trian'\..*See 'mltrack --help'"),
-        (("train", "--dataset-path", "missing.jsonl"), r"mltrack: dataset_path: missing\.jsonl: no such file; accepted: a \.json, .* or stdlib"),
+        (
+            ("train", "--dataset-path", "missing.jsonl"),
+            r"mltrack: dataset_path: missing\.jsonl: no such file; accepted: a \.json, .* or stdlib",
+        ),
         (("train", "--model-name", "scratch:huge"), r"mltrack: model_name: .*scratch:huge.*scratch:tiny"),
         (("train", "--resume", "latest"), r"mltrack: resume: seen 'latest', but no run in .* has a checkpoint"),
-        (("predict", "--model-uri", "models:/x@y"), r"mltrack: predict: accepted: exactly one of --text and --input-path"),
-        (("train", "--registered-model-name", "a/b"), r"mltrack: registered_model_name: seen 'a/b'; accepted: a name without"),
-        (("train", "--upload", "none"), r"mltrack: upload=none leaves no model to register, but register is best; use --register never, or --upload model"),
-        (("train", "--max-length", "100000"), r"mltrack: max_length: seen 100000, but scratch:small takes at most \d+ tokens"),
-        (("train", "--parallel", "ddp"), r"mltrack: parallel: seen 'ddp', which this version does not run; accepted: auto, none, dp"),
-        (("train", "--output-dir", "/dev/null/x"), r"mltrack: output_dir: seen '/dev/null/x'; accepted: a folder that can be made and written"),
-        (("predict", "--model-uri", "nowhere", "--text", "x"), r"mltrack: model_uri: seen 'nowhere'; accepted: models:/name@alias"),
+        (
+            ("predict", "--model-uri", "models:/x@y"),
+            r"mltrack: predict: accepted: exactly one of --text and --input-path",
+        ),
+        (
+            ("train", "--registered-model-name", "a/b"),
+            r"mltrack: registered_model_name: seen 'a/b'; accepted: a name without",
+        ),
+        (
+            ("train", "--upload", "none"),
+            (
+                r"mltrack: upload=none leaves no model to register, but register is best; use --register never, or"
+                r" --upload model"
+            ),
+        ),
+        (
+            ("train", "--max-length", "100000"),
+            r"mltrack: max_length: seen 100000, but scratch:small takes at most \d+ tokens",
+        ),
+        (
+            ("train", "--parallel", "ddp"),
+            r"mltrack: parallel: seen 'ddp', which this version does not run; accepted: auto, none, dp",
+        ),
+        (
+            ("train", "--output-dir", "/dev/null/x"),
+            r"mltrack: output_dir: seen '/dev/null/x'; accepted: a folder that can be made and written",
+        ),
+        (
+            ("predict", "--model-uri", "nowhere", "--text", "x"),
+            r"mltrack: model_uri: seen 'nowhere'; accepted: models:/name@alias",
+        ),
         (("sync", "nowhere"), r"mltrack: sync: seen 'nowhere'; accepted: a run directory, or the id of a run in "),
     ],
 )
@@ -73,14 +105,31 @@ def test_a_bad_record_is_one_line_and_exit_code_2(tmp_path):
 
 
 def test_a_contradicting_num_labels_says_both_numbers(tmp_path, records_file):
-    words = ("train", "--task", "text_classification", "--dataset-path", records_file("text_classification"), "--num-labels", "3")
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records_file("text_classification"),
+        "--num-labels",
+        "3",
+    )
     finished = commands.mltrack(*words, cwd=tmp_path)
     assert finished.returncode == 2
     assert re.search(r"num_labels.*3.*2|2.*num_labels.*3", finished.stderr), finished.stderr
 
 
 def test_json_output_is_the_last_line_and_whole(tmp_path, records_file):
-    words = ("train", "--task", "text_classification", "--dataset-path", records_file("text_classification"), *commands.TINY, "--epochs", "1")
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records_file("text_classification"),
+        *commands.TINY,
+        "--epochs",
+        "1",
+    )
     finished = commands.mltrack(*words, "--output", "json", "--offline", "true", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     from dataclasses import fields
@@ -91,18 +140,44 @@ def test_json_output_is_the_last_line_and_whole(tmp_path, records_file):
 
 
 def test_no_control_characters_when_piped(tmp_path, records_file):
-    words = ("train", "--task", "text_classification", "--dataset-path", records_file("text_classification"), *commands.TINY, "--epochs", "1")
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records_file("text_classification"),
+        *commands.TINY,
+        "--epochs",
+        "1",
+    )
     finished = commands.mltrack(*words, "--offline", "true", cwd=tmp_path)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", finished.stdout + finished.stderr)
-    for part in ("best       eval_loss", "(baselines: majority 0.", "run        ", "delivery   pending: ", "model      "):
+    for part in (
+        "best       eval_loss",
+        "(baselines: majority 0.",
+        "run        ",
+        "delivery   pending: ",
+        "model      ",
+    ):
         assert part in finished.stdout
 
 
 def test_a_live_line_on_a_terminal(tmp_path, records_file):
-    words = ["train", "--task", "text_classification", "--dataset-path", str(records_file("text_classification")), *commands.TINY, "--epochs", "12"]
+    words = [
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        str(records_file("text_classification")),
+        *commands.TINY,
+        "--epochs",
+        "12",
+    ]
     code, text = commands.on_terminal(*words, "--offline", "true", cwd=tmp_path, TERM="xterm", COLUMNS="200")
     assert code == 0
-    assert re.search(r"epoch \d+  step \d+/60  loss \d\.\d{4}  lr \d\.\d\de-0\d  [\d,]+ tokens/s  ETA \d+:\d\d", text), text[-3000:]
+    assert re.search(
+        r"epoch \d+  step \d+/60  loss \d\.\d{4}  lr \d\.\d\de-0\d  [\d,]+ tokens/s  ETA \d+:\d\d", text
+    ), text[-3000:]
     assert "best " in text
     assert "\x1b[" in text, "a live line is redrawn in place"
 
@@ -111,7 +186,9 @@ def test_the_readme_has_the_table_of_options():
     readme = (commands.ROOT / "README.md").read_text(encoding="utf-8")
     shown = re.search(r"<!-- options -->\n(.*?)\n<!-- /options -->", readme, re.DOTALL)
     assert shown is not None
-    assert shown[1].strip() == markdown_table(), "regenerate: python -c 'from mltrack.cli.options import markdown_table; print(markdown_table())'"
+    assert shown[1].strip() == markdown_table(), (
+        "regenerate: python -c 'from mltrack.cli.options import markdown_table; print(markdown_table())'"
+    )
 
 
 def test_request_and_options_agree():
@@ -147,8 +224,19 @@ def test_doctor_says_one_line_each(tmp_path):
 
 
 def test_an_unreachable_server_costs_the_delivery_not_the_run(tmp_path, records_file):
-    words = ("train", "--task", "text_classification", "--dataset-path", records_file("text_classification"), *commands.TINY, "--epochs", "1")
-    finished = commands.mltrack(*words, "--tracking-uri", "http://127.0.0.1:9", "--exit-wait", "1", "--output", "json", cwd=tmp_path)
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records_file("text_classification"),
+        *commands.TINY,
+        "--epochs",
+        "1",
+    )
+    finished = commands.mltrack(
+        *words, "--tracking-uri", "http://127.0.0.1:9", "--exit-wait", "1", "--output", "json", cwd=tmp_path
+    )
     assert finished.returncode == 0, finished.stderr
     response = tiny.last_json_line(finished.stdout)
     assert (response["success"], response["delivery"]) == (True, "pending")

@@ -1,4 +1,6 @@
-"""A model folder or a checkpoint that was made to run code or to break its reader: refused in one line, and nothing has run."""
+"""A model folder or a checkpoint that was made to run code or to break its reader: refused in one line, and nothing has
+run.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,9 @@ def test_a_crafted_bin_beside_safetensors_is_not_even_opened(folder: Path, tmp_p
     assert not (tmp_path / "it-ran").exists()
 
 
-def test_a_bin_of_plain_tensors_is_read_with_a_warning_and_saved_as_safetensors(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+def test_a_bin_of_plain_tensors_is_read_with_a_warning_and_saved_as_safetensors(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
     from safetensors.torch import load_file
 
     weights = load_file(folder / "model.safetensors")
@@ -90,12 +94,16 @@ def test_a_bin_of_plain_tensors_is_read_with_a_warning_and_saved_as_safetensors(
 
 @pytest.mark.parametrize("model_type", ["own", "llama"])
 def test_python_code_beside_the_model_does_not_run(folder: Path, tmp_path: Path, model_type: str):
-    (folder / "own.py").write_text(f"import pathlib\npathlib.Path({str(tmp_path / 'it-ran')!r}).touch()\nclass Config: pass\nclass Model: pass\n")
+    (folder / "own.py").write_text(
+        f"import pathlib\npathlib.Path({str(tmp_path / 'it-ran')!r}).touch()\nclass Config: pass\nclass Model: pass\n"
+    )
     config = json.loads((folder / "config.json").read_text())
     config |= {"model_type": model_type, "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     if model_type == "own":
-        with pytest.raises(ConfigurationError, match=r"brings Python code of its own; accepted: .*--trust-remote-code true"):
+        with pytest.raises(
+            ConfigurationError, match=r"brings Python code of its own; accepted: .*--trust-remote-code true"
+        ):
             resolve_model(str(folder), "code_generation")
     else:  # transformers has its own code for a llama, and that is what runs
         resolve_model(str(folder), "code_generation").build(label_mapping=None, max_length=64, seed=1)
@@ -118,7 +126,14 @@ def _checkpoint(folder: Path) -> CheckpointManager:
     manager = CheckpointManager(folder)
     model, optimizer = _layer()
     for step in (1, 2):
-        manager.save_checkpoint(model=model, optimizer=optimizer, epoch=0, step=step, metric_value=1.0, extra_state={"numbers": torch.arange(3)})
+        manager.save_checkpoint(
+            model=model,
+            optimizer=optimizer,
+            epoch=0,
+            step=step,
+            metric_value=1.0,
+            extra_state={"numbers": torch.arange(3)},
+        )
     return manager
 
 
@@ -178,24 +193,51 @@ CRAFTED: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     "header of a gigabyte": (_weights(_raw(b"{}", length=1 << 30)), "no readable safetensors file"),
     "header that is no JSON": (_weights(_raw(b"pickle!!")), "no readable safetensors file"),
     "header that is nested deeply": (_weights(_raw(b'{"a":' * 50_000)), "no readable safetensors file"),
-    "shape beyond the data": (_weights(_raw((_TENSOR % ("F32", "[4000,3000]", 48)).encode(), b"\0" * 48)), "no readable safetensors file"),
-    "shape that overflows": (_weights(_raw((_TENSOR % ("F32", "[4294967296,4294967296]", 48)).encode(), b"\0" * 48)), "no readable safetensors file"),
-    "data beyond the file": (_weights(_raw((_TENSOR % ("F32", "[4,3]", 48)).encode(), b"\0" * 8)), "no readable safetensors file"),
-    "a type that is none": (_weights(_raw((_TENSOR % ("OBJECT", "[4,3]", 48)).encode(), b"\0" * 48)), "no readable safetensors file"),
+    "shape beyond the data": (
+        _weights(_raw((_TENSOR % ("F32", "[4000,3000]", 48)).encode(), b"\0" * 48)),
+        "no readable safetensors file",
+    ),
+    "shape that overflows": (
+        _weights(_raw((_TENSOR % ("F32", "[4294967296,4294967296]", 48)).encode(), b"\0" * 48)),
+        "no readable safetensors file",
+    ),
+    "data beyond the file": (
+        _weights(_raw((_TENSOR % ("F32", "[4,3]", 48)).encode(), b"\0" * 8)),
+        "no readable safetensors file",
+    ),
+    "a type that is none": (
+        _weights(_raw((_TENSOR % ("OBJECT", "[4,3]", 48)).encode(), b"\0" * 48)),
+        "no readable safetensors file",
+    ),
     "an empty file": (_weights(b""), "no readable safetensors file"),
     "state that is a list": (_json("state.json", "[]"), "state.json: seen a JSON list; accepted: an object"),
     "state that is nested deeply": (_json("state.json", "[" * 100_000), "state.json: seen no readable JSON"),
-    "state of a tensor elsewhere": (_json("state.json", '{"extra_state": {"a": {"__tensor__": "../x"}}}'), "a tensor that is not there"),
-    "state of a tensor by a list": (_json("state.json", '{"extra_state": {"a": {"__tensor__": ["x"]}}}'), "a tensor that is not there"),
+    "state of a tensor elsewhere": (
+        _json("state.json", '{"extra_state": {"a": {"__tensor__": "../x"}}}'),
+        "a tensor that is not there",
+    ),
+    "state of a tensor by a list": (
+        _json("state.json", '{"extra_state": {"a": {"__tensor__": ["x"]}}}'),
+        "a tensor that is not there",
+    ),
     "optimizer without state": (_json("optimizer.json", '{"param_groups": []}'), "no state by parameter number"),
-    "optimizer with a named state": (_json("optimizer.json", '{"state": {"__class__": {}}, "param_groups": []}'), "no state by parameter number"),
+    "optimizer with a named state": (
+        _json("optimizer.json", '{"state": {"__class__": {}}, "param_groups": []}'),
+        "no state by parameter number",
+    ),
     "tied to nothing": (_recorded(aliases={"weight": "elsewhere"}), "tied to elsewhere, which is not there"),
     "tied to a list": (_recorded(aliases={"weight": ["a"]}), "aliases: seen a value that is no name"),
     "files that are a list": (_recorded(files=["model.safetensors"]), "files: seen"),
-    "sizes that are words": (_recorded(files={"elsewhere": {"bytes": "many", "sha256": "x"}}), "accepted: bytes and sha256"),
+    "sizes that are words": (
+        _recorded(files={"elsewhere": {"bytes": "many", "sha256": "x"}}),
+        "accepted: bytes and sha256",
+    ),
     "a step that is a word": (_recorded(step="../../2"), "step: seen '../../2'; accepted: int"),
     "metrics that are words": (_recorded(metrics={"eval_loss": "low"}), "metrics: seen a value that is no number"),
-    "metadata that is a list": (lambda path, content: content.clear(), "metadata.json: epoch: seen 'None'; accepted: int"),
+    "metadata that is a list": (
+        lambda path, content: content.clear(),
+        "metadata.json: epoch: seen 'None'; accepted: int",
+    ),
 }
 
 
@@ -205,16 +247,31 @@ def test_a_crafted_checkpoint_is_set_aside_in_one_line(tmp_path: Path, crafted: 
     (tmp_path / "secret").write_text("secret")
     manager = _checkpoint(tmp_path / "checkpoints")
     _sealed(tmp_path / "checkpoints" / "step-00000002", change)
-    with pytest.warns(UserWarning, match="step-00000002: damaged .* set aside as damaged-step-00000002, the next one is taken") as caught:
+    with pytest.warns(
+        UserWarning, match="step-00000002: damaged .* set aside as damaged-step-00000002, the next one is taken"
+    ) as caught:
         assert manager.load_latest_checkpoint()["step"] == 1
     (message,) = [str(one.message) for one in caught]
     assert problem in message
     assert "\n" not in message
     assert len(message) < 600
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["damaged-step-00000002", "step-00000001"]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "damaged-step-00000002",
+        "step-00000001",
+    ]
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.safetensors", "state.json", "optimizer.json", "metadata.json"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.safetensors",
+        "optimizer.safetensors",
+        "state.safetensors",
+        "state.json",
+        "optimizer.json",
+        "metadata.json",
+    ],
+)
 @pytest.mark.parametrize("writer", ["torch", "pickle"])
 def test_a_pickle_under_a_safe_name_does_not_run(tmp_path: Path, name: str, writer: str):
     trap = _Trap(tmp_path / "it-ran")
@@ -248,10 +305,19 @@ def test_one_checkpoint_asked_for_by_name_is_an_error_in_one_line(tmp_path: Path
 @pytest.mark.parametrize(
     ("weights", "problem"),
     [
-        ({"weight": torch.zeros(3, 5), "bias": torch.zeros(3)}, r"weights: weight: seen \[3, 5\] of torch.float32; accepted: \[3, 4\] of torch.float32"),
-        ({"weight": torch.zeros(3, 4).double(), "bias": torch.zeros(3)}, r"weights: weight: seen \[3, 4\] of torch.float64; accepted: .* of torch.float32"),
+        (
+            {"weight": torch.zeros(3, 5), "bias": torch.zeros(3)},
+            r"weights: weight: seen \[3, 5\] of torch.float32; accepted: \[3, 4\] of torch.float32",
+        ),
+        (
+            {"weight": torch.zeros(3, 4).double(), "bias": torch.zeros(3)},
+            r"weights: weight: seen \[3, 4\] of torch.float64; accepted: .* of torch.float32",
+        ),
         ({"weight": torch.zeros(3, 4)}, "weights: bias is missing"),
-        ({"weight": torch.zeros(3, 4), "bias": torch.zeros(3), "more": torch.zeros(1)}, "weights: more is not in this model"),
+        (
+            {"weight": torch.zeros(3, 4), "bias": torch.zeros(3), "more": torch.zeros(1)},
+            "weights: more is not in this model",
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_and_the_model_stays(weights: dict[str, torch.Tensor], problem: str):
@@ -271,6 +337,8 @@ def test_an_optimizer_that_does_not_fit_is_refused(tmp_path: Path):
         load_optimizer(optimizer, wrong_shape)
     with pytest.raises(CheckpointError, match="optimizer: seen state of parameter 7; accepted: 0 to 1"):
         load_optimizer(optimizer, {**held, "state": {7: {}}})
-    with pytest.raises(CheckpointError, match=r"optimizer: loaded state dict .*; accepted: the state of the same AdamW"):
+    with pytest.raises(
+        CheckpointError, match=r"optimizer: loaded state dict .*; accepted: the state of the same AdamW"
+    ):
         load_optimizer(optimizer, {**held, "param_groups": []})
     load_optimizer(optimizer, held)

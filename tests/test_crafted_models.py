@@ -1,4 +1,6 @@
-"""A model folder that was damaged or made to do harm, wherever it is loaded from: one line, and nothing has run; names that make no legal address."""
+"""A model folder that was damaged or made to do harm, wherever it is loaded from: one line, and nothing has run; names
+that make no legal address.
+"""
 
 from __future__ import annotations
 
@@ -54,13 +56,19 @@ def config(folder: Path, **values: object) -> None:
 
 def program(folder: Path, name: str, trap: Path) -> None:
     (folder / name).parent.mkdir(exist_ok=True)
-    (folder / name).write_text(f"import pathlib\npathlib.Path({str(trap)!r}).touch()\nclass Own: pass\ndef generate(*a, **k): pass\n")
+    (folder / name).write_text(
+        f"import pathlib\npathlib.Path({str(trap)!r}).touch()\nclass Own: pass\ndef generate(*a, **k): pass\n"
+    )
 
 
 def weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
     held = load_file(folder / "model.safetensors")
     change(held)
-    save_file({name: tensor.contiguous() for name, tensor in held.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous() for name, tensor in held.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def index_names(file: str) -> Craft:
@@ -71,7 +79,9 @@ def index_names(file: str) -> Craft:
         outside = trap.parent / "outside.safetensors"
         shutil.move(folder / "model.safetensors", outside)
         named = file.format(outside=outside, relative=os.path.relpath(outside, folder))
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, named)}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, named)})
+        )
 
     return craft
 
@@ -122,41 +132,92 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
     "an index with backslashes": (index_names("..\\outside.safetensors"), "accepted: names of files beside it"),
     "an index that names a folder": (index_names(".."), "accepted: names of files beside it"),
     "an index that names nothing": (index_names("model-1.safetensors"), "which is not there"),
-    "an index that is a list": (lambda folder, trap: (folder / "model.safetensors.index.json").write_text("[]") and None, "has no weight_map"),
-    "a pickle under a safe name": (replaced("model.safetensors", lambda trap: pickle.dumps(_Trap(trap))), "its weights are damaged"),
+    "an index that is a list": (
+        lambda folder, trap: (folder / "model.safetensors.index.json").write_text("[]") and None,
+        "has no weight_map",
+    ),
+    "a pickle under a safe name": (
+        replaced("model.safetensors", lambda trap: pickle.dumps(_Trap(trap))),
+        "its weights are damaged",
+    ),
     "a header larger than the file": (replaced("model.safetensors", header(1 << 62)), "its weights are damaged"),
     "a header of four gigabytes": (replaced("model.safetensors", header(1 << 32)), "its weights are damaged"),
     "tensors beyond the end of the file": (replaced("model.safetensors", overlapping), "its weights are damaged"),
-    "whole numbers as weights": (taken(NORM, lambda tensor: tensor.to(torch.int64)), "is of type I64; accepted: F16, BF16, F32, F64"),
-    "a weight of another shape": (taken(NORM, lambda tensor: torch.ones(7)), f"{NORM} has another shape than its config.json says: seen [7]; accepted: [32]"),
+    "whole numbers as weights": (
+        taken(NORM, lambda tensor: tensor.to(torch.int64)),
+        "is of type I64; accepted: F16, BF16, F32, F64",
+    ),
+    "a weight of another shape": (
+        taken(NORM, lambda tensor: torch.ones(7)),
+        f"{NORM} has another shape than its config.json says: seen [7]; accepted: [32]",
+    ),
     "a weight that is missing": (taken(NORM, lambda tensor: None), f"1 weights are missing, such as {NORM}"),
-    "a configuration that is a pickle": (replaced("config.json", lambda trap: pickle.dumps(_Trap(trap))), "config.json is not a valid JSON file"),
-    "a configuration without end": (replaced("config.json", lambda trap: b"[" * 200_000), "config.json is not a valid JSON file"),
+    "a configuration that is a pickle": (
+        replaced("config.json", lambda trap: pickle.dumps(_Trap(trap))),
+        "config.json is not a valid JSON file",
+    ),
+    "a configuration without end": (
+        replaced("config.json", lambda trap: b"[" * 200_000),
+        "config.json is not a valid JSON file",
+    ),
     "a configuration of another size": (lambda folder, trap: config(folder, hidden_size=64, head_dim=32), "accepted: "),
     "a tokenizer that is a pickle": (replaced("tokenizer.json", lambda trap: pickle.dumps(_Trap(trap))), "accepted: "),
     "a class of its own": (auto_map, "accepted: a model "),
-    "a kernel from elsewhere": (lambda folder, trap: config(folder, _attn_implementation="somebody/kernel"), "code from elsewhere"),
-    "a kernel from elsewhere, further in": (lambda folder, trap: config(folder, text_config={"attn_implementation": "a/b"}), "code from elsewhere"),
-    "a kernel from elsewhere, for a part": (lambda folder, trap: config(folder, attn_implementation={"": "evil/kernel"}), "code from elsewhere"),
+    "a kernel from elsewhere": (
+        lambda folder, trap: config(folder, _attn_implementation="somebody/kernel"),
+        "code from elsewhere",
+    ),
+    "a kernel from elsewhere, further in": (
+        lambda folder, trap: config(folder, text_config={"attn_implementation": "a/b"}),
+        "code from elsewhere",
+    ),
+    "a kernel from elsewhere, for a part": (
+        lambda folder, trap: config(folder, attn_implementation={"": "evil/kernel"}),
+        "code from elsewhere",
+    ),
     "a kernel from elsewhere, for a part of a part": (
         lambda folder, trap: config(folder, text_config={"_experts_implementation": {"": None, "x": [{"y": "a/b"}]}}),
         "code from elsewhere",
     ),
     "a generation of its own": (custom_generate, "brings Python code of its own"),
     "an absurd width": (lambda folder, trap: config(folder, hidden_size=10**9), "its weights hold 39,840"),
-    "a width beyond any number": (lambda folder, trap: config(folder, hidden_size=10**30), "accepted: a model that transformers can load"),
+    "a width beyond any number": (
+        lambda folder, trap: config(folder, hidden_size=10**30),
+        "accepted: a model that transformers can load",
+    ),
     "absurdly many layers": (
         lambda folder, trap: config(folder, num_hidden_layers=10**8),
         "num_hidden_layers=100000000; accepted: a whole number from 0 to 1,024",
     ),
-    "fewer layers than none": (lambda folder, trap: config(folder, num_hidden_layers=-1), "num_hidden_layers=-1; accepted: a whole number"),
-    "half a layer": (lambda folder, trap: config(folder, num_hidden_layers=1.5), "num_hidden_layers=1.5; accepted: a whole number"),
+    "fewer layers than none": (
+        lambda folder, trap: config(folder, num_hidden_layers=-1),
+        "num_hidden_layers=-1; accepted: a whole number",
+    ),
+    "half a layer": (
+        lambda folder, trap: config(folder, num_hidden_layers=1.5),
+        "num_hidden_layers=1.5; accepted: a whole number",
+    ),
     "an absurd vocabulary": (lambda folder, trap: config(folder, vocab_size=10**12), "its weights hold 39,840"),
-    "absurdly many classes": (lambda folder, trap: config(folder, num_labels=10**12), "num_labels=1000000000000; accepted: a whole number from 0 to 1,000,000"),
-    "an absurd width of quantized weights": (lambda folder, trap: config(folder, hidden_size=10**9, quantization_config={}), "accepted: "),
-    "a width below nothing": (lambda folder, trap: config(folder, hidden_size=-8), "accepted: a model that transformers can load"),
-    "no heads": (lambda folder, trap: config(folder, num_attention_heads=0), "accepted: a model that transformers can load"),
-    "a task that there is not": (lambda folder, trap: config(folder, mltrack={"task": ["x"]}), "accepted: a model that mltrack trained"),
+    "absurdly many classes": (
+        lambda folder, trap: config(folder, num_labels=10**12),
+        "num_labels=1000000000000; accepted: a whole number from 0 to 1,000,000",
+    ),
+    "an absurd width of quantized weights": (
+        lambda folder, trap: config(folder, hidden_size=10**9, quantization_config={}),
+        "accepted: ",
+    ),
+    "a width below nothing": (
+        lambda folder, trap: config(folder, hidden_size=-8),
+        "accepted: a model that transformers can load",
+    ),
+    "no heads": (
+        lambda folder, trap: config(folder, num_attention_heads=0),
+        "accepted: a model that transformers can load",
+    ),
+    "a task that there is not": (
+        lambda folder, trap: config(folder, mltrack={"task": ["x"]}),
+        "accepted: a model that mltrack trained",
+    ),
 }
 
 
@@ -193,11 +254,17 @@ def test_it_is_one_line_and_nothing_runs(decoder: Path, tmp_path: Path, what: st
     ],
     ids=str,
 )
-def test_a_size_that_the_weights_do_not_bear_out_takes_no_memory(encoder: Path, tmp_path: Path, absurd: dict[str, object]) -> None:
-    """Each would take more than a gigabyte: a head for other classes is made anew, and what has another shape would be with it."""
+def test_a_size_that_the_weights_do_not_bear_out_takes_no_memory(
+    encoder: Path, tmp_path: Path, absurd: dict[str, object]
+) -> None:
+    """Each would take more than a gigabyte: a head for other classes is made anew, and what has another shape would be
+    with it.
+    """
     folder = shutil.copytree(encoder, tmp_path / "model")
     config(folder, **absurd)
-    resolve_model(str(encoder), "text_classification").build(label_mapping={"a": 0, "b": 1}, max_length=64, seed=1)  # loads the code that this takes
+    resolve_model(str(encoder), "text_classification").build(
+        label_mapping={"a": 0, "b": 1}, max_length=64, seed=1
+    )  # loads the code that this takes
     before, random_state = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, torch.get_rng_state()
     for load in (lambda: registry.load(str(folder)), lambda: resolve_model(str(folder), "text_classification")):
         with pytest.raises(ConfigurationError) as caught:
@@ -212,7 +279,9 @@ def test_a_size_that_the_weights_do_not_bear_out_takes_no_memory(encoder: Path, 
 def test_a_length_that_is_none_is_refused(decoder: Path, tmp_path: Path, length: object) -> None:
     folder = shutil.copytree(decoder, tmp_path / "model")
     config(folder, mltrack={"task": "code_generation", "max_length": length})
-    with pytest.raises(ConfigurationError, match=r"as mltrack in its config\.json; accepted: a model that mltrack trained"):
+    with pytest.raises(
+        ConfigurationError, match=r"as mltrack in its config\.json; accepted: a model that mltrack trained"
+    ):
         registry.load(str(folder))
 
 
@@ -239,15 +308,23 @@ def test_a_tokenizers_own_code_does_not_run(decoder: Path, tmp_path: Path) -> No
         ("id2label", ["safe", "unsafe"]),
     ],
 )
-def test_classes_without_numbers_of_their_own_are_refused(encoder: Path, tmp_path: Path, key: str, mapping: object) -> None:
+def test_classes_without_numbers_of_their_own_are_refused(
+    encoder: Path, tmp_path: Path, key: str, mapping: object
+) -> None:
     folder = shutil.copytree(encoder, tmp_path / "model")
     config(folder, **{key: mapping})
-    with pytest.raises(ConfigurationError, match=f"seen {key}=.* accepted: each class with a number of its own, from 0"):
+    with pytest.raises(
+        ConfigurationError, match=f"seen {key}=.* accepted: each class with a number of its own, from 0"
+    ):
         registry.load(str(folder))
 
 
-@pytest.mark.parametrize("maps", [{"label2id": ["safe"]}, {"id2label": ["safe", "unsafe"]}, {"id2label": {"first": "safe"}}], ids=str)
-def test_class_maps_that_transformers_cannot_read_are_refused_of_a_base_model_too(encoder: Path, tmp_path: Path, maps: dict[str, object]) -> None:
+@pytest.mark.parametrize(
+    "maps", [{"label2id": ["safe"]}, {"id2label": ["safe", "unsafe"]}, {"id2label": {"first": "safe"}}], ids=str
+)
+def test_class_maps_that_transformers_cannot_read_are_refused_of_a_base_model_too(
+    encoder: Path, tmp_path: Path, maps: dict[str, object]
+) -> None:
     folder = shutil.copytree(encoder, tmp_path / "model")
     config(folder, **maps)
     with pytest.raises(ConfigurationError, match=f"seen {next(iter(maps))}="):
@@ -270,7 +347,9 @@ def test_class_maps_that_transformers_cannot_read_are_refused_of_a_base_model_to
     ],
     ids=str,
 )
-def test_the_class_maps_of_a_base_model_are_replaced_whatever_they_say(encoder: Path, tmp_path: Path, maps: dict[str, object]) -> None:
+def test_the_class_maps_of_a_base_model_are_replaced_whatever_they_say(
+    encoder: Path, tmp_path: Path, maps: dict[str, object]
+) -> None:
     folder = shutil.copytree(encoder, tmp_path / "model")
     config(folder, **maps)
     for labels in ({"x": 0, "y": 1}, {"x": 0, "y": 1, "z": 2}):
@@ -280,7 +359,9 @@ def test_the_class_maps_of_a_base_model_are_replaced_whatever_they_say(encoder: 
 
 
 @pytest.mark.parametrize("classes", [{"0": "safe", "1": "safe"}, {"0": "safe", "1": ["unsafe"]}, {"0": 0, "1": 1}])
-def test_classes_that_an_answer_could_not_tell_apart_are_refused(encoder: Path, tmp_path: Path, classes: object) -> None:
+def test_classes_that_an_answer_could_not_tell_apart_are_refused(
+    encoder: Path, tmp_path: Path, classes: object
+) -> None:
     folder = shutil.copytree(encoder, tmp_path / "model")
     config(folder, id2label=classes)
     with pytest.raises(ConfigurationError, match=r"seen id2label=.*; accepted: a name for each class, each name once"):
@@ -293,7 +374,9 @@ def test_weights_that_are_no_numbers_give_no_answer(decoder: Path, encoder: Path
     folder = shutil.copytree(decoder if task == "code_generation" else encoder, tmp_path / "model")
     weights(folder, lambda held: held.update({name: tensor * math.nan for name, tensor in held.items()}))
     for params in (None, {"temperature": 2.0} if task == "code_generation" else None):
-        with pytest.raises(ConfigurationError, match=r"the model computes what is no number \(NaN\), .*; accepted: ") as caught:
+        with pytest.raises(
+            ConfigurationError, match=r"the model computes what is no number \(NaN\), .*; accepted: "
+        ) as caught:
             registry.predict(str(folder), ["x"], params=params)
         assert "\n" not in str(caught.value)
 
@@ -305,14 +388,22 @@ def test_a_body_of_another_shape_is_refused_and_a_head_of_other_classes_is_new(
     model = resolve_model(str(encoder), "text_classification").build(label_mapping=three, max_length=64, seed=1)
     assert model.config.num_labels == 3
     assert "classifier.out_proj.weight is for other classes: seen [2, 32], new and seeded as [3, 32]" in caplog.text
-    for name in ("roberta.encoder.layer.0.output.dense.bias", "classifier.dense.bias"):  # the second is of the head, but no matter of classes
+    for name in (
+        "roberta.encoder.layer.0.output.dense.bias",
+        "classifier.dense.bias",
+    ):  # the second is of the head, but no matter of classes
         folder = shutil.copytree(encoder, tmp_path / name)
         taken(name, lambda tensor: torch.ones(7))(folder, tmp_path)
         for load in (
-            lambda folder=folder: resolve_model(str(folder), "text_classification").build(label_mapping=three, max_length=64, seed=1),
+            lambda folder=folder: resolve_model(str(folder), "text_classification").build(
+                label_mapping=three, max_length=64, seed=1
+            ),
             lambda folder=folder: registry.predict(str(folder), ["x"]),
         ):
-            with pytest.raises(MltrackError, match=rf"{name} has another shape than its config\.json says: seen \[7\]; accepted: \[32\]$"):
+            with pytest.raises(
+                MltrackError,
+                match=rf"{name} has another shape than its config\.json says: seen \[7\]; accepted: \[32\]$",
+            ):
                 load()
     headless = shutil.copytree(encoder, tmp_path / "headless")
     taken("classifier.out_proj.weight", lambda tensor: None)(headless, tmp_path)
@@ -324,7 +415,9 @@ def test_a_registered_models_own_loader_does_not_run(encoder: Path, here: Path) 
     """What travels with a model is for MLflow's loader; mltrack's own commands read its files."""
     store = connect("sqlite:///mlflow.db")
     settings = {"mltrack": json.loads((encoder / "config.json").read_text())["mltrack"]}
-    written = write_model_folder(encoder, here / "written", task="text_classification", hf_config=settings, requirements=["mlflow"])
+    written = write_model_folder(
+        encoder, here / "written", task="text_classification", hf_config=settings, requirements=["mlflow"]
+    )
     program(written, "code/mltrack_pyfunc.py", here / "it-ran")
     registry.register(store, "crafted", logged_model(store, written), {}, "")
     assert registry.predict("models:/crafted/1", ["x"])[0]["label"] in ("safe", "unsafe")
@@ -334,7 +427,20 @@ def test_a_registered_models_own_loader_does_not_run(encoder: Path, here: Path) 
     assert (here / "it-ran").exists(), "the trap does work"
 
 
-LEGAL = ["a b", "it's", 'say "x"', "\u65e5\u672c\u8a9e", "\xfcn\xef", "a+b&c=d;e", "m-1", "(x)[y]{z}", "~$^!*", "v2", "x" * 200, "-rf"]
+LEGAL = [
+    "a b",
+    "it's",
+    'say "x"',
+    "\u65e5\u672c\u8a9e",
+    "\xfcn\xef",
+    "a+b&c=d;e",
+    "m-1",
+    "(x)[y]{z}",
+    "~$^!*",
+    "v2",
+    "x" * 200,
+    "-rf",
+]
 
 
 @pytest.fixture(scope="module")
@@ -355,8 +461,13 @@ def test_a_name_that_is_accepted_registers_and_loads(encoder: Path, tmp_path: Pa
     registry.check_name(name)
     store = database
     settings = {"mltrack": json.loads((encoder / "config.json").read_text())["mltrack"]}
-    written = write_model_folder(encoder, tmp_path / "written", task="text_classification", hf_config=settings, requirements=["mlflow"])
-    assert registry.register(store, name, logged_model(store, written), {"mltrack.promote": "always"}, "").aliases == ["challenger", "champion"]
+    written = write_model_folder(
+        encoder, tmp_path / "written", task="text_classification", hf_config=settings, requirements=["mlflow"]
+    )
+    assert registry.register(store, name, logged_model(store, written), {"mltrack.promote": "always"}, "").aliases == [
+        "challenger",
+        "champion",
+    ]
     set_alias(store, name, "mine", 1)
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store.tracking_uri)
@@ -370,7 +481,26 @@ def test_a_name_that_is_accepted_registers_and_loads(encoder: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["", " ", "a/b", "a:b", "a\\b", "a@b", "a?b", "a%2Fb", "a#b", "..", ".", "a\nb", "a\0b", " a", "x" * 201, 'it\'s "x"', "a\u202eb"]
+    "name",
+    [
+        "",
+        " ",
+        "a/b",
+        "a:b",
+        "a\\b",
+        "a@b",
+        "a?b",
+        "a%2Fb",
+        "a#b",
+        "..",
+        ".",
+        "a\nb",
+        "a\0b",
+        " a",
+        "x" * 201,
+        'it\'s "x"',
+        "a\u202eb",
+    ],
 )
 def test_a_name_that_could_not_be_loaded_by_is_refused_first(name: str) -> None:
     with pytest.raises(ConfigurationError, match="registered_model_name: seen ") as caught:
@@ -378,12 +508,27 @@ def test_a_name_that_could_not_be_loaded_by_is_refused_first(name: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["a/b:c", "..", "../../up", 'it\'s "x"', "a?b#c%2Fd@e", "\u65e5\u672c\u8a9e", "x" * 300])
-def test_any_name_of_a_run_and_of_an_experiment_keeps_its_files_in_their_place(database: Store, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    "name", ["a/b:c", "..", "../../up", 'it\'s "x"', "a?b#c%2Fd@e", "\u65e5\u672c\u8a9e", "x" * 300]
+)
+def test_any_name_of_a_run_and_of_an_experiment_keeps_its_files_in_their_place(
+    database: Store, tmp_path: Path, name: str
+) -> None:
     from mltrack.store import artifacts, create_run
 
-    run = create_run(database, experiment_name=name, run_name=name, tags={}, idempotency_key=tmp_path.name, start_time_ms=1)
+    run = create_run(
+        database, experiment_name=name, run_name=name, tags={}, idempotency_key=tmp_path.name, start_time_ms=1
+    )
     artifacts.put_text(database, run.run_id, "held", "checkpoints/index.json")
     root = Path(run.artifact_uri.removeprefix("file://"))
-    assert root == Path(database.tracking_uri.removeprefix("sqlite:///")).parent / "mlruns" / run.experiment_id / run.run_id / "artifacts"
-    assert artifacts.download(database, run.run_id, "checkpoints/index.json", tmp_path / "fetched").read_text() == "held"
+    assert (
+        root
+        == Path(database.tracking_uri.removeprefix("sqlite:///")).parent
+        / "mlruns"
+        / run.experiment_id
+        / run.run_id
+        / "artifacts"
+    )
+    assert (
+        artifacts.download(database, run.run_id, "checkpoints/index.json", tmp_path / "fetched").read_text() == "held"
+    )

@@ -1,4 +1,6 @@
-"""A run whose newest checkpoint was damaged on the disk goes on from the one before; the damaged one is said, set aside as it is, and never kept as the best."""
+"""A run whose newest checkpoint was damaged on the disk goes on from the one before; the damaged one is said, set aside
+as it is, and never kept as the best.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +18,24 @@ EVERY_TWO = ("--eval-every", "2", "--save-every", "2")
 
 def trained(folder: Path, records: Path, *words: object) -> tuple[dict[str, Any], str]:
     """(response, what stderr says of damage)"""
-    given = ("train", *words, "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--offline", "true", "--output", "json")
+    given = (
+        "train",
+        *words,
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records,
+        *commands.TINY,
+        "--offline",
+        "true",
+        "--output",
+        "json",
+    )
     ended = commands.mltrack(*given, cwd=folder)
     assert ended.returncode == 0, ended.stderr
-    return tiny.last_json_line(ended.stdout), "".join(line + "\n" for line in ended.stderr.splitlines() if ": damaged (" in line or "load_latest" in line)
+    return tiny.last_json_line(ended.stdout), "".join(
+        line + "\n" for line in ended.stderr.splitlines() if ": damaged (" in line or "load_latest" in line
+    )
 
 
 @pytest.mark.parametrize("damaged", ["optimizer.safetensors", pytest.param("metadata.json", marks=pytest.mark.long)])
@@ -33,7 +49,9 @@ def test_resumed_over_a_damaged_checkpoint(tmp_path: Path, records_file: Any, da
     content[len(content) // 2] ^= 0xFF
     (newest / damaged).write_bytes(content)
 
-    response, said = trained(tmp_path, records, "--resume", run.name, "--max-steps", STEPS - 1, "--eval-every", "2", "--save-every", "100")
+    response, said = trained(
+        tmp_path, records, "--resume", run.name, "--max-steps", STEPS - 1, "--eval-every", "2", "--save-every", "100"
+    )
     assert said.startswith(f"mltrack: {newest}: damaged ({damaged if damaged != 'metadata.json' else ''}")
     assert said.endswith("; the next one is taken\n")
     assert said.count("\n") == 1

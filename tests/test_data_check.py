@@ -19,11 +19,16 @@ from mltrack.journal import read_journal
 
 def records(texts: list[str], labels: str, file: str = "train.jsonl", **extra: list[object]) -> list[Record]:
     rows = zip(texts, labels, range(1, len(texts) + 1), strict=True)
-    return [Record(text, label, None, file, n, {name: values[n - 1] for name, values in extra.items()}) for text, label, n in rows]
+    return [
+        Record(text, label, None, file, n, {name: values[n - 1] for name, values in extra.items()})
+        for text, label, n in rows
+    ]
 
 
 def written(path: Path, made: list[Record]) -> Path:
-    path.write_text("".join(json.dumps({"code": r.text, "label": r.label, **r.extra}) + "\n" for r in made), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"code": r.text, "label": r.label, **r.extra}) + "\n" for r in made), encoding="utf-8"
+    )
     return path
 
 
@@ -34,7 +39,12 @@ def clean(first: int, count: int, file: str) -> list[Record]:
 def test_nothing_is_found_in_good_data() -> None:
     report = check_data(clean(0, 20, "train.jsonl"), clean(100, 10, "valid.jsonl"))
     assert report.findings == []
-    assert (report.train.records, report.train.distinct, report.train.python, report.train.unparsable) == (20, 20, 20, 0)
+    assert (report.train.records, report.train.distinct, report.train.python, report.train.unparsable) == (
+        20,
+        20,
+        20,
+        0,
+    )
     assert report.train.classes == {"a": 10, "b": 10}
     assert report.train.characters["min"] <= report.train.characters["p50"] <= report.train.characters["max"]
     assert set(report.shares()) == set(THRESHOLDS)
@@ -42,14 +52,21 @@ def test_nothing_is_found_in_good_data() -> None:
 
 def test_overlap_is_counted_and_named() -> None:
     train = clean(0, 20, "train.jsonl")
-    valid = records([function(3), renamed(function(4)), with_other_literals(function(5)), function(200)], "bbab", "valid.jsonl")
+    valid = records(
+        [function(3), renamed(function(4)), with_other_literals(function(5)), function(200)], "bbab", "valid.jsonl"
+    )
     report = check_data(train, valid)
     assert (report.exact_overlap, report.near_overlap) == (1, 2)
     lines = {finding.name: finding.line for finding in report.findings}
-    assert lines["exact_overlap"] == (
-        "exact_overlap: 25.0% validation records that stand in training, too (accepted: up to 0.0%): valid.jsonl: record 1 ~ train.jsonl: record 4"
+    assert (
+        lines["exact_overlap"]
+        == "exact_overlap: 25.0% validation records that stand in training, too (accepted: up to 0.0%): valid.jsonl:"
+        " record 1 ~ train.jsonl: record 4"
     )
-    assert "valid.jsonl: record 2 ~ train.jsonl: record 5; valid.jsonl: record 3 ~ train.jsonl: record 6" in lines["near_overlap"]
+    assert (
+        "valid.jsonl: record 2 ~ train.jsonl: record 5; valid.jsonl: record 3 ~ train.jsonl: record 6"
+        in lines["near_overlap"]
+    )
     assert report.metrics()["data/near_overlap"] == 0.5
 
 
@@ -68,18 +85,27 @@ def test_the_same_code_with_two_labels() -> None:
     train = records([code, recommented(code), renamed(code), with_other_literals(code), function(2)], "abbab")
     report = check_data(train)
     assert report.train.label_conflicts == 3  # with other literals it is other code
-    assert report.train.examples["label_conflicts"] == ["train.jsonl: record 1 is a", "train.jsonl: record 2 is b", "train.jsonl: record 3 is b"]
+    assert report.train.examples["label_conflicts"] == [
+        "train.jsonl: record 1 is a",
+        "train.jsonl: record 2 is b",
+        "train.jsonl: record 3 is b",
+    ]
     assert "label_conflicts" in [finding.name for finding in report.findings]
 
 
 def test_the_same_code_with_another_label_in_validation() -> None:
     code, other = function(1), function(2)
-    train, valid = records([code, other], "ab"), records([recommented(code), with_other_literals(code), other], "bba", file="valid.jsonl")
+    train, valid = (
+        records([code, other], "ab"),
+        records([recommented(code), with_other_literals(code), other], "bba", file="valid.jsonl"),
+    )
     report = check_data(train, valid)
     assert (report.train.label_conflicts, report.valid.label_conflicts, report.conflicting_overlap) == (0, 0, 2)
     assert report.shares()["label_conflicts"] == pytest.approx(2 / 3)
     (finding,) = [finding for finding in report.findings if finding.name == "label_conflicts"]
-    assert "valid.jsonl: record 1 ~ train.jsonl: record 1; valid.jsonl: record 3 ~ train.jsonl: record 2" in finding.line
+    assert (
+        "valid.jsonl: record 1 ~ train.jsonl: record 1; valid.jsonl: record 3 ~ train.jsonl: record 2" in finding.line
+    )
     assert check_data(train, records([recommented(code)], "a", file="valid.jsonl")).conflicting_overlap == 0
 
 
@@ -92,7 +118,10 @@ def test_copies_inside_a_set() -> None:
 def test_imbalance() -> None:
     train = records([function(n) for n in range(12)], "a" * 11 + "b")
     (finding,) = check_data(train, thresholds={"imbalance": 10}).findings
-    assert finding.line == "imbalance: 'a' has 11.0 times the records of 'b' (accepted: up to 10); class_weights=balanced evens it out"
+    assert (
+        finding.line
+        == "imbalance: 'a' has 11.0 times the records of 'b' (accepted: up to 10); class_weights=balanced evens it out"
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,9 +142,13 @@ def test_python_that_does_not_parse(code: str, parses: bool) -> None:
 PYTHON_2 = "def f(x):\n    try:\n        print 'x', x\n    except ValueError, e:\n        raise TypeError, 'no'\n"
 LANGUAGES = {
     "Ruby": "def greet(name)\n  puts \"Hello #{name}\"\n  if name == 'x'\n    return 1\n  end\nend\n",
-    "Ruby with keywords": "class Point < Struct.new(:x)\n  def initialize(name:, age: 0)\n    @name = name\n  end\nend\n",
+    "Ruby with keywords": (
+        "class Point < Struct.new(:x)\n  def initialize(name:, age: 0)\n    @name = name\n  end\nend\n"
+    ),
     "SQL": "SELECT name, count(*) FROM users WHERE age > 3 GROUP BY name\n",
-    "SQL, a procedure": "CREATE FUNCTION f() RETURNS int AS $$\nBEGIN\n  IF x > 1 THEN\n    RETURN 1;\n  END IF;\nEND\n",
+    "SQL, a procedure": (
+        "CREATE FUNCTION f() RETURNS int AS $$\nBEGIN\n  IF x > 1 THEN\n    RETURN 1;\n  END IF;\nEND\n"
+    ),
     "Lua": "local function f(x)\n  if x > 1 then\n    print(x)\n  else\n    return nil\n  end\nend\n",
     "Haskell": "module Main where\nimport Data.List\n\nfact :: Int -> Int\nfact 0 = 1\nfact n = n * fact (n - 1)\n",
     "Haskell, a function alone": "quicksort (p:xs) = quicksort lesser ++ [p]\n  where\n    lesser = filter (< p) xs\n",
@@ -135,7 +168,9 @@ LANGUAGES = {
     "Nim": "proc f(x: int): int =\n  if x > 1:\n    return 2\n  else:\n    return 1\n",
     "YAML": "services:\n  web:\n    image: nginx\n    ports:\n      - 80:80\n",
     "prose": "This function returns the sum of two numbers.\nIt is used for example:\n  in the tests, if you want to\n",
-    "prose with blocks": "if you want to try this:\n   read the manual first\nfor people in great need:\n   call somebody\n",
+    "prose with blocks": (
+        "if you want to try this:\n   read the manual first\nfor people in great need:\n   call somebody\n"
+    ),
 }
 
 
@@ -180,7 +215,9 @@ def test_a_records_own_columns_say_its_language(extra: dict[str, object], code: 
 
 
 def test_unknown_threshold_and_no_records() -> None:
-    with pytest.raises(ConfigurationError, match=r"threshold: seen the name 'near'; accepted: exact_overlap, near_overlap,"):
+    with pytest.raises(
+        ConfigurationError, match=r"threshold: seen the name 'near'; accepted: exact_overlap, near_overlap,"
+    ):
         check_data(clean(0, 2, "a"), thresholds={"near": 1})
     with pytest.raises(DatasetError, match="seen no training records; accepted: at least one"):
         check_data([])
@@ -189,14 +226,21 @@ def test_unknown_threshold_and_no_records() -> None:
 def test_the_command(tmp_path: Path) -> None:
     train = written(tmp_path / "train.jsonl", clean(0, 20, "t"))
     good = written(tmp_path / "good.jsonl", clean(100, 10, "v"))
-    leaking = written(tmp_path / "leaking.jsonl", records([renamed(function(2)), *(function(n) for n in range(50, 59))], "ababababab"))
+    leaking = written(
+        tmp_path / "leaking.jsonl", records([renamed(function(2)), *(function(n) for n in range(50, 59))], "ababababab")
+    )
     done = commands.mltrack("data", "check", train, good, cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.endswith("nothing is above its threshold\n")
     done = commands.mltrack("data", "check", train, leaking, "--output", "json", cwd=tmp_path)
     assert done.returncode == 1
-    assert [(finding["name"], finding["value"]) for finding in json.loads(done.stdout)["findings"]] == [("near_overlap", 0.1)]
-    assert commands.mltrack("data", "check", train, leaking, "--thresholds", "near_overlap=0.2", cwd=tmp_path).returncode == 0
+    assert [(finding["name"], finding["value"]) for finding in json.loads(done.stdout)["findings"]] == [
+        ("near_overlap", 0.1)
+    ]
+    assert (
+        commands.mltrack("data", "check", train, leaking, "--thresholds", "near_overlap=0.2", cwd=tmp_path).returncode
+        == 0
+    )
 
 
 def test_what_is_left_out_is_told_and_written(tmp_path: Path) -> None:
@@ -208,13 +252,18 @@ def test_what_is_left_out_is_told_and_written(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert ["left", "out", "30", "0"] in [line.split() for line in lines]
-    assert f"left out: {train}, record 21: bad JSON at column 1 (Expecting value); accepted: one JSON object a line" in lines
+    assert (
+        f"left out: {train}, record 21: bad JSON at column 1 (Expecting value); accepted: one JSON object a line"
+        in lines
+    )
     assert f"left out: 10 further records of {train}" in lines
     assert lines[-2:] == [
         "nothing is above its threshold",
         "left out of the training records: 30, written with their reasons to bad_records-training.jsonl",
     ]
-    bad = [json.loads(line) for line in (tmp_path / "bad_records-training.jsonl").read_text(encoding="utf-8").splitlines()]
+    bad = [
+        json.loads(line) for line in (tmp_path / "bad_records-training.jsonl").read_text(encoding="utf-8").splitlines()
+    ]
     assert ([one["record"] for one in bad], bad[0]["raw"]) == (list(range(21, 51)), "not json\n")
     assert not (tmp_path / "bad_records-evaluation.jsonl").exists()
     done = commands.mltrack("data", "check", train, valid, "--on-bad-record", "skip", "--output", "json", cwd=tmp_path)
@@ -224,26 +273,36 @@ def test_what_is_left_out_is_told_and_written(tmp_path: Path) -> None:
     }
 
 
-def test_what_is_left_out_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_left_out_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = written(tmp_path / "train.jsonl", clean(0, 20, "t"))
     with train.open("a", encoding="utf-8") as stream:
         stream.write("not json\n")
     (tmp_path / "bad_records-training.jsonl").mkdir()
     monkeypatch.chdir(tmp_path)
     assert run(["data", "check", str(train), "--on-bad-record", "skip"]) == 2
-    assert capsys.readouterr().err == "mltrack: bad_records-training.jsonl: cannot be written: Is a directory; accepted: a file that can\n"
+    assert (
+        capsys.readouterr().err
+        == "mltrack: bad_records-training.jsonl: cannot be written: Is a directory; accepted: a file that can\n"
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--thresholds", "overlap=1"), "mltrack: thresholds: seen the name 'overlap' in 'overlap=1'; accepted: exact_overlap,"),
+        (
+            ("--thresholds", "overlap=1"),
+            "mltrack: thresholds: seen the name 'overlap' in 'overlap=1'; accepted: exact_overlap,",
+        ),
         (("--thresholds", "near_overlap=x"), "mltrack: thresholds: near_overlap: seen 'x'; accepted: a number >= 0"),
         (("--group", "commit"), "group: seen 'commit', which no record has; accepted:"),
         (("--task", "code_generation"), "record 1, field 'description': missing"),
     ],
 )
-def test_bad_options_of_the_command(words: tuple[str, ...], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options_of_the_command(
+    words: tuple[str, ...], line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train = written(tmp_path / "train.jsonl", clean(0, 20, "t"))
     assert run(["data", "check", str(train), *words]) == 2
     said = capsys.readouterr().err
@@ -253,7 +312,9 @@ def test_bad_options_of_the_command(words: tuple[str, ...], line: str, tmp_path:
 
 def test_training_warns_of_overlap_moves_nothing_and_logs_the_report(tmp_path: Path) -> None:
     train = written(tmp_path / "train.jsonl", clean(0, 20, "t"))
-    valid = written(tmp_path / "valid.jsonl", records([renamed(function(2)), *(function(n) for n in range(50, 59))], "ababababab"))
+    valid = written(
+        tmp_path / "valid.jsonl", records([renamed(function(2)), *(function(n) for n in range(50, 59))], "ababababab")
+    )
     said: list[str] = []
     request = TrainModelRequest(
         dataset_path=str(train),
@@ -269,14 +330,18 @@ def test_training_warns_of_overlap_moves_nothing_and_logs_the_report(tmp_path: P
     )
     response = TrainModelUseCase(notice=said.append).execute(request)
     assert response.success, response.errors
-    assert any(line.startswith("near_overlap: 10.0% validation records with a near-duplicate in training") for line in said)
+    assert any(
+        line.startswith("near_overlap: 10.0% validation records with a near-duplicate in training") for line in said
+    )
     assert "data: 20 training and 10 evaluation records" in "\n".join(said)
     assert response.metrics_file is not None
     folder = Path(response.metrics_file).parent
     report = json.loads((folder / "data_check.json").read_text(encoding="utf-8"))
     assert (report["near_overlap"], report["train"]["records"], report["valid"]["records"]) == (1, 20, 10)
     journal = list(read_journal(folder / "journal"))
-    assert {record["values"]["data/near_overlap"] for record in journal if "data/near_overlap" in record.get("values", {})} == {0.1}
+    assert {
+        record["values"]["data/near_overlap"] for record in journal if "data/near_overlap" in record.get("values", {})
+    } == {0.1}
     assert "data_check.json" in json.dumps([record for record in journal if record["type"] == "artifact"])
     assert "near_overlap" in json.dumps([record for record in journal if record["type"] == "tags"])
 
@@ -289,7 +354,12 @@ def test_the_syntax_of_many_records_is_kept_and_is_theirs(tmp_path: Path, monkey
 
     def found() -> tuple[int, int, list[str], int]:
         train = check_data(records(texts, "ab" * 550)).train
-        return train.python, train.unparsable, train.examples["unparsable"], len(list(tmp_path.glob("syntax-*.jsonl.gz")))
+        return (
+            train.python,
+            train.unparsable,
+            train.examples["unparsable"],
+            len(list(tmp_path.glob("syntax-*.jsonl.gz"))),
+        )
 
     first = found()
     assert first == (1_100, 1, ["train.jsonl: record 701: line 1: invalid syntax"], 1)

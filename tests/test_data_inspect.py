@@ -1,4 +1,6 @@
-"""`mltrack data inspect` says what is in a data set before anything is trained on it; a run keeps the same lengths as a figure."""
+"""`mltrack data inspect` says what is in a data set before anything is trained on it; a run keeps the same lengths as a
+figure.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,10 @@ from mltrack.data.token_cache import FEWEST_RECORDS
 from mltrack.journal import read_journal
 from mltrack.models import resolve_model
 
-FUNCTIONS = [{"code": f"def f{n}(x):\n    return {' + '.join('x' for _ in range(n % 60 + 1))}\n", "label": "abc"[n % 3]} for n in range(180)]
+FUNCTIONS = [
+    {"code": f"def f{n}(x):\n    return {' + '.join('x' for _ in range(n % 60 + 1))}\n", "label": "abc"[n % 3]}
+    for n in range(180)
+]
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -34,7 +39,11 @@ def test_a_person_sees_counts_lengths_and_examples(tmp_path: Path, capsys: pytes
     assert "records     181, 1 of them copies of another\n" in shown
     assert "are longer than max_length=32\n" in shown
     lines = shown.splitlines()
-    assert [line.split()[:3] for line in lines if line.startswith(("a ", "b ", "c "))] == [["a", "61", "33.7%"], ["b", "60", "33.1%"], ["c", "60", "33.1%"]]
+    assert [line.split()[:3] for line in lines if line.startswith(("a ", "b ", "c "))] == [
+        ["a", "61", "33.7%"],
+        ["b", "60", "33.1%"],
+        ["c", "60", "33.1%"],
+    ]
     assert [line for line in lines if line.startswith(f"{path}: record ")] == [
         f"{path}: record {n}, label '{label}'" for n, label in ((1, "a"), (2, "b"), (3, "c"))
     ]
@@ -45,9 +54,30 @@ def test_a_person_sees_counts_lengths_and_examples(tmp_path: Path, capsys: pytes
 
 def test_json_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "a.jsonl", [*FUNCTIONS, {"code": " ", "label": "a"}])
-    assert run(["data", "inspect", str(path), "--output", "json", "--on-bad-record", "skip", "--model-name", "scratch:tiny"]) == 0
+    assert (
+        run(
+            [
+                "data",
+                "inspect",
+                str(path),
+                "--output",
+                "json",
+                "--on-bad-record",
+                "skip",
+                "--model-name",
+                "scratch:tiny",
+            ]
+        )
+        == 0
+    )
     found = json.loads(capsys.readouterr().out)
-    assert (found["records"], found["distinct"], found["read"], found["skipped"], found["classes"]) == (180, 180, 181, 1, {"a": 60, "b": 60, "c": 60})
+    assert (found["records"], found["distinct"], found["read"], found["skipped"], found["classes"]) == (
+        180,
+        180,
+        181,
+        1,
+        {"a": 60, "b": 60, "c": 60},
+    )
     assert found["digest"] == DatasetLoader(path, on_bad_record="skip").get_info()["digest"]
     assert sum(count for _, _, count in found["token_histogram"]) == 180
     assert found["bad_records"] == [f"{path}, record 181, field 'code': seen ' '; accepted: text that is not blank"]
@@ -55,15 +85,37 @@ def test_json_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_other_names_and_a_pair_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     named = write(tmp_path / "named.jsonl", [{"func": row["code"], "target": n % 2} for n, row in enumerate(FUNCTIONS)])
-    words = ["data", "inspect", str(named), "--columns", "code=func,label=target", "--labels", "0=safe,1=unsafe", "--output", "json"]
+    words = [
+        "data",
+        "inspect",
+        str(named),
+        "--columns",
+        "code=func,label=target",
+        "--labels",
+        "0=safe,1=unsafe",
+        "--output",
+        "json",
+    ]
     assert run(words) == 0
     assert json.loads(capsys.readouterr().out)["classes"] == {"safe": 90, "unsafe": 90}
-    pairs = write(tmp_path / "pairs.jsonl", [{"description": f"Return x, {n}", "code": row["code"]} for n, row in enumerate(FUNCTIONS)])
+    pairs = write(
+        tmp_path / "pairs.jsonl",
+        [{"description": f"Return x, {n}", "code": row["code"]} for n, row in enumerate(FUNCTIONS)],
+    )
     assert run(["data", "inspect", str(pairs), "--output", "json"]) == 0
     assert json.loads(capsys.readouterr().out)["task"] == "code_generation"
 
 
-@pytest.mark.parametrize("words", [["--task", "nothing"], ["--columns", "x=y"], ["--max-length", "3"], ["--output", "xml"], ["--model-name", "scratch:huge"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--task", "nothing"],
+        ["--columns", "x=y"],
+        ["--max-length", "3"],
+        ["--output", "xml"],
+        ["--model-name", "scratch:huge"],
+    ],
+)
 def test_a_wrong_option_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     assert run(["data", "inspect", str(write(tmp_path / "a.jsonl", FUNCTIONS)), *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -95,10 +147,15 @@ def test_a_histogram_counts_each_record_once(lengths: list[int]) -> None:
 
 
 def test_a_run_shows_how_far_it_is_and_keeps_the_lengths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokenizing many records has its progress; what is too long is a metric, above 20 % a warning, and the histogram is a figure of the run."""
+    """Tokenizing many records has its progress; what is too long is a metric, above 20 % a warning, and the histogram
+    is a figure of the run.
+    """
     monkeypatch.setenv("MLTRACK_CACHE_DIR", str(tmp_path / "cache"))
     count = FEWEST_RECORDS + 500
-    rows = [{"code": f"x{n} = {n}" if n % 3 else f"y = 'a long text of number {n}'", "label": "ab"[n % 2]} for n in range(count)]
+    rows = [
+        {"code": f"x{n} = {n}" if n % 3 else f"y = 'a long text of number {n}'", "label": "ab"[n % 2]}
+        for n in range(count)
+    ]
     said: list[str] = []
     told: list[tuple[str, int, int]] = []
     request = TrainModelRequest(
@@ -121,7 +178,9 @@ def test_a_run_shows_how_far_it_is_and_keeps_the_lengths(tmp_path: Path, monkeyp
     assert response.metrics_file is not None
     folder = Path(response.metrics_file).parent
     journal = list(read_journal(folder / "journal"))
-    (share,) = [record["values"]["truncated_share"] for record in journal if "truncated_share" in record.get("values", {})]
+    (share,) = [
+        record["values"]["truncated_share"] for record in journal if "truncated_share" in record.get("values", {})
+    ]
     assert 0.2 < share <= 0.5
     assert "token_lengths.png" in json.dumps([record for record in journal if record["type"] == "artifact"])
     assert next(folder.rglob("token_lengths.png")).read_bytes().startswith(b"\x89PNG")

@@ -20,7 +20,9 @@ from mltrack.tasks import task_for
 from mltrack.tasks.class_weights import weighted
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
-VOCABULARY = {token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *ALPHABET, "re", "tu", "rn", "retu", "return"])}
+VOCABULARY = {
+    token: index for index, token in enumerate(["<s>", "</s>", "<pad>", *ALPHABET, "re", "tu", "rn", "retu", "return"])
+}
 
 
 def byte_tokenizer(*, wraps: str = "", **special: str) -> PreTrainedTokenizerFast:
@@ -50,7 +52,23 @@ def test_completion_mask_token_by_token() -> None:
     tokenizer = plain()
     dataset = CodeDataset([pair("Ten", "return 1\n")], tokenizer, "code_generation", max_length=64)
     example = dataset[0]
-    assert texts(tokenizer, example["input_ids"]) == ['"', '"', '"', "T", "e", "n", '"', '"', '"', "\n", "return", " ", "1", "\n", "</s>"]
+    assert texts(tokenizer, example["input_ids"]) == [
+        '"',
+        '"',
+        '"',
+        "T",
+        "e",
+        "n",
+        '"',
+        '"',
+        '"',
+        "\n",
+        "return",
+        " ",
+        "1",
+        "\n",
+        "</s>",
+    ]
     assert example["labels"].tolist() == [-100] * 10 + example["input_ids"][10:].tolist()
     assert (dataset.lengths.tolist(), dataset.target_counts.tolist(), dataset.truncated) == ([15], [5], 0)
     assert example["index"] == 0
@@ -81,14 +99,18 @@ def test_the_boundary_never_merges() -> None:
         (60, 5, 26, 5, True),  # a short code leaves room to the prompt
     ],
 )
-def test_what_is_cut_when_too_long(prompt_chars: int, code_chars: int, kept_prompt: int, kept_code: int, ends: bool) -> None:
+def test_what_is_cut_when_too_long(
+    prompt_chars: int, code_chars: int, kept_prompt: int, kept_code: int, ends: bool
+) -> None:
     tokenizer = plain()
     description = "".join(chr(ord("a") + n % 10) for n in range(prompt_chars - 7))  # the template has 7 characters
     dataset = CodeDataset([pair(description, "c" * code_chars)], tokenizer, "code_generation", max_length=32)
     example = dataset[0]
     assert example["labels"].tolist() == [-100] * kept_prompt + example["input_ids"][kept_prompt:].tolist()
     prompt = f'"""{description}"""\n'
-    assert tokenizer.decode(example["input_ids"]) == prompt[len(prompt) - kept_prompt :] + "c" * kept_code + ("</s>" if ends else "")
+    assert tokenizer.decode(example["input_ids"]) == prompt[len(prompt) - kept_prompt :] + "c" * kept_code + (
+        "</s>" if ends else ""
+    )
     assert dataset.uncut_lengths.tolist() == [prompt_chars + code_chars + 1]
     assert dataset.truncated == (prompt_chars + code_chars + 1 > 32)
 
@@ -101,9 +123,17 @@ def test_a_cut_prompt_keeps_its_start_token() -> None:
 
 def test_classification_keeps_the_special_tokens_when_cut() -> None:
     tokenizer = byte_tokenizer(wraps="<s> $A </s>", bos_token="<s>", eos_token="</s>")
-    records = [Record("abc", "x", None, "a", 1), Record("c" * 20, "y", None, "a", 2), Record("d" * 8, "y", None, "a", 3)]
+    records = [
+        Record("abc", "x", None, "a", 1),
+        Record("c" * 20, "y", None, "a", 2),
+        Record("d" * 8, "y", None, "a", 3),
+    ]
     dataset = CodeDataset(records, tokenizer, "text_classification", max_length=10)
-    assert [tokenizer.decode(dataset[i]["input_ids"]) for i in range(3)] == ["<s>abc</s>", "<s>cccccccc</s>", "<s>dddddddd</s>"]
+    assert [tokenizer.decode(dataset[i]["input_ids"]) for i in range(3)] == [
+        "<s>abc</s>",
+        "<s>cccccccc</s>",
+        "<s>dddddddd</s>",
+    ]
     assert [dataset[i]["labels"] for i in range(3)] == [0, 1, 1]
     assert (dataset.uncut_lengths.tolist(), dataset.truncated) == ([5, 22, 10], 1)
     assert dataset.target_counts.tolist() == [1, 1, 1]
@@ -115,11 +145,19 @@ def test_a_mapping_in_another_order_than_that_of_its_indices_means_the_same_clas
     as_saved = dict(sorted(in_order.items()))  # as a config.json holds it: 0, 1, 10, 11, 2
     assert list(as_saved) != list(in_order)
     counts = {label: 2 + 3 * (label == "2") for label in in_order}
-    lines = [{"code": f"x{label} = {number}", "label": label} for label, count in counts.items() for number in range(count)]
+    lines = [
+        {"code": f"x{label} = {number}", "label": label} for label, count in counts.items() for number in range(count)
+    ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     loader = DatasetLoader(tmp_path / "data.jsonl", plain(), label_mapping=as_saved)
     dataset = CodeDataset(list(loader.records), plain(), "text_classification", max_length=16, label_mapping=as_saved)
-    for mapping in (loader.label_mapping, loader.get_statistics()["classes"], dataset.label_mapping, dataset.class_counts, dataset.record_counts):
+    for mapping in (
+        loader.label_mapping,
+        loader.get_statistics()["classes"],
+        dataset.label_mapping,
+        dataset.class_counts,
+        dataset.record_counts,
+    ):
         assert list(mapping) == list(in_order)
     assert dataset.class_counts == counts
     weights = weighted(task_for("text_classification"), "balanced", dataset).weights
@@ -147,17 +185,33 @@ def test_what_is_too_long_can_be_left_out_and_is_counted() -> None:
     dataset = CodeDataset(records, tokenizer, "code_generation", max_length=16, truncation="drop")
     assert [record.number for record in dataset.records] == [2, 4]
     assert (len(dataset), dataset.dropped, dataset.truncated, dataset.truncated_share) == (2, 2, 0, 0.5)
-    assert [tokenizer.decode(dataset[i]["input_ids"]) for i in range(2)] == ['"""T"""\nccccc</s>', '"""T"""\ncccccc</s>'], "each completion is whole"
+    assert [tokenizer.decode(dataset[i]["input_ids"]) for i in range(2)] == [
+        '"""T"""\nccccc</s>',
+        '"""T"""\ncccccc</s>',
+    ], "each completion is whole"
     assert [dataset[i]["index"] for i in range(2)] == [0, 1]
     assert dataset.place(1) == "a.jsonl: record 4"
     assert dataset.target_counts.tolist() == [6, 7]
     head = CodeDataset(records, tokenizer, "code_generation", max_length=16)
-    assert (dataset.digest, head.dropped, head.truncated) == (head.digest, 0, 2), "the digest is of what was given: another tokenizer leaves out others"
+    assert (dataset.digest, head.dropped, head.truncated) == (
+        head.digest,
+        0,
+        2,
+    ), "the digest is of what was given: another tokenizer leaves out others"
     classes = [Record("c" * count, label, None, "a", 1) for count, label in ((30, "x"), (3, "y"), (4, "y"))]
     classified = CodeDataset(classes, tokenizer, "text_classification", max_length=16, truncation="drop")
     assert classified.class_counts == {"x": 0, "y": 2}
-    assert (sum(classified.record_counts.values()), classified.record_counts["y"]) == (len(classified) + classified.dropped, 2), "what the digest is of"
-    with pytest.raises(DatasetError, match=r"a\.jsonl: none of the 1 records fits into max_length=8 tokens; accepted: a larger max_length, or truncation=head"):
+    assert (sum(classified.record_counts.values()), classified.record_counts["y"]) == (
+        len(classified) + classified.dropped,
+        2,
+    ), "what the digest is of"
+    with pytest.raises(
+        DatasetError,
+        match=(
+            r"a\.jsonl: none of the 1 records fits into max_length=8 tokens; accepted: a larger max_length, or"
+            r" truncation=head"
+        ),
+    ):
         CodeDataset(records[:1], tokenizer, "code_generation", max_length=8, truncation="drop")
 
 
@@ -165,9 +219,14 @@ def test_a_completion_keeps_its_beginning() -> None:
     for truncation in ("tail", "both"):
         with pytest.raises(ConfigurationError) as caught:
             CodeDataset([pair("T", "x")], plain(), "code_generation", truncation=truncation)
-        expected = f"truncation: seen '{truncation}' for code_generation, whose completions can only lose their tail; accepted: head, drop"
+        expected = (
+            f"truncation: seen '{truncation}' for code_generation, whose completions can only lose their tail;"
+            " accepted: head, drop"
+        )
         assert str(caught.value) == expected
-    with pytest.raises(ConfigurationError, match=r"truncation: seen 'heads'; accepted: head, tail, both, drop .did you mean 'head'"):
+    with pytest.raises(
+        ConfigurationError, match=r"truncation: seen 'heads'; accepted: head, tail, both, drop .did you mean 'head'"
+    ):
         CodeDataset([pair("T", "x")], plain(), "code_generation", truncation="heads")
 
 
@@ -176,24 +235,37 @@ def test_many_long_records_are_told() -> None:
     few, many = ([pair("T", "c" * (20 if number < count else 3), number) for number in range(10)] for count in (2, 3))
     quiet, told = (CodeDataset(records, tokenizer, "code_generation", max_length=16) for records in (few, many))
     assert long_text_warnings(quiet, quiet) == []
-    assert long_text_warnings(quiet, told) == ["30% of the evaluation records are longer than max_length=16 tokens and were cut"]
+    assert long_text_warnings(quiet, told) == [
+        "30% of the evaluation records are longer than max_length=16 tokens and were cut"
+    ]
     dropping = CodeDataset(many, tokenizer, "code_generation", max_length=16, truncation="drop")
-    assert long_text_warnings(dropping, quiet) == ["30% of the training records are longer than max_length=16 tokens and were left out"]
+    assert long_text_warnings(dropping, quiet) == [
+        "30% of the training records are longer than max_length=16 tokens and were left out"
+    ]
     assert data_figures(quiet, told) == {"truncated_share": 0.2, "eval_truncated_share": 0.3}
     assert data_figures(dropping, dropping)["dropped_records"] == 3
 
 
 def test_the_five_levels_keep_their_order_when_some_are_absent() -> None:
-    dataset = CodeDataset([Record("a", "high", None, "a", 1), Record("b", "safe", None, "a", 2)], plain(), "security_classification")
+    dataset = CodeDataset(
+        [Record("a", "high", None, "a", 1), Record("b", "safe", None, "a", 2)], plain(), "security_classification"
+    )
     assert dataset.id2label == {0: "safe", 1: "low", 2: "medium", 3: "high", 4: "critical"}
     assert [dataset[i]["labels"] for i in range(2)] == [3, 0]
 
 
-@pytest.mark.parametrize(("special", "pad"), [({"eos_token": "</s>"}, 1), ({"eos_token": "</s>", "pad_token": "<pad>"}, 2), ({}, 0)])
+@pytest.mark.parametrize(
+    ("special", "pad"), [({"eos_token": "</s>"}, 1), ({"eos_token": "</s>", "pad_token": "<pad>"}, 2), ({}, 0)]
+)
 def test_padding_without_a_pad_token(special: dict[str, str], pad: int) -> None:
     tokenizer = byte_tokenizer(**special)
     size = len(tokenizer)
-    dataset = CodeDataset([Record("ab", "x", None, "a", 1), Record("abcdefghi", "y", None, "a", 2)], tokenizer, "text_classification", max_length=64)
+    dataset = CodeDataset(
+        [Record("ab", "x", None, "a", 1), Record("abcdefghi", "y", None, "a", 2)],
+        tokenizer,
+        "text_classification",
+        max_length=64,
+    )
     batch = dataset.collate([dataset[0], dataset[1]])
     assert batch["input_ids"][0].tolist() == [*dataset[0]["input_ids"].tolist(), *[pad] * 14]
     assert batch["attention_mask"].sum(1).tolist() == [2, 9]
@@ -218,7 +290,9 @@ def test_a_batch_is_padded_to_the_right() -> None:
         assert (batch["labels"][row] != -100).sum() == dataset.target_counts[index]
 
 
-@pytest.mark.parametrize(("multiple", "limit", "width"), [(8, None, 16), (1, None, 9), (8, 12, 12), (8, 9, 9), (32, 64, 32)])
+@pytest.mark.parametrize(
+    ("multiple", "limit", "width"), [(8, None, 16), (1, None, 9), (8, 12, 12), (8, 9, 9), (32, 64, 32)]
+)
 def test_padding_is_rounded_up_but_not_beyond_max_length(multiple: int, limit: int | None, width: int) -> None:
     batch = collate([{"input_ids": [5] * 9, "labels": 0, "index": 0}], 0, multiple, limit)
     assert tuple(batch["input_ids"].shape) == (1, width)
@@ -233,7 +307,17 @@ def test_digest_is_of_the_contents_alone() -> None:
 
     moved = [Record("b", "y", None, "other.csv", 7), Record("a", "x", None, "other.csv", 9)]
     assert digest(*records) == digest(*moved)
-    assert len({digest(*records), digest(records[0]), digest(records[0], Record("b", "x", None, "a", 2)), digest(*records, records[0])}) == 4
+    assert (
+        len(
+            {
+                digest(*records),
+                digest(records[0]),
+                digest(records[0], Record("b", "x", None, "a", 2)),
+                digest(*records, records[0]),
+            }
+        )
+        == 4
+    )
     assert len(digest(*records)) == 64
 
 
@@ -264,11 +348,17 @@ def test_what_cannot_be_a_data_set() -> None:
     with pytest.raises(DatasetError) as caught:
         CodeDataset([record], plain(), "text_classification", label_mapping={"x": 0, "y": 1})
     assert str(caught.value) == "a.jsonl, record 3, field 'label': seen 'z'; accepted: x, y"
-    with pytest.raises(ConfigurationError, match="has no end token; accepted for code_generation: one with an eos_token"):
+    with pytest.raises(
+        ConfigurationError, match="has no end token; accepted for code_generation: one with an eos_token"
+    ):
         CodeDataset([pair("T", "x")], byte_tokenizer(), "code_generation")
     with pytest.raises(ConfigurationError, match="max_length: seen 4; accepted: a whole number >= 8"):
         CodeDataset([record], plain(), "text_classification", max_length=4)
     letters = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"x": 0}, merges=[])))
     with pytest.raises(DatasetError) as caught:
         CodeDataset([record], letters, "text_classification")
-    assert str(caught.value) == "a.jsonl, record 3, field 'code': the tokenizer makes no token of it; accepted: text in the tokenizer's alphabet"
+    assert (
+        str(caught.value)
+        == "a.jsonl, record 3, field 'code': the tokenizer makes no token of it; accepted: text in the tokenizer's"
+        " alphabet"
+    )

@@ -1,4 +1,6 @@
-"""A run in MLflow's trash: every command says how it is restored, its delivery is settled, and what waited arrives once it is restored."""
+"""A run in MLflow's trash: every command says how it is restored, its delivery is settled, and what waited arrives once
+it is restored.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def test_a_complete_delivery_stays_complete(run: tuple[KeptRun, ArtifactStore], 
 
 
 @pytest.mark.parametrize("whole_experiment", [False, True], ids=["run", "experiment"])
-def test_what_had_not_arrived_is_settled_and_arrives_once_it_is_restored(whole_experiment, run: tuple[KeptRun, ArtifactStore], tmp_path: Path) -> None:
+def test_what_had_not_arrived_is_settled_and_arrives_once_it_is_restored(
+    whole_experiment, run: tuple[KeptRun, ArtifactStore], tmp_path: Path
+) -> None:
     one, there = run
     assert sync(one.directory).status == "FAILED"
     one.keep(1, 2)
@@ -47,7 +51,11 @@ def test_what_had_not_arrived_is_settled_and_arrives_once_it_is_restored(whole_e
     client = MlflowClient(there.uri)
     experiment = client.get_run(one.run_id).info.experiment_id
     client.delete_experiment(experiment) if whole_experiment else client.delete_run(one.run_id)
-    remedy = f"mlflow experiments restore --experiment-id {experiment}" if whole_experiment else f"mlflow runs restore --run-id {one.run_id}"
+    remedy = (
+        f"mlflow experiments restore --experiment-id {experiment}"
+        if whole_experiment
+        else f"mlflow runs restore --run-id {one.run_id}"
+    )
     assert undelivered(tmp_path / "runs") == [one.directory]
     refused = commands.mltrack("sync", one.directory.path, cwd=tmp_path)
     assert refused.returncode == 1
@@ -69,7 +77,16 @@ def test_a_run_that_is_gone_for_good_is_settled_too(run: tuple[KeptRun, Artifact
     run_id = sync(one.directory).run_id
     one.keep(1, 2)
     MlflowClient(there.uri).delete_run(run_id)
-    cleaned = commands.run("mlflow", "gc", "--backend-store-uri", there.uri, "--run-ids", run_id, cwd=tmp_path, MLFLOW_TRACKING_URI=there.uri)
+    cleaned = commands.run(
+        "mlflow",
+        "gc",
+        "--backend-store-uri",
+        there.uri,
+        "--run-ids",
+        run_id,
+        cwd=tmp_path,
+        MLFLOW_TRACKING_URI=there.uri,
+    )
     assert cleaned.returncode == 0, cleaned.stderr
     for _ in range(2):
         with pytest.raises(TrackingError, match=f"run {run_id} is gone"):

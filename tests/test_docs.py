@@ -1,4 +1,6 @@
-"""What the documentation says is what the code says: options, commands, defaults, links. `python tests/test_docs.py` rewrites the table of options."""
+"""What the documentation says is what the code says: options, commands, defaults, links. `python tests/test_docs.py`
+rewrites the table of options.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,12 @@ from mltrack.config import OPTIONS, TrainModelRequest
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "projects").glob("*/README.md"))]
+PAGES = [
+    README,
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "projects").glob("*/README.md")),
+]
 BEGIN, END = "<!-- options -->", "<!-- /options -->"
 
 
@@ -54,7 +61,9 @@ def options_of(words: list[str]) -> set[str]:
 
 def shell_lines(page: Path) -> list[str]:
     """The commands of a page's unmarked blocks, without comments."""
-    lines = [line.split(" #")[0].strip() for block in fenced(page.read_text(encoding="utf-8")) for line in block.splitlines()]
+    lines = [
+        line.split(" #")[0].strip() for block in fenced(page.read_text(encoding="utf-8")) for line in block.splitlines()
+    ]
     return [line for line in lines if re.match(r"(\w+=\S+ )?(mltrack|mlflow) ", line)]
 
 
@@ -63,15 +72,23 @@ COMMANDS = [(page, line) for page in PAGES for line in shell_lines(page)]
 
 def test_the_table_of_options_is_the_codes() -> None:
     text = README.read_text(encoding="utf-8")
-    assert text == with_table(text), "the README's options are not those of mltrack/config/options.py; `python tests/test_docs.py` rewrites them"
+    assert text == with_table(text), (
+        "the README's options are not those of mltrack/config/options.py; `python tests/test_docs.py` rewrites them"
+    )
 
 
 def test_the_pages_have_commands() -> None:
     assert len(COMMANDS) > 20
-    assert {page.parent.name for page, _ in COMMANDS} >= {"code_generation", "text_classification", "security_classification"}
+    assert {page.parent.name for page, _ in COMMANDS} >= {
+        "code_generation",
+        "text_classification",
+        "security_classification",
+    }
 
 
-@pytest.mark.parametrize(("page", "line"), COMMANDS, ids=[f"{page.relative_to(ROOT)}: {line[:60]}" for page, line in COMMANDS])
+@pytest.mark.parametrize(
+    ("page", "line"), COMMANDS, ids=[f"{page.relative_to(ROOT)}: {line[:60]}" for page, line in COMMANDS]
+)
 def test_every_option_of_a_command_exists(page: Path, line: str) -> None:
     words = line.split()
     assert len(words) > 1, page
@@ -87,7 +104,9 @@ def test_every_train_command_is_a_valid_request(line: str) -> None:
     import shlex
 
     words = shlex.split(line)[2:]
-    given = {flag.removeprefix("--").replace("-", "_"): value for flag, value in zip(words[::2], words[1::2], strict=True)}
+    given = {
+        flag.removeprefix("--").replace("-", "_"): value for flag, value in zip(words[::2], words[1::2], strict=True)
+    }
     assert TrainModelRequest.from_words(given).validate() == []
 
 
@@ -112,7 +131,9 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert found.exists(), target
         if anchor:
             headings = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf-8"), re.MULTILINE)
-            assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings], target
+            assert anchor in [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings], (
+                target
+            )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
@@ -122,7 +143,10 @@ def test_pages_are_plain_text(page: Path) -> None:
 
 def test_files_that_the_pages_name_exist() -> None:
     for page in PAGES:
-        for name in re.findall(r"`((?:tests|mltrack|docs|benchmarks|projects)/[\w./-]+\.(?:py|md|jsonl))`", page.read_text(encoding="utf-8")):
+        for name in re.findall(
+            r"`((?:tests|mltrack|docs|benchmarks|projects)/[\w./-]+\.(?:py|md|jsonl))`",
+            page.read_text(encoding="utf-8"),
+        ):
             assert (ROOT / name).exists(), f"{page.relative_to(ROOT)} names {name}"
 
 
@@ -140,7 +164,14 @@ def test_under_each_make_command_stand_the_lines_that_it_runs() -> None:
     makefile, blocks = (ROOT / "Makefile").read_text(encoding="utf-8"), fenced(README.read_text(encoding="utf-8"))
     assert "-m venv $(VENV)" in makefile
     for after, expected in (
-        ("make demo\n", ["-r requirements.lock", "--no-deps --no-build-isolation -e .", "mlflow run . --env-manager local -P task=code_generation"]),
+        (
+            "make demo\n",
+            [
+                "-r requirements.lock",
+                "--no-deps --no-build-isolation -e .",
+                "mlflow run . --env-manager local -P task=code_generation",
+            ],
+        ),
         ("make test\n", ["python -m pytest"]),
     ):
         plain = blocks[blocks.index(after) + 1]
@@ -157,13 +188,17 @@ def test_a_projects_table_of_defaults_is_the_codes(task: str) -> None:
     for name in ("epochs", "batch_size", "learning_rate", "max_length"):
         row = re.search(rf"^\| `{name}` \| (\S+) \| (\S+) \|", text, re.MULTILINE)
         assert row is not None, name
-        assert [float(cell) for cell in row.groups()] == [float(defaults_for(task, model)[name]) for model in ("scratch:small", "some/model")]
+        assert [float(cell) for cell in row.groups()] == [
+            float(defaults_for(task, model)[name]) for model in ("scratch:small", "some/model")
+        ]
 
 
 def test_the_record_that_the_journals_page_shows_is_one() -> None:
     from mltrack.journal.frame import decode
 
-    shown = re.search(r"^[0-9a-f]{8} \w+ \{.*\}$", (ROOT / "docs" / "journal.md").read_text(encoding="utf-8"), re.MULTILINE)
+    shown = re.search(
+        r"^[0-9a-f]{8} \w+ \{.*\}$", (ROOT / "docs" / "journal.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert shown is not None
     (frame,) = decode(shown[0].encode() + b"\n")
     assert frame.record["type"] == "resumed"
@@ -178,7 +213,9 @@ def test_the_journals_page_describes_every_record() -> None:
 
 
 def test_guarantees_name_tests_that_exist() -> None:
-    for path, name in re.findall(r"`(tests/\w+\.py)(?:::(\w+))?`", (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")):
+    for path, name in re.findall(
+        r"`(tests/\w+\.py)(?:::(\w+))?`", (ROOT / "docs" / "guarantees.md").read_text(encoding="utf-8")
+    ):
         assert f"def {name}" in (ROOT / path).read_text(encoding="utf-8"), (path, name)
 
 

@@ -25,18 +25,24 @@ def test_the_share_that_is_dropped_and_the_mean_are_those_of_the_probability(p: 
 
 
 def test_in_bf16_too_what_is_kept_is_scaled_by_the_inverse_of_how_much_is_kept():
-    """The comparison in bf16 keeps 7 % more than asked for where a hundredth is kept; float64 holds the scale that the rounding of a product would hide."""
+    """The comparison in bf16 keeps 7 % more than asked for where a hundredth is kept; float64 holds the scale that the
+    rounding of a product would hide.
+    """
     from mltrack.training.dropout import _scale
 
     torch.manual_seed(0)
     for p in (0.5, 0.9, 0.99):
         module, count = CheapDropout(p), 4_000_000
         kept = (module(torch.ones(count, dtype=torch.bfloat16)) != 0).double().mean().item()
-        assert kept * _scale(module._threshold, torch.bfloat16) == pytest.approx(1, abs=4 * ((1 - kept) / kept / count) ** 0.5)
+        assert kept * _scale(module._threshold, torch.bfloat16) == pytest.approx(
+            1, abs=4 * ((1 - kept) / kept / count) ** 0.5
+        )
 
 
 def test_elements_are_dropped_independently_of_their_neighbours():
-    """Each of the four elements that one number decides about, and those beside them, meet as often as chance has it."""
+    """Each of the four elements that one number decides about, and those beside them, meet as often as chance
+    has it.
+    """
     torch.manual_seed(1)
     zero = CheapDropout(0.3)(torch.ones(400_000)) == 0
     for distance in (1, 2, 3, 4, 8):
@@ -73,7 +79,12 @@ def test_a_random_state_gives_the_same_mask_again():
 
 
 def test_a_model_has_its_own_dropout_again_afterwards():
-    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.2), nn.Sequential(nn.Dropout(0.3), nn.AlphaDropout(0.1)), nn.Dropout(0.1, inplace=True))
+    model = nn.Sequential(
+        nn.Linear(4, 4),
+        nn.Dropout(0.2),
+        nn.Sequential(nn.Dropout(0.3), nn.AlphaDropout(0.1)),
+        nn.Dropout(0.1, inplace=True),
+    )
     own = [model[1], model[2][0], model[2][1]]
     names = list(model.state_dict())
     with cheap_masks(model):

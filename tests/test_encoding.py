@@ -1,4 +1,6 @@
-"""Token ids are those of the tokenizer's own call, whatever kind of tokenizer it is; the next part is made while the last one is kept."""
+"""Token ids are those of the tokenizer's own call, whatever kind of tokenizer it is; the next part is made while the
+last one is kept.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,16 @@ from mltrack.data.records import PROMPT_TEMPLATE, Record
 from mltrack.errors import DatasetError
 from mltrack.models import train_tokenizer
 
-TEXTS = ["def f(x):\n    return x", " <s> is text </s>", "\u00e9\U0001f600 \t", "Unknown W\u00f6rds", "x" * 300, "\n", "<|eos|>", "a  b\r\n\r\nc"]
+TEXTS = [
+    "def f(x):\n    return x",
+    " <s> is text </s>",
+    "\u00e9\U0001f600 \t",
+    "Unknown W\u00f6rds",
+    "x" * 300,
+    "\n",
+    "<|eos|>",
+    "a  b\r\n\r\nc",
+]
 
 
 class Marked(PreTrainedTokenizerFast):
@@ -30,11 +41,25 @@ class Marked(PreTrainedTokenizerFast):
 
 def words(kind: type[PreTrainedTokenizerFast] = PreTrainedTokenizerFast, **options: Any) -> PreTrainedTokenizerFast:
     """WordPiece as BERT has it, with special tokens that may stand in a text."""
-    pieces = ["[UNK]", "<s>", "</s>", *"abcdefghijklmnopqrstuvwxyz():0", *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"), "return", "ab"]
-    backend = Tokenizer(models.WordPiece({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]", max_input_chars_per_word=100))
+    pieces = [
+        "[UNK]",
+        "<s>",
+        "</s>",
+        *"abcdefghijklmnopqrstuvwxyz():0",
+        *(f"##{letter}" for letter in "abcdefghijklmnopqrstuvwxyz"),
+        "return",
+        "ab",
+    ]
+    backend = Tokenizer(
+        models.WordPiece({piece: n for n, piece in enumerate(pieces)}, unk_token="[UNK]", max_input_chars_per_word=100)
+    )
     backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    backend.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
-    return kind(tokenizer_object=backend, unk_token="[UNK]", bos_token="<s>", eos_token="</s>", pad_token="</s>", **options)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    return kind(
+        tokenizer_object=backend, unk_token="[UNK]", bos_token="<s>", eos_token="</s>", pad_token="</s>", **options
+    )
 
 
 def unigram() -> PreTrainedTokenizerFast:
@@ -76,12 +101,19 @@ def test_the_ids_are_those_of_the_tokenizers_own_call(kind: str) -> None:
     assert split(rows) == [[*before, *row, *behind] for row in plain]
     assert rows.uncut.tolist() == rows.lengths.tolist()
 
-    prompts = [list(row) for row in tokenizer([PROMPT_TEMPLATE.format(description=text) for text in TEXTS], add_special_tokens=False)["input_ids"]]
+    prompts = [
+        list(row)
+        for row in tokenizer([PROMPT_TEMPLATE.format(description=text) for text in TEXTS], add_special_tokens=False)[
+            "input_ids"
+        ]
+    ]
     start = encoding.start_ids(tokenizer)
     assert prompt_ids(tokenizer, TEXTS) == [[*start, *row] for row in prompts]
     pairs = [Record(text, None, text, "a.jsonl", n) for n, text in enumerate(TEXTS, start=1)]
     (rows,) = Encoder(tokenizer, TaskType.CODE_GENERATION, 2000).rows(pairs)
-    assert split(rows) == [[*start, *prompt, *code, tokenizer.eos_token_id] for prompt, code in zip(prompts, plain, strict=True)]
+    assert split(rows) == [
+        [*start, *prompt, *code, tokenizer.eos_token_id] for prompt, code in zip(prompts, plain, strict=True)
+    ]
     assert rows.num_prompt.tolist() == [len(start) + len(prompt) for prompt in prompts]
 
 
@@ -98,14 +130,20 @@ def test_many_parts_come_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None
     (whole,) = Encoder(tokenizer, TaskType.TEXT_CLASSIFICATION, 12).rows(numbered(500))
     monkeypatch.setattr(encoding, "MOST_RECORDS_AT_ONCE", 7)
     told: list[tuple[int, int]] = []
-    parts = list(Encoder(tokenizer, TaskType.TEXT_CLASSIFICATION, 12).rows(numbered(500), lambda *done: told.append(done)))
+    parts = list(
+        Encoder(tokenizer, TaskType.TEXT_CLASSIFICATION, 12).rows(numbered(500), lambda *done: told.append(done))
+    )
     assert len(parts) == 72
     for name in EncodedRows._fields:
         assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name)), name
     assert told == [(min(7 * n, 500), 500) for n in range(1, 73)]
     monkeypatch.setattr(encoding, "MOST_RECORDS_AT_ONCE", 1000)
     monkeypatch.setattr(encoding, "MOST_CHARACTERS_AT_ONCE", 25)
-    assert [len(part.lengths) for part in Encoder(tokenizer, TaskType.TEXT_CLASSIFICATION, 12).rows(numbered(9))] == [4, 4, 1]
+    assert [len(part.lengths) for part in Encoder(tokenizer, TaskType.TEXT_CLASSIFICATION, 12).rows(numbered(9))] == [
+        4,
+        4,
+        1,
+    ]
 
 
 def threads_ahead() -> set[threading.Thread]:
@@ -139,7 +177,9 @@ def test_the_next_part_is_made_while_the_last_one_is_kept(monkeypatch: pytest.Mo
 def test_what_goes_wrong_ahead_is_told_behind_the_good_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(encoding, "MOST_RECORDS_AT_ONCE", 2)
     letters = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"x": 0}, merges=[])))
-    records = [Record(text, "a", None, "a.jsonl", n) for n, text in enumerate(["x", "xx", "xxx", "\u00e9", "x"], start=1)]
+    records = [
+        Record(text, "a", None, "a.jsonl", n) for n, text in enumerate(["x", "xx", "xxx", "\u00e9", "x"], start=1)
+    ]
     rows = Encoder(letters, TaskType.TEXT_CLASSIFICATION, 12).rows(records)
     assert next(rows).lengths.tolist() == [1, 2]
     with pytest.raises(DatasetError) as caught:

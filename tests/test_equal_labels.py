@@ -50,11 +50,14 @@ def test_a_table_has_the_same_classes_in_every_format(tmp_path: Path, labels: li
     for name, path in kept(tmp_path, labels).items():
         loader = DatasetLoader(path, on_bad_record="skip")
         assert list(loader.label_mapping) == classes, name
-        assert [record.label for record in loader.records] == [classes[1], classes[0], classes[1], classes[0]][: len(loader.records)]
+        assert [record.label for record in loader.records] == [classes[1], classes[0], classes[1], classes[0]][
+            : len(loader.records)
+        ]
 
 
 @pytest.mark.parametrize(
-    ("training", "evaluation"), [('["True", "False"]', "[true, false]"), ("[true, false]", '["true", "FALSE"]'), ("[1, 0]", '["1.0", 0.0]')]
+    ("training", "evaluation"),
+    [('["True", "False"]', "[true, false]"), ("[true, false]", '["true", "FALSE"]'), ("[1, 0]", '["1.0", 0.0]')],
 )
 def test_two_spellings_of_a_value_are_one_class(tmp_path: Path, training: str, evaluation: str) -> None:
     def write(name: str, labels: str) -> Path:
@@ -95,14 +98,28 @@ def test_a_shard_without_class_names_has_those_of_the_others(tmp_path: Path) -> 
     shard(tmp_path / "a.parquet", [1, 0])
     pd.DataFrame({"code": ["f()", "g()"], "label": [0, 1]}).to_parquet(tmp_path / "b.parquet")
     shard(tmp_path / "c.parquet", [0, 1], plain)
-    assert [record.label for record in DatasetLoader(tmp_path).records] == ["unsafe", "safe", "safe", "unsafe", "safe", "unsafe"]
-    other = datasets.Features({"code": datasets.Value("string"), "label": datasets.ClassLabel(names=["unsafe", "safe"])})
+    assert [record.label for record in DatasetLoader(tmp_path).records] == [
+        "unsafe",
+        "safe",
+        "safe",
+        "unsafe",
+        "safe",
+        "unsafe",
+    ]
+    other = datasets.Features(
+        {"code": datasets.Value("string"), "label": datasets.ClassLabel(names=["unsafe", "safe"])}
+    )
     shard(tmp_path / "d.parquet", [0, 1], other)
-    with pytest.raises(DatasetError, match=r"b\.parquet, field 'label': has no class names, and those of .*a\.parquet, .*d\.parquet differ"):
+    with pytest.raises(
+        DatasetError,
+        match=r"b\.parquet, field 'label': has no class names, and those of .*a\.parquet, .*d\.parquet differ",
+    ):
         _ = DatasetLoader(tmp_path).records
     for name in ("b", "c"):
         (tmp_path / f"{name}.parquet").unlink()
-    assert [record.label for record in DatasetLoader(tmp_path).records] == ["unsafe", "safe", "unsafe", "safe"], "each by its own names"
+    assert [record.label for record in DatasetLoader(tmp_path).records] == ["unsafe", "safe", "unsafe", "safe"], (
+        "each by its own names"
+    )
 
 
 def test_a_number_that_no_class_has_is_a_bad_record(tmp_path: Path) -> None:
@@ -122,9 +139,13 @@ def test_a_run_of_0_1_goes_on_with_the_classes_that_it_has(tmp_path: Path) -> No
     path = shard(tmp_path / "data.parquet", [0, 1] * 10)
     request = TrainModelRequest(task="text_classification", dataset_path=str(path))
     assert list(requested_records(request, earlier=found).loader.label_mapping) == ["0", "1"]
-    pd.DataFrame({"code": [f"f{n}({n})" for n in range(20)], "label": [1.0, 0.0] * 10}).to_csv(tmp_path / "data.csv", index=False)
+    pd.DataFrame({"code": [f"f{n}({n})" for n in range(20)], "label": [1.0, 0.0] * 10}).to_csv(
+        tmp_path / "data.csv", index=False
+    )
     request = TrainModelRequest(task="text_classification", dataset_path=str(tmp_path / "data.csv"))
-    assert list(requested_records(request, earlier=EarlierLabels(["0.0", "1.0"], class_names=False)).loader.label_mapping) == ["0.0", "1.0"]
+    assert list(
+        requested_records(request, earlier=EarlierLabels(["0.0", "1.0"], class_names=False)).loader.label_mapping
+    ) == ["0.0", "1.0"]
     (run.path / "config.json").write_text('{"class_names": true}')
     assert earlier_labels(run).class_names
     assert earlier_labels(None) is None

@@ -1,4 +1,6 @@
-"""One evaluation for training, reports and `mltrack evaluate`: the batch does not matter, a stop is heard, the mode comes back."""
+"""One evaluation for training, reports and `mltrack evaluate`: the batch does not matter, a stop is heard, the mode
+comes back.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,14 @@ def evaluated(records_file):
         source, train, _ = tiny.data(records_file(task, 40), task)
         device = torch.device(tiny.DEVICE)
         model = tiny.model(source, train).to(device)
-        metrics, evaluator = evaluate(model, train, batch_size=batch_size, device=device, precision=Precision(precision, device), on_batch=on_batch)
+        metrics, evaluator = evaluate(
+            model,
+            train,
+            batch_size=batch_size,
+            device=device,
+            precision=Precision(precision, device),
+            on_batch=on_batch,
+        )
         return metrics, evaluator, model
 
     return run
@@ -38,10 +47,17 @@ def test_the_batch_size_does_not_matter(evaluated, task, precision, tolerance):
 @pytest.mark.parametrize(("precision", "tolerance"), [("off", 1e-6), ("bf16", 1e-2)])
 @pytest.mark.parametrize(
     ("task", "options"),
-    [("text_classification", {}), ("security_classification", {}), ("code_generation", {"packing": True}), ("code_generation", {"max_batch_tokens": 128})],
+    [
+        ("text_classification", {}),
+        ("security_classification", {}),
+        ("code_generation", {"packing": True}),
+        ("code_generation", {"max_batch_tokens": 128}),
+    ],
 )
 def test_a_training_evaluates_the_same_whatever_the_batch(trainer, task, options, precision, tolerance):
-    """With all that surrounds the loop, an encoder's last layer for one token among it; every metric, in bf16 the loss alone: a tie falls either way."""
+    """With all that surrounds the loop, an encoder's last layer for one token among it; every metric, in bf16 the loss
+    alone: a tie falls either way.
+    """
     found = []
     for size in (5, 1, 3, 8, 64):
         made = trainer(task, name=str(size), eval_batch_size=size, use_mixed_precision=precision, **options)

@@ -1,4 +1,6 @@
-"""A model whose files are elsewhere is fetched once, checked at each use, kept within a bound, and nothing of it is left in the temporary folder."""
+"""A model whose files are elsewhere is fetched once, checked at each use, kept within a bound, and nothing of it is
+left in the temporary folder.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,19 @@ from tracked_runs import kill
 from mltrack import registry
 from mltrack.cli import run as mltrack
 from mltrack.errors import ConfigurationError
-from mltrack.store import Store, StoreUnavailable, artifacts, connect, create_run, fetching, model_cache, publish, register, resolve, write_model_folder
+from mltrack.store import (
+    Store,
+    StoreUnavailable,
+    artifacts,
+    connect,
+    create_run,
+    fetching,
+    model_cache,
+    publish,
+    register,
+    resolve,
+    write_model_folder,
+)
 
 LAST = {1: 1000.0, 2: 2000.0, 3: 3000.0}
 
@@ -42,10 +56,14 @@ def with_models(uri: str, folder: Path, experiment: str | None = None) -> Store:
     store = connect(uri)
     source = encoder_folder(folder / "encoder")
     ours = json.loads((source / "config.json").read_text())["mltrack"]
-    written = write_model_folder(source, folder / "model", task="text_classification", hf_config={"mltrack": ours}, requirements=["mlflow"])
+    written = write_model_folder(
+        source, folder / "model", task="text_classification", hf_config={"mltrack": ours}, requirements=["mlflow"]
+    )
     run = create_run(store, experiment_name=experiment, run_name="r", tags={}, idempotency_key="k", start_time_ms=1)
     for step in LAST:
-        register(store, "m", publish(store, run.run_id, written, name="m", step=step, tags={}, metrics={}, timestamp_ms=1))
+        register(
+            store, "m", publish(store, run.run_id, written, name="m", step=step, tags={}, metrics={}, timestamp_ms=1)
+        )
     artifacts.put_folder(store, run.run_id, written, "by-hand")
     store.client.create_registered_model("no-id")
     store.client.create_model_version("no-id", source=f"{run.artifact_uri}/by-hand", run_id=run.run_id)
@@ -54,7 +72,9 @@ def with_models(uri: str, folder: Path, experiment: str | None = None) -> Store:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of the cached models; at the end this process uses none of them, and the temporary folder is as empty as it was."""
+    """The folder of the cached models; at the end this process uses none of them, and the temporary folder is as empty
+    as it was.
+    """
     monkeypatch.setenv("MLTRACK_CACHE_DIR", str(tmp_path / "cache"))
     temporary = tmp_path / "temporary"
     temporary.mkdir()
@@ -72,7 +92,11 @@ def let_go() -> None:
 
 
 def state(folder: Path) -> dict[str, tuple[int, int]]:
-    return {str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    return {
+        str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 def names(cache: Path) -> set[str]:
@@ -111,7 +135,9 @@ def test_what_is_damaged_is_fetched_anew_whatever_the_damage(store: Store) -> No
     assert {name: (resolve(store, "models:/m/1") / name).read_bytes() for name in whole} == whole
 
 
-def test_within_the_bound_the_ones_used_longest_ago_go_first_and_none_that_is_used(store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_within_the_bound_the_ones_used_longest_ago_go_first_and_none_that_is_used(
+    store: Store, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders = {}
     for version, used in LAST.items():
         folders[version] = resolve(store, f"models:/m/{version}").parent
@@ -133,14 +159,30 @@ def test_within_the_bound_the_ones_used_longest_ago_go_first_and_none_that_is_us
         resolve(store, "models:/m/3")
 
 
-def test_what_another_process_uses_stays_until_it_is_gone(store: Store, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    script = f"from mltrack.store import connect, resolve; print(resolve(connect({store.tracking_uri!r}), 'models:/m/1'), flush=True); input()"
+def test_what_another_process_uses_stays_until_it_is_gone(
+    store: Store, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = (
+        f"from mltrack.store import connect, resolve; print(resolve(connect({store.tracking_uri!r}), 'models:/m/1'),"
+        " flush=True); input()"
+    )
     words = [sys.executable, "-c", script]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": str(commands.ROOT)}) as other:
+    with subprocess.Popen(
+        words,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(commands.ROOT)},
+    ) as other:
         folder = Path(other.stdout.readline().strip())
         assert mltrack(["cache", "list", "--output", "json"]) == 0
         (row,) = json.loads(capsys.readouterr().out)
-        assert (row["kind"], row["in_use"], row["name"], row["source"]) == ("model", True, folder.parent.name, f"models:/m/1 of {store.shown_uri}")
+        assert (row["kind"], row["in_use"], row["name"], row["source"]) == (
+            "model",
+            True,
+            folder.parent.name,
+            f"models:/m/1 of {store.shown_uri}",
+        )
         assert mltrack(["cache", "clear"]) == 0
         assert f"kept model {folder.parent.name}: a process uses it" in capsys.readouterr().out
         assert (folder / "MLmodel").exists()
@@ -151,10 +193,19 @@ def test_what_another_process_uses_stays_until_it_is_gone(store: Store, cache: P
     assert not list(cache.iterdir())
 
 
-def test_list_and_clear_know_what_is_kept_of_data_and_leave_other_files_alone(store: Store, cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_and_clear_know_what_is_kept_of_data_and_leave_other_files_alone(
+    store: Store, cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     resolve(store, "models:/m/1")
     let_go()
-    for name in ("tokens-ab.bin", "tokens-ab.lock", "records-a-b-f1.arrow", "records-a-b-f1.arrow.json", "stdlib-pairs-f1.jsonl.gz", "notes.txt"):
+    for name in (
+        "tokens-ab.bin",
+        "tokens-ab.lock",
+        "records-a-b-f1.arrow",
+        "records-a-b-f1.arrow.json",
+        "stdlib-pairs-f1.jsonl.gz",
+        "notes.txt",
+    ):
         (cache.parent / name).write_text("12345")
     assert mltrack(["cache", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -168,7 +219,9 @@ def test_list_and_clear_know_what_is_kept_of_data_and_leave_other_files_alone(st
     assert mltrack(["cache", "clear", "--kind", "all-of-it"]) == 2
 
 
-def test_where_the_cache_cannot_be_written_the_model_goes_with_the_process(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_cache_cannot_be_written_the_model_goes_with_the_process(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLTRACK_CACHE_DIR", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="set MLTRACK_CACHE_DIR to a folder that can"):
@@ -199,12 +252,24 @@ def test_over_a_bad_line_it_goes_on_where_it_was(cache: Path, tmp_path: Path, mo
 
 
 @pytest.mark.long
-def test_a_command_line_leaves_nothing_in_the_temporary_folder(there: ArtifactStore, store: Store, cache: Path, tmp_path: Path) -> None:
+def test_a_command_line_leaves_nothing_in_the_temporary_folder(
+    there: ArtifactStore, store: Store, cache: Path, tmp_path: Path
+) -> None:
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     given = {name: os.environ[name] for name in os.environ if name.startswith(("AWS_", "MLFLOW_S3"))}
     environment = {**given, "TMPDIR": str(temporary), "MLTRACK_CACHE_DIR": str(cache.parent)}
-    words = ("predict", "--model-uri", "models:/m/1", "--text", "def f(): pass", "--tracking-uri", there.uri, "--output", "json")
+    words = (
+        "predict",
+        "--model-uri",
+        "models:/m/1",
+        "--text",
+        "def f(): pass",
+        "--tracking-uri",
+        there.uri,
+        "--output",
+        "json",
+    )
     answers = [commands.mltrack(*words, cwd=tmp_path, **environment) for _ in range(2)]
     assert answers[0].returncode == 0, answers[0].stderr
     assert answers[0].stdout == answers[1].stdout

@@ -49,7 +49,9 @@ def test_a_confusion_matrix_is_drawn(tmp_path: Path, labels: list[str]):
 @pytest.mark.parametrize("count", [21, MAX_CLASSES, MAX_CLASSES + 1, 300, 100_000])
 def test_a_confusion_matrix_of_many_classes_is_small_or_none(tmp_path: Path, count: int):
     matrix = [[1] * count for _ in range(count)] if count <= 300 else None
-    drawn = confusion_matrix_figure(matrix, [f"a rather long class name {i}" for i in range(count)], tmp_path / "matrix.png")
+    drawn = confusion_matrix_figure(
+        matrix, [f"a rather long class name {i}" for i in range(count)], tmp_path / "matrix.png"
+    )
     assert (drawn is not None) == (count <= MAX_CLASSES)
     if drawn is None:
         assert list(tmp_path.iterdir()) == []
@@ -60,7 +62,9 @@ def test_a_confusion_matrix_of_many_classes_is_small_or_none(tmp_path: Path, cou
 def test_a_report_of_very_many_classes_names_the_most_frequent_pairs():
     count = 30_000
     labels = [i % count for i in range(4 * count)]
-    report = classification_report(labels, [0 if i % count < 3 else i % count for i in range(4 * count)], [str(i) for i in range(count)])
+    report = classification_report(
+        labels, [0 if i % count < 3 else i % count for i in range(4 * count)], [str(i) for i in range(count)]
+    )
     confusions = report["confusion_matrix"]
     assert len(confusions["pairs"]) == 1000
     assert sum(pair["count"] for pair in confusions["pairs"]) == 4000
@@ -97,7 +101,12 @@ def test_short_histories_are_drawn_too(tmp_path: Path, history: dict):
 
 
 @pytest.mark.parametrize(
-    "lengths", [{"training": [1]}, {"training": [5, 7, 7, 90_000], "evaluation": [3]}, {"training": list(range(1, 3000)), "evaluation": [255, 256, 257]}]
+    "lengths",
+    [
+        {"training": [1]},
+        {"training": [5, 7, 7, 90_000], "evaluation": [3]},
+        {"training": list(range(1, 3000)), "evaluation": [255, 256, 257]},
+    ],
 )
 def test_the_lengths_of_records_are_drawn(tmp_path: Path, lengths: dict):
     width, height = pixels(token_lengths_figure(lengths, 256, tmp_path / "figures" / "lengths.png"))

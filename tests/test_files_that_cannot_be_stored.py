@@ -1,4 +1,6 @@
-"""What is wrong with one local file is refused alone; what may pass at the store is waited for, and said in one line; a refused token waits for a new one."""
+"""What is wrong with one local file is refused alone; what may pass at the store is waited for, and said in one line; a
+refused token waits for a new one.
+"""
 
 from __future__ import annotations
 
@@ -53,17 +55,23 @@ def uri(tmp_path: Path) -> str:
 @pytest.fixture
 def tracker(tmp_path: Path, uri: str) -> TrainingMetricsTracker:
     """Of a run of which nothing is delivered yet."""
-    made = TrainingMetricsTracker(tmp_path / "run", run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms()))
+    made = TrainingMetricsTracker(
+        tmp_path / "run", run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms())
+    )
     return made
 
 
 def log_a_model(tracker: TrainingMetricsTracker, step: int) -> None:
     kept = kept_checkpoint(tracker.directory.path, step)
     tracker.log_checkpoints([kept], best_step=step)
-    tracker.log_model(step=step, path=kept["path"], registered_name="kept", promote="never", metrics={}, tags={}, description="")
+    tracker.log_model(
+        step=step, path=kept["path"], registered_name="kept", promote="never", metrics={}, tags={}, description=""
+    )
 
 
-def test_each_kind_of_spoiled_file_is_refused_alone_and_everything_behind_it_arrives(tracker: TrainingMetricsTracker, uri: str) -> None:
+def test_each_kind_of_spoiled_file_is_refused_alone_and_everything_behind_it_arrives(
+    tracker: TrainingMetricsTracker, uri: str
+) -> None:
     folder = tracker.directory.path
     for number, _ in enumerate(SPOILED):
         (folder / f"spoiled{number}.txt").write_text("as it was")
@@ -88,7 +96,10 @@ def test_each_kind_of_spoiled_file_is_refused_alone_and_everything_behind_it_arr
     ]
     assert all(line.startswith("artifact: ") and "\n" not in line for line in progress["failed"])
     stored = artifacts.list_files(connect(uri), progress["run_id"])
-    assert {name for name in stored if not name.startswith("checkpoints/")} == {"of/results/a.txt", "of/results/deep/c.txt"}
+    assert {name for name in stored if not name.startswith("checkpoints/")} == {
+        "of/results/a.txt",
+        "of/results/deep/c.txt",
+    }
     assert progress["registered"]["version"] == "1"
 
 
@@ -109,7 +120,9 @@ def test_a_checkpoint_that_cannot_be_read_costs_itself_alone(tracker: TrainingMe
     assert progress["registered"]["version"] == "1"
 
 
-def test_a_local_root_that_takes_nothing_is_the_stores_trouble(tracker: TrainingMetricsTracker, uri: str, tmp_path: Path) -> None:
+def test_a_local_root_that_takes_nothing_is_the_stores_trouble(
+    tracker: TrainingMetricsTracker, uri: str, tmp_path: Path
+) -> None:
     root = tmp_path / "artifacts"
     client(uri).create_experiment("kept", artifact_location=root.as_uri())
     info = tracker.directory.read_run()
@@ -185,7 +198,9 @@ def test_a_refused_token_waits_for_a_new_one(tmp_path: Path, server: str, fault:
 
 
 @pytest.mark.long
-def test_a_token_that_expires_in_the_middle_keeps_the_relay_waiting_and_the_trainer_not(tmp_path: Path, server: str) -> None:
+def test_a_token_that_expires_in_the_middle_keeps_the_relay_waiting_and_the_trainer_not(
+    tmp_path: Path, server: str
+) -> None:
     with faulty_proxy(server, matching="") as proxy:
         directory = RunDirectory(tmp_path / "run")
         kept = {**kept_checkpoint(directory.path, 1), "path": str(directory.path / "checkpoints" / "step-00000001")}
@@ -208,7 +223,10 @@ def test_a_token_that_expires_in_the_middle_keeps_the_relay_waiting_and_the_trai
 
 
 def test_an_expired_token_of_s3_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with artifact_store("s3", tmp_path) as there, faulty_proxy(os.environ["MLFLOW_S3_ENDPOINT_URL"], matching="") as proxy:
+    with (
+        artifact_store("s3", tmp_path) as there,
+        faulty_proxy(os.environ["MLFLOW_S3_ENDPOINT_URL"], matching="") as proxy,
+    ):
         directory = ended_run(tmp_path / "run", there.uri)
         info = directory.read_run()
         info.experiment_name = there.experiment
@@ -229,7 +247,9 @@ def test_an_expired_token_of_s3_is_waited_for(tmp_path: Path, monkeypatch: pytes
 def client_error(code: str, status: int) -> Exception:
     from botocore.exceptions import ClientError
 
-    return ClientError({"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
+    return ClientError(
+        {"Error": {"Code": code, "Message": "no"}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject"
+    )
 
 
 def without_credentials() -> Exception:
@@ -252,8 +272,14 @@ def uploaded(error: Exception) -> Exception:
 
 
 JUDGED: list[tuple[Callable[[], Exception], type[Exception]]] = [
-    *[(lambda code=code: uploaded(client_error(code, 400)), StoreDenied) for code in ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")],
-    *[(lambda code=code: client_error(code, 403), StoreDenied) for code in ("AccessDenied", "RequestTimeTooSkewed", "InvalidAccessKeyId")],
+    *[
+        (lambda code=code: uploaded(client_error(code, 400)), StoreDenied)
+        for code in ("ExpiredToken", "InvalidToken", "TokenRefreshRequired")
+    ],
+    *[
+        (lambda code=code: client_error(code, 403), StoreDenied)
+        for code in ("AccessDenied", "RequestTimeTooSkewed", "InvalidAccessKeyId")
+    ],
     (without_credentials, StoreDenied),
     (lambda: uploaded(client_error("NoSuchBucket", 404)), StoreUnavailable),
     (lambda: uploaded(client_error("SlowDown", 503)), StoreUnavailable),

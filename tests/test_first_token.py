@@ -1,4 +1,6 @@
-"""The last layer for one token alone: the same logits and gradients, for every model of the family; others are left as they are."""
+"""The last layer for one token alone: the same logits and gradients, for every model of the family; others are left as
+they are.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def logits_and_gradients(model: Any, given: dict[str, torch.Tensor]) -> tuple[to
     model.zero_grad()
     logits = model(**given).logits
     logits.square().sum().backward()
-    return logits.detach(), {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return logits.detach(), {
+        name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None
+    }
 
 
 @pytest.mark.parametrize("config", FAMILY)
@@ -168,9 +172,20 @@ def test_models_that_are_built_otherwise_are_left_as_they_are(model: Any):
 
 
 def test_a_layer_that_cannot_be_computed_for_one_token_is_left_as_it_is():
-    """A feed-forward part that takes its tokens in chunks of six, and a model whose own call of attention is another."""
+    """A feed-forward part that takes its tokens in chunks of six, and a model whose own call of attention is
+    another.
+    """
     assert not reads_first_token(made(BertConfig, chunk_size_feed_forward=6))
-    small = {"vocab_size": 100, "hidden_size": 32, "embedding_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    model = AutoModelForSequenceClassification.from_config(MobileBertConfig(**small, true_hidden_size=16, intra_bottleneck_size=16))
+    small = {
+        "vocab_size": 100,
+        "hidden_size": 32,
+        "embedding_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 32,
+    }
+    model = AutoModelForSequenceClassification.from_config(
+        MobileBertConfig(**small, true_hidden_size=16, intra_bottleneck_size=16)
+    )
     assert not reads_first_token(model)
     model(**batch())

@@ -24,7 +24,11 @@ from mltrack.provenance import saved_options
         ("train.jsonl", "validation.jsonl", "test.jsonl"),
         ("training.csv", "valid.csv", "testing.csv"),
         ("Train.JSONL", "VAL.jsonl.gz", "TEST.jsonl"),
-        ("train-00000-of-00002.parquet train-00001-of-00002.parquet", "dev-00000-of-00001.parquet", "test-00000-of-00001.parquet"),
+        (
+            "train-00000-of-00002.parquet train-00001-of-00002.parquet",
+            "dev-00000-of-00001.parquet",
+            "test-00000-of-00001.parquet",
+        ),
         ("data/train.jsonl", "data/eval.jsonl", "data/test.jsonl"),
         ("train/part1.jsonl train/part2.jsonl", "dev/part1.jsonl", "test/part1.jsonl"),
         ("Training/a.jsonl", "Validation/a.jsonl", "Test/a.jsonl"),
@@ -46,7 +50,14 @@ def test_names_tell_the_parts(train: str, validation: str, test: str) -> None:
 
 @pytest.mark.parametrize(
     "files",
-    ["a.jsonl b.jsonl", "test.jsonl", "train-0.jsonl train-1.jsonl", "train.jsonl extra.jsonl", "google_test.jsonl numpy.jsonl", "contest.json latest.json"],
+    [
+        "a.jsonl b.jsonl",
+        "test.jsonl",
+        "train-0.jsonl train-1.jsonl",
+        "train.jsonl extra.jsonl",
+        "google_test.jsonl numpy.jsonl",
+        "contest.json latest.json",
+    ],
 )
 def test_files_of_one_part_or_of_none_are_read_as_they_are(files: str) -> None:
     assert not parts_of("data", files.split()).are_several
@@ -77,7 +88,10 @@ def folder(tmp_path: Path) -> Path:
     for name, count in (("train/a", 6), ("train/b", 4), ("valid", 4), ("test", 6)):
         path = made / f"{name}.jsonl"
         path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [{"code": f"{name.replace('/', '_')}_{chr(97 + n)}({'x, ' * (n + 1)}{n * 7})", "label": "ab"[n % 2]} for n in range(count)]
+        rows = [
+            {"code": f"{name.replace('/', '_')}_{chr(97 + n)}({'x, ' * (n + 1)}{n * 7})", "label": "ab"[n % 2]}
+            for n in range(count)
+        ]
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return made
 
@@ -97,7 +111,11 @@ def test_the_training_files_are_trained_on_and_the_validation_files_evaluated(fo
     assert (parts_seen(found.train), len(found.train)) == ({"train"}, 10)
     assert (parts_seen(found.evaluation), len(found.evaluation)) == ({"valid"}, 4)
     (line,) = found.lines
-    assert line == f"{path}: train/a.jsonl, train/b.jsonl for training and valid.jsonl for validation; left out: test.jsonl ({path}:all is every file)"
+    assert (
+        line
+        == f"{path}: train/a.jsonl, train/b.jsonl for training and valid.jsonl for validation; left out: test.jsonl"
+        f" ({path}:all is every file)"
+    )
     recorded, lines = checked_paths(request(path))
     assert (recorded.dataset_path, recorded.validation_path, lines) == (f"{path}:train", f"{path}:validation", [line])
     assert checked_paths(recorded) == (recorded, []), "what is recorded says which files it was"
@@ -120,15 +138,24 @@ def test_a_split_or_a_path_that_was_given_wins_over_the_validation_files(folder:
 
 
 def test_a_part_is_named(folder: Path) -> None:
-    for part, seen in (("train", {"train"}), ("validation", {"valid"}), ("test", {"test"}), ("all", {"train", "valid", "test"})):
+    for part, seen in (
+        ("train", {"train"}),
+        ("validation", {"valid"}),
+        ("test", {"test"}),
+        ("all", {"train", "valid", "test"}),
+    ):
         assert parts_seen(DatasetLoader(f"{folder}:{part}").records) == seen
     assert len(find_sources(f"{folder}/*.jsonl:all")) == 2
     (folder / "valid.jsonl").unlink()
-    with pytest.raises(DatasetError, match=f"holds no validation files; accepted: {folder}:train, {folder}:test, {folder}:all"):
+    with pytest.raises(
+        DatasetError, match=f"holds no validation files; accepted: {folder}:train, {folder}:test, {folder}:all"
+    ):
         find_sources(f"{folder}:validation")
 
 
-def test_a_loader_of_the_folder_reads_the_training_files_and_warns(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_loader_of_the_folder_reads_the_training_files_and_warns(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, logger="mltrack.data"):
         assert parts_seen(DatasetLoader(folder).records) == {"train"}
     assert "left out: valid.jsonl, test.jsonl" in caplog.text
@@ -136,7 +163,9 @@ def test_a_loader_of_the_folder_reads_the_training_files_and_warns(folder: Path,
 
 def test_what_a_model_is_judged_on_is_named(folder: Path) -> None:
     assert one_part(f"{folder}:test") == f"{folder}:test"
-    with pytest.raises(DatasetError, match=f"name one: {folder}:train, {folder}:validation, {folder}:test, {folder}:all"):
+    with pytest.raises(
+        DatasetError, match=f"name one: {folder}:train, {folder}:validation, {folder}:test, {folder}:all"
+    ):
         one_part(str(folder))
     (folder / "extra.jsonl").write_text("{}\n")
     with pytest.raises(ConfigurationError, match=r"dataset_path: .*extra\.jsonl"):
@@ -147,10 +176,14 @@ def test_what_a_model_is_judged_on_is_named(folder: Path) -> None:
 def test_a_run_that_was_trained_on_every_file_goes_on_with_them(folder: Path, tmp_path: Path, typed: bool) -> None:
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
-    (run.path / "config.json").write_text(json.dumps({"task": "text_classification", "dataset_path": str(folder), "validation_split": 0.1}))
+    (run.path / "config.json").write_text(
+        json.dumps({"task": "text_classification", "dataset_path": str(folder), "validation_split": 0.1})
+    )
     resumed = saved_options(run, request(folder) if typed else TrainModelRequest())
     assert resumed.dataset_path == f"{folder}:all"
     found = requested_records(resumed)
     assert parts_seen(found.train) | parts_seen(found.evaluation) == {"train", "valid", "test"}
     (folder / "extra.jsonl").write_text('{"code": "extra_(1)", "label": "a"}\n')
-    assert saved_options(run, TrainModelRequest()).dataset_path == f"{folder}:all", "of folders that are refused by now, too"
+    assert saved_options(run, TrainModelRequest()).dataset_path == f"{folder}:all", (
+        "of folders that are refused by now, too"
+    )

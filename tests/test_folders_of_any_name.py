@@ -1,4 +1,6 @@
-"""A working directory of any name that the file system allows: database and files lie in it and nowhere else, or one line says why not."""
+"""A working directory of any name that the file system allows: database and files lie in it and nowhere else, or one
+line says why not.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ NOT_UTF8 = os.fsdecode(b"not\xffutf8")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_embedded_database_and_its_files_lie_in_the_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_embedded_database_and_its_files_lie_in_the_folder(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / name
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -33,7 +37,9 @@ def test_the_embedded_database_and_its_files_lie_in_the_folder(name: str, tmp_pa
     assert "\n" not in uri
     store = connect(uri)
     for experiment in ("Default", "of/its own?"):
-        run = create_run(store, experiment_name=experiment, run_name="r", tags={}, idempotency_key=experiment[:2], start_time_ms=1)
+        run = create_run(
+            store, experiment_name=experiment, run_name="r", tags={}, idempotency_key=experiment[:2], start_time_ms=1
+        )
         check_root(store, run.run_id)
         artifacts.put_text(store, run.run_id, "held", "below/file.txt")
         client = MlflowClient(uri)
@@ -44,11 +50,16 @@ def test_the_embedded_database_and_its_files_lie_in_the_folder(name: str, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == [name], "nothing lies beside it"
 
 
-def test_a_name_that_no_uri_can_hold_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_no_uri_can_hold_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = tmp_path / NOT_UTF8
     folder.mkdir()
     monkeypatch.chdir(folder)
-    with pytest.raises(StoreRejected, match=r"not\\udcffutf8/mlflow.db; use another folder, set MLFLOW_TRACKING_URI, or use --offline true"):
+    with pytest.raises(
+        StoreRejected,
+        match=r"not\\udcffutf8/mlflow.db; use another folder, set MLFLOW_TRACKING_URI, or use --offline true",
+    ):
         default_tracking_uri()
     assert list(folder.iterdir()) == []
     assert default_tracking_uri("http://127.0.0.1:1") == "http://127.0.0.1:1"
@@ -60,18 +71,37 @@ def test_a_training_and_every_command_that_it_prints(tmp_path: Path) -> None:
     """All names in one, and one that MLflow cannot take: there an offline training works."""
     folder = tmp_path / "".join(NAMES)
     folder.mkdir()
-    (folder / "re#c?%20.jsonl").write_text("".join(json.dumps(record) + "\n" for record in _records("text_classification", 24)), encoding="utf-8")
-    words = ("train", "--task", "text_classification", "--dataset-path", "re#c?%20.jsonl", *commands.TINY, "--max-steps", 2)
+    (folder / "re#c?%20.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in _records("text_classification", 24)), encoding="utf-8"
+    )
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        "re#c?%20.jsonl",
+        *commands.TINY,
+        "--max-steps",
+        2,
+    )
     trained = commands.mltrack(*words, cwd=folder)
     assert trained.returncode == 0, trained.stderr
     assert "pending" not in trained.stdout
     printed = {name: trained.stdout.partition(f"\n{name}")[2].lstrip() for name in ("load", "resume", "open")}
     load, resume = (_command(printed[name]) for name in ("load", "resume"))
-    assert subprocess.run(load, shell=True, cwd=tmp_path, env=commands.environment(), capture_output=True).returncode == 0
-    resumed = subprocess.run(f"{resume} --output json", shell=True, cwd=folder, env=commands.environment(), capture_output=True, text=True)
+    assert (
+        subprocess.run(load, shell=True, cwd=tmp_path, env=commands.environment(), capture_output=True).returncode == 0
+    )
+    resumed = subprocess.run(
+        f"{resume} --output json", shell=True, cwd=folder, env=commands.environment(), capture_output=True, text=True
+    )
     assert resumed.returncode == 0, resumed.stderr
     response = tiny.last_json_line(resumed.stdout)
-    assert (response["delivery"], response["steps_run"], response["registered_model"]["version"]) == ("complete", 4, "2")
+    assert (response["delivery"], response["steps_run"], response["registered_model"]["version"]) == (
+        "complete",
+        4,
+        "2",
+    )
     uri = shlex.split(_command(printed["open"]))[-1]
     assert len(MlflowClient(uri).get_metric_history(response["run_id"], "train_loss")) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name]
@@ -87,7 +117,16 @@ def test_a_training_and_every_command_that_it_prints(tmp_path: Path) -> None:
     offline = commands.mltrack(*words, "--offline", "true", "--output-dir", tmp_path / "runs", cwd=odd)
     assert offline.returncode == 0, offline.stderr
     listed = subprocess.run(
-        [sys.executable, "-m", "mltrack", "data", "show", offline.stdout.partition("run        ")[2].split()[0], "--output-dir", tmp_path / "runs"],
+        [
+            sys.executable,
+            "-m",
+            "mltrack",
+            "data",
+            "show",
+            offline.stdout.partition("run        ")[2].split()[0],
+            "--output-dir",
+            tmp_path / "runs",
+        ],
         cwd=odd,
         env=commands.environment(PYTHONIOENCODING="utf-8:strict"),
         capture_output=True,

@@ -1,4 +1,6 @@
-"""A training whose disk has no room for another checkpoint stops, or goes on without, as the user chose; what was complete stays complete."""
+"""A training whose disk has no room for another checkpoint stops, or goes on without, as the user chose; what was
+complete stays complete.
+"""
 
 from __future__ import annotations
 
@@ -16,14 +18,19 @@ import tiny
 from mltrack import CheckpointManager
 
 MOUNTED = 'mount -t tmpfs -o size=9m none "$0" && cd "$0" && "$@"; code=$?; cp -r mltrack-runs "$0-copy"; exit $code'
-"""Room for three or four checkpoints of 1.9 MB, and for the journal; the file system is gone with the process, so what it held is copied."""
+"""Room for three or four checkpoints of 1.9 MB, and for the journal; the file system is gone with the process, so what
+it held is copied.
+"""
 MODEL = ("--model-name", "scratch:tiny", "--max-length", "64", "--batch-size", "8")
 
 
 def learnable(folder: Path) -> tuple[Path, Path]:
     """Records on which each evaluation is better than the one before, and some to evaluate on."""
     bodies = ["eval(x)" if number % 2 else f"x + {number}" for number in range(50)]
-    lines = [json.dumps({"code": f"def f{n}(x):\n    return {body}\n", "label": "unsafe" if n % 2 else "safe"}) + "\n" for n, body in enumerate(bodies)]
+    lines = [
+        json.dumps({"code": f"def f{n}(x):\n    return {body}\n", "label": "unsafe" if n % 2 else "safe"}) + "\n"
+        for n, body in enumerate(bodies)
+    ]
     for name, part in (("train.jsonl", lines[:40]), ("other.jsonl", lines[40:])):
         (folder / name).write_text("".join(part), encoding="utf-8")
     return folder / "train.jsonl", folder / "other.jsonl"
@@ -34,14 +41,51 @@ def test_no_room_for_another_checkpoint(tmp_path: Path, choice: str, code: int) 
     disk, (records, other) = tmp_path / "disk", learnable(tmp_path)
     disk.mkdir()
     in_small_disk = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    if shutil.which("unshare") is None or subprocess.run([*in_small_disk, "mount -t tmpfs none $0", str(disk)], capture_output=True, check=False).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run(
+            [*in_small_disk, "mount -t tmpfs none $0", str(disk)], capture_output=True, check=False
+        ).returncode
+    ):
         pytest.skip("no mount namespace for this user")
-    options = ("--max-steps", 20, "--epochs", 9, "--save-every", 2, "--eval-every", 2, "--max-checkpoints", 50, "--offline", "true", "--output", "json")
-    train = (sys.executable, "-m", "mltrack", "train", "--task", "text_classification", "--dataset-path", records, "--validation-path", other, *MODEL, *options)
+    options = (
+        "--max-steps",
+        20,
+        "--epochs",
+        9,
+        "--save-every",
+        2,
+        "--eval-every",
+        2,
+        "--max-checkpoints",
+        50,
+        "--offline",
+        "true",
+        "--output",
+        "json",
+    )
+    train = (
+        sys.executable,
+        "-m",
+        "mltrack",
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records,
+        "--validation-path",
+        other,
+        *MODEL,
+        *options,
+    )
     ended = commands.run(*in_small_disk, MOUNTED, disk, *train, "--on-disk-full", choice, cwd=tmp_path)
     assert ended.returncode == code, ended.stderr
     said = [line for line in ended.stderr.splitlines() if ": not written: " in line]
-    assert re.search(r"step-000000\d\d: not written: [\d,]{9} bytes are needed, [\d,]+ are free there; earlier checkpoints are intact", said[0])
+    assert re.search(
+        r"step-000000\d\d: not written: [\d,]{9} bytes are needed, [\d,]+ are free there; earlier checkpoints are"
+        r" intact",
+        said[0],
+    )
     assert "Traceback" not in ended.stderr
     response = tiny.last_json_line(ended.stdout)
     (run,) = (tmp_path / "disk-copy").iterdir()
@@ -58,4 +102,7 @@ def test_no_room_for_another_checkpoint(tmp_path: Path, choice: str, code: int) 
     best = manager.get_best_checkpoint_info()
     assert best is not None
     assert best.step < response["best_step"]
-    assert f"model: the weights are those of step {best.step}, the best checkpoint there is; the best evaluation was at step" in ended.stderr
+    assert (
+        f"model: the weights are those of step {best.step}, the best checkpoint there is; the best evaluation was at"
+        " step" in ended.stderr
+    )

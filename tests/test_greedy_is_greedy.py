@@ -1,4 +1,6 @@
-"""Temperature 0 takes the likeliest token, whatever the base model's generation settings say; above 0 nothing but the temperature counts."""
+"""Temperature 0 takes the likeliest token, whatever the base model's generation settings say; above 0 nothing but the
+temperature counts.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,10 @@ def expected(model: Any) -> list[str]:
 
 def _by_hand(model: Any, description: str, choose: Any) -> str:
     words = hf_folders.tokenizer("decoder")
-    ids = [words.bos_token_id, *words(hf_folders.PROMPT.format(description=description), add_special_tokens=False).input_ids]
+    ids = [
+        words.bos_token_id,
+        *words(hf_folders.PROMPT.format(description=description), add_special_tokens=False).input_ids,
+    ]
     completion: list[int] = []
     with torch.inference_mode():
         while len(completion) < TOKENS and words.eos_token_id not in completion:
@@ -94,7 +99,9 @@ def _samples(model: Any, tokenizer: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("what", SETTINGS)
-def test_a_model_that_is_trained_takes_the_likeliest_token(plain: Path, tmp_path: Path, expected: list[str], what: str) -> None:
+def test_a_model_that_is_trained_takes_the_likeliest_token(
+    plain: Path, tmp_path: Path, expected: list[str], what: str
+) -> None:
     source = resolve_model(str(_with_settings(plain, tmp_path / "base", SETTINGS[what])), "code_generation")
     trained = source.build(label_mapping=None, max_length=64, seed=1)
     assert _samples(trained, source.tokenizer) == expected
@@ -104,15 +111,23 @@ def test_a_model_that_is_trained_takes_the_likeliest_token(plain: Path, tmp_path
 
 
 @pytest.mark.parametrize("what", SETTINGS)
-def test_a_model_that_was_saved_with_settings_answers_with_the_likeliest_token(plain: Path, tmp_path: Path, expected: list[str], what: str) -> None:
+def test_a_model_that_was_saved_with_settings_answers_with_the_likeliest_token(
+    plain: Path, tmp_path: Path, expected: list[str], what: str
+) -> None:
     loaded = load_folder(_with_settings(plain, tmp_path / "version", SETTINGS[what]))
     assert loaded.predict(DESCRIPTIONS, {"max_new_tokens": TOKENS}) == expected
     assert loaded.predict(DESCRIPTIONS, {"max_new_tokens": TOKENS, "temperature": 0}) == expected
 
 
-def test_settings_in_the_models_own_configuration_do_not_count_either(plain: Path, tmp_path: Path, expected: list[str]) -> None:
+def test_settings_in_the_models_own_configuration_do_not_count_either(
+    plain: Path, tmp_path: Path, expected: list[str]
+) -> None:
     folder = shutil.copytree(plain, tmp_path / "base")
-    config = json.loads((folder / "config.json").read_text()) | SETTINGS["sampling and penalties"] | SETTINGS["forced tokens"]
+    config = (
+        json.loads((folder / "config.json").read_text())
+        | SETTINGS["sampling and penalties"]
+        | SETTINGS["forced tokens"]
+    )
     (folder / "config.json").write_text(json.dumps(config))
     source = resolve_model(str(folder), "code_generation")
     assert _samples(source.build(label_mapping=None, max_length=64, seed=1), source.tokenizer) == expected
@@ -137,7 +152,10 @@ def test_sampling_takes_the_temperature_and_nothing_else(plain: Path, tmp_path: 
 
     torch.manual_seed(5)
     expected = _by_hand(model, DESCRIPTIONS[0], draw)
-    for name, settings in (("none", {}), ("many", SETTINGS["sampling and penalties"] | {"top_k": 1, "min_p": 0.9, "typical_p": 0.1})):
+    for name, settings in (
+        ("none", {}),
+        ("many", SETTINGS["sampling and penalties"] | {"top_k": 1, "min_p": 0.9, "typical_p": 0.1}),
+    ):
         loaded = load_folder(_with_settings(plain, tmp_path / name, settings))
         torch.manual_seed(5)
         assert loaded.predict(DESCRIPTIONS[:1], {"max_new_tokens": TOKENS, "temperature": 3.0}) == [expected]

@@ -56,7 +56,9 @@ def test_mps_runs_in_fp32():
         hardware.choose_precision("bf16", mps)
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("off", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("off", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
+)
 def test_autocast_multiplies_in_the_precision(precision: str, dtype: torch.dtype):
     with hardware.autocast(CPU, precision):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
@@ -77,12 +79,18 @@ def test_facts_and_doctor_lines_are_words():
         ({"cpu.max": "max 100000"}, "0::/", None),
         ({"pod/cpu.max": "400000 100000", "pod/box/cpu.max": "max 100000"}, "0::/pod/box", 4.0),
         ({"pod/cpu.max": "200000 100000", "pod/box/cpu.max": "400000 100000"}, "0::/pod/box", 2.0),
-        ({"cpu,cpuacct/box/cpu.cfs_quota_us": "50000", "cpu,cpuacct/box/cpu.cfs_period_us": "100000"}, "4:memory:/\n3:cpu,cpuacct:/box", 0.5),
+        (
+            {"cpu,cpuacct/box/cpu.cfs_quota_us": "50000", "cpu,cpuacct/box/cpu.cfs_period_us": "100000"},
+            "4:memory:/\n3:cpu,cpuacct:/box",
+            0.5,
+        ),
         ({"cpu,cpuacct/cpu.cfs_quota_us": "-1", "cpu,cpuacct/cpu.cfs_period_us": "100000"}, "3:cpu,cpuacct:/", None),
         ({}, "0::/", None),
     ],
 )
-def test_the_quota_is_the_least_of_the_control_groups(tmp_path: Path, files: dict[str, str], own: str, cores: float | None):
+def test_the_quota_is_the_least_of_the_control_groups(
+    tmp_path: Path, files: dict[str, str], own: str, cores: float | None
+):
     for name, text in files.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n")
@@ -127,7 +135,9 @@ print(round(kept), round(held() - before))
 
 
 def test_an_older_glibc_that_refuses_large_thresholds_gets_the_largest_it_takes(monkeypatch: pytest.MonkeyPatch):
-    """Where it takes none, nothing else is set: that would end glibc's own raising of the threshold and make it worse."""
+    """Where it takes none, nothing else is set: that would end glibc's own raising of the threshold and make it
+    worse.
+    """
     import ctypes
 
     asked: list[tuple[int, int]] = []
@@ -165,7 +175,10 @@ with hardware.whole_products():
     pass
 print(torch.backends.cuda.matmul.fp32_precision)
 """
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip() == "tf32"
+    assert (
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.strip()
+        == "tf32"
+    )
 
 
 def test_models_are_asked_in_whole_products(trainer):

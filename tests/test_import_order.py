@@ -1,4 +1,6 @@
-"""Each layer imports only the layers that stand above it in docs/architecture.md; MLflow is imported in the store alone."""
+"""Each layer imports only the layers that stand above it in docs/architecture.md; MLflow is imported in the store
+alone.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Of a batch that a store fails on, only what it refuses alone is given up; a store that takes nothing is given nothing up to."""
+"""Of a batch that a store fails on, only what it refuses alone is given up; a store that takes nothing is given nothing
+up to.
+"""
 
 from __future__ import annotations
 

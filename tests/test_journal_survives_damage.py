@@ -110,7 +110,9 @@ def test_a_newer_format_is_refused_with_the_remedy(tmp_path):
     from mltrack.journal.frame import encode
 
     path = tmp_path / "journal"
-    path.write_bytes(encode({"type": "journal", "format_version": records.FORMAT_VERSION + 1, "mltrack_version": "9.0"}))
+    path.write_bytes(
+        encode({"type": "journal", "format_version": records.FORMAT_VERSION + 1, "mltrack_version": "9.0"})
+    )
     with pytest.raises(TrackingError, match=r"format 3 is newer than 2.*install mltrack 9\.0 or later"):
         read_journal(path)
 
@@ -135,7 +137,10 @@ def test_a_full_disk_is_one_clear_line(tmp_path):
     writer = JournalWriter(tmp_path / "journal")
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, writer._fd)
-    with pytest.raises(DiskFullError, match=r"journal: \d+ bytes could not be written: No space left on device; what was written before is intact"):
+    with pytest.raises(
+        DiskFullError,
+        match=r"journal: \d+ bytes could not be written: No space left on device; what was written before is intact",
+    ):
         writer.append(records.end("FINISHED", 0))
 
 
@@ -162,7 +167,9 @@ writer.close()
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="limits as Linux has them")
 def test_a_record_that_a_full_disk_cut_in_two_costs_no_other(tmp_path):
     """The first 20 bytes of the record fit; then somebody makes room."""
-    finished = subprocess.run([sys.executable, "-c", SMALL_DISK, str(tmp_path / "journal")], capture_output=True, text=True, check=False)
+    finished = subprocess.run(
+        [sys.executable, "-c", SMALL_DISK, str(tmp_path / "journal")], capture_output=True, text=True, check=False
+    )
     assert finished.returncode == 0, finished.stderr
     first, second, _ = finished.stdout.splitlines()
     assert first.endswith("bytes were needed; what was written before is intact")

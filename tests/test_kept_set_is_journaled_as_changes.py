@@ -1,4 +1,6 @@
-"""What a save adds to the journal does not grow with the checkpoints that are kept, and the relay ends with the right set whatever was damaged."""
+"""What a save adds to the journal does not grow with the checkpoints that are kept, and the relay ends with the right
+set whatever was damaged.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ from kept_checkpoints import KeptRun
 
 from mltrack import CheckpointManager
 from mltrack.errors import TrackingError
-from mltrack.journal import DiskFullError, JournalReader, JournalWriter, KeptCheckpoints, RunDirectory, kept_checkpoints, read_journal, records
+from mltrack.journal import (
+    DiskFullError,
+    JournalReader,
+    JournalWriter,
+    KeptCheckpoints,
+    RunDirectory,
+    kept_checkpoints,
+    read_journal,
+    records,
+)
 from mltrack.journal.frame import encode
 from mltrack.relay import Progress, kept_models, sync
 from mltrack.relay.projection import Projection
@@ -27,13 +38,23 @@ FORMAT_1 = Path(__file__).with_name("journals") / "format-1"
 
 def checkpoint(step: int, *reasons: str, created_ms: int = 1000) -> dict[str, Any]:
     metrics = {"eval_loss": 1 / step, "eval_perplexity": float("nan")}
-    described = {"step": step, "epoch": 0, "metric_name": "eval_loss", "metric_value": 1 / step, "metrics": metrics, "path": f"checkpoints/step-{step:08d}"}
+    described = {
+        "step": step,
+        "epoch": 0,
+        "metric_name": "eval_loss",
+        "metric_value": 1 / step,
+        "metrics": metrics,
+        "path": f"checkpoints/step-{step:08d}",
+    }
     return {**described, "created_ms": created_ms + step, "reasons": list(reasons)}
 
 
 def milestones(last: int) -> list[dict[str, Any]]:
     """What `keep_every=1` keeps after so many steps, each evaluation better than the one before."""
-    return [checkpoint(step, *["best"] * (step > last - 3), *["latest"] * (step == last), "milestone") for step in range(1, last + 1)]
+    return [
+        checkpoint(step, *["best"] * (step > last - 3), *["latest"] * (step == last), "milestone")
+        for step in range(1, last + 1)
+    ]
 
 
 def folded(journal: Sequence[records.Record]) -> KeptCheckpoints:
@@ -53,10 +74,16 @@ def test_a_save_costs_the_same_with_twenty_and_with_many_kept(tmp_path: Path):
         tracker.log_checkpoints([{**one, "path": tmp_path / one["path"]} for one in milestones(last)], best_step=last)
     sets = [record for record in read_journal(tmp_path / "journal") if record["type"].startswith("checkpoints")]
     changes = [record for record in sets if record["type"] == "checkpoints_changed"]
-    assert {len(record["kept"]) for record in changes} == {3}, "the new one, the one before it, and the one that is no longer among the best"
+    assert {len(record["kept"]) for record in changes} == {3}, (
+        "the new one, the one before it, and the one that is no longer among the best"
+    )
     assert max(len(encode(record)) for record in changes) < 2000
     assert len(changes) > 120
-    whole = sum(len(record["kept"]) for record in sets if record["type"] == "checkpoints" and len(record["kept"]) > kept_checkpoints.SMALL)
+    whole = sum(
+        len(record["kept"])
+        for record in sets
+        if record["type"] == "checkpoints" and len(record["kept"]) > kept_checkpoints.SMALL
+    )
     assert whole < 2 * 150, "the whole sets together are no more than the checkpoints, twice"
     assert said(folded(sets)) == json.dumps([milestones(150), 150])
     tracker.repeat_checkpoints()
@@ -71,11 +98,18 @@ def test_a_manager_that_keeps_many_journals_the_new_one(tmp_path: Path):
     from torch import nn
 
     tracker = TrainingMetricsTracker(tmp_path)
-    manager = CheckpointManager(tmp_path / "checkpoints", max_checkpoints=1, keep_every=1, on_change=tracker.log_checkpoints)
+    manager = CheckpointManager(
+        tmp_path / "checkpoints", max_checkpoints=1, keep_every=1, on_change=tracker.log_checkpoints
+    )
     for step in range(1, kept_checkpoints.SMALL + 4):
         manager.save_checkpoint(model=nn.Linear(1, 1), epoch=0, step=step, metric_value=1 / step)
     *_, last = read_journal(tmp_path / "journal")
-    assert (last["type"], [one["step"] for one in last["kept"]], last["gone"], last["best_step"]) == ("checkpoints_changed", [step - 1, step], [], step)
+    assert (last["type"], [one["step"] for one in last["kept"]], last["gone"], last["best_step"]) == (
+        "checkpoints_changed",
+        [step - 1, step],
+        [],
+        step,
+    )
     assert last["kept"][-1]["path"] == f"checkpoints/step-{step:08d}"
     again = TrainingMetricsTracker(tmp_path / "again")
     CheckpointManager(tmp_path / "checkpoints", max_checkpoints=2, on_change=again.log_checkpoints).settle()
@@ -85,11 +119,15 @@ def test_a_manager_that_keeps_many_journals_the_new_one(tmp_path: Path):
     again.close()
 
 
-def test_whichever_record_is_lost_the_next_whole_set_is_right_and_until_then_the_gap_is_known(monkeypatch: pytest.MonkeyPatch):
+def test_whichever_record_is_lost_the_next_whole_set_is_right_and_until_then_the_gap_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+):
     monkeypatch.setattr(kept_checkpoints, "SMALL", 2)
     journal: list[records.Record] = []
     kept = KeptCheckpoints()
-    for number, last in enumerate((1, 2, 3, 4, 5, 6, 7, 8, 6, 9, 9), start=1):  # a step less: something was set aside; at the end the same once more
+    for number, last in enumerate(
+        (1, 2, 3, 4, 5, 6, 7, 8, 6, 9, 9), start=1
+    ):  # a step less: something was set aside; at the end the same once more
         record = kept.record_of(milestones(last), last) | {"time_ms": number}
         journal.append(record)
         kept = kept.after(record)
@@ -102,12 +140,19 @@ def test_whichever_record_is_lost_the_next_whole_set_is_right_and_until_then_the
         for end in range(1, len(rest) + 1):
             seen = folded(rest[:end])
             whole = max((at for at in range(end) if rest[at]["type"] == "checkpoints"), default=-1)
-            assert seen.has_gap == (whole < lost < end and "checkpoints_changed" in {record["type"] for record in rest[lost:end]})
-            assert seen.has_gap or end <= lost or end == lost or said(seen) == said(folded(journal[: end + 1])), (lost, end)
+            assert seen.has_gap == (
+                whole < lost < end and "checkpoints_changed" in {record["type"] for record in rest[lost:end]}
+            )
+            assert seen.has_gap or end <= lost or end == lost or said(seen) == said(folded(journal[: end + 1])), (
+                lost,
+                end,
+            )
         assert said(folded(rest)) == said(kept)
 
 
-def test_a_record_that_the_full_disk_did_not_take_is_made_up_for_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_record_that_the_full_disk_did_not_take_is_made_up_for_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(kept_checkpoints, "SMALL", 0)
     tracker = TrainingMetricsTracker(tmp_path, on_disk_full="continue")
     tracker.log_checkpoints(milestones(5), best_step=5)
@@ -176,7 +221,11 @@ class ChangingRun(KeptRun):
         self.directory.journal.write_bytes(bytes(data))
 
     def types(self) -> list[str]:
-        return [record["type"] for record in read_journal(self.directory.journal) if record["type"].startswith("checkpoints")]
+        return [
+            record["type"]
+            for record in read_journal(self.directory.journal)
+            if record["type"].startswith("checkpoints")
+        ]
 
 
 @pytest.fixture
@@ -216,10 +265,14 @@ def test_while_a_change_is_missing_nothing_is_deleted_and_the_next_whole_set_hea
     run.assert_store_holds(3, 4, 5, 6)
 
 
-def test_the_list_of_all_checkpoints_is_stored_once_in_a_while_and_at_the_end(run: ChangingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_list_of_all_checkpoints_is_stored_once_in_a_while_and_at_the_end(
+    run: ChangingRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     stored = []
     put = artifacts.put_text
-    monkeypatch.setattr(kept_models.artifacts, "put_text", lambda *given: (stored.append(json.loads(given[2])), put(*given)))
+    monkeypatch.setattr(
+        kept_models.artifacts, "put_text", lambda *given: (stored.append(json.loads(given[2])), put(*given))
+    )
     run.keep(1)
     projection = Projection(run.directory, connect(run.there.uri))
     projection.deliver()
@@ -256,5 +309,7 @@ def test_what_is_written_down_at_each_request_does_not_grow_with_the_kept_checkp
 
 def test_an_earlier_mltracks_delivery_file_holds_the_models_itself(tmp_path: Path):
     directory = RunDirectory(tmp_path)
-    directory.delivery_file.write_text(json.dumps({"tracking_uri": "http://there", "run_id": "r", "models": {"1": "m-1"}, "saved_ms": {"1": 2}}))
+    directory.delivery_file.write_text(
+        json.dumps({"tracking_uri": "http://there", "run_id": "r", "models": {"1": "m-1"}, "saved_ms": {"1": 2}})
+    )
     assert Progress.read(directory, "http://there").models == {"1": "m-1"}

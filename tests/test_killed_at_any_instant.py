@@ -1,4 +1,6 @@
-"""SIGKILL at random instants of training, evaluation and saving loses nothing and changes nothing; `benchmarks/kill_storm.py` does it 200 times."""
+"""SIGKILL at random instants of training, evaluation and saving loses nothing and changes nothing;
+`benchmarks/kill_storm.py` does it 200 times.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def warm():
         yield process
 
 
-@pytest.mark.parametrize(("task", "precision", "kills"), [("text_classification", "off", 7), ("code_generation", "bf16", 3)])
+@pytest.mark.parametrize(
+    ("task", "precision", "kills"), [("text_classification", "off", 7), ("code_generation", "bf16", 3)]
+)
 def test_killed_and_resumed_until_it_is_done(tmp_path, warm, task, precision, kills):
     storm = Storm(small_job(tmp_path, task, use_mixed_precision=precision), tmp_path, warm, seed=kills)
     tally = storm.run(kills)
@@ -97,7 +101,13 @@ def test_a_last_checkpoint_that_nobody_was_told_of_is_kept_and_published(tmp_pat
     assert resumed.wait() == 0, resumed.errors
     storm.compare(directory)
     tally = storm.tally
-    assert (tally.points_lost, tally.points_doubled, tally.points_different, tally.problems, tally.leftovers) == (0, 0, 0, [], [])
+    assert (tally.points_lost, tally.points_doubled, tally.points_different, tally.problems, tally.leftovers) == (
+        0,
+        0,
+        0,
+        [],
+        [],
+    )
     assert tally.identical == tally.same_best == 1
 
 

@@ -37,7 +37,11 @@ def test_the_snippet_of_the_api_page(tmp_path: Path, tokenizer: PreTrainedTokeni
     assert test_ds.class_counts == {"safe": 2, "unsafe": 2}
     assert list(loader.label_mapping.items()) == [("safe", 0), ("unsafe", 1)]
     statistics = loader.get_statistics()
-    assert (statistics["records"], statistics["classes"], statistics["truncated"]) == (20, {"safe": 10, "unsafe": 10}, 0.0)
+    assert (statistics["records"], statistics["classes"], statistics["truncated"]) == (
+        20,
+        {"safe": 10, "unsafe": 10},
+        0.0,
+    )
     assert statistics["tokens"] == {"min": 6, "p5": 6, "p25": 6, "p50": 6 + 1, "p75": 7, "p95": 7, "p99": 7, "max": 7}
     info = loader.get_info()
     assert (info["source"], info["task"], info["max_length"]) == (str(path), "text_classification", 512)
@@ -62,7 +66,12 @@ def test_both_sides_share_the_mapping_of_all_records(tmp_path: Path, tokenizer: 
 
 @pytest.mark.parametrize(
     ("labels", "order"),
-    [([10, 9, 2], ["2", "9", "10"]), (["10", "9", "a"], ["10", "9", "a"]), ([True, False], ["False", "True"]), (["07", "7", "-1"], ["-1", "07", "7"])],
+    [
+        ([10, 9, 2], ["2", "9", "10"]),
+        (["10", "9", "a"], ["10", "9", "a"]),
+        ([True, False], ["False", "True"]),
+        (["07", "7", "-1"], ["-1", "07", "7"]),
+    ],
 )
 def test_numbers_are_sorted_as_numbers(tmp_path: Path, labels: list[Any], order: list[str]) -> None:
     assert list(DatasetLoader(write(tmp_path / "a.json", labels)).label_mapping) == order
@@ -79,7 +88,10 @@ def test_one_class_only(tmp_path: Path) -> None:
     for task in ("text_classification", "security_classification"):
         with pytest.raises(DatasetError) as caught:
             _ = DatasetLoader(path, task=task).records
-        assert str(caught.value) == f"{path}, field 'label': one class only: 'safe' in all 4 records; accepted: two or more classes"
+        assert (
+            str(caught.value)
+            == f"{path}, field 'label': one class only: 'safe' in all 4 records; accepted: two or more classes"
+        )
 
 
 def test_num_labels_that_contradicts_the_data(tmp_path: Path) -> None:
@@ -88,14 +100,24 @@ def test_num_labels_that_contradicts_the_data(tmp_path: Path) -> None:
     assert len(DatasetLoader(path, task="security_classification", num_labels=5).records) == 3
     with pytest.raises(DatasetError) as caught:
         _ = DatasetLoader(path, num_labels=2).label_mapping, DatasetLoader(path, num_labels=2).records
-    assert str(caught.value) == f"{path}, field 'label': num_labels is 2, but there are 3 classes: high, low, safe; leave num_labels out or say 3"
-    with pytest.raises(DatasetError, match="num_labels is 3, but there are 5 classes: safe, low, medium, high, critical"):
+    assert (
+        str(caught.value)
+        == f"{path}, field 'label': num_labels is 2, but there are 3 classes: high, low, safe; leave num_labels out or"
+        " say 3"
+    )
+    with pytest.raises(
+        DatasetError, match="num_labels is 3, but there are 5 classes: safe, low, medium, high, critical"
+    ):
         _ = DatasetLoader(path, task="security_classification", num_labels=3).records
-    with pytest.raises(ConfigurationError, match="num_labels: seen 2, but code_generation has no classes; accepted: leave it out"):
+    with pytest.raises(
+        ConfigurationError, match="num_labels: seen 2, but code_generation has no classes; accepted: leave it out"
+    ):
         DatasetLoader(path, task="code_generation", num_labels=2)
 
 
-def test_a_validation_file_is_read_with_the_training_files_classes(tmp_path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_validation_file_is_read_with_the_training_files_classes(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
+) -> None:
     mapping = DatasetLoader(write(tmp_path / "train.json", ["a", "b", "c"])).label_mapping
     validation = DatasetLoader(write(tmp_path / "one.json", ["c", "c"]), tokenizer, label_mapping=mapping)
     assert [validation.load()[i]["labels"] for i in range(2)] == [2, 2]
@@ -106,7 +128,9 @@ def test_a_validation_file_is_read_with_the_training_files_classes(tmp_path: Pat
     skipping = DatasetLoader(path, label_mapping=mapping, on_bad_record="skip")
     assert ([r.label for r in skipping.records], skipping.skipped) == (["a"], [str(caught.value)])
     with pytest.raises(DatasetError, match=r"none of the 2 records has a known label; the first: .*record 1"):
-        _ = DatasetLoader(write(tmp_path / "none.json", ["x", "y"]), label_mapping=mapping, on_bad_record="skip").records
+        _ = DatasetLoader(
+            write(tmp_path / "none.json", ["x", "y"]), label_mapping=mapping, on_bad_record="skip"
+        ).records
 
 
 def test_skipped_records_are_told(tmp_path: Path) -> None:
@@ -114,7 +138,9 @@ def test_skipped_records_are_told(tmp_path: Path) -> None:
     path.write_text('{"code": "a", "label": "x"}\n{"code": "b"}\n{"code": "c", "label": "y"}\n')
     loader = DatasetLoader(path, on_bad_record="skip")
     assert (len(loader.records), loader.get_statistics()["skipped"]) == (2, 1)
-    assert loader.skipped == [f"{path}, record 2, field 'label': missing; seen the fields code; accepted: text, a whole number, true or false"]
+    assert loader.skipped == [
+        f"{path}, record 2, field 'label': missing; seen the fields code; accepted: text, a whole number, true or false"
+    ]
 
 
 def test_a_data_set_needs_a_tokenizer(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""What MLflow holds does not change when the user's file does: a logged file is rewritten in place, as log files and pictures are."""
+"""What MLflow holds does not change when the user's file does: a logged file is rewritten in place, as log files and
+pictures are.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture
 def run_id(store: Store) -> str:
-    return create_run(store, experiment_name=None, run_name="r", tags={}, idempotency_key=uuid.uuid4().hex, start_time_ms=1).run_id
+    return create_run(
+        store, experiment_name=None, run_name="r", tags={}, idempotency_key=uuid.uuid4().hex, start_time_ms=1
+    ).run_id
 
 
 def rewrite(path: Path) -> None:
@@ -34,7 +38,10 @@ def rewrite(path: Path) -> None:
 def test_a_file_that_a_tracker_logged_and_its_owner_rewrote(store: Store, tmp_path: Path) -> None:
     log = tmp_path / "big.log"
     log.write_bytes(BEFORE)
-    tracker = TrainingMetricsTracker(tmp_path / "run", run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=store.tracking_uri, created_ms=records.now_ms()))
+    tracker = TrainingMetricsTracker(
+        tmp_path / "run",
+        run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=store.tracking_uri, created_ms=records.now_ms()),
+    )
     tracker.log_artifact(log)
     tracker.close()
     progress = sync(tracker.directory)

@@ -1,4 +1,6 @@
-"""An optimizer step is the sum of its losses over the sum of its targets, however it is cut: into micro-batches or onto replicas."""
+"""An optimizer step is the sum of its losses over the sum of its targets, however it is cut: into micro-batches or onto
+replicas.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,17 @@ pytestmark = pytest.mark.device
 
 TASKS = ("text_classification", "security_classification", "code_generation")
 CUTS = ((8, 1), (4, 2), (2, 4), (1, 8))
-CASES = [(task, {}) for task in TASKS] + [("security_classification", {"class_weights": "balanced"}), ("code_generation", {"packing": True})]
+CASES = [(task, {}) for task in TASKS] + [
+    ("security_classification", {"class_weights": "balanced"}),
+    ("code_generation", {"packing": True}),
+]
 
 
 @pytest.mark.parametrize(("task", "options"), CASES)
 def test_a_run_is_the_same_however_its_steps_are_cut(trainer, task, options):
-    """30 training records, two epochs in the sampler's own order, the ragged tail of 6 included: losses, norms, schedule and weights."""
+    """30 training records, two epochs in the sampler's own order, the ragged tail of 6 included: losses, norms,
+    schedule and weights.
+    """
     found = []
     for batch_size, accumulation in CUTS:
         made = trainer(
@@ -68,10 +75,14 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(trainer, task):
         if made.train_dataset.task.is_classification:
             total = total + F.cross_entropy(made.model(row[None]).logits, labels[None], reduction="sum")
         else:
-            total = total + F.cross_entropy(made.model(row[None]).logits[0, :-1], labels[1:], reduction="sum", ignore_index=-100)
+            total = total + F.cross_entropy(
+                made.model(row[None]).logits[0, :-1], labels[1:], reduction="sum", ignore_index=-100
+            )
     targets = sum(int(made.train_dataset.target_counts[batch.records].sum()) for batch in group)
     (total / targets).backward()
-    expected = {name: parameter.grad.clone() for name, parameter in made.model.named_parameters() if parameter.grad is not None}
+    expected = {
+        name: parameter.grad.clone() for name, parameter in made.model.named_parameters() if parameter.grad is not None
+    }
     made.optimizer.zero_grad()
     made.model.train()
     gradient = made.gradient.of(group, capture_rng())
@@ -83,10 +94,14 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(trainer, task):
 
 
 def test_with_dropout_the_loss_of_a_step_has_the_same_distribution_however_it_is_cut(trainer):
-    """The draws differ, their distribution does not: mean within four standard errors, variance within the F distribution's far ends."""
+    """The draws differ, their distribution does not: mean within four standard errors, variance within the F
+    distribution's far ends.
+    """
     draws, found = 120, []
     for batch_size, accumulation in ((8, 1), (1, 8)):
-        made = trainer(dropout=0.3, name=str(batch_size), batch_size=batch_size, gradient_accumulation_steps=accumulation)
+        made = trainer(
+            dropout=0.3, name=str(batch_size), batch_size=batch_size, gradient_accumulation_steps=accumulation
+        )
         made.model.train()
         group = next(made.batches.groups(0, 0))
         losses = []
@@ -108,7 +123,10 @@ def test_the_examples_of_a_step_do_not_depend_on_how_it_is_cut():
     lengths = torch.randint(1, 200, (1003,), generator=torch.Generator().manual_seed(1)).numpy()
 
     def steps(batch_size, accumulation, world=1):
-        ranks = [list(Sampler(lengths, 7, 3, rank, world, batch_size=batch_size, accumulation=accumulation, bucket_window=5)) for rank in range(world)]
+        ranks = [
+            list(Sampler(lengths, 7, 3, rank, world, batch_size=batch_size, accumulation=accumulation, bucket_window=5))
+            for rank in range(world)
+        ]
         micro = [[record for rank in ranks for record in rank[number]] for number in range(len(ranks[0]))]
         return [sorted(chain(*micro[start : start + accumulation])) for start in range(0, len(micro), accumulation)]
 
@@ -132,12 +150,16 @@ def test_balanced_weights_have_the_mean_one_over_the_records_and_leave_evaluatio
 
 
 def test_class_weights_without_classes_are_refused(trainer):
-    with pytest.raises(ConfigurationError, match="class_weights: seen balanced, but code_generation has no classes; accepted: none"):
+    with pytest.raises(
+        ConfigurationError, match="class_weights: seen balanced, but code_generation has no classes; accepted: none"
+    ):
         trainer("code_generation", class_weights="balanced")
 
 
 class SplitRunGather(nn.Module):
-    """Does on the CPU what nn.DataParallel does on GPUs: split along dimension 0, run each part, gather along dimension 0."""
+    """Does on the CPU what nn.DataParallel does on GPUs: split along dimension 0, run each part, gather along dimension
+    0.
+    """
 
     def __init__(self, module, replicas=2):
         super().__init__()
@@ -145,7 +167,9 @@ class SplitRunGather(nn.Module):
 
     def forward(self, batch):
         size = math.ceil(len(batch["labels"]) / self.replicas)
-        parts = [{name: tensor[i : i + size] for name, tensor in batch.items()} for i in range(0, len(batch["labels"]), size)]
+        parts = [
+            {name: tensor[i : i + size] for name, tensor in batch.items()} for i in range(0, len(batch["labels"]), size)
+        ]
         outputs = [self.module(part) for part in parts]
         assert all(value.shape == (1,) for output in outputs for value in output), "DataParallel cannot gather a scalar"
         return tuple(torch.cat(values) for values in zip(*outputs, strict=True))
@@ -159,8 +183,15 @@ def test_replicas_give_the_gradients_of_one_device(trainer, task):
         if name == "two":
             made.parallel = DataParallelReplicas(task_for(task), wrap=SplitRunGather)
         made.train()
-        losses.append((tiny.points(made.tracker.directory.journal, "train_loss"), tiny.points(made.tracker.directory.journal, "grad_norm")))
-        assert not any(key.startswith("module.") for key in made.checkpoint_manager.load_latest_checkpoint()["model_state_dict"])
+        losses.append(
+            (
+                tiny.points(made.tracker.directory.journal, "train_loss"),
+                tiny.points(made.tracker.directory.journal, "grad_norm"),
+            )
+        )
+        assert not any(
+            key.startswith("module.") for key in made.checkpoint_manager.load_latest_checkpoint()["model_state_dict"]
+        )
     assert losses[1][0] == pytest.approx(losses[0][0], rel=1e-5)
     assert losses[1][1] == pytest.approx(losses[0][1], rel=1e-4)
 
@@ -183,7 +214,9 @@ class ThreadsOfTheirOwn(SplitRunGather):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_replicas_compute_in_the_precision_of_the_training(dtype):
-    """A thread's own default for the CPU is bf16, and for a GPU fp16: without a word from the caller it would be that one."""
+    """A thread's own default for the CPU is bf16, and for a GPU fp16: without a word from the caller it would be that
+    one.
+    """
     seen = []
 
     class Watched:

@@ -1,4 +1,6 @@
-"""A folder of many runs: a start and `mltrack runs` open the few directories that matter, whatever became of the cache."""
+"""A folder of many runs: a start and `mltrack runs` open the few directories that matter, whatever became of
+the cache.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,16 @@ import pytest
 
 from mltrack.cli.runs import list_runs
 from mltrack.errors import ConfigurationError
-from mltrack.journal import JournalWriter, RunDirectory, RunInfo, find_run_directories, find_run_directory, known_runs, records, run_index
+from mltrack.journal import (
+    JournalWriter,
+    RunDirectory,
+    RunInfo,
+    find_run_directories,
+    find_run_directory,
+    known_runs,
+    records,
+    run_index,
+)
 from mltrack.provenance import undelivered
 
 NUM_RUNS = 300
@@ -104,14 +115,19 @@ def test_a_run_is_found_by_its_directorys_name_without_opening_another(root: Pat
     assert opened() == []
 
 
-def test_runs_lists_the_newest_and_opens_no_other_journal(root: Path, opened: Callable[[], list[str]], capsys: pytest.CaptureFixture[str]):
+def test_runs_lists_the_newest_and_opens_no_other_journal(
+    root: Path, opened: Callable[[], list[str]], capsys: pytest.CaptureFixture[str]
+):
     list_runs(str(root), "json", "false", None)
     printed = capsys.readouterr()
     rows = json.loads(printed.out)
     assert len(rows) == 50
     assert opened().count("journal") == 50
     assert {(row["state"], row["steps"], row["delivery"]) for row in rows} == {("FINISHED", 3, "complete")}
-    assert [row["run"] for row in rows] == [info.run_id or info.local_id for info in (directory.read_run() for directory in find_run_directories(root)[-50:])]
+    assert [row["run"] for row in rows] == [
+        info.run_id or info.local_id
+        for info in (directory.read_run() for directory in find_run_directories(root)[-50:])
+    ]
     assert printed.err == f"the newest 50 of {NUM_RUNS} runs; --limit 0 lists all\n"
     list_runs(str(root), "json", "false", None, "0")
     printed = capsys.readouterr()
@@ -160,8 +176,12 @@ def test_a_folder_that_cannot_be_written_is_read(root: Path, monkeypatch: pytest
 
 
 def test_two_processes_at_once_leave_a_whole_cache(root: Path):
-    script = "import sys; from mltrack.journal import known_runs; print(len({run.name for run in known_runs(sys.argv[1])}))"
-    both = [subprocess.Popen([sys.executable, "-c", script, str(root)], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    script = (
+        "import sys; from mltrack.journal import known_runs; print(len({run.name for run in known_runs(sys.argv[1])}))"
+    )
+    both = [
+        subprocess.Popen([sys.executable, "-c", script, str(root)], stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     assert [process.communicate()[0] for process in both] == [f"{NUM_RUNS}\n"] * 2
     assert len(json.loads((root / run_index.NAME).read_text())["runs"]) == NUM_RUNS
     assert [path.name for path in root.glob(".*")] == [run_index.NAME]

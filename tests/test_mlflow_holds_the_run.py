@@ -1,4 +1,6 @@
-"""What MLflow holds after a small training: each number once, the kept checkpoints and nothing else, a loadable version."""
+"""What MLflow holds after a small training: each number once, the kept checkpoints and nothing else, a loadable
+version.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,17 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("held")
     records = folder / "records.jsonl"
     records.write_text("".join(json.dumps(record) + "\n" for record in _records("text_classification", 48)))
-    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, *OPTIONS, "--output", "json")
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records,
+        *commands.TINY,
+        *OPTIONS,
+        "--output",
+        "json",
+    )
     finished = commands.mltrack(*words, cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return folder, tiny.last_json_line(finished.stdout), MlflowClient(f"sqlite:///{folder}/mlflow.db"), records
@@ -46,7 +58,10 @@ def test_every_point_of_the_journal_is_there_exactly_once_and_in_order(trained):
     folder, response, client, _ = trained
     journal = _journal_points(folder, response["run_id"])
     for name, points in journal.items():
-        held = [(metric.step, metric.value, metric.timestamp) for metric in client.get_metric_history(response["run_id"], name)]
+        held = [
+            (metric.step, metric.value, metric.timestamp)
+            for metric in client.get_metric_history(response["run_id"], name)
+        ]
         assert sorted(held) == sorted(points), name
     held = {name for name in client.get_run(response["run_id"]).data.metrics if not name.startswith("system/")}
     assert held == set(journal)
@@ -55,13 +70,28 @@ def test_every_point_of_the_journal_is_there_exactly_once_and_in_order(trained):
 def test_each_optimizer_step_has_its_metrics_once(trained):
     _, response, client, _ = trained
     for name in ("train_loss", "learning_rate", "grad_norm", "tokens_per_second"):
-        assert [metric.step for metric in client.get_metric_history(response["run_id"], name)] == list(range(1, response["steps_run"] + 1))
+        assert [metric.step for metric in client.get_metric_history(response["run_id"], name)] == list(
+            range(1, response["steps_run"] + 1)
+        )
 
 
 def test_epochs_are_aggregated_at_the_number_of_finished_epochs(trained):
     _, response, client, _ = trained
-    for name in ("train_loss", "train_loss_std", "train_loss_min", "train_loss_max", "eval_loss", "eval_macro_f1", "seconds"):
-        assert [metric.step for metric in client.get_metric_history(response["run_id"], f"epoch/{name}")] == [1, 2, 3, 4]
+    for name in (
+        "train_loss",
+        "train_loss_std",
+        "train_loss_min",
+        "train_loss_max",
+        "eval_loss",
+        "eval_macro_f1",
+        "seconds",
+    ):
+        assert [metric.step for metric in client.get_metric_history(response["run_id"], f"epoch/{name}")] == [
+            1,
+            2,
+            3,
+            4,
+        ]
 
 
 def test_the_run_is_finished_with_params_tags_inputs_and_artifacts(trained):
@@ -81,7 +111,10 @@ def test_the_run_is_finished_with_params_tags_inputs_and_artifacts(trained):
 def test_what_each_checkpoint_costs_is_a_metric_at_its_step(trained):
     _, response, client, _ = trained
     names = ("checkpoint_stall_ms", "checkpoint_write_ms", "checkpoint_bytes")
-    costs = {name: {metric.step: metric.value for metric in client.get_metric_history(response["run_id"], name)} for name in names}
+    costs = {
+        name: {metric.step: metric.value for metric in client.get_metric_history(response["run_id"], name)}
+        for name in names
+    }
     assert [sorted(held) for held in costs.values()] == [sorted(costs["checkpoint_bytes"])] * 3
     assert all(value > 0 for held in costs.values() for value in held.values())
     for one in response["checkpoints"]:
@@ -102,8 +135,12 @@ def test_the_best_and_the_latest_checkpoints_are_there_and_no_other_bytes(traine
     weights = list(folder.glob("mlruns/**/*.safetensors"))
     assert sum(path.name == "model.safetensors" for path in weights) == len(kept)
     assert sum(path.name == "optimizer.safetensors" for path in weights) == len(kept)
-    index = json.loads((folder / "mlruns" / experiment / response["run_id"] / "artifacts/checkpoints/index.json").read_text())
-    assert {one["step"]: one["model_id"] for one in index} == {int(model.tags["mltrack.step"]): model.model_id for model in models}
+    index = json.loads(
+        (folder / "mlruns" / experiment / response["run_id"] / "artifacts/checkpoints/index.json").read_text()
+    )
+    assert {one["step"]: one["model_id"] for one in index} == {
+        int(model.tags["mltrack.step"]): model.model_id for model in models
+    }
 
 
 def test_the_best_is_registered_as_challenger_and_first_champion(trained):
@@ -125,11 +162,18 @@ def test_the_best_is_registered_as_challenger_and_first_champion(trained):
 
 def test_the_response_says_what_happened(trained):
     folder, response, _, _ = trained
-    assert (response["success"], response["status"], response["exit_code"], response["delivery"]) == (True, "FINISHED", 0, "complete")
+    assert (response["success"], response["status"], response["exit_code"], response["delivery"]) == (
+        True,
+        "FINISHED",
+        0,
+        "complete",
+    )
     assert response["errors"] == []
     assert 0 <= response["best_epoch"] < response["epochs_run"] == 4
     assert (folder / "mltrack-runs" / response["run_id"] / "model" / "model.safetensors").exists()
-    assert json.loads((folder / "mltrack-runs" / response["run_id"] / "metrics.json").read_text())["summary"]["best_metrics"]["eval_loss"]
+    assert json.loads((folder / "mltrack-runs" / response["run_id"] / "metrics.json").read_text())["summary"][
+        "best_metrics"
+    ]["eval_loss"]
 
 
 LOADING = """
@@ -146,7 +190,9 @@ print(json.dumps([rows[0]["label"], rows[0]["score"], answer["label"], answer["s
 
 def test_mlflow_loads_the_champion_both_ways_and_they_agree(trained):
     folder, _, _, _ = trained
-    finished = commands.run(sys.executable, "-c", LOADING, cwd=folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", PYTHONPATH="")
+    finished = commands.run(
+        sys.executable, "-c", LOADING, cwd=folder, MLFLOW_TRACKING_URI=f"sqlite:///{folder}/mlflow.db", PYTHONPATH=""
+    )
     assert finished.returncode == 0, finished.stderr
     label, score, same_label, same_score = json.loads(finished.stdout.strip().splitlines()[-1])
     assert label == same_label
@@ -156,13 +202,28 @@ def test_mlflow_loads_the_champion_both_ways_and_they_agree(trained):
 def test_predict_and_evaluate_by_registry_uri(trained):
     folder, _, _, records = trained
     uri = "models:/mltrack-text_classification@champion"
-    finished = commands.mltrack("predict", "--model-uri", uri, "--text", "def f(x):\n    eval(x)", "--output", "json", cwd=folder)
+    finished = commands.mltrack(
+        "predict", "--model-uri", uri, "--text", "def f(x):\n    eval(x)", "--output", "json", cwd=folder
+    )
     assert finished.returncode == 0, finished.stderr
     answer = json.loads(finished.stdout)[0]
     assert answer["label"] in ("safe", "unsafe")
     assert sum(answer["scores"].values()) == pytest.approx(1, abs=1e-4)
     found = [
-        json.loads(commands.mltrack("evaluate", "--model-uri", uri, "--dataset-path", records, "--batch-size", size, "--output", "json", cwd=folder).stdout)
+        json.loads(
+            commands.mltrack(
+                "evaluate",
+                "--model-uri",
+                uri,
+                "--dataset-path",
+                records,
+                "--batch-size",
+                size,
+                "--output",
+                "json",
+                cwd=folder,
+            ).stdout
+        )
         for size in (1, 64)
     ]
     assert found[0] == pytest.approx(found[1], rel=1e-2)
@@ -170,7 +231,9 @@ def test_predict_and_evaluate_by_registry_uri(trained):
 
 
 def test_predict_from_another_folder_says_where_it_looked(trained, tmp_path):
-    finished = commands.mltrack("predict", "--model-uri", "models:/mltrack-text_classification@champion", "--text", "x", cwd=tmp_path)
+    finished = commands.mltrack(
+        "predict", "--model-uri", "models:/mltrack-text_classification@champion", "--text", "x", cwd=tmp_path
+    )
     assert finished.returncode == 1
     line = finished.stderr.strip().splitlines()[-1]
     assert f"{tmp_path}/mlflow.db" in line
@@ -179,12 +242,26 @@ def test_predict_from_another_folder_says_where_it_looked(trained, tmp_path):
 
 def test_models_list_show_and_promote(trained):
     folder, _, client, records = trained
-    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "1", "--output", "json")
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records,
+        *commands.TINY,
+        "--epochs",
+        "1",
+        "--output",
+        "json",
+    )
     second = tiny.last_json_line(commands.mltrack(*words, cwd=folder).stdout)
     assert second["registered_model"]["aliases"] == ["challenger"], "there is a champion already"
     name = "mltrack-text_classification"
     assert commands.mltrack("models", "list", cwd=folder).stdout.strip() == f"{name}  @challenger = 2, @champion = 1"
-    assert commands.mltrack("models", "promote", name, "--version", "2", cwd=folder).stdout.strip() == f"{name}@champion: version 1 -> 2"
+    assert (
+        commands.mltrack("models", "promote", name, "--version", "2", cwd=folder).stdout.strip()
+        == f"{name}@champion: version 1 -> 2"
+    )
     assert client.get_model_version_by_alias(name, "champion").version in (2, "2")
     shown = commands.mltrack("models", "show", name, cwd=folder).stdout
     assert shown.startswith(f"{name}/2  @challenger @champion")
@@ -194,19 +271,31 @@ def test_models_list_show_and_promote(trained):
 
 
 def everything_of(client: MlflowClient, run_id: str, folder: Path) -> dict[str, object]:
-    """All that MLflow holds of a run: each point of each metric, params, tags, inputs, the bytes of every artifact, models with their files, versions."""
+    """All that MLflow holds of a run: each point of each metric, params, tags, inputs, the bytes of every artifact,
+    models with their files, versions.
+    """
     run = client.get_run(run_id)
     models = [model for model in client.search_logged_models([run.info.experiment_id]) if model.source_run_id == run_id]
     stored = folder / "mlruns"
     return {
-        "points": {name: sorted((one.step, one.timestamp, one.value) for one in client.get_metric_history(run_id, name)) for name in run.data.metrics},
+        "points": {
+            name: sorted((one.step, one.timestamp, one.value) for one in client.get_metric_history(run_id, name))
+            for name in run.data.metrics
+        },
         "params": run.data.params,
         "tags": run.data.tags,
         "status": (run.info.status, run.info.end_time),
-        "inputs": sorted((one.dataset.name, one.dataset.digest, one.dataset.source) for one in run.inputs.dataset_inputs),
+        "inputs": sorted(
+            (one.dataset.name, one.dataset.digest, one.dataset.source) for one in run.inputs.dataset_inputs
+        ),
         "models": sorted((model.model_id, model.name, str(sorted(model.tags.items()))) for model in models),
-        "versions": sorted((one.name, one.version, one.source, str(sorted(one.tags.items()))) for one in client.search_model_versions(f"run_id='{run_id}'")),
-        "files": {str(path.relative_to(stored)): path.read_bytes() for path in sorted(stored.rglob("*")) if path.is_file()},
+        "versions": sorted(
+            (one.name, one.version, one.source, str(sorted(one.tags.items())))
+            for one in client.search_model_versions(f"run_id='{run_id}'")
+        ),
+        "files": {
+            str(path.relative_to(stored)): path.read_bytes() for path in sorted(stored.rglob("*")) if path.is_file()
+        },
     }
 
 
@@ -225,7 +314,20 @@ def test_sync_again_sends_nothing_twice(trained):
 
 def test_offline_then_sync_makes_one_run(tmp_path, records_file):
     records = records_file("code_generation", 24)
-    words = ("train", "--task", "code_generation", "--dataset-path", records, *commands.TINY, "--epochs", "1", "--offline", "true", "--output", "json")
+    words = (
+        "train",
+        "--task",
+        "code_generation",
+        "--dataset-path",
+        records,
+        *commands.TINY,
+        "--epochs",
+        "1",
+        "--offline",
+        "true",
+        "--output",
+        "json",
+    )
     response = tiny.last_json_line(commands.mltrack(*words, cwd=tmp_path).stdout)
     assert (response["success"], response["delivery"]) == (True, "pending")
     assert not (tmp_path / "mlflow.db").exists()
@@ -302,7 +404,11 @@ def test_sigterm_ends_with_a_checkpoint_and_resume_continues_the_run(tmp_path, r
 
 def test_the_process_does_not_import_mlflow_to_train(tmp_path):
     finished = subprocess.run(
-        [sys.executable, "-c", "import mltrack, sys; print(sorted({'torch', 'mlflow', 'transformers'} & set(sys.modules)))"],
+        [
+            sys.executable,
+            "-c",
+            "import mltrack, sys; print(sorted({'torch', 'mlflow', 'transformers'} & set(sys.modules)))",
+        ],
         capture_output=True,
         text=True,
         check=True,

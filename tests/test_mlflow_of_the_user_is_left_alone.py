@@ -1,4 +1,6 @@
-"""In one process with mltrack, the user's own MLflow keeps its environment, retries, time-outs, tracking URI and log levels, in every thread."""
+"""In one process with mltrack, the user's own MLflow keeps its environment, retries, time-outs, tracking URI and log
+levels, in every thread.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,12 @@ def seen() -> dict[str, Any]:
     """What the user's own MLflow calls would be made with."""
     environment = {name: value for name, value in os.environ.items() if name.startswith(("MLFLOW_", "GIT_", "PG"))}
     levels = {name: (logging.getLogger(name).level, logging.getLogger(name).disabled) for name in LOGGERS}
-    return {"environment": environment, "settings": {one.name: one.get() for one in WATCHED}, "uri": mlflow.get_tracking_uri(), "levels": levels}
+    return {
+        "environment": environment,
+        "settings": {one.name: one.get() for one in WATCHED},
+        "uri": mlflow.get_tracking_uri(),
+        "levels": levels,
+    }
 
 
 @contextmanager
@@ -114,7 +121,9 @@ def test_our_calls_do_not_retry_and_theirs_do_at_the_same_time(tmp_path: Path, m
         proxy.seen.clear()
         proxy.fault, proxy.delay_s = "slow", 2.0
         errors: list[Exception] = []
-        theirs = threading.Thread(target=_raised, args=(lambda: mlflow.MlflowClient(proxy.uri).get_run("0" * 32), errors))
+        theirs = threading.Thread(
+            target=_raised, args=(lambda: mlflow.MlflowClient(proxy.uri).get_run("0" * 32), errors)
+        )
         theirs.start()
         began = time.monotonic()
         with pytest.raises(StoreUnavailable, match="timed out"):
@@ -151,6 +160,13 @@ print("unchanged")
 @pytest.mark.long
 def test_during_a_training_in_the_users_process(tmp_path: Path, records_file: Callable[..., Path]) -> None:
     """MLflow is imported before, as in a notebook, so that nothing is handed to another process."""
-    words = (sys.executable, "-c", TRAIN, records_file("text_classification", 24), f"sqlite:///{tmp_path}/mlflow.db", Path(__file__).parent)
+    words = (
+        sys.executable,
+        "-c",
+        TRAIN,
+        records_file("text_classification", 24),
+        f"sqlite:///{tmp_path}/mlflow.db",
+        Path(__file__).parent,
+    )
     finished = commands.run(*words, cwd=tmp_path)
     assert finished.stdout.endswith("unchanged\n"), finished.stdout + finished.stderr

@@ -107,7 +107,9 @@ def test_positions_of_a_loaded_encoder_leave_out_the_padding_offset(folders: dic
     assert resolve_model(str(folders["text_classification"]), "text_classification").max_positions == 512
 
 
-def test_a_tokenizer_without_padding_pads_with_its_end_and_keeps_its_vocabulary(folders: dict[str, Path], tmp_path: Path):
+def test_a_tokenizer_without_padding_pads_with_its_end_and_keeps_its_vocabulary(
+    folders: dict[str, Path], tmp_path: Path
+):
     folder = shutil.copytree(folders["code_generation"], tmp_path / "model")
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     del settings["pad_token"]
@@ -140,13 +142,18 @@ def _config(folder: Path, text: str) -> None:
         (lambda folder: _config(folder, "[]"), "has no model_type"),
         (lambda folder: _config(folder, '{"model_type": "nonesuch"}'), "nonesuch"),
         (lambda folder: _config(folder, '{"model_type": "t5"}'), "t5, which AutoModelForCausalLM does not know"),
-        (lambda folder: _config(folder, '{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}'), "--trust-remote-code true"),
+        (
+            lambda folder: _config(folder, '{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}'),
+            "--trust-remote-code true",
+        ),
         (lambda folder: (folder / "config.json").unlink(), "no config.json in"),
         (lambda folder: [file.unlink() for file in folder.glob("tokenizer*")], "tokenizer"),
         (lambda folder: (folder / "tokenizer.json").write_text("{bad"), "its tokenizer cannot be loaded"),
     ],
 )
-def test_a_folder_that_is_no_model_is_refused_before_anything_else(folders: dict[str, Path], tmp_path: Path, damage, message: str):
+def test_a_folder_that_is_no_model_is_refused_before_anything_else(
+    folders: dict[str, Path], tmp_path: Path, damage, message: str
+):
     folder = shutil.copytree(folders["code_generation"], tmp_path / "model")
     damage(folder)
     with pytest.raises(ConfigurationError, match=message) as caught:
@@ -164,7 +171,9 @@ def test_a_folder_that_is_no_model_is_refused_before_anything_else(folders: dict
         (lambda weights: weights.unlink(), "no weights in"),
     ],
 )
-def test_weights_that_cannot_be_read_are_refused_in_one_line(folders: dict[str, Path], tmp_path: Path, damage, message: str):
+def test_weights_that_cannot_be_read_are_refused_in_one_line(
+    folders: dict[str, Path], tmp_path: Path, damage, message: str
+):
     folder = shutil.copytree(folders["code_generation"], tmp_path / "model")
     damage(folder / "model.safetensors")
     with pytest.raises((CheckpointError, ConfigurationError), match=message) as caught:
@@ -176,7 +185,14 @@ def test_an_encoder_is_no_code_generator(folders: dict[str, Path], tmp_path: Pat
     from transformers import RobertaConfig, RobertaForCausalLM
 
     tokenizer = resolve_model(str(folders["code_generation"]), "code_generation").tokenizer
-    config = RobertaConfig(vocab_size=len(tokenizer), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, is_decoder=True)
+    config = RobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        is_decoder=True,
+    )
     save_pretrained(RobertaForCausalLM(config), tokenizer, tmp_path)
     resolve_model(str(tmp_path), "code_generation").build(label_mapping=None, max_length=64, seed=1)
     _config(tmp_path, (tmp_path / "config.json").read_text().replace('"is_decoder": true', '"is_decoder": false'))
@@ -204,7 +220,9 @@ def test_a_hub_name_without_network_is_one_line_within_seconds(monkeypatch: pyte
 
     for offline, message in ((True, "HF_HUB_OFFLINE is set"), (False, "the hub cannot be reached")):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}"
+        )
         start = time.monotonic()
         with pytest.raises(ConfigurationError, match=message) as caught:
             resolve_model("someone/some-model-that-is-not-cached", "code_generation")
@@ -237,7 +255,9 @@ print(first, reads() - first, hashlib.sha256(repr(known).encode()).hexdigest())
 def test_the_files_of_transformers_are_read_once_and_say_what_they_say_to_transformers():
     found = {}
     for imported in ("", "import mltrack.models"):
-        done = subprocess.run([sys.executable, "-c", READ.format(imported=imported)], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", READ.format(imported=imported)], capture_output=True, text=True, check=True
+        )
         found[imported] = done.stdout.split()
     (first, again, expected), (_, by_mltrack, known) = found.values()
     assert int(first) > 100

@@ -29,7 +29,10 @@ def made(copy: Callable[[str], str], original: Callable[[int], str] = function) 
     """Sixty functions, and a copy of each, in a random order; `origin` says whose copy it is."""
     texts = [(kind(original(number)), number) for number in range(ORIGINALS) for kind in (str, copy)]
     random.Random(5).shuffle(texts)
-    return [Record(text, "ab"[origin % 2], None, "a.jsonl", number, {"origin": origin}) for number, (text, origin) in enumerate(texts, start=1)]
+    return [
+        Record(text, "ab"[origin % 2], None, "a.jsonl", number, {"origin": origin})
+        for number, (text, origin) in enumerate(texts, start=1)
+    ]
 
 
 def parted(train: Sequence[Record], test: Sequence[Record]) -> int:
@@ -72,11 +75,26 @@ def test_copies_of_copies_stand_together() -> None:
         chain.append(chain[-1].replace("    return result", f"    result.step{number}(first)\n    return result"))
     groups = duplicate_groups([Record(text, None, None, "a", n) for n, text in enumerate(chain)])
     assert len(set(groups.near.tolist())) == 1
-    assert len(set(duplicate_groups([Record(text, None, None, "a", n) for n, text in enumerate((chain[0], chain[-1]))]).near.tolist())) == 2
+    assert (
+        len(
+            set(
+                duplicate_groups(
+                    [Record(text, None, None, "a", n) for n, text in enumerate((chain[0], chain[-1]))]
+                ).near.tolist()
+            )
+        )
+        == 2
+    )
 
 
 def test_short_code_is_compared_with_its_literals() -> None:
-    texts = ["def f(a):\n    return a + 1", "def f(b):  # adds\n  return b + 1", "def f(a):\n    return a + 2", "def g(a):\n    return a + 1", "x = 1"]
+    texts = [
+        "def f(a):\n    return a + 1",
+        "def f(b):  # adds\n  return b + 1",
+        "def f(a):\n    return a + 2",
+        "def g(a):\n    return a + 1",
+        "x = 1",
+    ]
     near = duplicate_groups([Record(text, None, None, "a", n) for n, text in enumerate(texts)]).near
     assert near[0] == near[1]
     assert len({near[0], near[2], near[4]}) == 3
@@ -92,7 +110,14 @@ def test_the_same_completion_of_two_descriptions_is_a_leak() -> None:
 def test_a_group_is_on_one_side(tmp_path: Path) -> None:
     """A function before and after its fix: too different for near-duplicates, and of two labels."""
     pairs = [
-        Record(function(2 * pair + which), ("vulnerable", "fixed")[which], None, "a.jsonl", 2 * pair + which + 1, {"commit": f"c{pair}"})
+        Record(
+            function(2 * pair + which),
+            ("vulnerable", "fixed")[which],
+            None,
+            "a.jsonl",
+            2 * pair + which + 1,
+            {"commit": f"c{pair}"},
+        )
         for pair in range(50)
         for which in range(2)
     ]
@@ -113,21 +138,36 @@ def test_the_loader_takes_the_group(tmp_path: Path) -> None:
 
 
 def test_a_record_without_a_group_stands_alone() -> None:
-    records = [Record(f"code {n}", "a", None, "a", n, extra) for n, extra in enumerate(({"g": 1}, {"g": "1"}, {"g": None}, {"g": " "}, {}, {"g": 2}))]
+    records = [
+        Record(f"code {n}", "a", None, "a", n, extra)
+        for n, extra in enumerate(({"g": 1}, {"g": "1"}, {"g": None}, {"g": " "}, {}, {"g": 2}))
+    ]
     assert group_numbers(records, "g").tolist() == [0, 0, -1, -1, -1, 1]
 
 
 def test_a_column_of_whole_numbers_is_the_same_when_some_are_missing() -> None:
     """A table writes 7.0 and not-a-number then; another file of the same records says 7."""
-    records = [Record(f"code {n}", "a", None, "a", n, {"g": value}) for n, value in enumerate((7, 7.0, "7", float("nan"), float("nan"), 7.5, 8.0))]
+    records = [
+        Record(f"code {n}", "a", None, "a", n, {"g": value})
+        for n, value in enumerate((7, 7.0, "7", float("nan"), float("nan"), 7.5, 8.0))
+    ]
     assert group_numbers(records, "g").tolist() == [0, 0, 0, -1, -1, 1, 2]
 
 
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        ({"commit": 1, "file": 2}, "a.jsonl: group: seen 'comit', which no record has; accepted: commit, file (did you mean 'commit'?)"),
-        ({}, "a.jsonl: group: seen 'comit', which no record has; accepted: the name of a column beside those of the task, but there is none"),
+        (
+            {"commit": 1, "file": 2},
+            "a.jsonl: group: seen 'comit', which no record has; accepted: commit, file (did you mean 'commit'?)",
+        ),
+        (
+            {},
+            (
+                "a.jsonl: group: seen 'comit', which no record has; accepted: the name of a column beside those of the"
+                " task, but there is none"
+            ),
+        ),
         ({"comit": [1]}, "a.jsonl, record 7, field 'comit': seen [1]; accepted: text or a number"),
     ],
 )
@@ -141,8 +181,9 @@ def test_one_group_alone_cannot_be_split() -> None:
     records = [Record(f"code {n}", "ab"[n % 2], None, "a.jsonl", n, {"g": 1}) for n in range(10)]
     with pytest.raises(DatasetError) as caught:
         split_indices(records, 0.2, 0, stratify=True, group="g")
-    assert str(caught.value) == (
-        "a.jsonl: seen 10 records (10 distinct, 1 that are no near-duplicates and of no common group in 1 class), "
+    assert (
+        str(caught.value)
+        == "a.jsonl: seen 10 records (10 distinct, 1 that are no near-duplicates and of no common group in 1 class), "
         "too few to hold out 0.2 of them; accepted: at least 2 distinct records of one class"
     )
 
@@ -155,7 +196,9 @@ def test_a_unit_larger_than_its_share_does_not_make_an_empty_side() -> None:
 
 def test_a_level_unit_counts_for_the_rarer_label() -> None:
     """Each rare record has a common one as its partner; the rare class still gets its share."""
-    records = [Record(f"code {n}", ("rare" if n % 10 == 0 else "common"), None, "a", n, {"g": n // 2}) for n in range(200)]
+    records = [
+        Record(f"code {n}", ("rare" if n % 10 == 0 else "common"), None, "a", n, {"g": n // 2}) for n in range(200)
+    ]
     for seed in range(5):
         test = split_records(records, 0.2, seed, stratify=True, group="g")[1]
         assert sum(record.label == "rare" for record in test) == 4
@@ -167,7 +210,14 @@ def test_the_order_of_the_file_changes_nothing(data: st.DataObject) -> None:
     numbers = data.draw(st.lists(st.integers(0, 8), min_size=6, max_size=24))
     kinds = [data.draw(st.sampled_from([str, *COPIES])) for _ in numbers]
     records = [
-        Record(kind(function(number)), data.draw(st.sampled_from("abc")), None, "a", n, {"g": data.draw(st.sampled_from([None, 1, 2, 3]))})
+        Record(
+            kind(function(number)),
+            data.draw(st.sampled_from("abc")),
+            None,
+            "a",
+            n,
+            {"g": data.draw(st.sampled_from([None, 1, 2, 3]))},
+        )
         for n, (kind, number) in enumerate(zip(kinds, numbers, strict=True))
     ]
     shuffled = data.draw(st.permutations(records))
@@ -179,7 +229,9 @@ def test_the_order_of_the_file_changes_nothing(data: st.DataObject) -> None:
             split_records(shuffled, 0.3, seed, stratify=True, group="g")
         return
     second = split_records(shuffled, 0.3, seed, stratify=True, group="g")
-    assert [[(r.text, r.label) for r in side] for side in first] == [[(r.text, r.label) for r in side] for side in second]
+    assert [[(r.text, r.label) for r in side] for side in first] == [
+        [(r.text, r.label) for r in side] for side in second
+    ]
     groups = duplicate_groups(records).near
     sides = [{int(groups[r.number]) for r in side} for side in first]
     assert not sides[0] & sides[1]
@@ -210,6 +262,8 @@ def test_what_was_found_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_too_many_for_similarity_are_compared_by_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(near_duplicates, "MOST_COMPARED", 3)
     texts = [function(1), COPIES[0](function(1)), COPIES[3](function(1)), COPIES[4](function(1))]
-    with pytest.warns(UserWarning, match="4 distinct records are more than 3: kept together are those with the same normalised tokens"):
+    with pytest.warns(
+        UserWarning, match="4 distinct records are more than 3: kept together are those with the same normalised tokens"
+    ):
         near = duplicate_groups([Record(text, None, None, "a", n) for n, text in enumerate(texts)]).near
     assert near[0] == near[1] == near[2] != near[3]

@@ -80,7 +80,12 @@ def test_a_relay_is_started_again_as_often_as_it_is_killed(tmp_path, uri):
     steps = all_steps(stream.directory)
     assert steps == list(range(1, len(steps) + 1))
     shown = stream.directory.relay_log.read_text()
-    pauses = [int(pause) for pause in re.findall(r"the process that delivers this run to MLflow has ended with -9; it is started again in (\d+) s", shown)]
+    pauses = [
+        int(pause)
+        for pause in re.findall(
+            r"the process that delivers this run to MLflow has ended with -9; it is started again in (\d+) s", shown
+        )
+    ]
     assert pauses == [1, 2]
 
 
@@ -115,7 +120,9 @@ def test_trainer_and_relay_killed_then_sync(tmp_path, uri):
 
 
 def test_relay_killed_before_it_acknowledged_sends_again_without_a_double(tmp_path, uri):
-    """The worst moment: the store has the points and delivery.json does not say so. Rolled back to the start, everything goes out again."""
+    """The worst moment: the store has the points and delivery.json does not say so. Rolled back to the start,
+    everything goes out again.
+    """
     stream = start_stream(tmp_path / "run", uri, count=400, pause_s=0)
     assert stream.finish() == "complete"
     assert_complete(stream.directory, uri, status="FINISHED")
@@ -234,14 +241,18 @@ def test_beyond_mlflows_limits(tmp_path, uri):
     renamed = {original: shown for shown, original in json.loads(run.data.tags["mltrack.renamed"]).items()}
     odd = {name for name in recorded_names if runs.legal_name(name) != name}
     assert odd <= set(renamed), "the tag tells every name that MLflow refused"
-    assert len({renamed.get(name, name) for name in recorded_names}) == len(recorded_names), "no two metrics share a name"
+    assert len({renamed.get(name, name) for name in recorded_names}) == len(recorded_names), (
+        "no two metrics share a name"
+    )
     assert_complete(directory, uri, status="FINISHED", names=lambda name: renamed.get(name, name))
     assert sum(math.isnan(point.value) for point in client(uri).get_metric_history(run_id, "strange")) == 2
     params = run.data.params
     assert [params[f"p{number:03}"] for number in range(150)] == ["v" * (number * 40) for number in range(150)]
     assert len(params["p249"]) == 6000
     assert {"odd", "long name", "a\nb", "\u4e2d"} <= set(params.values())
-    assert {"first", "second", "legal"} <= set(run.data.tags.values()), "tags that look alike once they are legal stay apart"
+    assert {"first", "second", "legal"} <= set(run.data.tags.values()), (
+        "tags that look alike once they are legal stay apart"
+    )
     assert run.data.tags["odd ___ tag"] == "legal"
     assert (params["undecodable"], params["nul"]) == ("a\\udc80b", "a\\x00b")
     whole = json.loads((Path(run.info.artifact_uri.removeprefix("file://")) / "full_values.json").read_text())

@@ -1,4 +1,6 @@
-"""An undelivered run is delivered, whatever starts beside it: a second start in the folder of one's own loop, again and again, dead or alive."""
+"""An undelivered run is delivered, whatever starts beside it: a second start in the folder of one's own loop, again and
+again, dead or alive.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ def new_run(uri: str) -> str:
 
 def undelivered_run(folder: Path, uri: str, *, offline: bool = False) -> RunDirectory:
     """Ended, with a checkpoint and a report, and nobody has delivered anything of it."""
-    tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms(), offline=offline))
+    tracker = TrainingMetricsTracker(
+        folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms(), offline=offline)
+    )
     tracker.log_metrics({"train_loss": 1.0, "eval_loss": 1.0}, step=1)
     tracker.log_checkpoints([kept_checkpoint(folder, 1)], best_step=1)
     (folder / "report.txt").write_text("of the first run")
@@ -79,7 +83,9 @@ def test_a_second_start_beside_a_killed_loop_both_arrive(tmp_path: Path, uri: st
 def test_the_same_run_begun_once_more_is_ended_by_its_newest_loop_alone(tmp_path: Path, uri: str) -> None:
     run_id, folder = new_run(uri), tmp_path / "logs"
     for number, pid in ((1, None), (2, os.getpid())):
-        tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=f"loop {number}", run_id=run_id, tracking_uri=uri, offline=True))
+        tracker = TrainingMetricsTracker(
+            folder, run=RunInfo(local_id=f"loop {number}", run_id=run_id, tracking_uri=uri, offline=True)
+        )
         tracker.directory.write_run(RunInfo(**{**tracker.directory.read_run().__dict__, "trainer_pid": pid}))
         tracker.log_metric("train_loss", 1.0, step=number)
         if number == 1:  # as if it had been killed
@@ -119,7 +125,11 @@ def test_without_a_server_all_of_them_wait_and_one_sync_of_the_folder_delivers_t
     asides = [RunDirectory(folder / f"earlier-run-{number}") for number in (1, 2)]
     assert find_run_directories(folder) == find_run_directories(tmp_path) == [*asides, RunDirectory(folder)]
     listed = commands.mltrack("runs", "--output-dir", folder, "--output", "json", cwd=tmp_path)
-    assert [row["run"] for row in json.loads(listed.stdout)] == ["logs/earlier-run-1", "logs/earlier-run-2", "logs"], listed.stderr
+    assert [row["run"] for row in json.loads(listed.stdout)] == [
+        "logs/earlier-run-1",
+        "logs/earlier-run-2",
+        "logs",
+    ], listed.stderr
     finished = commands.mltrack("sync", folder, "--tracking-uri", uri, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     found = {assert_complete(one, uri, status="FINISHED") for one in (*asides, RunDirectory(folder))}
@@ -139,7 +149,9 @@ def test_a_run_beside_which_one_without_mlflow_started_is_found_too(tmp_path: Pa
 
 
 @pytest.mark.long
-def test_a_checkpoint_managers_own_run_is_delivered_though_another_manager_starts_there(tmp_path: Path, uri: str) -> None:
+def test_a_checkpoint_managers_own_run_is_delivered_though_another_manager_starts_there(
+    tmp_path: Path, uri: str
+) -> None:
     import torch
 
     first, second = new_run(uri), new_run(uri)
@@ -176,7 +188,12 @@ def test_a_loop_that_is_alive_is_not_disturbed(tmp_path: Path, uri: str) -> None
     with TrainingMetricsTracker(folder.path, run=RunInfo(local_id="living", tracking_uri=uri)) as living:
         until(folder.heartbeat.exists, "its first heartbeat")
         before = sorted(path.name for path in folder.path.iterdir())
-        other = commands.run(sys.executable, "-c", f"from mltrack import TrainingMetricsTracker as T; T({str(folder.path)!r})", cwd=tmp_path)
+        other = commands.run(
+            sys.executable,
+            "-c",
+            f"from mltrack import TrainingMetricsTracker as T; T({str(folder.path)!r})",
+            cwd=tmp_path,
+        )
         assert "another process is writing this journal" in other.stderr
         assert sorted(path.name for path in folder.path.iterdir()) == before
         living.log_metric("x", 1.0, step=1)
@@ -184,7 +201,10 @@ def test_a_loop_that_is_alive_is_not_disturbed(tmp_path: Path, uri: str) -> None
     assert folder.read_run().local_id == "living"
 
 
-START = "import sys; from mltrack import TrainingMetricsTracker as T; t = T(sys.argv[1]); print('started', flush=True); input(); t.close()"
+START = (
+    "import sys; from mltrack import TrainingMetricsTracker as T; t = T(sys.argv[1]); print('started', flush=True);"
+    " input(); t.close()"
+)
 
 
 def test_of_starts_that_overlap_one_wins_and_no_journal_is_lost(tmp_path: Path, uri: str) -> None:
@@ -212,7 +232,9 @@ def test_of_starts_that_overlap_one_wins_and_no_journal_is_lost(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("moment", ["copy2", "rename", "unlink"])
-def test_a_start_that_is_killed_while_it_sets_a_run_aside_leaves_it_in_one_place(tmp_path: Path, uri: str, moment: str) -> None:
+def test_a_start_that_is_killed_while_it_sets_a_run_aside_leaves_it_in_one_place(
+    tmp_path: Path, uri: str, moment: str
+) -> None:
     folder = undelivered_run(tmp_path / "logs", uri, offline=True)
     held, local_id = folder.journal.read_bytes(), folder.read_run().local_id
     killed = (
@@ -239,7 +261,9 @@ def test_a_start_that_is_killed_while_it_sets_a_run_aside_leaves_it_in_one_place
 def test_what_the_last_delivery_could_not_finish_the_next_start_does(tmp_path: Path, uri: str) -> None:
     folder = tmp_path / "logs"
     for _ in range(3):
-        tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms(), offline=True))
+        tracker = TrainingMetricsTracker(
+            folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms(), offline=True)
+        )
         tracker.close()
     asides = RunDirectory(folder).earlier()
     for one in asides:
@@ -251,17 +275,25 @@ def test_what_the_last_delivery_could_not_finish_the_next_start_does(tmp_path: P
     assert {client(uri).get_run(one.read_delivery()["run_id"]).info.status for one in asides} == {"FINISHED"}
 
 
-def test_a_delivery_that_cannot_be_ended_from_here_is_said(tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_delivery_that_cannot_be_ended_from_here_is_said(
+    tmp_path: Path, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = undelivered_run(tmp_path / "logs", uri, offline=True)
     monkeypatch.setattr(earlier, "LETS_GO_S", 0.2)
     holding = (
-        "import fcntl, os, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); f.write(str(os.getpid())); f.flush(); print(flush=True); input()"
+        "import fcntl, os, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); f.write(str(os.getpid()));"
+        " f.flush(); print(flush=True); input()"
     )
-    holder = subprocess.Popen([sys.executable, "-c", holding, folder.path / "relay.lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", holding, folder.path / "relay.lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     try:
         assert holder.stdout is not None
         holder.stdout.readline()
-        with pytest.raises(TrackingError, match=f"process {holder.pid} delivers the earlier run in this folder and cannot be ended from here"):
+        with pytest.raises(
+            TrackingError,
+            match=f"process {holder.pid} delivers the earlier run in this folder and cannot be ended from here",
+        ):
             TrainingMetricsTracker(folder.path)
         assert psutil.pid_exists(holder.pid)
         assert holder.poll() is None

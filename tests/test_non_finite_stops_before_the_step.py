@@ -68,7 +68,12 @@ def test_the_run_stops_with_the_weights_of_the_step_before(trainer, late, where,
     made.reads_late = late
     poison(made, {3}, where)
     quantity, value = ("loss", "nan") if where == "loss" else ("gradient norm", "inf|nan")
-    with pytest.raises(NonFiniteLossError, match=rf"{quantity} is ({value}) at step 3 \(epoch 1\); it did not reach the weights; its records: .*record \d+"):
+    with pytest.raises(
+        NonFiniteLossError,
+        match=(
+            rf"{quantity} is ({value}) at step 3 \(epoch 1\); it did not reach the weights; its records: .*record \d+"
+        ),
+    ):
         made.train()
     assert_equal(made.model.state_dict(), weights_after(trainer(**options, name="reference"), 2))
     assert made.state.step == made.scheduler.last_epoch == 2
@@ -134,11 +139,18 @@ def test_too_many_skipped_in_a_row_stop_the_run(trainer):
 def test_reading_late_changes_nothing(trainer, precision):
     found = []
     for late in (False, True):
-        made = trainer(dropout=0.1, name=str(late), num_epochs=2, eval_every=3, save_every=2, use_mixed_precision=precision)
+        made = trainer(
+            dropout=0.1, name=str(late), num_epochs=2, eval_every=3, save_every=2, use_mixed_precision=precision
+        )
         made.reads_late = late
         made.train()
         journal = made.tracker.directory.journal
-        found.append((made.model.state_dict(), [tiny.points(journal, name) for name in ("train_loss", "grad_norm", "learning_rate", "eval_loss")]))
+        found.append(
+            (
+                made.model.state_dict(),
+                [tiny.points(journal, name) for name in ("train_loss", "grad_norm", "learning_rate", "eval_loss")],
+            )
+        )
     assert_equal(found[1][0], found[0][0])
     assert found[1][1] == found[0][1]
 

@@ -187,7 +187,9 @@ PARTS = (
 PARTS_IN_BRACES = ("a < ", "a -> ", "func ( ) ", "let { ", "( | a ", "a = ", "\n , ", "\n )", "a : ", "a ? ")
 
 
-@pytest.mark.parametrize(("opening", "part"), [*(("", part) for part in PARTS), *(("int x;\n", part) for part in PARTS_IN_BRACES)])
+@pytest.mark.parametrize(
+    ("opening", "part"), [*(("", part) for part in PARTS), *(("int x;\n", part) for part in PARTS_IN_BRACES)]
+)
 def test_time_is_linear_in_the_text(opening: str, part: str) -> None:
     assert _seconds(opening + part * (LONGEST_CHARACTERS // len(part))) < 5
 
@@ -214,5 +216,13 @@ def test_what_is_behind_the_longest_text_still_counts() -> None:
 def test_no_pattern_has_a_possessive_group() -> None:
     """Python before 3.11.5 reads them wrongly (gh-106052), which a newer interpreter does not show."""
     package = Path(mltrack.__file__).parent
-    lines = [(path.name, line.strip()) for path in package.rglob("*.py") for line in path.read_text(encoding="utf-8").splitlines()]
-    assert [(name, line) for name, line in lines if not line.startswith("#") and re.search(r"\)(?:[*+?]|\{\d*,?\d*\})\+", line)] == []
+    lines = [
+        (path.name, line.strip())
+        for path in package.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+    ]
+    assert [
+        (name, line)
+        for name, line in lines
+        if not line.startswith("#") and re.search(r"\)(?:[*+?]|\{\d*,?\d*\})\+", line)
+    ] == []

@@ -1,4 +1,6 @@
-"""A journal, a run.json or a delivery.json with anything in it ends no delivery: an odd record is refused and named, an odd progress is none."""
+"""A journal, a run.json or a delivery.json with anything in it ends no delivery: an odd record is refused and named, an
+odd progress is none.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +43,22 @@ def odd_records() -> list[dict[str, Any]]:
             made.append({"type": kind, **{other: value for other, value in fields.items() if other != name}})
             made.extend({"type": kind, **fields, name: value} for value in ODD_VALUES)
         made.append({"type": kind, **fields, "time_ms": "now"})
-    made.extend({"type": "checkpoints", "kept": [{**KEPT, name: value}], "best_step": 1} for name in KEPT for value in ODD_VALUES)
-    made.extend({"type": "inputs", "datasets": [{"name": "d", "digest": value}]} for value in ODD_VALUES if value != "text")
+    made.extend(
+        {"type": "checkpoints", "kept": [{**KEPT, name: value}], "best_step": 1}
+        for name in KEPT
+        for value in ODD_VALUES
+    )
+    made.extend(
+        {"type": "inputs", "datasets": [{"name": "d", "digest": value}]} for value in ODD_VALUES if value != "text"
+    )
     whole = [{"time_ms": 1, **one} for one in made]
     return [one for one in whole if records.problem(one) is not None]
 
 
 def ended_run(folder: Path, uri: str, between: list[dict[str, Any]]) -> RunDirectory:
-    tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms()))
+    tracker = TrainingMetricsTracker(
+        folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms())
+    )
     tracker.log_metric("train_loss", 1.0, step=1)
     for one in between:
         tracker._journal.append(one)
@@ -82,7 +92,17 @@ def test_every_odd_record_is_named_and_costs_itself_alone(tmp_path: Path) -> Non
     assert reader.unknown == {"unheard_of", "__init__"}
 
 
-DAMAGED: list[Any] = [[], 5, {"offset": "1"}, {"offset": -1}, {"offset": 2**40}, {"offset": 3}, {"offset": 1.5}, {"models": [5]}, {"failed": "text"}]
+DAMAGED: list[Any] = [
+    [],
+    5,
+    {"offset": "1"},
+    {"offset": -1},
+    {"offset": 2**40},
+    {"offset": 3},
+    {"offset": 1.5},
+    {"models": [5]},
+    {"failed": "text"},
+]
 DAMAGED += [
     {"deferred": "12"},
     {"acknowledged_ms": None},
@@ -104,7 +124,9 @@ def test_a_damaged_progress_is_none(tmp_path: Path, content: Any) -> None:
     directory.delivery_file.write_text(json.dumps({**fine, **content} if isinstance(content, dict) else content))
     assert Progress.read(directory, "here") == Progress(tracking_uri="here")
     held = directory.read_delivery()
-    assert all(type(held.get(name, 0)) is int for name in ("offset", "sent", "acknowledged_ms", "connected_ms")), "the trainer counts with them"
+    assert all(type(held.get(name, 0)) is int for name in ("offset", "sent", "acknowledged_ms", "connected_ms")), (
+        "the trainer counts with them"
+    )
 
 
 def test_a_delivery_goes_on_from_a_damaged_progress_and_stores_nothing_twice(tmp_path: Path) -> None:
@@ -123,7 +145,16 @@ def test_a_delivery_goes_on_from_a_damaged_progress_and_stores_nothing_twice(tmp
 
 
 @pytest.mark.parametrize(
-    "content", ["", "[]", "{}", '{"local_id": 5}', '{"local_id": "a", "tracking_uri": 5}', '{"local_id": "a", "trainer_pid": "x"}', "[" * 99999]
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"local_id": 5}',
+        '{"local_id": "a", "tracking_uri": 5}',
+        '{"local_id": "a", "trainer_pid": "x"}',
+        "[" * 99999,
+    ],
 )
 def test_an_odd_run_json_is_one_line_and_hides_no_other_run(tmp_path: Path, content: str) -> None:
     good, odd = RunDirectory(tmp_path / "good"), RunDirectory(tmp_path / "odd")

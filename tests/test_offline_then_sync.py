@@ -60,7 +60,10 @@ def run_ids(uri: str) -> list[str]:
 
 def start_sync(directory: RunDirectory, script: str = "", *words: object):
     """`mltrack sync`, with a few lines run before it in the same process."""
-    program = f"import sys\nfrom mltrack.cli import main\n{script}\nsys.argv = ['mltrack', 'sync', sys.argv[1]]\nsys.exit(main())"
+    program = (
+        f"import sys\nfrom mltrack.cli import main\n{script}\nsys.argv = ['mltrack', 'sync',"
+        " sys.argv[1]]\nsys.exit(main())"
+    )
     return start_script(program, directory.path, *words)
 
 
@@ -137,7 +140,12 @@ def test_sync_beside_the_relay_waits_or_says_so(tmp_path: Path, uri: str):
 def test_a_run_that_still_goes_on_is_synced_and_not_ended(tmp_path: Path, uri: str):
     stream = start_stream(tmp_path / "run", uri, count=100_000, offline=True)
     try:
-        until(lambda: stream.directory.journal.exists() and len(journal_points(stream.directory).get("train_loss", [])) > 100, "100 steps")
+        until(
+            lambda: (
+                stream.directory.journal.exists() and len(journal_points(stream.directory).get("train_loss", [])) > 100
+            ),
+            "100 steps",
+        )
         finished = sync(stream.directory)
         assert finished.returncode == 0, finished.stderr
         assert "still running" in finished.stdout
@@ -205,7 +213,9 @@ def test_a_terminal_has_a_progress_bar_and_a_pipe_has_none(offline: RunDirectory
 
 
 def test_all_delivers_every_run_of_a_folder(tmp_path: Path, uri: str):
-    streams: list[Stream] = [start_stream(tmp_path / "runs" / f"run{number}", uri, count=200, pause_s=0, offline=True) for number in range(3)]
+    streams: list[Stream] = [
+        start_stream(tmp_path / "runs" / f"run{number}", uri, count=200, pause_s=0, offline=True) for number in range(3)
+    ]
     for stream in streams:
         stream.finish()
     finished = commands.mltrack("sync", "--all", "true", "--output-dir", tmp_path / "runs", cwd=tmp_path)
@@ -213,7 +223,9 @@ def test_all_delivers_every_run_of_a_folder(tmp_path: Path, uri: str):
     ids = {assert_complete(stream.directory, uri, status="FINISHED") for stream in streams}
     assert ids == set(run_ids(uri))
     assert len(ids) == 3
-    listed = json.loads(commands.mltrack("runs", "--output-dir", tmp_path / "runs", "--output", "json", cwd=tmp_path).stdout)
+    listed = json.loads(
+        commands.mltrack("runs", "--output-dir", tmp_path / "runs", "--output", "json", cwd=tmp_path).stdout
+    )
     assert [row["delivery"] for row in listed] == ["complete"] * 3
 
 

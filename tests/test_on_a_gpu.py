@@ -17,7 +17,10 @@ import mltrack
 from mltrack.hardware import choose_precision
 from mltrack.training.batches import MicroBatch
 
-pytestmark = [pytest.mark.device, pytest.mark.skipif(tiny.DEVICE != "cuda", reason="MLTRACK_TEST_DEVICE is not cuda (make test-gpu)")]
+pytestmark = [
+    pytest.mark.device,
+    pytest.mark.skipif(tiny.DEVICE != "cuda", reason="MLTRACK_TEST_DEVICE is not cuda (make test-gpu)"),
+]
 TASKS = ("text_classification", "code_generation")
 PACKAGE = f"{Path(mltrack.__file__).parent}/"
 
@@ -56,18 +59,24 @@ def test_a_loss_read_late_is_the_loss(trainer, task):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_gpu_learns_what_a_cpu_learns(trainer, task):
-    found = [outcome(trainer(task, name=device, device=device, num_epochs=2, dropout=0.0)) for device in ("cuda", "cpu")]
+    found = [
+        outcome(trainer(task, name=device, device=device, num_epochs=2, dropout=0.0)) for device in ("cuda", "cpu")
+    ]
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-4)
     assert torch.allclose(found[0][2].cpu(), found[1][2], atol=1e-4)
 
 
 def test_mixed_precision_is_bf16_where_the_gpu_multiplies_it():
-    assert choose_precision("auto", torch.device("cuda")) == ("bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16")
+    assert choose_precision("auto", torch.device("cuda")) == (
+        "bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+    )
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_the_host_waits_for_nothing_but_the_number_of_targets(trainer, task):
-    """Which the selection of a decoder's targets asks for (docs/performance.md); what transformers waits for is its own."""
+    """Which the selection of a decoder's targets asks for (docs/performance.md); what transformers waits for is its
+    own.
+    """
     made = trainer(task, batch_size=8, use_mixed_precision="bf16", num_epochs=4)
     groups = iter(made.batches.groups(0, 0))
     made._begin()
@@ -92,7 +101,9 @@ def test_a_checkpoint_holds_the_weights_of_its_step_while_training_goes_on(train
     save = made.saving.save
 
     def remembered(*given, **named):
-        seen[made.state.step] = {name: tensor.detach().cpu().clone() for name, tensor in made.model.state_dict().items()}
+        seen[made.state.step] = {
+            name: tensor.detach().cpu().clone() for name, tensor in made.model.state_dict().items()
+        }
         return save(*given, **named)
 
     made.saving.save = remembered
@@ -108,7 +119,14 @@ def test_a_checkpoint_holds_the_weights_of_its_step_while_training_goes_on(train
 @pytest.mark.filterwarnings("ignore:out of memory")
 def test_memory_of_the_gpu_that_really_runs_out(trainer):
     """A micro-batch that does not fit into what the process may have is halved until it does; the sums stay."""
-    options = {"task": "code_generation", "count": 600, "batch_size": 256, "max_steps": 2, "eval_batch_size": 8, "dropout": 0.0}
+    options = {
+        "task": "code_generation",
+        "count": 600,
+        "batch_size": 256,
+        "max_steps": 2,
+        "eval_batch_size": 8,
+        "dropout": 0.0,
+    }
     torch.cuda.reset_peak_memory_stats()
     enough = outcome(trainer(name="enough", **options))
     peak = torch.cuda.max_memory_allocated()
@@ -146,7 +164,14 @@ def test_no_shape_of_attention_is_planned_unless_asked_for(trainer):
 
 def test_from_the_command_line_to_mlflow(records_file, tmp_path):
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    words = ("train", "--task", "code_generation", "--dataset-path", records_file("code_generation", 64), *commands.TINY)
+    words = (
+        "train",
+        "--task",
+        "code_generation",
+        "--dataset-path",
+        records_file("code_generation", 64),
+        *commands.TINY,
+    )
     options = ("--device", "cuda", "--tracking-uri", uri, "--max-steps", 12, "--eval-every", 4, "--output", "json")
     finished = commands.mltrack(*words, *options, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
@@ -154,7 +179,18 @@ def test_from_the_command_line_to_mlflow(records_file, tmp_path):
     assert (response["status"], response["delivery"], response["steps_run"]) == ("FINISHED", "complete", 12)
     client = MlflowClient(uri)
     assert [point.step for point in client.get_metric_history(response["run_id"], "train_loss")] == list(range(1, 13))
-    resumed = commands.mltrack("train", "--resume", response["run_id"], "--tracking-uri", uri, "--max-steps", 16, "--output", "json", cwd=tmp_path)
+    resumed = commands.mltrack(
+        "train",
+        "--resume",
+        response["run_id"],
+        "--tracking-uri",
+        uri,
+        "--max-steps",
+        16,
+        "--output",
+        "json",
+        cwd=tmp_path,
+    )
     assert resumed.returncode == 0, resumed.stderr
     run = client.get_run(response["run_id"])
     assert run.info.status == "FINISHED"

@@ -1,4 +1,6 @@
-"""A run has one trainer: the lock comes first, and a trainer that cannot be looked up from here is known by its heartbeat."""
+"""A run has one trainer: the lock comes first, and a trainer that cannot be looked up from here is known by its
+heartbeat.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +43,26 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "STANDS_STILL_S", 1.0)
 
 
-def left_by(folder: Path, machine: Machine | None, *, uri: str = "", pid: int | None = None, ended: bool = False) -> RunDirectory:
+def left_by(
+    folder: Path, machine: Machine | None, *, uri: str = "", pid: int | None = None, ended: bool = False
+) -> RunDirectory:
     """A run directory whose trainer is a living process (this one's parent), as `machine` numbers its processes."""
     directory = RunDirectory(folder)
     pid = pid or os.getppid()
-    info = RunInfo(local_id=folder.name, tracking_uri=uri, created_ms=records.now_ms(), trainer_pid=pid, trainer_started=psutil.Process(pid).create_time())
+    info = RunInfo(
+        local_id=folder.name,
+        tracking_uri=uri,
+        created_ms=records.now_ms(),
+        trainer_pid=pid,
+        trainer_started=psutil.Process(pid).create_time(),
+    )
     if machine is not None:
-        info = replace(info, trainer_host=machine.host, trainer_boot_id=machine.boot_id, trainer_pid_namespace=machine.pid_namespace)
+        info = replace(
+            info,
+            trainer_host=machine.host,
+            trainer_boot_id=machine.boot_id,
+            trainer_pid_namespace=machine.pid_namespace,
+        )
     directory.write_run(info)
     journal = JournalWriter(directory.journal)
     journal.append(records.metrics(1, {"train_loss": 0.5}, {}))
@@ -59,20 +74,32 @@ def left_by(folder: Path, machine: Machine | None, *, uri: str = "", pid: int | 
 
 @pytest.mark.parametrize(
     ("machine", "life"),
-    [(HERE, Life.ALIVE), (None, Life.ALIVE), (OTHER_HOST, Life.ELSEWHERE), (OTHER_CONTAINER, Life.ELSEWHERE), (REBOOTED, Life.GONE)],
+    [
+        (HERE, Life.ALIVE),
+        (None, Life.ALIVE),
+        (OTHER_HOST, Life.ELSEWHERE),
+        (OTHER_CONTAINER, Life.ELSEWHERE),
+        (REBOOTED, Life.GONE),
+    ],
     ids=["here", "not named", "other host", "other container", "rebooted"],
 )
-def test_a_living_process_id_says_something_only_where_it_can_be_looked_up(tmp_path: Path, machine: Machine | None, life: Life) -> None:
+def test_a_living_process_id_says_something_only_where_it_can_be_looked_up(
+    tmp_path: Path, machine: Machine | None, life: Life
+) -> None:
     assert trainer_of(left_by(tmp_path / "run", machine)).life() is life
 
 
 @pytest.mark.parametrize("machine", [OTHER_HOST, OTHER_CONTAINER], ids=["host", "container"])
-def test_a_trainer_elsewhere_is_refused_while_its_heartbeat_moves_and_replaced_once_it_stands_still(tmp_path: Path, machine: Machine, impatient: None) -> None:
+def test_a_trainer_elsewhere_is_refused_while_its_heartbeat_moves_and_replaced_once_it_stands_still(
+    tmp_path: Path, machine: Machine, impatient: None
+) -> None:
     directory = left_by(tmp_path / "run", machine, uri=f"sqlite:///{tmp_path}/m.db")
     before, said = directory.run_file.read_bytes(), []
     beating = Heartbeat(directory.heartbeat)
     try:
-        with pytest.raises(ConfigurationError, match=f"cannot resume run: process {os.getppid()} on {machine.host} is training it"):
+        with pytest.raises(
+            ConfigurationError, match=f"cannot resume run: process {os.getppid()} on {machine.host} is training it"
+        ):
             take_over(directory, notice=said.append)
         with pytest.raises(TrainedElsewhere, match=machine.host):
             sync(directory)
@@ -113,7 +140,9 @@ def test_the_journal_of_the_first_release_names_the_host(tmp_path: Path) -> None
     directory = left_by(tmp_path / "run", None)
     info = directory.read_run()
     journal = JournalWriter(directory.journal)
-    journal.append(records.tags({HOST_TAG: "another-host", PID_TAG: str(info.trainer_pid), STARTED_TAG: str(info.trainer_started)}))
+    journal.append(
+        records.tags({HOST_TAG: "another-host", PID_TAG: str(info.trainer_pid), STARTED_TAG: str(info.trainer_started)})
+    )
     journal.close()
     assert trainer_of(directory).life() is Life.ELSEWHERE
 
@@ -121,12 +150,26 @@ def test_the_journal_of_the_first_release_names_the_host(tmp_path: Path) -> None
 def test_a_directory_is_locked_before_anything_of_its_run_is_touched(tmp_path: Path, records_file) -> None:
     """The other one has just begun: it holds the lock, and run.json still names the trainer before it."""
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    words = ("train", "--task", "text_classification", "--dataset-path", records_file("text_classification"), *commands.TINY, "--output", "json")
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records_file("text_classification"),
+        *commands.TINY,
+        "--output",
+        "json",
+    )
     run_id = tiny.last_json_line(commands.mltrack(*words, "--max-steps", "2", cwd=tmp_path).stdout)["run_id"]
     path = (tmp_path / "mltrack-runs" / run_id).resolve()
     held = (path / "config.json").read_bytes(), MlflowClient(uri).get_run(run_id).data.tags
-    script = "import sys\nfrom mltrack.journal import JournalLock\nlock = JournalLock(sys.argv[1])\nprint('held', flush=True)\ninput()"
-    with subprocess.Popen([sys.executable, "-c", script, path / "journal"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+    script = (
+        "import sys\nfrom mltrack.journal import JournalLock\nlock = JournalLock(sys.argv[1])\nprint('held',"
+        " flush=True)\ninput()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script, path / "journal"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == "held\n"
         second = commands.mltrack("train", "--resume", run_id, "--max-steps", "4", cwd=tmp_path)
@@ -138,13 +181,21 @@ def test_a_directory_is_locked_before_anything_of_its_run_is_touched(tmp_path: P
     assert third.returncode == 0, third.stderr
 
 
-def test_a_reaper_leaves_a_run_whose_heartbeat_moves_in_mlflow(tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_reaper_leaves_a_run_whose_heartbeat_moves_in_mlflow(
+    tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("mltrack.relay.reaper.ASK_AGAIN_S", 0.05)
     uri = f"sqlite:///{tmp_path}/m.db"
     store = connect(uri)
 
     def run(machine: Machine) -> str:
-        tags = {HOST_TAG: machine.host, BOOT_TAG: machine.boot_id, NAMESPACE_TAG: machine.pid_namespace, PID_TAG: str(os.getppid()), STARTED_TAG: "1.0"}
+        tags = {
+            HOST_TAG: machine.host,
+            BOOT_TAG: machine.boot_id,
+            NAMESPACE_TAG: machine.pid_namespace,
+            PID_TAG: str(os.getppid()),
+            STARTED_TAG: "1.0",
+        }
         tags |= {"mltrack.local_id": machine.host, HEARTBEAT_TAG: "1"}
         return str(MlflowClient(uri).create_run("0", tags=tags).info.run_id)
 
@@ -184,7 +235,11 @@ def test_an_upload_that_hangs_silences_no_heartbeat(tmp_path: Path) -> None:
             client, run_id = MlflowClient(uri), directory.read_run().run_id
             assert run_id is not None
             first = client.get_run(run_id).data.tags[HEARTBEAT_TAG]
-            until(lambda: client.get_run(run_id).data.tags[HEARTBEAT_TAG] != first, "the next heartbeat", 3 * heartbeat.BEAT_S)
+            until(
+                lambda: client.get_run(run_id).data.tags[HEARTBEAT_TAG] != first,
+                "the next heartbeat",
+                3 * heartbeat.BEAT_S,
+            )
             assert proxy.count("hang") == 1, "it is still the same upload"
         finally:
             kill(relay.pid)
@@ -239,13 +294,18 @@ print(json.dumps([parent.info.run_id, found]))
 
 
 def test_a_second_training_in_one_active_run_is_its_child(tmp_path: Path, records_file) -> None:
-    finished = commands.run(sys.executable, "-c", NESTED.format(path=str(records_file("text_classification"))), cwd=tmp_path)
+    finished = commands.run(
+        sys.executable, "-c", NESTED.format(path=str(records_file("text_classification"))), cwd=tmp_path
+    )
     assert finished.returncode == 0, finished.stderr
     parent, ((first, version), (second, next_version)) = json.loads(finished.stdout.splitlines()[-1])
     client = MlflowClient(f"sqlite:///{tmp_path}/nest.db")
     child = client.get_run(second)
     assert (first, version, next_version) == (parent, "1", "2")
-    assert (child.data.tags["mlflow.parentRunId"], child.info.experiment_id) == (parent, client.get_experiment_by_name("study").experiment_id)
+    assert (child.data.tags["mlflow.parentRunId"], child.info.experiment_id) == (
+        parent,
+        client.get_experiment_by_name("study").experiment_id,
+    )
     for run_id, steps in ((parent, 1), (second, 2)):
         run = client.get_run(run_id)
         assert run.info.status == "FINISHED"
@@ -255,9 +315,15 @@ def test_a_second_training_in_one_active_run_is_its_child(tmp_path: Path, record
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])
-def test_one_of_several_ranks_is_refused_in_one_line(tmp_path: Path, records_file, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_one_of_several_ranks_is_refused_in_one_line(
+    tmp_path: Path, records_file, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     monkeypatch.setenv(variable, "2")
-    request = TrainModelRequest(task="text_classification", dataset_path=str(records_file("text_classification")), output_dir=str(tmp_path / "runs"))
+    request = TrainModelRequest(
+        task="text_classification",
+        dataset_path=str(records_file("text_classification")),
+        output_dir=str(tmp_path / "runs"),
+    )
     response = TrainModelUseCase().execute(request)
     assert (response.exit_code, len(response.errors)) == (2, 1)
     assert f"one of 2 ({variable})" in response.errors[0]
@@ -267,7 +333,15 @@ def test_one_of_several_ranks_is_refused_in_one_line(tmp_path: Path, records_fil
 @pytest.mark.long
 def test_torchrun_trains_nothing(tmp_path: Path, records_file) -> None:
     torchrun = Path(sys.executable).with_name("torchrun")
-    words = ("mltrack", "train", "--task", "text_classification", "--dataset-path", records_file("text_classification"), *commands.TINY)
+    words = (
+        "mltrack",
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records_file("text_classification"),
+        *commands.TINY,
+    )
     ended = commands.run(torchrun, "--nproc_per_node=2", "--no-python", *words, "--max-steps", "2", cwd=tmp_path)
     assert ended.returncode != 0
     assert "one of 2 (WORLD_SIZE)" in ended.stderr
@@ -282,5 +356,9 @@ def test_run_json_names_the_machine(tmp_path: Path) -> None:
     with TrainingMetricsTracker(tmp_path / "run", run=info) as tracker:
         held = asdict(tracker.directory.read_run())
         until(lambda: tracker.directory.heartbeat.exists(), "the first beat")
-    assert (held["trainer_host"], held["trainer_boot_id"], held["trainer_pid_namespace"]) == (HERE.host, HERE.boot_id, HERE.pid_namespace)
+    assert (held["trainer_host"], held["trainer_boot_id"], held["trainer_pid_namespace"]) == (
+        HERE.host,
+        HERE.boot_id,
+        HERE.pid_namespace,
+    )
     assert held["trainer_pid"] == os.getpid()

@@ -1,4 +1,6 @@
-"""A database that somebody else can write to: what it calls a run's or a model's folder is touched only where it is one."""
+"""A database that somebody else can write to: what it calls a run's or a model's folder is touched only where it is
+one.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,19 @@ import pytest
 from hf_folders import encoder_folder
 
 from mltrack import registry
-from mltrack.store import RunInfo, Store, StoreRejected, artifacts, connect, create_run, models_of_run, prune, publish, register, write_model_folder
+from mltrack.store import (
+    RunInfo,
+    Store,
+    StoreRejected,
+    artifacts,
+    connect,
+    create_run,
+    models_of_run,
+    prune,
+    publish,
+    register,
+    write_model_folder,
+)
 from mltrack.store.light_model import identified
 
 SECRET = b"CANARY: a year of work"
@@ -48,7 +62,9 @@ def house(here: Path) -> Path:
 
 @pytest.fixture
 def model(store: Store, run: RunInfo, here: Path) -> str:
-    folder = write_model_folder(encoder_folder(here / "checkpoint"), here / "model", task="text_classification", hf_config={}, requirements=[])
+    folder = write_model_folder(
+        encoder_folder(here / "checkpoint"), here / "model", task="text_classification", hf_config={}, requirements=[]
+    )
     return publish(store, run.run_id, folder, name="step-1", step=1, tags={}, metrics={}, timestamp_ms=1)
 
 
@@ -75,7 +91,9 @@ def unreadable(house: Path, model_id: str) -> None:
 
 
 @pytest.mark.parametrize("holding", [nothing, of_another, unreadable])
-def test_a_model_whose_folder_is_somebodys_house(here: Path, store: Store, run: RunInfo, model: str, house: Path, holding: Callable[..., None]) -> None:
+def test_a_model_whose_folder_is_somebodys_house(
+    here: Path, store: Store, run: RunInfo, model: str, house: Path, holding: Callable[..., None]
+) -> None:
     holding(house, model)
     before = contents(house)
     alter(here, "UPDATE logged_models SET artifact_location = ? WHERE model_id = ?", str(house), model)

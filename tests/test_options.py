@@ -82,7 +82,10 @@ def _command() -> object:
         (["train", "--epochs=", "--seed=1"], ["train", "--seed=1"]),
         (["train", "--task", "text_classification", "--task", ""], ["train", "--task", "text_classification"]),
         (["train", "--debug", "", "--output_dir", "", "--dataset-path", ""], ["train"]),
-        (["predict", "--model-uri", "m", "--stop", "", "--text", "--stop", "--input-path", ""], ["predict", "--model-uri", "m", "--text", "--stop"]),
+        (
+            ["predict", "--model-uri", "m", "--stop", "", "--text", "--stop", "--input-path", ""],
+            ["predict", "--model-uri", "m", "--text", "--stop"],
+        ),
         (["models", "promote", "m", "--alias", "", "--version", "1"], ["models", "promote", "m", "--version", "1"]),
         (["models", "delete", "", "--force", ""], ["models", "delete", ""]),
         (["data", "check", "--", "--task", ""], ["data", "check", "--", "--task", ""]),
@@ -98,7 +101,9 @@ def test_an_option_with_an_empty_value_is_as_if_it_had_not_been_typed(words: lis
     assert without_empty(_command(), words) == kept
 
 
-def test_an_empty_value_reaches_no_command(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_value_reaches_no_command(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert run(["runs", "--limit", "", "--output-dir", "", "--output", "", "--reap", "", "--tracking-uri", ""]) == 0
     assert capsys.readouterr().out == f"no runs in {tmp_path / 'mltrack-runs'}\n"

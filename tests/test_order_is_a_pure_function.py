@@ -1,6 +1,5 @@
-"""The order of an epoch is a pure function of (lengths, seed, epoch, rank, world), the same for every number of ranks together; processes that
-collate, and a stop in between, change neither the batches nor the training.
-"""
+"""The order of an epoch is a pure function of (lengths, seed, epoch, rank, world), the same for every number of ranks
+together; processes that collate, and a stop in between, change neither the batches nor the training."""
 
 from __future__ import annotations
 
@@ -26,11 +25,15 @@ from mltrack.training.batches import MicroBatch, TrainingBatches
 LENGTHS = np.random.default_rng(0).integers(5, 500, size=103)
 
 
-def batches(lengths: np.ndarray = LENGTHS, seed: int = 42, epoch: int = 0, rank: int = 0, world: int = 1, **options: int) -> list[list[int]]:
+def batches(
+    lengths: np.ndarray = LENGTHS, seed: int = 42, epoch: int = 0, rank: int = 0, world: int = 1, **options: int
+) -> list[list[int]]:
     return list(Sampler(lengths, seed, epoch, rank, world, **{"batch_size": 8, **options}))
 
 
-@pytest.mark.parametrize("options", [{}, {"bucket_window": 4}, {"shuffle": False}, {"batch_size": 1}, {"batch_size": 200}])
+@pytest.mark.parametrize(
+    "options", [{}, {"bucket_window": 4}, {"shuffle": False}, {"batch_size": 1}, {"batch_size": 200}]
+)
 def test_each_example_comes_once(options: dict) -> None:
     taken = batches(**options)
     assert sorted(index for batch in taken for index in batch) == list(range(103))
@@ -88,7 +91,9 @@ def test_buckets_pad_less_and_stay_shuffled() -> None:
 
 @pytest.mark.parametrize("bucket_window", [50, 1000])
 def test_buckets_do_not_make_the_same_batches_in_every_epoch(bucket_window: int) -> None:
-    """Records of which a window is all that there is: who is in a batch still changes, and so does who is left over at the end."""
+    """Records of which a window is all that there is: who is in a batch still changes, and so does who is left over at
+    the end.
+    """
     lengths = np.random.default_rng(1).integers(5, 500, size=645)
     epochs = [batches(lengths, epoch=epoch, batch_size=16, bucket_window=bucket_window) for epoch in range(4)]
     groups = [frozenset(batch) for taken in epochs for batch in taken]
@@ -125,7 +130,13 @@ lengths = np.random.default_rng(0).integers(5, 500, size=103)
 print(json.dumps(list(Sampler(lengths, 42, 3, 1, 2, batch_size=8, accumulation=2, bucket_window=4))))
 """
     for seed in ("1", "2"):
-        ran = subprocess.run([sys.executable, "-c", script], env=commands.environment(PYTHONHASHSEED=seed), capture_output=True, text=True, timeout=60)
+        ran = subprocess.run(
+            [sys.executable, "-c", script],
+            env=commands.environment(PYTHONHASHSEED=seed),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert json.loads(ran.stdout) == batches(epoch=3, rank=1, world=2, accumulation=2, bucket_window=4), ran.stderr
 
 
@@ -147,7 +158,9 @@ def groups(dataset: CodeDataset, num_workers: int, position: int = 0, **options:
 
 
 def assert_same_batches(found: list[list[MicroBatch]], expected: list[list[MicroBatch]]) -> None:
-    assert [[batch.records for batch in group] for group in found] == [[batch.records for batch in group] for group in expected]
+    assert [[batch.records for batch in group] for group in found] == [
+        [batch.records for batch in group] for group in expected
+    ]
     for one, other in zip((b for g in found for b in g), (b for g in expected for b in g), strict=True):
         assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in other.tensors)
         assert (one.targets, one.tokens) == (other.targets, other.tokens)
@@ -171,12 +184,16 @@ def test_processes_that_collate_change_no_bit_of_a_training(skewed, tmp_path: Pa
     made = _trainer(tmp_path / "two", *skewed, num_workers=2, **options)
     _assert_equal(_finished(made), expected)
     waits = tiny.points(made.tracker.directory.journal, "data_wait_ms")
-    assert sorted(waits) == list(range(1, made.state.step + 1)), "how long the device waited for data is a metric of every step"
+    assert sorted(waits) == list(range(1, made.state.step + 1)), (
+        "how long the device waited for data is a metric of every step"
+    )
     assert all(wait >= 0 for wait in waits.values())
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_stop_in_between_changes_nothing_with_buckets_and_balanced_classes(skewed, tmp_path: Path, num_workers: int) -> None:
+def test_a_stop_in_between_changes_nothing_with_buckets_and_balanced_classes(
+    skewed, tmp_path: Path, num_workers: int
+) -> None:
     options = {"class_weights": "balanced", "num_workers": num_workers}
     assert len(set(skewed[1].lengths.tolist())) > 5, "buckets have something to sort"
     expected = _finished(_trainer(tmp_path / "whole", *skewed, **options))

@@ -1,4 +1,6 @@
-"""A model name that leads to something else than a whole model says what it is, and what to use instead, in one line."""
+"""A model name that leads to something else than a whole model says what it is, and what to use instead, in one
+line.
+"""
 
 from __future__ import annotations
 
@@ -47,21 +49,36 @@ def _line(name: object) -> str:
 
 CONFIG = {"model_type": "llama"}
 OTHERS: dict[str, tuple[dict[str, object], list[str]]] = {
-    "an adapter": ({"adapter_config.json": LORA, "adapter_model.safetensors": ""}, ["adapter", "someone/base-1b", "merge_and_unload"]),
+    "an adapter": (
+        {"adapter_config.json": LORA, "adapter_model.safetensors": ""},
+        ["adapter", "someone/base-1b", "merge_and_unload"],
+    ),
     "an adapter with a tokenizer and a configuration": (
         {"adapter_config.json": LORA, "adapter_model.safetensors": "", "config.json": CONFIG, "tokenizer.json": {}},
         ["adapter", "someone/base-1b"],
     ),
-    "an adapter that names no base": ({"adapter_config.json": {"peft_type": "LORA"}}, ["adapter", "does not name its base model"]),
-    "an adapter with a broken configuration": ({"adapter_config.json": "[[["}, ["adapter", "does not name its base model"]),
+    "an adapter that names no base": (
+        {"adapter_config.json": {"peft_type": "LORA"}},
+        ["adapter", "does not name its base model"],
+    ),
+    "an adapter with a broken configuration": (
+        {"adapter_config.json": "[[["},
+        ["adapter", "does not name its base model"],
+    ),
     "an adapter of a list": ({"adapter_config.json": ["x"]}, ["adapter", "does not name its base model"]),
-    "an adapter of a crafted name": ({"adapter_config.json": {"base_model_name_or_path": "\x1b[2J\n" + "x" * 5000}}, [r"\x1b[2J\nxxx", "..."]),
+    "an adapter of a crafted name": (
+        {"adapter_config.json": {"base_model_name_or_path": "\x1b[2J\n" + "x" * 5000}},
+        [r"\x1b[2J\nxxx", "..."],
+    ),
     "an adapter of half a character": ({"adapter_config.json": {"base_model_name_or_path": "\ud800x"}}, [r"\ud800x"]),
     "an adapter's weights": ({"adapter_model.safetensors": ""}, ["adapter (adapter_model.safetensors)"]),
     "a GGUF file": ({"model.Q4_K_M.gguf": "GGUF", "README.md": ""}, ["GGUF", "model.Q4_K_M.gguf", "safetensors"]),
     "a GGUF file with a configuration": ({"model.gguf": "GGUF", "config.json": CONFIG}, ["GGUF", "model.gguf"]),
     "ONNX": ({"model.onnx": "", "config.json": CONFIG, "tokenizer.json": {}}, ["ONNX", "model.onnx"]),
-    "ONNX in a folder of its own": ({"onnx/model_quantized.onnx": "", "config.json": CONFIG}, ["ONNX", "onnx/model_quantized.onnx"]),
+    "ONNX in a folder of its own": (
+        {"onnx/model_quantized.onnx": "", "config.json": CONFIG},
+        ["ONNX", "onnx/model_quantized.onnx"],
+    ),
     "OpenVINO": ({"openvino_model.xml": "", "openvino_model.bin": "", "config.json": CONFIG}, ["OpenVINO"]),
     "TensorFlow": ({"tf_model.h5": "", "config.json": CONFIG}, ["TensorFlow", "tf_model.h5"]),
     "a sentence-transformers folder": (
@@ -69,12 +86,21 @@ OTHERS: dict[str, tuple[dict[str, object], list[str]]] = {
         ["sentence-transformers", "0_Transformer", "use its Transformer"],
     ),
     "static embeddings": (
-        {"modules.json": [{"path": "0_Static", "type": "sentence_transformers.models.StaticEmbedding"}], "0_Static/model.safetensors": ""},
+        {
+            "modules.json": [{"path": "0_Static", "type": "sentence_transformers.models.StaticEmbedding"}],
+            "0_Static/model.safetensors": "",
+        },
         ["sentence-transformers", "StaticEmbedding"],
     ),
-    "modules.json that leads out": ({"modules.json": [{"path": "../..", "type": "x.Transformer"}]}, ["sentence-transformers", "without a Transformer"]),
+    "modules.json that leads out": (
+        {"modules.json": [{"path": "../..", "type": "x.Transformer"}]},
+        ["sentence-transformers", "without a Transformer"],
+    ),
     "modules.json of numbers": ({"modules.json": [1, {"path": 2, "type": 3}]}, ["sentence-transformers"]),
-    "a tokenizer": ({"tokenizer.json": {}, "tokenizer_config.json": {}, "special_tokens_map.json": {}}, ["a tokenizer alone", "tokenizer.json"]),
+    "a tokenizer": (
+        {"tokenizer.json": {}, "tokenizer_config.json": {}, "special_tokens_map.json": {}},
+        ["a tokenizer alone", "tokenizer.json"],
+    ),
     "a slow tokenizer": ({"vocab.json": {}, "merges.txt": ""}, ["a tokenizer alone", "vocab.json"]),
     "a pipeline of pictures": ({"model_index.json": {}, "unet/config.json": {}}, ["diffusers", "model_index.json"]),
 }
@@ -89,7 +115,9 @@ def test_a_folder_that_is_no_whole_model_says_what_it_is(tmp_path: Path, what: s
 
 
 def test_a_configuration_and_a_tokenizer_alone_have_no_weights(tmp_path: Path) -> None:
-    folder = _fill(tmp_path / "given", {"config.json": {"model_type": "llama", "hidden_size": 4096}, "tokenizer.json": {}})
+    folder = _fill(
+        tmp_path / "given", {"config.json": {"model_type": "llama", "hidden_size": 4096}, "tokenizer.json": {}}
+    )
     with pytest.raises(ConfigurationError, match=r"model_name: no weights in .*given"):
         resolve_model(str(folder), "code_generation")
 
@@ -112,7 +140,9 @@ def test_a_model_that_is_asked_says_so_too(tmp_path: Path, command: str, capsys:
 
 @pytest.mark.parametrize("beside", ["adapter_config.json", "modules.json", "model.gguf", "model.onnx"])
 def test_a_whole_model_with_another_format_beside_it_is_a_model(whole: Path, tmp_path: Path, beside: str) -> None:
-    folder = _fill(tmp_path / "model", {beside: LORA if beside.startswith("adapter") else [{"path": "", "type": "x.Transformer"}]})
+    folder = _fill(
+        tmp_path / "model", {beside: LORA if beside.startswith("adapter") else [{"path": "", "type": "x.Transformer"}]}
+    )
     for file in whole.iterdir():
         (folder / file.name).hardlink_to(file)
     assert resolve_model(str(folder), "code_generation").max_positions == 128
@@ -165,7 +195,9 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, object]
         threading.Thread(target=one.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", one.address)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", one.address + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", one.address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
 
     yield serve
     for one in served:
@@ -179,18 +211,25 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, object]
         ({"adapter_config.json": LORA, "adapter_model.safetensors": ""}, ["adapter", "someone/base-1b"]),
         ({"model.gguf": ""}, ["GGUF", "model.gguf"]),
         ({"model.gguf": "", "config.json": CONFIG}, ["GGUF", "model.gguf"]),
-        ({"modules.json": PARTS, "0_Transformer/config.json": CONFIG}, ["sentence-transformers", "someone/something/0_Transformer"]),
+        (
+            {"modules.json": PARTS, "0_Transformer/config.json": CONFIG},
+            ["sentence-transformers", "someone/something/0_Transformer"],
+        ),
     ],
     ids=lambda value: "+".join(value),
 )
-def test_a_repository_that_is_no_whole_model_says_what_it_is(hub: Callable[..., None], files: dict[str, object], said: list[str]) -> None:
+def test_a_repository_that_is_no_whole_model_says_what_it_is(
+    hub: Callable[..., None], files: dict[str, object], said: list[str]
+) -> None:
     hub(files)
     line = _line("someone/something")
     for part in said:
         assert part in line
 
 
-def test_an_adapter_in_the_hubs_cache_says_so_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_adapter_in_the_hubs_cache_says_so_without_a_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from huggingface_hub import constants
 
     repository = tmp_path / "models--someone--something"

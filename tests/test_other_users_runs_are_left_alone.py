@@ -1,4 +1,6 @@
-"""A run directory of another user of the machine: nothing is done to it unasked, and when asked, one line says why not."""
+"""A run directory of another user of the machine: nothing is done to it unasked, and when asked, one line says
+why not.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,12 @@ def theirs(here: Path, tables: Path, monkeypatch: pytest.MonkeyPatch) -> RunDire
     """In a folder that both use; its delivery is not complete and its MLflow run says RUNNING."""
     shutil.copy(tables, here)
     run = connect("sqlite:///mlflow.db").client.create_run("0", tags={"mltrack.local_id": "theirs"})
-    info = RunInfo(local_id="theirs", run_id=run.info.run_id, tracking_uri=f"sqlite:///{here}/mlflow.db", created_ms=records.now_ms())
+    info = RunInfo(
+        local_id="theirs",
+        run_id=run.info.run_id,
+        tracking_uri=f"sqlite:///{here}/mlflow.db",
+        created_ms=records.now_ms(),
+    )
     tracker = TrainingMetricsTracker(here / "mltrack-runs" / "theirs", run=info)
     tracker.log_metric("train_loss", 1.0, step=1)
     tracker.close()
@@ -53,7 +60,9 @@ def test_what_is_done_unasked(theirs: RunDirectory, caplog: pytest.LogCaptureFix
         find_resumed(TrainModelRequest(resume="latest"))
 
 
-@pytest.mark.parametrize("words", [["sync", "theirs"], ["sync", "mltrack-runs/theirs"], ["train", "--resume", "theirs"]])
+@pytest.mark.parametrize(
+    "words", [["sync", "theirs"], ["sync", "mltrack-runs/theirs"], ["train", "--resume", "theirs"]]
+)
 def test_what_is_asked_for(theirs: RunDirectory, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
     before = {path: path.stat().st_mtime_ns for path in theirs.path.rglob("*")}
     if words[0] == "train":

@@ -99,7 +99,9 @@ def test_the_size_that_fits_is_remembered_logged_and_in_the_checkpoint(trainer):
 
 @pytest.mark.filterwarnings("ignore:out of memory")
 def test_the_random_numbers_start_again_with_the_step(trainer):
-    """With dropout: after the failed attempt, the step draws what a trainer draws that has known the size from the start."""
+    """With dropout: after the failed attempt, the step draws what a trainer draws that has known the size from the
+    start.
+    """
     found = []
     for name in ("failing", "knowing"):
         made = trainer(dropout=0.3, name=name)
@@ -116,7 +118,9 @@ def test_the_random_numbers_start_again_with_the_step(trainer):
 def test_a_single_record_that_does_not_fit_ends_with_one_line(trainer):
     made = trainer(batch_size=4)
     small_memory(made, 0)
-    with pytest.raises(TrainingError, match=r"record \d+: a single record of \d+ tokens does not fit .*accepted: a smaller max_length") as caught:
+    with pytest.raises(
+        TrainingError, match=r"record \d+: a single record of \d+ tokens does not fit .*accepted: a smaller max_length"
+    ) as caught:
         made.train()
     assert "\n" not in str(caught.value)
 
@@ -125,7 +129,10 @@ def test_a_single_record_that_does_not_fit_ends_with_one_line(trainer):
 def test_a_packed_row_that_does_not_fit_names_packing(trainer):
     made = trainer("code_generation", batch_size=16, packing=True)
     small_memory(made, 0)
-    with pytest.raises(TrainingError, match=r"a row of \d+ packed records of \d+ tokens does not fit .*accepted: packing=false, a smaller max_length"):
+    with pytest.raises(
+        TrainingError,
+        match=r"a row of \d+ packed records of \d+ tokens does not fit .*accepted: packing=false, a smaller max_length",
+    ):
         made.train()
 
 
@@ -151,9 +158,10 @@ def test_evaluation_takes_halves_too_and_goes_on_with_what_fits(trainer, monkeyp
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="RLIMIT_AS is Linux's")
 def test_a_process_that_really_has_no_memory(tmp_path, records_file):
-    """A child whose address space is limited while it trains: torch's own allocator fails, and the run goes on with smaller parts."""
-    script = textwrap.dedent(
-        f"""
+    """A child whose address space is limited while it trains: torch's own allocator fails, and the run goes on with
+    smaller parts.
+    """
+    script = textwrap.dedent(f"""
         import resource, sys, warnings
         sys.path.insert(0, {str(Path(__file__).parent)!r})
         import tiny, torch
@@ -172,8 +180,7 @@ def test_a_process_that_really_has_no_memory(tmp_path, records_file):
         resource.setrlimit(resource.RLIMIT_AS, (used + (900 << 20), resource.RLIM_INFINITY))
         made.train()
         print("size", made.state.micro_batch_size, "steps", made.state.step)
-        """
-    )
+        """)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[:2] == ["size", "8"], (done.stdout, done.stderr)

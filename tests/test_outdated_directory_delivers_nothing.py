@@ -1,4 +1,6 @@
-"""A run directory whose run went on elsewhere changes nothing in MLflow any more, and says so; every other directory is delivered as ever."""
+"""A run directory whose run went on elsewhere changes nothing in MLflow any more, and says so; every other directory is
+delivered as ever.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,17 @@ from artifact_stores import ArtifactStore, artifact_store
 from hf_folders import encoder_folder
 from kept_checkpoints import KeptRun
 from mlflow import MlflowClient
-from tracked_runs import held_points, is_running, kill, pause_between_transactions, recorded, relay_pid, sent, start_script, until
+from tracked_runs import (
+    held_points,
+    is_running,
+    kill,
+    pause_between_transactions,
+    recorded,
+    relay_pid,
+    sent,
+    start_script,
+    until,
+)
 
 from mltrack.journal import JournalWriter, RunDirectory, records
 from mltrack.provenance import undelivered
@@ -89,10 +101,18 @@ def held(there: ArtifactStore, run_id: str) -> dict[str, Any]:
     """All that the store says of a run."""
     run = MlflowClient(there.uri).get_run(run_id)
     files = {name: there.read(name) for name in there.files() if run_id in name or "models/" in name}
-    return {"status": run.info.status, "end": run.info.end_time, "tags": run.data.tags, "points": held_points(there.uri, run_id), "files": files}
+    return {
+        "status": run.info.status,
+        "end": run.info.end_time,
+        "tags": run.data.tags,
+        "points": held_points(there.uri, run_id),
+        "files": files,
+    }
 
 
-def test_nothing_arrives_and_one_line_says_what_can_be_done(there: ArtifactStore, encoder: Path, tmp_path: Path) -> None:
+def test_nothing_arrives_and_one_line_says_what_can_be_done(
+    there: ArtifactStore, encoder: Path, tmp_path: Path
+) -> None:
     one, two = behind(tmp_path, there, encoder)
     before, journal = held(there, two.run_id), one.directory.journal.read_bytes()
     assert undelivered(tmp_path / "runs") == [one.directory]
@@ -100,7 +120,9 @@ def test_nothing_arrives_and_one_line_says_what_can_be_done(there: ArtifactStore
         finished = commands.mltrack("sync", one.directory.path, cwd=tmp_path)
         assert (finished.returncode, finished.stdout) == (1, "")
         (line,) = finished.stderr.strip().splitlines()
-        assert line.startswith(f"mltrack: one: {one.directory.path}: run {two.run_id} went on elsewhere (on second-machine)")
+        assert line.startswith(
+            f"mltrack: one: {one.directory.path}: run {two.run_id} went on elsewhere (on second-machine)"
+        )
         assert f"mltrack train --resume {two.run_id}" in line
     assert held(there, two.run_id) == before
     two.assert_store_holds(2, 4)
@@ -117,7 +139,9 @@ def test_nothing_arrives_and_one_line_says_what_can_be_done(there: ArtifactStore
     assert held(there, two.run_id) == before
 
 
-def test_what_had_arrived_as_a_whole_is_complete_and_the_status_is_the_other_ones(there: ArtifactStore, encoder: Path, tmp_path: Path) -> None:
+def test_what_had_arrived_as_a_whole_is_complete_and_the_status_is_the_other_ones(
+    there: ArtifactStore, encoder: Path, tmp_path: Path
+) -> None:
     one = KeptRun(tmp_path / "one", there, encoder)
     one.record(*beginning("first-machine", 100.0))
     one.keep(1)
@@ -130,20 +154,29 @@ def test_what_had_arrived_as_a_whole_is_complete_and_the_status_is_the_other_one
     assert before["status"] == "RUNNING"
     finished = commands.mltrack("sync", one.directory.path, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
-    assert f"one: complete, 0 points sent, 1 already there, 0 failed, run {two.run_id}, which went on elsewhere since" in finished.stdout
+    assert (
+        f"one: complete, 0 points sent, 1 already there, 0 failed, run {two.run_id}, which went on elsewhere since"
+        in finished.stdout
+    )
     assert held(there, two.run_id) == before
 
 
-def test_a_running_run_is_not_judged_by_a_directory_that_fell_behind(there: ArtifactStore, encoder: Path, tmp_path: Path) -> None:
+def test_a_running_run_is_not_judged_by_a_directory_that_fell_behind(
+    there: ArtifactStore, encoder: Path, tmp_path: Path
+) -> None:
     _, two = resumed_elsewhere(tmp_path, there, encoder)
     sync_alive(two)
-    reaped = commands.mltrack("runs", "--output-dir", tmp_path / "runs", "--reap", "true", "--tracking-uri", there.uri, cwd=tmp_path)
+    reaped = commands.mltrack(
+        "runs", "--output-dir", tmp_path / "runs", "--reap", "true", "--tracking-uri", there.uri, cwd=tmp_path
+    )
     assert reaped.returncode == 0, reaped.stderr
     assert two.run_id not in reaped.stdout
     assert held(there, two.run_id)["status"] == "RUNNING"
 
 
-def test_a_run_that_goes_on_in_its_own_directory_is_delivered_also_from_its_first_byte(there: ArtifactStore, encoder: Path, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_in_its_own_directory_is_delivered_also_from_its_first_byte(
+    there: ArtifactStore, encoder: Path, tmp_path: Path
+) -> None:
     run = KeptRun(tmp_path / "run", there, encoder)
     run.record(*beginning("first-machine", 100.0))
     run.keep(1)
@@ -163,8 +196,12 @@ def test_a_run_that_goes_on_in_its_own_directory_is_delivered_also_from_its_firs
 
 
 @pytest.mark.parametrize(("started", "delivered"), [(200.0, True), (50.0, False)], ids=["later", "earlier"])
-def test_of_two_that_do_not_know_of_each_other_the_later_one_is_the_run(started, delivered, there: ArtifactStore, encoder: Path, tmp_path: Path) -> None:
-    """`mlflow run` began it once more under its id while the server was away; or the first one's delivery.json is gone."""
+def test_of_two_that_do_not_know_of_each_other_the_later_one_is_the_run(
+    started, delivered, there: ArtifactStore, encoder: Path, tmp_path: Path
+) -> None:
+    """`mlflow run` began it once more under its id while the server was away; or the first one's delivery.json
+    is gone.
+    """
     first, second = (KeptRun(tmp_path / name, there, encoder) for name in ("first", "second"))
     first.record(*beginning("first-machine", 100.0))
     first.keep(1)
@@ -220,7 +257,10 @@ def test_a_relay_that_was_cut_off_finds_it_too_and_is_not_started_again(tmp_path
         assert sync(two).complete
         before = held_points(uri, run_id)
         many = recorded(directory)
-        until(lambda: recorded(directory) > many + 100 and time.monotonic() - stopped > 6, "more of the trainer's points, and an old answer")
+        until(
+            lambda: recorded(directory) > many + 100 and time.monotonic() - stopped > 6,
+            "more of the trainer's points, and an old answer",
+        )
         os.kill(relay, signal.SIGCONT)
         until(lambda: not is_running(relay), "the relay's end")
         until(lambda: directory.read_delivery().get("elsewhere"), "the word of it")

@@ -1,4 +1,6 @@
-"""What a fresh clone is installed and run from: the lock, the environments, the project files; and that no tracked file knows the machine it was made on."""
+"""What a fresh clone is installed and run from: the lock, the environments, the project files; and that no tracked file
+knows the machine it was made on.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,15 @@ from mltrack.config.options import TASKS
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-FOREIGN = ["/ro" + "ot/", "/wo" + "rk/", "/opt/wh" + "eels", "py" + "pi.org", "files.python" + "hosted.org", "--index" + "-url", "--find" + "-links"]
+FOREIGN = [
+    "/ro" + "ot/",
+    "/wo" + "rk/",
+    "/opt/wh" + "eels",
+    "py" + "pi.org",
+    "files.python" + "hosted.org",
+    "--index" + "-url",
+    "--find" + "-links",
+]
 """What would tie the project to one machine or one registry; in two parts, so that this file does not name them."""
 
 
@@ -30,7 +40,9 @@ def project_file(folder: Path) -> dict[str, Any]:
 def test_a_changed_lock_changes_the_conda_environment() -> None:
     noted = re.search(r"sha256: (\w+)", (ROOT / "conda.yaml").read_text(encoding="utf-8"))
     assert noted is not None
-    assert noted[1] == hashlib.sha256(LOCK.encode()).hexdigest(), "conda.yaml notes another lock; `make lock` writes both"
+    assert noted[1] == hashlib.sha256(LOCK.encode()).hexdigest(), (
+        "conda.yaml notes another lock; `make lock` writes both"
+    )
 
 
 def test_conda_yaml_installs_the_lock_on_the_oldest_python() -> None:
@@ -85,7 +97,13 @@ def test_each_projects_sample_is_good(task: str) -> None:
     assert len(path.read_text(encoding="utf-8").splitlines()) == len(records)
     assert f"{len(records)} records" in (path.parents[1] / "README.md").read_text(encoding="utf-8")
     if task == "security_classification":
-        assert {json.loads(line)["label"] for line in path.read_text(encoding="utf-8").splitlines()} == {"safe", "low", "medium", "high", "critical"}
+        assert {json.loads(line)["label"] for line in path.read_text(encoding="utf-8").splitlines()} == {
+            "safe",
+            "low",
+            "medium",
+            "high",
+            "critical",
+        }
 
 
 def test_ci_runs_the_readmes_test_command() -> None:
@@ -111,5 +129,7 @@ def test_versions_agree() -> None:
 def test_no_tracked_file_names_a_machine_or_a_registry(words: str) -> None:
     if not (ROOT / ".git").exists():
         pytest.skip("not a clone")
-    found = subprocess.run(["git", "grep", "-In", "-F", "-e", words], cwd=ROOT, capture_output=True, text=True, check=False)
+    found = subprocess.run(
+        ["git", "grep", "-In", "-F", "-e", words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
     assert found.returncode == 1, found.stdout + found.stderr

@@ -45,7 +45,9 @@ def test_every_token_and_target_is_there_once_at_its_own_position():
 def test_the_gradient_is_that_of_the_padded_batch(trainer, attention):
     found = {}
     for packing in (False, True):
-        made = trainer("code_generation", count=40, name=str(packing), batch_size=16, max_grad_norm=1e9, packing=packing)
+        made = trainer(
+            "code_generation", count=40, name=str(packing), batch_size=16, max_grad_norm=1e9, packing=packing
+        )
         made.model.set_attn_implementation(attention)
         group = next(made.batches.groups(0, 0))
         assert ("row" in group[0].tensors) == packing
@@ -86,12 +88,19 @@ def test_a_model_that_mixes_packed_examples_is_refused(trainer):
     assert not keeps_apart(mixing)
     made = trainer("code_generation", count=16)
     assert keeps_apart(made.model)
-    with pytest.raises(ConfigurationError, match="packing: seen true, but MambaForCausalLM lets the examples of a row see each other"):
+    with pytest.raises(
+        ConfigurationError, match="packing: seen true, but MambaForCausalLM lets the examples of a row see each other"
+    ):
         AdvancedTrainer(mixing, made.train_dataset, packing=True, device=tiny.DEVICE)
     made.model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(ConfigurationError, match=r"packing: seen true with attention flash_attention_2, which .*; accepted: attention=sdpa"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"packing: seen true with attention flash_attention_2, which .*; accepted: attention=sdpa",
+    ):
         AdvancedTrainer(made.model, made.train_dataset, packing=True, device=tiny.DEVICE)
-    with pytest.raises(ConfigurationError, match="packing: seen true, but a batch of text_classification has one label a row"):
+    with pytest.raises(
+        ConfigurationError, match="packing: seen true, but a batch of text_classification has one label a row"
+    ):
         trainer("text_classification", name="text", packing=True)
 
 
@@ -105,7 +114,9 @@ def test_no_batch_is_above_its_budget_and_every_example_comes_once(world: int):
     budget = 1024
     counts = set()
     for epoch in range(3):
-        ranks = [list(Sampler(LENGTHS, 5, epoch, rank, world, batch_size=64, max_tokens=budget)) for rank in range(world)]
+        ranks = [
+            list(Sampler(LENGTHS, 5, epoch, rank, world, batch_size=64, max_tokens=budget)) for rank in range(world)
+        ]
         assert len({len(batches) for batches in ranks}) == 1
         batches = [batch for of_rank in ranks for batch in of_rank if batch]
         counts.add(len(batches))
@@ -137,7 +148,9 @@ def test_a_training_with_a_budget_takes_each_record_once_an_epoch(trainer):
 def test_evaluation_keeps_to_the_budget_too(trainer):
     made = trainer("code_generation", count=80, batch_size=32, max_batch_tokens=256)
     sizes = []
-    made.model.register_forward_pre_hook(lambda _, args, given: sizes.append(given["input_ids"].numel()), with_kwargs=True)
+    made.model.register_forward_pre_hook(
+        lambda _, args, given: sizes.append(given["input_ids"].numel()), with_kwargs=True
+    )
     made.evaluated(made.eval_dataset)
     made.tracker.close()
     assert 128 < max(sizes) <= 256, "filled, and not beyond it"
@@ -148,9 +161,15 @@ def test_a_budget_that_the_longest_example_of_the_evaluation_does_not_fit_into_i
     made = trainer("code_generation")
     fits = padded_width(int(made.train_dataset.lengths.max()))
     assert fits < 64
-    (tmp_path / "long.jsonl").write_text(json.dumps({"description": "Add up.", "code": "def f(x):\n    return " + " + ".join("x" * 60)}))
-    long = DatasetLoader(tmp_path / "long.jsonl", made.train_dataset.tokenizer, task="code_generation", max_length=64).load()
-    with pytest.raises(ConfigurationError, match=f"max_batch_tokens: seen {fits}, but the longest example has 64 tokens"):
+    (tmp_path / "long.jsonl").write_text(
+        json.dumps({"description": "Add up.", "code": "def f(x):\n    return " + " + ".join("x" * 60)})
+    )
+    long = DatasetLoader(
+        tmp_path / "long.jsonl", made.train_dataset.tokenizer, task="code_generation", max_length=64
+    ).load()
+    with pytest.raises(
+        ConfigurationError, match=f"max_batch_tokens: seen {fits}, but the longest example has 64 tokens"
+    ):
         AdvancedTrainer(made.model, made.train_dataset, long, max_batch_tokens=fits, device=tiny.DEVICE)
 
 
@@ -164,7 +183,10 @@ def test_packing_never_takes_more_than_a_row_for_each():
 
 
 def test_a_budget_that_the_longest_example_does_not_fit_into_is_refused(trainer):
-    said = r"max_batch_tokens: seen {}, but the longest example has (\d+) tokens with its padding; accepted: a whole number >= \1"
+    said = (
+        r"max_batch_tokens: seen {}, but the longest example has (\d+) tokens with its padding; accepted: a whole"
+        r" number >= \1"
+    )
     with pytest.raises(ConfigurationError, match=said.format(8)):
         trainer("code_generation", max_batch_tokens=8)
     longest = int(trainer("code_generation", name="longest").train_dataset.lengths.max())

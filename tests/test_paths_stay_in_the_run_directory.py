@@ -1,4 +1,6 @@
-"""Whatever a run directory says, from whomever it comes: nothing outside of it is read or sent, and what is right in it is delivered."""
+"""Whatever a run directory says, from whomever it comes: nothing outside of it is read or sent, and what is right in it
+is delivered.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,12 @@ def planted(folder: Path, uri: str, *said: dict[str, Any]) -> RunDirectory:
     folder.mkdir(parents=True, exist_ok=True)
     directory.write_run(RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms()))
     writer = JournalWriter(directory.journal)
-    for record in (records.metrics(1, {"train_loss": 1.0}, {}), *said, records.metrics(2, {"train_loss": 0.5}, {}), records.end("FINISHED", 0)):
+    for record in (
+        records.metrics(1, {"train_loss": 1.0}, {}),
+        *said,
+        records.metrics(2, {"train_loss": 0.5}, {}),
+        records.end("FINISHED", 0),
+    ):
         writer.append(record)
     writer.close()
     return directory
@@ -84,7 +91,15 @@ def test_an_artifact_that_leads_out_is_not_sent(tmp_path: Path, house: Path, uri
 
 
 def kept(path: object) -> dict[str, Any]:
-    described = {"step": 1, "epoch": 0, "metric_name": "eval_loss", "metric_value": 1.0, "metrics": {"eval_loss": 1.0}, "reasons": ["best"], "created_ms": 1}
+    described = {
+        "step": 1,
+        "epoch": 0,
+        "metric_name": "eval_loss",
+        "metric_value": 1.0,
+        "metrics": {"eval_loss": 1.0},
+        "reasons": ["best"],
+        "created_ms": 1,
+    }
     return {"type": "checkpoints", "time_ms": 1, "kept": [{**described, "path": path}], "best_step": 1}
 
 
@@ -125,7 +140,10 @@ def test_a_record_that_mltrack_did_not_write_holds_up_nothing(tmp_path: Path, ur
     directory = planted(tmp_path / "runs" / "run", uri, record)
     progress = relay.sync(directory)
     assert progress.complete
-    for words in (["runs", "--output-dir", str(tmp_path / "runs"), "--tracking-uri", uri], ["data", "show", str(directory.path)]):
+    for words in (
+        ["runs", "--output-dir", str(tmp_path / "runs"), "--tracking-uri", uri],
+        ["data", "show", str(directory.path)],
+    ):
         assert cli.run(words) in (0, 2)
     assert len(progress.failed) <= 1
     history = connect(uri).client.get_metric_history(str(progress.run_id), "train_loss")
@@ -135,7 +153,9 @@ def test_a_record_that_mltrack_did_not_write_holds_up_nothing(tmp_path: Path, ur
 def test_ones_own_file_from_elsewhere_is_copied_when_it_is_logged(tmp_path: Path, uri: str) -> None:
     picture = tmp_path / "confusion.png"
     picture.write_text("as it was logged")
-    tracker = TrainingMetricsTracker(tmp_path / "run", run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms()))
+    tracker = TrainingMetricsTracker(
+        tmp_path / "run", run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms())
+    )
     tracker.log_artifact(picture, "figures")
     picture.write_text("as it was drawn again")
     with pytest.raises(TrackingError, match="a file or folder that exists"):
@@ -149,9 +169,18 @@ def test_ones_own_file_from_elsewhere_is_copied_when_it_is_logged(tmp_path: Path
 
 @pytest.mark.parametrize("name", ["run.json", "delivery.json", "config.json"])
 @pytest.mark.parametrize(
-    "text", ["[]", "{", "[" * 100_000, '{"offset": "x", "local_id": 3, "models": [], "seed": "x"}', '{"offset": -5, "format_version": "9", "seed": -1}']
+    "text",
+    [
+        "[]",
+        "{",
+        "[" * 100_000,
+        '{"offset": "x", "local_id": 3, "models": [], "seed": "x"}',
+        '{"offset": -5, "format_version": "9", "seed": -1}',
+    ],
 )
-def test_a_file_of_another_kind_is_one_line(tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str], name: str, text: str) -> None:
+def test_a_file_of_another_kind_is_one_line(
+    tmp_path: Path, uri: str, capsys: pytest.CaptureFixture[str], name: str, text: str
+) -> None:
     directory = planted(tmp_path / "runs" / "one", uri)
     (directory.path / name).write_text(text)
     code = cli.run(["sync", str(directory.path)])
@@ -160,7 +189,9 @@ def test_a_file_of_another_kind_is_one_line(tmp_path: Path, uri: str, capsys: py
     assert len(printed.err.splitlines()) == (1 if name == "run.json" else 0)
     assert cli.run(["runs", "--output-dir", str(tmp_path / "runs"), "--tracking-uri", uri]) == 0
     assert len(find_run_directories(tmp_path / "runs")) == (0 if name == "run.json" else 1)
-    response = TrainModelUseCase().execute(TrainModelRequest(resume=str(directory.path), output_dir=str(tmp_path / "runs"), tracking_uri=uri))
+    response = TrainModelUseCase().execute(
+        TrainModelRequest(resume=str(directory.path), output_dir=str(tmp_path / "runs"), tracking_uri=uri)
+    )
     assert response.exit_code in (1, 2)
     assert len("".join(response.errors).splitlines()) == 1
 

@@ -1,7 +1,7 @@
 """A tracking server on PostgreSQL: every point once, also of a killed trainer.
 
-Needs initdb and postgres (Debian's package `postgresql`). `make test-postgres` fails without them; a plain test run skips.
-"""
+Needs initdb and postgres (Debian's package `postgresql`). `make test-postgres` fails without them; a plain test run
+skips."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ pytestmark = [pytest.mark.postgres, pytest.mark.long]
 
 def _programs() -> Path | None:
     found = shutil.which("initdb")
-    folders = [*sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True), *([Path(found).resolve().parent] if found else [])]
+    folders = [
+        *sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True),
+        *([Path(found).resolve().parent] if found else []),
+    ]
     return next((folder for folder in folders if (folder / "initdb").exists() and (folder / "createdb").exists()), None)
 
 
@@ -60,21 +63,32 @@ def cluster() -> Iterator[Cluster]:
     if os.geteuid() == 0:
         shutil.chown(folder, "postgres")
     data = folder / "data"
-    subprocess.run([*as_postgres, f"{programs}/initdb -D {data} -U mlflow -A trust --no-sync"], check=True, capture_output=True, cwd="/")
+    subprocess.run(
+        [*as_postgres, f"{programs}/initdb -D {data} -U mlflow -A trust --no-sync"],
+        check=True,
+        capture_output=True,
+        cwd="/",
+    )
     rules = data / "pg_hba.conf"
     rules.write_text("host all guarded 127.0.0.1/32 scram-sha-256\n" + rules.read_text())
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder} -c fsync=off"
 
     def control(words: str) -> None:
         command = f"{programs}/pg_ctl -D {data} -w -o '{options}' -l {folder}/log {words}"
-        subprocess.run([*as_postgres, command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/")
+        subprocess.run(
+            [*as_postgres, command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd="/"
+        )
 
     control("start")
     try:
-        subprocess.run([f"{programs}/createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "tracking"], check=True)
+        subprocess.run(
+            [f"{programs}/createdb", "-h", "127.0.0.1", "-p", str(port), "-U", "mlflow", "tracking"], check=True
+        )
         yield Cluster(f"postgresql+psycopg2://mlflow@127.0.0.1:{port}/tracking", control)
     finally:
-        subprocess.run([*as_postgres, f"{programs}/pg_ctl -D {data} -m immediate stop"], check=False, capture_output=True, cwd="/")
+        subprocess.run(
+            [*as_postgres, f"{programs}/pg_ctl -D {data} -m immediate stop"], check=False, capture_output=True, cwd="/"
+        )
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -93,7 +107,18 @@ def _assert_all_delivered(client, journal, run_id):
 
 def test_a_training_is_there_once_with_its_model(server, tmp_path, records_file):
     records = records_file("text_classification", 40)
-    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "2", "--output", "json")
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records,
+        *commands.TINY,
+        "--epochs",
+        "2",
+        "--output",
+        "json",
+    )
     finished = commands.mltrack(*words, "--tracking-uri", server, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     response = tiny.last_json_line(finished.stdout)
@@ -105,7 +130,9 @@ def test_a_training_is_there_once_with_its_model(server, tmp_path, records_file)
 
 def test_a_description_that_its_column_cannot_hold_is_cut(server, tmp_path):
     store, folder = connect(server), model_folder(tmp_path)
-    outcome = registry.register(store, "described", logged_model(store, folder), intent(0.5), "version {version} " + "x" * 20_000)
+    outcome = registry.register(
+        store, "described", logged_model(store, folder), intent(0.5), "version {version} " + "x" * 20_000
+    )
     description = store.client.get_model_version("described", str(outcome.version)).description
     assert description.startswith("version 1 xxx")
     assert len(description) <= 5000
@@ -114,7 +141,17 @@ def test_a_description_that_its_column_cannot_hold_is_cut(server, tmp_path):
 def test_a_killed_trainer_is_failed_with_every_point(server, tmp_path, records_file):
     records = records_file("text_classification", 40)
     process = commands.start(
-        "train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "9999", "--tracking-uri", server, cwd=tmp_path
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records,
+        *commands.TINY,
+        "--epochs",
+        "9999",
+        "--tracking-uri",
+        server,
+        cwd=tmp_path,
     )
     journal, deadline = None, time.monotonic() + 120
     while journal is None or len(tiny.points(journal, "train_loss")) < 40:
@@ -166,7 +203,10 @@ def test_a_password_is_recorded_nowhere_and_found_where_its_users_keep_it(guarde
     assert len(list_runs(connect(full))) == len(ways)
 
 
-@pytest.mark.parametrize(("given", "said"), [(None, "no password was given, put it into"), ("another", "check the user name and password in")])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [(None, "no password was given, put it into"), ("another", "check the user name and password in")],
+)
 def test_a_password_that_is_missing_or_wrong_is_said_with_its_places(guarded, tmp_path, monkeypatch, given, said):
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 1)
     if given is not None:
@@ -178,9 +218,24 @@ def test_a_password_that_is_missing_or_wrong_is_said_with_its_places(guarded, tm
 
 
 def test_given_directly_and_away_at_the_start_it_gets_everything_when_it_is_back(cluster, tmp_path, records_file):
-    """The training starts while PostgreSQL is stopped; PostgreSQL starts while it trains, and is stopped and started once more."""
+    """The training starts while PostgreSQL is stopped; PostgreSQL starts while it trains, and is stopped and started
+    once more.
+    """
     records = records_file("text_classification", 40)
-    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "9999", "--max-steps", "200", "--output", "json")
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records,
+        *commands.TINY,
+        "--epochs",
+        "9999",
+        "--max-steps",
+        "200",
+        "--output",
+        "json",
+    )
     engine = create_engine(cluster.uri, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text("CREATE DATABASE direct"))  # of no server, which would keep the files itself

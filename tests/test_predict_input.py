@@ -1,4 +1,6 @@
-"""What `mltrack predict` reads and prints: a text that is none is named by file and record; what a terminal would obey is shown instead."""
+"""What `mltrack predict` reads and prints: a text that is none is named by file and record; what a terminal would obey
+is shown instead.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,27 @@ from hf_folders import decoder_folder, encoder_folder
 from mltrack.cli import run
 
 BAD: dict[str, tuple[str, bytes, str]] = {
-    "bytes that are no UTF-8": ("in.txt", b"x\n\xff\xfe\n", r", record 2: not UTF-8 \(byte 0xff at offset 0\); accepted: UTF-8"),
-    "JSON Lines that are no UTF-8": ("in.jsonl", b'{"code": "x"}\n{"code": "\xff"}\n', r", record 2: not UTF-8 .*; accepted: UTF-8"),
+    "bytes that are no UTF-8": (
+        "in.txt",
+        b"x\n\xff\xfe\n",
+        r", record 2: not UTF-8 \(byte 0xff at offset 0\); accepted: UTF-8",
+    ),
+    "JSON Lines that are no UTF-8": (
+        "in.jsonl",
+        b'{"code": "x"}\n{"code": "\xff"}\n',
+        r", record 2: not UTF-8 .*; accepted: UTF-8",
+    ),
     "JSON that is no UTF-8": ("in.json", b'["x", "\xff"]', r", record 2: not UTF-8 .*; accepted: UTF-8"),
-    "JSON Lines nested deeply": ("in.jsonl", b'"x"\n' + b"[" * 100_000, r", record 2: bad JSON \(nested too deeply\); accepted: one JSON object a line"),
-    "JSON nested deeply": ("in.json", b"[" * 100_000, r", record 1: bad JSON \(nested too deeply\); accepted: a JSON array of records"),
+    "JSON Lines nested deeply": (
+        "in.jsonl",
+        b'"x"\n' + b"[" * 100_000,
+        r", record 2: bad JSON \(nested too deeply\); accepted: one JSON object a line",
+    ),
+    "JSON nested deeply": (
+        "in.json",
+        b"[" * 100_000,
+        r", record 1: bad JSON \(nested too deeply\); accepted: a JSON array of records",
+    ),
     "half a surrogate pair in JSON Lines": (
         "in.jsonl",
         b'{"code": "x"}\n{"code": "a\\ud800"}\n',
@@ -32,8 +50,16 @@ BAD: dict[str, tuple[str, bytes, str]] = {
         r", record 2: seen half a surrogate pair \(\\udc00\) at offset 0; accepted: Unicode text",
     ),
     "no JSON": ("in.jsonl", b"{", r", record 1: bad JSON at column 2 .*; accepted: one JSON object a line"),
-    "an object, not an array": ("in.json", b'{\n"code": "x"\n}', r": starts with an object; accepted: a JSON array of records.*"),
-    "a record without a text": ("in.jsonl", b'{"id": 7}\n', r", record 1: accepted: text, or an object with one of description, code, text"),
+    "an object, not an array": (
+        "in.json",
+        b'{\n"code": "x"\n}',
+        r": starts with an object; accepted: a JSON array of records.*",
+    ),
+    "a record without a text": (
+        "in.jsonl",
+        b'{"id": 7}\n',
+        r", record 1: accepted: text, or an object with one of description, code, text",
+    ),
 }
 
 
@@ -48,9 +74,14 @@ def test_a_text_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_a_text_of_the_command_line_and_of_standard_input_too(tmp_path: Path) -> None:
-    for words, given, said in ((("--text", b"a\xff"), b"", "--text: seen half"), (("--input-path", "-"), b"\xff", "standard input: not UTF-8")):
+    for words, given, said in (
+        (("--text", b"a\xff"), b"", "--text: seen half"),
+        (("--input-path", "-"), b"\xff", "standard input: not UTF-8"),
+    ):
         command = [sys.executable, "-m", "mltrack", "predict", "--model-uri", "nowhere", *words]
-        ended = subprocess.run(command, cwd=tmp_path, env=commands.environment(), input=given, capture_output=True, check=False)
+        ended = subprocess.run(
+            command, cwd=tmp_path, env=commands.environment(), input=given, capture_output=True, check=False
+        )
         assert (ended.returncode, ended.stderr.decode().startswith(f"mltrack: {said}")) == (2, True), ended.stderr
 
 
@@ -63,13 +94,17 @@ def test_a_text_of_the_command_line_and_of_standard_input_too(tmp_path: Path) ->
         ("lines.json", b'{"code": "eval(x)"}\n{"code": "y = 1"}\n'),
     ],
 )
-def test_each_text_has_its_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str], encoder: Path, name: str, content: bytes) -> None:
+def test_each_text_has_its_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], encoder: Path, name: str, content: bytes
+) -> None:
     (tmp_path / name).write_bytes(content)
     answers = []
     for words in (("--input-path", str(tmp_path / name)), ("--text", "eval(x)"), ("--text", "y = 1")):
         assert run(["predict", "--model-uri", str(encoder), *words, "--output", "json"]) == 0
         answers.append([answer["scores"] for answer in json.loads(capsys.readouterr().out)])
-    assert [one["safe"] for one in answers[0]] == pytest.approx([one["safe"] for one in answers[1] + answers[2]], abs=1e-6)
+    assert [one["safe"] for one in answers[0]] == pytest.approx(
+        [one["safe"] for one in answers[1] + answers[2]], abs=1e-6
+    )
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +112,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoder_folder(tmp_path_factory.mktemp("encoder") / "model")
 
 
-def test_a_class_is_one_line_without_control_characters(tmp_path: Path, capsys: pytest.CaptureFixture[str], encoder: Path) -> None:
+def test_a_class_is_one_line_without_control_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], encoder: Path
+) -> None:
     folder = shutil.copytree(encoder, tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     config["id2label"] = {"0": "\x1b[31mA\n", "1": "\x1b[31mB\n"}
@@ -91,7 +128,17 @@ def test_a_completion_does_not_command_the_terminal(tmp_path: Path) -> None:
     """At this temperature the model writes any byte, until it happens to end."""
     folder = decoder_folder(tmp_path / "model")
     (tmp_path / "in.txt").write_text("x\n" * 16)
-    words = ["predict", "--model-uri", str(folder), "--input-path", "in.txt", "--max-new-tokens", "60", "--temperature", "1000"]
+    words = [
+        "predict",
+        "--model-uri",
+        str(folder),
+        "--input-path",
+        "in.txt",
+        "--max-new-tokens",
+        "60",
+        "--temperature",
+        "1000",
+    ]
     code, text = commands.on_terminal(*words, cwd=tmp_path)
     assert code == 0
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", text.replace("\r\n", "\n")), text

@@ -1,4 +1,6 @@
-"""What the user's process has switched on before a training: it changes nothing of the training, and the training nothing of it."""
+"""What the user's process has switched on before a training: it changes nothing of the training, and the training
+nothing of it.
+"""
 
 from __future__ import annotations
 
@@ -55,16 +57,33 @@ print(json.dumps([answers, run.info.run_id, still_active, [warnings.filters[0][0
 def test_what_the_environment_says_to_python_does_not_stop_the_delivery(variable: str, tmp_path: Path) -> None:
     words = json.dumps([str(tmp_path / "run"), f"sqlite:///{tmp_path}/mlflow.db", 3, 0, "one", False, None])
     name, _, value = variable.partition("=")
-    done = subprocess.run([sys.executable, "-c", STREAM, words], env=commands.environment(**{name: value}), capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [sys.executable, "-c", STREAM, words],
+        env=commands.environment(**{name: value}),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
     assert done.stdout.strip() == "complete", done.stderr
 
 
 def test_autologging_an_event_loop_and_strict_warnings(tmp_path: Path) -> None:
-    (tmp_path / "records.jsonl").write_text("".join(json.dumps(record) + "\n" for record in _records("text_classification", 24)), encoding="utf-8")
-    done = subprocess.run([sys.executable, "-c", SWITCHED_ON], cwd=tmp_path, env=commands.environment(), capture_output=True, text=True, timeout=400)
+    (tmp_path / "records.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in _records("text_classification", 24)), encoding="utf-8"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", SWITCHED_ON],
+        cwd=tmp_path,
+        env=commands.environment(),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
     assert done.returncode == 0, done.stderr
     answers, theirs, still_active, (_, uri), said = json.loads(done.stdout.strip().splitlines()[-1])
-    assert [[success, errors, delivery, version] for success, errors, _, delivery, version in answers] == [[True, [], "complete", "1"]] * 2, answers
+    assert [[success, errors, delivery, version] for success, errors, _, delivery, version in answers] == [
+        [True, [], "complete", "1"]
+    ] * 2, answers
     assert (still_active, uri) == (True, "sqlite:///theirs.db")
     client, other = MlflowClient(f"sqlite:///{tmp_path}/theirs.db"), MlflowClient(f"sqlite:///{tmp_path}/other.db")
     experiment = client.get_experiment_by_name("theirs").experiment_id

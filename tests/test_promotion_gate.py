@@ -1,4 +1,6 @@
-"""The champion moves only to what is better on the same data; who was it when, and why, can be read and taken back; two at once end the same way."""
+"""The champion moves only to what is better on the same data; who was it when, and why, can be read and taken back; two
+at once end the same way.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +72,9 @@ def aliases(store: Store, name: str) -> dict[str, int]:
         (intent(0.9, policy="always"), intent(0.4), True, "promote=always"),
     ],
 )
-def test_the_gate_by_figures(challenger: dict[str, str], champion: dict[str, str] | None, promoted: bool, said: str) -> None:
+def test_the_gate_by_figures(
+    challenger: dict[str, str], champion: dict[str, str] | None, promoted: bool, said: str
+) -> None:
     verdict = gate.judge(challenger, champion, 7)
     assert (verdict.promoted, verdict.open) == (promoted, False)
     assert said in verdict.why
@@ -94,12 +98,21 @@ def test_figures_that_were_not_measured_alike_are_not_compared(changed: dict[str
 
 def test_a_better_run_becomes_champion_and_a_worse_one_stays_challenger(store: Store, folder: Path, name: str) -> None:
     outcomes = [finish(store, folder, name, value) for value in (0.5, 0.6, 0.4)]
-    assert [outcome.aliases for outcome in outcomes] == [["challenger", "champion"], ["challenger"], ["challenger", "champion"]]
+    assert [outcome.aliases for outcome in outcomes] == [
+        ["challenger", "champion"],
+        ["challenger"],
+        ["challenger", "champion"],
+    ]
     assert [outcome.decision.split(":")[0] for outcome in outcomes] == ["champion", "challenger", "champion"]
     assert aliases(store, name) == {"champion": 3, "challenger": 3}
     model = model_tags.read_model(store, name)
-    assert [model.versions[number].tags[gate.DECISION] for number in (1, 2, 3)] == [outcome.decision for outcome in outcomes]
-    assert [(change.before, change.version, change.kind) for change in history(store, name)] == [(None, 1, "gate"), (1, 3, "gate")]
+    assert [model.versions[number].tags[gate.DECISION] for number in (1, 2, 3)] == [
+        outcome.decision for outcome in outcomes
+    ]
+    assert [(change.before, change.version, change.kind) for change in history(store, name)] == [
+        (None, 1, "gate"),
+        (1, 3, "gate"),
+    ]
     assert "0.4 is better than 0.5 of version 1" in history(store, name)[-1].why
     assert store.client.get_model_version(name, "2").description == "made by a test, version 2"
 
@@ -152,10 +165,19 @@ def test_cut_off_at_any_request_and_called_again_it_is_one_decision(store: Store
         finally:
             store.client = real
     outcome = registry.register(store, name, model_id, intent(0.4), "version {version}")
-    assert (outcome.version, outcome.aliases, outcome.decision.split(":")[0]) == (2, ["challenger", "champion"], "champion")
-    assert [(change.before, change.version, change.kind) for change in history(store, name)] == [(None, 1, "gate"), (1, 2, "gate")]
+    assert (outcome.version, outcome.aliases, outcome.decision.split(":")[0]) == (
+        2,
+        ["challenger", "champion"],
+        "champion",
+    )
+    assert [(change.before, change.version, change.kind) for change in history(store, name)] == [
+        (None, 1, "gate"),
+        (1, 2, "gate"),
+    ]
     assert store.client.get_model_version(name, "2").description == "version 2"
-    assert store.client.get_logged_model(model_id).tags["mlflow.modelVersions"] == json.dumps([{"name": name, "version": "2"}])
+    assert store.client.get_logged_model(model_id).tags["mlflow.modelVersions"] == json.dumps(
+        [{"name": name, "version": "2"}]
+    )
 
 
 def test_a_decision_whose_alias_is_about_to_move_is_not_taken_back_by_a_run_that_ends_then(
@@ -179,12 +201,17 @@ def test_a_move_by_mlflows_page_is_what_a_rollback_goes_back_to(store: Store, fo
         finish(store, folder, name, value)
     store.client.set_registered_model_alias(name, "champion", "2")
     registry.promote(name, 3, store.tracking_uri)
-    assert [(change.kind, change.before, change.version) for change in history(store, name)][-2:] == [("outside", 1, 2), ("promote", 2, 3)]
+    assert [(change.kind, change.before, change.version) for change in history(store, name)][-2:] == [
+        ("outside", 1, 2),
+        ("promote", 2, 3),
+    ]
     assert registry.rollback(name, store.tracking_uri).version == 2
     assert aliases(store, name)["champion"] == 2
 
 
-def test_a_move_by_mlflows_page_stays_while_a_version_is_being_registered(store: Store, folder: Path, name: str) -> None:
+def test_a_move_by_mlflows_page_stays_while_a_version_is_being_registered(
+    store: Store, folder: Path, name: str
+) -> None:
     for value in (0.5, 0.6):
         finish(store, folder, name, value)
     register(store, name, logged_model(store, folder), tags=intent(0.7), description="its relay was killed here")
@@ -202,15 +229,21 @@ def test_other_evaluation_data_leave_it_challenger_and_name_the_command(store: S
     assert outcome.command.startswith("mltrack models promote ")
     assert outcome.command.endswith(" --version 2 --dataset-path FILE")
     assert model_tags.read_model(store, name).versions[2].tags[gate.DECIDE] == outcome.command
-    assert finish(store, folder, name, 0.49, digest=DIGEST).aliases == ["challenger", "champion"], "compared with the champion, not with the newest"
+    assert finish(store, folder, name, 0.49, digest=DIGEST).aliases == ["challenger", "champion"], (
+        "compared with the champion, not with the newest"
+    )
 
 
 def test_rollback_restores_the_one_before_and_goes_further_back(store: Store, folder: Path, name: str) -> None:
     for value in (0.5, 0.4, 0.3):
         finish(store, folder, name, value)
     uri = store.tracking_uri
-    assert [(change.before, change.version) for change in (registry.rollback(name, uri), registry.rollback(name, uri))] == [(3, 2), (2, 1)]
-    with pytest.raises(TrackingError, match="version 1 is champion and none was before it; accepted: mltrack models promote"):
+    assert [
+        (change.before, change.version) for change in (registry.rollback(name, uri), registry.rollback(name, uri))
+    ] == [(3, 2), (2, 1)]
+    with pytest.raises(
+        TrackingError, match="version 1 is champion and none was before it; accepted: mltrack models promote"
+    ):
         registry.rollback(name, uri)
     assert get_alias(store, name, "champion") == "1"
     assert [change.kind for change in history(store, name)] == ["gate"] * 3 + ["rollback"] * 2
@@ -256,9 +289,15 @@ def test_a_champion_is_deleted_by_force_alone(store: Store, folder: Path, name: 
         with pytest.raises(TrackingError, match=r"@champion \(version 2\) would be deleted.*accepted: --force true"):
             registry.delete(name, version, uri)
     assert len(model_tags.read_model(store, name).versions) == 3
-    location = {model_id: Path(store.client.get_logged_model(model_id).artifact_location.removeprefix("file://")) for model_id in ids}
+    location = {
+        model_id: Path(store.client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
+        for model_id in ids
+    }
     said = registry.delete(name, "3", uri)
-    assert said == [f"{name}/3: deleted, and with it @challenger", f"{ids[2]}: its files stay, another version points at them"]
+    assert said == [
+        f"{name}/3: deleted, and with it @challenger",
+        f"{ids[2]}: its files stay, another version points at them",
+    ]
     assert (location[ids[2]] / "model.safetensors").exists()
     said = registry.delete(name, "2", uri, force=True)
     assert said[1].startswith(f"{name} has no champion now")
@@ -296,7 +335,10 @@ def test_the_history_is_bounded_and_loses_no_decision_that_counts(store: Store, 
 
 def test_a_rollback_takes_off_what_came_after() -> None:
     def changes(*steps: tuple[str, int | None]) -> list[Change]:
-        return [Change(version=version, before=None, why="", kind=kind, barrier=9, at_ms=at, mark="m") for at, (kind, version) in enumerate(steps)]
+        return [
+            Change(version=version, before=None, why="", kind=kind, barrier=9, at_ms=at, mark="m")
+            for at, (kind, version) in enumerate(steps)
+        ]
 
     assert champions_in_turn(changes(("gate", 1), ("gate", 2), ("promote", 1))) == [1, 2, 1]
     assert champions_in_turn(changes(("gate", 1), ("gate", 2), ("gate", 3), ("rollback", 2))) == [1, 2]
@@ -364,10 +406,14 @@ def assert_the_better_is_champion(store: Store, name: str, value_of: dict[int, f
     assert not read_standing(store, name).unwritten
 
 
-def test_whatever_the_order_of_the_requests_the_better_one_is_champion(store: Store, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whatever_the_order_of_the_requests_the_better_one_is_champion(
+    store: Store, folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlflow
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.tracking_uri)  # process-wide, and two threads must not take it from each other
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", store.tracking_uri
+    )  # process-wide, and two threads must not take it from each other
     before = mlflow.get_tracking_uri()
     mlflow.set_tracking_uri(store.tracking_uri)
     ids = (logged_model(store, folder), logged_model(store, folder))
@@ -377,7 +423,11 @@ def test_whatever_the_order_of_the_requests_the_better_one_is_champion(store: St
             monkeypatch.setattr("mltrack.registry.champion.SETTLED_AT_ONCE", 1 if seed % 2 else 10)
             outcomes = interleaved(store.tracking_uri, ids, f"{name}-{seed}", (0.3, 0.4), seed)
             assert sorted(outcome.version for outcome in outcomes) == [1, 2]
-            assert_the_better_is_champion(store, f"{name}-{seed}", {outcome.version: value for outcome, value in zip(outcomes, (0.3, 0.4), strict=True)})
+            assert_the_better_is_champion(
+                store,
+                f"{name}-{seed}",
+                {outcome.version: value for outcome, value in zip(outcomes, (0.3, 0.4), strict=True)},
+            )
             orders.add(outcomes[0].version)
     finally:
         mlflow.set_tracking_uri(before)

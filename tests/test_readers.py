@@ -45,7 +45,11 @@ def write(path: Path, rows: list[dict]) -> Path:
     return path
 
 
-KINDS = [f"a{suffix}{compression}" for suffix in (".json", ".jsonl", ".csv", ".parquet") for compression in ("", ".gz", ".zst")]
+KINDS = [
+    f"a{suffix}{compression}"
+    for suffix in (".json", ".jsonl", ".csv", ".parquet")
+    for compression in ("", ".gz", ".zst")
+]
 
 
 @pytest.mark.parametrize("name", [*KINDS, "A.JSONL", "A.CSV.GZ"])
@@ -53,7 +57,9 @@ def test_formats_give_the_same_records(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     write(tmp_path / name.lower(), ROWS).rename(path)
     records = read_records(path, "text_classification")
-    assert [(r.text, r.label, r.extra) for r in records] == [(row["code"], row["label"], {"origin": row["origin"]}) for row in ROWS]
+    assert [(r.text, r.label, r.extra) for r in records] == [
+        (row["code"], row["label"], {"origin": row["origin"]}) for row in ROWS
+    ]
     assert [r.place for r in records] == [f"{path}: record {n}" for n in (1, 2, 3)]
 
 
@@ -98,20 +104,36 @@ def test_blank_lines_hold_no_record_but_count(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("given", "label"), [(1, "1"), (True, "True"), (" safe ", "safe"), ("0", "0")])
 def test_labels_may_be_text_numbers_or_booleans(tmp_path: Path, given: object, label: str) -> None:
-    assert read_records(write(tmp_path / "a.jsonl", [{"code": "a", "label": given}]), "text_classification")[0].label == label
+    assert (
+        read_records(write(tmp_path / "a.jsonl", [{"code": "a", "label": given}]), "text_classification")[0].label
+        == label
+    )
 
 
 def test_generation_reads_description_and_keeps_the_rest(tmp_path: Path) -> None:
-    row = {"description": "Reverse a string", "code": "def r(s):\n    return s[::-1]", "tests": ["assert r('ab') == 'ba'"]}
+    row = {
+        "description": "Reverse a string",
+        "code": "def r(s):\n    return s[::-1]",
+        "tests": ["assert r('ab') == 'ba'"],
+    }
     (record,) = read_records(write(tmp_path / "a.json", [row]), "code_generation")
-    assert (record.text, record.description, record.label, record.extra) == (row["code"], row["description"], None, {"tests": row["tests"]})
+    assert (record.text, record.description, record.label, record.extra) == (
+        row["code"],
+        row["description"],
+        None,
+        {"tests": row["tests"]},
+    )
 
 
 def test_skip_leaves_bad_records_out_and_tells_each(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_text('{"code": "a", "label": "x"}\nnot json\n{"code": "", "label": "x"}\n[1]\n{"code": "b", "label": "y"}\n')
+    path.write_text(
+        '{"code": "a", "label": "x"}\nnot json\n{"code": "", "label": "x"}\n[1]\n{"code": "b", "label": "y"}\n'
+    )
     told: list[DatasetError] = []
-    records = read_records(path, "text_classification", on_bad_record="skip", on_skip=lambda error, raw: told.append(error))
+    records = read_records(
+        path, "text_classification", on_bad_record="skip", on_skip=lambda error, raw: told.append(error)
+    )
     assert [r.text for r in records] == ["a", "b"]
     assert [(e.record, e.field) for e in told] == [(2, None), (3, "code"), (4, None)]
 
@@ -125,16 +147,24 @@ def test_skip_never_gives_an_empty_list(tmp_path: Path) -> None:
 
 def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     folder = tmp_path / "data"
-    for n, name in enumerate(["b.jsonl", "sub/c.csv.gz", "a.parquet", "a.jsonl.zst", "sub/.hidden", "_SUCCESS", ".git/x"]):
+    for n, name in enumerate(
+        ["b.jsonl", "sub/c.csv.gz", "a.parquet", "a.jsonl.zst", "sub/.hidden", "_SUCCESS", ".git/x"]
+    ):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         if name.endswith(("hidden", "SUCCESS", "x")):
             (folder / name).write_text("not data")
         else:
             write(folder / name, [{"code": f"code {n}", "label": "x"}])
     expected = [("a.jsonl.zst", "code 3"), ("a.parquet", "code 2"), ("b.jsonl", "code 0"), ("sub/c.csv.gz", "code 1")]
-    assert [(record.file, record.text) for record in read_records(folder, "text_classification")] == [(str(folder / name), text) for name, text in expected]
+    assert [(record.file, record.text) for record in read_records(folder, "text_classification")] == [
+        (str(folder / name), text) for name, text in expected
+    ]
     chosen = read_records(folder / "*.*", "text_classification")
-    assert [record.file for record in chosen] == [str(folder / "a.jsonl.zst"), str(folder / "a.parquet"), str(folder / "b.jsonl")]
+    assert [record.file for record in chosen] == [
+        str(folder / "a.jsonl.zst"),
+        str(folder / "a.parquet"),
+        str(folder / "b.jsonl"),
+    ]
     assert [source.name for source in find_sources(folder / "**" / "*.csv.gz")] == [str(folder / "sub/c.csv.gz")]
     loader = DatasetLoader(folder)
     with pytest.raises(DatasetError, match="one class only: 'x' in all 4 records"):
@@ -155,7 +185,9 @@ def test_a_glob_reads_folders_as_they_would_be_read_alone(tmp_path: Path) -> Non
         "_old/*": ["_old/d.jsonl"],
         "*/_*.jsonl": ["sub/_c.jsonl"],
     }.items():
-        assert [source.name for source in find_sources(tmp_path / "g" / pattern)] == [str(tmp_path / "g" / name) for name in expected]
+        assert [source.name for source in find_sources(tmp_path / "g" / pattern)] == [
+            str(tmp_path / "g" / name) for name in expected
+        ]
 
 
 def test_a_name_with_the_signs_of_a_glob_is_the_file(tmp_path: Path) -> None:
@@ -171,11 +203,18 @@ def test_json_lines_in_a_json_file(tmp_path: Path) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    rows=st.lists(st.dictionaries(st.sampled_from("abc"), st.text() | st.integers() | st.floats(allow_nan=False) | st.none(), max_size=3), max_size=6),
+    rows=st.lists(
+        st.dictionaries(
+            st.sampled_from("abc"), st.text() | st.integers() | st.floats(allow_nan=False) | st.none(), max_size=3
+        ),
+        max_size=6,
+    ),
     indent=st.sampled_from([None, 0, 3]),
     width=st.integers(1, 9),
 )
-def test_an_array_is_the_same_through_any_window(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict], indent: int | None, width: int) -> None:
+def test_an_array_is_the_same_through_any_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: list[dict], indent: int | None, width: int
+) -> None:
     """However the file is cut into chunks: inside of a number, a character, an escape."""
     monkeypatch.setattr(json_files, "_CHUNK_BYTES", width)
     path = tmp_path / "a.json"
@@ -197,17 +236,26 @@ def test_lines_end_as_they_end(tmp_path: Path) -> None:
 
 
 def test_columns_and_labels_of_the_users_own(tmp_path: Path) -> None:
-    rows = [{"func": "f()", "target": 0, "code": 17}, {"func": "g()", "target": 1.0, "code": 18}, {"func": "h()", "target": "unsafe", "code": 19}]
+    rows = [
+        {"func": "f()", "target": 0, "code": 17},
+        {"func": "g()", "target": 1.0, "code": 18},
+        {"func": "h()", "target": "unsafe", "code": 19},
+    ]
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for columns, labels in ({"code": "func", "label": "target"}, {"0": "safe", "1": "unsafe"}), ("code=func, label=target", "0=safe,1=unsafe"):
+    for columns, labels in (
+        ({"code": "func", "label": "target"}, {"0": "safe", "1": "unsafe"}),
+        ("code=func, label=target", "0=safe,1=unsafe"),
+    ):
         records = read_records(path, "text_classification", columns=columns, labels=labels)
         assert [(record.text, record.label, record.extra) for record in records] == [
             ("f()", "safe", {"code": 17}),
             ("g()", "unsafe", {"code": 18}),
             ("h()", "unsafe", {"code": 19}),
         ]
-    levels = read_records(path, "security_classification", columns="code=func,label=target", labels="0=safe,1=high,unsafe=low")
+    levels = read_records(
+        path, "security_classification", columns="code=func,label=target", labels="0=safe,1=high,unsafe=low"
+    )
     assert [record.label for record in levels] == ["safe", "high", "low"]
     pairs = read_records(path, "code_generation", columns="code=func,description=func")
     assert [(record.description, record.text) for record in pairs] == [(row["func"], row["func"]) for row in rows]
@@ -222,13 +270,19 @@ def test_true_and_false_are_labels_that_can_be_meant(tmp_path: Path, value: bool
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folders of save_to_disk: `one`, a data set in two shards with a class column, and `both`, with the splits train and test."""
+    """Folders of save_to_disk: `one`, a data set in two shards with a class column, and `both`, with the splits train
+    and test.
+    """
     import datasets
 
     folder = tmp_path_factory.mktemp("saved")
-    features = datasets.Features({"func": datasets.Value("string"), "label": datasets.ClassLabel(names=["safe", "unsafe"])})
+    features = datasets.Features(
+        {"func": datasets.Value("string"), "label": datasets.ClassLabel(names=["safe", "unsafe"])}
+    )
     made = {
-        name: datasets.Dataset.from_dict({"func": [f"{name} {n}" for n in range(600)], "label": [n % 2 for n in range(600)]}, features=features)
+        name: datasets.Dataset.from_dict(
+            {"func": [f"{name} {n}" for n in range(600)], "label": [n % 2 for n in range(600)]}, features=features
+        )
         for name in ("train", "test")
     }
     made["train"].save_to_disk(str(folder / "one"), num_shards=2)
@@ -239,7 +293,10 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_hugging_face_folder(saved: Path) -> None:
     records = read_records(saved / "one", "text_classification", columns={"code": "func"})
-    assert [(record.text, record.label, record.number) for record in records[:2]] == [("train 0", "safe", 1), ("train 1", "unsafe", 2)]
+    assert [(record.text, record.label, record.number) for record in records[:2]] == [
+        ("train 0", "safe", 1),
+        ("train 1", "unsafe", 2),
+    ]
     assert (len(records), records[-1].place) == (600, f"{saved / 'one'}: record 600")
 
 
@@ -247,7 +304,11 @@ def test_saved_data_sets_of_a_glob_and_of_a_folder(saved: Path) -> None:
     splits = [str(saved / "both" / "test"), str(saved / "both" / "train")]
     assert [source.name for source in find_sources(saved / "both" / "t*")] == splits
     assert [source.name for source in find_sources(saved / "[bo]*")] == [str(saved / "both"), str(saved / "one")]
-    assert [source.name for source in find_sources(saved / "**")] == [str(saved / "both"), str(saved / "hub/test.parquet"), str(saved / "one")]
+    assert [source.name for source in find_sources(saved / "**")] == [
+        str(saved / "both"),
+        str(saved / "hub/test.parquet"),
+        str(saved / "one"),
+    ]
     assert find_sources(saved) == find_sources(saved / "*")
     records = read_records(saved / "both" / "t*", "text_classification", columns={"code": "func"})
     assert [record.place for record in (records[0], records[600])] == [f"{name}: record 1" for name in splits]
@@ -260,7 +321,10 @@ def test_a_split_is_named(saved: Path) -> None:
     both, one = saved / "both", saved / "one"
     for path, line in (
         (both, f"{both}: seen no split; accepted: {both}:train, {both}:test"),
-        (f"{both}:tset", f"{both}:tset: seen the split 'tset'; accepted: {both}:train, {both}:test (did you mean '{both}:test'?)"),
+        (
+            f"{both}:tset",
+            f"{both}:tset: seen the split 'tset'; accepted: {both}:train, {both}:test (did you mean '{both}:test'?)",
+        ),
         (f"{one}:train", f"{one}:train: seen the split 'train', but it holds one data set; accepted: {one}"),
     ):
         with pytest.raises(DatasetError) as caught:
@@ -272,7 +336,10 @@ def test_a_hub_name_is_loaded_by_the_library(saved: Path, tmp_path: Path) -> Non
     """The library takes a folder of Parquet files for a name too, so its whole way runs without the network."""
     import commands
 
-    program = "import sys; from mltrack.data.readers import read_records; print(len(read_records(sys.argv[1], 'text_classification', columns='code=func')))"
+    program = (
+        "import sys; from mltrack.data.readers import read_records; print(len(read_records(sys.argv[1],"
+        " 'text_classification', columns='code=func')))"
+    )
     for name, expected in ((f"hf:{saved / 'hub'}:test", "600"), (f"hf:{saved / 'hub'}:trian", None)):
         ended = commands.run(commands.sys.executable, "-c", program, name, cwd=tmp_path, HF_HOME=str(tmp_path / "hf"))
         if expected is not None:

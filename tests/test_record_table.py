@@ -1,4 +1,6 @@
-"""Many records lie in a file: the same records and the same digest as in a list, at a memory that does not grow with them."""
+"""Many records lie in a file: the same records and the same digest as in a list, at a memory that does not grow with
+them.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,14 @@ def written(path: Path, records: list[Record]) -> RecordTable:
 def some(count: int) -> list[Record]:
     """More than one batch of them, every ninth a copy."""
     made = [
-        Record(f"def f{n - n % 9}():\n    return '\u00e4'", ("safe", "unsafe")[n % 2], None, f"{n % 3}.jsonl", n + 1, {"n": n} if n % 4 else {})
+        Record(
+            f"def f{n - n % 9}():\n    return '\u00e4'",
+            ("safe", "unsafe")[n % 2],
+            None,
+            f"{n % 3}.jsonl",
+            n + 1,
+            {"n": n} if n % 4 else {},
+        )
         for n in range(count)
     ]
     return made
@@ -59,7 +68,11 @@ def test_a_selection_copies_nothing_and_is_a_table(tmp_path: Path) -> None:
     assert list(part.select([3, 3, 1])) == [expected[3], expected[3], expected[1]]
     assert part.digest == content_digest(expected) == digest_of(expected)
     assert part.labels.tolist() == labels_of(expected).tolist() == [record.label for record in expected]
-    assert part.content_keys.tobytes() == keys_of(expected).tobytes() == b"".join(bytes.fromhex(record.content_key)[:16] for record in expected)
+    assert (
+        part.content_keys.tobytes()
+        == keys_of(expected).tobytes()
+        == b"".join(bytes.fromhex(record.content_key)[:16] for record in expected)
+    )
     assert len(np.unique(table.content_keys)) == 1000
     assert len(table.select(np.zeros(0, np.int64))) == 0
     assert table.select([]).digest == content_digest([])
@@ -74,7 +87,9 @@ RECORDS = st.lists(
         file=st.sampled_from(["a.jsonl", "\u00fc.csv"]),
         number=st.integers(1, 2**40),
         extra=st.dictionaries(
-            st.text(max_size=3), st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2), max_size=2
+            st.text(max_size=3),
+            st.none() | st.booleans() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2),
+            max_size=2,
         ),
     ),
     max_size=12,
@@ -127,13 +142,15 @@ def test_reading_and_keeping_import_neither_datasets_nor_pandas(tmp_path: Path) 
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"code": f"code {n}", "label": "xy"[n % 2]}) + "\n" for n in range(300)))
     program = (
-        "import sys\nfrom mltrack.data import record_cache\nfrom mltrack.data.loader import DatasetLoader\nfrom mltrack.data.table import RecordTable\n"
-        "record_cache.LIST_BYTES = 1000\n"
-        "for _ in range(2):\n    loader = DatasetLoader(sys.argv[1])\n    assert isinstance(loader.records, RecordTable)\n    loader.get_info(), list(loader.records)\n"
-        "print({'datasets', 'pandas'} & set(sys.modules))"
+        "import sys\nfrom mltrack.data import record_cache\nfrom mltrack.data.loader import DatasetLoader\nfrom"
+        " mltrack.data.table import RecordTable\nrecord_cache.LIST_BYTES = 1000\nfor _ in range(2):\n    loader ="
+        " DatasetLoader(sys.argv[1])\n    assert isinstance(loader.records, RecordTable)\n    loader.get_info(),"
+        " list(loader.records)\nprint({'datasets', 'pandas'} & set(sys.modules))"
     )
     environment = commands.environment(MLTRACK_CACHE_DIR=str(tmp_path / "cache"))
-    ended = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, env=environment, check=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, env=environment, check=True
+    )
     assert ended.stdout == "set()\n"
 
 
@@ -180,7 +197,9 @@ def test_another_state_is_another_table(spills: Path, tmp_path: Path, change: st
         assert list(after) != before
         assert len(kept(tmp_path)) == 2, "the older one is removed"
     elif change == "the columns":
-        assert [record.label for record in DatasetLoader(spills, labels="x=good,y=bad").records] == [{"x": "good", "y": "bad"}[str(r.label)] for r in before]
+        assert [record.label for record in DatasetLoader(spills, labels="x=good,y=bad").records] == [
+            {"x": "good", "y": "bad"}[str(r.label)] for r in before
+        ]
     else:
         with pytest.raises(DatasetError, match="field 'description': missing"):
             _ = DatasetLoader(spills, task="code_generation").records
@@ -227,11 +246,16 @@ def test_a_bad_record_far_behind_leaves_nothing(spills: Path, tmp_path: Path) ->
 def test_what_a_killed_reader_left_is_removed(spills: Path, tmp_path: Path) -> None:
     """A process is killed while it writes; a later one removes its file once it is old."""
     program = (
-        "import sys\nfrom mltrack.data import record_cache\nfrom mltrack.data.records import Record\nrecord_cache.LIST_BYTES = 1000\n"
-        "def forever():\n    n = 0\n    while True:\n        n += 1\n        if n == 9000: print('writes', flush=True)\n        yield Record(f'code {n}', 'x', None, 'a', n)\n"
-        "record_cache.gather(forever(), 'records-a-b-f1.arrow')"
+        "import sys\nfrom mltrack.data import record_cache\nfrom mltrack.data.records import"
+        " Record\nrecord_cache.LIST_BYTES = 1000\ndef forever():\n    n = 0\n    while True:\n        n += 1\n       "
+        " if n == 9000: print('writes', flush=True)\n        yield Record(f'code {n}', 'x', None, 'a',"
+        " n)\nrecord_cache.gather(forever(), 'records-a-b-f1.arrow')"
     )
-    process = subprocess.Popen([sys.executable, "-c", program], env=commands.environment(MLTRACK_CACHE_DIR=str(tmp_path / "cache")), stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env=commands.environment(MLTRACK_CACHE_DIR=str(tmp_path / "cache")),
+        stdout=subprocess.PIPE,
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == b"writes\n"
     process.kill()
@@ -248,7 +272,9 @@ def test_what_a_killed_reader_left_is_removed(spills: Path, tmp_path: Path) -> N
     assert not left.exists()
 
 
-def test_a_cache_folder_that_cannot_be_written_costs_the_table_only(spills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_folder_that_cannot_be_written_costs_the_table_only(
+    spills: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLTRACK_CACHE_DIR", str(tmp_path / "file" / "cache"))
     assert len(DatasetLoader(spills).records) == 300
@@ -273,8 +299,18 @@ except DatasetError as error:
 
 def test_a_disk_without_room_is_a_line_with_the_remedy(spills: Path, tmp_path: Path) -> None:
     environment = commands.environment(MLTRACK_CACHE_DIR=str(tmp_path / "cache"))
-    ended = subprocess.run([sys.executable, "-c", FULL, str(spills)], capture_output=True, text=True, env=environment, check=False, timeout=60)
-    said = f"{tmp_path / 'cache'}: the records cannot be kept there: File too large; accepted: room in it, or another folder in MLTRACK_CACHE_DIR\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", FULL, str(spills)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=60,
+    )
+    said = (
+        f"{tmp_path / 'cache'}: the records cannot be kept there: File too large; accepted: room in it, or another"
+        " folder in MLTRACK_CACHE_DIR\n"
+    )
     assert (ended.stdout, ended.returncode) == (said, 0), ended.stderr
     assert kept(tmp_path) == []
 
@@ -297,9 +333,13 @@ for path in sys.argv[1:]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is told apart as Linux does")
-@pytest.mark.parametrize("suffix", [".jsonl", *(pytest.param(suffix, marks=pytest.mark.long) for suffix in (".json", ".csv", ".parquet"))])
+@pytest.mark.parametrize(
+    "suffix", [".jsonl", *(pytest.param(suffix, marks=pytest.mark.long) for suffix in (".json", ".csv", ".parquet"))]
+)
 def test_memory_does_not_grow_with_the_records(tmp_path: Path, suffix: str) -> None:
-    """40 MB and 100 MB of records, read, split by label and gone through, in the same memory (what is mapped from files apart)."""
+    """40 MB and 100 MB of records, read, split by label and gone through, in the same memory (what is mapped from files
+    apart).
+    """
     import pyarrow as pa
     import pyarrow.csv
     import pyarrow.parquet as pq
@@ -318,7 +358,9 @@ def test_memory_does_not_grow_with_the_records(tmp_path: Path, suffix: str) -> N
             pyarrow.csv.write_csv(pa.Table.from_pylist(rows), path)
         paths.append(path)
     environment = commands.with_tests(MLTRACK_CACHE_DIR=str(tmp_path / "cache"))
-    ended = subprocess.run([sys.executable, "-c", MEASURED, *map(str, paths)], capture_output=True, text=True, env=environment, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", MEASURED, *map(str, paths)], capture_output=True, text=True, env=environment, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     (few, small, before), (many, large, after) = (map(int, line.split()) for line in ended.stdout.splitlines())
     assert (few, many) == (8_000, 20_000)

@@ -1,4 +1,6 @@
-"""What a registered version points at stays, bytes and all, though its checkpoint is demoted; on every kind of artifact store."""
+"""What a registered version points at stays, bytes and all, though its checkpoint is demoted; on every kind of artifact
+store.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoder_folder(tmp_path_factory.mktemp("encoder") / "step-1")
 
 
-@pytest.fixture(scope="module", params=[pytest.param(kind, marks=[] if kind == "local" else pytest.mark.long) for kind in KINDS])
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=[] if kind == "local" else pytest.mark.long) for kind in KINDS]
+)
 def there(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArtifactStore]:
     with artifact_store(request.param, tmp_path_factory.mktemp(request.param)) as store:
         yield store
@@ -36,7 +40,9 @@ def _files_of(there: ArtifactStore, model_id: str) -> dict[str, int]:
     return {name: size for name, size in there.files().items() if f"/{model_id}/" in name}
 
 
-def test_demoted_and_registered_it_stays_and_its_training_state_goes(there: ArtifactStore, encoder: Path, tmp_path: Path) -> None:
+def test_demoted_and_registered_it_stays_and_its_training_state_goes(
+    there: ArtifactStore, encoder: Path, tmp_path: Path
+) -> None:
     run = KeptRun(tmp_path / "run", there, encoder)
     run.keep(1)
     sync(run.directory)
@@ -55,11 +61,17 @@ def test_demoted_and_registered_it_stays_and_its_training_state_goes(there: Arti
     assert {row["step"] for row in models_of_run(store, run.run_id)} == {1, 3}
     folder = resolve(store, f"models:/{name}/{version}", tmp_path / "fetched")
     assert (folder / "model.safetensors").read_bytes() == (encoder / "model.safetensors").read_bytes()
-    steps = {file.split("checkpoints/")[1].split("/")[0] for file in there.files() if f"{run.run_id}/artifacts/checkpoints/" in f"/{file}"}
+    steps = {
+        file.split("checkpoints/")[1].split("/")[0]
+        for file in there.files()
+        if f"{run.run_id}/artifacts/checkpoints/" in f"/{file}"
+    }
     assert steps == {"3", "index.json"}, "a training is not resumed from a demoted checkpoint"
 
 
-def test_a_relay_without_its_memory_and_a_leftover_sweep_leave_it_alone(there: ArtifactStore, encoder: Path, tmp_path: Path) -> None:
+def test_a_relay_without_its_memory_and_a_leftover_sweep_leave_it_alone(
+    there: ArtifactStore, encoder: Path, tmp_path: Path
+) -> None:
     run = KeptRun(tmp_path / "run", there, encoder)
     run.keep(1)
     sync(run.directory)
@@ -71,7 +83,10 @@ def test_a_relay_without_its_memory_and_a_leftover_sweep_leave_it_alone(there: A
     run.end()
     sync(run.directory)
     assert _files_of(there, model_id) == before
-    assert {row["step"]: row["status"] for row in models_of_run(connect(there.uri), run.run_id)} == {1: "READY", 2: "READY"}
+    assert {row["step"]: row["status"] for row in models_of_run(connect(there.uri), run.run_id)} == {
+        1: "READY",
+        2: "READY",
+    }
 
 
 def test_registered_by_somebody_else_while_it_is_being_pruned(encoder: Path, tmp_path: Path) -> None:
@@ -124,4 +139,9 @@ def test_while_its_bytes_go_a_model_is_not_ready_and_not_registered(encoder: Pat
         with pytest.raises(StoreRejected, match="a READY model is accepted"):
             register(connect(there.uri), "too-late", model_id)
         assert prune(connect(there.uri), model_id) == "pruned"
-        assert MlflowClient(there.uri).search_logged_models([MlflowClient(there.uri).get_run(run.run_id).info.experiment_id]) == []
+        assert (
+            MlflowClient(there.uri).search_logged_models(
+                [MlflowClient(there.uri).get_run(run.run_id).info.experiment_id]
+            )
+            == []
+        )

@@ -1,4 +1,6 @@
-"""What a run says that it registered is there: a model that somebody deleted is published again, and a registration that failed is not reported."""
+"""What a run says that it registered is there: a model that somebody deleted is published again, and a registration
+that failed is not reported.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def ends(run: KeptRun, name: str) -> None:
 
 
 @pytest.mark.parametrize("further", [(), (1, 3)], ids=["nothing-left", "went-on"])
-def test_what_was_deleted_is_published_and_registered_again(further: tuple[int, ...], finished: KeptRun, there: ArtifactStore, tmp_path: Path) -> None:
+def test_what_was_deleted_is_published_and_registered_again(
+    further: tuple[int, ...], finished: KeptRun, there: ArtifactStore, tmp_path: Path
+) -> None:
     run = finished
     run.record(records.resumed(2, 0))
     if further:
@@ -54,7 +58,10 @@ def test_what_was_deleted_is_published_and_registered_again(further: tuple[int, 
     progress = sync(run.directory)
     assert progress.failed == []
     assert progress.registered is not None
-    assert (Path(registry.local_folder(f"models:/{tmp_path.name}/{progress.registered['version']}", there.uri)) / "model.safetensors").exists()
+    assert (
+        Path(registry.local_folder(f"models:/{tmp_path.name}/{progress.registered['version']}", there.uri))
+        / "model.safetensors"
+    ).exists()
     run.assert_store_holds(*(further or (1, 2)))
     assert progress.best_model_id == models_of_run(connect(there.uri), run.run_id)[0]["model_id"]
 
@@ -73,7 +80,18 @@ def test_a_registration_that_failed_is_not_an_earlier_one(finished: KeptRun, tmp
 @pytest.mark.long
 def test_a_resumed_training_reports_the_version_that_is_there(tmp_path: Path, records_file) -> None:
     records_path, name = records_file("text_classification", 40), "mltrack-text_classification"
-    words = ("train", "--task", "text_classification", "--dataset-path", records_path, *commands.TINY, "--max-steps", "4", "--output", "json")
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records_path,
+        *commands.TINY,
+        "--max-steps",
+        "4",
+        "--output",
+        "json",
+    )
     first = commands.mltrack(*words, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     run_id = tiny.last_json_line(first.stdout)["run_id"]

@@ -1,4 +1,6 @@
-"""What a registration asks of MLflow does not grow with the versions that are there, and what it decides is the same."""
+"""What a registration asks of MLflow does not grow with the versions that are there, and what it decides is the
+same.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    with chdir(tmp_path_factory.mktemp("cost")):  # the artifacts lie in the working directory of whoever makes the database
+    with chdir(
+        tmp_path_factory.mktemp("cost")
+    ):  # the artifacts lie in the working directory of whoever makes the database
         return connect("sqlite:///mlflow.db")
 
 
@@ -81,7 +85,12 @@ def test_it_asks_the_same_at_ten_versions_and_at_three_hundred(store: Store, fol
         finish(store, folder, name, 0.9)  # those came by other means, so they are read once
         for value in (0.8, 0.5 - more / 1000):
             model_id = logged_model(store, folder)
-            asked.append(counted(store, lambda model_id=model_id, value=value: registry.register(store, name, model_id, intent(value), "")))
+            asked.append(
+                counted(
+                    store,
+                    lambda model_id=model_id, value=value: registry.register(store, name, model_id, intent(value), ""),
+                )
+            )
     assert [one.requests for one in asked[:2]] == [one.requests for one in asked[2:]]
     assert all(one.versions <= 30 for one in asked), [one.versions for one in asked]
     assert all(one.requests.total() <= 30 for one in asked), [one.requests for one in asked]
@@ -111,7 +120,9 @@ def test_so_do_the_commands(store: Store, folder: Path, command: str, name: str)
         elif command == "delete":
             registry.delete(name, 33, uri, keep_files=True)
         else:
-            with pytest.raises(TrackingError, match=r"seen version '999'; accepted: \.\.\. 24, 25, 26, 27, 28, 29, 30, 31, 32, 33$"):
+            with pytest.raises(
+                TrackingError, match=r"seen version '999'; accepted: \.\.\. 24, 25, 26, 27, 28, 29, 30, 31, 32, 33$"
+            ):
                 registry.promote(name, 999, uri)
 
     with pytest.MonkeyPatch.context() as patched:
@@ -130,17 +141,30 @@ def test_a_registered_model_of_an_earlier_mltrack_goes_on(store: Store, folder: 
     assert settled(store, name).number == 32
     assert finish(store, folder, name, 0.45).aliases == ["challenger", "champion"]
     assert [registry.rollback(name, store.tracking_uri).version for _ in range(2)] == [1, 2]
-    assert [change.kind for change in read_standing(store, name).history] == ["gate", "gate", "promote", "gate", "rollback", "rollback"]
+    assert [change.kind for change in read_standing(store, name).history] == [
+        "gate",
+        "gate",
+        "promote",
+        "gate",
+        "rollback",
+        "rollback",
+    ]
 
 
-def test_a_decision_of_a_person_counts_from_its_moment_whatever_the_tag_says(store: Store, folder: Path, name: str) -> None:
+def test_a_decision_of_a_person_counts_from_its_moment_whatever_the_tag_says(
+    store: Store, folder: Path, name: str
+) -> None:
     finish(store, folder, name, 0.5)
     add_versions(store, name, 2 * SETTLED_AT_ONCE)
     finish(store, folder, name, 0.4)
     before = settled(store, name)
     assert before.number > SETTLED_AT_ONCE
     registry.promote(name, 3, store.tracking_uri)  # 0.9
-    for late in (before, Settled(10_000, "of-nobody"), Settled(2, before.mark)):  # a writer that was slow, or went wrong
+    for late in (
+        before,
+        Settled(10_000, "of-nobody"),
+        Settled(2, before.mark),
+    ):  # a writer that was slow, or went wrong
         model_tags.set_model_tag(store, name, SETTLED, late.text)
         standing = settle(store, name)
         assert (standing.champion, standing.model.aliases["champion"]) == (3, 3)
@@ -164,7 +188,9 @@ def test_a_version_whose_relay_is_still_writing_is_read_again(store: Store, fold
     assert settled(store, name).number > number
 
 
-def test_a_champion_that_was_deleted_by_other_means_leaves_the_place_free(store: Store, folder: Path, name: str) -> None:
+def test_a_champion_that_was_deleted_by_other_means_leaves_the_place_free(
+    store: Store, folder: Path, name: str
+) -> None:
     finish(store, folder, name, 0.5)
     add_versions(store, name, 2 * SETTLED_AT_ONCE)
     finish(store, folder, name, 0.9)
@@ -177,7 +203,10 @@ def test_whether_a_model_is_registered_does_not_look_at_older_copies(store: Stor
     store.client.copy_model_version(f"models:/{name}/1", f"{name}-copies")
     add_versions(store, f"{name}-copies", 300)
     with sqlite3.connect(store.tracking_uri.removeprefix("sqlite:///")) as database:
-        database.execute("update model_versions set source = ?, creation_time = 1000 where name = ?", (f"models:/{name}/1", f"{name}-copies"))
+        database.execute(
+            "update model_versions set source = ?, creation_time = 1000 where name = ?",
+            (f"models:/{name}/1", f"{name}-copies"),
+        )
     database.close()
     asked = counted(store, lambda: is_registered(store, logged_model(store, folder)))
     assert asked.requests["get_model_version_download_uri"] == 0

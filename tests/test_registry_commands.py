@@ -1,4 +1,6 @@
-"""`mltrack models ...` on what real trainings registered: lineage, an evaluation that decides, rollback, deletion; and the answers of predict."""
+"""`mltrack models ...` on what real trainings registered: lineage, an evaluation that decides, rollback, deletion; and
+the answers of predict.
+"""
 
 from __future__ import annotations
 
@@ -68,21 +70,44 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     for name, part in (("train", records[:40]), ("one", records[40:50]), ("other", records[50:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in part))
     words = ("train", "--task", "text_classification", "--dataset-path", "train.jsonl", "--seed", "3")
-    first = commands.mltrack(*words, *commands.TINY, "--validation-path", "one.jsonl", "--epochs", "1", "--output", "json", cwd=folder)
+    first = commands.mltrack(
+        *words, *commands.TINY, "--validation-path", "one.jsonl", "--epochs", "1", "--output", "json", cwd=folder
+    )
     assert first.returncode == 0, first.stderr
-    start = ("--model-name", f"models:/{NAME}@champion", "--max-length", "64", "--batch-size", "8", "--learning-rate", "2e-3")
-    second = commands.mltrack(*words, *start, "--validation-path", "other.jsonl", "--promote-margin", "0.001", "--epochs", "10", cwd=folder)
+    start = (
+        "--model-name",
+        f"models:/{NAME}@champion",
+        "--max-length",
+        "64",
+        "--batch-size",
+        "8",
+        "--learning-rate",
+        "2e-3",
+    )
+    second = commands.mltrack(
+        *words, *start, "--validation-path", "other.jsonl", "--promote-margin", "0.001", "--epochs", "10", cwd=folder
+    )
     assert second.returncode == 0, second.stderr
     runs = sorted((folder / "mltrack-runs").iterdir(), key=lambda path: (path / "journal").stat().st_mtime)
     delivery = json.loads((runs[-1] / "delivery.json").read_text())
-    return Trained(folder, tiny.last_json_line(first.stdout), {"run_id": delivery["run_id"], "registered": delivery["registered"]}, second.stdout)
+    return Trained(
+        folder,
+        tiny.last_json_line(first.stdout),
+        {"run_id": delivery["run_id"], "registered": delivery["registered"]},
+        second.stdout,
+    )
 
 
 def test_a_version_carries_what_it_is_judged_by(trained: Trained) -> None:
     versions = model_tags.read_model(trained.store, NAME).versions
     tags = versions[1].tags
     assert float(tags[gate.VALUE]) == trained.first["best_metric"]
-    assert (tags[gate.METRIC], tags[gate.MODE], tags[gate.POLICY], tags[gate.MARGIN]) == ("eval_loss", "min", "auto", "0.0")
+    assert (tags[gate.METRIC], tags[gate.MODE], tags[gate.POLICY], tags[gate.MARGIN]) == (
+        "eval_loss",
+        "min",
+        "auto",
+        "0.0",
+    )
     assert tags[gate.EVAL_DIGEST] != versions[2].tags[gate.EVAL_DIGEST]
     assert tags["mltrack.data_digest"] == versions[2].tags["mltrack.data_digest"]
     assert versions[2].tags[gate.MARGIN] == "0.001"
@@ -92,7 +117,14 @@ def test_a_version_carries_what_it_is_judged_by(trained: Trained) -> None:
 
 def test_the_card_says_what_it_is_and_how_to_load_it(trained: Trained) -> None:
     card = trained.store.client.get_model_version(NAME, "2").description
-    for part in ("Task `text_classification`", "Classes: safe, unsafe", "`train.jsonl`", "on 10 records (digest", "Learning rate 0.002", "seed 3"):
+    for part in (
+        "Task `text_classification`",
+        "Classes: safe, unsafe",
+        "`train.jsonl`",
+        "on 10 records (digest",
+        "Learning rate 0.002",
+        "seed 3",
+    ):
         assert part in card, part
     assert f"trained from `models:/{NAME}/1`" in card
     assert f'mlflow.pyfunc.load_model("models:/{NAME}/2")' in card
@@ -138,13 +170,17 @@ def test_other_evaluation_data_print_the_command_that_decides_and_it_does(traine
     command = f"mltrack models promote {NAME} --version 2 --dataset-path {trained.folder}/other.jsonl"
     assert held["command"] == command
     (decide,) = [line for line in trained.said.splitlines() if line.startswith("decide ")]
-    assert f"{command.removeprefix('mltrack')} --tracking-uri {trained.store.tracking_uri}" in decide, "it is right from anywhere"
+    assert f"{command.removeprefix('mltrack')} --tracking-uri {trained.store.tracking_uri}" in decide, (
+        "it is right from anywhere"
+    )
     assert f"decide: {command}" in trained.run("models", "show", NAME)
     said = trained.run(*shlex.split(command)[1:], "--output", "json")
     duel = json.loads(said)
     assert duel["metric"] == "eval_loss"
     assert duel["promoted"] == (duel["champion_value"] - duel["challenger_value"] >= 0.001)
-    by_hand = json.loads(trained.run("evaluate", "--model-uri", f"models:/{NAME}/2", "--dataset-path", "other.jsonl", "--output", "json"))
+    by_hand = json.loads(
+        trained.run("evaluate", "--model-uri", f"models:/{NAME}/2", "--dataset-path", "other.jsonl", "--output", "json")
+    )
     assert by_hand["loss"] == pytest.approx(duel["challenger_value"], rel=1e-6)
     assert duel["promoted"], "the second training went on from the first one's weights"
     shown = trained.run("models", "show", NAME)
@@ -158,14 +194,20 @@ def test_other_evaluation_data_print_the_command_that_decides_and_it_does(traine
     listed = json.loads(trained.run("models", "list", "--output", "json"))
     assert listed[0]["aliases"] == {"champion": "1", "challenger": "2"}
     champions = json.loads(trained.run("models", "show", NAME, "--output", "json"))["champions"]
-    assert [(change["before"], change["version"], change["by"]) for change in champions] == [(None, 1, "gate"), (1, 2, "evaluate"), (2, 1, "rollback")]
+    assert [(change["before"], change["version"], change["by"]) for change in champions] == [
+        (None, 1, "gate"),
+        (1, 2, "evaluate"),
+        (2, 1, "rollback"),
+    ]
 
 
 def test_records_under_other_names_are_evaluated_as_train_reads_them(trained: Trained) -> None:
     rows = [json.loads(line) for line in (trained.folder / "other.jsonl").read_text().splitlines()]
     names = {"safe": 0, "unsafe": 1}
     renamed = [json.dumps({"func": row["code"], "target": names[row["label"]]}) for row in rows]
-    (trained.folder / "renamed.jsonl").write_text("\n".join([*renamed[:3], '{"func": "x"}', '{"func": "y", "target": 7}', *renamed[3:]]) + "\n")
+    (trained.folder / "renamed.jsonl").write_text(
+        "\n".join([*renamed[:3], '{"func": "x"}', '{"func": "y", "target": 7}', *renamed[3:]]) + "\n"
+    )
     plain = ("--dataset-path", "other.jsonl", "--output", "json")
     reading = ("--columns", "code=func,label=target", "--labels", "0=safe,1=unsafe", "--on-bad-record", "skip")
     model = ("evaluate", "--model-uri", f"models:/{NAME}/2")
@@ -191,10 +233,19 @@ def test_records_under_other_names_are_evaluated_as_train_reads_them(trained: Tr
     [
         (("promote", NAME), r"promote: accepted: --version N, or --dataset-path FILE"),
         (("promote", NAME, "--version", "9"), "seen version '9'; accepted: 1, 2"),
-        (("promote", NAME, "--version", "1", "--promote-margin", "0.1"), "promote_margin: accepted: beside --dataset-path"),
-        (("promote", NAME, "--dataset-path", "one.jsonl", "--promote-margin", "-1"), "promote_margin: seen -1.0; accepted: a number >= 0"),
+        (
+            ("promote", NAME, "--version", "1", "--promote-margin", "0.1"),
+            "promote_margin: accepted: beside --dataset-path",
+        ),
+        (
+            ("promote", NAME, "--dataset-path", "one.jsonl", "--promote-margin", "-1"),
+            "promote_margin: seen -1.0; accepted: a number >= 0",
+        ),
         (("promote", NAME, "--dataset-path", "nowhere.jsonl"), "nowhere.jsonl"),
-        (("promote", NAME, "--dataset-path", "one.jsonl", "--alias", "best"), "alias: seen 'best' beside --dataset-path; accepted: champion"),
+        (
+            ("promote", NAME, "--dataset-path", "one.jsonl", "--alias", "best"),
+            "alias: seen 'best' beside --dataset-path; accepted: champion",
+        ),
         (("rollback", "nowhere"), "no nowhere in sqlite"),
         (("delete", NAME), "would be deleted, and what loads by it would fail; accepted: --force true"),
         (("delete", NAME, "--version", "7"), "seen version '7'; accepted: 1, 2"),
@@ -208,10 +259,19 @@ def test_what_cannot_be_done_is_one_line(trained: Trained, words: tuple[str, ...
 def published(store: Store, folder: Path, name: str, out: Path, value: float) -> str:
     """A version of a decoder folder; returns its number."""
     config = json.loads((folder / "config.json").read_text())
-    written = write_model_folder(folder, out, task="code_generation", hf_config={"mltrack": config["mltrack"]}, requirements=["mlflow"])
+    written = write_model_folder(
+        folder, out, task="code_generation", hf_config={"mltrack": config["mltrack"]}, requirements=["mlflow"]
+    )
     run = create_run(store, experiment_name=None, run_name="r", tags={}, idempotency_key=str(out), start_time_ms=1)
     model_id = publish(store, run.run_id, written, name="m", step=1, tags={}, metrics={}, timestamp_ms=2)
-    tags = {gate.VALUE: str(value), gate.METRIC: "eval_loss", gate.MODE: "min", gate.POLICY: "auto", gate.EVAL_DIGEST: out.name, gate.TOKENS: out.name}
+    tags = {
+        gate.VALUE: str(value),
+        gate.METRIC: "eval_loss",
+        gate.MODE: "min",
+        gate.POLICY: "auto",
+        gate.EVAL_DIGEST: out.name,
+        gate.TOKENS: out.name,
+    }
     return str(registry.register(store, name, model_id, tags, "").version)
 
 
@@ -242,13 +302,25 @@ def test_losses_of_different_tokenizers_are_compared_a_character(here: Path) -> 
 
 
 def test_predict_gives_labels_scores_completions_and_stops(trained: Trained, here: Path) -> None:
-    answer = json.loads(trained.run("predict", "--model-uri", f"models:/{NAME}@champion", "--text", "eval(x)", "--output", "json"))[0]
+    answer = json.loads(
+        trained.run("predict", "--model-uri", f"models:/{NAME}@champion", "--text", "eval(x)", "--output", "json")
+    )[0]
     assert set(answer) == {"label", "score", "scores"}
     assert answer["score"] == max(answer["scores"].values())
     folder = decoder_folder(here / "decoder")
     whole = registry.predict(str(folder), ["Reverse a string"], params={"max_new_tokens": 12})[0]
     assert len(whole) > 3
-    words = ("predict", "--model-uri", folder, "--text", "Reverse a string", "--max-new-tokens", "12", "--output", "json")
+    words = (
+        "predict",
+        "--model-uri",
+        folder,
+        "--text",
+        "Reverse a string",
+        "--max-new-tokens",
+        "12",
+        "--output",
+        "json",
+    )
     assert json.loads(trained.run(*words)) == [whole]
     assert json.loads(trained.run(*words, "--stop", whole[2], "--stop", "never said")) == [whole.split(whole[2])[0]]
 

@@ -1,4 +1,6 @@
-"""The relay makes the MLflow run; a training asks MLflow nothing before its first step, and is told where MLflow refuses the run."""
+"""The relay makes the MLflow run; a training asks MLflow nothing before its first step, and is told where MLflow
+refuses the run.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +23,12 @@ TRAIN = ("train", "--task", "text_classification", *commands.TINY, "--output", "
 def test_a_trainer_never_imports_mlflow(tmp_path: Path, records_file) -> None:
     """The whole training, with its run in MLflow."""
     script = (
-        "import sys\nfrom mltrack import TrainModelRequest, TrainModelUseCase\n"
-        f"r = TrainModelUseCase().execute(TrainModelRequest(task='text_classification', dataset_path={str(records_file('text_classification'))!r},"
-        f" model_name='scratch:tiny', max_steps=2, batch_size=4, tracking_uri='sqlite:///{tmp_path}/m.db', output_dir={str(tmp_path / 'runs')!r}))\n"
-        "assert r.success, r.errors\nassert r.delivery == 'complete'\n"
-        "print(sorted(name for name in sys.modules if name.split('.')[0] in ('mlflow', 'sqlalchemy')))"
+        "import sys\nfrom mltrack import TrainModelRequest, TrainModelUseCase\nr ="
+        " TrainModelUseCase().execute(TrainModelRequest(task='text_classification',"
+        f" dataset_path={str(records_file('text_classification'))!r}, model_name='scratch:tiny', max_steps=2,"
+        f" batch_size=4, tracking_uri='sqlite:///{tmp_path}/m.db', output_dir={str(tmp_path / 'runs')!r}))\nassert"
+        " r.success, r.errors\nassert r.delivery == 'complete'\nprint(sorted(name for name in sys.modules if"
+        " name.split('.')[0] in ('mlflow', 'sqlalchemy')))"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr[-2000:]
@@ -33,7 +36,9 @@ def test_a_trainer_never_imports_mlflow(tmp_path: Path, records_file) -> None:
 
 
 def test_a_run_is_found_by_the_id_that_mlflow_gave_it_and_listed_once(tmp_path: Path, records_file) -> None:
-    finished = commands.mltrack(*TRAIN, "--dataset-path", records_file("text_classification"), "--max-steps", "2", cwd=tmp_path)
+    finished = commands.mltrack(
+        *TRAIN, "--dataset-path", records_file("text_classification"), "--max-steps", "2", cwd=tmp_path
+    )
     response = tiny.last_json_line(finished.stdout)
     (directory,) = find_run_directories(tmp_path / "mltrack-runs")
     info = directory.read_run()
@@ -47,10 +52,23 @@ def test_a_run_is_found_by_the_id_that_mlflow_gave_it_and_listed_once(tmp_path: 
 
 
 @pytest.mark.parametrize("steps", [2, 100_000], ids=["ended before the answer", "in training"])
-def test_a_run_that_mlflow_does_not_hold_ends_the_training_in_one_line(tmp_path: Path, records_file, steps: int) -> None:
+def test_a_run_that_mlflow_does_not_hold_ends_the_training_in_one_line(
+    tmp_path: Path, records_file, steps: int
+) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     MlflowClient(uri).search_experiments()
-    words = ("--dataset-path", records_file("text_classification"), "--max-steps", steps, "--epochs", 100_000, "--eval-every", 100_000, "--save-every", 100_000)
+    words = (
+        "--dataset-path",
+        records_file("text_classification"),
+        "--max-steps",
+        steps,
+        "--epochs",
+        100_000,
+        "--eval-every",
+        100_000,
+        "--save-every",
+        100_000,
+    )
     finished = commands.mltrack(*TRAIN, *words, cwd=tmp_path, MLFLOW_RUN_ID="0" * 32, MLFLOW_TRACKING_URI=uri)
     response = tiny.last_json_line(finished.stdout)
     assert (finished.returncode, response["success"], response["delivery"]) == (1, False, "pending")

@@ -1,4 +1,6 @@
-"""A relay asks the less, the longer the server takes to answer and the older its run is; what ends or decides something is sent at once."""
+"""A relay asks the less, the longer the server takes to answer and the older its run is; what ends or decides something
+is sent at once.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ def test_the_interval_grows_with_the_answer_at_once_and_shrinks_little_by_little
 
 
 def test_however_many_relays_there_are_they_ask_for_no_more_than_the_server_answers():
-    """A server that answers one after the other, each in a tenth of a second: the answer takes the longer, the more there are in the queue."""
+    """A server that answers one after the other, each in a tenth of a second: the answer takes the longer, the more
+    there are in the queue.
+    """
     for relays in (1, 20, 200):
         pace = Pace()
         answer_s = 0.1
@@ -57,7 +61,10 @@ def test_however_many_relays_there_are_they_ask_for_no_more_than_the_server_answ
 
 
 def old_run(folder: Path, uri: str) -> TrainingMetricsTracker:
-    tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms() - int(1000 * OLD_S)))
+    tracker = TrainingMetricsTracker(
+        folder,
+        run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms() - int(1000 * OLD_S)),
+    )
     tracker.start_delivery()
     return tracker
 
@@ -73,11 +80,18 @@ def test_in_an_old_run_points_wait_and_are_there_once_something_is_decided_or_it
     time.sleep(2.5)  # five looks at the journal
     assert sent(tracker.directory) == 1
     tracker.set_tags({"note": "something that somebody may wait for"})
-    answers_ms.append(until(lambda: sent(tracker.directory) == 11 and tracker.directory.read_delivery()["acknowledged_ms"], "the points before it"))
+    answers_ms.append(
+        until(
+            lambda: sent(tracker.directory) == 11 and tracker.directory.read_delivery()["acknowledged_ms"],
+            "the points before it",
+        )
+    )
     tracker.log_metric("train_loss", 0.01, step=12)
     assert tracker.close() == "complete"
     answers_ms.append(tracker.directory.read_delivery()["acknowledged_ms"])
-    assert all(later - earlier < 1000 * LONGEST_INTERVAL_S for earlier, later in itertools.pairwise(answers_ms)), "neither waited for its turn"
+    assert all(later - earlier < 1000 * LONGEST_INTERVAL_S for earlier, later in itertools.pairwise(answers_ms)), (
+        "neither waited for its turn"
+    )
     assert_complete(tracker.directory, uri, status="FINISHED")
 
 
@@ -88,7 +102,9 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyProxy]:
 
 
 @pytest.mark.long
-def test_an_old_run_that_records_without_pause_asks_three_times_an_interval(tmp_path: Path, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch):
+def test_an_old_run_that_records_without_pause_asks_three_times_an_interval(
+    tmp_path: Path, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+):
     """The points, whether the run is still this directory's, and the machine's own metrics."""
     tracker = old_run(tmp_path / "run", proxy.uri)
     tracker.log_metric("train_loss", 1.0, step=1)

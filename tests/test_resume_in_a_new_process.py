@@ -1,4 +1,6 @@
-"""A run that was stopped after any optimizer step and goes on in a new process ends as one that was never stopped; what would change it is refused."""
+"""A run that was stopped after any optimizer step and goes on in a new process ends as one that was never stopped; what
+would change it is refused.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ def make_storm(folder, warm, *, offline: bool = True, **options) -> Storm:
 
 def stop_after(storm: Storm, run_id: str, step: int, *, resumed_at: int = 0) -> None:
     """Train until so many steps are whole."""
-    process, directory = storm.start(run_id, forward_passes.signal_in("T", 2 * (step - resumed_at) + 1, [signal.SIGTERM]))
+    process, directory = storm.start(
+        run_id, forward_passes.signal_in("T", 2 * (step - resumed_at) + 1, [signal.SIGTERM])
+    )
     assert process.wait() == 143, process.errors
     assert (directory / "checkpoints" / f"step-{step:08d}" / "metadata.json").exists()
 
@@ -71,7 +75,9 @@ CASES = [
 
 @pytest.mark.parametrize(("precision", "offline", "options"), CASES, ids=["fp32-mlflow", "bf16-early-stopping", "fp16"])
 def test_stopped_after_every_step(tmp_path, warm, precision, offline, options):
-    """Dropout, warmup, accumulated steps with a ragged tail, evaluations in mid-epoch; step 6 is exactly an epoch's end."""
+    """Dropout, warmup, accumulated steps with a ragged tail, evaluations in mid-epoch; step 6 is exactly an epoch's
+    end.
+    """
     storm = make_storm(tmp_path, warm, offline=offline, use_mixed_precision=precision, **options)
     steps = storm.reference.state["step"]
     assert steps == (8 if "early_stopping_patience" in options else 2 * STEPS_PER_EPOCH)
@@ -122,7 +128,9 @@ def test_a_run_that_had_stopped_early_stays_stopped_and_says_so(stopped_early):
 
 
 def steps_of(directory) -> list[int]:
-    return [record["step"] for record in read_journal(directory / "journal") if "train_loss" in record.get("values", ())]
+    return [
+        record["step"] for record in read_journal(directory / "journal") if "train_loss" in record.get("values", ())
+    ]
 
 
 def test_patience_may_grow(stopped_early):
@@ -143,12 +151,16 @@ def test_epochs_may_grow(storm):
     again = resumed(storm, run_id, epochs=3)
     assert again.exit_code == 0, again.errors
     assert steps_of(directory) == list(range(1, 19))
-    assert not [record for record in read_journal(directory / "journal") if "mltrack.inexact_resume" in record.get("values", ())]
+    assert not [
+        record for record in read_journal(directory / "journal") if "mltrack.inexact_resume" in record.get("values", ())
+    ]
 
 
 def resumed(storm: Storm, run_id: str, *, prelude: str = "", **changed):
     words = storm.job.words(offline="true", **changed)
-    return storm.warm.run(*words, cwd=storm.folder, prelude=prelude, MLFLOW_RUN_ID=run_id, MLFLOW_TRACKING_URI=storm.uri)
+    return storm.warm.run(
+        *words, cwd=storm.folder, prelude=prelude, MLFLOW_RUN_ID=run_id, MLFLOW_TRACKING_URI=storm.uri
+    )
 
 
 CHANGES = {
@@ -172,7 +184,9 @@ def test_what_decides_the_result_is_compared(storm):
     write_records(storm.folder / "other.jsonl", "text_classification", 60)
     other = shutil.copytree(storm.job.model, storm.folder / "other")
     definition = (other / "tokenizer.json").read_text()
-    (other / "tokenizer.json").write_text(definition.replace('"normalizer": null', '"normalizer": {"type": "Lowercase"}', 1))
+    (other / "tokenizer.json").write_text(
+        definition.replace('"normalizer": null', '"normalizer": {"type": "Lowercase"}', 1)
+    )
     assert (other / "tokenizer.json").read_text() != definition
     run_id = storm.new_run()
     stop_after(storm, run_id, 5)
@@ -189,16 +203,35 @@ def test_what_decides_the_result_is_compared(storm):
     inexact = resumed(storm, run_id, exact="false", batch_size=4, learning_rate=0.002)
     assert inexact.exit_code == 0, inexact.errors
     (tag,) = (
-        record["values"]["mltrack.inexact_resume"] for record in read_journal(directory / "journal") if "mltrack.inexact_resume" in record.get("values", ())
+        record["values"]["mltrack.inexact_resume"]
+        for record in read_journal(directory / "journal")
+        if "mltrack.inexact_resume" in record.get("values", ())
     )
     assert tag == "learning_rate is 0.002, was 0.001"
 
 
-@pytest.mark.parametrize("name", ["world size", "optimizer", "attention implementation", "sampler", "device", "torch", "instructions", "padding", "packing"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "world size",
+        "optimizer",
+        "attention implementation",
+        "sampler",
+        "device",
+        "torch",
+        "instructions",
+        "padding",
+        "packing",
+    ],
+)
 def test_what_no_option_changes_is_compared_too(tmp_path, records_file, name):
-    """With another release, machine or number of processes they change; here the checkpoint says that they were otherwise."""
+    """With another release, machine or number of processes they change; here the checkpoint says that they were
+    otherwise.
+    """
     source, train, evaluation = tiny.data(records_file("text_classification", 24), "text_classification")
-    trainer = AdvancedTrainer(tiny.model(source, train), train, evaluation, output_dir=tmp_path / "out", num_epochs=1, device="cpu")
+    trainer = AdvancedTrainer(
+        tiny.model(source, train), train, evaluation, output_dir=tmp_path / "out", num_epochs=1, device="cpu"
+    )
     trainer.train()
     checkpoint = trainer.checkpoint_manager.load_latest_checkpoint()
     assert checkpoint is not None
@@ -207,7 +240,10 @@ def test_what_no_option_changes_is_compared_too(tmp_path, records_file, name):
     now, held[name] = held[name], "something else"
     with pytest.raises(ConfigurationError) as refused:
         trainer.load_checkpoint(checkpoint)
-    assert str(refused.value) == f"resume: {name} is {now}, was something else; accepted: what the checkpoint was made with, or exact=false"
+    assert (
+        str(refused.value)
+        == f"resume: {name} is {now}, was something else; accepted: what the checkpoint was made with, or exact=false"
+    )
     trainer.config = replace(trainer.config, exact=False)
     assert trainer.load_checkpoint(checkpoint) == [f"{name} is {now}, was something else"]
 
@@ -220,7 +256,10 @@ def test_threads_are_compared_on_a_cpu_alone_and_warmup_wherever_it_was_recorded
     then = {**on_gpu, "threads": on_cpu["threads"] + 1}  # as mltrack 0.1 recorded it of a GPU too
     del then["warmup_ratio"], then["warmup_steps"]
     assert compare_decisive(then, on_gpu, exact=True) == []
-    changed = {"warmup_ratio is 0.2, was 0.1": {"warmup_ratio": 0.2}, "warmup_steps is 7, was None": {"warmup_steps": 7}}
+    changed = {
+        "warmup_ratio is 0.2, was 0.1": {"warmup_ratio": 0.2},
+        "warmup_steps is 7, was None": {"warmup_steps": 7},
+    }
     for clause, options in changed.items():
         now = decisive(replace(config, **options), train, model, torch.device("cpu"), "off")
         assert compare_decisive(on_cpu, now, exact=False) == [clause]
@@ -228,7 +267,9 @@ def test_threads_are_compared_on_a_cpu_alone_and_warmup_wherever_it_was_recorded
 
 def test_another_attention_implementation_is_seen(tmp_path, records_file):
     source, train, evaluation = tiny.data(records_file("text_classification", 24), "text_classification")
-    first = AdvancedTrainer(tiny.model(source, train), train, evaluation, output_dir=tmp_path / "out", num_epochs=1, device="cpu")
+    first = AdvancedTrainer(
+        tiny.model(source, train), train, evaluation, output_dir=tmp_path / "out", num_epochs=1, device="cpu"
+    )
     first.train()
     checkpoint = first.checkpoint_manager.load_latest_checkpoint()
     model = tiny.model(source, train)

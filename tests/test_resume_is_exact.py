@@ -11,7 +11,15 @@ from mltrack.errors import Interrupted
 
 pytestmark = pytest.mark.device
 
-DETERMINISTIC = ("train_loss", "learning_rate", "grad_norm", "eval_loss", "epoch/train_loss", "epoch/eval_loss", "epoch/train_loss_std")
+DETERMINISTIC = (
+    "train_loss",
+    "learning_rate",
+    "grad_norm",
+    "eval_loss",
+    "epoch/train_loss",
+    "epoch/eval_loss",
+    "epoch/train_loss_std",
+)
 
 
 class StopAfter:
@@ -63,7 +71,11 @@ def _finished(made):
         "schedule": made.scheduler.last_epoch,
         "scaler": made.precision.state_dict(),
         "metrics": {name: tiny.points(journal, name) for name in DETERMINISTIC},
-        "kept": [(one.step, one.metric_value) for one in made.checkpoint_manager.list_checkpoints() if one.metric_value is not None],
+        "kept": [
+            (one.step, one.metric_value)
+            for one in made.checkpoint_manager.list_checkpoints()
+            if one.metric_value is not None
+        ],
         "best": (made.state.best_step, made.state.best_metric),
     }
 

@@ -1,4 +1,6 @@
-"""A run goes on where only its tracking server is at hand, and ends as one that was never stopped: each number once, the same weights, the same best-k."""
+"""A run goes on where only its tracking server is at hand, and ends as one that was never stopped: each number once,
+the same weights, the same best-k.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,20 @@ from mltrack.journal import RunDirectory, read_journal
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 STEPS = 48
-OPTIONS = ("--max-steps", STEPS, "--epochs", "1000", "--save-every", "4", "--eval-every", "8", "--max-checkpoints", "2", "--output", "json")
+OPTIONS = (
+    "--max-steps",
+    STEPS,
+    "--epochs",
+    "1000",
+    "--save-every",
+    "4",
+    "--eval-every",
+    "8",
+    "--max-checkpoints",
+    "2",
+    "--output",
+    "json",
+)
 DETERMINISTIC = (
     "train_loss",
     "learning_rate",
@@ -40,7 +55,9 @@ def _records(folder: Path) -> Path:
     from conftest import _records
 
     path = folder / "records.jsonl"
-    path.write_text("".join(json.dumps(record) + "\n" for record in _records("text_classification", 48)), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps(record) + "\n" for record in _records("text_classification", 48)), encoding="utf-8"
+    )
     return path
 
 
@@ -85,7 +102,9 @@ def _by_step(path: Path, name: str) -> dict[int, float]:
     return tiny.points(path, name)
 
 
-def _assert_equals_whole(response: dict[str, Any], folder: Path, client: MlflowClient, whole: tuple[Path, Path, dict[str, Any]]) -> None:
+def _assert_equals_whole(
+    response: dict[str, Any], folder: Path, client: MlflowClient, whole: tuple[Path, Path, dict[str, Any]]
+) -> None:
     whole_folder, _, expected = whole
     there, here = whole_folder / "mltrack-runs" / expected["run_id"], folder / "mltrack-runs" / response["run_id"]
     for name in DETERMINISTIC:
@@ -99,7 +118,9 @@ def _assert_equals_whole(response: dict[str, Any], folder: Path, client: MlflowC
         assert expected_tensors.keys() == found.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected_tensors.items())
     keys = ("step", "epoch", "metric_value", "metrics")
-    assert [[one[key] for key in keys] for one in response["checkpoints"]] == [[one[key] for key in keys] for one in expected["checkpoints"]]
+    assert [[one[key] for key in keys] for one in response["checkpoints"]] == [
+        [one[key] for key in keys] for one in expected["checkpoints"]
+    ]
     for name in ("best_step", "best_metric", "steps_run", "status"):
         assert response[name] == expected[name], name
     run = client.get_run(response["run_id"])
@@ -123,7 +144,9 @@ def test_killed_its_directory_gone_and_resumed_from_another_folder(whole, tmp_pa
     assert f"points and {len(kept)} checkpoints" in finished.stderr
     assert not (second / "mlflow.db").exists()
     _assert_equals_whole(response, second, MlflowClient(uri), whole)
-    resumed = [record for record in read_journal(second / "mltrack-runs" / run_id / "journal") if record["type"] == "resumed"]
+    resumed = [
+        record for record in read_journal(second / "mltrack-runs" / run_id / "journal") if record["type"] == "resumed"
+    ]
     assert [record["step"] for record in resumed] == [max(kept)]
     assert not list((second / "mltrack-runs").glob(".fetching*"))
 
@@ -134,7 +157,11 @@ def test_through_a_server_that_carries_the_artifacts(whole, tmp_path: Path) -> N
     with mlflow_server(tmp_path / "server") as uri:
         directory = _killed(first, whole[1], "--tracking-uri", uri)
         shutil.rmtree(first / "mltrack-runs")
-        response = _ended(commands.mltrack("train", "--resume", directory.path.name, "--tracking-uri", uri, "--output", "json", cwd=second))
+        response = _ended(
+            commands.mltrack(
+                "train", "--resume", directory.path.name, "--tracking-uri", uri, "--output", "json", cwd=second
+            )
+        )
         _assert_equals_whole(response, second, MlflowClient(uri), whole)
 
 
@@ -157,40 +184,83 @@ def test_a_run_that_went_on_elsewhere_is_fetched_anew_and_the_old_directory_kept
 
 
 def test_a_directory_that_fell_behind_takes_nothing_from_the_run_that_went_on(tmp_path: Path) -> None:
-    """Trainer and relay of machine one die with an undelivered journal, machine two ends the run, machine one comes back: by itself and by hand."""
+    """Trainer and relay of machine one die with an undelivered journal, machine two ends the run, machine one comes
+    back: by itself and by hand.
+    """
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
     records, uri = _records(tmp_path), f"sqlite:///{tmp_path}/mlflow.db"
     process = commands.start(*_words(records, "--tracking-uri", uri, "--max-steps", 10_000), cwd=one)
-    threading.Thread(target=process.stderr.read, daemon=True).start()  # a line for each evaluation: a pipe that nobody reads would stop the trainer
-    found = until(lambda: next((path for path in one.glob("mltrack-runs/*/models.json") if json.loads(path.read_text())["models"]), None), "a model", 120)
+    threading.Thread(
+        target=process.stderr.read, daemon=True
+    ).start()  # a line for each evaluation: a pipe that nobody reads would stop the trainer
+    found = until(
+        lambda: next(
+            (path for path in one.glob("mltrack-runs/*/models.json") if json.loads(path.read_text())["models"]), None
+        ),
+        "a model",
+        120,
+    )
     directory = RunDirectory(found.parent.resolve())
     relay, journal, run_id = relay_pid(directory), directory.journal, directory.read_run().run_id
     os.kill(relay, signal.SIGSTOP)
-    noted = max(map(int, json.loads(found.read_text())["models"]))  # one more may lie in MLflow, whose word the relay had not written down yet
-    until(lambda: max(tiny.points(journal, "train_loss")) > noted + 16, "steps and checkpoints that MLflow does not hold", 120)
+    noted = max(
+        map(int, json.loads(found.read_text())["models"])
+    )  # one more may lie in MLflow, whose word the relay had not written down yet
+    until(
+        lambda: max(tiny.points(journal, "train_loss")) > noted + 16,
+        "steps and checkpoints that MLflow does not hold",
+        120,
+    )
     kill(process.pid)
     kill(relay)
     process.wait()
     client = MlflowClient(uri)
-    ready = [one for one in client.search_logged_models([client.get_run(run_id).info.experiment_id]) if str(one.status) == "READY"]
+    ready = [
+        one
+        for one in client.search_logged_models([client.get_run(run_id).info.experiment_id])
+        if str(one.status) == "READY"
+    ]
     delivered = max(int(one.tags["mltrack.step"]) for one in ready)
-    furthest = max(point.step for point in client.get_metric_history(run_id, "train_loss"))  # how far ahead of the checkpoints depends on the machine
-    response = _ended(commands.mltrack("train", "--resume", run_id, "--tracking-uri", uri, "--max-steps", delivered + 6, "--output", "json", cwd=two))
+    furthest = max(
+        point.step for point in client.get_metric_history(run_id, "train_loss")
+    )  # how far ahead of the checkpoints depends on the machine
+    response = _ended(
+        commands.mltrack(
+            "train",
+            "--resume",
+            run_id,
+            "--tracking-uri",
+            uri,
+            "--max-steps",
+            delivered + 6,
+            "--output",
+            "json",
+            cwd=two,
+        )
+    )
     assert (response["run_id"], response["delivery"], response["status"]) == (run_id, "complete", "FINISHED")
 
     def held() -> tuple[Any, ...]:
         run = client.get_run(run_id)
-        points = {name: [(one.step, one.value, one.timestamp) for one in client.get_metric_history(run_id, name)] for name in run.data.metrics}
+        points = {
+            name: [(one.step, one.value, one.timestamp) for one in client.get_metric_history(run_id, name)]
+            for name in run.data.metrics
+        }
         models = [one for one in client.search_logged_models([run.info.experiment_id]) if one.source_run_id == run_id]
-        folders = [Path(run.info.artifact_uri), *(Path(one.artifact_location.removeprefix("file://")) for one in models)]
+        folders = [
+            Path(run.info.artifact_uri),
+            *(Path(one.artifact_location.removeprefix("file://")) for one in models),
+        ]
         files = {path: path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file()}
         return run.info.status, run.data.tags, points, {one.model_id: str(one.status) for one in models}, files
 
     before, written = held(), journal.read_bytes()
     steps = [step for step, _, _ in before[2]["train_loss"]]
     assert steps == list(range(1, max(furthest, delivered + 6) + 1))
-    assert before[1].get("mltrack.superseded_steps") == (f"{delivered + 7}-{furthest}" if furthest > delivered + 6 else None)
+    assert before[1].get("mltrack.superseded_steps") == (
+        f"{delivered + 7}-{furthest}" if furthest > delivered + 6 else None
+    )
     assert len(before[3]) == len(response["checkpoints"])
     short = (*commands.TINY, "--max-steps", "1", "--offline", "true")
     unrelated = ("train", "--task", "text_classification", "--dataset-path", records, *short)
@@ -207,9 +277,13 @@ def test_a_directory_that_fell_behind_takes_nothing_from_the_run_that_went_on(tm
     assert directory.relay_log.read_text() == said, "nobody tries again by himself"
     assert held() == before
     assert journal.read_bytes() == written
-    response = _ended(commands.mltrack("train", "--resume", run_id, "--max-steps", delivered + 8, "--output", "json", cwd=one))
+    response = _ended(
+        commands.mltrack("train", "--resume", run_id, "--max-steps", delivered + 8, "--output", "json", cwd=one)
+    )
     assert response["delivery"] == "complete"
-    assert [point.step for point in client.get_metric_history(run_id, "train_loss")] == list(range(1, max(furthest, delivered + 8) + 1))
+    assert [point.step for point in client.get_metric_history(run_id, "train_loss")] == list(
+        range(1, max(furthest, delivered + 8) + 1)
+    )
     assert (directory.path.with_name(f"{directory.path.resolve().name}.earlier-1") / "journal").read_bytes() == written
 
 

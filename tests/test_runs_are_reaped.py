@@ -1,4 +1,6 @@
-"""`mltrack runs` names the MLflow runs that say RUNNING though nobody trains them; `--reap true` sets those right and no others."""
+"""`mltrack runs` names the MLflow runs that say RUNNING though nobody trains them; `--reap true` sets those right and
+no others.
+"""
 
 from __future__ import annotations
 
@@ -92,7 +94,12 @@ def test_without_a_run_directory_the_tags_tell_host_and_process(tmp_path: Path, 
     users_own = str(api.create_run("0").info.run_id)
     shown = listed(tmp_path, "--reap", "true").stdout
     assert f"{dead}: was RUNNING without a trainer, is FAILED now" in shown
-    assert [api.get_run(one).info.status for one in (dead, elsewhere, unreadable, users_own)] == ["FAILED", "RUNNING", "RUNNING", "RUNNING"]
+    assert [api.get_run(one).info.status for one in (dead, elsewhere, unreadable, users_own)] == [
+        "FAILED",
+        "RUNNING",
+        "RUNNING",
+        "RUNNING",
+    ]
 
 
 def test_runs_of_another_store_than_the_default_are_found_and_json_stays_json(tmp_path: Path, uri: str):

@@ -25,7 +25,18 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     records = folder / "records.jsonl"
     records.write_text("".join(json.dumps(record) + "\n" for record in _records("text_classification", 40)))
-    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "2", "--output", "json")
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records,
+        *commands.TINY,
+        "--epochs",
+        "2",
+        "--output",
+        "json",
+    )
     finished = commands.mltrack(*words, cwd=folder)
     assert finished.returncode == 0, finished.stderr
     return folder, tiny.last_json_line(finished.stdout)["run_id"], MlflowClient(f"sqlite:///{folder}/mlflow.db"), words
@@ -34,7 +45,13 @@ def trained(tmp_path_factory):
 def _snapshot(folder, run_id, client):
     run = client.get_run(run_id)
     path = folder / "mltrack-runs" / run_id
-    return run.info.status, run.data.tags, run.data.params, (path / "journal").read_bytes(), (path / "config.json").read_text()
+    return (
+        run.info.status,
+        run.data.tags,
+        run.data.params,
+        (path / "journal").read_bytes(),
+        (path / "config.json").read_text(),
+    )
 
 
 def test_a_refused_resume_touches_nothing(trained):
@@ -42,7 +59,9 @@ def test_a_refused_resume_touches_nothing(trained):
     before = _snapshot(folder, run_id, client)
     finished = commands.mltrack("train", "--resume", run_id, "--batch-size", "4", "--epochs", "3", cwd=folder)
     assert finished.returncode == 2
-    assert "resume: batch_size is 4, was 8; accepted: what the checkpoint was made with, or exact=false" in finished.stderr
+    assert (
+        "resume: batch_size is 4, was 8; accepted: what the checkpoint was made with, or exact=false" in finished.stderr
+    )
     assert _snapshot(folder, run_id, client) == before
 
 
@@ -59,7 +78,9 @@ def test_a_resume_with_nothing_left_says_so_and_doubles_nothing(trained):
 def test_a_fork_is_a_run_of_its_own_judged_by_its_own_evaluations(trained):
     folder, run_id, client, _ = trained
     before = _snapshot(folder, run_id, client)
-    finished = commands.mltrack("train", "--resume", run_id, "--new-run", "true", "--epochs", "3", "--output", "json", cwd=folder)
+    finished = commands.mltrack(
+        "train", "--resume", run_id, "--new-run", "true", "--epochs", "3", "--output", "json", cwd=folder
+    )
     assert finished.returncode == 0, finished.stderr
     response = tiny.last_json_line(finished.stdout)
     assert response["run_id"] != run_id
@@ -75,28 +96,50 @@ def test_a_run_that_is_being_trained_cannot_be_resumed(trained):
     content = path.read_text()
     import psutil
 
-    path.write_text(json.dumps({**json.loads(content), "trainer_pid": os.getpid(), "trainer_started": psutil.Process().create_time()}))
+    path.write_text(
+        json.dumps(
+            {**json.loads(content), "trainer_pid": os.getpid(), "trainer_started": psutil.Process().create_time()}
+        )
+    )
     try:
         finished = commands.mltrack("train", "--resume", run_id, "--epochs", "5", cwd=folder)
     finally:
         path.write_text(content)
     assert finished.returncode == 2
-    assert f"cannot resume {path.resolve().parent.name}: process {os.getpid()} on {socket.gethostname()} is training it; wait" in finished.stderr
+    assert (
+        f"cannot resume {path.resolve().parent.name}: process {os.getpid()} on {socket.gethostname()} is training it;"
+        " wait" in finished.stderr
+    )
 
 
 def test_the_same_mlflow_run_started_twice_has_each_number_once(tmp_path, records_file):
     client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
     run_id = client.create_run("0").info.run_id
     records = records_file("text_classification", 40)
-    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "1", "--save-every", "1000")
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        records,
+        *commands.TINY,
+        "--epochs",
+        "1",
+        "--save-every",
+        "1000",
+    )
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     for steps in ("2", "4"):
-        finished = commands.mltrack(*words, "--max-steps", steps, cwd=tmp_path, MLFLOW_RUN_ID=run_id, MLFLOW_TRACKING_URI=uri)
+        finished = commands.mltrack(
+            *words, "--max-steps", steps, cwd=tmp_path, MLFLOW_RUN_ID=run_id, MLFLOW_TRACKING_URI=uri
+        )
         assert finished.returncode == 0, finished.stderr
     for name in ("train_loss", "learning_rate", "eval_loss", "baseline_majority_accuracy"):
         steps = [metric.step for metric in client.get_metric_history(run_id, name)]
         assert len(steps) == len(set(steps)), name
-    finished = commands.mltrack(*words, "--resume", "never", cwd=tmp_path, MLFLOW_RUN_ID=run_id, MLFLOW_TRACKING_URI=uri)
+    finished = commands.mltrack(
+        *words, "--resume", "never", cwd=tmp_path, MLFLOW_RUN_ID=run_id, MLFLOW_TRACKING_URI=uri
+    )
     assert finished.returncode == 2
     assert f"resume: seen 'never', but run {run_id} is recorded in" in finished.stderr
 
@@ -118,10 +161,14 @@ def test_what_a_living_process_writes_is_no_leftover(tmp_path):
 def test_a_second_training_sets_the_first_ones_checkpoints_aside(tmp_path, records_file):
     source, train, evaluation = tiny.data(records_file("text_classification", 40), "text_classification")
     for _ in range(2):
-        AdvancedTrainer(tiny.model(source, train), train, evaluation, output_dir=tmp_path / "out", num_epochs=1, device="cpu").train()
+        AdvancedTrainer(
+            tiny.model(source, train), train, evaluation, output_dir=tmp_path / "out", num_epochs=1, device="cpu"
+        ).train()
     manager = CheckpointManager(tmp_path / "out")
     assert len(manager.list_checkpoints()) == 1
-    assert [path.name for path in (tmp_path / "out" / "earlier-1").iterdir()] == [manager.get_latest_checkpoint_info().path.name]
+    assert [path.name for path in (tmp_path / "out" / "earlier-1").iterdir()] == [
+        manager.get_latest_checkpoint_info().path.name
+    ]
 
 
 SCRIPT = """

@@ -32,7 +32,9 @@ RECORDS = [
 def learned() -> tuple[Any, Any, CodeDataset]:
     """A tiny decoder that knows eight completions by heart."""
     source = resolve_model("scratch:tiny", "code_generation")
-    tokenizer = source.train_tokenizer(PROMPT_TEMPLATE.format(description=record.description) + record.text for record in RECORDS * 2)
+    tokenizer = source.train_tokenizer(
+        PROMPT_TEMPLATE.format(description=record.description) + record.text for record in RECORDS * 2
+    )
     model = source.build(label_mapping=None, max_length=128, seed=1)
     dataset = CodeDataset(RECORDS, tokenizer, "code_generation", max_length=128)
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
@@ -49,7 +51,11 @@ def learned() -> tuple[Any, Any, CodeDataset]:
 def test_what_was_learned_by_heart_is_said_whatever_the_batch(learned: tuple[Any, Any, CodeDataset], batch_size: int):
     model, tokenizer, _ = learned
     samples = generate_samples(
-        model, tokenizer, [str(record.description) for record in RECORDS], batch_size=batch_size, references=[record.text for record in RECORDS]
+        model,
+        tokenizer,
+        [str(record.description) for record in RECORDS],
+        batch_size=batch_size,
+        references=[record.text for record in RECORDS],
     )
     assert [sample.completion for sample in samples] == [record.text for record in RECORDS]
     assert [sample.reference for sample in samples] == [record.text for record in RECORDS]
@@ -71,8 +77,12 @@ def test_a_description_longer_than_the_model_is_cut_and_answered(learned: tuple[
 def test_sampling_stops_when_asked(learned: tuple[Any, Any, CodeDataset]):
     model, tokenizer, _ = learned
     asked = iter(range(100))
-    samples = generate_samples(model, tokenizer, ["a", "b", "c"], max_new_tokens=4, batch_size=1, stop_requested=lambda: next(asked) >= 7)
-    assert len(samples) == 1, "one whole sample (asked before it, for each of its tokens, after it); the second one is cut off and left out"
+    samples = generate_samples(
+        model, tokenizer, ["a", "b", "c"], max_new_tokens=4, batch_size=1, stop_requested=lambda: next(asked) >= 7
+    )
+    assert len(samples) == 1, (
+        "one whole sample (asked before it, for each of its tokens, after it); the second one is cut off and left out"
+    )
     assert next(asked) <= 10, "the generation ended with the token that was being made"
 
 

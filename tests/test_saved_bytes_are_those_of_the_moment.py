@@ -1,4 +1,6 @@
-"""Saving behind the training: what is written is the state at the moment of the call, one save at a time, no error unheard, none lost at exit."""
+"""Saving behind the training: what is written is the state at the moment of the call, one save at a time, no error
+unheard, none lost at exit.
+"""
 
 from __future__ import annotations
 
@@ -50,9 +52,14 @@ def test_the_model_steps_while_the_write_runs(tmp_path):
     manager = CheckpointManager(tmp_path, background=True, on_written=lambda *_: written.set())
     extra = {"numbers": [1, 2], "rng": torch.get_rng_state(), "array": torch.from_numpy(np.arange(5))}
     weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    moments = {number: {name: tensor.clone() for name, tensor in held.items()} for number, held in optimizer.state_dict()["state"].items()}
+    moments = {
+        number: {name: tensor.clone() for name, tensor in held.items()}
+        for number, held in optimizer.state_dict()["state"].items()
+    }
     rng = extra["rng"].clone()
-    returned = manager.save_checkpoint(model=model, optimizer=optimizer, epoch=0, step=1, metric_value=0.5, extra_state=extra)
+    returned = manager.save_checkpoint(
+        model=model, optimizer=optimizer, epoch=0, step=1, metric_value=0.5, extra_state=extra
+    )
     assert returned.files == {}
     steps_during_the_write = 0
     while not written.is_set():
@@ -66,7 +73,9 @@ def test_the_model_steps_while_the_write_runs(tmp_path):
     assert held["metadata"].path == returned.path
     assert all(torch.equal(held["model_state_dict"][name], tensor) for name, tensor in weights.items())
     for number, tensors in moments.items():
-        assert all(torch.equal(held["optimizer_state_dict"]["state"][number][name], tensor) for name, tensor in tensors.items())
+        assert all(
+            torch.equal(held["optimizer_state_dict"]["state"][number][name], tensor) for name, tensor in tensors.items()
+        )
     assert held["optimizer_state_dict"]["param_groups"][0]["lr"] == 1e-2
     assert held["extra_state"]["numbers"] == [1, 2]
     assert torch.equal(held["extra_state"]["rng"], rng)
@@ -101,7 +110,9 @@ def test_a_busy_writer_is_not_waited_for_where_the_save_is_not_required(tmp_path
     waiting.join(60)
     assert manager.get_latest_checkpoint_info().step == 3
     assert gate.steps == [1, 3]
-    assert manager.save_checkpoint(model=model, epoch=0, step=4, required=False) is not None, "nothing is in flight any more"
+    assert manager.save_checkpoint(model=model, epoch=0, step=4, required=False) is not None, (
+        "nothing is in flight any more"
+    )
     manager.close()
 
 
@@ -111,14 +122,22 @@ def test_a_training_leaves_out_what_would_wait_for_a_busy_writer(tmp_path, on_di
     manager = CheckpointManager(tmp_path / "checkpoints", background=True, when_busy="skip", on_written=gate)
     steps = iter(range(1, 4))
     with TrainingMetricsTracker(tmp_path / "run") as tracker:
-        saving = Saving(manager, tracker, lambda: {"model": model, "step": next(steps)}, metric_name="eval_loss", on_disk_full=on_disk_full)
+        saving = Saving(
+            manager,
+            tracker,
+            lambda: {"model": model, "step": next(steps)},
+            metric_name="eval_loss",
+            on_disk_full=on_disk_full,
+        )
         saving.save(0, {}, required=False)
         assert gate.reached.wait(60)
         assert saving.save(0, {}, required=False) == 0.0
         gate.open.set()
         saving.save(0, {})
         saving.finish()
-    assert [one.step for one in manager.list_checkpoints()] == [2], "the first is not the latest any more, and the second save was left out"
+    assert [one.step for one in manager.list_checkpoints()] == [2], (
+        "the first is not the latest any more, and the second save was left out"
+    )
 
 
 def test_deciding_what_stays_and_telling_it_happen_behind_too(tmp_path):
@@ -167,14 +186,19 @@ def test_what_cannot_be_saved_is_said_at_once(tmp_path):
     manager = CheckpointManager(tmp_path, background=True)
     with pytest.raises(CheckpointError, match=r"extra_state\.deep\.1: seen object"):
         manager.save_checkpoint(model=nn.Linear(3, 3), epoch=0, step=1, extra_state={"deep": [1, object()]})
-    with pytest.raises(CheckpointError, match=r"extra_state\.odd: seen a tensor of .*sparse.*; accepted: dense tensors"):
+    with pytest.raises(
+        CheckpointError, match=r"extra_state\.odd: seen a tensor of .*sparse.*; accepted: dense tensors"
+    ):
         manager.save_checkpoint(model=nn.Linear(3, 3), epoch=0, step=1, extra_state={"odd": torch.eye(3).to_sparse()})
     assert manager.list_checkpoints() == []
 
 
 def test_the_memory_is_used_again_and_is_one_copy():
     model, optimizer = _large()
-    tensors = {**model.state_dict(), **{f"{number}.{name}": held[name] for number, held in enumerate(optimizer.state.values()) for name in held}}
+    tensors = {
+        **model.state_dict(),
+        **{f"{number}.{name}": held[name] for number, held in enumerate(optimizer.state.values()) for name in held},
+    }
     buffers = HostBuffers()
     first, again = (buffers.take({"file": tensors}).content["file"] for _ in range(2))
     places = [[np.asarray(view).ctypes.data for view in taken.data()] for taken in (first, again)]
@@ -184,7 +208,9 @@ def test_the_memory_is_used_again_and_is_one_copy():
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_tensors_of_a_kind_are_copied_together_and_keep_their_values(threads):
-    """Lengths, strides, conjugates, scalars and nothing at all, among others of the same type; then the same names in other types and shapes."""
+    """Lengths, strides, conjugates, scalars and nothing at all, among others of the same type; then the same names in
+    other types and shapes.
+    """
     odd = {
         "rows": torch.randn(3, 4),
         "more rows": torch.randn(50_000, 4),
@@ -234,7 +260,15 @@ def test_an_optimizer_that_changes_between_two_saves_is_saved_as_it_is(tmp_path)
     def add_parameters():
         optimizer.add_param_group({"params": list(second.parameters())})
 
-    changes = [lambda: None, lambda: step(first), lambda: step(first), add_parameters, lambda: step(first, second), empty_momentum, lambda: step(first)]
+    changes = [
+        lambda: None,
+        lambda: step(first),
+        lambda: step(first),
+        add_parameters,
+        lambda: step(first, second),
+        empty_momentum,
+        lambda: step(first),
+    ]
     for number, change in enumerate(changes, start=1):
         change()
         expected = copy.deepcopy(optimizer.state_dict()["state"])
@@ -269,13 +303,25 @@ if sys.argv[2] == "exception":
 
 
 def test_the_interpreter_does_not_end_before_the_save_in_flight(tmp_path):
-    ended = subprocess.run([sys.executable, "-c", EXIT, str(tmp_path / "checkpoints"), "exception"], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", EXIT, str(tmp_path / "checkpoints"), "exception"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (ended.returncode, ended.stderr) == (3, "")
-    assert CheckpointManager(tmp_path / "checkpoints").load_latest_checkpoint()["model_state_dict"]["weight"].unique().tolist() == [1.0]
+    assert CheckpointManager(tmp_path / "checkpoints").load_latest_checkpoint()["model_state_dict"][
+        "weight"
+    ].unique().tolist() == [1.0]
 
 
 def test_an_error_that_nobody_asks_for_any_more_is_logged_at_exit(tmp_path):
-    ended = subprocess.run([sys.executable, "-c", EXIT, str(tmp_path / "checkpoints"), "broken"], capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-c", EXIT, str(tmp_path / "checkpoints"), "broken"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert "the last checkpoint was not saved: " in ended.stderr
     assert "step-00000001: not written" in ended.stderr
     assert "Traceback" not in ended.stderr

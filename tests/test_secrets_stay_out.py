@@ -1,4 +1,6 @@
-"""No password and no token that a user may give is written, sent outside of the Authorization header, printed, or seen among a process's arguments."""
+"""No password and no token that a user may give is written, sent outside of the Authorization header, printed, or seen
+among a process's arguments.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,12 @@ FORMS = (PASSWORD, "S3cr%2Fet%40Pw", "et@Pw", "S3cr/et", base64.b64encode(f"alic
 
 def files_with(words: tuple[str, ...], *folders: Path) -> list[str]:
     """The files below that hold one of the words, in their bytes or their names."""
-    return [str(path) for folder in folders for path in folder.rglob("*") if path.is_file() and holds(f"{path}\n".encode() + path.read_bytes(), words)]
+    return [
+        str(path)
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and holds(f"{path}\n".encode() + path.read_bytes(), words)
+    ]
 
 
 def holds(content: bytes | str, words: tuple[str, ...]) -> bool:
@@ -78,7 +85,9 @@ def test_the_files_of_a_run_are_their_owners_alone_and_hold_no_credentials(tmp_p
 
 def test_a_file_is_closed_to_others_before_anything_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     modes = []
-    monkeypatch.setattr(json, "dump", lambda content, file, **_: modes.append(stat.S_IMODE(os.fstat(file.fileno()).st_mode)))
+    monkeypatch.setattr(
+        json, "dump", lambda content, file, **_: modes.append(stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+    )
     path = tmp_path / "run.json"
     path.write_text("{}")
     path.chmod(0o644)
@@ -125,7 +134,9 @@ def test_what_a_user_of_the_tracker_logs_is_recorded_without_them(tmp_path: Path
     tracker = TrainingMetricsTracker(tmp_path / "run")
     tracker.log_params({"source": "https://alice:S3cret@host/x.jsonl", "lr": 0.1})
     tracker.set_tags({"remote": "https://ghp_S3cret@github.com/a/b.git"})
-    tracker.log_inputs([{"name": "x", "digest": "d", "source": {"uri": "https://host/x?token=S3cret"}, "context": "training"}])
+    tracker.log_inputs(
+        [{"name": "x", "digest": "d", "source": {"uri": "https://host/x?token=S3cret"}, "context": "training"}]
+    )
     tracker.close()
     assert files_with(("S3cret",), tmp_path) == []
     assert "https://github.com/a/b.git" in (tmp_path / "run" / "journal").read_text()
@@ -148,8 +159,18 @@ def test_a_relay_has_them_in_its_environment_alone(tmp_path: Path) -> None:
     assert files_with((*FORMS, "alice"), tmp_path) == []
 
 
-@pytest.mark.parametrize("form", [f"http://alice:{PASSWORD}@127.0.0.1:1", "http://S3cr-TOKEN@127.0.0.1:1", "alice:S3cr/et@host", "http://S3cr/TOKEN@host"])
-def test_commands_that_fail_print_none(form: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "form",
+    [
+        f"http://alice:{PASSWORD}@127.0.0.1:1",
+        "http://S3cr-TOKEN@127.0.0.1:1",
+        "alice:S3cr/et@host",
+        "http://S3cr/TOKEN@host",
+    ],
+)
+def test_commands_that_fail_print_none(
+    form: str, here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", form)
     assert cli.run(["models", "list"]) != 0
     assert cli.run(["doctor", f"http://{form.removeprefix('http://')}"]) == 2, "no option, but shown in the message"
@@ -158,10 +179,19 @@ def test_commands_that_fail_print_none(form: str, here: Path, monkeypatch: pytes
     assert not holds(out + errors, (*FORMS, "S3cr", "alice"))
 
 
-@pytest.mark.parametrize("option", ["dataset_path", "validation_path", "model_name", "registered_model_name", "tracking_uri"])
+@pytest.mark.parametrize(
+    "option", ["dataset_path", "validation_path", "model_name", "registered_model_name", "tracking_uri"]
+)
 def test_a_request_that_is_refused_says_so_without_them(option: str, here: Path, records_file, caplog, capsys) -> None:
-    values = {"task": "text_classification", "dataset_path": str(records_file("text_classification")), "model_name": "scratch:tiny", "debug": True}
-    values[option] = "alice:S3cr/et@host" if option == "tracking_uri" else "https://alice:S3cr/et@host/x.jsonl?token=S3cr"
+    values = {
+        "task": "text_classification",
+        "dataset_path": str(records_file("text_classification")),
+        "model_name": "scratch:tiny",
+        "debug": True,
+    }
+    values[option] = (
+        "alice:S3cr/et@host" if option == "tracking_uri" else "https://alice:S3cr/et@host/x.jsonl?token=S3cr"
+    )
     response = TrainModelUseCase().execute(TrainModelRequest(**values))
     assert not response.success
     out, errors = capsys.readouterr()
@@ -184,7 +214,9 @@ class GuardedProxy:
         self._forward, self._authorization = proxy.forward, authorization
         proxy.forward = self.forward  # type: ignore[method-assign]
 
-    def forward(self, method: str, path: str, headers: dict[str, str], body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+    def forward(
+        self, method: str, path: str, headers: dict[str, str], body: bytes
+    ) -> tuple[int, list[tuple[str, str]], bytes]:
         shown = headers.pop("Authorization", "")
         self.sent.append(f"{method} {path} {headers}\n".encode() + body)
         if shown != self._authorization:
@@ -208,12 +240,20 @@ def guarded(server: tuple[str, Path]) -> Iterator[GuardedProxy]:
 
 
 @pytest.mark.long
-def test_a_training_leaves_its_password_nowhere(guarded: GuardedProxy, server: tuple[str, Path], here: Path, records_file, monkeypatch, capsys) -> None:
+def test_a_training_leaves_its_password_nowhere(
+    guarded: GuardedProxy, server: tuple[str, Path], here: Path, records_file, monkeypatch, capsys
+) -> None:
     """Written, sent, printed, seen by `ps`; and what it prints works where the environment holds the password."""
     full, words = f"http://alice:{PASSWORD}@{guarded.address}/", (*FORMS, "alice")
     (here / "tmp").mkdir()
     environment = {"MLFLOW_TRACKING_URI": full, "TMPDIR": str(here / "tmp")}
-    train = (*TRAIN, "--dataset-path", records_file("text_classification", 40), "--run-name", f"from {full.replace('/et', '')}")
+    train = (
+        *TRAIN,
+        "--dataset-path",
+        records_file("text_classification", 40),
+        "--run-name",
+        f"from {full.replace('/et', '')}",
+    )
     with command_lines() as seen:
         finished = commands.mltrack(*train, cwd=here, **environment)
     assert finished.returncode == 0, finished.stderr
@@ -228,10 +268,19 @@ def test_a_training_leaves_its_password_nowhere(guarded: GuardedProxy, server: t
     until(lambda: delivered(directory), "the delivery of the rest")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", full)
     run_id = directory.read_run().run_id
-    for command in ("runs", "runs --output json", f"data show {run_id}", "doctor", f"sync {run_id}", "models show mltrack-text_classification"):
+    for command in (
+        "runs",
+        "runs --output json",
+        f"data show {run_id}",
+        "doctor",
+        f"sync {run_id}",
+        "models show mltrack-text_classification",
+    ):
         assert cli.run(command.split()) == 0
     shown = capsys.readouterr()
-    assert not holds("".join((finished.stdout, finished.stderr, resumed.stdout, resumed.stderr, shown.out, shown.err)), words)
+    assert not holds(
+        "".join((finished.stdout, finished.stderr, resumed.stdout, resumed.stderr, shown.out, shown.err)), words
+    )
     assert not any(holds(one, FORMS) for one in seen)
     assert not [one for one in guarded.sent if holds(one, words)]
     assert files_with(words, here, server[1]) == []
@@ -241,7 +290,9 @@ def test_a_training_leaves_its_password_nowhere(guarded: GuardedProxy, server: t
 
 
 @pytest.mark.long
-def test_a_later_delivery_finds_them_or_says_where_they_belong(guarded: GuardedProxy, here: Path, monkeypatch, capsys) -> None:
+def test_a_later_delivery_finds_them_or_says_where_they_belong(
+    guarded: GuardedProxy, here: Path, monkeypatch, capsys
+) -> None:
     directory = recorded_run(here / "mltrack-runs" / "one", f"http://alice:{PASSWORD}@{guarded.address}")
     assert cli.run(["sync", "one"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -263,13 +314,35 @@ def test_a_later_delivery_finds_them_or_says_where_they_belong(guarded: GuardedP
 
 
 @pytest.mark.long
-def test_a_param_of_mlflow_run_that_holds_one_is_named(guarded: GuardedProxy, server: tuple[str, Path], tmp_path: Path, records_file) -> None:
+def test_a_param_of_mlflow_run_that_holds_one_is_named(
+    guarded: GuardedProxy, server: tuple[str, Path], tmp_path: Path, records_file
+) -> None:
     """MLflow logs it before mltrack begins, and takes no change; mltrack writes it nowhere else."""
     password = quoted = PASSWORD.replace("/", "%2F").replace("@", "%40")
     full = f"http://alice:{quoted}@{guarded.address}"
-    words = ["-P", "task=text_classification", "-P", f"dataset_path={records_file('text_classification', 40)}", "-P", f"tracking_uri={full}"]
-    words += ["-P", "model_name=scratch:tiny", "-P", "max_length=64", "-P", "batch_size=8", "-P", "max_steps=2", "-P", f"output_dir={tmp_path}/runs"]
-    finished = commands.run("mlflow", "run", commands.ROOT, "--env-manager", "local", *words, cwd=tmp_path, MLFLOW_TRACKING_URI=server[0])
+    words = [
+        "-P",
+        "task=text_classification",
+        "-P",
+        f"dataset_path={records_file('text_classification', 40)}",
+        "-P",
+        f"tracking_uri={full}",
+    ]
+    words += [
+        "-P",
+        "model_name=scratch:tiny",
+        "-P",
+        "max_length=64",
+        "-P",
+        "batch_size=8",
+        "-P",
+        "max_steps=2",
+        "-P",
+        f"output_dir={tmp_path}/runs",
+    ]
+    finished = commands.run(
+        "mlflow", "run", commands.ROOT, "--env-manager", "local", *words, cwd=tmp_path, MLFLOW_TRACKING_URI=server[0]
+    )
     assert finished.returncode == 0, finished.stderr
     (directory,) = find_run_directories(tmp_path / "runs")
     run_id = directory.path.name

@@ -1,4 +1,6 @@
-"""A registered model, loaded and served where mltrack is not: by MLflow's server over HTTP, by its loaders, by transformers."""
+"""A registered model, loaded and served where mltrack is not: by MLflow's server over HTTP, by its loaders, by
+transformers.
+"""
 
 from __future__ import annotations
 
@@ -47,11 +49,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
         held = connect("sqlite:///mlflow.db")
     finally:
         os.chdir(before)
-    for name, task, make in (("gen", "code_generation", decoder_folder), ("cls", "text_classification", encoder_folder)):
+    for name, task, make in (
+        ("gen", "code_generation", decoder_folder),
+        ("cls", "text_classification", encoder_folder),
+    ):
         source = make(folder / name)
         config = json.loads((source / "config.json").read_text())
         requirements = ["mlflow", "torch", "transformers", "pandas"]
-        written = write_model_folder(source, folder / f"{name}-model", task=task, hf_config={"mltrack": config["mltrack"]}, requirements=requirements)
+        written = write_model_folder(
+            source,
+            folder / f"{name}-model",
+            task=task,
+            hf_config={"mltrack": config["mltrack"]},
+            requirements=requirements,
+        )
         run = create_run(held, experiment_name=None, run_name=name, tags={}, idempotency_key=name, start_time_ms=1)
         model_id = publish(held, run.run_id, written, name=name, step=1, tags={}, metrics={}, timestamp_ms=2)
         registry.register(held, name, model_id, {}, "")
@@ -71,7 +82,20 @@ def without_mltrack(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def served(store: Store, uri: str, folder: Path, environment: dict[str, str]) -> Iterator[str]:
     """The address of `mlflow models serve`, once it answers; its whole process group ends with the block."""
     port = free_port()
-    words = ["models", "serve", "-m", uri, "--env-manager", "local", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words = [
+        "models",
+        "serve",
+        "-m",
+        uri,
+        "--env-manager",
+        "local",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
     with (folder / "serve.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlflow", *words],
@@ -104,7 +128,9 @@ def served(store: Store, uri: str, folder: Path, environment: dict[str, str]) ->
 
 
 def asked(address: str, body: dict[str, Any]) -> Any:
-    request = urllib.request.Request(f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        f"{address}/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=60) as reply:
         return json.load(reply)["predictions"]
 
@@ -116,7 +142,9 @@ def test_a_generation_is_served_with_its_params(store: Store, tmp_path: Path, wi
     with served(store, "models:/gen@champion", tmp_path, without_mltrack) as address:
         assert asked(address, {"inputs": texts, "params": {"max_new_tokens": 12}}) == whole
         stop = next(text for text in whole if len(text) > 3)[2]
-        assert asked(address, {"inputs": texts, "params": {"max_new_tokens": 12, "stop": [stop]}}) == [text.split(stop)[0] for text in whole]
+        assert asked(address, {"inputs": texts, "params": {"max_new_tokens": 12, "stop": [stop]}}) == [
+            text.split(stop)[0] for text in whole
+        ]
         short = asked(address, {"inputs": texts, "params": {"max_new_tokens": 2}})
         assert all(text.startswith(cut) and cut != text for cut, text in zip(short, whole, strict=True) if text)
         table = {"columns": ["description"], "data": [[text] for text in texts]}
@@ -124,7 +152,9 @@ def test_a_generation_is_served_with_its_params(store: Store, tmp_path: Path, wi
 
 
 @pytest.mark.long
-def test_a_classification_is_served_with_a_score_a_class(store: Store, tmp_path: Path, without_mltrack: dict[str, str]) -> None:
+def test_a_classification_is_served_with_a_score_a_class(
+    store: Store, tmp_path: Path, without_mltrack: dict[str, str]
+) -> None:
     texts = ["eval(x)", "def add(a, b):\n    return a + b\n"]
     expected = registry.predict("models:/cls@champion", texts, store.tracking_uri)
     with served(store, "models:/cls@champion", tmp_path, without_mltrack) as address:
@@ -144,7 +174,9 @@ def test_a_classification_is_served_with_a_score_a_class(store: Store, tmp_path:
         ):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 asked(address, body)
-            assert "; accepted: one named code or text" in refused.value.read().decode(), "not a judgement of what is no code"
+            assert "; accepted: one named code or text" in refused.value.read().decode(), (
+                "not a judgement of what is no code"
+            )
 
 
 LOADING = """
@@ -189,7 +221,9 @@ except ModuleNotFoundError:
 """
 
 
-def test_it_loads_by_mlflow_and_transformers_where_mltrack_is_not_installed(store: Store, tmp_path: Path, without_mltrack: dict[str, str]) -> None:
+def test_it_loads_by_mlflow_and_transformers_where_mltrack_is_not_installed(
+    store: Store, tmp_path: Path, without_mltrack: dict[str, str]
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", LOADING],
         cwd=tmp_path,

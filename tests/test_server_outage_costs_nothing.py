@@ -1,4 +1,6 @@
-"""A server that fails, hangs or loses its replies costs the training nothing but a bounded wait at its end, and no point."""
+"""A server that fails, hangs or loses its replies costs the training nothing but a bounded wait at its end, and no
+point.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ from tracked_runs import (
 from mltrack.journal import RunDirectory
 
 EXIT_S = 10.0 + 5.0
-"""From the end of the loop to the end of the process: what waiting for a server may cost, and what a busy machine takes to end one."""
+"""From the end of the loop to the end of the process: what waiting for a server may cost, and what a busy machine takes
+to end one.
+"""
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +77,9 @@ def test_a_slow_server_is_waited_for(tmp_path: Path, proxy: FaultyProxy, server:
 
 
 @pytest.mark.parametrize("fault", ["cut", "hang"])
-def test_a_server_that_fails_always_costs_ten_seconds_at_the_end(tmp_path: Path, proxy: FaultyProxy, server: str, fault: str):
+def test_a_server_that_fails_always_costs_ten_seconds_at_the_end(
+    tmp_path: Path, proxy: FaultyProxy, server: str, fault: str
+):
     stream = start_stream(tmp_path / "run", proxy.uri, count=1, pause_s=0.003, ends_with=tmp_path / "recorded")
     until(lambda: sent(stream.directory) > 0, "the first acknowledged points")
     proxy.fault = fault
@@ -158,16 +164,27 @@ def test_what_the_server_fails_on_is_isolated_and_holds_nothing_up(tmp_path: Pat
     assert finished.returncode == 0, finished.stderr
     assert "300 points sent, 0 already there, 4 failed" in finished.stdout
     progress = directory.read_delivery()
-    assert [line.partition(":")[0] for line in progress["failed"]] == ["param bad", "tag bad", "data set POISON", "POISON at step 150"]
+    assert [line.partition(":")[0] for line in progress["failed"]] == [
+        "param bad",
+        "tag bad",
+        "data set POISON",
+        "POISON at step 150",
+    ]
     run = client(server).get_run(progress["run_id"])
     assert (run.info.status, run.data.params) == ("FINISHED", {"before": "1", "after": "2"})
-    assert {name: run.data.tags.get(name) for name in ("before", "bad", "after")} == {"before": "1", "bad": None, "after": "2"}
+    assert {name: run.data.tags.get(name) for name in ("before", "bad", "after")} == {
+        "before": "1",
+        "bad": None,
+        "after": "2",
+    }
     assert {one.dataset.name for one in run.inputs.dataset_inputs} == {"before", "after"}
     assert "mltrack.refused" in run.data.tags
     assert [point.step for point in client(server).get_metric_history(run.info.run_id, "good")] == list(range(1, 301))
 
 
-def test_a_server_that_fails_on_everything_is_an_outage_and_costs_no_value(tmp_path: Path, proxy: FaultyProxy, server: str):
+def test_a_server_that_fails_on_everything_is_an_outage_and_costs_no_value(
+    tmp_path: Path, proxy: FaultyProxy, server: str
+):
     stream = start_stream(tmp_path / "run", proxy.uri, count=300, pause_s=0, offline=True)
     stream.finish()
     proxy.poison = b'"metrics"'
@@ -180,10 +197,22 @@ def test_a_server_that_fails_on_everything_is_an_outage_and_costs_no_value(tmp_p
 
 @pytest.mark.long
 @pytest.mark.parametrize(("learning_rate", "exit_code"), [("2e-3", 0), ("1e30", 1)])
-def test_a_training_without_a_server_keeps_its_exit_code(tmp_path: Path, records_file, learning_rate: str, exit_code: int):
+def test_a_training_without_a_server_keeps_its_exit_code(
+    tmp_path: Path, records_file, learning_rate: str, exit_code: int
+):
     dead = f"http://127.0.0.1:{free_port()}"
-    words = ("--task", "code_generation", "--dataset-path", records_file("code_generation", 24), *commands.TINY, "--epochs", "2")
-    finished = commands.mltrack("train", *words, "--learning-rate", learning_rate, "--tracking-uri", dead, "--output", "json", cwd=tmp_path)
+    words = (
+        "--task",
+        "code_generation",
+        "--dataset-path",
+        records_file("code_generation", 24),
+        *commands.TINY,
+        "--epochs",
+        "2",
+    )
+    finished = commands.mltrack(
+        "train", *words, "--learning-rate", learning_rate, "--tracking-uri", dead, "--output", "json", cwd=tmp_path
+    )
     assert finished.returncode == exit_code, finished.stderr
     response = tiny.last_json_line(finished.stdout)
     assert (response["success"], response["delivery"]) == (exit_code == 0, "pending")

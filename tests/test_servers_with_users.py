@@ -1,4 +1,6 @@
-"""A server with users and permissions: each refusal is one line that names the permission, and what a user cannot see is not deleted."""
+"""A server with users and permissions: each refusal is one line that names the permission, and what a user cannot see
+is not deleted.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ SignIn = Callable[[str], MlflowClient]
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("users")
     (folder / "auth.ini").write_text(CONFIG.format(folder=folder))
-    variables = {"MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"), "MLFLOW_AUTH_ADMIN_PASSWORD": "password-of-admin", "MLFLOW_FLASK_SERVER_SECRET_KEY": "x"}
+    variables = {
+        "MLFLOW_AUTH_CONFIG_PATH": str(folder / "auth.ini"),
+        "MLFLOW_AUTH_ADMIN_PASSWORD": "password-of-admin",
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": "x",
+    }
     with mlflow_server(folder, options=("--app-name", "basic-auth"), **variables) as uri:
         yield uri
 
@@ -68,15 +74,38 @@ def test_what_a_user_may_not_is_one_line_with_the_permission(server: str, sign_i
     run_id = sign_in("one").create_run(theirs).info.run_id
     sign_in("two")
     store = connect(server)
-    with pytest.raises(StoreDenied, match=r"looking for the experiment 'of one': permission denied \(403\) for user two; it takes the permission READ"):
+    with pytest.raises(
+        StoreDenied,
+        match=(
+            r"looking for the experiment 'of one': permission denied \(403\) for user two; it takes the permission READ"
+        ),
+    ):
         find_experiment(store, "of one")
-    with pytest.raises(StoreDenied, match=rf"reading run {run_id}: permission denied \(403\) for user two; it takes the permission READ"):
+    with pytest.raises(
+        StoreDenied,
+        match=rf"reading run {run_id}: permission denied \(403\) for user two; it takes the permission READ",
+    ):
         get_run(store, run_id)
     os.environ["MLFLOW_TRACKING_PASSWORD"] = "wrong"
-    with pytest.raises(StoreDenied, match=r"check the user name and password in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"):
+    with pytest.raises(
+        StoreDenied, match=r"check the user name and password in MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    ):
         get_run(store, run_id)
-    (tmp_path / "r.jsonl").write_text("".join(json.dumps(record) + "\n" for record in _records("text_classification", 24)), encoding="utf-8")
-    words = ("train", "--task", "text_classification", "--dataset-path", "r.jsonl", *commands.TINY, "--max-steps", "1", "--tracking-uri", server)
+    (tmp_path / "r.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in _records("text_classification", 24)), encoding="utf-8"
+    )
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        "r.jsonl",
+        *commands.TINY,
+        "--max-steps",
+        "1",
+        "--tracking-uri",
+        server,
+    )
     user = {"MLFLOW_TRACKING_USERNAME": "two", "MLFLOW_TRACKING_PASSWORD": "password-of-two"}
     waiting = commands.mltrack(*words, "--experiment-name", "of one", cwd=tmp_path, **user)
     assert waiting.returncode == 0, waiting.stderr
@@ -84,17 +113,30 @@ def test_what_a_user_may_not_is_one_line_with_the_permission(server: str, sign_i
     assert "Traceback" not in waiting.stderr
 
 
-def test_a_model_that_belongs_to_somebody_else_keeps_the_registration_waiting_alone(server: str, sign_in: SignIn, tmp_path: Path) -> None:
+def test_a_model_that_belongs_to_somebody_else_keeps_the_registration_waiting_alone(
+    server: str, sign_in: SignIn, tmp_path: Path
+) -> None:
     sign_in("one").create_registered_model(MODEL)
     sign_in("two").create_experiment("of two")
     there = ArtifactStore("proxied", server, "of two", dict, lambda path: b"")
     run = KeptRun(tmp_path / "run", there, encoder_folder(tmp_path / "encoder" / "step-1"))
     run.keep(1)
     run.record(
-        records.model(step=1, path="checkpoints/step-00000001", registered_name=MODEL, promote="auto", promote_margin=0.0, metrics={}, tags={}, description="")
+        records.model(
+            step=1,
+            path="checkpoints/step-00000001",
+            registered_name=MODEL,
+            promote="auto",
+            promote_margin=0.0,
+            metrics={},
+            tags={},
+            description="",
+        )
     )
     run.end()
-    with pytest.raises(StoreDenied, match=rf"{MODEL}: permission denied \(403\) for user two; it takes the permission READ"):
+    with pytest.raises(
+        StoreDenied, match=rf"{MODEL}: permission denied \(403\) for user two; it takes the permission READ"
+    ):
         sync(run.directory)
     delivery = run.directory.read_delivery()
     assert (delivery["registered"], delivery["failed"]) == (None, [])

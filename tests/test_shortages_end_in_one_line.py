@@ -1,4 +1,6 @@
-"""What a machine runs out of (memory, descriptors, processes, a worker process) ends in one line that says what to change."""
+"""What a machine runs out of (memory, descriptors, processes, a worker process) ends in one line that says what to
+change.
+"""
 
 from __future__ import annotations
 
@@ -107,7 +109,9 @@ def test_workers_that_are_one_process_too_many(dataset):
     assert "`ulimit -u` (now 1)" in line
 
 
-@pytest.mark.parametrize(("code", "remedy"), [(errno.ENOSPC, "/dev/shm"), (errno.ENOMEM, "free memory"), (errno.EACCES, "--num-workers 0")])
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(errno.ENOSPC, "/dev/shm"), (errno.ENOMEM, "free memory"), (errno.EACCES, "--num-workers 0")]
+)
 def test_workers_whose_semaphores_or_memory_cannot_be_had(dataset, monkeypatch, code, remedy):
     def none(*_args, **_named):
         raise OSError(code, os.strerror(code))
@@ -118,7 +122,9 @@ def test_workers_whose_semaphores_or_memory_cannot_be_had(dataset, monkeypatch, 
     assert remedy in line
 
 
-@pytest.mark.parametrize(("number", "reason"), [(signal.SIGKILL, "memory"), (signal.SIGBUS, "/dev/shm")], ids=["SIGKILL", "SIGBUS"])
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGKILL, "memory"), (signal.SIGBUS, "/dev/shm")], ids=["SIGKILL", "SIGBUS"]
+)
 def test_a_worker_that_is_killed(dataset, number, reason):
     rest = groups(dataset)
     next(rest)
@@ -192,7 +198,9 @@ def no_memory_of_the_system():
 
 
 def no_memory_of_cuda():
-    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB.\nMore lines.")
+    raise torch.OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 8 GiB.\nMore lines."
+    )
 
 
 NO_MEMORY = [no_memory_of_torch, no_memory_of_numpy, no_memory_of_python, no_memory_of_the_system, no_memory_of_cuda]

@@ -1,4 +1,6 @@
-"""SIGTERM and SIGINT, whenever they come: a complete checkpoint of the last whole step, within two micro-batches, and a resume that changes nothing."""
+"""SIGTERM and SIGINT, whenever they come: a complete checkpoint of the last whole step, within two micro-batches, and a
+resume that changes nothing.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,10 @@ def newest_step(directory: Path) -> int:
 
 
 def steps_taken(directory: Path) -> int:
-    return max((record["step"] for record in read_journal(directory / "journal") if "train_loss" in record.get("values", ())), default=0)
+    return max(
+        (record["step"] for record in read_journal(directory / "journal") if "train_loss" in record.get("values", ())),
+        default=0,
+    )
 
 
 def end_record(directory: Path) -> tuple[str, int]:
@@ -62,10 +67,14 @@ def end_record(directory: Path) -> tuple[str, int]:
 
 
 MOMENTS = [("T", 1), ("T", 4), ("T", 11), ("T", 18), ("E", 3), ("E", 14), ("G", 5)]
-"""The first micro-batch; the second of an accumulated step; the ragged tail of an epoch; mid-epoch; two evaluations; a token of the samples."""
+"""The first micro-batch; the second of an accumulated step; the ragged tail of an epoch; mid-epoch; two evaluations; a
+token of the samples.
+"""
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"])
+@pytest.mark.parametrize(
+    ("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "SIGINT"]
+)
 def test_it_is_noticed_within_two_micro_batches(storm, number, exit_code):
     for kind, count in MOMENTS:
         if kind == "G" and storm.job.task != "code_generation":
@@ -74,7 +83,9 @@ def test_it_is_noticed_within_two_micro_batches(storm, number, exit_code):
         directory = storm.directory(run_id)
         process, after = interrupted(storm, run_id, kind, count, [number])
         where = f"{number.name} in {kind} {count}"
-        end = ("FINISHED", 0) if kind == "G" else ("KILLED", exit_code)  # the samples are taken of a training that has finished
+        end = (
+            ("FINISHED", 0) if kind == "G" else ("KILLED", exit_code)
+        )  # the samples are taken of a training that has finished
         assert process.exit_code == end[1], (where, process.errors)
         assert len(after) <= 2, (where, after)
         assert newest_step(directory) == steps_taken(directory), where
@@ -92,7 +103,11 @@ def test_it_is_noticed_within_two_micro_batches(storm, number, exit_code):
 
 @pytest.mark.parametrize(
     ("signals", "exit_code"),
-    [([signal.SIGTERM, signal.SIGTERM], 143), ([signal.SIGINT, signal.SIGINT], 130), ([signal.SIGTERM, signal.SIGINT], 130)],
+    [
+        ([signal.SIGTERM, signal.SIGTERM], 143),
+        ([signal.SIGINT, signal.SIGINT], 130),
+        ([signal.SIGTERM, signal.SIGINT], 130),
+    ],
     ids=["TERM-TERM", "INT-INT", "TERM-INT"],
 )
 def test_a_second_signal_exits_at_once(storm, signals, exit_code):
@@ -100,7 +115,9 @@ def test_a_second_signal_exits_at_once(storm, signals, exit_code):
     process, after = interrupted(storm, run_id, "T", 5, signals)
     assert process.exit_code == exit_code, process.errors
     assert after == ""
-    assert newest_step(storm.directory(run_id)) in (-1, 2), "at once: no checkpoint of the third step, and that of the second may still have been in flight"
+    assert newest_step(storm.directory(run_id)) in (-1, 2), (
+        "at once: no checkpoint of the third step, and that of the second may still have been in flight"
+    )
 
 
 def test_the_sigterm_that_mlflow_sends_after_ctrl_c_is_no_second_signal(storm):
@@ -139,14 +156,30 @@ AdvancedTrainer.train = _interrupted
 
 def started_under_mlflow_run(folder: Path, records: Path):
     """(mlflow's process in a session of its own, the run directory after a few steps)."""
-    given = {"model_name": "scratch:tiny", "max_length": 64, "batch_size": 4, "epochs": 10_000, "save_every": 1_000_000, "eval_every": 1_000_000}
-    words = [word for name, value in {"dataset_path": records, "output_dir": folder / "runs", **given}.items() for word in ("-P", f"{name}={value}")]
+    given = {
+        "model_name": "scratch:tiny",
+        "max_length": 64,
+        "batch_size": 4,
+        "epochs": 10_000,
+        "save_every": 1_000_000,
+        "eval_every": 1_000_000,
+    }
+    words = [
+        word
+        for name, value in {"dataset_path": records, "output_dir": folder / "runs", **given}.items()
+        for word in ("-P", f"{name}={value}")
+    ]
     uri = f"sqlite:///{folder}/mlflow.db"
     environment = commands.environment(MLFLOW_TRACKING_URI=uri)
     command = ["mlflow", "run", str(commands.ROOT), "--env-manager", "local", "-P", "task=text_classification", *words]
     process = psutil.Popen(command, cwd=folder, env=environment, start_new_session=True, stdout=-3, stderr=-3)
     directory = until(
-        lambda: next((one for one in find_run_directories(folder / "runs") if one.read_run().trainer_pid and recorded(one) > 15), None), "the first steps", 120
+        lambda: next(
+            (one for one in find_run_directories(folder / "runs") if one.read_run().trainer_pid and recorded(one) > 15),
+            None,
+        ),
+        "the first steps",
+        120,
     )
     return process, directory, uri
 
@@ -162,7 +195,11 @@ def end_of_the_container(process, directory: RunDirectory) -> None:
 GRACE_S = 30
 SHUTDOWNS = {
     "slurm": (signal.SIGTERM, "group", 143),  # scancel: TERM to all processes of the step, KILL after KillWait
-    "kubernetes": (signal.SIGTERM, "trainer", 143),  # an init such as tini hands the TERM down to the program; KILL to all at the end of the grace period
+    "kubernetes": (
+        signal.SIGTERM,
+        "trainer",
+        143,
+    ),  # an init such as tini hands the TERM down to the program; KILL to all at the end of the grace period
     "terminal": (signal.SIGINT, "group", 130),  # Ctrl-C: mlflow sends the SIGTERM of its own to the trainer, too
 }
 

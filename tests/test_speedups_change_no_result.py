@@ -1,4 +1,6 @@
-"""Each speed-up on and off, alone: the same losses, norms and weights up to rounding; and what decides the order or the draws says so at a resume."""
+"""Each speed-up on and off, alone: the same losses, norms and weights up to rounding; and what decides the order or the
+draws says so at a resume.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ DRAWS_OTHERWISE = ("dropout_masks", "first_token")
 TASKS = ("text_classification", "code_generation")
 
 
-def trained(trainer: Any, name: str, task: str, **options: Any) -> tuple[dict[int, float], dict[int, float], torch.Tensor, torch.Tensor]:
+def trained(
+    trainer: Any, name: str, task: str, **options: Any
+) -> tuple[dict[int, float], dict[int, float], torch.Tensor, torch.Tensor]:
     """Losses, norms, weights, and by how much these were moved."""
     made = trainer(task, name=name, num_epochs=2, **options)
     before = flat(made.model)
@@ -41,7 +45,9 @@ def flat(model: torch.nn.Module) -> torch.Tensor:
 
 
 def assert_same(found: Any, expected: Any, precision: str = "off") -> None:
-    """To rounding: of fp32, or of the eight bits that bf16 has. AdamW moves a weight with no gradient but rounding as far as any other."""
+    """To rounding: of fp32, or of the eight bits that bf16 has. AdamW moves a weight with no gradient but rounding as
+    far as any other.
+    """
     loss, norm, moved = {"off": (1e-5, 1e-4, 1e-2), "bf16": (1e-2, 5e-2, 0.3)}[precision]
     assert found[0] == pytest.approx(expected[0], rel=loss)
     assert found[1] == pytest.approx(expected[1], rel=norm)
@@ -55,7 +61,9 @@ def assert_same(found: Any, expected: Any, precision: str = "off") -> None:
 def test_switched_off_one_by_one_the_run_is_the_same(trainer, task, precision):
     expected = trained(trainer, "all", task, use_mixed_precision=precision)
     for name in COMPUTES_THE_SAME:
-        assert_same(trained(trainer, name, task, use_mixed_precision=precision, speedups={name: "off"}), expected, precision)
+        assert_same(
+            trained(trainer, name, task, use_mixed_precision=precision, speedups={name: "off"}), expected, precision
+        )
     without_dropout = trained(trainer, "no-dropout", task, use_mixed_precision=precision, dropout=0.0)
     for name in DRAWS_OTHERWISE:
         found = trained(trainer, f"no-{name}", task, use_mixed_precision=precision, dropout=0.0, speedups={name: "off"})
@@ -81,7 +89,9 @@ def test_a_process_that_is_not_sped_up_trains_to_the_same_weights(tmp_path: Path
             "speedups": f"allocator={word},threads={word},gc_freeze={word}",
         }
         words = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        ended = subprocess.run([sys.executable, "-m", "mltrack", "train", *words], capture_output=True, text=True, cwd=tmp_path)
+        ended = subprocess.run(
+            [sys.executable, "-m", "mltrack", "train", *words], capture_output=True, text=True, cwd=tmp_path
+        )
         assert ended.returncode == 0, ended.stderr[-2000:]
         (weights,) = (tmp_path / word).glob("*/model/model.safetensors")
         made[word] = load_file(weights)
@@ -106,8 +116,18 @@ def test_what_decides_the_bits_is_compared_at_a_resume(trainer, option):
     made = trainer(option.get("task", "code_generation"), count=16)
     option = {name: value for name, value in option.items() if name != "task"}
     values = [
-        decisive(config, made.train_dataset, made.model, made.device, "off", narrow=narrows(made.model, config, replicated=False))
-        for config in (made.config, type(made.config)(**{**{f: getattr(made.config, f) for f in made.config.__dataclass_fields__}, **option}))
+        decisive(
+            config,
+            made.train_dataset,
+            made.model,
+            made.device,
+            "off",
+            narrow=narrows(made.model, config, replicated=False),
+        )
+        for config in (
+            made.config,
+            type(made.config)(**{**{f: getattr(made.config, f) for f in made.config.__dataclass_fields__}, **option}),
+        )
     ]
     assert values[0] != values[1]
 
@@ -131,7 +151,12 @@ def test_without_buckets_the_order_is_a_plain_shuffle(trainer):
     made = trainer(count=64, speedups="buckets=off", num_epochs=1)
     order = [record for group in made.batches.groups(0, 0) for batch in group for record in batch.records]
     assert sorted(order) == list(range(len(made.train_dataset)))
-    bucketed = [record for group in trainer(count=64, name="b").batches.groups(0, 0) for batch in group for record in batch.records]
+    bucketed = [
+        record
+        for group in trainer(count=64, name="b").batches.groups(0, 0)
+        for batch in group
+        for record in batch.records
+    ]
     assert order != bucketed
 
 
@@ -183,7 +208,10 @@ def test_attention_by_name_gives_the_same_loss(trainer, task):
 def test_attention_that_is_not_there_is_refused_in_one_line(trainer):
     from mltrack.training import use_attention
 
-    with pytest.raises(ConfigurationError, match=r"attention: seen flash_attention_2 with device cpu; accepted there: auto\|eager\|sdpa"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"attention: seen flash_attention_2 with device cpu; accepted there: auto\|eager\|sdpa",
+    ):
         use_attention(trainer().model, "flash_attention_2", torch.device("cpu"), "off")
 
 
@@ -211,7 +239,9 @@ def test_a_compiled_model_trains_to_the_same_losses(trainer, task):
 @pytest.mark.long
 @pytest.mark.parametrize(("task", "graphs"), [("text_classification", 8), ("code_generation", 4)])
 def test_layers_share_a_compilation_whatever_the_batch_and_are_as_before_afterwards(trainer, task, graphs):
-    """One in training and one in evaluation, of an encoder each with a mask and without, and as many again for a single row."""
+    """One in training and one in evaluation, of an encoder each with a mask and without, and as many again for a single
+    row.
+    """
     made = trainer(task)
     model, layers, device = made.model.train(), repeated_layers(made.model), made.device
     assert len(layers) == 2
@@ -221,7 +251,11 @@ def test_layers_share_a_compilation_whatever_the_batch_and_are_as_before_afterwa
 
     def forward(rows: int, width: int, padded: bool) -> torch.Tensor:
         ids = torch.full((rows, width), 7, device=device)
-        mask = {"attention_mask": (torch.arange(width, device=device) < width - 3).long().expand(rows, -1)} if padded and task == "text_classification" else {}
+        mask = (
+            {"attention_mask": (torch.arange(width, device=device) < width - 3).long().expand(rows, -1)}
+            if padded and task == "text_classification"
+            else {}
+        )
         cache = {"use_cache": False} if task == "code_generation" else {}
         return model(input_ids=ids, **mask, **cache).logits
 
@@ -248,7 +282,9 @@ def test_another_model_of_the_process_is_compiled_too():
     counted = torch._dynamo.utils.counters["stats"]
     counted.clear()
     for number in range(1, 11):
-        config = LlamaConfig(vocab_size=50, hidden_size=16 * number, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
+        config = LlamaConfig(
+            vocab_size=50, hidden_size=16 * number, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2
+        )
         model = LlamaForCausalLM(config)
         with compiled_layers(model), torch.no_grad():
             model(input_ids=torch.ones(2, 8, dtype=torch.int64), use_cache=False)
@@ -269,7 +305,10 @@ def test_the_layers_of_a_model_are_found_and_nothing_else():
 
     encoder, decoder = layers(), layers()
     heads = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(5))
-    assert repeated_layers(torch.nn.ModuleDict({"encoder": encoder, "decoder": decoder, "heads": heads})) == [*encoder, *decoder]
+    assert repeated_layers(torch.nn.ModuleDict({"encoder": encoder, "decoder": decoder, "heads": heads})) == [
+        *encoder,
+        *decoder,
+    ]
     mixed = torch.nn.ModuleList([torch.nn.Linear(8, 8), Experts(), torch.nn.Linear(8, 8), Experts()])
     assert repeated_layers(torch.nn.ModuleDict({"layers": mixed})) == [*mixed]
     blocks = torch.nn.ModuleList([encoder, decoder])
@@ -288,5 +327,8 @@ def test_a_layer_that_was_compiled_before_is_as_it_was():
 
 def test_compiling_needs_a_compiler_and_says_so(trainer, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ConfigurationError, match=r"compile: seen true, but torch.compile needs a C\+\+ compiler here and finds none; accepted: false"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"compile: seen true, but torch.compile needs a C\+\+ compiler here and finds none; accepted: false",
+    ):
         trainer(compile=True, device="cpu")

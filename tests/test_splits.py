@@ -35,7 +35,10 @@ def test_sides_are_whole_disjoint_and_of_the_right_size(test_size: float) -> Non
 def test_the_order_of_the_file_changes_nothing(stratify: bool) -> None:
     records = made("aab" * 20)
     shuffled = random.Random(1).sample(records, len(records))
-    first, second = split_records(records, 0.2, 42, stratify=stratify), split_records(shuffled, 0.2, 42, stratify=stratify)
+    first, second = (
+        split_records(records, 0.2, 42, stratify=stratify),
+        split_records(shuffled, 0.2, 42, stratify=stratify),
+    )
     assert [contents(side) for side in first] == [contents(side) for side in second]
 
 
@@ -46,7 +49,11 @@ def test_the_seed_changes_the_choice() -> None:
 
 
 def test_duplicates_stand_on_one_side() -> None:
-    records = made("a" * 40) + [Record("twin", "a", None, "a.jsonl", 100 + n) for n in range(6)] + [Record("twin", "b", None, "a.jsonl", 200)]
+    records = (
+        made("a" * 40)
+        + [Record("twin", "a", None, "a.jsonl", 100 + n) for n in range(6)]
+        + [Record("twin", "b", None, "a.jsonl", 200)]
+    )
     for seed in range(20):
         train, test = split_records(records, 0.3, seed, stratify=False)
         assert len(train) + len(test) == len(records)
@@ -69,7 +76,13 @@ def test_every_class_keeps_a_record_in_train() -> None:
 @pytest.mark.parametrize("test_size", [0.1, 0.3, 0.6])
 def test_a_class_among_near_duplicates_of_others_keeps_a_record_in_train(test_size: float) -> None:
     """Of `rare` and `odd` each record is grouped with more records of another class, which the group counts for."""
-    groups = [("safe", "safe", "rare"), ("unsafe", "unsafe", "rare"), ("safe", "safe", "safe", "odd"), *[("safe",)] * 20, *[("unsafe",)] * 9]
+    groups = [
+        ("safe", "safe", "rare"),
+        ("unsafe", "unsafe", "rare"),
+        ("safe", "safe", "safe", "odd"),
+        *[("safe",)] * 20,
+        *[("unsafe",)] * 9,
+    ]
     records = [
         Record(f"code {group} {n}", label, None, "a.jsonl", 100 * group + n, {"commit": group})
         for group, unit in enumerate(groups)
@@ -84,12 +97,22 @@ def test_a_class_among_near_duplicates_of_others_keeps_a_record_in_train(test_si
 
 def test_a_class_that_nothing_can_be_held_out_beside_is_named() -> None:
     units = [("a", "a", "c"), ("b", "b", "c")]
-    records = [Record(f"code {unit} {n}", label, None, "a.jsonl", n, {"commit": unit}) for unit, words in enumerate(units) for n, label in enumerate(words)]
+    records = [
+        Record(f"code {unit} {n}", label, None, "a.jsonl", n, {"commit": unit})
+        for unit, words in enumerate(units)
+        for n, label in enumerate(words)
+    ]
     with pytest.raises(DatasetError, match=r"a\.jsonl: .*too few"):
         split_records(records, 0.3, 0, stratify=True, group="commit")
     units = [("a", "a", "c"), ("a", "a", "d")]
-    records = [Record(f"code {unit} {n}", label, None, "a.jsonl", n, {"commit": unit}) for unit, words in enumerate(units) for n, label in enumerate(words)]
-    with pytest.raises(DatasetError, match=r"a\.jsonl: class 'c' has its only records among near-duplicates .* or give validation_path"):
+    records = [
+        Record(f"code {unit} {n}", label, None, "a.jsonl", n, {"commit": unit})
+        for unit, words in enumerate(units)
+        for n, label in enumerate(words)
+    ]
+    with pytest.raises(
+        DatasetError, match=r"a\.jsonl: class 'c' has its only records among near-duplicates .* or give validation_path"
+    ):
         split_records(records, 0.3, 0, stratify=True, group="commit")
 
 
@@ -100,14 +123,35 @@ def test_test_gets_at_least_one_record() -> None:
 @pytest.mark.parametrize(
     ("records", "stratify", "message"),
     [
-        (made("a"), False, "a.jsonl: seen 1 record (1 distinct), too few to hold out 0.2 of them; accepted: at least 2 distinct records"),
-        (made("a") * 5, False, "a.jsonl: seen 5 records (1 distinct), too few to hold out 0.2 of them; accepted: at least 2 distinct records"),
+        (
+            made("a"),
+            False,
+            (
+                "a.jsonl: seen 1 record (1 distinct), too few to hold out 0.2 of them; accepted: at least 2 distinct"
+                " records"
+            ),
+        ),
+        (
+            made("a") * 5,
+            False,
+            (
+                "a.jsonl: seen 5 records (1 distinct), too few to hold out 0.2 of them; accepted: at least 2 distinct"
+                " records"
+            ),
+        ),
         (
             made("abc"),
             True,
-            "a.jsonl: seen 3 records (3 distinct in 3 classes), too few to hold out 0.2 of them; accepted: at least 2 distinct records of one class",
+            (
+                "a.jsonl: seen 3 records (3 distinct in 3 classes), too few to hold out 0.2 of them; accepted: at least"
+                " 2 distinct records of one class"
+            ),
         ),
-        ([], False, "seen 0 records (0 distinct), too few to hold out 0.2 of them; accepted: at least 2 distinct records"),
+        (
+            [],
+            False,
+            "seen 0 records (0 distinct), too few to hold out 0.2 of them; accepted: at least 2 distinct records",
+        ),
     ],
 )
 def test_too_few_records(records: list[Record], stratify: bool, message: str) -> None:

@@ -1,4 +1,6 @@
-"""The matrix of deaths: however a training ends, alone or under `mlflow run`, MLflow says how, and it has every point."""
+"""The matrix of deaths: however a training ends, alone or under `mlflow run`, MLflow says how, and it has every
+point.
+"""
 
 from __future__ import annotations
 
@@ -31,23 +33,43 @@ def uri(tmp_path: Path) -> str:
 def training(folder: Path, records: Path, *, under_mlflow_run: bool, **options: str) -> list[str]:
     """The words of a training that goes on for long."""
     tiny = dict(zip(commands.TINY[::2], commands.TINY[1::2], strict=True))
-    given = {**tiny, "--dataset-path": str(records), "--epochs": "10000", "--output-dir": str(folder / "runs"), **options}
+    given = {
+        **tiny,
+        "--dataset-path": str(records),
+        "--epochs": "10000",
+        "--output-dir": str(folder / "runs"),
+        **options,
+    }
     if not under_mlflow_run:
-        return [sys.executable, "-m", "mltrack", "train", "--task", "code_generation", *(word for pair in given.items() for word in pair)]
+        return [
+            sys.executable,
+            "-m",
+            "mltrack",
+            "train",
+            "--task",
+            "code_generation",
+            *(word for pair in given.items() for word in pair),
+        ]
     return ["mlflow", "run", str(commands.ROOT), "--env-manager", "local"] + [
         word for name, value in given.items() for word in ("-P", f"{name.removeprefix('--').replace('-', '_')}={value}")
     ]
 
 
 def start(words: list[str], folder: Path, uri: str):
-    program = "import os, sys; os.chdir(sys.argv[1]); os.environ['MLFLOW_TRACKING_URI'] = sys.argv[2]; os.execvp(sys.argv[3], sys.argv[3:])"
+    program = (
+        "import os, sys; os.chdir(sys.argv[1]); os.environ['MLFLOW_TRACKING_URI'] = sys.argv[2]; os.execvp(sys.argv[3],"
+        " sys.argv[3:])"
+    )
     return start_script(program, folder, uri, *words)
 
 
 def directory_in_training(folder: Path) -> RunDirectory:
     """The run directory, once the loop has made a few steps."""
     return until(
-        lambda: next((one for one in find_run_directories(folder / "runs") if one.read_run().trainer_pid and recorded(one) > 12), None),
+        lambda: next(
+            (one for one in find_run_directories(folder / "runs") if one.read_run().trainer_pid and recorded(one) > 12),
+            None,
+        ),
         "the first steps",
     )
 
@@ -111,7 +133,13 @@ with tracker:
     if death == "keyboard":
         raise KeyboardInterrupt
 """
-DEATHS = [("exit", "FAILED"), ("os-exit", "FAILED"), ("exception", "FAILED"), ("keyboard", "KILLED"), ("none", "FINISHED")]
+DEATHS = [
+    ("exit", "FAILED"),
+    ("os-exit", "FAILED"),
+    ("exception", "FAILED"),
+    ("keyboard", "KILLED"),
+    ("none", "FINISHED"),
+]
 
 
 @pytest.mark.parametrize(("death", "deserved"), DEATHS, ids=[death for death, _ in DEATHS])
@@ -131,9 +159,20 @@ def test_the_end_of_anyones_loop_under_mlflow_run(tmp_path, uri, death, deserved
     project.mkdir()
     (project / "loop.py").write_text(LOOP)
     (project / "MLproject").write_text(
-        f"name: loop\nentry_points:\n  main:\n    parameters:\n      death: string\n    command: python loop.py {tmp_path}/run {uri} {{death}}\n"
+        "name: loop\nentry_points:\n  main:\n    parameters:\n      death: string\n    command: python loop.py"
+        f" {tmp_path}/run {uri} {{death}}\n"
     )
-    finished = commands.run("mlflow", "run", project, "--env-manager", "local", "-P", f"death={death}", cwd=tmp_path, MLFLOW_TRACKING_URI=uri)
+    finished = commands.run(
+        "mlflow",
+        "run",
+        project,
+        "--env-manager",
+        "local",
+        "-P",
+        f"death={death}",
+        cwd=tmp_path,
+        MLFLOW_TRACKING_URI=uri,
+    )
     assert finished.returncode == 1, finished.stderr
     directory = RunDirectory(tmp_path / "run")
     until(lambda: complete(directory), "the relay to finish")
@@ -156,12 +195,18 @@ UNCLOSED = {
     "sys.exit(1)": "FAILED",
     "raise SystemExit(2)": "FAILED",
     "raise RuntimeError('its own mistake')": "FAILED",
-    "import code; code.InteractiveInterpreter().runcode('1 / 0')": "FINISHED",  # a failed cell of a notebook whose kernel ends well
+    "import code; code.InteractiveInterpreter().runcode('1 / 0')": (
+        "FINISHED"
+    ),  # a failed cell of a notebook whose kernel ends well
     "os._exit(0)": "FAILED",
 }
 
 
-@pytest.mark.parametrize(("way_out", "deserved"), UNCLOSED.items(), ids=["the-end", "exit-1", "system-exit", "exception", "failed-cell", "os-exit"])
+@pytest.mark.parametrize(
+    ("way_out", "deserved"),
+    UNCLOSED.items(),
+    ids=["the-end", "exit-1", "system-exit", "exception", "failed-cell", "os-exit"],
+)
 def test_a_script_that_never_closes_its_tracker(tmp_path, uri, way_out, deserved):
     run_id = MlflowClient(uri).create_run("0").info.run_id
     process = start_script(OPEN + way_out, tmp_path / "run", uri, run_id)
@@ -214,12 +259,26 @@ def begun(folder: Path, uri: str) -> tuple[str, Path]:
 def test_a_training_that_diverges_and_cannot_write_its_exports_has_failed(tmp_path, uri, records_file):
     run_id, path = begun(tmp_path, uri)
     (path / "metrics.json").mkdir()
-    words = ("train", "--task", "code_generation", "--dataset-path", records_file("code_generation", 24), *commands.TINY, *DIVERGES, "--output", "json")
-    ended = commands.mltrack(*words, "--output-dir", tmp_path / "runs", cwd=tmp_path, MLFLOW_TRACKING_URI=uri, MLFLOW_RUN_ID=run_id)
+    words = (
+        "train",
+        "--task",
+        "code_generation",
+        "--dataset-path",
+        records_file("code_generation", 24),
+        *commands.TINY,
+        *DIVERGES,
+        "--output",
+        "json",
+    )
+    ended = commands.mltrack(
+        *words, "--output-dir", tmp_path / "runs", cwd=tmp_path, MLFLOW_TRACKING_URI=uri, MLFLOW_RUN_ID=run_id
+    )
     response = tiny.last_json_line(ended.stdout)
     assert (ended.returncode, response["status"], response["delivery"]) == (1, "FAILED", "complete"), ended.stderr
     assert "it did not reach the weights" in response["errors"][0]
-    assert response["warnings"][:1] == [f"metrics.json could not be written: IsADirectoryError: [Errno 21] Is a directory: '{path}/metrics.json'"]
+    assert response["warnings"][:1] == [
+        f"metrics.json could not be written: IsADirectoryError: [Errno 21] Is a directory: '{path}/metrics.json'"
+    ]
     assert "Traceback" not in ended.stderr
     assert assert_complete(RunDirectory(path), uri, status="FAILED") == run_id
     assert client(uri).get_run(run_id).data.tags["mltrack.failure"] == response["errors"][0][:8000]
@@ -252,7 +311,9 @@ print(response.status, response.exit_code, response.run_id)
 """
 
 
-@pytest.mark.parametrize(("what", "deserved"), [("cuda", "FAILED 1"), ("memory", "FAILED 1"), ("keyboard", "KILLED 130")])
+@pytest.mark.parametrize(
+    ("what", "deserved"), [("cuda", "FAILED 1"), ("memory", "FAILED 1"), ("keyboard", "KILLED 130")]
+)
 def test_every_step_of_the_failure_handler_may_fail_itself(tmp_path, uri, records_file, what, deserved):
     process = start_script(HANDLER_FAILS, records_file("text_classification", 24), uri, tmp_path / "runs", "x", what)
     out, errors = process.communicate(timeout=120)
@@ -293,7 +354,10 @@ def small_disk(folder: Path) -> list[str]:
     """The words in front of a command that has a file system of 9 MB in `folder`, which is gone with it."""
     folder.mkdir()
     words = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c"]
-    if shutil.which("unshare") is None or subprocess.run([*words, "mount -t tmpfs none $0", str(folder)], capture_output=True, check=False).returncode:
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*words, "mount -t tmpfs none $0", str(folder)], capture_output=True, check=False).returncode
+    ):
         pytest.skip("no mount namespace for this user")
     return [*words, 'mount -t tmpfs -o size=9m none "$0" && exec "$@"', str(folder)]
 
@@ -301,6 +365,15 @@ def small_disk(folder: Path) -> list[str]:
 def test_a_training_that_ends_on_a_really_full_disk_has_failed(tmp_path, uri, records_file):
     """Neither the failure nor the end can be written: what the journal does not say is no success."""
     small = small_disk(tmp_path / "disk")
-    ended = commands.run(*small, sys.executable, "-c", FULL, records_file("text_classification", 24), uri, tmp_path / "disk", cwd=tmp_path)
+    ended = commands.run(
+        *small,
+        sys.executable,
+        "-c",
+        FULL,
+        records_file("text_classification", 24),
+        uri,
+        tmp_path / "disk",
+        cwd=tmp_path,
+    )
     assert ended.stdout.startswith("FAILED 1 False"), (ended.stdout, ended.stderr)
     until(lambda: [run.info.status for run in client(uri).search_runs(["0"])] == ["FAILED"], "the status")

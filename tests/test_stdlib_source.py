@@ -45,7 +45,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         workers = [ask(task, folder) for _ in range(2)]
         said = [json.loads(worker.communicate(timeout=240)[0]) for worker in workers]
         assert said[0][0] == said[1][0], "two processes at once saw different records"
-        assert sorted(bool(calls) for _, calls, _, _ in said) == [False, True], "one makes the records, the other waits for them"
+        assert sorted(bool(calls) for _, calls, _, _ in said) == [
+            False,
+            True,
+        ], "one makes the records, the other waits for them"
         calls = max((calls for _, calls, _, _ in said), key=len)
         total = calls[0][1]
         assert calls == [[done, total] for done in range(1, total + 1)]
@@ -97,7 +100,9 @@ def test_levels(kept: Path) -> None:
 
 
 def test_safe_and_unsafe_are_the_same_records(kept: Path) -> None:
-    levels, binary = (stdlib_records(task, progress=untouched) for task in ("security_classification", "text_classification"))
+    levels, binary = (
+        stdlib_records(task, progress=untouched) for task in ("security_classification", "text_classification")
+    )
 
     def rest(records: list[Record]) -> list[tuple[str, str, int]]:
         return [(r.text, r.place, r.number) for r in records]
@@ -139,7 +144,12 @@ def test_scan_finds_what_bandit_finds(tmp_path: Path) -> None:
     found = scan(files, seen.append)
     assert seen == [1, 2, 3, 4]
     assert list(found) == files
-    assert [[(f.line, f.test_id) for f in findings] for findings in found.values()] == [[(1, "B404"), (2, "B602")], [], [], [(2, "B307")]]
+    assert [[(f.line, f.test_id) for f in findings] for findings in found.values()] == [
+        [(1, "B404"), (2, "B602")],
+        [],
+        [],
+        [(2, "B307")],
+    ]
 
 
 def test_scan_starts_a_process_for_each_core_of_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,21 +174,27 @@ def test_a_failing_worker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (tmp_path / "bandit.py").write_text("raise ImportError('no bandit here')\n")
     (tmp_path / "a.py").write_text("x = 1\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(DatasetError, match="the scan by Bandit ended with exit code 1 \\(ImportError: no bandit here\\); is bandit installed in"):
+    with pytest.raises(
+        DatasetError,
+        match="the scan by Bandit ended with exit code 1 \\(ImportError: no bandit here\\); is bandit installed in",
+    ):
         scan([tmp_path / "a.py"], lambda done: None)
 
 
 def test_functions_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text(
-        "import os\n\n"
-        "@os.cache\ndef first(a):\n    '''One\n    line.\n\n    More.\n    '''\n\n    def inner():\n        'Inner.'\n        return a\n    return inner\n\n"
-        "class C:\n    async def m(self):\n        'Method.'\n        return '''\nat column 0'''\n\n    def empty(self):\n        'Nothing.'\n\n"
-        "    def later(self):\n        raise NotImplementedError\n\n    def plain(self):\n        return 1\n\n"
-        "if os:\n    def nested(): 'On one line.'; return 2\n"
+        "import os\n\n@os.cache\ndef first(a):\n    '''One\n    line.\n\n    More.\n    '''\n\n    def inner():\n      "
+        "  'Inner.'\n        return a\n    return inner\n\nclass C:\n    async def m(self):\n        'Method.'\n       "
+        " return '''\nat column 0'''\n\n    def empty(self):\n        'Nothing.'\n\n    def later(self):\n        raise"
+        " NotImplementedError\n\n    def plain(self):\n        return 1\n\nif os:\n    def nested(): 'On one line.';"
+        " return 2\n"
     )
     found = {f.name: f for f in functions_of(tmp_path / "a.py", tmp_path)}
     assert list(found) == ["first", "C.plain"]
-    assert found["first"].code == "@os.cache\ndef first(a):\n    def inner():\n        'Inner.'\n        return a\n    return inner"
+    assert (
+        found["first"].code
+        == "@os.cache\ndef first(a):\n    def inner():\n        'Inner.'\n        return a\n    return inner"
+    )
     assert (found["first"].summary, found["first"].first_line, found["first"].last_line) == ("One line.", 3, 14)
     assert (found["C.plain"].code, found["C.plain"].summary) == ("def plain(self):\n    return 1", "")
 
@@ -222,7 +238,10 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, monkeypa
 
 
 def test_a_killed_builder_leaves_no_lock_and_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code = "import sys, time\nfrom mltrack.data.cache import cached_rows\ncached_rows('x', lambda: (print('building', flush=True), time.sleep(600)))"
+    code = (
+        "import sys, time\nfrom mltrack.data.cache import cached_rows\ncached_rows('x', lambda: (print('building',"
+        " flush=True), time.sleep(600)))"
+    )
     environment = {**os.environ, "MLTRACK_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     builder = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
     assert builder.stdout is not None

@@ -30,7 +30,9 @@ def test_importing_the_package_loads_no_mlflow_and_using_it_neither_torch_nor_tr
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     environment.pop("MLFLOW_TRACKING_URI", None)
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == done.stderr == ""
     assert (tmp_path / "mlflow.db").exists()
@@ -38,14 +40,20 @@ def test_importing_the_package_loads_no_mlflow_and_using_it_neither_torch_nor_tr
 
 def test_two_processes_that_begin_at_once_on_an_empty_folder_share_one_experiment(tmp_path: Path) -> None:
     program = (
-        "import sys, mltrack.store as s\n"
-        "store = s.connect('sqlite:///mlflow.db')\n"
-        "run = s.create_run(store, experiment_name='race', run_name='r', tags={}, idempotency_key=sys.argv[1], start_time_ms=1)\n"
-        "print(run.experiment_id)\n"
+        "import sys, mltrack.store as s\nstore = s.connect('sqlite:///mlflow.db')\nrun = s.create_run(store,"
+        " experiment_name='race', run_name='r', tags={}, idempotency_key=sys.argv[1],"
+        " start_time_ms=1)\nprint(run.experiment_id)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.getcwd()}
     racers = [
-        subprocess.Popen([sys.executable, "-c", program, key], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, "-c", program, key],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for key in ("a", "b", "c")
     ]
     results = [racer.communicate() for racer in racers]
@@ -93,7 +101,9 @@ def test_the_file_store_is_refused_with_what_to_use(tmp_path: Path) -> None:
 def test_a_database_in_a_missing_folder_and_a_file_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="does not exist; make it"):
         connect(f"sqlite:///{tmp_path}/nowhere/mlflow.db")
-    (tmp_path / "text.db").write_text("this is not a database, it is only a text that is long enough to be read as one" * 40)
+    (tmp_path / "text.db").write_text(
+        "this is not a database, it is only a text that is long enough to be read as one" * 40
+    )
     with pytest.raises((StoreRejected, StoreUnavailable), match="file is not a database"):
         connect(f"sqlite:///{tmp_path}/text.db")
 
@@ -118,7 +128,9 @@ def test_a_database_whose_tables_are_being_made_is_waited_for_and_an_old_one_is_
     ping(connect(f"sqlite:///{database}"))
 
 
-def test_a_missing_run_is_rejected_and_a_locked_database_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_run_is_rejected_and_a_locked_database_unavailable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     store = connect("sqlite:///mlflow.db?timeout=1")
     with pytest.raises(StoreRejected, match="reading run 0123"):
@@ -130,4 +142,7 @@ def test_a_missing_run_is_rejected_and_a_locked_database_unavailable(tmp_path: P
             create_run(store, experiment_name=None, run_name="r", tags={}, idempotency_key="k", start_time_ms=1)
     finally:
         blocker.close()
-    assert create_run(store, experiment_name=None, run_name="r", tags={}, idempotency_key="k", start_time_ms=1).status == "RUNNING"
+    assert (
+        create_run(store, experiment_name=None, run_name="r", tags={}, idempotency_key="k", start_time_ms=1).status
+        == "RUNNING"
+    )

@@ -1,4 +1,6 @@
-"""The artifact store holds the checkpoints that stay and no byte of another one, on every kind of store and whenever the relay was killed."""
+"""The artifact store holds the checkpoints that stay and no byte of another one, on every kind of store and whenever
+the relay was killed.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return encoder_folder(tmp_path_factory.mktemp("encoder") / "step-1")
 
 
-@pytest.fixture(scope="module", params=[pytest.param(kind, marks=[] if kind == "local" else pytest.mark.long) for kind in KINDS])
+@pytest.fixture(
+    scope="module", params=[pytest.param(kind, marks=[] if kind == "local" else pytest.mark.long) for kind in KINDS]
+)
 def there(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArtifactStore]:
     with artifact_store(request.param, tmp_path_factory.mktemp(request.param)) as store:
         yield store
@@ -58,7 +62,9 @@ def test_the_demoted_ones_bytes_are_gone(there: ArtifactStore, encoder: Path, tm
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["local", "proxied"])
 def test_killed_between_any_two_steps_and_started_again(kind: str, encoder: Path, tmp_path: Path) -> None:
-    """Step 1 is there, 2 is to be published and 1 to go; every other time 2 is demoted as well before the relay comes back."""
+    """Step 1 is there, 2 is to be published and 1 to go; every other time 2 is demoted as well before the relay comes
+    back.
+    """
     with artifact_store(kind, tmp_path / "store") as there, cut_off.relays() as relay:
 
         def begun(name: str) -> KeptRun:
@@ -72,7 +78,9 @@ def test_killed_between_any_two_steps_and_started_again(kind: str, encoder: Path
         steps = relay(whole.directory)
         whole.assert_store_holds(2)
         cuts = cut_off.between(steps)
-        assert {"create_logged_model", "finalize_logged_model", "delete_logged_model", "log_outputs", "log_batch"} <= {steps[cut] for cut in cuts}
+        assert {"create_logged_model", "finalize_logged_model", "delete_logged_model", "log_outputs", "log_batch"} <= {
+            steps[cut] for cut in cuts
+        }
         for number, cut in enumerate(cuts):
             run = begun(f"cut-{cut}")
             assert relay(run.directory, cut) == steps[:cut]
@@ -82,11 +90,15 @@ def test_killed_between_any_two_steps_and_started_again(kind: str, encoder: Path
             relay(run.directory)
             run.assert_store_holds(3 if number % 2 else 2)
             held = MlflowClient(there.uri).get_metric_history(run.run_id, "eval_loss")
-            assert [point.step for point in held] == [1, 2, 3][: 3 if number % 2 else 2], "a model's metric is no second point of the run"
+            assert [point.step for point in held] == [1, 2, 3][: 3 if number % 2 else 2], (
+                "a model's metric is no second point of the run"
+            )
         assert len(there.model_folders()) == len(cuts) + 1
 
 
-def test_a_directory_without_its_delivery_file_loses_no_model(there: ArtifactStore, encoder: Path, tmp_path: Path) -> None:
+def test_a_directory_without_its_delivery_file_loses_no_model(
+    there: ArtifactStore, encoder: Path, tmp_path: Path
+) -> None:
     """Delivered again from the first byte: what stands there now is not taken for what was left over from then."""
     run = KeptRun(tmp_path / "run", there, encoder)
     for kept in ((1,), (1, 2), (2, 3)):
@@ -109,7 +121,9 @@ def test_linked_and_never_written_through(tmp_path: Path) -> None:
         sync(run.directory)
         rows = models_of_run(connect(there.uri), run.run_id)
         placed = [Path(row["artifact_location"].removeprefix("file://")) / "model.safetensors" for row in rows]
-        assert [path.samefile(run.folder(step) / "model.safetensors") for path, step in zip(placed, (1, 2), strict=True)] == [True, True]
+        assert [
+            path.samefile(run.folder(step) / "model.safetensors") for path, step in zip(placed, (1, 2), strict=True)
+        ] == [True, True]
         run.keep(2)
         sync(run.directory)
         assert not placed[0].exists()
@@ -147,16 +161,24 @@ def test_copied_where_the_file_system_gives_no_link(tmp_path: Path) -> None:
 def test_what_a_killed_process_left_under_a_temporary_name_goes_and_a_living_ones_stays(tmp_path: Path) -> None:
     ended = commands.run(sys.executable, "-c", "import os; print(os.getpid())", cwd=tmp_path).stdout.strip()
     host = os.uname().nodename
-    names = {"dead": f".mltrack-{host}-{ended}-abc", "living": f".mltrack-{host}-{os.getppid()}-abc", "elsewhere": ".mltrack-a-b-1-abc"}
+    names = {
+        "dead": f".mltrack-{host}-{ended}-abc",
+        "living": f".mltrack-{host}-{os.getppid()}-abc",
+        "elsewhere": ".mltrack-a-b-1-abc",
+    }
     for name in names.values():
         (tmp_path / "root" / name).mkdir(parents=True)
     placement.place_text("x", tmp_path / "root" / "file")
-    assert sorted(path.name for path in (tmp_path / "root").iterdir()) == sorted([names["living"], names["elsewhere"], "file"])
+    assert sorted(path.name for path in (tmp_path / "root").iterdir()) == sorted(
+        [names["living"], names["elsewhere"], "file"]
+    )
 
 
 def test_a_checkpoint_is_in_the_store_once_and_whole(encoder: Path, tmp_path: Path) -> None:
     """What the logged model does not hold byte for byte lies beside it, the list of hashes last."""
-    folder = light_model.write_model_folder(encoder, tmp_path / "model", task="text_classification", hf_config={}, requirements=[])
+    folder = light_model.write_model_folder(
+        encoder, tmp_path / "model", task="text_classification", hf_config={}, requirements=[]
+    )
     beside = light_model.files_beside_model(encoder)
     assert beside[-1] == "metadata.json"
     assert set(beside) == {"config.json", "metadata.json", "optimizer.json", "optimizer.safetensors", "state.json"}
@@ -192,10 +214,26 @@ def test_seen_sorted_by_what_was_measured_on_which_data_and_loaded_directly(enco
         client = MlflowClient(there.uri)
         held = client.get_run(run.run_id)
         name, digest = EVALUATION_SET["name"], EVALUATION_SET["digest"]
-        finished = commands.run(sys.executable, "-c", SEEN, held.info.experiment_id, name, digest, cwd=tmp_path, MLFLOW_TRACKING_URI=there.uri, PYTHONPATH="")
+        finished = commands.run(
+            sys.executable,
+            "-c",
+            SEEN,
+            held.info.experiment_id,
+            name,
+            digest,
+            cwd=tmp_path,
+            MLFLOW_TRACKING_URI=there.uri,
+            PYTHONPATH="",
+        )
         assert finished.returncode == 0, finished.stderr
         answers = json.loads(finished.stdout.strip().splitlines()[-1])
-        assert answers == [[step, "READY", "eval_loss", pytest.approx(1 / step), step, name, digest] for step in (3, 2, 1)]
+        assert answers == [
+            [step, "READY", "eval_loss", pytest.approx(1 / step), step, name, digest] for step in (3, 2, 1)
+        ]
         assert sorted(output.step for output in held.outputs.model_outputs) == [1, 2, 3]
         assert sorted(point.step for point in client.get_metric_history(run.run_id, "eval_loss")) == [1, 2, 3]
-        assert not any(math.isnan(point.value) for model in client.search_logged_models([held.info.experiment_id]) for point in model.metrics)
+        assert not any(
+            math.isnan(point.value)
+            for model in client.search_logged_models([held.info.experiment_id])
+            for point in model.metrics
+        )

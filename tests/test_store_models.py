@@ -54,7 +54,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def run(store: Store, request: pytest.FixtureRequest) -> RunInfo:
-    return create_run(store, experiment_name=None, run_name="r", tags={}, idempotency_key=request.node.name, start_time_ms=1000)
+    return create_run(
+        store, experiment_name=None, run_name="r", tags={}, idempotency_key=request.node.name, start_time_ms=1000
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +74,10 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(tmp_path_factory: pytest.TempPathFactory, decoder: Path, encoder: Path) -> dict[str, Path]:
     """task -> model folder"""
     out = tmp_path_factory.mktemp("written")
-    return {task: written_model(source, out / task, task) for task, source in (("code_generation", decoder), ("text_classification", encoder))}
+    return {
+        task: written_model(source, out / task, task)
+        for task, source in (("code_generation", decoder), ("text_classification", encoder))
+    }
 
 
 def written_model(source: Path, out: Path, task: str) -> Path:
@@ -92,7 +97,17 @@ def written_model(source: Path, out: Path, task: str) -> Path:
 
 
 def published(store: Store, run: RunInfo, folder: Path, step: int = 1, **metrics: float) -> str:
-    return publish(store, run.run_id, folder, name=f"step-{step}", step=step, tags={"kept": "best"}, metrics=metrics, timestamp_ms=2000 + step, immutable=True)
+    return publish(
+        store,
+        run.run_id,
+        folder,
+        name=f"step-{step}",
+        step=step,
+        tags={"kept": "best"},
+        metrics=metrics,
+        timestamp_ms=2000 + step,
+        immutable=True,
+    )
 
 
 def test_the_folder_holds_the_weights_once_and_no_training_state(written: dict[str, Path], decoder: Path) -> None:
@@ -101,7 +116,10 @@ def test_the_folder_holds_the_weights_once_and_no_training_state(written: dict[s
     assert not STATE & set(names)
     assert names.count("model.safetensors") == 1
     assert (folder / "model.safetensors").samefile(decoder / "model.safetensors")
-    assert {path.name for path in (folder / "components" / "tokenizer").iterdir()} == {"tokenizer.json", "tokenizer_config.json"}
+    assert {path.name for path in (folder / "components" / "tokenizer").iterdir()} == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
     assert {"MLmodel", "requirements.txt", "conda.yaml", "python_env.yaml", "input_example.json"} <= set(names)
 
 
@@ -118,7 +136,9 @@ def test_mlflow_reads_the_mlmodel_as_one_of_its_own(written: dict[str, Path]) ->
     assert again == model.to_dict()
 
 
-@pytest.mark.parametrize(("missing", "said"), [("model.safetensors", "no model.safetensors"), ("config.json", "no config.json")])
+@pytest.mark.parametrize(
+    ("missing", "said"), [("model.safetensors", "no model.safetensors"), ("config.json", "no config.json")]
+)
 def test_a_folder_that_is_no_model_is_refused(encoder: Path, tmp_path: Path, missing: str, said: str) -> None:
     broken = tmp_path / "broken"
     broken.mkdir()
@@ -126,10 +146,20 @@ def test_a_folder_that_is_no_model_is_refused(encoder: Path, tmp_path: Path, mis
         if path.name != missing:
             (broken / path.name).write_bytes(path.read_bytes())
     with pytest.raises(CheckpointError, match=said):
-        write_model_folder(broken, tmp_path / "out", task="text_classification", hf_config={}, requirements=[], model_type="X", tokenizer_type="Y")
+        write_model_folder(
+            broken,
+            tmp_path / "out",
+            task="text_classification",
+            hf_config={},
+            requirements=[],
+            model_type="X",
+            tokenizer_type="Y",
+        )
 
 
-def test_published_once_ready_with_links_and_without_a_nan(store: Store, run: RunInfo, written: dict[str, Path], decoder: Path) -> None:
+def test_published_once_ready_with_links_and_without_a_nan(
+    store: Store, run: RunInfo, written: dict[str, Path], decoder: Path
+) -> None:
     links = (decoder / "model.safetensors").stat().st_nlink
     log_points(store, run.run_id, [("eval_loss", 0.5, 700, 1), ("eval_loss", 0.4, 900, 2)])
     first = published(store, run, written["code_generation"], eval_loss=0.5, perplexity=math.nan)
@@ -145,7 +175,9 @@ def test_published_once_ready_with_links_and_without_a_nan(store: Store, run: Ru
     assert get_run(store, run.run_id).status == "RUNNING"
 
 
-def test_cut_off_after_each_request_and_called_again_it_still_is_one_model(store: Store, run: RunInfo, written: dict[str, Path]) -> None:
+def test_cut_off_after_each_request_and_called_again_it_still_is_one_model(
+    store: Store, run: RunInfo, written: dict[str, Path]
+) -> None:
     class CutOffError(BaseException):
         pass
 
@@ -155,7 +187,11 @@ def test_cut_off_after_each_request_and_called_again_it_still_is_one_model(store
     real = store.client
     for verb in ("create_logged_model", "log_outputs", "log_batch", "finalize_logged_model", None):
         if verb:
-            store.client = type("Cut", (), {"__getattr__": lambda self, name, verb=verb: cut_off if name == verb else getattr(real, name)})()
+            store.client = type(
+                "Cut",
+                (),
+                {"__getattr__": lambda self, name, verb=verb: cut_off if name == verb else getattr(real, name)},
+            )()
         try:
             model_id = published(store, run, written["text_classification"], step=4, eval_loss=0.25)
         except CutOffError:
@@ -166,11 +202,15 @@ def test_cut_off_after_each_request_and_called_again_it_still_is_one_model(store
     assert (row["model_id"], row["status"], row["metrics"]) == (model_id, "READY", {"eval_loss": 0.25})
     assert len(store.client.get_run(run.run_id).outputs.model_outputs) == 1
     location = Path(row["artifact_location"].removeprefix("file://"))
-    assert {path.name for path in location.iterdir()} == {path.name for path in written["text_classification"].iterdir()}
+    assert {path.name for path in location.iterdir()} == {
+        path.name for path in written["text_classification"].iterdir()
+    }
     assert [path.name for path in location.parent.iterdir()] == [location.name]
 
 
-def test_pruned_with_its_bytes_and_again_and_never_when_registered(store: Store, run: RunInfo, written: dict[str, Path]) -> None:
+def test_pruned_with_its_bytes_and_again_and_never_when_registered(
+    store: Store, run: RunInfo, written: dict[str, Path]
+) -> None:
     model_ids = [published(store, run, written["code_generation"], step=step, eval_loss=1.0 / step) for step in (1, 2)]
     locations = [Path(row["artifact_location"].removeprefix("file://")) for row in models_of_run(store, run.run_id)]
     register(store, "kept-model", model_ids[1])
@@ -188,7 +228,9 @@ def test_pruned_with_its_bytes_and_again_and_never_when_registered(store: Store,
     assert prune(store, third) == "pruned"
 
 
-def test_what_mlflow_has_copied_or_registered_by_its_folder_stays_too(store: Store, run: RunInfo, written: dict[str, Path]) -> None:
+def test_what_mlflow_has_copied_or_registered_by_its_folder_stays_too(
+    store: Store, run: RunInfo, written: dict[str, Path]
+) -> None:
     ids = [published(store, run, written["text_classification"], step=step) for step in (1, 2, 3, 4)]
     location = next(row["artifact_location"] for row in models_of_run(store, run.run_id) if row["model_id"] == ids[2])
     register(store, "it's first", ids[0])
@@ -217,9 +259,21 @@ def test_the_registry(store: Store, run: RunInfo, written: dict[str, Path]) -> N
     set_alias(store, "reg", "challenger", 2)
     assert get_alias(store, "reg", "champion") == "1"
     newest, oldest = list_versions(store, "reg")
-    assert (newest["version"], newest["aliases"], newest["model_id"], newest["run_id"]) == ("2", ["challenger"], ids[1], run.run_id)
-    assert (oldest["aliases"], oldest["metrics"], oldest["tags"], oldest["description"]) == (["champion"], {"eval_loss": 1.0}, {"task": "t"}, "said")
-    assert {"champion": "1", "challenger": "2"} in [model["aliases"] for model in list_models(store) if model["name"] == "reg"]
+    assert (newest["version"], newest["aliases"], newest["model_id"], newest["run_id"]) == (
+        "2",
+        ["challenger"],
+        ids[1],
+        run.run_id,
+    )
+    assert (oldest["aliases"], oldest["metrics"], oldest["tags"], oldest["description"]) == (
+        ["champion"],
+        {"eval_loss": 1.0},
+        {"task": "t"},
+        "said",
+    )
+    assert {"champion": "1", "challenger": "2"} in [
+        model["aliases"] for model in list_models(store) if model["name"] == "reg"
+    ]
     folders = [resolve(store, uri) for uri in ("models:/reg@champion", "models:/reg/1", f"models:/{ids[0]}")]
     assert len(set(folders)) == 1
     assert (folders[0] / "MLmodel").is_file()
@@ -228,7 +282,9 @@ def test_the_registry(store: Store, run: RunInfo, written: dict[str, Path]) -> N
     assert resolve(store, "models:/it's/latest") == folders[0]
 
 
-def test_a_logged_model_names_its_versions_as_mlflows_pages_read_them(store: Store, run: RunInfo, written: dict[str, Path]) -> None:
+def test_a_logged_model_names_its_versions_as_mlflows_pages_read_them(
+    store: Store, run: RunInfo, written: dict[str, Path]
+) -> None:
     model_id = published(store, run, written["text_classification"], step=1, eval_loss=1.0)
     for name in ("linked", "linked-too", "linked"):
         register(store, name, model_id)
@@ -239,7 +295,9 @@ def test_a_logged_model_names_its_versions_as_mlflows_pages_read_them(store: Sto
             mlflow.register_model(f"models:/{other_id}", name)
     theirs = store.client.get_logged_model(other_id).tags["mlflow.modelVersions"]
     assert json.loads(ours) == [{"name": "linked", "version": "1"}, {"name": "linked-too", "version": "1"}]
-    assert [one | {"name": "", "version": str(one["version"])} for one in json.loads(theirs)] == [one | {"name": ""} for one in json.loads(ours)]
+    assert [one | {"name": "", "version": str(one["version"])} for one in json.loads(theirs)] == [
+        one | {"name": ""} for one in json.loads(ours)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -260,7 +318,9 @@ def test_what_is_not_there_is_said_in_one_line(store: Store, uri: str, said: str
 
 def test_a_missing_alias_names_those_that_are_there(store: Store, run: RunInfo, written: dict[str, Path]) -> None:
     set_alias(store, "one", "champion", register(store, "one", published(store, run, written["text_classification"])))
-    with pytest.raises(TrackingError, match=r"one in sqlite:.* has no alias 'winner'; its aliases: champion; .*MLFLOW_TRACKING_URI"):
+    with pytest.raises(
+        TrackingError, match=r"one in sqlite:.* has no alias 'winner'; its aliases: champion; .*MLFLOW_TRACKING_URI"
+    ):
         resolve(store, "models:/one@winner")
     for alias in ("latest", "v3", "a b", ""):
         with pytest.raises(StoreRejected, match="accepted are letters"):
@@ -273,7 +333,9 @@ def test_a_model_that_is_not_complete_is_not_registered(store: Store, run: RunIn
         register(store, "pending-model", pending.model_id)
 
 
-def test_classification_through_pyfunc(store: Store, run: RunInfo, written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classification_through_pyfunc(
+    store: Store, run: RunInfo, written: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import numpy as np
     import pandas as pd
 
@@ -300,7 +362,9 @@ CODE = "def f(x):\n    return eval(x)"
 
 
 def tables() -> dict[str, tuple[Any, bool, bool]]:
-    """{what: (data, answered through MLflow, answered by the model itself)}; MLflow hands on a table's first column alone."""
+    """{what: (data, answered through MLflow, answered by the model itself)}; MLflow hands on a table's first column
+    alone.
+    """
     import numpy as np
     import pandas as pd
 
@@ -382,7 +446,9 @@ def test_half_a_surrogate_pair_is_refused(written: dict[str, Path]) -> None:
         registry.predict(str(written["text_classification"]), ["x", "\ud800"])
 
 
-def test_generation_through_pyfunc_equals_greedy_decoding_by_hand(store: Store, run: RunInfo, written: dict[str, Path], decoder: Path) -> None:
+def test_generation_through_pyfunc_equals_greedy_decoding_by_hand(
+    store: Store, run: RunInfo, written: dict[str, Path], decoder: Path
+) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -407,14 +473,18 @@ def test_generation_through_pyfunc_equals_greedy_decoding_by_hand(store: Store, 
     assert model.predict(texts[1], params={"max_new_tokens": 12}) == expected[1:2]
     assert any(expected)
     stop = next(text for text in expected if len(text) > 3)[2]
-    for cut_text, whole in zip(model.predict(texts, params={"max_new_tokens": 12, "stop": [stop]}), expected, strict=True):
+    for cut_text, whole in zip(
+        model.predict(texts, params={"max_new_tokens": 12, "stop": [stop]}), expected, strict=True
+    ):
         assert cut_text == whole.split(stop)[0]
     sampled = {tuple(model.predict(texts, params={"max_new_tokens": 12, "temperature": 5.0})) for _ in range(3)}
     assert len(sampled) > 1
     assert len(model.predict(["word " * 500, "x"], params={"max_new_tokens": 500})) == 2
 
 
-def test_both_tasks_load_by_mlflow_in_a_process_that_has_no_mltrack(store: Store, run: RunInfo, written: dict[str, Path], tmp_path: Path) -> None:
+def test_both_tasks_load_by_mlflow_in_a_process_that_has_no_mltrack(
+    store: Store, run: RunInfo, written: dict[str, Path], tmp_path: Path
+) -> None:
     for name, task, step in (("anywhere-gen", "code_generation", 1), ("anywhere-cls", "text_classification", 2)):
         set_alias(store, name, "champion", register(store, name, published(store, run, written[task], step=step)))
     program = """
@@ -433,7 +503,14 @@ pipe = mlflow.transformers.load_model("models:/anywhere-cls@champion")
 assert pipe("eval(x)")[0]["label"] == seen[0]["label"]
 assert "mltrack" not in sys.modules
 """
-    environment = {**os.environ, "MLFLOW_TRACKING_URI": store.tracking_uri, "HF_HUB_OFFLINE": "1", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    environment = {
+        **os.environ,
+        "MLFLOW_TRACKING_URI": store.tracking_uri,
+        "HF_HUB_OFFLINE": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+    }
     environment.pop("PYTHONPATH", None)
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -46,18 +46,38 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def run(store: Store, request: pytest.FixtureRequest) -> RunInfo:
-    return create_run(store, experiment_name=None, run_name="r", tags={"a": "b"}, idempotency_key=request.node.name.replace("'", ""), start_time_ms=1000)
+    return create_run(
+        store,
+        experiment_name=None,
+        run_name="r",
+        tags={"a": "b"},
+        idempotency_key=request.node.name.replace("'", ""),
+        start_time_ms=1000,
+    )
 
 
 def history(store: Store, run: RunInfo, key: str) -> list[tuple[int, int, float]]:
     return [(point.step, point.timestamp, point.value) for point in store.client.get_metric_history(run.run_id, key)]
 
 
-def test_a_run_is_made_once_per_key_and_in_the_experiment_that_was_asked_for(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_made_once_per_key_and_in_the_experiment_that_was_asked_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("MLFLOW_EXPERIMENT_ID", raising=False)
-    first = create_run(store, experiment_name="chosen", run_name="r", tags={"long": "x" * 9000}, idempotency_key="key-1", start_time_ms=7)
+    first = create_run(
+        store,
+        experiment_name="chosen",
+        run_name="r",
+        tags={"long": "x" * 9000},
+        idempotency_key="key-1",
+        start_time_ms=7,
+    )
     again = create_run(store, experiment_name="chosen", run_name="r", tags={}, idempotency_key="key-1", start_time_ms=8)
-    assert (first.run_id, first.experiment_id, first.start_time_ms) == (again.run_id, again.experiment_id, again.start_time_ms)
+    assert (first.run_id, first.experiment_id, first.start_time_ms) == (
+        again.run_id,
+        again.experiment_id,
+        again.start_time_ms,
+    )
     assert store.client.get_experiment(first.experiment_id).name == "chosen"
     assert len(first.tags["long"]) == 8000
     assert first.tags["long"].endswith("(cut)")
@@ -71,7 +91,14 @@ def test_a_run_is_made_once_per_key_and_in_the_experiment_that_was_asked_for(sto
 
 
 def create_run_in(store: Store, experiment: str | None) -> RunInfo:
-    return create_run(store, experiment_name=experiment, run_name="r", tags={}, idempotency_key=f"in-{os.urandom(4).hex()}", start_time_ms=1)
+    return create_run(
+        store,
+        experiment_name=experiment,
+        run_name="r",
+        tags={},
+        idempotency_key=f"in-{os.urandom(4).hex()}",
+        start_time_ms=1,
+    )
 
 
 def test_status_and_the_lists(store: Store, run: RunInfo) -> None:
@@ -90,7 +117,11 @@ def test_points_sent_twice_are_stored_once_and_more_than_a_request_holds_are_spl
     log_points(store, run.run_id, points)
     log_points(store, run.run_id, points[:1500])
     assert [step for step, _, _ in history(store, run, "train_loss")] == list(range(1, 2302))
-    assert delivered_pairs(store, run.run_id, ["train_loss", "absent"], 2298) == {("train_loss", 2299), ("train_loss", 2300), ("train_loss", 2301)}
+    assert delivered_pairs(store, run.run_id, ["train_loss", "absent"], 2298) == {
+        ("train_loss", 2299),
+        ("train_loss", 2300),
+        ("train_loss", 2301),
+    }
 
 
 def test_infinities_become_the_largest_finite_number_and_nan_stays(store: Store, run: RunInfo) -> None:
@@ -111,14 +142,27 @@ def test_names_are_made_legal_and_accepted(store: Store, run: RunInfo) -> None:
 
 @pytest.mark.parametrize(
     ("first", "second"),
-    [("2e-5", "2e-05"), ("2e-5", 2e-05), ("True", "true"), ("False", False), ("'a b'", "a b"), ("''", None), ("None", ""), ("8", "8.0"), ("0.10", 0.1)],
+    [
+        ("2e-5", "2e-05"),
+        ("2e-5", 2e-05),
+        ("True", "true"),
+        ("False", False),
+        ("'a b'", "a b"),
+        ("''", None),
+        ("None", ""),
+        ("8", "8.0"),
+        ("0.10", 0.1),
+    ],
 )
 def test_same_meaning(first: object, second: object) -> None:
     assert same_meaning(first, second)
     assert same_meaning(second, first)
 
 
-@pytest.mark.parametrize(("first", "second"), [("1", "true"), ("2e-5", "2e-6"), ("a", "A"), ("", "0"), ("None", "none of it"), ("1_000", "1000")])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [("1", "true"), ("2e-5", "2e-6"), ("a", "A"), ("", "0"), ("None", "none of it"), ("1_000", "1000")],
+)
 def test_another_meaning(first: object, second: object) -> None:
     assert not same_meaning(first, second)
 
@@ -126,7 +170,14 @@ def test_another_meaning(first: object, second: object) -> None:
 def test_params_that_mlflow_run_logged_are_left_and_a_difference_is_told(store: Store, run: RunInfo) -> None:
     for key, value in {"learning_rate": "2e-5", "seed": "1", "model_name": "'my model'"}.items():
         store.client.log_param(run.run_id, key, value)
-    wanted = {"learning_rate": 2e-05, "seed": 2, "model_name": "my model", "flag": True, "text": "t" * 7000, **{f"p{n}": n for n in range(230)}}
+    wanted = {
+        "learning_rate": 2e-05,
+        "seed": 2,
+        "model_name": "my model",
+        "flag": True,
+        "text": "t" * 7000,
+        **{f"p{n}": n for n in range(230)},
+    }
     assert log_params(store, run.run_id, wanted) == {"seed": ("1", "2")}
     assert log_params(store, run.run_id, wanted) == {"seed": ("1", "2")}
     held = get_run(store, run.run_id).params
@@ -137,17 +188,35 @@ def test_params_that_mlflow_run_logged_are_left_and_a_difference_is_told(store: 
 
 def test_inputs_twice_add_nothing(store: Store, run: RunInfo) -> None:
     given = [
-        {"name": "train", "digest": "d" * 64, "source": "/data/a.jsonl", "context": "training", "schema": None, "profile": {"records": 3}},
-        {"name": "eval", "digest": "e" * 10, "source": {"code": "stdlib"}, "source_type": "code", "context": "validation"},
+        {
+            "name": "train",
+            "digest": "d" * 64,
+            "source": "/data/a.jsonl",
+            "context": "training",
+            "schema": None,
+            "profile": {"records": 3},
+        },
+        {
+            "name": "eval",
+            "digest": "e" * 10,
+            "source": {"code": "stdlib"},
+            "source_type": "code",
+            "context": "validation",
+        },
     ]
     log_inputs(store, run.run_id, given)
     log_inputs(store, run.run_id, given)
     held = store.client.get_run(run.run_id).inputs.dataset_inputs
-    assert {(one.dataset.name, one.dataset.digest, one.tags[0].value) for one in held} == {("train", "d" * 36, "training"), ("eval", "e" * 10, "validation")}
+    assert {(one.dataset.name, one.dataset.digest, one.tags[0].value) for one in held} == {
+        ("train", "d" * 36, "training"),
+        ("eval", "e" * 10, "validation"),
+    }
     assert {one.dataset.source for one in held} == {'{"uri": "/data/a.jsonl"}', '{"code": "stdlib"}'}
 
 
-def test_files_are_put_listed_fetched_and_deleted_and_immutable_ones_are_links(store: Store, run: RunInfo, tmp_path: Path) -> None:
+def test_files_are_put_listed_fetched_and_deleted_and_immutable_ones_are_links(
+    store: Store, run: RunInfo, tmp_path: Path
+) -> None:
     state = tmp_path / "state"
     (state / "deep").mkdir(parents=True)
     large = state / "optimizer.safetensors"
@@ -169,7 +238,10 @@ def test_files_are_put_listed_fetched_and_deleted_and_immutable_ones_are_links(s
         "whole/optimizer.safetensors": size,
     }
     assert artifacts.list_files(store, run.run_id) == expected
-    assert artifacts.list_files(store, run.run_id, "whole").keys() == {"whole/deep/small.json", "whole/optimizer.safetensors"}
+    assert artifacts.list_files(store, run.run_id, "whole").keys() == {
+        "whole/deep/small.json",
+        "whole/optimizer.safetensors",
+    }
     assert large.stat().st_nlink == 2
     fetched = artifacts.download(store, run.run_id, "checkpoints", tmp_path / "back")
     assert json.loads((fetched / "index.json").read_text()) == {"step": 1}
@@ -188,7 +260,9 @@ def test_a_path_that_leaves_the_run_is_refused(store: Store, run: RunInfo, path:
         artifacts.delete(store, run.run_id, path)
 
 
-def test_replacing_a_large_file_leaves_the_one_that_was_linked_alone(store: Store, run: RunInfo, tmp_path: Path) -> None:
+def test_replacing_a_large_file_leaves_the_one_that_was_linked_alone(
+    store: Store, run: RunInfo, tmp_path: Path
+) -> None:
     one, two = tmp_path / "one" / "w.bin", tmp_path / "two" / "w.bin"
     for path, byte in ((one, b"1"), (two, b"2")):
         path.parent.mkdir()

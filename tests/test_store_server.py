@@ -1,4 +1,6 @@
-"""The same verbs through a real tracking server that carries the artifacts itself; a server that goes away is an error that says so, soon."""
+"""The same verbs through a real tracking server that carries the artifacts itself; a server that goes away is an error
+that says so, soon.
+"""
 
 from __future__ import annotations
 
@@ -42,14 +44,25 @@ def files(folder: Path) -> set[str]:
 @pytest.mark.long
 def test_a_run_its_files_and_its_models_through_the_proxy_and_the_bytes_after_pruning(tmp_path: Path) -> None:
     checkpoint = encoder_folder(tmp_path / "checkpoint")
-    model = write_model_folder(checkpoint, tmp_path / "model", task="text_classification", hf_config={}, requirements=["mlflow"])
+    model = write_model_folder(
+        checkpoint, tmp_path / "model", task="text_classification", hf_config={}, requirements=["mlflow"]
+    )
     with mlflow_server(tmp_path / "server") as uri:
         store = connect(uri)
         ping(store)
         run = create_run(store, experiment_name="remote", run_name="r", tags={}, idempotency_key="k", start_time_ms=1)
-        assert create_run(store, experiment_name="remote", run_name="r", tags={}, idempotency_key="k", start_time_ms=1).run_id == run.run_id
+        assert (
+            create_run(
+                store, experiment_name="remote", run_name="r", tags={}, idempotency_key="k", start_time_ms=1
+            ).run_id
+            == run.run_id
+        )
         for _ in range(2):
-            log_points(store, run.run_id, [("train_loss", 1.0, 100 + step, step) for step in range(1, 1501)] + [("x", float("inf"), 1, 1)])
+            log_points(
+                store,
+                run.run_id,
+                [("train_loss", 1.0, 100 + step, step) for step in range(1, 1501)] + [("x", float("inf"), 1, 1)],
+            )
             assert log_params(store, run.run_id, {"seed": 1}) == {}
             set_tags(store, run.run_id, {"t": "v" * 9000})
             log_inputs(store, run.run_id, [{"name": "d", "digest": "e" * 64, "source": "/x", "context": "training"}])
@@ -63,14 +76,26 @@ def test_a_run_its_files_and_its_models_through_the_proxy_and_the_bytes_after_pr
         listed = artifacts.list_files(store, run.run_id)
         assert listed["checkpoints/1/state/optimizer.safetensors"] == 4096
         assert {"checkpoints/index.json", "whole/config.json"} < set(listed)
-        assert json.loads(artifacts.download(store, run.run_id, "checkpoints/index.json", tmp_path / "back").read_text()) == [1]
+        assert json.loads(
+            artifacts.download(store, run.run_id, "checkpoints/index.json", tmp_path / "back").read_text()
+        ) == [1]
         for _ in range(2):
             artifacts.delete(store, run.run_id, "checkpoints/1")
             artifacts.delete(store, run.run_id, "whole")
         assert {Path(name).name for name in files(root)} == {"index.json"}
 
         ids = [
-            publish(store, run.run_id, model, name=f"step-{step}", step=step, tags={}, metrics={"eval_loss": 1 / step}, timestamp_ms=step) for step in (1, 2, 2)
+            publish(
+                store,
+                run.run_id,
+                model,
+                name=f"step-{step}",
+                step=step,
+                tags={},
+                metrics={"eval_loss": 1 / step},
+                timestamp_ms=step,
+            )
+            for step in (1, 2, 2)
         ]
         assert ids[1] == ids[2]
         assert [(row["step"], row["status"], row["metrics"]) for row in models_of_run(store, run.run_id)] == [
@@ -79,7 +104,10 @@ def test_a_run_its_files_and_its_models_through_the_proxy_and_the_bytes_after_pr
         ]
         version = register(store, "remote-model", ids[1], {}, "d")
         set_alias(store, "remote-model", "champion", version)
-        assert (get_alias(store, "remote-model", "champion"), list_versions(store, "remote-model")[0]["model_id"]) == ("1", ids[1])
+        assert (get_alias(store, "remote-model", "champion"), list_versions(store, "remote-model")[0]["model_id"]) == (
+            "1",
+            ids[1],
+        )
         before = sum(path.stat().st_size for path in root.rglob("*") if path.is_file())
         assert [prune(store, model_id) for model_id in ids[:2] * 2] == ["pruned", "registered", "gone", "registered"]
         left = {name for name in files(root) if "/models/" in name}

@@ -1,4 +1,6 @@
-"""Points of steps that a shorter, resumed training never takes again stay in MLflow, which cannot delete them; a tag names those steps."""
+"""Points of steps that a shorter, resumed training never takes again stay in MLflow, which cannot delete them; a tag
+names those steps.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_they_are_named_until_a_longer_training_takes_them(tmp_path: Path) -> No
         run_id = sync(tracker.directory).run_id
         assert run_id is not None
         tags = client.get_run(run_id).data.tags
-        return [point.step for point in client.get_metric_history(run_id, "train_loss")], tags.get("mltrack.superseded_steps")
+        return [point.step for point in client.get_metric_history(run_id, "train_loss")], tags.get(
+            "mltrack.superseded_steps"
+        )
 
     ten = list(range(1, 11))
     assert trained(range(1, 11), resumed=None, status="KILLED") == (ten, None)

@@ -1,4 +1,6 @@
-"""System metrics: what a real process burns is seen, numbered on after a resume, and never in the way of the delivery."""
+"""System metrics: what a real process burns is seen, numbered on after a resume, and never in the way of the
+delivery.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ import pytest
 from mlflow import MlflowClient
 from tracked_runs import assert_complete, client, start_script, start_stream, until
 
-from mltrack.relay.system_metrics import ENABLE_VARIABLE, INTERVAL_S, INTERVAL_VARIABLE, TRAINER_CPU, TRAINER_MEMORY, SystemMetrics, SystemMetricsFeed
+from mltrack.relay.system_metrics import (
+    ENABLE_VARIABLE,
+    INTERVAL_S,
+    INTERVAL_VARIABLE,
+    TRAINER_CPU,
+    TRAINER_MEMORY,
+    SystemMetrics,
+    SystemMetricsFeed,
+)
 from mltrack.store import connect, create_run
 
 BURN = """
@@ -60,7 +70,9 @@ class Clock:
 
 
 def new_run(store) -> str:
-    return create_run(store, experiment_name="system", run_name="r", tags={}, idempotency_key=uuid.uuid4().hex, start_time_ms=1).run_id
+    return create_run(
+        store, experiment_name="system", run_name="r", tags={}, idempotency_key=uuid.uuid4().hex, start_time_ms=1
+    ).run_id
 
 
 def steps(store, run_id: str, name: str) -> list[int]:
@@ -133,7 +145,12 @@ def test_the_machines_metrics_have_mlflows_names_and_units(tmp_path: Path) -> No
         theirs |= {f"system/{name}": value for name, value in monitor.aggregate_metrics().items()}
     ours = {name: value for name, value in SystemMetrics(None).sample().items() if "/gpu_" not in name}
     assert ours.keys() == theirs.keys()
-    for name in ("system/system_memory_usage_megabytes", "system/disk_usage_megabytes", "system/disk_available_megabytes", "system/disk_usage_percentage"):
+    for name in (
+        "system/system_memory_usage_megabytes",
+        "system/disk_usage_megabytes",
+        "system/disk_available_megabytes",
+        "system/disk_usage_percentage",
+    ):
         assert ours[name] == pytest.approx(theirs[name], rel=0.2)
 
 
@@ -161,7 +178,9 @@ def test_steps_begin_at_one_and_a_later_relay_goes_on(burning: int, store) -> No
     assert steps(store, run_id, "system/cpu_utilization_percentage") == [1, 2, 3, 4, 5, 6]
 
 
-def test_the_first_sample_comes_early_and_the_interval_is_mlflows_variable(burning: int, store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_first_sample_comes_early_and_the_interval_is_mlflows_variable(
+    burning: int, store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_id = new_run(store)
     clock = Clock()
     monkeypatch.setenv(INTERVAL_VARIABLE, "20")
@@ -174,7 +193,9 @@ def test_the_first_sample_comes_early_and_the_interval_is_mlflows_variable(burni
     assert sent == [0, 1, 1, 2]
 
 
-def test_what_an_outage_held_back_is_sent_after_it_and_nothing_is_raised(burning: int, store, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_an_outage_held_back_is_sent_after_it_and_nothing_is_raised(
+    burning: int, store, caplog: pytest.LogCaptureFixture
+) -> None:
     run_id = new_run(store)
     clock = Clock()
     feed = SystemMetricsFeed(burning, clock=clock)
@@ -186,7 +207,9 @@ def test_what_an_outage_held_back_is_sent_after_it_and_nothing_is_raised(burning
     assert steps(store, run_id, TRAINER_CPU) == [1, 2, 3]
 
 
-def test_a_run_that_is_gone_ends_the_sampling_in_one_line(burning: int, store, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_run_that_is_gone_ends_the_sampling_in_one_line(
+    burning: int, store, caplog: pytest.LogCaptureFixture
+) -> None:
     clock = Clock()
     feed = SystemMetricsFeed(burning, clock=clock)
     for _ in range(3):
@@ -197,7 +220,9 @@ def test_a_run_that_is_gone_ends_the_sampling_in_one_line(burning: int, store, c
     assert "not sampled any more" in caplog.text
 
 
-def test_mlflows_own_variables_are_obeyed(burning: int, store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_mlflows_own_variables_are_obeyed(
+    burning: int, store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     run_id = new_run(store)
     clock = Clock()
     monkeypatch.setenv(ENABLE_VARIABLE, "false")
@@ -211,7 +236,10 @@ def test_mlflows_own_variables_are_obeyed(burning: int, store, monkeypatch: pyte
     clock.pass_interval()
     beside_mlflow.sample_due()
     beside_mlflow.send(store, run_id)
-    assert store.client.get_run(run_id).data.metrics.keys() == {TRAINER_MEMORY, TRAINER_CPU}, "MLflow samples the machine itself"
+    assert store.client.get_run(run_id).data.metrics.keys() == {
+        TRAINER_MEMORY,
+        TRAINER_CPU,
+    }, "MLflow samples the machine itself"
     monkeypatch.setenv(INTERVAL_VARIABLE, "often")
     SystemMetricsFeed(None)
     assert "seen 'often'" in caplog.text
@@ -230,4 +258,8 @@ def test_a_relay_sends_them_beside_the_journal(tmp_path: Path) -> None:
     assert [point.step for point in memory] == list(range(1, len(memory) + 1))
     assert 5 < memory[0].value < 400
     seen = api.get_run(run_id).data.metrics
-    assert {"system/cpu_utilization_percentage", "system/network_receive_megabytes", "system/disk_available_megabytes"} < seen.keys()
+    assert {
+        "system/cpu_utilization_percentage",
+        "system/network_receive_megabytes",
+        "system/disk_available_megabytes",
+    } < seen.keys()

@@ -67,7 +67,9 @@ def test_sums_are_what_torch_says(task_and_model: tuple[TaskType, nn.Module]):
         shifted, targets = logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
         expected = F.cross_entropy(shifted, targets, ignore_index=-100, reduction="sum")
         number = sum(label != -100 for example in made for label in example["labels"][1:])
-        own_mean = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
+        own_mean = model(
+            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]
+        ).loss
         assert math.isclose(own_mean.item() * number, loss_sum.item(), rel_tol=1e-5)
     assert int(count) == number
     assert torch.allclose(loss_sum, expected, rtol=1e-5)
@@ -92,7 +94,9 @@ def test_accumulated_gradients_do_not_depend_on_the_micro_batch(task_and_model: 
 
 
 @pytest.mark.parametrize("size", [1, 3, 8])
-def test_evaluation_does_not_depend_on_the_batch_size_or_the_order(task_and_model: tuple[TaskType, nn.Module], size: int):
+def test_evaluation_does_not_depend_on_the_batch_size_or_the_order(
+    task_and_model: tuple[TaskType, nn.Module], size: int
+):
     task, model = task_and_model
 
     def evaluate(size: int, made: list[dict]) -> dict[str, float]:
@@ -182,7 +186,13 @@ def test_families_that_padding_could_touch_ignore_it(family: str):
     """No attention mask is passed: on the right of a causal model padding cannot matter."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    small = {"vocab_size": 200, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 32}
+    small = {
+        "vocab_size": 200,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 32,
+    }
     special: dict[str, dict] = {
         "codegen": {"rotary_dim": 4},
         "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
@@ -251,7 +261,9 @@ def test_metric_mode_is_told_by_the_name(name: str, mode: str):
 
 @pytest.mark.parametrize("name", ["learning_rate", "tokens_per_second", "glossary"])
 def test_a_name_that_does_not_tell_asks_for_the_mode(name: str):
-    with pytest.raises(ConfigurationError, match=f"metric_mode: '{name}' does not tell.*metric_mode=min or metric_mode=max"):
+    with pytest.raises(
+        ConfigurationError, match=f"metric_mode: '{name}' does not tell.*metric_mode=min or metric_mode=max"
+    ):
         metric_mode(name)
 
 
@@ -266,6 +278,9 @@ def test_defaults_fill_every_option_that_the_task_decides(task: TaskType, model_
 
 
 def test_names_and_defaults_need_no_torch():
-    code = "import sys, json, mltrack.tasks.metrics, mltrack.tasks.defaults, mltrack.evaluation; print(json.dumps(list(sys.modules)))"
+    code = (
+        "import sys, json, mltrack.tasks.metrics, mltrack.tasks.defaults, mltrack.evaluation;"
+        " print(json.dumps(list(sys.modules)))"
+    )
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert {"torch", "transformers", "sklearn", "mlflow"}.isdisjoint(loaded)

@@ -8,7 +8,9 @@ import tiny
 from mltrack import AdvancedTrainer
 
 
-@pytest.mark.parametrize(("task", "rate"), [("text_classification", 2e-3), ("security_classification", 2e-3), ("code_generation", 6e-3)])
+@pytest.mark.parametrize(
+    ("task", "rate"), [("text_classification", 2e-3), ("security_classification", 2e-3), ("code_generation", 6e-3)]
+)
 def test_32_records_are_learned_by_heart(tmp_path, records_file, task, rate):
     source, train, _ = tiny.data(records_file(task, 48), task, test_size=1 / 3)
     assert len(train) == 32

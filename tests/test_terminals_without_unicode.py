@@ -1,4 +1,6 @@
-"""What a terminal's encoding does not have is shown escaped by every command; what a font does not have is no line of mltrack's."""
+"""What a terminal's encoding does not have is shown escaped by every command; what a font does not have is no line of
+mltrack's.
+"""
 
 from __future__ import annotations
 
@@ -85,10 +87,17 @@ def test_what_the_encoding_has_stays_as_it_is(on: Out, records: Path, model: Pat
 
 
 def test_runs_and_a_missing_model_are_shown(on: Out, tmp_path: Path) -> None:
-    code, out, err = on("ascii", "runs", "--output-dir", tmp_path / "прогоны", "--tracking-uri", f"sqlite:///{tmp_path}/нет.db")
+    code, out, err = on(
+        "ascii", "runs", "--output-dir", tmp_path / "прогоны", "--tracking-uri", f"sqlite:///{tmp_path}/нет.db"
+    )
     assert (code, err) == (0, "")
     assert "прогоны".encode("ascii", "backslashreplace") in out
-    for words in (("models", "show", "модель"), ("predict", "--model-uri", "модель", "--text", "x"), ("sync", "прогон"), ("train", "--task", "код")):
+    for words in (
+        ("models", "show", "модель"),
+        ("predict", "--model-uri", "модель", "--text", "x"),
+        ("sync", "прогон"),
+        ("train", "--task", "код"),
+    ):
         code, out, err = on("ascii", *words, "--tracking-uri", f"sqlite:///{tmp_path}/нет.db")
         assert code in (1, 2)
         assert out == b""
@@ -136,7 +145,9 @@ def test_pictures_of_names_without_glyphs_are_drawn_in_silence(tmp_path: Path) -
 NO_UNICODE = {"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, NO_UNICODE], ids=["PYTHONIOENCODING=ascii", "LANG=C"])
+@pytest.mark.parametrize(
+    "environment", [{"PYTHONIOENCODING": "ascii"}, NO_UNICODE], ids=["PYTHONIOENCODING=ascii", "LANG=C"]
+)
 def test_a_process_without_unicode_shows_what_it_cannot_encode(tmp_path: Path, environment: dict[str, str]) -> None:
     folder = tmp_path / "папка"
     folder.mkdir()

@@ -1,4 +1,6 @@
-"""Each way in which a process may leave its tracker writes the truth into the journal, once, by the process that made it."""
+"""Each way in which a process may leave its tracker writes the truth into the journal, once, by the process that made
+it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,11 @@ from mltrack.tracking import ending
 
 
 def ends(folder: Path) -> list[tuple[str, int]]:
-    return [(record["status"], record["exit_code"]) for record in read_journal(folder / "journal") if record["type"] == "end"]
+    return [
+        (record["status"], record["exit_code"])
+        for record in read_journal(folder / "journal")
+        if record["type"] == "end"
+    ]
 
 
 OPEN = """
@@ -33,7 +39,9 @@ WAYS_OUT = {
     "raise SystemExit('no data')": 1,
     "1 / 0": 1,
     "try: sys.exit(3)\nexcept SystemExit: pass": 0,
-    "import code; code.InteractiveInterpreter().runcode('1 / 0')": 0,  # a cell of a notebook: sys.last_value is set, the kernel goes on
+    "import code; code.InteractiveInterpreter().runcode('1 / 0')": (
+        0
+    ),  # a cell of a notebook: sys.last_value is set, the kernel goes on
     "os._exit(0)": None,
     "os.kill(os.getpid(), 15)": None,
 }
@@ -41,7 +49,9 @@ WAYS_OUT = {
 
 
 @pytest.mark.skipif(not Path("/lib64").exists() and not Path("/lib").exists(), reason="glibc's on_exit")
-@pytest.mark.parametrize(("way_out", "left"), WAYS_OUT.items(), ids=[way.partition("\n")[0] or "the end" for way in WAYS_OUT])
+@pytest.mark.parametrize(
+    ("way_out", "left"), WAYS_OUT.items(), ids=[way.partition("\n")[0] or "the end" for way in WAYS_OUT]
+)
 def test_of_a_script_that_closes_nothing_the_exit_code_tells(tmp_path, way_out, left):
     process = start_script(OPEN + way_out, tmp_path / "run")
     process.communicate(timeout=60)

@@ -44,9 +44,17 @@ def test_a_nan_is_counted_never_averaged_never_best(tmp_path):
 def test_the_better_direction_is_told_by_the_name_and_can_be_given(tmp_path):
     with TrainingMetricsTracker(tmp_path, directions={"bleu": "max"}) as tracker:
         for step, value in enumerate([0.2, 0.9, 0.4], start=1):
-            tracker.log_metrics({"eval_loss": value, "eval_accuracy": value, "eval_macro_f1": value, "bleu": value, "grad_norm": value}, step=step)
+            tracker.log_metrics(
+                {"eval_loss": value, "eval_accuracy": value, "eval_macro_f1": value, "bleu": value, "grad_norm": value},
+                step=step,
+            )
         best = tracker.get_summary()["best_metrics"]
-    assert {name: held["step"] for name, held in best.items()} == {"eval_loss": 1, "eval_accuracy": 2, "eval_macro_f1": 2, "bleu": 2}
+    assert {name: held["step"] for name, held in best.items()} == {
+        "eval_loss": 1,
+        "eval_accuracy": 2,
+        "eval_macro_f1": 2,
+        "bleu": 2,
+    }
 
 
 def test_epoch_metrics_are_under_epoch_in_mlflow_and_plain_in_summaries(tmp_path):
@@ -59,7 +67,9 @@ def test_epoch_metrics_are_under_epoch_in_mlflow_and_plain_in_summaries(tmp_path
     assert points[0]["step"] == 1
 
 
-@pytest.mark.parametrize("value", [3, 3.0, np.float32(3), np.int64(3), np.array([3.0]), torch.tensor(3.0), torch.tensor([[3]]), Decimal("3")])
+@pytest.mark.parametrize(
+    "value", [3, 3.0, np.float32(3), np.int64(3), np.array([3.0]), torch.tensor(3.0), torch.tensor([[3]]), Decimal("3")]
+)
 def test_single_numbers_of_any_kind_are_taken(tmp_path, value):
     with TrainingMetricsTracker(tmp_path) as tracker:
         tracker.log_metric("x", value, step=1)
@@ -68,7 +78,10 @@ def test_single_numbers_of_any_kind_are_taken(tmp_path, value):
 
 @pytest.mark.parametrize("value", ["3", None, True, [1.0], torch.tensor([1.0, 2.0]), np.array([]), {}, 10**400, 1j])
 def test_anything_else_is_an_error_that_names_the_metric(tmp_path, value):
-    with TrainingMetricsTracker(tmp_path) as tracker, pytest.raises(TrackingError, match=r"metric 'x': seen .*; accepted: one number"):
+    with (
+        TrainingMetricsTracker(tmp_path) as tracker,
+        pytest.raises(TrackingError, match=r"metric 'x': seen .*; accepted: one number"),
+    ):
         tracker.log_metric("x", value, step=1)
 
 
@@ -100,7 +113,9 @@ def test_an_earlier_journal_is_set_aside_not_lost(tmp_path):
         with TrainingMetricsTracker(tmp_path) as tracker:
             tracker.log_metric("x", value, step=1)
     found = [
-        next(record for record in read_journal(tmp_path / name / "journal") if record["type"] == "metrics")["values"]["x"]
+        next(record for record in read_journal(tmp_path / name / "journal") if record["type"] == "metrics")["values"][
+            "x"
+        ]
         for name in ("earlier-run-1", "earlier-run-2", "")
     ]
     assert found == [1.0, 2.0, 3.0]
@@ -122,7 +137,9 @@ def test_of_a_step_that_comes_again_the_first_value_stands_and_drift_is_named(tm
     assert losses == [(step, float(step)) for step in range(1, 7)]
     drifts = [record for record in recorded if record["type"] == "drift"]
     assert [(drift["step"], drift["values"]) for drift in drifts] == [(5, {"train_loss": [5.0, 5.5]})]
-    assert [record["values"] for record in recorded if record["type"] == "tags"] == [{"mltrack.resume_drift": "train_loss"}]
+    assert [record["values"] for record in recorded if record["type"] == "tags"] == [
+        {"mltrack.resume_drift": "train_loss"}
+    ]
 
 
 def test_statistics_of_an_unknown_metric_name_those_that_there_are(tmp_path):

@@ -56,7 +56,9 @@ def test_the_plan_counts_optimizer_steps():
     config = TrainingConfig(num_epochs=3, gradient_accumulation_steps=4, warmup_ratio=0.1)
     assert Plan.of(config, 10) == Plan(steps_per_epoch=3, total_steps=9, warmup_steps=1)
     assert Plan.of(TrainingConfig(num_epochs=3, max_steps=5, warmup_steps=2), 10) == Plan(10, 5, 2)
-    assert Plan.of(TrainingConfig(num_epochs=1, max_steps=45, warmup_ratio=0.1), 10) == Plan(10, 45, 5), "whatever epochs says"
+    assert Plan.of(TrainingConfig(num_epochs=1, max_steps=45, warmup_ratio=0.1), 10) == Plan(10, 45, 5), (
+        "whatever epochs says"
+    )
 
 
 def test_max_steps_takes_as_many_epochs_as_it_needs(trainer):
@@ -64,7 +66,9 @@ def test_max_steps_takes_as_many_epochs_as_it_needs(trainer):
     results = made.train()
     assert made.plan.steps_per_epoch < 10 / 2
     assert (results["steps_run"], results["epochs_run"]) == (10, -(-10 // made.plan.steps_per_epoch))
-    assert tiny.points(made.tracker.directory.journal, "learning_rate")[10] == pytest.approx(1e-3 / 10), "the schedule is that of max_steps"
+    assert tiny.points(made.tracker.directory.journal, "learning_rate")[10] == pytest.approx(1e-3 / 10), (
+        "the schedule is that of max_steps"
+    )
 
 
 def test_what_a_checkpoint_holds_of_an_epoch_does_not_grow_with_its_steps():
@@ -89,7 +93,9 @@ def test_biases_and_norms_do_not_decay(trainer):
     decaying, others = adamw(made.model, made.config).param_groups
     assert (decaying["weight_decay"], others["weight_decay"]) == (0.01, 0.0)
     names = {id(parameter): name for name, parameter in made.model.named_parameters()}
-    assert all("bias" in names[id(parameter)] or "norm" in names[id(parameter)].lower() for parameter in others["params"])
+    assert all(
+        "bias" in names[id(parameter)] or "norm" in names[id(parameter)].lower() for parameter in others["params"]
+    )
     assert not any("bias" in names[id(parameter)] for parameter in decaying["params"])
     made.tracker.close()
 
@@ -101,7 +107,15 @@ def test_each_step_is_logged_once_and_epochs_are_aggregated(trainer):
     steps = results["steps_run"]
     for name in ("train_loss", "learning_rate", "grad_norm", "tokens_per_second"):
         assert list(tiny.points(journal, name)) == list(range(1, steps + 1))
-    for name in ("train_loss", "train_loss_std", "train_loss_min", "train_loss_max", "eval_loss", "eval_accuracy", "seconds"):
+    for name in (
+        "train_loss",
+        "train_loss_std",
+        "train_loss_min",
+        "train_loss_max",
+        "eval_loss",
+        "eval_accuracy",
+        "seconds",
+    ):
         assert list(tiny.points(journal, f"epoch/{name}")) == [1, 2]
     assert list(tiny.points(journal, "eval_loss")) == [steps // 2, steps]
     assert [entry["epoch"] for entry in results["history"]] == [0, 1]
@@ -132,7 +146,9 @@ def test_max_steps_ends_in_mid_epoch_with_evaluation_and_checkpoint(trainer):
     made = trainer(num_epochs=5, max_steps=3)
     threads = set(threading.enumerate())
     results = made.train()
-    assert not {thread for thread in set(threading.enumerate()) - threads if "ahead" in thread.name}, "nothing is made for steps that nobody takes"
+    assert not {thread for thread in set(threading.enumerate()) - threads if "ahead" in thread.name}, (
+        "nothing is made for steps that nobody takes"
+    )
     assert (results["steps_run"], results["epochs_run"]) == (3, 1)
     assert list(tiny.points(made.tracker.directory.journal, "eval_loss")) == [3]
     assert made.checkpoint_manager.get_latest_checkpoint_info().step == 3
@@ -169,7 +185,9 @@ def test_mixed_precision_trains_to_about_the_same_loss(trainer, mode):
 
 
 def test_an_unknown_metric_is_named_with_those_that_there_are(trainer):
-    with pytest.raises(ConfigurationError, match=r"metric_name: seen 'eval_acuracy'; accepted: eval_loss.*did you mean 'eval_accuracy'"):
+    with pytest.raises(
+        ConfigurationError, match=r"metric_name: seen 'eval_acuracy'; accepted: eval_loss.*did you mean 'eval_accuracy'"
+    ):
         trainer(metric_name="eval_acuracy")
 
 

@@ -15,13 +15,31 @@ from mltrack.data.encoding import kept_of_long_texts
 from mltrack.models import save_pretrained
 from mltrack.store.shipped.mltrack_pyfunc import _load_pyfunc
 
-WORDS = ["alpha", "beta", "gamma", "delta", "size", "total", "price", "row", "index", "name", "value", "left", "right", "first", "last"]
+WORDS = [
+    "alpha",
+    "beta",
+    "gamma",
+    "delta",
+    "size",
+    "total",
+    "price",
+    "row",
+    "index",
+    "name",
+    "value",
+    "left",
+    "right",
+    "first",
+    "last",
+]
 
 
 def long_code(number: int) -> str:
     """A function of some hundred tokens that is like none of the others."""
     choose = random.Random(number).choice
-    return f"def f{number}(x):\n" + "\n".join(f"    {choose(WORDS)} = {choose(WORDS)}.{choose(WORDS)}({choose(WORDS)}) {choose('+-*/')} x" for _ in range(30))
+    return f"def f{number}(x):\n" + "\n".join(
+        f"    {choose(WORDS)} = {choose(WORDS)}.{choose(WORDS)}({choose(WORDS)}) {choose('+-*/')} x" for _ in range(30)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +47,10 @@ def saved(tmp_path_factory):
     """A tiny classifier's folder, what it was made of."""
     folder = tmp_path_factory.mktemp("served")
     records = folder / "records.jsonl"
-    records.write_text("".join(json.dumps({"code": long_code(n), "label": ("a", "b")[n % 2]}) + "\n" for n in range(8)), encoding="utf-8")
+    records.write_text(
+        "".join(json.dumps({"code": long_code(n), "label": ("a", "b")[n % 2]}) + "\n" for n in range(8)),
+        encoding="utf-8",
+    )
     source, train, _ = tiny.data(records, "text_classification")
     model = tiny.model(source, train, dropout=0.0).eval()
     return folder, source, train, model
@@ -56,7 +77,10 @@ def test_the_model_is_asked_what_it_was_trained_on(saved, truncation: str) -> No
 
 def test_the_ways_differ(saved) -> None:
     _, source, train, _ = saved
-    rows = {way: CodeDataset(list(train.records), source.tokenizer, "text_classification", max_length=64, truncation=way) for way in ("head", "tail", "both")}
+    rows = {
+        way: CodeDataset(list(train.records), source.tokenizer, "text_classification", max_length=64, truncation=way)
+        for way in ("head", "tail", "both")
+    }
     assert len({tuple(dataset[0]["input_ids"].tolist()) for dataset in rows.values()}) == 3
 
 
@@ -64,8 +88,17 @@ def test_the_folder_of_a_training_says_it(records_file, here: Path) -> None:
     from mltrack import TrainModelRequest, TrainModelUseCase
 
     path = records_file("text_classification", 24)
-    options = {"model_name": "scratch:tiny", "max_length": 16, "epochs": 1, "offline": True, "device": "cpu", "output_dir": str(here / "runs")}
-    response = TrainModelUseCase().execute(TrainModelRequest(task="text_classification", dataset_path=str(path), truncation="tail", **options))
+    options = {
+        "model_name": "scratch:tiny",
+        "max_length": 16,
+        "epochs": 1,
+        "offline": True,
+        "device": "cpu",
+        "output_dir": str(here / "runs"),
+    }
+    response = TrainModelUseCase().execute(
+        TrainModelRequest(task="text_classification", dataset_path=str(path), truncation="tail", **options)
+    )
     assert response.success, response.errors
     assert json.loads((Path(response.model_path) / "config.json").read_text())["mltrack"]["truncation"] == "tail"
     for checkpoint in response.checkpoints:

@@ -1,4 +1,6 @@
-"""What of a checkpoint goes to MLflow is the user's choice, and of it nothing is sent twice, however often an upload is cut off."""
+"""What of a checkpoint goes to MLflow is the user's choice, and of it nothing is sent twice, however often an upload is
+cut off.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +61,9 @@ def test_a_model_alone_leaves_the_training_state_here(local: ArtifactStore, enco
     assert progress.best_model_id == rows[0]["model_id"]
 
 
-def test_none_sends_no_byte_of_a_checkpoint_and_takes_away_what_an_earlier_attempt_sent(local: ArtifactStore, encoder: Path, tmp_path: Path) -> None:
+def test_none_sends_no_byte_of_a_checkpoint_and_takes_away_what_an_earlier_attempt_sent(
+    local: ArtifactStore, encoder: Path, tmp_path: Path
+) -> None:
     run = KeptRun(tmp_path / "run", local, encoder)
     run.keep(1)
     sync(run.directory)
@@ -69,7 +73,11 @@ def test_none_sends_no_byte_of_a_checkpoint_and_takes_away_what_an_earlier_attem
         assert sync(run.directory).failed == []
     run.end()
     progress = sync(run.directory)
-    assert (progress.complete, progress.best_model_id, models_of_run(connect(local.uri), run.run_id)) == (True, None, [])
+    assert (progress.complete, progress.best_model_id, models_of_run(connect(local.uri), run.run_id)) == (
+        True,
+        None,
+        [],
+    )
     assert names(local, run) == {"checkpoints/index.json"}
 
 
@@ -83,7 +91,10 @@ def test_the_time_out_of_a_file_grows_with_its_size(local: ArtifactStore) -> Non
 @pytest.fixture(scope="module")
 def proxied(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ArtifactStore, FaultyProxy]]:
     """The server's proxy, reached through another one that fails when told to."""
-    with artifact_store("proxied", tmp_path_factory.mktemp("proxied")) as store, faulty_proxy(store.uri, matching="mlflow-artifacts/artifacts/") as proxy:
+    with (
+        artifact_store("proxied", tmp_path_factory.mktemp("proxied")) as store,
+        faulty_proxy(store.uri, matching="mlflow-artifacts/artifacts/") as proxy,
+    ):
         yield replace(store, uri=proxy.uri), proxy
 
 
@@ -118,14 +129,20 @@ def held(there: ArtifactStore, run: KeptRun) -> dict[str, bytes]:
     """The large files of this run's only checkpoint, by name."""
     (row,) = models_of_run(connect(there.uri), run.run_id)
     return {
-        name.rsplit("/", 1)[-1]: there.read(name) for name in there.files() if name.endswith("safetensors") and (run.run_id in name or row["model_id"] in name)
+        name.rsplit("/", 1)[-1]: there.read(name)
+        for name in there.files()
+        if name.endswith("safetensors") and (run.run_id in name or row["model_id"] in name)
     }
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("fault", "at", "missing"),
-    [("cut", SHARDS[1], [SHARDS[1], "optimizer.safetensors"]), ("lose_reply", "optimizer.safetensors", []), ("cut", "metadata.json", [])],
+    [
+        ("cut", SHARDS[1], [SHARDS[1], "optimizer.safetensors"]),
+        ("lose_reply", "optimizer.safetensors", []),
+        ("cut", "metadata.json", []),
+    ],
 )
 def test_an_upload_that_was_cut_off_goes_on_with_what_is_missing(
     proxied: tuple[ArtifactStore, FaultyProxy], large: Path, tmp_path: Path, fault: str, at: str, missing: list[str]
@@ -142,7 +159,9 @@ def test_an_upload_that_was_cut_off_goes_on_with_what_is_missing(
 
 
 @pytest.mark.long
-def test_what_an_earlier_save_of_the_step_left_there_is_not_taken_for_this_one(proxied: tuple[ArtifactStore, FaultyProxy], large: Path, tmp_path: Path) -> None:
+def test_what_an_earlier_save_of_the_step_left_there_is_not_taken_for_this_one(
+    proxied: tuple[ArtifactStore, FaultyProxy], large: Path, tmp_path: Path
+) -> None:
     there, proxy = proxied
     run = KeptRun(tmp_path / "run", there, large)
     run.keep(1)
@@ -163,9 +182,14 @@ def test_a_large_file_goes_in_parts_right_to_the_storage_and_where_that_is_out_o
     monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_MINIMUM_FILE_SIZE", str(6 << 20))
     monkeypatch.setenv("MLFLOW_MULTIPART_UPLOAD_CHUNK_SIZE", str(5 << 20))
     file = tmp_path / "large.bin"
-    with artifact_store("proxied_s3", tmp_path / "store") as there, faulty_proxy(there.uri, matching="mlflow-artifacts") as proxy:
+    with (
+        artifact_store("proxied_s3", tmp_path / "store") as there,
+        faulty_proxy(there.uri, matching="mlflow-artifacts") as proxy,
+    ):
         store = connect(proxy.uri.replace("127.0.0.1", "localhost"))
-        run = create_run(store, experiment_name=there.experiment, run_name="r", tags={}, idempotency_key="k", start_time_ms=1)
+        run = create_run(
+            store, experiment_name=there.experiment, run_name="r", tags={}, idempotency_key="k", start_time_ms=1
+        )
 
         def put() -> list[str]:
             file.write_bytes(os.urandom(12 << 20))
@@ -176,7 +200,9 @@ def test_a_large_file_goes_in_parts_right_to_the_storage_and_where_that_is_out_o
             return [re.sub(r".*/mlflow-artifacts/(mpu/\w+|artifacts)/.*", r"\1", path) for _, path in proxy.seen]
 
         assert put() == ["mpu/create", "mpu/complete"]
-        monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")  # nobody listens there: the storage cannot be reached from here
+        monkeypatch.setenv(
+            "HTTP_PROXY", "http://127.0.0.1:1"
+        )  # nobody listens there: the storage cannot be reached from here
         monkeypatch.setenv("NO_PROXY", "localhost")
         assert put() == ["mpu/create", "mpu/abort", "artifacts"]
         monkeypatch.delenv("HTTP_PROXY")
@@ -190,7 +216,18 @@ def test_without_its_state_a_run_goes_on_here_alone_and_without_a_version_none_i
     here.mkdir(), there.mkdir()
     data = tmp_path / "records.jsonl"
     data.write_text("".join(json.dumps(record) + "\n" for record in _records("text_classification", 32)))
-    words = ("train", "--task", "text_classification", "--dataset-path", data, *commands.TINY, "--max-steps", "3", "--output", "json")
+    words = (
+        "train",
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        data,
+        *commands.TINY,
+        "--max-steps",
+        "3",
+        "--output",
+        "json",
+    )
     first = commands.mltrack(*words, "--upload", "model", "--register", "never", cwd=here)
     assert first.returncode == 0, first.stderr
     response = tiny.last_json_line(first.stdout)
@@ -203,10 +240,16 @@ def test_without_its_state_a_run_goes_on_here_alone_and_without_a_version_none_i
     elsewhere = commands.mltrack("train", "--resume", response["run_id"], "--tracking-uri", uri, cwd=there)
     assert elsewhere.returncode == 2
     (line,) = elsewhere.stderr.strip().splitlines()[-1:]
-    assert re.fullmatch(r"mltrack: cannot resume: the training state of run \w+ is not in sqlite:.* because of --upload model; resume it in its run .*", line)
+    assert re.fullmatch(
+        r"mltrack: cannot resume: the training state of run \w+ is not in sqlite:.* because of --upload model; resume"
+        r" it in its run .*",
+        line,
+    )
     assert not list((there / "mltrack-runs").glob("*"))
     on = commands.mltrack("train", "--resume", response["run_id"], "--max-steps", "5", "--output", "json", cwd=here)
     assert on.returncode == 0, on.stderr
     resumed = tiny.last_json_line(on.stdout)
     assert (resumed["run_id"], resumed["steps_run"], resumed["registered_model"]) == (response["run_id"], 5, None)
-    assert not [one for one in client.list_artifacts(response["run_id"], "checkpoints") if one.is_dir], "its choice was inherited"
+    assert not [one for one in client.list_artifacts(response["run_id"], "checkpoints") if one.is_dir], (
+        "its choice was inherited"
+    )

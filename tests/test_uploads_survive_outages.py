@@ -1,4 +1,6 @@
-"""Models and artifacts through a server that fails in the middle: everything arrives once, one READY logged model a step, and the points do not wait."""
+"""Models and artifacts through a server that fails in the middle: everything arrives once, one READY logged model a
+step, and the points do not wait.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,17 @@ import pytest
 from faulty_proxy import FaultyProxy, faulty_proxy
 from hf_folders import encoder_folder
 from servers import mlflow_server
-from tracked_runs import assert_complete, client, held_points, journal_points, kill, relay_pid, start_script, sync, until
+from tracked_runs import (
+    assert_complete,
+    client,
+    held_points,
+    journal_points,
+    kill,
+    relay_pid,
+    start_script,
+    sync,
+    until,
+)
 
 from mltrack import relay
 from mltrack.journal import RunDirectory, RunInfo, records
@@ -52,13 +64,20 @@ def files_proxy(server: str) -> Iterator[FaultyProxy]:
 def kept_checkpoint(folder: Path, step: int) -> dict[str, object]:
     """A checkpoint on disk, as the journal names it."""
     path = encoder_folder(folder / "checkpoints" / f"step-{step:08d}")
-    values = {"metric_name": "eval_loss", "metric_value": 1 / step, "metrics": {"eval_loss": 1 / step}, "reasons": ["best"]}
+    values = {
+        "metric_name": "eval_loss",
+        "metric_value": 1 / step,
+        "metrics": {"eval_loss": 1 / step},
+        "reasons": ["best"],
+    }
     return {"step": step, "epoch": 0, "path": path, "created_ms": records.now_ms(), **values}
 
 
 def ended_run(folder: Path, uri: str) -> RunDirectory:
     """A run directory with points, two kept checkpoints and a report, of which nothing was delivered."""
-    tracker = TrainingMetricsTracker(folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms()))
+    tracker = TrainingMetricsTracker(
+        folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri=uri, created_ms=records.now_ms())
+    )
     kept = []
     for step in STEPS:
         tracker.log_metrics({"train_loss": 2 / step, "eval_loss": 1 / step}, step)
@@ -76,12 +95,16 @@ def assert_everything_is_there_once(directory: RunDirectory, server: str, folder
     store = connect(server)
     models = models_of_run(store, run_id)
     folder.mkdir()
-    assert [(one["step"], one["status"], one["metrics"]) for one in models] == [(step, "READY", {"eval_loss": 1 / step}) for step in STEPS]
+    assert [(one["step"], one["status"], one["metrics"]) for one in models] == [
+        (step, "READY", {"eval_loss": 1 / step}) for step in STEPS
+    ]
     for one in models:
         fetched = artifacts.repository(store, one["artifact_location"]).download_artifacts(WEIGHTS, str(folder))
         assert digest(Path(fetched)) == digest(directory.path / "checkpoints" / f"step-{one['step']:08d}" / WEIGHTS)
     outputs = client(server).get_run(run_id).outputs.model_outputs
-    assert sorted((one.model_id, one.step) for one in outputs) == sorted((one["model_id"], one["step"]) for one in models)
+    assert sorted((one.model_id, one.step) for one in outputs) == sorted(
+        (one["model_id"], one["step"]) for one in models
+    )
     stored = artifacts.list_files(store, run_id)
     assert stored["reports/report.txt"] == len("as it was written")
     assert {f"checkpoints/{step}/state/optimizer.safetensors" for step in STEPS} <= set(stored)
@@ -97,7 +120,9 @@ EVERY = 3
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("fault", ["cut", "lose_reply"])
-def test_a_fault_before_in_and_after_everything_that_is_asked(tmp_path: Path, proxy: FaultyProxy, server: str, fault: str):
+def test_a_fault_before_in_and_after_everything_that_is_asked(
+    tmp_path: Path, proxy: FaultyProxy, server: str, fault: str
+):
     prepared = ended_run(tmp_path / "prepared", proxy.uri)
     for position in range(0, 300, EVERY):
         directory = RunDirectory(shutil.copytree(prepared.path, tmp_path / f"run{position}"))
@@ -116,7 +141,9 @@ def test_a_fault_before_in_and_after_everything_that_is_asked(tmp_path: Path, pr
     assert proxy.count(fault) > 10
 
 
-def test_points_and_status_do_not_wait_for_an_artifact_store_that_is_away(tmp_path: Path, files_proxy: FaultyProxy, server: str):
+def test_points_and_status_do_not_wait_for_an_artifact_store_that_is_away(
+    tmp_path: Path, files_proxy: FaultyProxy, server: str
+):
     directory = ended_run(tmp_path / "run", files_proxy.uri)
     files_proxy.fault = "unavailable"
     for _ in range(2):

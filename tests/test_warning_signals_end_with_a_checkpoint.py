@@ -70,7 +70,9 @@ def test_it_ends_with_a_checkpoint_and_is_resumed(warm, job, tmp_path, number):
 
 
 def test_under_nohup_a_hangup_stays_ignored(warm, job, tmp_path):
-    hook = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + AT_STEP.format(event="os.kill(os.getpid(), 1)")
+    hook = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n" + AT_STEP.format(
+        event="os.kill(os.getpid(), 1)"
+    )
     process = warm.run(*job.words(output_dir="runs", epochs=1), cwd=tmp_path, prelude=hook)
     assert (tmp_path / "there").exists()
     assert process.exit_code == 0, process.errors
@@ -99,7 +101,9 @@ for _stream in (0, 1, 2):
 
 def test_the_relay_outlives_a_warning(warm, job, tmp_path):
     """Slurm sends it to all processes of a step: the trainer ends by it, and the relay delivers the rest."""
-    words = job.words(output_dir="runs", offline="false", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", epochs=100_000)
+    words = job.words(
+        output_dir="runs", offline="false", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", epochs=100_000
+    )
     process = warm.start(*words, cwd=tmp_path, prelude=AT_STEP.format(event="pass"))
     process.until((tmp_path / "there").exists, "the third step")
     [directory] = find_run_directories(tmp_path / "runs")

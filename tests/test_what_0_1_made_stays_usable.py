@@ -1,4 +1,6 @@
-"""What each released version of mltrack left behind resumes, delivers, lists, promotes and loads with the code of today."""
+"""What each released version of mltrack left behind resumes, delivers, lists, promotes and loads with the code of
+today.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ def move(database: Path, new: str) -> None:
         for table in tables:
             for _, column, kind, *_ in connection.execute(f"PRAGMA table_info({table})").fetchall():
                 if kind.upper().startswith(("VARCHAR", "TEXT")):
-                    connection.execute(f"UPDATE {table} SET {column} = replace({column}, ?, ?) WHERE {column} LIKE ?", (PLACE, new, f"%{PLACE}%"))
+                    connection.execute(
+                        f"UPDATE {table} SET {column} = replace({column}, ?, ?) WHERE {column} LIKE ?",
+                        (PLACE, new, f"%{PLACE}%"),
+                    )
         connection.commit()
 
 
@@ -78,7 +83,11 @@ def test_a_run_killed_in_mid_epoch_resumes_on_its_own_schedule(project: Path) ->
     response = tiny.last_json_line(mltrack(project, "train", "--resume", run_id, "--output", "json"))
     assert (response["run_id"], response["status"], response["delivery"]) == (run_id, "FINISHED", "complete")
     whole = json.loads((project / "uninterrupted.json").read_text(encoding="utf-8"))
-    for key, tolerance in (("learning_rate", 1e-9), ("train_loss", 1e-3), ("eval_loss", 1e-3)):  # other processors round otherwise
+    for key, tolerance in (
+        ("learning_rate", 1e-9),
+        ("train_loss", 1e-3),
+        ("eval_loss", 1e-3),
+    ):  # other processors round otherwise
         points = {str(point.step): point.value for point in client.get_metric_history(run_id, key)}
         assert points.keys() == whole[key].keys(), key
         assert all(math.isclose(points[step], value, rel_tol=tolerance) for step, value in whole[key].items()), key
@@ -114,7 +123,9 @@ def test_a_challenger_is_promoted_and_rolled_back(project: Path) -> None:
 
     ids = run_ids(project)
     assert champion() == ids["champion"]
-    decided = mltrack(project, "models", "promote", MODEL, "--dataset-path", "text_classification.jsonl", "--promote-margin", 100)
+    decided = mltrack(
+        project, "models", "promote", MODEL, "--dataset-path", "text_classification.jsonl", "--promote-margin", 100
+    )
     assert "100" in decided
     assert champion() == ids["champion"], "nothing is better by so much"
     mltrack(project, "models", "promote", MODEL, "--version", 2)

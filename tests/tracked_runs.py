@@ -73,7 +73,9 @@ class Stream:
 
 
 def start_script(script: str, *words: object, wrapped_in: Sequence[str] = ()) -> subprocess.Popen[str]:
-    """Start a Python program as a user would: in a session of its own, with nothing of this process's MLflow environment."""
+    """Start a Python program as a user would: in a session of its own, with nothing of this process's MLflow
+    environment.
+    """
     return subprocess.Popen(
         [*wrapped_in, sys.executable, "-c", script, *(str(word) for word in words)],
         env=commands.environment(),
@@ -85,9 +87,18 @@ def start_script(script: str, *words: object, wrapped_in: Sequence[str] = ()) ->
 
 
 def start_stream(
-    folder: Path, uri: str, *, count: int, pause_s: float = 0.002, offline: bool = False, ends_with: Path | None = None, wrapped_in: Sequence[str] = ()
+    folder: Path,
+    uri: str,
+    *,
+    count: int,
+    pause_s: float = 0.002,
+    offline: bool = False,
+    ends_with: Path | None = None,
+    wrapped_in: Sequence[str] = (),
 ) -> Stream:
-    """Start a tracker that records `count` steps, `pause_s` apart, and more until there is a file `ends_with`; `wrapped_in` another command."""
+    """Start a tracker that records `count` steps, `pause_s` apart, and more until there is a file `ends_with`;
+    `wrapped_in` another command.
+    """
     words = json.dumps([str(folder), uri, count, pause_s, uuid.uuid4().hex, offline, ends_with and str(ends_with)])
     return Stream(RunDirectory(folder), start_script(STREAM, words, wrapped_in=wrapped_in))
 
@@ -101,9 +112,13 @@ def recorded_run(path: Path, uri: str) -> RunDirectory:
     return directory
 
 
-def sync(directory: RunDirectory, *words: object, timeout_s: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+def sync(
+    directory: RunDirectory, *words: object, timeout_s: float = 120, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`mltrack sync` of one run directory."""
-    return commands.mltrack("sync", directory.path, *words, cwd=directory.path.parent, timeout_s=timeout_s, **environment)
+    return commands.mltrack(
+        "sync", directory.path, *words, cwd=directory.path.parent, timeout_s=timeout_s, **environment
+    )
 
 
 def until(happened: Callable[[], Any], what: str, within_s: float = 120) -> Any:
@@ -184,7 +199,9 @@ def journal_points(directory: RunDirectory, names: Callable[[str], str] = str) -
     for record in read_journal(directory.journal):
         if record["type"] == "metrics":
             for name, value in {**record["values"], **record["timing"]}.items():
-                found.setdefault(names(name), []).append((_comparable(runs.finite(value)), record["time_ms"], record["step"]))
+                found.setdefault(names(name), []).append(
+                    (_comparable(runs.finite(value)), record["time_ms"], record["step"])
+                )
     return found
 
 
@@ -192,11 +209,18 @@ def held_points(uri: str, run_id: str) -> dict[str, list[Key]]:
     """{metric name: its points as MLflow's history gives them}, without what the relay measures itself."""
     api = client(uri)
     names = [name for name in api.get_run(run_id).data.metrics if not name.startswith(RELAYS_OWN)]
-    return {name: [(_comparable(point.value), point.timestamp, point.step) for point in api.get_metric_history(run_id, name)] for name in names}
+    return {
+        name: [
+            (_comparable(point.value), point.timestamp, point.step) for point in api.get_metric_history(run_id, name)
+        ]
+        for name in names
+    }
 
 
 def assert_complete(directory: RunDirectory, uri: str, *, status: str, names: Callable[[str], str] = str) -> str:
-    """Every point of the journal is in MLflow exactly once, in order and equal, nothing was refused, and the run says `status`; returns its id."""
+    """Every point of the journal is in MLflow exactly once, in order and equal, nothing was refused, and the run says
+    `status`; returns its id.
+    """
     progress = directory.read_delivery()
     assert progress.get("complete"), progress
     assert progress["failed"] == []
@@ -217,7 +241,9 @@ def complete(directory: RunDirectory) -> bool:
 
 
 def delivered(directory: RunDirectory) -> bool:
-    """True once MLflow has all that a run has recorded which ended by itself; of a resumed run, also the newest of it."""
+    """True once MLflow has all that a run has recorded which ended by itself; of a resumed run, also the newest
+    of it.
+    """
     return complete(directory) and int(directory.read_delivery()["offset"]) >= directory.journal.stat().st_size
 
 

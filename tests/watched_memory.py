@@ -1,4 +1,6 @@
-"""How much memory of its own a process comes to hold; imported by the programs that tests start, so it needs nothing but Linux."""
+"""How much memory of its own a process comes to hold; imported by the programs that tests start, so it needs nothing
+but Linux.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,11 @@ from pathlib import Path
 
 def anonymous_kb() -> int:
     """What this process has allocated; what is mapped from files apart."""
-    return int(next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")).split()[1])
+    return int(
+        next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")).split()[
+            1
+        ]
+    )
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Work behind the training: one job at a time, whose error comes back.
 
-Invariant: at most one job is in flight; the end of the interpreter waits for it; its error is raised once, by the next `finish`, and where
-nobody calls that any more it is logged. On Linux it does not take the processor from the thread that started it.
+Invariant: at most one job is in flight; the end of the interpreter waits for it; its error is raised once, by the next
+`finish`, and where nobody calls that any more it is logged. On Linux it does not take the processor from the thread
+that started it.
 
     behind = Background()
     behind.start(write)      # returns at once; waits first where a job is in flight
@@ -25,7 +26,9 @@ class Background:
     """A thread that does one job after the other."""
 
     def __init__(self) -> None:
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint-writer", initializer=_stand_back)
+        self._executor = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix="checkpoint-writer", initializer=_stand_back
+        )
         self._in_flight: list[Future[None]] = []
         self._thread: int | None = None
         weakref.finalize(self, _log_errors, self._in_flight)
@@ -62,7 +65,9 @@ class Background:
 
 
 def _stand_back() -> None:
-    """Where no core is idle, a thread that wakes up is run at once, in place of the one that woke it; not one of this policy. Its share stays the same."""
+    """Where no core is idle, a thread that wakes up is run at once, in place of the one that woke it; not one of this
+    policy. Its share stays the same.
+    """
     if hasattr(os, "sched_setscheduler"):
         with suppress(OSError):  # a sandbox may forbid it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))

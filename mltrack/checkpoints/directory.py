@@ -1,8 +1,7 @@
 """A checkpoint's bytes: one folder that is complete or is not there.
 
-Invariant: everything is written under a temporary name and synced, `metadata.json` with sizes and hashes last, then renamed once. A
-reader takes a folder only if its metadata is there, and its bytes only if their hashes agree.
-"""
+Invariant: everything is written under a temporary name and synced, `metadata.json` with sizes and hashes last, then
+renamed once. A reader takes a folder only if its metadata is there, and its bytes only if their hashes agree."""
 
 from __future__ import annotations
 
@@ -55,9 +54,12 @@ def write_directory(target: Path, content: Content, metadata: CheckpointMetadata
         metadata: without `files`.
 
     Raises:
-        CheckpointError: the disk is full or gone, with the bytes that were needed and that are free; nothing stays under either name.
+        CheckpointError: the disk is full or gone, with the bytes that were needed and that are free; nothing stays
+            under either name.
     """
-    needed = _METADATA_BYTES + sum(len(held) if isinstance(held, bytes) else held.num_bytes for held in content.values())
+    needed = _METADATA_BYTES + sum(
+        len(held) if isinstance(held, bytes) else held.num_bytes for held in content.values()
+    )
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{os.getpid()}")
     with _in_work_lock:
         _in_work.add(temporary)
@@ -65,7 +67,11 @@ def write_directory(target: Path, content: Content, metadata: CheckpointMetadata
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         _check_room(target, needed)
-        complete = replace(metadata, path=target, files={name: _write(temporary / name, held) for name, held in sorted(content.items())})
+        complete = replace(
+            metadata,
+            path=target,
+            files={name: _write(temporary / name, held) for name, held in sorted(content.items())},
+        )
         _write(temporary / METADATA, json.dumps({**asdict(complete), "path": target.name}, indent=1).encode())
         for path in temporary.rglob("*"):
             _sync(path)
@@ -77,7 +83,8 @@ def write_directory(target: Path, content: Content, metadata: CheckpointMetadata
         if isinstance(error, OSError):
             free = shutil.disk_usage(target.parent).free if target.parent.exists() else 0
             raise CheckpointError(
-                f"{target}: not written: {error.strerror or error}; {needed:,} bytes are needed, {free:,} are free there; earlier checkpoints are intact"
+                f"{target}: not written: {error.strerror or error}; {needed:,} bytes are needed, {free:,} are free"
+                " there; earlier checkpoints are intact"
             ) from error
         raise
     finally:
@@ -135,12 +142,22 @@ def verify(metadata: CheckpointMetadata, *, unread: Collection[str] = ()) -> lis
 
 def what_is_not_named(metadata: CheckpointMetadata) -> list[str]:
     """One line where the metadata names no weights or no state; else nothing."""
-    return [] if weight_files(metadata.files) and STATE in metadata.files else [f"{METADATA}: names no weights or no {STATE}"]
+    return (
+        []
+        if weight_files(metadata.files) and STATE in metadata.files
+        else [f"{METADATA}: names no weights or no {STATE}"]
+    )
 
 
 def damaged(metadata: CheckpointMetadata, names: Iterable[str], *, unread: Collection[str] = ()) -> dict[str, str]:
-    """{name: one line} of those files, all named by the metadata, that are not there as it records them; `unread` as for `verify`."""
-    return {name: problem for name in names if (problem := _what_is_wrong_with(metadata, name, read=name not in unread)) is not None}
+    """{name: one line} of those files, all named by the metadata, that are not there as it records them; `unread` as
+    for `verify`.
+    """
+    return {
+        name: problem
+        for name in names
+        if (problem := _what_is_wrong_with(metadata, name, read=name not in unread)) is not None
+    }
 
 
 def _what_is_wrong_with(metadata: CheckpointMetadata, name: str, *, read: bool) -> str | None:
@@ -151,7 +168,9 @@ def _what_is_wrong_with(metadata: CheckpointMetadata, name: str, *, read: bool) 
         return f"{name}: missing"
     if path.stat().st_size != expected["bytes"]:
         return f"{name}: {path.stat().st_size} bytes instead of {expected['bytes']}"
-    return None if not read or _sha256(path) == expected["sha256"] else f"{name}: its sha256 differs from the recorded one"
+    return (
+        None if not read or _sha256(path) == expected["sha256"] else f"{name}: its sha256 differs from the recorded one"
+    )
 
 
 def set_aside(directory: Path) -> Path:
@@ -166,10 +185,13 @@ def delete(directory: Path) -> None:
     """Remove a checkpoint; killed in between, it is no checkpoint any more and the rest goes at the next start.
 
     Raises:
-        CheckpointError: it is still there, or is no checkpoint any more and some of its files are, under a name that no reader looks at.
+        CheckpointError: it is still there, or is no checkpoint any more and some of its files are, under a name that no
+            reader looks at.
     """
     try:
-        gone = directory.with_name(f"{DELETING_PREFIX}{directory.name}-{time.monotonic_ns()}-{os.getpid()}")  # one of that step may still be there
+        gone = directory.with_name(
+            f"{DELETING_PREFIX}{directory.name}-{time.monotonic_ns()}-{os.getpid()}"
+        )  # one of that step may still be there
         directory.rename(gone)
         shutil.rmtree(gone)
     except OSError as error:
@@ -177,7 +199,9 @@ def delete(directory: Path) -> None:
 
 
 def remove_leftovers(root: Path, prefixes: Sequence[str] = (TEMPORARY_PREFIX, DELETING_PREFIX)) -> None:
-    """Remove what killed writers left under temporary names; what a living process or a thread of this one writes stays."""
+    """Remove what killed writers left under temporary names; what a living process or a thread of this one writes
+    stays.
+    """
     for prefix in prefixes:
         for path in root.glob(f"{prefix}*"):
             writer = path.name.rpartition("-")[2]
@@ -208,7 +232,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: seen no readable JSON ({error}); accepted: what save_checkpoint wrote") from error
+        raise CheckpointError(
+            f"{path}: seen no readable JSON ({error}); accepted: what save_checkpoint wrote"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: seen a JSON {type(content).__name__}; accepted: an object")
     return content
@@ -218,7 +244,9 @@ def _read_metadata(directory: Path) -> CheckpointMetadata:
     content = json.loads((directory / METADATA).read_text(encoding="utf-8"))
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise CheckpointError(f"{directory}: checkpoint format {version} is newer than {FORMAT_VERSION}; install a newer mltrack")
+        raise CheckpointError(
+            f"{directory}: checkpoint format {version} is newer than {FORMAT_VERSION}; install a newer mltrack"
+        )
     return from_json(content, directory)
 
 
@@ -226,7 +254,10 @@ def _check_room(target: Path, needed: int) -> None:
     """Before the first byte: a disk that is filled to its end would take the journal's room too."""
     usage = shutil.disk_usage(target.parent)
     if usage.total and usage.free < needed:
-        raise CheckpointError(f"{target}: not written: {needed:,} bytes are needed, {usage.free:,} are free there; earlier checkpoints are intact")
+        raise CheckpointError(
+            f"{target}: not written: {needed:,} bytes are needed, {usage.free:,} are free there; earlier checkpoints"
+            " are intact"
+        )
 
 
 def _write(path: Path, held: TensorFile | bytes) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Which checkpoints a run keeps; saving, finding and loading them.
 
-Invariant: the `max_checkpoints` best, the latest and the milestones stay; only checkpoints of this run are ever deleted. With
-`background=True` the caller pays for one copy in memory; what is written is the state at the moment of the call, at most one save is in
-flight, and its error is raised by the next call of any method.
+Invariant: the `max_checkpoints` best, the latest and the milestones stay; only checkpoints of this run are ever
+deleted. With `background=True` the caller pays for one copy in memory; what is written is the state at the moment of
+the call, at most one save is in flight, and its error is raised by the next call of any method.
 
     manager = CheckpointManager("checkpoints", max_checkpoints=3, metric_name="eval_loss", mode="min")
     manager.save_checkpoint(model=model, optimizer=optimizer, epoch=0, step=100, metric_value=0.35)
@@ -55,16 +55,19 @@ class CheckpointManager:
         metric_name: what ranks them.
         mode: "min" or "max"; default: told by the metric's name.
         keep_every: each checkpoint whose step is a multiple of it stays too.
-        run_id: an MLflow run that gets the kept checkpoints. Without it the run that is active in this process, if mlflow is
-            imported here already and `on_change` is not given.
+        run_id: an MLflow run that gets the kept checkpoints. Without it the run that is active in this process, if
+            mlflow is imported here already and `on_change` is not given.
         tracking_uri: of that run.
         on_change: called with what stays after each save, instead of an MLflow connection of its own.
         read_only: another run's folder; nothing in it is moved or removed.
         tokenizer: saved with every checkpoint, so that each is a loadable model folder.
-        background: a save returns once the state is copied; a thread writes it, decides what stays, and calls `on_written` and
-            `on_change`. It takes one copy of the state in memory, kept for the next save; `close` gives it back.
-        when_busy: what a save does while the one before is being written: "wait" for it, or "skip" it where it is not required.
-        on_written: called with each checkpoint that is on the disk and the milliseconds that hashing, writing and syncing it took.
+        background: a save returns once the state is copied; a thread writes it, decides what stays, and calls
+            `on_written` and `on_change`. It takes one copy of the state in memory, kept for the next save; `close`
+            gives it back.
+        when_busy: what a save does while the one before is being written: "wait" for it, or "skip" it where it is not
+            required.
+        on_written: called with each checkpoint that is on the disk and the milliseconds that hashing, writing and
+            syncing it took.
         max_shard_bytes: weights beyond it are written in several files, indexed as Transformers reads them.
 
     Raises:
@@ -154,8 +157,8 @@ class CheckpointManager:
             What is known of the checkpoint, in the background without `files`; None where it was left out.
 
         Raises:
-            CheckpointError: a value that cannot be saved (named by its key), a disk that is full, too little memory for the copy; or the
-                error of the save before, and then nothing of this one was done.
+            CheckpointError: a value that cannot be saved (named by its key), a disk that is full, too little memory for
+                the copy; or the error of the save before, and then nothing of this one was done.
         """
         assert not self._read_only, self.checkpoint_dir
         if self.leaves_out(required=required):
@@ -163,7 +166,10 @@ class CheckpointManager:
             return None
         epoch, step = whole_number("epoch", epoch, CheckpointError), whole_number("step", step, CheckpointError)
         metric_value = None if metric_value is None else as_number(self.metric_name, metric_value, CheckpointError)
-        metrics = {checked_name("metric", name, CheckpointError): as_number(name, value, CheckpointError) for name, value in (metrics or {}).items()}
+        metrics = {
+            checked_name("metric", name, CheckpointError): as_number(name, value, CheckpointError)
+            for name, value in (metrics or {}).items()
+        }
         self.finish()
         tensors, aliases = state.split_model(model)
         content: dict[str, Tensors | bytes] = {
@@ -172,7 +178,9 @@ class CheckpointManager:
         }
         documents: dict[str, Any] = {}
         if optimizer is not None:
-            documents[directory.OPTIMIZER_JSON], content[directory.OPTIMIZER] = self._optimizer_names.split(optimizer.state_dict())
+            documents[directory.OPTIMIZER_JSON], content[directory.OPTIMIZER] = self._optimizer_names.split(
+                optimizer.state_dict()
+            )
         others = {
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
@@ -197,7 +205,8 @@ class CheckpointManager:
             files = {name: held if isinstance(held, bytes) else TensorFile.of(held) for name, held in content.items()}
             return self._write(metadata, files, documents)
         snapshot = self._buffers.take(content)
-        # Letting go of tensors gives the interpreter's lock away: once the thread runs, that would be a wait of milliseconds.
+        # Letting go of tensors gives the interpreter's lock away: once the thread runs, that would be a wait of
+        # milliseconds.
         del content, tensors, state_tensors
 
         def write_snapshot() -> None:
@@ -220,7 +229,9 @@ class CheckpointManager:
         self._behind.finish()
 
     def settle(self) -> None:
-        """Let go of what does not stay and tell who listens: a process that was killed behind its last save has told nobody of it."""
+        """Let go of what does not stay and tell who listens: a process that was killed behind its last save has told
+        nobody of it.
+        """
         self.finish()
         self._keep_what_stays()
 
@@ -247,7 +258,8 @@ class CheckpointManager:
         """The best intact checkpoint, or None; a damaged one is set aside with a warning and the next is taken.
 
         Args:
-            weights_only: leave the optimizer's state, which is twice as large, on the disk; then it and all other states are None.
+            weights_only: leave the optimizer's state, which is twice as large, on the disk; then it and all other
+                states are None.
         """
         return self._load_first(best_first(self.list_checkpoints(), self.mode), weights_only)
 
@@ -275,11 +287,15 @@ class CheckpointManager:
         """
         self.finish()
         if info.run_id != self.run_id or info.path.parent != self.checkpoint_dir:
-            raise CheckpointError(f"{info.path}: belongs to run {info.run_id}, not to {self.run_id}; nothing was deleted")
+            raise CheckpointError(
+                f"{info.path}: belongs to run {info.run_id}, not to {self.run_id}; nothing was deleted"
+            )
         directory.delete(info.path)
 
     def set_aside(self, folder: Path) -> None:
-        """Rename a checkpoint that another reader found damaged, so that it is neither read nor kept nor deleted any more."""
+        """Rename a checkpoint that another reader found damaged, so that it is neither read nor kept nor deleted any
+        more.
+        """
         self.finish()
         assert not self._read_only, folder
         assert folder.parent == self.checkpoint_dir, folder
@@ -297,7 +313,8 @@ class CheckpointManager:
                 one.path.rename(aside / one.path.name)
 
     def close(self) -> None:
-        """Wait for the save in flight, and until MLflow has what it gets, where this manager has a connection of its own.
+        """Wait for the save in flight, and until MLflow has what it gets, where this manager has a connection of its
+        own.
 
         Raises:
             CheckpointError: the save in flight failed.
@@ -311,7 +328,9 @@ class CheckpointManager:
                 self._tracker.repeat_checkpoints()
                 self._tracker.close()
 
-    def _write(self, metadata: CheckpointMetadata, content: Content, documents: Mapping[str, Any]) -> CheckpointMetadata:
+    def _write(
+        self, metadata: CheckpointMetadata, content: Content, documents: Mapping[str, Any]
+    ) -> CheckpointMetadata:
         started = time.perf_counter()
         texts = {name: json.dumps(held).encode() for name, held in documents.items()}
         saved = directory.write_directory(metadata.path, {**content, **texts}, metadata)
@@ -326,16 +345,22 @@ class CheckpointManager:
         for folder in self._folders():
             written = directory.when_written(folder)
             held = known.get(folder)
-            self._known[folder] = held if held is not None and held[0] == written else (written, directory.read_metadata(folder))
+            self._known[folder] = (
+                held if held is not None and held[0] == written else (written, directory.read_metadata(folder))
+            )
         found = [one for _, one in self._known.values() if one is not None and one.run_id == self.run_id]
         return [judged_by(one, self.metric_name) for one in found]
 
     def _folders(self) -> list[Path]:
-        return [path for path in self.checkpoint_dir.glob("*/") if not path.name.startswith((".", directory.DAMAGED_PREFIX))]
+        return [
+            path for path in self.checkpoint_dir.glob("*/") if not path.name.startswith((".", directory.DAMAGED_PREFIX))
+        ]
 
     def _keep_what_stays(self) -> None:
         checkpoints = self.list_checkpoints()
-        reasons = reasons_to_keep(checkpoints, mode=self.mode, max_checkpoints=self.max_checkpoints, keep_every=self.keep_every)
+        reasons = reasons_to_keep(
+            checkpoints, mode=self.mode, max_checkpoints=self.max_checkpoints, keep_every=self.keep_every
+        )
         kept = [one for one in checkpoints if one.step in reasons]
         ranked = best_first(kept, self.mode)
         for on_change in self._listeners:
@@ -347,7 +372,9 @@ class CheckpointManager:
                 self._let_go(one)
 
     def _let_go(self, one: CheckpointMetadata) -> None:
-        """Delete a checkpoint that does not stay; one that cannot be removed now (NFS keeps what another process reads) is tried again after each save."""
+        """Delete a checkpoint that does not stay; one that cannot be removed now (NFS keeps what another process reads)
+        is tried again after each save.
+        """
         try:
             self.delete_checkpoint(one)
         except CheckpointError as error:
@@ -360,7 +387,9 @@ class CheckpointManager:
             if problem := directory.what_is_wrong_with_metadata(path):
                 self._set_aside(path, problem)
         for info in candidates:
-            problems = directory.verify(info, unread=(directory.OPTIMIZER, directory.STATE_TENSORS) if weights_only else ())
+            problems = directory.verify(
+                info, unread=(directory.OPTIMIZER, directory.STATE_TENSORS) if weights_only else ()
+            )
             if not problems:
                 try:
                     return load_directory(info, weights_only=weights_only)
@@ -374,7 +403,10 @@ class CheckpointManager:
             self.damaged.append(path)
             warnings.warn(f"{path}: damaged ({problem}); the next one is taken", stacklevel=4)
         else:
-            warnings.warn(f"{path}: damaged ({problem}); set aside as {directory.set_aside(path).name}, the next one is taken", stacklevel=4)
+            warnings.warn(
+                f"{path}: damaged ({problem}); set aside as {directory.set_aside(path).name}, the next one is taken",
+                stacklevel=4,
+            )
 
 
 def load_directory(info: CheckpointMetadata, *, weights_only: bool = False) -> dict[str, Any]:
@@ -398,7 +430,9 @@ def load_directory(info: CheckpointMetadata, *, weights_only: bool = False) -> d
     weights = {name: tensor for file in weight_files(info.files) for name, tensor in tensors_in(file).items()}
     return {
         "model_state_dict": state.join_model(weights, info.aliases),
-        "optimizer_state_dict": state.join_optimizer(optimizer_content, tensors_in(directory.OPTIMIZER)) if optimizer_content else None,
+        "optimizer_state_dict": state.join_optimizer(optimizer_content, tensors_in(directory.OPTIMIZER))
+        if optimizer_content
+        else None,
         "scheduler_state_dict": held.get("scheduler"),
         "scaler_state_dict": held.get("scaler"),
         "epoch": info.epoch,

@@ -61,26 +61,48 @@ def from_json(content: Any, path: Path) -> CheckpointMetadata:
         raise ValueError(f"metadata.json: seen a JSON {type(content).__name__}; accepted: an object")
     for name, accepted in _KINDS.items():
         if name not in content or not isinstance(content[name], accepted) or isinstance(content[name], bool):
-            raise ValueError(f"metadata.json: {name}: seen {str(content.get(name))[:80]!r}; accepted: {' or '.join(one.__name__ for one in accepted)}")
+            raise ValueError(
+                f"metadata.json: {name}: seen {str(content.get(name))[:80]!r}; accepted:"
+                f" {' or '.join(one.__name__ for one in accepted)}"
+            )
         if isinstance(content[name], int) and not -_MOST <= content[name] <= _MOST:
             raise ValueError(f"metadata.json: {name}: seen a whole number beyond 64 bits")
     for name, held in content["files"].items():
-        if len(name.encode(errors="surrogatepass")) > _MOST_NAME_BYTES:  # no file has it, and asking for it is an error of the system
-            raise ValueError(f"metadata.json: files: seen {name[:40]!r}... of {len(name):,} characters; accepted: at most {_MOST_NAME_BYTES} bytes")
-        if not (isinstance(held, Mapping) and isinstance(held.get("bytes"), int) and 0 <= held["bytes"] <= _MOST and isinstance(held.get("sha256"), str)):
-            raise ValueError(f"metadata.json: files: {name[:80]!r}: seen {str(held)[:80]!r}; accepted: bytes and sha256")
+        if (
+            len(name.encode(errors="surrogatepass")) > _MOST_NAME_BYTES
+        ):  # no file has it, and asking for it is an error of the system
+            raise ValueError(
+                f"metadata.json: files: seen {name[:40]!r}... of {len(name):,} characters; accepted: at most"
+                f" {_MOST_NAME_BYTES} bytes"
+            )
+        if not (
+            isinstance(held, Mapping)
+            and isinstance(held.get("bytes"), int)
+            and 0 <= held["bytes"] <= _MOST
+            and isinstance(held.get("sha256"), str)
+        ):
+            raise ValueError(
+                f"metadata.json: files: {name[:80]!r}: seen {str(held)[:80]!r}; accepted: bytes and sha256"
+            )
     if not all(isinstance(value, (int, float)) for value in content["metrics"].values()):
         raise ValueError("metadata.json: metrics: seen a value that is no number; accepted: numbers")
     if not all(isinstance(value, str) for value in content["aliases"].values()):
         raise ValueError("metadata.json: aliases: seen a value that is no name; accepted: names of weights")
     known = {one.name for one in fields(CheckpointMetadata)}
-    return CheckpointMetadata(**{name: value for name, value in content.items() if name in known and name != "path"}, path=path)
+    return CheckpointMetadata(
+        **{name: value for name, value in content.items() if name in known and name != "path"}, path=path
+    )
 
 
 def is_inside(name: str) -> bool:
     """True for the name of a file in the checkpoint's folder or below it, on every system."""
     parts = PurePosixPath(name).parts
-    return bool(parts) and not name.startswith("/") and ".." not in parts and not any(character in name for character in "\\:\0")
+    return (
+        bool(parts)
+        and not name.startswith("/")
+        and ".." not in parts
+        and not any(character in name for character in "\\:\0")
+    )
 
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -116,7 +138,9 @@ def latest(checkpoints: Sequence[CheckpointMetadata]) -> CheckpointMetadata | No
     return max(checkpoints, key=lambda one: (one.step, one.created_ms), default=None)
 
 
-def reasons_to_keep(checkpoints: Sequence[CheckpointMetadata], *, mode: str, max_checkpoints: int, keep_every: int | None) -> dict[int, list[str]]:
+def reasons_to_keep(
+    checkpoints: Sequence[CheckpointMetadata], *, mode: str, max_checkpoints: int, keep_every: int | None
+) -> dict[int, list[str]]:
     """{step: reasons} of the checkpoints that stay: the k best, the latest, the milestones."""
     reasons: dict[int, list[str]] = {}
     for one in best_first(checkpoints, mode)[:max_checkpoints]:

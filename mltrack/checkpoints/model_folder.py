@@ -1,8 +1,8 @@
 """The files beside the weights that make a checkpoint a Hugging Face folder: configuration and tokenizer.
 
-Invariant: they are serialised where the caller stands, never behind it: a tokenizer that tokenizes elsewhere at the same time changes
-what it would write. As they hardly ever change, they are made again only when the configuration or the vocabulary did.
-"""
+Invariant: they are serialised where the caller stands, never behind it: a tokenizer that tokenizes elsewhere at the
+same time changes what it would write. As they hardly ever change, they are made again only when the configuration or
+the vocabulary did."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ class ModelFolder:
         config: Any = getattr(model, "config", None)
         if config is not None:
             config.architectures = [type(model).__name__]
-        described = [one for one in (config, getattr(model, "generation_config", None), tokenizer) if hasattr(one, "save_pretrained")]
+        described = [
+            one
+            for one in (config, getattr(model, "generation_config", None), tokenizer)
+            if hasattr(one, "save_pretrained")
+        ]
         made_from = [_distinctive(one) for one in described]
         if self._made_from != made_from:
             self._files = self._saved(described)
@@ -49,10 +53,17 @@ class ModelFolder:
             self._folder.mkdir(parents=True)
             for one in described:
                 _save(one, self._folder)
-            found = {path.relative_to(self._folder).as_posix(): path.read_bytes() for path in self._folder.rglob("*") if path.is_file()}
+            found = {
+                path.relative_to(self._folder).as_posix(): path.read_bytes()
+                for path in self._folder.rglob("*")
+                if path.is_file()
+            }
             return {name: content for name, content in found.items() if name != METADATA}
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self._folder.parent}: configuration or tokenizer could not be saved: {str(error).partition(chr(10))[0]}") from error
+            raise CheckpointError(
+                f"{self._folder.parent}: configuration or tokenizer could not be saved:"
+                f" {str(error).partition(chr(10))[0]}"
+            ) from error
         finally:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -71,7 +82,14 @@ def _save(described: Any, folder: Path) -> None:
 
 
 def _distinctive(described: Any) -> Any:
-    """What changes when the files would: all of a configuration; of a tokenizer its size, its template and which one it is."""
+    """What changes when the files would: all of a configuration; of a tokenizer its size, its template and which one it
+    is.
+    """
     if hasattr(described, "get_vocab"):
-        return [id(described), len(described), getattr(described, "chat_template", None), dict(described.special_tokens_map)]
+        return [
+            id(described),
+            len(described),
+            getattr(described, "chat_template", None),
+            dict(described.special_tokens_map),
+        ]
     return [id(described), vars(described)]

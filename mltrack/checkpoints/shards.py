@@ -19,7 +19,9 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def model_files(tensors: Tensors, max_shard_bytes: int) -> dict[str, Tensors | bytes]:
-    """{file name: its tensors, or its text} of the weights; a weight that is larger than a shard gets one of its own."""
+    """{file name: its tensors, or its text} of the weights; a weight that is larger than a shard gets one of
+    its own.
+    """
     total = sum([data_bytes(tensor) for tensor in tensors.values()])
     if total <= max_shard_bytes:
         return {SINGLE: tensors}

@@ -1,8 +1,7 @@
 """The state at one moment, in host memory that is used again for each save.
 
-Invariant: what `take` returned keeps its bytes until the next `take`, whatever happens to the tensors that it was given; there is one copy
-of the state and never a second.
-"""
+Invariant: what `take` returned keeps its bytes until the next `take`, whatever happens to the tensors that it was
+given; there is one copy of the state and never a second."""
 
 from __future__ import annotations
 
@@ -41,7 +40,8 @@ class HostBuffers:
         self._held: dict[str, _Buffer] = {}
 
     def take(self, content: Mapping[str, Tensors | bytes]) -> Snapshot:
-        """Copy all tensors. A GPU's copies are queued behind the work that computes the values, and before what changes them next.
+        """Copy all tensors. A GPU's copies are queued behind the work that computes the values, and before what changes
+        them next.
 
         Raises:
             CheckpointError: not enough memory for the copy.
@@ -66,7 +66,12 @@ class HostBuffers:
 
     def _copy(self, name: str, tensors: Tensors) -> TensorFile:
         given = list(tensors.values())
-        layout = (list(tensors), [tensor.dtype for tensor in given], [tensor.shape for tensor in given], [tensor.device for tensor in given])
+        layout = (
+            list(tensors),
+            [tensor.dtype for tensor in given],
+            [tensor.shape for tensor in given],
+            [tensor.device for tensor in given],
+        )
         held = self._held.get(name)
         if held is None or held.layout != layout:
             self._held.pop(name, None)
@@ -86,10 +91,15 @@ class _Buffer:
         size = sum(data_bytes(tensor) for _, tensor in ordered)
         try:
             # a GPU wants pages that nothing else lies on
-            memory = torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8) if self.gpus and size else torch.empty(size, dtype=torch.uint8)
+            memory = (
+                torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
+                if self.gpus and size
+                else torch.empty(size, dtype=torch.uint8)
+            )
         except (RuntimeError, MemoryError, OSError) as error:
             raise CheckpointError(
-                f"snapshot: {size:,} bytes of memory could not be had; accepted: a machine with one copy of the state to spare, or background=False"
+                f"snapshot: {size:,} bytes of memory could not be had; accepted: a machine with one copy of the state"
+                " to spare, or background=False"
             ) from error
         if self.gpus:
             self._pin(memory)
@@ -106,7 +116,9 @@ class _Buffer:
             torch._foreach_copy_(self._targets, [given[place] for place in self._alone], non_blocking=bool(self.gpus))
 
     def _place(self, ordered: list[tuple[str, torch.Tensor]], memory: torch.Tensor) -> None:
-        """Where each tensor goes: small ones take longer to be called for than to be copied, so on the CPU one call copies all of a kind."""
+        """Where each tensor goes: small ones take longer to be called for than to be copied, so on the CPU one call
+        copies all of a kind.
+        """
         on_cpu = {device.type for device in self.layout[3]} == {"cpu"}
         place_of = {name: place for place, name in enumerate(self.layout[0])}
         self._runs: list[tuple[Callable[..., torch.Tensor], list[int], torch.Tensor]] = []
@@ -119,21 +131,32 @@ class _Buffer:
             part = memory[begin : begin + sum(sizes)]
             begin += part.numel()
             if on_cpu and len(tensors) > 1:
-                shape = (sum(tensor.shape[0] for tensor in tensors), *first.shape[1:]) if first.dim() else (len(tensors),)
-                self._runs.append((torch.cat if first.dim() else torch.stack, list(places), part.view(first.dtype).view(shape)))
+                shape = (
+                    (sum(tensor.shape[0] for tensor in tensors), *first.shape[1:]) if first.dim() else (len(tensors),)
+                )
+                self._runs.append(
+                    (torch.cat if first.dim() else torch.stack, list(places), part.view(first.dtype).view(shape))
+                )
             else:
                 self._alone += places
-                self._targets += [piece.view(first.dtype).view(tensor.shape) for piece, tensor in zip(part.split(sizes), tensors, strict=True)]
+                self._targets += [
+                    piece.view(first.dtype).view(tensor.shape)
+                    for piece, tensor in zip(part.split(sizes), tensors, strict=True)
+                ]
 
     def _pin(self, memory: torch.Tensor) -> None:
-        """Lock the memory in place for the GPU; PyTorch's own pinned allocator would round its size up to a power of two."""
+        """Lock the memory in place for the GPU; PyTorch's own pinned allocator would round its size up to a power of
+        two.
+        """
         runtime = torch.cuda.cudart()
         if not memory.nbytes:
             return
         if int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0:
             weakref.finalize(self, runtime.cudaHostUnregister, memory.data_ptr()).atexit = False
             return
-        with suppress(RuntimeError):  # the copies are only slower; but CUDA remembers the error, and would report it of whatever is computed next
+        with suppress(
+            RuntimeError
+        ):  # the copies are only slower; but CUDA remembers the error, and would report it of whatever is computed next
             torch.zeros(1, device=next(iter(self.gpus)))
 
 

@@ -56,7 +56,9 @@ def split_model(model: nn.Module) -> tuple[Tensors, dict[str, str]]:
 
 
 def _named_state(model: nn.Module) -> Tensors:
-    """`model.state_dict(keep_vars=True)`: of modules with a way of their own by that call; else by a walk, in half the time when nothing is in the cache."""
+    """`model.state_dict(keep_vars=True)`: of modules with a way of their own by that call; else by a walk, in half the
+    time when nothing is in the cache.
+    """
     held: Tensors = {}
     return held if _collect(model, "", held) else dict(model.state_dict(keep_vars=True))
 
@@ -64,7 +66,11 @@ def _named_state(model: nn.Module) -> Tensors:
 def _collect(module: nn.Module, prefix: str, held: Tensors) -> bool:
     """Add what `module` and those below it would save; False where one of them has a say in that."""
     kind = type(module)
-    overridden = kind.state_dict is not _STATE_DICT or kind._save_to_state_dict is not _SAVE or kind.get_extra_state is not _EXTRA_STATE
+    overridden = (
+        kind.state_dict is not _STATE_DICT
+        or kind._save_to_state_dict is not _SAVE
+        or kind.get_extra_state is not _EXTRA_STATE
+    )
     if overridden or "state_dict" in vars(module) or module._state_dict_hooks or module._state_dict_pre_hooks:
         return False
     for name, parameter in module._parameters.items():
@@ -73,7 +79,9 @@ def _collect(module: nn.Module, prefix: str, held: Tensors) -> bool:
     for name, buffer in module._buffers.items():
         if buffer is not None and name not in module._non_persistent_buffers_set:
             held[prefix + name] = buffer
-    return all(_collect(child, f"{prefix}{name}.", held) for name, child in module._modules.items() if child is not None)
+    return all(
+        _collect(child, f"{prefix}{name}.", held) for name, child in module._modules.items() if child is not None
+    )
 
 
 def _same_view(one: torch.Tensor, other: torch.Tensor) -> bool:
@@ -88,7 +96,10 @@ def join_model(tensors: Tensors, aliases: Mapping[str, str]) -> Tensors:
     """
     for name, first in aliases.items():
         if first not in tensors:
-            raise CheckpointError(f"weights: {name} is said to be tied to {first}, which is not there; accepted: what save_checkpoint wrote")
+            raise CheckpointError(
+                f"weights: {name} is said to be tied to {first}, which is not there; accepted: what save_checkpoint"
+                " wrote"
+            )
     return {**tensors, **{name: tensors[first] for name, first in aliases.items()}}
 
 
@@ -102,19 +113,27 @@ def load_model(model: nn.Module, held: Mapping[str, torch.Tensor]) -> None:
     expected = target.state_dict()
     if differing := sorted(expected.keys() ^ held.keys()):
         which = "missing" if differing[0] in expected else "not in this model"
-        raise CheckpointError(f"weights: {differing[0]} is {which} ({len(differing)} such); accepted: the weights of the same {type(target).__name__}")
+        raise CheckpointError(
+            f"weights: {differing[0]} is {which} ({len(differing)} such); accepted: the weights of the same"
+            f" {type(target).__name__}"
+        )
     for name, tensor in expected.items():
         seen = held[name]
         if seen.shape != tensor.shape or seen.dtype != tensor.dtype:
-            raise CheckpointError(f"weights: {name}: seen {list(seen.shape)} of {seen.dtype}; accepted: {list(tensor.shape)} of {tensor.dtype}")
+            raise CheckpointError(
+                f"weights: {name}: seen {list(seen.shape)} of {seen.dtype}; accepted: {list(tensor.shape)} of"
+                f" {tensor.dtype}"
+            )
     target.load_state_dict(held)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, held: Mapping[str, Any]) -> None:
-    """Set the optimizer's state, each tensor of which must have its parameter's shape, or one in it (a single number, a row, a column).
+    """Set the optimizer's state, each tensor of which must have its parameter's shape, or one in it (a single number, a
+    row, a column).
 
     Raises:
-        CheckpointError: other parameters than this optimizer's, or a tensor of another shape; the optimizer is as it was.
+        CheckpointError: other parameters than this optimizer's, or a tensor of another shape; the optimizer is as it
+            was.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, values in held["state"].items():
@@ -123,18 +142,23 @@ def load_optimizer(optimizer: torch.optim.Optimizer, held: Mapping[str, Any]) ->
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and not _broadcasts(value.shape, parameters[number].shape):
                 raise CheckpointError(
-                    f"optimizer: {name} of parameter {number}: seen {list(value.shape)}; accepted: {list(parameters[number].shape)}, or a part of it"
+                    f"optimizer: {name} of parameter {number}: seen {list(value.shape)}; accepted:"
+                    f" {list(parameters[number].shape)}, or a part of it"
                 )
     try:
         optimizer.load_state_dict({**held, "param_groups": _as_implemented(optimizer, held["param_groups"])})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = str(error).partition("\n")[0]
-        raise CheckpointError(f"optimizer: {problem}; accepted: the state of the same {type(optimizer).__name__}") from error
+        raise CheckpointError(
+            f"optimizer: {problem}; accepted: the state of the same {type(optimizer).__name__}"
+        ) from error
 
 
 def _as_implemented(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The held groups with this optimizer's own choice of kernels, which is no state; as many as were held."""
-    own: list[dict[str, Any]] = [{name: group[name] for name in ("fused", "foreach") if name in group} for group in optimizer.param_groups]
+    own: list[dict[str, Any]] = [
+        {name: group[name] for name in ("fused", "foreach") if name in group} for group in optimizer.param_groups
+    ]
     surplus: list[dict[str, Any]] = [{}] * (len(groups) - len(own))  # to be refused by torch
     return [{**group, **kernels} for group, kernels in zip(groups, own + surplus, strict=False)]
 
@@ -150,7 +174,8 @@ def flatten(value: Any, where: str, tensors: Tensors) -> Any:
     """A nested value as JSON that shares nothing with it; its tensors go into `tensors` under their place.
 
     Args:
-        value: None, bool, int, float, str, numpy scalar, tensor, or lists, tuples and string- or int-keyed dicts of these.
+        value: None, bool, int, float, str, numpy scalar, tensor, or lists, tuples and string- or int-keyed dicts of
+            these.
         where: name of the value, for keys and messages.
 
     Raises:
@@ -173,7 +198,10 @@ def flatten(value: Any, where: str, tensors: Tensors) -> Any:
     if isinstance(value, Mapping) and all(isinstance(key, (str, int)) for key in value):
         flat = {str(key): flatten(item, f"{where}.{key}", tensors) for key, item in value.items()}
         if len(flat) != len(value) or flat.keys() in ({_TENSOR}, {_TUPLE}):
-            raise CheckpointError(f"{where}: seen the keys {', '.join(map(repr, value))}; accepted: keys that differ as text, other than {_TENSOR}, {_TUPLE}")
+            raise CheckpointError(
+                f"{where}: seen the keys {', '.join(map(repr, value))}; accepted: keys that differ as text, other than"
+                f" {_TENSOR}, {_TUPLE}"
+            )
         return flat
     raise CheckpointError(f"{where}: seen {type(value).__name__}; accepted: JSON values and tensors")
 
@@ -190,7 +218,9 @@ def unflatten(value: Any, tensors: Tensors) -> Any:
         if value.keys() == {_TENSOR}:
             name = value[_TENSOR]
             if not isinstance(name, str) or name not in tensors:
-                raise CheckpointError(f"{str(name)[:80]}: a tensor that is not there; accepted: what save_checkpoint wrote")
+                raise CheckpointError(
+                    f"{str(name)[:80]}: a tensor that is not there; accepted: what save_checkpoint wrote"
+                )
             return tensors[name]
         if value.keys() == {_TUPLE} and isinstance(value[_TUPLE], list):
             return tuple(unflatten(item, tensors) for item in value[_TUPLE])
@@ -199,7 +229,9 @@ def unflatten(value: Any, tensors: Tensors) -> Any:
 
 
 class OptimizerNames:
-    """Splits one optimizer's state again and again: the tensors' names, which take longer to make than small tensors to copy, are made when they change."""
+    """Splits one optimizer's state again and again: the tensors' names, which take longer to make than small tensors to
+    copy, are made when they change.
+    """
 
     def __init__(self) -> None:
         self._made_from: tuple[list[Any], ...] = ()
@@ -213,11 +245,19 @@ class OptimizerNames:
         rows: Mapping[int, Mapping[str, Any]] = state["state"]
         values = [value for row in rows.values() for value in row.values()]
         if {*map(type, values)} - {torch.Tensor}:
-            return {**content, "state": {str(number): flatten(row, f"optimizer.state.{number}", tensors) for number, row in rows.items()}}, tensors
+            return {
+                **content,
+                "state": {
+                    str(number): flatten(row, f"optimizer.state.{number}", tensors) for number, row in rows.items()
+                },
+            }, tensors
         made_from = ([*rows], [len(row) for row in rows.values()], [name for row in rows.values() for name in row])
         if made_from != self._made_from:
             self._made_from = made_from
-            self._rows = {str(number): {name: {_TENSOR: f"optimizer.state.{number}.{name}"} for name in row} for number, row in rows.items()}
+            self._rows = {
+                str(number): {name: {_TENSOR: f"optimizer.state.{number}.{name}"} for name in row}
+                for number, row in rows.items()
+            }
             self._keys = [place[_TENSOR] for row in self._rows.values() for place in row.values()]
         tensors.update(zip(self._keys, values, strict=True))
         return {**content, "state": self._rows}, tensors
@@ -233,7 +273,9 @@ def join_optimizer(content: Mapping[str, Any], tensors: Tensors) -> dict[str, An
     try:
         return {**state, "state": {int(number): held for number, held in state["state"].items()}}
     except (KeyError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"optimizer: seen no state by parameter number ({error}); accepted: what save_checkpoint wrote") from error
+        raise CheckpointError(
+            f"optimizer: seen no state by parameter number ({error}); accepted: what save_checkpoint wrote"
+        ) from error
 
 
 def capture_rng() -> dict[str, Any]:
@@ -242,7 +284,13 @@ def capture_rng() -> dict[str, Any]:
     python_version, python_state, python_gauss = random.getstate()
     return {
         "python": [python_version, list(python_state), python_gauss],
-        "numpy": [version, torch.from_numpy(np.asarray(keys).astype(np.int64)), int(position), int(has_gauss), float(gauss)],
+        "numpy": [
+            version,
+            torch.from_numpy(np.asarray(keys).astype(np.int64)),
+            int(position),
+            int(has_gauss),
+            float(gauss),
+        ],
         "torch": torch.get_rng_state(),
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }

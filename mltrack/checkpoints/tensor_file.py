@@ -1,7 +1,8 @@
 """The safetensors format: tensors into a file and its hash in one pass, and back.
 
-Invariant: nothing is pickled, and the interpreter lock is not held while bytes are hashed, written or synced, so that a training thread
-beside it goes on. (The safetensors package holds the lock while it writes, in all but its newest versions; it does the reading here.)
+Invariant: nothing is pickled, and the interpreter lock is not held while bytes are hashed, written or synced, so that a
+training thread beside it goes on. (The safetensors package holds the lock while it writes, in all but its newest
+versions; it does the reading here.)
 
     eight bytes: length of the header | header, JSON | the tensors' bytes, widest type first, so that each is aligned
 """
@@ -54,12 +55,16 @@ def in_file_order(tensors: Tensors) -> list[tuple[str, torch.Tensor]]:
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.device.type == "meta":
             seen = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
-            raise CheckpointError(f"{name}: seen a tensor of {seen}; accepted: dense tensors of {', '.join(DTYPES.values())}")
+            raise CheckpointError(
+                f"{name}: seen a tensor of {seen}; accepted: dense tensors of {', '.join(DTYPES.values())}"
+            )
     return sorted(tensors.items(), key=lambda item: (-item[1].itemsize, kind_of(item[1])))
 
 
 def kind_of(tensor: torch.Tensor) -> tuple[str, int, torch.Size]:
-    """Tensors of one kind lie next to each other, so that one call can copy them all: the same type and, but for the length, the same shape."""
+    """Tensors of one kind lie next to each other, so that one call can copy them all: the same type and, but for the
+    length, the same shape.
+    """
     return DTYPES[tensor.dtype], tensor.dim(), tensor.shape[1:]
 
 
@@ -83,7 +88,11 @@ class TensorFile:
         """A file of tensors on any device; they are read while the file is written."""
         ordered = in_file_order(tensors)
         header = header_of(ordered)
-        return TensorFile(header, lambda: (bytes_of(tensor) for _, tensor in ordered), len(header) + sum(data_bytes(tensor) for _, tensor in ordered))
+        return TensorFile(
+            header,
+            lambda: (bytes_of(tensor) for _, tensor in ordered),
+            len(header) + sum(data_bytes(tensor) for _, tensor in ordered),
+        )
 
     def write(self, file: BinaryIO) -> str:
         """Write it to an open file; returns the sha256 of what was written."""
@@ -108,7 +117,9 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         problem = str(error).partition("\n")[0][:200]
-        raise CheckpointError(f"{path}: seen no readable safetensors file ({problem}); accepted: what save_checkpoint wrote") from error
+        raise CheckpointError(
+            f"{path}: seen no readable safetensors file ({problem}); accepted: what save_checkpoint wrote"
+        ) from error
 
 
 def header_of(ordered: list[tuple[str, torch.Tensor]]) -> bytes:

@@ -27,8 +27,12 @@ def main() -> NoReturn:
 
 
 def run(arguments: list[str]) -> int:
-    """Run a command line; returns its exit code. An error is one line on stderr, with `--debug true` the traceback too."""
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")  # typer parses options with it; looking through all that is installed takes 0.1 s
+    """Run a command line; returns its exit code. An error is one line on stderr, with `--debug true` the
+    traceback too.
+    """
+    os.environ.setdefault(
+        "PYDANTIC_DISABLE_PLUGINS", "__all__"
+    )  # typer parses options with it; looking through all that is installed takes 0.1 s
     import typer
 
     from mltrack.cli.app import app
@@ -65,7 +69,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stdout cannot encode: a byte of a path that is not UTF-8 as the file system has it, any other character escaped."""
+    """What stdout cannot encode: a byte of a path that is not UTF-8 as the file system has it, any other character
+    escaped.
+    """
     if not isinstance(error, UnicodeEncodeError):
         raise error
     code = ord(error.object[error.start])

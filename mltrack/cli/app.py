@@ -19,11 +19,16 @@ models = typer.Typer(name="models", help="The model registry.", no_args_is_help=
 app.add_typer(models)
 data = typer.Typer(name="data", help="What is trained on.", no_args_is_help=True)
 app.add_typer(data)
-cache = typer.Typer(name="cache", help="What is kept in the cache folder: fetched models, token ids, records.", no_args_is_help=True)
+cache = typer.Typer(
+    name="cache", help="What is kept in the cache folder: fetched models, token ids, records.", no_args_is_help=True
+)
 app.add_typer(cache)
 
 URI = typer.Option(
-    None, *spellings("tracking_uri"), help="MLflow tracking URI; not set: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here.", show_default=False
+    None,
+    *spellings("tracking_uri"),
+    help="MLflow tracking URI; not set: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db here.",
+    show_default=False,
 )
 
 
@@ -48,12 +53,21 @@ app.command("train", short_help="Train a model.")(takes_options(train_options(),
 
 @app.command("predict")
 def _predict(
-    model_uri: str = typer.Option(..., *spellings("model_uri"), help="models:/name@alias, models:/name/version, or a model folder."),
+    model_uri: str = typer.Option(
+        ..., *spellings("model_uri"), help="models:/name@alias, models:/name/version, or a model folder."
+    ),
     text: str | None = _option("text", "What the model gets: a description, or code."),
-    input_path: str | None = _option("input_path", "A file with one text a line (.txt), or records (.jsonl, .json); - is standard input as one text."),
+    input_path: str | None = _option(
+        "input_path", "A file with one text a line (.txt), or records (.jsonl, .json); - is standard input as one text."
+    ),
     max_new_tokens: str | None = _option("max_new_tokens", "Longest completion in tokens."),
     temperature: str | None = _option("temperature", "0 takes the likeliest token; higher is more random."),
-    stop: list[str] = typer.Option([], "--stop", help="Text that ends a completion and is not part of it; may be given several times.", show_default=False),
+    stop: list[str] = typer.Option(
+        [],
+        "--stop",
+        help="Text that ends a completion and is not part of it; may be given several times.",
+        show_default=False,
+    ),
     output: str | None = _option("output", "text or json.", "text"),
     tracking_uri: str | None = URI,
 ) -> None:
@@ -65,7 +79,9 @@ def _predict(
 
 @app.command("evaluate")
 def _evaluate(
-    model_uri: str = typer.Option(..., *spellings("model_uri"), help="models:/name@alias, models:/name/version, or a model folder."),
+    model_uri: str = typer.Option(
+        ..., *spellings("model_uri"), help="models:/name@alias, models:/name/version, or a model folder."
+    ),
     dataset_path: str = typer.Option(..., *spellings("dataset_path"), help="Records to evaluate on, or stdlib."),
     columns: str | None = COLUMNS,
     labels: str | None = LABELS,
@@ -84,8 +100,12 @@ def _evaluate(
 @app.command("sync")
 def _sync(
     run: list[str] = typer.Argument(None, help="Run directories or run ids.", show_default=False),
-    follow: str | None = _option("follow", "A run directory that is being written: deliver until its trainer has ended."),
-    all_runs: str | None = typer.Option(None, "--all", help="true: every run in the output folder.", show_default=False),
+    follow: str | None = _option(
+        "follow", "A run directory that is being written: deliver until its trainer has ended."
+    ),
+    all_runs: str | None = typer.Option(
+        None, "--all", help="true: every run in the output folder.", show_default=False
+    ),
     output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
     tracking_uri: str | None = URI,
 ) -> None:
@@ -99,7 +119,9 @@ def _sync(
 def _runs(
     output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
     output: str | None = _option("output", "text or json.", "text"),
-    reap: str | None = _option("reap", "true: set MLflow runs right that say RUNNING though their trainer is gone.", "false"),
+    reap: str | None = _option(
+        "reap", "true: set MLflow runs right that say RUNNING though their trainer is gone.", "false"
+    ),
     limit: str | None = _option("limit", "How many of the newest runs are listed; 0: all.", "50"),
     tracking_uri: str | None = URI,
 ) -> None:
@@ -118,7 +140,9 @@ def _doctor(tracking_uri: str | None = URI) -> None:
 
 
 @models.command("list")
-def _models_list(output: str | None = _option("output", "text or json.", "text"), tracking_uri: str | None = URI) -> None:
+def _models_list(
+    output: str | None = _option("output", "text or json.", "text"), tracking_uri: str | None = URI
+) -> None:
     """The registered models and their aliases."""
     from mltrack.cli.models import list_models
 
@@ -127,7 +151,9 @@ def _models_list(output: str | None = _option("output", "text or json.", "text")
 
 @models.command("show", short_help="The versions of a model, and its champions.")
 def _models_show(
-    name: str = typer.Argument(..., help="A registered model."), output: str | None = _option("output", "text or json.", "text"), tracking_uri: str | None = URI
+    name: str = typer.Argument(..., help="A registered model."),
+    output: str | None = _option("output", "text or json.", "text"),
+    tracking_uri: str | None = URI,
 ) -> None:
     """The versions of a model: figures, what each was trained from, who was champion when and why."""
     from mltrack.cli.models import show_model
@@ -140,11 +166,15 @@ def _models_promote(
     name: str = typer.Argument(..., help="A registered model."),
     version: str | None = _option("version", "Its version; beside --dataset-path not set: the challenger."),
     alias: str | None = _option("alias", "The alias that moves.", "champion"),
-    dataset_path: str | None = _option("dataset_path", "Records, or stdlib: evaluate the version and the champion on them; the better one is champion."),
+    dataset_path: str | None = _option(
+        "dataset_path", "Records, or stdlib: evaluate the version and the champion on them; the better one is champion."
+    ),
     columns: str | None = COLUMNS,
     labels: str | None = LABELS,
     on_bad_record: str | None = ON_BAD_RECORD,
-    promote_margin: str | None = _option("promote_margin", "By how much it must be better; not set: as its run was told."),
+    promote_margin: str | None = _option(
+        "promote_margin", "By how much it must be better; not set: as its run was told."
+    ),
     batch_size: str | None = _option("batch_size", "Examples per batch; the result does not depend on it.", "16"),
     output: str | None = _option("output", "text or json.", "text"),
     tracking_uri: str | None = URI,
@@ -153,11 +183,23 @@ def _models_promote(
     from mltrack.cli.models import promote_model
 
     reading = {"columns": columns, "labels": labels, "on_bad_record": on_bad_record}
-    promote_model(name, version, alias or "champion", dataset_path, promote_margin, batch_size or "16", output or "text", tracking_uri, reading)
+    promote_model(
+        name,
+        version,
+        alias or "champion",
+        dataset_path,
+        promote_margin,
+        batch_size or "16",
+        output or "text",
+        tracking_uri,
+        reading,
+    )
 
 
 @models.command("rollback")
-def _models_rollback(name: str = typer.Argument(..., help="A registered model."), tracking_uri: str | None = URI) -> None:
+def _models_rollback(
+    name: str = typer.Argument(..., help="A registered model."), tracking_uri: str | None = URI
+) -> None:
     """Make the champion before the present one champion again."""
     from mltrack.cli.models import rollback_model
 
@@ -169,7 +211,9 @@ def _models_delete(
     name: str = typer.Argument(..., help="A registered model."),
     version: str | None = _option("version", "Its version; not set: the whole model."),
     force: str | None = _option("force", "true: also a champion, or what has another alias of yours.", "false"),
-    keep_files: str | None = _option("keep_files", "true: only the registry's entry; the files stay with the run.", "false"),
+    keep_files: str | None = _option(
+        "keep_files", "true: only the registry's entry; the files stay with the run.", "false"
+    ),
     tracking_uri: str | None = URI,
 ) -> None:
     """Delete a version, or a whole registered model, with its files."""
@@ -205,7 +249,9 @@ def _data_inspect(
     max_length: str | None = _option("max_length", "Tokens from which a record is cut; not set: by task."),
     columns: str | None = _option("columns", "Which columns of the data hold what: code=func,label=target."),
     labels: str | None = _option("labels", "Which class each label of the data means: 0=safe,1=unsafe."),
-    on_bad_record: str | None = _option("on_bad_record", "stop at the first bad record, or skip: leave them out and count them."),
+    on_bad_record: str | None = _option(
+        "on_bad_record", "stop at the first bad record, or skip: leave them out and count them."
+    ),
     output: str | None = _option("output", "text or json."),
 ) -> None:
     """What is in a data set: counts, lengths in tokens, examples."""
@@ -223,14 +269,27 @@ def _data_check(
     columns: str | None = _option("columns", "Which columns of the data hold what: code=func,label=target."),
     labels: str | None = _option("labels", "Which class each label of the data means: 0=safe,1=unsafe."),
     group: str | None = _option("group", "A column whose equal values should be on one side."),
-    on_bad_record: str | None = _option("on_bad_record", "stop at the first bad record, or skip: leave them out, count and write them."),
-    thresholds: str | None = _option("thresholds", "What is still accepted, by name: near_overlap=0.01,imbalance=20; the output names them all."),
+    on_bad_record: str | None = _option(
+        "on_bad_record", "stop at the first bad record, or skip: leave them out, count and write them."
+    ),
+    thresholds: str | None = _option(
+        "thresholds", "What is still accepted, by name: near_overlap=0.01,imbalance=20; the output names them all."
+    ),
     output: str | None = _option("output", "text or json."),
 ) -> None:
-    """Leaks, copies, contradictions, imbalance, lengths, broken code; exit code 1 where something is above its threshold."""
+    """Leaks, copies, contradictions, imbalance, lengths, broken code; exit code 1 where something is above its
+    threshold.
+    """
     from mltrack.cli.data_check import check
 
-    given = {"task": task, "columns": columns, "labels": labels, "group": group, "on_bad_record": on_bad_record, "output": output}
+    given = {
+        "task": task,
+        "columns": columns,
+        "labels": labels,
+        "group": group,
+        "on_bad_record": on_bad_record,
+        "output": output,
+    }
     raise typer.Exit(check(train, valid, given, thresholds))
 
 
@@ -254,4 +313,6 @@ def _data_split(words: dict[str, str]) -> None:
     split(words)
 
 
-data.command("split", short_help="The records of both sides, counted or written.")(takes_options(split_options(), _data_split))
+data.command("split", short_help="The records of both sides, counted or written.")(
+    takes_options(split_options(), _data_split)
+)

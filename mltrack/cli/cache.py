@@ -23,7 +23,10 @@ def list_cache(kind: str, output: str) -> None:
         return
     for one in found:
         used = datetime.fromtimestamp(one.used).strftime("%Y-%m-%d %H:%M")
-        print(f"{one.kind:<8} {one.num_bytes / 1e6:>12,.1f} MB  used {used}{'  in use' if one.in_use else ''}  {one.name}  {one.source}".rstrip())
+        print(
+            f"{one.kind:<8} {one.num_bytes / 1e6:>12,.1f} MB  used {used}{'  in use' if one.in_use else ''}  {one.name}"
+            f"  {one.source}".rstrip()
+        )
     print(f"{len(found)} in {cache_folder()}, {_megabytes(found)}")
 
 

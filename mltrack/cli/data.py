@@ -29,28 +29,42 @@ def inspect(path: str, words: Mapping[str, str | None]) -> None:
 
     Args:
         path: what `--dataset-path` of a training may be.
-        words: options of `mltrack train` that say how it is read and tokenized, and `output`; None where one was not given.
+        words: options of `mltrack train` that say how it is read and tokenized, and `output`; None where one was not
+            given.
     """
-    values = {name: OPTIONS[name].default if word is None else OPTIONS[name].parse(word) for name, word in words.items()}
+    values = {
+        name: OPTIONS[name].default if word is None else OPTIONS[name].parse(word) for name, word in words.items()
+    }
     task = TaskType(values["task"] if words["task"] is not None else guessed_task(path, values["columns"]))
     name = values["model_name"]
     max_length = values["max_length"] or defaults_for(task, name)["max_length"]
     from mltrack.data.inspection import evenly, inspect_records
     from mltrack.data.loader import DatasetLoader
 
-    loader = DatasetLoader(path, task=task, max_length=max_length, **{option: values[option] for option in ("columns", "labels", "on_bad_record")})
+    loader = DatasetLoader(
+        path,
+        task=task,
+        max_length=max_length,
+        **{option: values[option] for option in ("columns", "labels", "on_bad_record")},
+    )
     records = loader.records  # what is wrong with them is said before a model is looked up
     from mltrack.models import resolve_model
 
     source = resolve_model(name, task)
     if source.kind == "scratch":
-        source.train_tokenizer(text for record in evenly(records, _TRAINED_ON) for text in (record.description, record.text) if text)
+        source.train_tokenizer(
+            text for record in evenly(records, _TRAINED_ON) for text in (record.description, record.text) if text
+        )
     found = inspect_records(loader, source.tokenizer)
     if values["output"] == "json":
         bins = [[one.first, one.last, one.count] for one in found.histogram]
-        print(json.dumps({**found.statistics, "model_name": name, "token_histogram": bins, "bad_records": loader.skipped}))
+        print(
+            json.dumps({**found.statistics, "model_name": name, "token_histogram": bins, "bad_records": loader.skipped})
+        )
         return
-    tokenizer = f"tokenizer of {name}" + (f", trained on {min(_TRAINED_ON, len(records)):,} of the records" if source.kind == "scratch" else "")
+    tokenizer = f"tokenizer of {name}" + (
+        f", trained on {min(_TRAINED_ON, len(records)):,} of the records" if source.kind == "scratch" else ""
+    )
     _print(found, loader, tokenizer, told_task=words["task"] is not None)
 
 
@@ -78,7 +92,9 @@ def guessed_task(path: str, columns: str | None) -> TaskType:
                 return TaskType.TEXT_CLASSIFICATION if label in raw.value else TaskType.CODE_GENERATION
             if first is None:
                 seen = f"seen the fields {listed(raw.value)}, neither '{label}' nor '{description}'"
-                accepted = "accepted: code and label, or description and code (--columns label=COLUMN names another column)"
+                accepted = (
+                    "accepted: code and label, or description and code (--columns label=COLUMN names another column)"
+                )
                 first = DatasetError(f"{seen}; {accepted}", path=source.name, record=raw.number)
     if first is not None:
         raise first
@@ -99,8 +115,16 @@ def _print(found: Inspection, loader: DatasetLoader, tokenizer: str, *, told_tas
         ("source", f"{numbers['source']}"),
         ("task", f"{numbers['task']}{guessed}"),
         ("digest", numbers["digest"][:36]),
-        ("records", f"{numbers['records']:,}" + (f", {duplicates:,} of them copies of another" if duplicates else ", no two alike")),
-        *([("left out", f"{numbers['skipped']:,} of {numbers['read']:,} records that were read")] if numbers["skipped"] else []),
+        (
+            "records",
+            f"{numbers['records']:,}"
+            + (f", {duplicates:,} of them copies of another" if duplicates else ", no two alike"),
+        ),
+        *(
+            [("left out", f"{numbers['skipped']:,} of {numbers['read']:,} records that were read")]
+            if numbers["skipped"]
+            else []
+        ),
         ("characters", _percentile_line(numbers["characters"])),
         ("tokens", f"{_percentile_line(numbers['tokens'])} ({tokenizer}{part})"),
         ("truncated", f"{numbers['truncated']:.1%} are longer than max_length={numbers['max_length']}"),
@@ -110,8 +134,19 @@ def _print(found: Inspection, loader: DatasetLoader, tokenizer: str, *, told_tas
     for line in loader.skipped:
         console.print(Text(f"left out: {line}"))
     if numbers["classes"]:
-        console.print(_bars("class", [(label, count) for label, count in list(numbers["classes"].items())[:50]], numbers["records"], Table, Text))
-    bins = [(f"{one.first:,}-{one.last:,}" if one.last > one.first else f"{one.first:,}", one.count) for one in found.histogram]
+        console.print(
+            _bars(
+                "class",
+                [(label, count) for label, count in list(numbers["classes"].items())[:50]],
+                numbers["records"],
+                Table,
+                Text,
+            )
+        )
+    bins = [
+        (f"{one.first:,}-{one.last:,}" if one.last > one.first else f"{one.first:,}", one.count)
+        for one in found.histogram
+    ]
     console.print(_bars("tokens", bins, numbers["tokenized"], Table, Text))
     for record in found.examples:
         what = "" if record.label is None else f", label {record.label!r}"
@@ -124,12 +159,22 @@ def _print(found: Inspection, loader: DatasetLoader, tokenizer: str, *, told_tas
 def _bars(name: str, counts: list[tuple[str, int]], whole: int, table_class: Any, text_class: Any) -> Any:
     """A table of counts with a bar each; the longest bar is the largest count's."""
     table = table_class(box=None, pad_edge=False)
-    for header, side in ((name, "right" if name == "tokens" else "left"), ("records", "right"), ("share", "right"), ("", "left")):
+    for header, side in (
+        (name, "right" if name == "tokens" else "left"),
+        ("records", "right"),
+        ("share", "right"),
+        ("", "left"),
+    ):
         table.add_column(header, justify=side, no_wrap=True)
     most = max((count for _, count in counts), default=0) or 1
     for label, count in counts:
         bar = "#" * max(round(_BAR * count / most), 1 if count else 0)
-        table.add_row(text_class(label if len(label) <= 40 else label[:37] + "..."), f"{count:,}", f"{count / whole:.1%}", text_class(bar))
+        table.add_row(
+            text_class(label if len(label) <= 40 else label[:37] + "..."),
+            f"{count:,}",
+            f"{count / whole:.1%}",
+            text_class(bar),
+        )
     return table
 
 
@@ -140,5 +185,14 @@ def _percentile_line(found: Mapping[str, int]) -> str:
 def _beginning(text: str) -> str:
     """The first lines of a text, without what a terminal would obey."""
     lines = text.strip("\n").splitlines()
-    shown = ["".join(c if c.isprintable() or c == "\t" else "?" for c in line[:140]) + ("..." if len(line) > 140 else "") for line in lines[:_EXAMPLE_LINES]]
-    return "\n".join("    " + line for line in [*shown, *([f"... {len(lines) - _EXAMPLE_LINES} more lines"] if len(lines) > _EXAMPLE_LINES else [])])
+    shown = [
+        "".join(c if c.isprintable() or c == "\t" else "?" for c in line[:140]) + ("..." if len(line) > 140 else "")
+        for line in lines[:_EXAMPLE_LINES]
+    ]
+    return "\n".join(
+        "    " + line
+        for line in [
+            *shown,
+            *([f"... {len(lines) - _EXAMPLE_LINES} more lines"] if len(lines) > _EXAMPLE_LINES else []),
+        ]
+    )

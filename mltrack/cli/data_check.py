@@ -1,4 +1,6 @@
-"""`mltrack data check TRAIN [VALID]`: leaks, copies, contradictions, imbalance, lengths, broken code; exit code 1 above a threshold."""
+"""`mltrack data check TRAIN [VALID]`: leaks, copies, contradictions, imbalance, lengths, broken code; exit code 1 above
+a threshold.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def check(train: str, valid: str | None, words: Mapping[str, str | None], thresh
     from mltrack.data.loader import DatasetLoader
     from mltrack.data.readers import find_parts
 
-    values = {name: OPTIONS[name].default if word is None else OPTIONS[name].parse(word) for name, word in words.items()}
+    values = {
+        name: OPTIONS[name].default if word is None else OPTIONS[name].parse(word) for name, word in words.items()
+    }
     limits = _limits(thresholds)
     parts = find_parts(train)
     if parts is not None and parts.are_several:
@@ -42,18 +46,26 @@ def check(train: str, valid: str | None, words: Mapping[str, str | None], thresh
     reading = {"task": task, **{name: values[name] for name in ("columns", "labels", "on_bad_record")}}
     loader = DatasetLoader(train, **reading)
     mapping = loader.label_mapping if task.is_classification else None
-    loaders = {"training": loader} | ({"evaluation": DatasetLoader(valid, label_mapping=mapping, **reading)} if valid is not None else {})
+    loaders = {"training": loader} | (
+        {"evaluation": DatasetLoader(valid, label_mapping=mapping, **reading)} if valid is not None else {}
+    )
     records = [one.records for one in loaders.values()]
     report = check_data(records[0], records[1] if valid is not None else None, group=values["group"], thresholds=limits)
     kept = {side: one.bad_records.keep(f"bad_records-{side}.jsonl") for side, one in loaders.items()}
     if values["output"] == "json":
-        left_out = {side: {"records": one.num_skipped, "file": str(kept[side]) if kept[side] else None} for side, one in loaders.items()}
+        left_out = {
+            side: {"records": one.num_skipped, "file": str(kept[side]) if kept[side] else None}
+            for side, one in loaders.items()
+        }
         print(json.dumps({**report.to_dict(), "left_out": left_out}))
     else:
         _print(report, list(loaders.values()), {**THRESHOLDS, **limits})
         for side, path in kept.items():
             if path is not None:
-                print(f"left out of the {side} records: {loaders[side].num_skipped:,}, written with their reasons to {path}")
+                print(
+                    f"left out of the {side} records: {loaders[side].num_skipped:,}, written with their reasons to"
+                    f" {path}"
+                )
     return 1 if report.findings else 0
 
 
@@ -64,7 +76,10 @@ def _limits(thresholds: str | None) -> dict[str, float]:
         return {}
     checked = Option(name="thresholds", kind="pairs", choices=tuple(THRESHOLDS), help="").parse(thresholds)
     pairs = parse_pairs(checked)
-    return {name: Option(name=f"thresholds: {name}", kind="float", minimum=0, help="").parse(word) for name, word in pairs.items()}
+    return {
+        name: Option(name=f"thresholds: {name}", kind="float", minimum=0, help="").parse(word)
+        for name, word in pairs.items()
+    }
 
 
 def _print(report: DataReport, loaders: Sequence[DatasetLoader], limits: Mapping[str, float]) -> None:
@@ -86,7 +101,10 @@ def _print(report: DataReport, loaders: Sequence[DatasetLoader], limits: Mapping
         table.add_row(title, *(f"{getattr(one, name):,}" for one in sides))
     if any(loader.num_skipped for loader in loaders):
         table.add_row("left out", *(f"{loader.num_skipped:,}" for loader in loaders))
-    table.add_row("characters p5 / p50 / p95 / max", *(" / ".join(f"{one.characters[name]:,}" for name in ("p5", "p50", "p95", "max")) for one in sides))
+    table.add_row(
+        "characters p5 / p50 / p95 / max",
+        *(" / ".join(f"{one.characters[name]:,}" for name in ("p5", "p50", "p95", "max")) for one in sides),
+    )
     for label in list(report.train.classes)[:20]:
         table.add_row(f"class {label}", *(f"{one.classes.get(label, 0):,}" for one in sides))
     if len(report.train.classes) > 20:
@@ -105,6 +123,8 @@ def _print(report: DataReport, loaders: Sequence[DatasetLoader], limits: Mapping
             print(line)
     for finding in report.findings:
         print(finding.line)
-    print("thresholds: " + ", ".join(f"{name} {value:.4g} ({limits[name]:g})" for name, value in report.shares().items()))
+    print(
+        "thresholds: " + ", ".join(f"{name} {value:.4g} ({limits[name]:g})" for name, value in report.shares().items())
+    )
     if not report.findings:
         print("nothing is above its threshold")

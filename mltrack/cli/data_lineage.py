@@ -43,7 +43,9 @@ def split(words: Mapping[str, str]) -> None:
     for line in found.lines:
         print(line)
     for row in rows:
-        print(f"{row['set']:<12}{row['records']:>10,} records  digest {row['digest'][:36]}  {row.get('path', '')}".rstrip())
+        print(
+            f"{row['set']:<12}{row['records']:>10,} records  digest {row['digest'][:36]}  {row.get('path', '')}".rstrip()
+        )
 
 
 def show(run_id: str, output_dir: str, output: str, tracking_uri: str | None) -> None:
@@ -54,11 +56,18 @@ def show(run_id: str, output_dir: str, output: str, tracking_uri: str | None) ->
     recorded, options, tags = redacted(_recorded(run_id, output_dir, tracking_uri))  # of other tools too
     data_sets = [{**one, "profile": _profile(one.get("profile"))} for one in recorded]
     if not data_sets:
-        raise ConfigurationError(f"data show: run {run_id} names no data sets; accepted: a run of `mltrack train` that has got as far as its data")
+        raise ConfigurationError(
+            f"data show: run {run_id} names no data sets; accepted: a run of `mltrack train` that has got as far as its"
+            " data"
+        )
     sides = {one["context"]: (one.get("profile") or {}).get("digest") or one["digest"] for one in data_sets}
-    digests = [sides[context] for context in ("training", "evaluation")] if {"training", "evaluation"} <= sides.keys() else []
+    digests = (
+        [sides[context] for context in ("training", "evaluation")] if {"training", "evaluation"} <= sides.keys() else []
+    )
     place = tags.get(WORKING_DIRECTORY, "")
-    command = rebuild_command(options, working_directory=place, digests=digests) if options.get("dataset_path") else None
+    command = (
+        rebuild_command(options, working_directory=place, digests=digests) if options.get("dataset_path") else None
+    )
     if output == "json":
         print(json.dumps({"data_sets": data_sets, "rebuild": command}))
         return
@@ -67,8 +76,12 @@ def show(run_id: str, output_dir: str, output: str, tracking_uri: str | None) ->
         print(printable(line))
 
 
-def _recorded(run_id: str, output_dir: str, tracking_uri: str | None) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, str]]:
-    """The run's data sets, options and tags: from MLflow where a URI is given and holds it, else from its run directory, else from MLflow."""
+def _recorded(
+    run_id: str, output_dir: str, tracking_uri: str | None
+) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, str]]:
+    """The run's data sets, options and tags: from MLflow where a URI is given and holds it, else from its run
+    directory, else from MLflow.
+    """
     from mltrack.journal import JournalReader, find_run_directory, read_json
     from mltrack.remote_run import UnknownRunError, look_up
     from mltrack.store.inputs import data_sets_of
@@ -99,12 +112,16 @@ def _compare(made: Sequence[str], wanted: str) -> None:
     """Digests against the first digits of others."""
     beginnings = [one.strip() for one in wanted.split(",")]
     if len(beginnings) != len(made) or not all(len(one) >= _DIGITS for one in beginnings):
-        accepted = f"accepted: the digests of the training and of the evaluation records, at least {_DIGITS} digits each: TRAINING,EVALUATION"
+        accepted = (
+            f"accepted: the digests of the training and of the evaluation records, at least {_DIGITS} digits each:"
+            " TRAINING,EVALUATION"
+        )
         raise ConfigurationError(f"digests: seen '{wanted}'; {accepted}")
     for name, digest, beginning in zip(("training", "evaluation"), made, beginnings, strict=True):
         if not digest.startswith(beginning):
             raise ConfigurationError(
-                f"digests: the {name} records have {digest[: len(beginning)]}; accepted: {beginning}. The files, or the library, have changed"
+                f"digests: the {name} records have {digest[: len(beginning)]}; accepted: {beginning}. The files, or the"
+                " library, have changed"
             )
 
 
@@ -114,17 +131,28 @@ def _profile(given: Any) -> dict[str, Any]:
     classes = profile.get("classes")
     counts = {"records": profile.get("records"), "num_rows": profile.get("num_rows")}
     digest = {"digest": profile["digest"]} if isinstance(profile.get("digest"), str) else {}
-    held = {"classes": {str(name): count for name, count in classes.items() if isinstance(count, int)}} if isinstance(classes, dict) else {}
+    held = (
+        {"classes": {str(name): count for name, count in classes.items() if isinstance(count, int)}}
+        if isinstance(classes, dict)
+        else {}
+    )
     return {name: count for name, count in counts.items() if isinstance(count, int)} | digest | held
 
 
 def _lines(one: Mapping[str, Any]) -> list[str]:
     profile, source = one.get("profile") or {}, one["source"]
-    made_with = ", ".join(f"{name} {value}" for name, value in source.items() if name != "uri") if isinstance(source, dict) else ""
+    made_with = (
+        ", ".join(f"{name} {value}" for name, value in source.items() if name != "uri")
+        if isinstance(source, dict)
+        else ""
+    )
     lines = [
         f"{one['context']:<12}{one['name']}: {profile.get('records', 0):,} records",
         f"  digest    {profile.get('digest') or one['digest']}",
-        f"  source    {source.get('uri') if isinstance(source, dict) else source}{f' ({made_with})' if made_with else ''}",
+        (
+            "  source   "
+            f" {source.get('uri') if isinstance(source, dict) else source}{f' ({made_with})' if made_with else ''}"
+        ),
     ]
     if profile.get("classes"):
         lines.append("  classes   " + ", ".join(f"{label} {count:,}" for label, count in profile["classes"].items()))
@@ -137,8 +165,14 @@ def _written(records: Sequence[Any], folder: Path, name: str, classifies: bool) 
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="\n") as file:
             for record in records:
-                fields = {"code": record.text, "label": record.label} if classifies else {"description": record.description, "code": record.text}
+                fields = (
+                    {"code": record.text, "label": record.label}
+                    if classifies
+                    else {"description": record.description, "code": record.text}
+                )
                 file.write(json.dumps({**record.extra, **fields}) + "\n")
     except OSError as error:
-        raise ConfigurationError(f"output_dir: {path} cannot be written ({error.strerror}); accepted: a folder that can") from None
+        raise ConfigurationError(
+            f"output_dir: {path} cannot be written ({error.strerror}); accepted: a folder that can"
+        ) from None
     return path

@@ -54,7 +54,13 @@ def _findings(tracking_uri: str | None) -> Iterator[Finding]:
     yield (
         not stray,
         "mlruns",
-        "no old file store here" if not stray else f"{stray[0]} makes MLflow take the old file store; move ./mlruns away, or set MLFLOW_TRACKING_URI",
+        "no old file store here"
+        if not stray
+        else f"{stray[0]} makes MLflow take the old file store; move ./mlruns away, or set MLFLOW_TRACKING_URI",
     )
     free = shutil.disk_usage(".").free
-    yield free >= ENOUGH_BYTES, "disk", f"{free / 2**30:.1f} GiB free" + ("" if free >= ENOUGH_BYTES else "; free 5 GiB for checkpoints")
+    yield (
+        free >= ENOUGH_BYTES,
+        "disk",
+        f"{free / 2**30:.1f} GiB free" + ("" if free >= ENOUGH_BYTES else "; free 5 GiB for checkpoints"),
+    )

@@ -24,38 +24,61 @@ def list_models(tracking_uri: str | None, output: str) -> None:
     connected = registry.connect_existing(tracking_uri, "registered models")
     rows = redacted(store.list_models(connected))
     if output == "json":
-        print(json.dumps([{key: row[key] for key in ("name", "aliases", "tags", "created_ms", "updated_ms")} for row in rows]))
+        print(
+            json.dumps(
+                [{key: row[key] for key in ("name", "aliases", "tags", "created_ms", "updated_ms")} for row in rows]
+            )
+        )
         return
     if not rows:
-        print(f"no registered models in {connected.shown_uri}; another database is named by --tracking-uri or MLFLOW_TRACKING_URI")
+        print(
+            f"no registered models in {connected.shown_uri}; another database is named by --tracking-uri or"
+            " MLFLOW_TRACKING_URI"
+        )
     for row in rows:
         aliases = ", ".join(f"@{alias} = {version}" for alias, version in sorted(row["aliases"].items()))
         print(printable(f"{row['name']}  {aliases or 'no alias'}"))
 
 
 def show_model(name: str, tracking_uri: str | None, output: str) -> None:
-    """One line a version, the newest first, with what it comes from and what was decided; the champions in turn; the newest one's card."""
+    """One line a version, the newest first, with what it comes from and what was decided; the champions in turn; the
+    newest one's card.
+    """
     OPTIONS["output"].check(output)
     connected = registry.connect_existing(tracking_uri, name)
     rows = redacted(store.list_versions(connected, name))
     head = model_tags.read_head(connected, name)
     changes = history.read_history(head.tags) if head is not None else []
     if output == "json":
-        print(json.dumps({"name": name, "versions": rows, "champions": [{**json.loads(change.text), "by": change.kind} for change in changes]}))
+        print(
+            json.dumps(
+                {
+                    "name": name,
+                    "versions": rows,
+                    "champions": [{**json.loads(change.text), "by": change.kind} for change in changes],
+                }
+            )
+        )
         return
     for row in rows:
         _show_version(name, row)
     if changes:
         print("\nchampions:")
     for change in changes:
-        print(printable(f"  {change.when}  {_shown(change.before)} -> {_shown(change.version)}  {change.kind}: {change.why}"))
+        print(
+            printable(
+                f"  {change.when}  {_shown(change.before)} -> {_shown(change.version)}  {change.kind}: {change.why}"
+            )
+        )
     if rows and rows[0]["description"]:
         print(printable(f"\n{rows[0]['description']}", but="\n\t"))
 
 
 def _show_version(name: str, row: dict[str, Any]) -> None:
     aliases = " ".join(f"@{alias}" for alias in row["aliases"])
-    figures = ", ".join(f"{key} {value:.4f}" for key, value in sorted(row["metrics"].items()) if not key.startswith("eval_f1_"))
+    figures = ", ".join(
+        f"{key} {value:.4f}" for key, value in sorted(row["metrics"].items()) if not key.startswith("eval_f1_")
+    )
     lines = [f"{name}/{row['version']}  {aliases or '-'}  {figures}  run {row['run_id']}"]
     tags = row["tags"]
     if loading.PARENT in tags:
@@ -87,13 +110,24 @@ def promote_model(
     reading = reading_options(words)
     if dataset_path is None:
         if version is None:
-            raise ConfigurationError(f"promote: accepted: --version N, or --dataset-path FILE to evaluate {name}@challenger and {name}@champion on it")
+            raise ConfigurationError(
+                f"promote: accepted: --version N, or --dataset-path FILE to evaluate {name}@challenger and"
+                f" {name}@champion on it"
+            )
         if least is not None:
-            raise ConfigurationError("promote_margin: accepted: beside --dataset-path; by hand there is nothing to compare")
+            raise ConfigurationError(
+                "promote_margin: accepted: beside --dataset-path; by hand there is nothing to compare"
+            )
         if given := [option for option, word in words.items() if word is not None]:
-            raise ConfigurationError(f"{given[0]}: seen '{words[given[0]]}' without --dataset-path; it says how the records of that are read")
+            raise ConfigurationError(
+                f"{given[0]}: seen '{words[given[0]]}' without --dataset-path; it says how the records of that are read"
+            )
         before = registry.promote(name, version, tracking_uri, alias=alias)
-        _say(output, {"name": name, "alias": alias, "before": before, "version": version}, f"{name}@{alias}: version {before or 'none'} -> {version}")
+        _say(
+            output,
+            {"name": name, "alias": alias, "before": before, "version": version},
+            f"{name}@{alias}: version {before or 'none'} -> {version}",
+        )
         return
     if alias != "champion":
         raise ConfigurationError(f"alias: seen '{alias}' beside --dataset-path; accepted: champion")
@@ -103,8 +137,14 @@ def promote_model(
     quiet()
     beside = to_stderr if reading["on_bad_record"] == "skip" else lambda line: None
     notice = beside if output == "json" else print
-    duel = promote_on(name, dataset_path, version, tracking_uri, margin=least, batch_size=size, notice=notice, reading=reading)
-    moved = f"version {_shown(duel.champion)} -> {duel.challenger}" if duel.promoted else f"stays version {_shown(duel.champion)}"
+    duel = promote_on(
+        name, dataset_path, version, tracking_uri, margin=least, batch_size=size, notice=notice, reading=reading
+    )
+    moved = (
+        f"version {_shown(duel.champion)} -> {duel.challenger}"
+        if duel.promoted
+        else f"stays version {_shown(duel.champion)}"
+    )
     _say(output, {"name": name, **vars(duel)}, f"{name}@champion: {moved}: version {duel.challenger}: {duel.why}")
 
 

@@ -1,4 +1,6 @@
-"""Command-line options made from the declarations in `mltrack.config`: each takes a value and accepts `--a-b` and `--a_b`."""
+"""Command-line options made from the declarations in `mltrack.config`: each takes a value and accepts `--a-b` and
+`--a_b`.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,12 @@ def takes_options(names: Mapping[str, Option], command: Callable[[dict[str, str]
 
     parameters = []
     for name, option in names.items():
-        declared = typer.Option(None, *spellings(name), help=described(option), metavar=option.kind.upper(), show_default=False)
-        parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=declared, annotation=str | None))
+        declared = typer.Option(
+            None, *spellings(name), help=described(option), metavar=option.kind.upper(), show_default=False
+        )
+        parameters.append(
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=declared, annotation=str | None)
+        )
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     run.__doc__ = command.__doc__
@@ -54,21 +60,40 @@ def reading_options(words: Mapping[str, str | None]) -> dict[str, Any]:
     Raises:
         ConfigurationError: a word that is not accepted.
     """
-    return {name: OPTIONS[name].default if (word := words.get(name)) is None else OPTIONS[name].parse(word) for name in READING}
+    return {
+        name: OPTIONS[name].default if (word := words.get(name)) is None else OPTIONS[name].parse(word)
+        for name in READING
+    }
 
 
 def split_options() -> dict[str, Option]:
-    """The options of `mltrack data split`: those of `train` that decide which records are on which side, and where they go."""
-    folder = Option(name="output_dir", kind="path", help="Folder for train.jsonl and evaluation.jsonl; not set: the records are only counted.")
-    digests = Option(name="digests", kind="text", help="TRAINING,EVALUATION: what the digests must begin with, as `mltrack data show` names them.")
-    return {name: OPTIONS[name] for name in DATA_OPTIONS} | {"digests": digests, "output_dir": folder, "output": OPTIONS["output"]}
+    """The options of `mltrack data split`: those of `train` that decide which records are on which side, and where they
+    go.
+    """
+    folder = Option(
+        name="output_dir",
+        kind="path",
+        help="Folder for train.jsonl and evaluation.jsonl; not set: the records are only counted.",
+    )
+    digests = Option(
+        name="digests",
+        kind="text",
+        help="TRAINING,EVALUATION: what the digests must begin with, as `mltrack data show` names them.",
+    )
+    return {name: OPTIONS[name] for name in DATA_OPTIONS} | {
+        "digests": digests,
+        "output_dir": folder,
+        "output": OPTIONS["output"],
+    }
 
 
 def markdown_table() -> str:
     """The README's table of options."""
     rows = ["| option | accepted | default | meaning |", "|---|---|---|---|"]
     for option in OPTIONS.values():
-        default = "by task" if option.by_task else ("-" if option.default is None else f"`{str(option.default).lower()}`")
+        default = (
+            "by task" if option.by_task else ("-" if option.default is None else f"`{str(option.default).lower()}`")
+        )
         accepted = option.accepted.replace("|", r"\|")
         rows.append(f"| `{option.name}` | {accepted} | {default} | {option.help.replace('|', chr(92) + '|')} |")
     return "\n".join(rows)
@@ -80,7 +105,9 @@ def as_bool(word: Any) -> bool:
 
 
 def without_empty(command: Any, words: Sequence[str]) -> list[str]:
-    """The words of a command line without the options whose value is empty: `mlflow run -P name=` leaves them not set."""
+    """The words of a command line without the options whose value is empty: `mlflow run -P name=` leaves them
+    not set.
+    """
     kept: list[str] = []
     waiting = list(words)
     while waiting:
@@ -89,7 +116,12 @@ def without_empty(command: Any, words: Sequence[str]) -> list[str]:
             return [*kept, word, *waiting]
         name, equals, value = word.partition("=")
         given = [word]
-        if name in {spelling for parameter in command.params if parameter.param_type_name == "option" for spelling in parameter.opts}:
+        if name in {
+            spelling
+            for parameter in command.params
+            if parameter.param_type_name == "option"
+            for spelling in parameter.opts
+        }:
             if not equals and waiting:
                 value = waiting.pop(0)
                 given.append(value)

@@ -35,7 +35,9 @@ def predict(
     OPTIONS["output"].check(output)
     texts = _texts(text, input_path)
     params: dict[str, Any] = {
-        name: _NUMBERS[name].parse(word) for name, word in (("max_new_tokens", max_new_tokens), ("temperature", temperature)) if word is not None
+        name: _NUMBERS[name].parse(word)
+        for name, word in (("max_new_tokens", max_new_tokens), ("temperature", temperature))
+        if word is not None
     }
     if stop:
         params["stop"] = [_typed(word) for word in stop]
@@ -53,7 +55,14 @@ def predict(
             print(printable(answer, but="\n\t") if sys.stdout.isatty() else answer)
 
 
-def evaluate(model_uri: str, dataset_path: str, batch_size: str, output: str, tracking_uri: str | None, words: Mapping[str, str | None]) -> None:
+def evaluate(
+    model_uri: str,
+    dataset_path: str,
+    batch_size: str,
+    output: str,
+    tracking_uri: str | None,
+    words: Mapping[str, str | None],
+) -> None:
     """Print the metrics of a model on a data set; `words` say how it is read."""
     OPTIONS["output"].check(output)
     reading = reading_options(words)
@@ -63,7 +72,9 @@ def evaluate(model_uri: str, dataset_path: str, batch_size: str, output: str, tr
     from mltrack.evaluation.folder import evaluate_folder
 
     folder = registry.model_folder(model_uri, tracking_uri)
-    metrics = evaluate_folder(folder, dataset_path, task=registry.folder_task(folder), batch_size=size, reading=reading, notice=to_stderr)
+    metrics = evaluate_folder(
+        folder, dataset_path, task=registry.folder_task(folder), batch_size=size, reading=reading, notice=to_stderr
+    )
     if output == "json":
         print(json.dumps(metrics))
         return
@@ -92,7 +103,9 @@ def _texts(text: str | None, input_path: str | None) -> list[str]:
         return [_decoded(sys.stdin.buffer.read(), "standard input").replace("\r\n", "\n").replace("\r", "\n")]
     path = Path(input_path)
     if not path.is_file():
-        raise ConfigurationError(f"input_path: seen '{input_path}', which is no file; accepted: a file, or - for standard input")
+        raise ConfigurationError(
+            f"input_path: seen '{input_path}', which is no file; accepted: a file, or - for standard input"
+        )
     try:
         with path.open("rb") as file:
             if path.suffix in (".jsonl", ".json"):

@@ -1,8 +1,7 @@
 """How a training looks: a live line on a terminal, plain lines at a calm rate elsewhere.
 
-Invariant: what is not a terminal gets no control characters; a step costs no more than a comparison of clocks; a terminal
-or a pipe that was closed costs its lines and never the training.
-"""
+Invariant: what is not a terminal gets no control characters; a step costs no more than a comparison of clocks; a
+terminal or a pipe that was closed costs its lines and never the training."""
 
 from __future__ import annotations
 

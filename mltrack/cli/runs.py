@@ -14,7 +14,14 @@ from mltrack.addresses import is_same, without_secrets
 from mltrack.cli.options import as_bool
 from mltrack.config import OPTIONS
 from mltrack.errors import ConfigurationError, MltrackError, printable
-from mltrack.journal import RunDirectory, find_run_directories, find_run_directory, known_runs, own_run_directories, read_tail
+from mltrack.journal import (
+    RunDirectory,
+    find_run_directories,
+    find_run_directory,
+    known_runs,
+    own_run_directories,
+    read_tail,
+)
 from mltrack.journal.records import EPOCH_PREFIX
 from mltrack.store import StoreUnavailable
 
@@ -25,7 +32,9 @@ _MOST_DIGITS = 18
 
 
 def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None, limit: str = "50") -> None:
-    """Print the newest local runs, the oldest of them first, then the MLflow runs that say RUNNING without a trainer."""
+    """Print the newest local runs, the oldest of them first, then the MLflow runs that say RUNNING without a
+    trainer.
+    """
     OPTIONS["output"].check(output)
     reaps, most = as_bool(reap), _number(limit)
     _print_local(output_dir, output, most)
@@ -43,11 +52,19 @@ def _print_orphans(uri: str, output_dir: str, reap: bool, file: TextIO) -> None:
     found = relay.orphans(connected, output_dir)
     for one in found if not reap else ():
         seen = "no trainer is behind it" if one.is_certain else f"{one.trainer.place} cannot be looked up from here"
-        remedy = "sets it right" if one.is_certain else "watches its heartbeat for a minute, and sets it right if that stands still"
+        remedy = (
+            "sets it right"
+            if one.is_certain
+            else "watches its heartbeat for a minute, and sets it right if that stands still"
+        )
         print(f"{one.run_id}: RUNNING in {connected.shown_uri}, but {seen}; --reap true {remedy}", file=file)
     for one in relay.stand_still(connected, found) if reap else ():
         try:
-            print(f"{one.run_id}: was RUNNING without a trainer, is {relay.reap(connected, one.run_id, one.directory)} now", file=file)
+            print(
+                f"{one.run_id}: was RUNNING without a trainer, is"
+                f" {relay.reap(connected, one.run_id, one.directory)} now",
+                file=file,
+            )
         except (relay.DeliveredElsewhere, relay.TrainedElsewhere, relay.Settled) as error:
             print(f"{one.run_id}: left alone: {error}", file=file)
 
@@ -57,7 +74,9 @@ def _tracking_uris(output_dir: str, given: str | None) -> list[str]:
     uris = [store.default_tracking_uri(given)]
     if given is None:
         one_of_each = {run.tracking_uri: run.name for run in known_runs(output_dir) if run.run_id}
-        uris += [relay.tracking_uri_of(RunDirectory(Path(output_dir).absolute() / name)) for name in one_of_each.values()]
+        uris += [
+            relay.tracking_uri_of(RunDirectory(Path(output_dir).absolute() / name)) for name in one_of_each.values()
+        ]
     there = [uri for uri in uris if (file := store.database_file(uri)) is None or file.exists()]
     return list({without_secrets(uri): uri for uri in reversed(there)}.values())[::-1]
 
@@ -65,7 +84,11 @@ def _tracking_uris(output_dir: str, given: str | None) -> list[str]:
 def _print_local(output_dir: str, output: str, most: int) -> None:
     directories = find_run_directories(output_dir)
     rows = [_row(directory) for directory in directories[-most:]]
-    left_out = f"the newest {len(rows):,} of {len(directories):,} runs; --limit 0 lists all" if len(rows) < len(directories) else ""
+    left_out = (
+        f"the newest {len(rows):,} of {len(directories):,} runs; --limit 0 lists all"
+        if len(rows) < len(directories)
+        else ""
+    )
     if output == "json":
         print(json.dumps(rows), flush=True)
         print(left_out, end="\n" if left_out else "", file=sys.stderr)
@@ -89,12 +112,18 @@ def _print_local(output_dir: str, output: str, most: int) -> None:
     console.print(left_out, end="\n" if left_out else "")
 
 
-def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_dir: str, tracking_uri: str | None) -> int:
+def sync_runs(
+    runs: list[str], follow: str | None, all_runs: str | None, output_dir: str, tracking_uri: str | None
+) -> int:
     """Deliver; returns the exit code."""
     if follow is not None:
         relay.run(RunDirectory(Path(follow).absolute()))
         return 0
-    directories = own_run_directories(output_dir) if all_runs is not None and as_bool(all_runs) else [one for run in runs for one in _named(run, output_dir)]
+    directories = (
+        own_run_directories(output_dir)
+        if all_runs is not None and as_bool(all_runs)
+        else [one for run in runs for one in _named(run, output_dir)]
+    )
     if not directories:
         raise ConfigurationError("sync: accepted: run directories or run ids, or --all true")
     failed = 0
@@ -102,15 +131,25 @@ def sync_runs(runs: list[str], follow: str | None, all_runs: str | None, output_
         before = directory.read_delivery()
         try:
             with _bar(directory) as on_progress:
-                progress = relay.sync(directory, tracking_uri, on_progress=on_progress, notice=lambda line: print(f"mltrack: {line}", file=sys.stderr))
+                progress = relay.sync(
+                    directory,
+                    tracking_uri,
+                    on_progress=on_progress,
+                    notice=lambda line: print(f"mltrack: {line}", file=sys.stderr),
+                )
         except MltrackError as error:
             failed += 1
             print(printable(f"mltrack: {directory.name}: {error}"), file=sys.stderr)
             continue
         state = "complete" if progress.complete else "still running"
-        there = min(before.get("sent", 0), progress.sent) if is_same(before.get("tracking_uri") or "", progress.tracking_uri) else 0
+        there = (
+            min(before.get("sent", 0), progress.sent)
+            if is_same(before.get("tracking_uri") or "", progress.tracking_uri)
+            else 0
+        )
         print(
-            f"{directory.name}: {state}, {progress.sent - there:,} points sent, {there:,} already there, {len(progress.failed)} failed, run {progress.run_id}"
+            f"{directory.name}: {state}, {progress.sent - there:,} points sent, {there:,} already there,"
+            f" {len(progress.failed)} failed, run {progress.run_id}"
             f"{', which went on elsewhere since' if progress.elsewhere else ''}{f'; {progress.deleted}' if progress.deleted else ''}"
         )
         for line in progress.failed:
@@ -136,7 +175,9 @@ def _named(run: str, output_dir: str) -> list[RunDirectory]:
     found = find_run_directory(output_dir, run)
     earlier = [one for one in (found or RunDirectory(Path(run).absolute())).earlier() if not one.has_arrived()]
     if found is None and not earlier:
-        raise ConfigurationError(f"sync: seen '{run}'; accepted: a run directory, or the id of a run in {Path(output_dir).absolute()}")
+        raise ConfigurationError(
+            f"sync: seen '{run}'; accepted: a run directory, or the id of a run in {Path(output_dir).absolute()}"
+        )
     named = [*earlier, *([found] if found is not None else [])]
     for one in named:
         one.refuse_foreign()
@@ -150,7 +191,10 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
         last.end = last.end or delivery.get("end")
     life = relay.Life.GONE if last.end is not None else relay.trainer_of(directory).life()
     undelivered = directory.journal.stat().st_size - delivery.get("offset", 0) if directory.journal.exists() else 0
-    settled = next((word for field, word in (("elsewhere", "went on elsewhere"), ("deleted", "deleted")) if delivery.get(field)), "pending")
+    settled = next(
+        (word for field, word in (("elsewhere", "went on elsewhere"), ("deleted", "deleted")) if delivery.get(field)),
+        "pending",
+    )
     state = "complete" if delivery.get("complete") and not undelivered else settled
     return {
         "run": info.run_id if info.run_id and directory.path.name == info.local_id else directory.name,
@@ -163,7 +207,9 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
 
 
 def _last_words(journal: Path) -> tuple[relay.Progress, int]:
-    """The outcome and the end that are recorded, and the optimizer steps; only as much of the journal is read as tells the steps."""
+    """The outcome and the end that are recorded, and the optimizer steps; only as much of the journal is read as tells
+    the steps.
+    """
     num_bytes, size = _TAIL_BYTES, journal.stat().st_size if journal.exists() else 0
     while size:
         last, steps = relay.Progress(), []

@@ -19,11 +19,11 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 SAME_REQUEST_S = 5.0
-"""One request may come as two signals. `mlflow run` that gets Ctrl-C sends its program a SIGTERM, which has got the SIGINT
-of the terminal itself; a shell that loses its terminal sends a second SIGHUP after the kernel's."""
+"""One request may come as two signals. `mlflow run` that gets Ctrl-C sends its program a SIGTERM, which has got the
+SIGINT of the terminal itself; a shell that loses its terminal sends a second SIGHUP after the kernel's."""
 WARNINGS = (signal.SIGHUP, signal.SIGUSR1)
-"""A closed terminal, and what Slurm sends ahead of a time limit. One that is ignored at the start, as under `nohup`, stays
-ignored."""
+"""A closed terminal, and what Slurm sends ahead of a time limit. One that is ignored at the start, as under `nohup`,
+stays ignored."""
 
 
 class StopFlag:

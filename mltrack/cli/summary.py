@@ -46,27 +46,45 @@ def _directory(request: TrainModelRequest, response: TrainModelResponse) -> RunD
 
 def _result(request: TrainModelRequest, response: TrainModelResponse) -> list[str]:
     best = f"{request.metric_name} {response.best_metric:.4f}" if response.best_metric is not None else "no evaluation"
-    where = f" (epoch {response.best_epoch + 1}, step {response.best_step:,})" if response.best_epoch is not None else ""
-    beside = next((line.partition(" (")[2] for line in _beside_baselines(response) if line.startswith(f"{request.metric_name} ")), "")
+    where = (
+        f" (epoch {response.best_epoch + 1}, step {response.best_step:,})" if response.best_epoch is not None else ""
+    )
+    beside = next(
+        (line.partition(" (")[2] for line in _beside_baselines(response) if line.startswith(f"{request.metric_name} ")),
+        "",
+    )
     lines = [f"best       {best}{' (' + beside if beside else ''}{where}"]
-    lines += [f"           {line}" for line in _beside_baselines(response) if not line.startswith(f"{request.metric_name} ")]
+    lines += [
+        f"           {line}" for line in _beside_baselines(response) if not line.startswith(f"{request.metric_name} ")
+    ]
     if request.task != "code_generation" and request.dataset_path == "stdlib":
         lines.append("           the labels are Bandit's opinions, not verified flaws")
     early = ", stopped early" if response.stopped_early else ""
     rate = f", {response.tokens_per_second:,.0f} tokens/s" if response.tokens_per_second else ""
-    lines.append(f"trained    {response.steps_run:,} steps, {response.epochs_run} epochs in {response.training_time:.0f} s{rate}{early}")
+    lines.append(
+        f"trained    {response.steps_run:,} steps, {response.epochs_run} epochs in {response.training_time:.0f}"
+        f" s{rate}{early}"
+    )
     return lines
 
 
 def _beside_baselines(response: TrainModelResponse) -> list[str]:
-    """The best model's figures with the baselines of the same metric: "eval_macro_f1 0.81 (majority 0.40, tfidf 0.87)"."""
-    best: dict[str, float] = next((one["metrics"] for one in response.checkpoints if one["step"] == response.best_step), {})
+    """The best model's figures with the baselines of the same metric: "eval_macro_f1 0.81 (majority 0.40, tfidf
+    0.87)".
+    """
+    best: dict[str, float] = next(
+        (one["metrics"] for one in response.checkpoints if one["step"] == response.best_step), {}
+    )
     beside: dict[str, list[str]] = {}
     for name, value in response.baselines.items():
         who, _, metric = name.removeprefix("baseline_").partition("_")
         beside.setdefault(metric, []).append(f"{who} {value:.4f}")
     return [
-        f"eval_{metric} {best[f'eval_{metric}']:.4f} (baselines: {', '.join(others)})" if f"eval_{metric}" in best else f"{metric}: {', '.join(others)}"
+        (
+            f"eval_{metric} {best[f'eval_{metric}']:.4f} (baselines: {', '.join(others)})"
+            if f"eval_{metric}" in best
+            else f"{metric}: {', '.join(others)}"
+        )
         for metric, others in beside.items()
     ]
 
@@ -88,7 +106,10 @@ def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: Ru
         lines.append(f"model      {response.model_path}")
     held = response.registered_model
     if held:
-        lines.append(f"registry   models:/{held['name']}/{held['version']} ({', '.join('@' + alias for alias in held['aliases'])}) in {info.address}")
+        lines.append(
+            f"registry   models:/{held['name']}/{held['version']}"
+            f" ({', '.join('@' + alias for alias in held['aliases'])}) in {info.address}"
+        )
         if held.get("decision"):
             lines.append(f"           {held['decision']}")
         if held.get("command"):
@@ -107,7 +128,9 @@ def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: Ru
     return lines
 
 
-def _commands(request: TrainModelRequest, response: TrainModelResponse, directory: RunDirectory, info: RunInfo) -> list[str]:
+def _commands(
+    request: TrainModelRequest, response: TrainModelResponse, directory: RunDirectory, info: RunInfo
+) -> list[str]:
     lines = []
     if info.address.startswith("http") and info.run_id:
         lines.append(f"open       {info.address.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}")
@@ -116,9 +139,19 @@ def _commands(request: TrainModelRequest, response: TrainModelResponse, director
     if response.registered_model:
         uri = f"models:/{response.registered_model['name']}/{response.registered_model['version']}"
         text = "Reverse a string" if request.task == "code_generation" else "eval(user_input)"
-        lines.append(f"load       {_command('mltrack', 'predict', '--tracking-uri', info.address, '--model-uri', uri, '--text', text)}")
+        lines.append(
+            "load      "
+            f" {_command('mltrack', 'predict', '--tracking-uri', info.address, '--model-uri', uri, '--text', text)}"
+        )
     if response.checkpoints and not response.stopped_early:
-        words = ["mltrack", "train", "--resume", response.run_id or "latest", "--output-dir", str(directory.path.parent)]
+        words = [
+            "mltrack",
+            "train",
+            "--resume",
+            response.run_id or "latest",
+            "--output-dir",
+            str(directory.path.parent),
+        ]
         words += ["--tracking-uri", info.address]
         words += _further(request, response)
         lines.append(f"resume     {_command(*words)}")

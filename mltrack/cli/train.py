@@ -73,7 +73,9 @@ def _request(words: Mapping[str, str]) -> TrainModelRequest:
 
 def _quiet(debug: bool) -> None:
     """Our own lines and errors; the libraries' chatter only with `--debug true`."""
-    logging.basicConfig(level=logging.INFO if debug else logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(
+        level=logging.INFO if debug else logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr
+    )
     if not debug:
         warnings.filterwarnings("ignore", module=r"(?!mltrack)")
         warnings.formatwarning = lambda message, *_args, **_kwargs: redact(f"mltrack: {message}\n")

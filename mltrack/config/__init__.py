@@ -3,4 +3,12 @@
 from mltrack.config.options import OPTIONS, Option
 from mltrack.config.request import TaskType, TrainingConfig, TrainModelRequest, TrainModelResponse, checked_options
 
-__all__ = ["OPTIONS", "Option", "TaskType", "TrainModelRequest", "TrainModelResponse", "TrainingConfig", "checked_options"]
+__all__ = [
+    "OPTIONS",
+    "Option",
+    "TaskType",
+    "TrainModelRequest",
+    "TrainModelResponse",
+    "TrainingConfig",
+    "checked_options",
+]

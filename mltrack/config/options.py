@@ -1,8 +1,8 @@
 """Every option of `mltrack train`, declared once: type, default, range, meaning.
 
 The command line, the README's table, `TrainModelRequest`, `TrainingConfig` and the MLflow params follow from `OPTIONS`.
-Invariant: `Option.parse(text)` and `Option.check(value)` accept exactly the same values, and say the same sentence otherwise.
-"""
+Invariant: `Option.parse(text)` and `Option.check(value)` accept exactly the same values, and say the same sentence
+otherwise."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class Option:
     name: str
     """As written in Python and after `-P`; the command line accepts `-` for `_`."""
     kind: str
-    """int, float, bool, text, path, pairs (see `mltrack.config.pairs`), or interval (the word `epoch`, or a number of optimizer steps)."""
+    """int, float, bool, text, path, pairs (see `mltrack.config.pairs`), or interval (the word `epoch`, or a number of
+    optimizer steps).
+    """
     help: str
     """One sentence for `--help` and the README's table."""
     default: Any = None
@@ -69,7 +71,9 @@ class Option:
             return "epoch, or a whole number of optimizer steps > 0"
         if self.kind == "pairs":
             value = "|".join(self.values) or "VALUE"
-            return f"NAME={value},NAME={value} or a JSON object" + (f"; NAME is {'|'.join(self.choices)}" if self.choices else "")
+            return f"NAME={value},NAME={value} or a JSON object" + (
+                f"; NAME is {'|'.join(self.choices)}" if self.choices else ""
+            )
         if self.choices:
             return "|".join(self.choices)
         return "a path" if self.kind == "path" else "text"
@@ -145,15 +149,25 @@ class Option:
         if not isinstance(value, (str, Mapping)):
             raise self._refused(value)
         try:
-            pairs = parse_pairs(format_pairs({str(name): str(meant) for name, meant in value.items()}) if isinstance(value, Mapping) else value)
+            pairs = parse_pairs(
+                format_pairs({str(name): str(meant) for name, meant in value.items()})
+                if isinstance(value, Mapping)
+                else value
+            )
         except ValueError as error:
-            raise ConfigurationError(f"{self.name}: seen {_shown(value)} ({error}); accepted: {self.accepted}") from None
+            raise ConfigurationError(
+                f"{self.name}: seen {_shown(value)} ({error}); accepted: {self.accepted}"
+            ) from None
         unknown = next((name for name in pairs if self.choices and name not in self.choices), None)
         if unknown is not None:
-            raise ConfigurationError(f"{self.name}: seen the name {unknown!r} in {str(value)!r}; {did_you_mean(unknown, self.choices)}")
+            raise ConfigurationError(
+                f"{self.name}: seen the name {unknown!r} in {str(value)!r}; {did_you_mean(unknown, self.choices)}"
+            )
         strange = next((name for name, meant in pairs.items() if self.values and meant not in self.values), None)
         if strange is not None:
-            raise ConfigurationError(f"{self.name}: seen {pairs[strange]!r} for {strange}; {did_you_mean(pairs[strange], self.values)}")
+            raise ConfigurationError(
+                f"{self.name}: seen {pairs[strange]!r} for {strange}; {did_you_mean(pairs[strange], self.values)}"
+            )
         return value if isinstance(value, str) else format_pairs(pairs)
 
     def _check_text(self, value: Any) -> str:
@@ -284,7 +298,18 @@ OPTIONS: dict[str, Option] = _declare(
 )  # fmt: skip
 
 
-DATA_OPTIONS = ("dataset_path", "task", "columns", "labels", "group", "validation_path", "validation_split", "num_labels", "seed", "on_bad_record")
+DATA_OPTIONS = (
+    "dataset_path",
+    "task",
+    "columns",
+    "labels",
+    "group",
+    "validation_path",
+    "validation_split",
+    "num_labels",
+    "seed",
+    "on_bad_record",
+)
 """Those that decide which records are trained on and which are evaluated on."""
 
 

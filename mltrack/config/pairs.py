@@ -1,4 +1,5 @@
-"""Names and what they stand for, as one word of a command line: `code=func,label=target`, or a JSON object where a name holds a comma.
+"""Names and what they stand for, as one word of a command line: `code=func,label=target`, or a JSON object where a name
+holds a comma.
 
 Invariant: `parse_pairs(format_pairs(pairs))` gives the same pairs in the same order.
 """
@@ -45,5 +46,7 @@ def parse_pairs(word: str) -> dict[str, str]:
 
 def format_pairs(pairs: Mapping[str, str]) -> str:
     """The word that means these pairs."""
-    plain = all(part == part.strip() and not set(part) & set(",=") for pair in pairs.items() for part in pair) and not next(iter(pairs), "").startswith("{")
+    plain = all(
+        part == part.strip() and not set(part) & set(",=") for pair in pairs.items() for part in pair
+    ) and not next(iter(pairs), "").startswith("{")
     return ",".join(f"{name}={value}" for name, value in pairs.items()) if plain else json.dumps(dict(pairs))

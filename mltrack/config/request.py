@@ -1,7 +1,8 @@
-"""What a user asks for (`TrainModelRequest`), what the trainer needs of it (`TrainingConfig`), what comes back (`TrainModelResponse`).
+"""What a user asks for (`TrainModelRequest`), what the trainer needs of it (`TrainingConfig`), what comes back
+(`TrainModelResponse`).
 
-Invariant: a `TrainingConfig` that exists is valid; a request may be wrong in many places and `validate()` tells them all at once.
-"""
+Invariant: a `TrainingConfig` that exists is valid; a request may be wrong in many places and `validate()` tells them
+all at once."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ class TaskType(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
-    """The options of `AdvancedTrainer`; their meanings and ranges are those of `OPTIONS` (`num_epochs` is `epochs` there).
+    """The options of `AdvancedTrainer`; their meanings and ranges are those of `OPTIONS` (`num_epochs` is `epochs`
+    there).
 
     Raises:
         ConfigurationError: a value outside of what is accepted, at construction.
@@ -180,7 +182,10 @@ class TrainModelRequest:
             except ConfigurationError as error:
                 problems.append(str(error))
         if self.upload == "none" and self.register != "never":
-            problems.append(f"upload=none leaves no model to register, but register is {self.register}; use --register never, or --upload model")
+            problems.append(
+                f"upload=none leaves no model to register, but register is {self.register}; use --register never, or"
+                " --upload model"
+            )
         return problems
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> TrainModelRequest:
@@ -197,8 +202,13 @@ class TrainModelRequest:
         return TrainModelRequest(**{**redacted(values), "tracking_uri": self.tracking_uri})
 
     def options(self) -> dict[str, Any]:
-        """The values by option name, in the order of `OPTIONS`, as they are recorded: the tracking URI without credentials."""
-        return {**{name: getattr(self, name) for name in OPTIONS}, "tracking_uri": self.tracking_uri and without_secrets(self.tracking_uri)}
+        """The values by option name, in the order of `OPTIONS`, as they are recorded: the tracking URI without
+        credentials.
+        """
+        return {
+            **{name: getattr(self, name) for name in OPTIONS},
+            "tracking_uri": self.tracking_uri and without_secrets(self.tracking_uri),
+        }
 
     def training_config(self) -> TrainingConfig:
         """The trainer's part. Every default by task must have been filled in."""
@@ -208,7 +218,8 @@ class TrainModelRequest:
 
 
 def checked_options(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The options among the values of a `config.json`, which anybody may have written, each checked as if it had been typed.
+    """The options among the values of a `config.json`, which anybody may have written, each checked as if it had been
+    typed.
 
     Raises:
         ConfigurationError: the first value that is not accepted; `where` names the file.
@@ -254,7 +265,9 @@ class TrainModelResponse:
     baselines: dict[str, float] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    """What could not be done beside the training itself, one line each: a report, an export, the end of the delivery."""
+    """What could not be done beside the training itself, one line each: a report, an export, the end of the
+    delivery.
+    """
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

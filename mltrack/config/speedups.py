@@ -1,8 +1,8 @@
 """The speed-ups that are on unless switched off, each with its own switch: `speedups=buckets=off,dropout_masks=off`.
 
-Invariant: none of them changes what a training computes beyond rounding; `buckets` decides the order of the records, `dropout_masks` and
-`first_token` which random numbers are drawn, `any_shape_attention` which of a GPU's kernels compute attention, `tf32` how many digits it multiplies in fp32.
-"""
+Invariant: none of them changes what a training computes beyond rounding; `buckets` decides the order of the records,
+`dropout_masks` and `first_token` which random numbers are drawn, `any_shape_attention` which of a GPU's kernels compute
+attention, `tf32` how many digits it multiplies in fp32."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class Speedups:
     pinned_memory: bool = True
     """A GPU copies batches by itself, from memory that stays where it is."""
     any_shape_attention: bool = True
-    """On a GPU attention is computed by kernels that take every shape as it comes; cuDNN's are planned anew for each."""
+    """On a GPU attention is computed by kernels that take every shape as it comes; cuDNN's are planned anew for
+    each.
+    """
     tf32: bool = True
     """A GPU that is asked for fp32 multiplies with TF32."""
 

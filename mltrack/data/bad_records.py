@@ -1,7 +1,7 @@
 """The records that were left out: how many, why, and what stood there.
 
-Invariant: each one is a line of the file (JSON: file, record, field, problem, raw), written as it is met; in memory there are only the first few.
-"""
+Invariant: each one is a line of the file (JSON: file, record, field, problem, raw), written as it is met; in memory
+there are only the first few."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class BadRecords:
     """Collects what is left out.
 
     Args:
-        path: of the JSON Lines file; it is made with the first bad record. None: a temporary file, which `keep` can copy.
+        path: of the JSON Lines file; it is made with the first bad record. None: a temporary file, which `keep` can
+            copy.
     """
 
     def __init__(self, path: str | Path | None = None):
@@ -52,12 +53,17 @@ class BadRecords:
             self._file.write(_as_json({**where, "raw": raw}, where) + "\n")
             self._file.flush()
         except OSError as problem:
-            raise DatasetError(f"cannot be written: {problem.strerror}; accepted: a file that can", path=self.path or tempfile.gettempdir()) from None
+            raise DatasetError(
+                f"cannot be written: {problem.strerror}; accepted: a file that can",
+                path=self.path or tempfile.gettempdir(),
+            ) from None
 
     def told(self, source: str) -> list[str]:
         """One line for each of the first records that were left out of `source`, and one for the rest."""
         rest = self.count - len(self.lines)
-        return [f"left out: {line}" for line in self.lines] + ([f"left out: {rest:,} further records of {source}"] if rest else [])
+        return [f"left out: {line}" for line in self.lines] + (
+            [f"left out: {rest:,} further records of {source}"] if rest else []
+        )
 
     def report(self, source: str, side: str, notice: Callable[[str], None], folder: str | Path = ".") -> None:
         """Write what was left out of `source` to bad_records-<side>.jsonl in the folder, and tell it.
@@ -87,7 +93,9 @@ class BadRecords:
             with target.open("w", encoding="utf-8") as copy:
                 shutil.copyfileobj(self._file, copy)
         except OSError as problem:
-            raise DatasetError(f"cannot be written: {problem.strerror}; accepted: a file that can", path=target) from None
+            raise DatasetError(
+                f"cannot be written: {problem.strerror}; accepted: a file that can", path=target
+            ) from None
         return target
 
 

@@ -84,7 +84,12 @@ class _Worker:
     def __init__(self, share: list[Path], results: queue.Queue[tuple[str, list[Any]] | None]):
         self._complaints: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  a pipe could fill up
         self._process = subprocess.Popen(
-            [sys.executable, "-P", bandit_scan.__file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._complaints, text=True, encoding="utf-8"
+            [sys.executable, "-P", bandit_scan.__file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._complaints,
+            text=True,
+            encoding="utf-8",
         )
         self._thread = threading.Thread(target=self._exchange, args=(share, results), daemon=True)
         self._thread.start()
@@ -110,7 +115,8 @@ class _Worker:
             self._complaints.seek(0)
             said = self._complaints.read().decode(errors="replace").strip().splitlines()
             raise DatasetError(
-                f"the scan by Bandit ended with exit code {code} ({said[-1] if said else 'no message'}); is bandit installed in {sys.executable}?"
+                f"the scan by Bandit ended with exit code {code} ({said[-1] if said else 'no message'}); is bandit"
+                f" installed in {sys.executable}?"
             )
 
     def stop(self) -> None:

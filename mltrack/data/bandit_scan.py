@@ -3,9 +3,8 @@
     python -P bandit_scan.py < list_of_files > findings
 
 Invariant: standard input is one JSON array of paths; standard output is, per file and in that order, one JSON line
-[path, [[line, severity, confidence, test id], ...]]. It imports Bandit and the standard library only, never mltrack, so a
-worker starts in a moment and needs neither fork nor an importable __main__.
-"""
+[path, [[line, severity, confidence, test id], ...]]. It imports Bandit and the standard library only, never mltrack, so
+a worker starts in a moment and needs neither fork nor an importable __main__."""
 
 from __future__ import annotations
 
@@ -26,7 +25,9 @@ def findings(paths: list[str]) -> Iterator[tuple[str, list[tuple[int, str, str, 
 
     logging.disable(logging.CRITICAL)
     warnings.simplefilter("ignore")
-    manager = BanditManager(BanditConfig(), "file", quiet=True, profile={"include": set(), "exclude": set(SKIPPED_TESTS)}, ignore_nosec=True)
+    manager = BanditManager(
+        BanditConfig(), "file", quiet=True, profile={"include": set(), "exclude": set(SKIPPED_TESTS)}, ignore_nosec=True
+    )
     for path in paths:
         manager.results.clear()
         manager.files_list = [path]

@@ -1,9 +1,8 @@
 """What took long to make, kept in the user's cache folder.
 
-Invariant: a reader sees a whole file or none: it is written under a temporary name, synced and renamed; of several processes
-that need the same file one makes it while the others wait, and a damaged or half-written one is made anew. Where the
-folder cannot be written the work is done each time, with a warning.
-"""
+Invariant: a reader sees a whole file or none: it is written under a temporary name, synced and renamed; of several
+processes that need the same file one makes it while the others wait, and a damaged or half-written one is made anew.
+Where the folder cannot be written the work is done each time, with a warning."""
 
 from __future__ import annotations
 
@@ -42,7 +41,8 @@ def cached_rows(name: str, build: Callable[[], list[Any]]) -> list[Any]:
         lock_file = path.with_suffix(".lock").open("ab")
     except OSError as error:
         warnings.warn(
-            f"{path.parent}: cannot be written ({error.strerror}), so the built-in source is scanned each time; set MLTRACK_CACHE_DIR to a folder that can",
+            f"{path.parent}: cannot be written ({error.strerror}), so the built-in source is scanned each time; set"
+            " MLTRACK_CACHE_DIR to a folder that can",
             stacklevel=2,
         )
         return build()
@@ -74,7 +74,9 @@ def _write(path: Path, rows: list[Any]) -> None:
 
 @contextlib.contextmanager
 def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose bytes are `path` once they are all on the disk; whatever ends the writing, no half file is left."""
+    """A stream whose bytes are `path` once they are all on the disk; whatever ends the writing, no half file is
+    left.
+    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -91,7 +93,13 @@ def written_whole(path: Path) -> Iterator[BinaryIO]:
 def kept_files() -> list[Cached]:
     """What is kept of data sets; other files of the folder are somebody else's."""
     return [
-        Cached(kind=kind, name=path.name, num_bytes=found.st_size, used=found.st_mtime, in_use=is_locked(path.with_suffix(".lock")))
+        Cached(
+            kind=kind,
+            name=path.name,
+            num_bytes=found.st_size,
+            used=found.st_mtime,
+            in_use=is_locked(path.with_suffix(".lock")),
+        )
         for kind, pattern in _PATTERNS.items()
         for path in sorted(cache_folder().glob(pattern))
         if (found := path.stat())

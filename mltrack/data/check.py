@@ -1,7 +1,8 @@
-"""What is wrong with data before anything is trained on it: leaks, copies, contradictions, imbalance, lengths, broken code.
+"""What is wrong with data before anything is trained on it: leaks, copies, contradictions, imbalance, lengths, broken
+code.
 
-Invariant: a report depends on the contents and groups alone and is plain JSON; what is found wrong is a `Finding` with the threshold that it
-is above, so that who reads it need not know what is too much.
+Invariant: a report depends on the contents and groups alone and is plain JSON; what is found wrong is a `Finding` with
+the threshold that it is above, so that who reads it need not know what is too much.
 
     report = check_data(train, valid)
     report.findings                  # [Finding(name="near_overlap", value=0.12, limit=0.0, line="...")]
@@ -34,8 +35,9 @@ THRESHOLDS: Mapping[str, float] = {
     "imbalance": 50.0,
     "unparsable": 0.1,
 }
-"""What is still accepted. Shares from 0 to 1: overlaps of the validation records; duplicates, conflicts and code that does not parse of the
-records (the larger of both sets). `imbalance`: records of the largest class per record of the smallest."""
+"""What is still accepted. Shares from 0 to 1: overlaps of the validation records; duplicates, conflicts and code that
+does not parse of the records (the larger of both sets). `imbalance`: records of the largest class per record of the
+smallest."""
 
 _SHOWN = 5  # places named per finding
 _PERCENTILES = (5, 25, 50, 75, 95)
@@ -66,7 +68,9 @@ class SetReport:
     largest_group: int
     """Records of the largest group of near-duplicates."""
     label_conflicts: int
-    """Records whose code (but for layout, comments and the names that it gives) has another label elsewhere in the set."""
+    """Records whose code (but for layout, comments and the names that it gives) has another label elsewhere in
+    the set.
+    """
     classes: dict[str, int]
     """Records per class, the largest first; empty without labels."""
     imbalance: float | None
@@ -94,7 +98,9 @@ class DataReport:
     group_overlap: int = 0
     """Validation records of a group that has records in training."""
     conflicting_overlap: int = 0
-    """Validation records whose code (but for layout, comments and the names that it gives) has another label in training."""
+    """Validation records whose code (but for layout, comments and the names that it gives) has another label in
+    training.
+    """
     overlap_examples: dict[str, list[str]] = field(default_factory=dict)
     """"validation place ~ training place" by the kind of overlap."""
     findings: list[Finding] = field(default_factory=list)
@@ -107,7 +113,10 @@ class DataReport:
         """The values that `THRESHOLDS` are for."""
         sets = [one for one in (self.train, self.valid) if one is not None]
         valid = self.valid.records if self.valid is not None else 1
-        inside = {name: max(getattr(one, name) / one.records for one in sets) for name in ("exact_duplicates", "near_duplicates", "label_conflicts")}
+        inside = {
+            name: max(getattr(one, name) / one.records for one in sets)
+            for name in ("exact_duplicates", "near_duplicates", "label_conflicts")
+        }
         return {
             "exact_overlap": self.exact_overlap / valid,
             "near_overlap": self.near_overlap / valid,
@@ -136,7 +145,8 @@ def check_data(
     Args:
         group: name of a column whose equal values should be on one side.
         thresholds: instead of those of `THRESHOLDS`, by name.
-        progress: called with (done, total) while near-duplicates are looked for; after a split of the same records they are in the cache.
+        progress: called with (done, total) while near-duplicates are looked for; after a split of the same records they
+            are in the cache.
 
     Raises:
         ConfigurationError: a threshold of an unknown name.
@@ -169,7 +179,9 @@ def check_data(
         }
         if numbers is not None:
             report.group_overlap = int((np.isin(numbers[cut:], numbers[:cut]) & (numbers[cut:] >= 0)).sum())
-    report.findings = [_finding(name, value, limits[name], report) for name, value in report.shares().items() if value > limits[name]]
+    report.findings = [
+        _finding(name, value, limits[name], report) for name, value in report.shares().items() if value > limits[name]
+    ]
     return report
 
 
@@ -195,7 +207,11 @@ def _set_report(records: Sequence[Record], keys: np.ndarray, content: np.ndarray
     labels = labels_of(records)
     sizes = np.unique(groups.near, return_counts=True)[1]
     distinct = len(np.unique(content))
-    classes = dict(sorted(Counter(str(label) for label in labels if label is not None).items(), key=lambda item: (-item[1], item[0])))
+    classes = dict(
+        sorted(
+            Counter(str(label) for label in labels if label is not None).items(), key=lambda item: (-item[1], item[0])
+        )
+    )
     conflicts = _conflicts(groups.same, labels) if classes else []
     python, unparsable = parsed(records, keys)
     return SetReport(
@@ -222,7 +238,10 @@ def _conflicts(same: np.ndarray, labels: np.ndarray) -> list[int]:
     words: dict[int, set[Any]] = {}
     for number, label in zip(same.tolist(), labels, strict=True):
         words.setdefault(number, set()).add(label)
-    return sorted((index for index, number in enumerate(same.tolist()) if len(words[number]) > 1), key=lambda index: (same[index], index))
+    return sorted(
+        (index for index, number in enumerate(same.tolist()) if len(words[number]) > 1),
+        key=lambda index: (same[index], index),
+    )
 
 
 def _conflicts_across(same: np.ndarray, labels: np.ndarray, cut: int) -> np.ndarray:
@@ -231,7 +250,9 @@ def _conflicts_across(same: np.ndarray, labels: np.ndarray, cut: int) -> np.ndar
     for number, label in zip(same[:cut].tolist(), labels[:cut], strict=True):
         words.setdefault(number, set()).add(label)
     later = zip(same[cut:].tolist(), labels[cut:], strict=True)
-    return np.array([label is not None and bool(words.get(number, {label}) - {label}) for number, label in later], dtype=bool)
+    return np.array(
+        [label is not None and bool(words.get(number, {label}) - {label}) for number, label in later], dtype=bool
+    )
 
 
 def _percentiles(lengths: Sequence[int]) -> dict[str, int]:
@@ -242,7 +263,10 @@ def _percentiles(lengths: Sequence[int]) -> dict[str, int]:
 
 def _overlap_examples(both: Sequence[Record], cut: int, numbers: np.ndarray, overlapping: np.ndarray) -> list[str]:
     found = np.flatnonzero(overlapping)[:_SHOWN]
-    return [f"{both[cut + int(index)].place} ~ {both[int(np.flatnonzero(numbers[:cut] == numbers[cut + index])[0])].place}" for index in found]
+    return [
+        f"{both[cut + int(index)].place} ~ {both[int(np.flatnonzero(numbers[:cut] == numbers[cut + index])[0])].place}"
+        for index in found
+    ]
 
 
 def _finding(name: str, value: float, limit: float, report: DataReport) -> Finding:
@@ -258,7 +282,10 @@ def _finding(name: str, value: float, limit: float, report: DataReport) -> Findi
     }
     if name == "imbalance":
         largest, smallest = next(iter(report.train.classes)), next(reversed(report.train.classes))
-        line = f"imbalance: '{largest}' has {value:.1f} times the records of '{smallest}' (accepted: up to {limit:g}); class_weights=balanced evens it out"
+        line = (
+            f"imbalance: '{largest}' has {value:.1f} times the records of '{smallest}' (accepted: up to {limit:g});"
+            " class_weights=balanced evens it out"
+        )
         return Finding(name, value, limit, line)
     places = report.overlap_examples.get(name, []) or [place for one in sets for place in one.examples.get(name, [])]
     shown = f": {'; '.join(places[:2])}" if places else ""

@@ -24,7 +24,10 @@ def padded_width(longest: int, max_length: int | None = None, pad_to_multiple_of
 
 
 def collate(
-    examples: Sequence[Mapping[str, Any]], pad_token_id: int, pad_to_multiple_of: int = PADDED_TO, max_length: int | None = None
+    examples: Sequence[Mapping[str, Any]],
+    pad_token_id: int,
+    pad_to_multiple_of: int = PADDED_TO,
+    max_length: int | None = None,
 ) -> dict[str, torch.Tensor]:
     """One batch, padded to the longest example rounded up to `pad_to_multiple_of`, but never beyond `max_length`.
 

@@ -1,7 +1,8 @@
 """Records as token ids: what the trainer indexes.
 
-Invariant: an example is its record's row of token ids (see `mltrack.data.encoding`); a label is either the class index or, per
-token, the token's own id with -100 on the prompt. Token ids lie in one array, mapped from the cache where the set is large.
+Invariant: an example is its record's row of token ids (see `mltrack.data.encoding`); a label is either the class index
+or, per token, the token's own id with -100 on the prompt. Token ids lie in one array, mapped from the cache where the
+set is large.
 
     dataset = CodeDataset(records, tokenizer, "code_generation", max_length=256)
     batch = dataset.collate([dataset[0], dataset[1]])
@@ -33,24 +34,28 @@ __all__ = ["CodeDataset", "cut_prompt", "end_token_id", "pad_token_id", "prompt_
 class CodeDataset(torch.utils.data.Dataset):
     """Tokenized records of one task.
 
-    Classification: the tokenizer's own special tokens around the code. Generation: the prompt (the tokenizer's start token where it
-    adds one, then the description in `PROMPT_TEMPLATE`), the code, the end token. Where that is too long the prompt keeps its end: at
-    least half of `max_length`, more where the code leaves room; the code loses its tail, and with it the end token.
+    Classification: the tokenizer's own special tokens around the code. Generation: the prompt (the tokenizer's start
+    token where it adds one, then the description in `PROMPT_TEMPLATE`), the code, the end token. Where that is too long
+    the prompt keeps its end: at least half of `max_length`, more where the code leaves room; the code loses its tail,
+    and with it the end token.
 
     Args:
         records: what `read_records` or `DatasetLoader` returned.
-        tokenizer: a Hugging Face tokenizer. One without a pad token pads with its end token. It is switched to read special tokens in a text
-            (`</s>` in a program) as text, and is saved so.
+        tokenizer: a Hugging Face tokenizer. One without a pad token pads with its end token. It is switched to read
+            special tokens in a text (`</s>` in a program) as text, and is saved so.
         task: a `TaskType` or its name.
         max_length: tokens of the longest example.
         label_mapping: class index per label, in any order; not given: made of the records.
-        truncation: what is kept of a text that is too long: head, tail, both; drop leaves the record out. Generation: head or drop.
+        truncation: what is kept of a text that is too long: head, tail, both; drop leaves the record out. Generation:
+            head or drop.
         cache: keep the token ids of 2,000 records and more in the cache folder, and take them from there.
         progress: called with (done, total) while records are tokenized.
 
     Raises:
-        DatasetError: a label outside the mapping, a record of which the tokenizer makes no token, or no record that `drop` leaves.
-        ConfigurationError: generation with a tokenizer that has no end token, `max_length` below 8, or a truncation that the task does not have.
+        DatasetError: a label outside the mapping, a record of which the tokenizer makes no token, or no record that
+            `drop` leaves.
+        ConfigurationError: generation with a tokenizer that has no end token, `max_length` below 8, or a truncation
+            that the task does not have.
     """
 
     def __init__(
@@ -73,20 +78,26 @@ class CodeDataset(torch.utils.data.Dataset):
         """Record of each example; those that `drop` leaves out are not among them."""
         self.tokenizer = tokenizer
         self.max_length, self.truncation = max_length, truncation
-        self.label_mapping = in_index_order(make_label_mapping(self.records, self.task) if label_mapping is None else label_mapping)
+        self.label_mapping = in_index_order(
+            make_label_mapping(self.records, self.task) if label_mapping is None else label_mapping
+        )
         """Class index per label, in index order."""
         self.pad_token_id = pad_token_id(tokenizer)
         read_as_text(tokenizer)
         if self.task.is_classification:
             self._classes = _classes(self.records, self.label_mapping)
-        self._rows = token_rows(self.records, Encoder(tokenizer, self.task, max_length, truncation), cache=cache, progress=progress)
+        self._rows = token_rows(
+            self.records, Encoder(tokenizer, self.task, max_length, truncation), cache=cache, progress=progress
+        )
         if truncation == "drop":
             self._drop()
         self.lengths: np.ndarray = self._rows.lengths
         """Tokens of each example, int32 [N]."""
         self.uncut_lengths: np.ndarray = self._rows.uncut
         """Tokens that each example would have without `max_length`, int32 [N]."""
-        self.target_counts = np.ones(len(self), dtype=np.int32) if self.task.is_classification else self.lengths - self._rows.num_prompt
+        self.target_counts = (
+            np.ones(len(self), dtype=np.int32) if self.task.is_classification else self.lengths - self._rows.num_prompt
+        )
         """What each example adds to the count that its loss is divided by: target tokens, or 1; int32 [N]."""
 
     def __len__(self) -> int:
@@ -145,7 +156,9 @@ class CodeDataset(torch.utils.data.Dataset):
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of the records' contents and labels, whatever their order and the tokenizer; those that `drop` leaves out count too."""
+        """sha256 (hex) of the records' contents and labels, whatever their order and the tokenizer; those that `drop`
+        leaves out count too.
+        """
         return digest_of(self._given)
 
     @cached_property
@@ -167,7 +180,8 @@ class CodeDataset(torch.utils.data.Dataset):
             return
         if not len(kept):
             raise DatasetError(
-                f"none of the {len(self.records):,} records fits into max_length={self.max_length} tokens; accepted: a larger max_length, or truncation=head",
+                f"none of the {len(self.records):,} records fits into max_length={self.max_length} tokens; accepted: a"
+                " larger max_length, or truncation=head",
                 path=self.source,
             )
         self._rows, self.records = self._rows.select(kept), select(self.records, kept)

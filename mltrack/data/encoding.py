@@ -1,13 +1,14 @@
 """Records into token ids: prompts, completions, special tokens, and what is cut where there are too many.
 
-Invariant: prompt and completion are tokenized apart, so their boundary is the same whatever the code is; special tokens are never cut
-away; what is cut depends on the record, the tokenizer, `max_length` and `truncation` alone.
+Invariant: prompt and completion are tokenized apart, so their boundary is the same whatever the code is; special tokens
+are never cut away; what is cut depends on the record, the tokenizer, `max_length` and `truncation` alone.
 
-`truncation` says what of a text that is too long is kept: `head` its beginning, `tail` its end, `both` half of each; `drop` leaves the record out.
-A completion can only lose its tail, and with it the end token: one that began in the middle, or had a hole, would be learned as it is.
+`truncation` says what of a text that is too long is kept: `head` its beginning, `tail` its end, `both` half of each;
+`drop` leaves the record out. A completion can only lose its tail, and with it the end token: one that began in the
+middle, or had a hole, would be learned as it is.
 
-A part of the records is tokenized by all threads of a fast tokenizer, which hold no interpreter lock, while the part before it is cut and kept.
-"""
+A part of the records is tokenized by all threads of a fast tokenizer, which hold no interpreter lock, while the part
+before it is cut and kept."""
 
 from __future__ import annotations
 
@@ -60,7 +61,8 @@ class Encoder:
         truncation: see the module; a record that `drop` leaves out is encoded as by `head`, and told by its `uncut`.
 
     Raises:
-        ConfigurationError: generation with a tokenizer that has no end token or with a truncation other than head and drop.
+        ConfigurationError: generation with a tokenizer that has no end token or with a truncation other than head and
+            drop.
     """
 
     def __init__(self, tokenizer: Any, task: TaskType, max_length: int, truncation: str = "head"):
@@ -73,7 +75,11 @@ class Encoder:
         return {
             "tokenizer": tokenizer_digest(self._tokenizer),
             "tokenizer_class": type(self._tokenizer).__name__,
-            "special_tokens": [self._tokenizer.bos_token_id, self._tokenizer.eos_token_id, bool(getattr(self._tokenizer, "split_special_tokens", False))],
+            "special_tokens": [
+                self._tokenizer.bos_token_id,
+                self._tokenizer.eos_token_id,
+                bool(getattr(self._tokenizer, "split_special_tokens", False)),
+            ],
             "tokenizers": version("tokenizers"),
             "task": "classification" if self._task.is_classification else f"generation {PROMPT_TEMPLATE}",
             "max_length": self._max_length,
@@ -102,7 +108,10 @@ class Encoder:
                 if not lengths.all():
                     at = part[int(np.argmin(lengths))]
                     raise DatasetError(
-                        "the tokenizer makes no token of it; accepted: text in the tokenizer's alphabet", path=at.file, record=at.number, field="code"
+                        "the tokenizer makes no token of it; accepted: text in the tokenizer's alphabet",
+                        path=at.file,
+                        record=at.number,
+                        field="code",
                     )
                 yield EncodedRows(np.frombuffer(ids, dtype=np.uint32), lengths, num_prompts, uncuts)
                 done += len(part)
@@ -114,7 +123,9 @@ class Encoder:
         texts = [record.text for record in part]
         if self._task.is_classification:
             return (_plain_ids(self._tokenizer, texts),)
-        both = _plain_ids(self._tokenizer, [PROMPT_TEMPLATE.format(description=record.description or "") for record in part] + texts)
+        both = _plain_ids(
+            self._tokenizer, [PROMPT_TEMPLATE.format(description=record.description or "") for record in part] + texts
+        )
         return both[: len(part)], both[len(part) :]
 
     def _cut_texts(self) -> Callable[..., tuple[list[int], int, int]]:
@@ -148,11 +159,15 @@ def check_truncation(truncation: str, task: TaskType) -> None:
     """
     OPTIONS["truncation"].check(truncation)
     if truncation in ("tail", "both") and not task.is_classification:
-        raise ConfigurationError(f"truncation: seen '{truncation}' for {task}, whose completions can only lose their tail; accepted: head, drop")
+        raise ConfigurationError(
+            f"truncation: seen '{truncation}' for {task}, whose completions can only lose their tail; accepted: head,"
+            " drop"
+        )
 
 
 def kept_of_long_texts(settings: Mapping[str, Any]) -> str:
-    """The truncation for what a saved model is asked: that of its training, and head where that left long texts out: an answer is wanted.
+    """The truncation for what a saved model is asked: that of its training, and head where that left long texts out: an
+    answer is wanted.
 
     Args:
         settings: the key "mltrack" of the model's config.json.
@@ -164,7 +179,10 @@ def kept_of_long_texts(settings: Mapping[str, Any]) -> str:
 def prompt_ids(tokenizer: Any, descriptions: Sequence[str]) -> list[list[int]]:
     """Token ids of the prompts that ask for what the descriptions say, as in training: what generation starts from."""
     start = start_ids(tokenizer)
-    return [[*start, *row] for row in _plain_ids(tokenizer, [PROMPT_TEMPLATE.format(description=text) for text in descriptions])]
+    return [
+        [*start, *row]
+        for row in _plain_ids(tokenizer, [PROMPT_TEMPLATE.format(description=text) for text in descriptions])
+    ]
 
 
 def cut_prompt(tokenizer: Any, prompt: list[int], room: int) -> list[int]:
@@ -183,7 +201,10 @@ def end_token_id(tokenizer: Any) -> int:
         ConfigurationError: the tokenizer has no end token.
     """
     if tokenizer.eos_token_id is None:
-        raise ConfigurationError(f"the tokenizer {type(tokenizer).__name__} has no end token; accepted for code_generation: one with an eos_token")
+        raise ConfigurationError(
+            f"the tokenizer {type(tokenizer).__name__} has no end token; accepted for code_generation: one with an"
+            " eos_token"
+        )
     return int(tokenizer.eos_token_id)
 
 
@@ -206,7 +227,8 @@ def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """sha256 (hex) of what a tokenizer does to a text: its definition where it is a fast one, else its class, vocabulary, files and settings.
+    """sha256 (hex) of what a tokenizer does to a text: its definition where it is a fast one, else its class,
+    vocabulary, files and settings.
 
     How long texts are cut and padded is no part of it: it is a setting that calls of the tokenizer change.
     """
@@ -215,17 +237,37 @@ def tokenizer_digest(tokenizer: Any) -> str:
         definition = json.dumps(_written_in_python(tokenizer), sort_keys=True)
     else:
         definition = backend.to_str()
-        definition = definition[max(0, definition.find('"added_tokens"')) :]  # "truncation" and "padding" stand before it
+        definition = definition[
+            max(0, definition.find('"added_tokens"')) :
+        ]  # "truncation" and "padding" stand before it
     return hashlib.sha256(definition.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _written_in_python(tokenizer: Any) -> list[Any]:
-    """What a tokenizer without a backend depends on, as far as it can be seen: nothing of it says where its files lie."""
-    settings = {name: value for name, value in vars(tokenizer).items() if isinstance(value, (bool, int, float, str)) and name not in _NOT_OF_THE_TEXT}
-    files = [getattr(tokenizer, name, None) or tokenizer.init_kwargs.get(name) for name in sorted(tokenizer.vocab_files_names)]
-    contents = [hashlib.sha256(Path(file).read_bytes()).hexdigest() for file in files if isinstance(file, str) and Path(file).is_file()]
+    """What a tokenizer without a backend depends on, as far as it can be seen: nothing of it says where its
+    files lie.
+    """
+    settings = {
+        name: value
+        for name, value in vars(tokenizer).items()
+        if isinstance(value, (bool, int, float, str)) and name not in _NOT_OF_THE_TEXT
+    }
+    files = [
+        getattr(tokenizer, name, None) or tokenizer.init_kwargs.get(name)
+        for name in sorted(tokenizer.vocab_files_names)
+    ]
+    contents = [
+        hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        for file in files
+        if isinstance(file, str) and Path(file).is_file()
+    ]
     paths = {file for file in files if isinstance(file, str)}
-    return [type(tokenizer).__name__, sorted(tokenizer.get_vocab().items()), contents, {name: value for name, value in settings.items() if value not in paths}]
+    return [
+        type(tokenizer).__name__,
+        sorted(tokenizer.get_vocab().items()),
+        contents,
+        {name: value for name, value in settings.items() if value not in paths},
+    ]
 
 
 def start_ids(tokenizer: Any) -> list[int]:
@@ -237,11 +279,15 @@ def start_ids(tokenizer: Any) -> list[int]:
 
 
 def _plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """What `tokenizer(texts, add_special_tokens=False)` gives as ids, without the masks and offsets that nobody asks for."""
+    """What `tokenizer(texts, add_special_tokens=False)` gives as ids, without the masks and offsets that nobody asks
+    for.
+    """
     from transformers import PreTrainedTokenizerFast
 
     kind, plain = type(tokenizer), PreTrainedTokenizerFast
-    if getattr(kind, "_encode_plus", None) is not plain._encode_plus or kind.__call__ is not plain.__call__:  # it has a way of its own
+    if (
+        getattr(kind, "_encode_plus", None) is not plain._encode_plus or kind.__call__ is not plain.__call__
+    ):  # it has a way of its own
         rows: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return rows
     backend = tokenizer.backend_tokenizer

@@ -1,7 +1,9 @@
-"""The names that code itself gives: parameters, variables, loop variables, captures, functions and classes; not what it calls or reads.
+"""The names that code itself gives: parameters, variables, loop variables, captures, functions and classes; not what it
+calls or reads.
 
-Every rule asks for a place that gives a name (an assignment, a list of parameters, a type before it): a word that is only read may be
-anybody's, and stays. What is missed costs a little similarity, what is too much makes different code look alike.
+Every rule asks for a place that gives a name (an assignment, a list of parameters, a type before it): a word that is
+only read may be anybody's, and stays. What is missed costs a little similarity, what is too much makes different code
+look alike.
 
 Invariant: repetitions are bounded or possessive, so that no text costs more than its length.
 
@@ -32,8 +34,8 @@ _USING_WORDS = """
 _BEFORE_EXPRESSIONS = frozenset(_USING_WORDS.split())
 """Words after which a name is used, not given."""
 
-# code is tokens joined by spaces, so a token begins where no other character stands before; an expression that begins with a letter or sign of
-# its own, and looks behind it then, takes a third of the time
+# code is tokens joined by spaces, so a token begins where no other character stands before; an expression that begins
+# with a letter or sign of its own, and looks behind it then, takes a third of the time
 _BEGIN = r"(?<!\S)"
 _END = r"(?!\S)"
 _INSIDE = r"(?:[^()]++|\((?:[^()]++|\([^()]*+\))*\))*"
@@ -44,16 +46,19 @@ _DOLLARS = re.compile(rf"{_BEGIN}\$_?[a-z]\w*")
 
 # Python, and what reads like it: Ruby, the shell
 _PYTHON_LISTS = re.compile(
-    rf"{_BEGIN}(?:def [^(\n]{{1,80}}?(\( {_INSIDE}\))|lambda ([^:()\n]{{0,300}}):|for ([^\n;=]{{0,300}}?) in{_END}|as (\( [^()]{{0,300}}\)))"
+    rf"{_BEGIN}(?:def [^(\n]{{1,80}}?(\( {_INSIDE}\))|lambda ([^:()\n]{{0,300}}):|for ([^\n;=]{{0,300}}?) in{_END}|as"
+    r" (\( [^()]{0,300}\)))"
 )
 # at the beginning of a statement: inside a call it is an argument's name
 _TARGETS = re.compile(
     r"(?:^|[\n;]) ?(?:(?:local|export|declare|readonly) )?"
-    r"((?:[(\[*] ?){0,3}[\w.$]+(?:(?: [)\]]){0,3} , (?:[(\[*] ?){0,3}[\w.$]+){0,20})(?: [)\],]){0,3}(?: : [^=\n]{0,200})? =(?!=|>)"
+    r"((?:[(\[*] ?){0,3}[\w.$]+(?:(?: [)\]]){0,3} , (?:[(\[*] ?){0,3}[\w.$]+){0,20})(?: [)\],]){0,3}(?: :"
+    r" [^=\n]{0,200})? =(?!=|>)"
 )
 _BETWEEN_TARGETS = re.compile(r"[ ,*()\[\]]+")
 _PYTHON_NAMES = re.compile(
-    rf"as(?<!\Sas) ({WORD}){_END}|def(?<!\Sdef) ({WORD}){_END}|class(?<!\Sclass) ({WORD}){_END}|=(?<!\S=) ({WORD}) ={_END}|=>(?<!\S=>) ({WORD}){_END}"
+    rf"as(?<!\Sas) ({WORD}){_END}|def(?<!\Sdef) ({WORD}){_END}|class(?<!\Sclass) ({WORD}){_END}|=(?<!\S=) ({WORD})"
+    rf" ={_END}|=>(?<!\S=>) ({WORD}){_END}"
 )
 _GIVEN_BEFORE = re.compile(rf"{_BEGIN}({WORD}) (?::=|\( \) (?:\n )?\{{){_END}")
 _CASES = re.compile(r"(?:^|\n) ?case ([^\n]{1,300}) :(?: \n|$)")
@@ -65,23 +70,38 @@ _ASSIGNED = re.compile(rf"{_BEGIN}({WORD}) {_GIVING}|{_BEGIN}(?:let|val|var|mut)
 _SEVERAL_ASSIGNED = re.compile(rf"{_BEGIN}(?<!, )({WORD}(?: , {WORD})+) {_GIVING}")
 _AFTER_DECLARED = rf"(?= (?:[=;,)\[:({{\n]|$|(?:in|of){_END}))"
 _DECLARED = re.compile(
-    rf"(?<![\w$\x01])({WORD})(?:(?: [*&]+| \[ \]| \.\.\.)* ({WORD}){_AFTER_DECLARED}| \? ({WORD})(?= [=;,)]))"  # not `a ? b : c`
+    # not `a ? b : c`
+    rf"(?<![\w$\x01])({WORD})(?:(?: [*&]+| \[ \]| \.\.\.)* ({WORD}){_AFTER_DECLARED}| \? ({WORD})(?= [=;,)]))"
 )
-_GENERIC = re.compile(rf" <(?<=[\w$] <)(?: (?:[\w$.:?,*<>\[\]]+|&)){{0,60}}? >>?(?: [*&?]+| \[ \]| \.\.\.)* ({WORD}){_AFTER_DECLARED}")
-_FUNCTIONS = re.compile(rf"{_BEGIN}(?:function|fn|func|fun)(?: (\( [^()]*+\)))?(?: ({WORD}))?[^()\n]{{0,200}}? (\( {_INSIDE}\))")
+_GENERIC = re.compile(
+    rf" <(?<=[\w$] <)(?: (?:[\w$.:?,*<>\[\]]+|&)){{0,60}}? >>?(?: [*&?]+| \[ \]| \.\.\.)* ({WORD}){_AFTER_DECLARED}"
+)
+_FUNCTIONS = re.compile(
+    rf"{_BEGIN}(?:function|fn|func|fun)(?: (\( [^()]*+\)))?(?: ({WORD}))?[^()\n]{{0,200}}? (\( {_INSIDE}\))"
+)
 _BEFORE_TYPES = re.compile(rf"[(,] ({WORD})(?= [\w*\[.])")
 """Go: the parameter stands before its type."""
-_ARROWS_AND_METHODS = re.compile(rf"(\((?<!if \()(?<!while \()(?<!switch \() [^()]*+\))(?: : [^()\n]{{0,100}}?)? (?:=>|->|\{{){_END}")
-_LOOPS = re.compile(rf"for(?<!\Sfor)(?:each)? (?:\( )?(?:(?:const|let|var|auto|val) )?([^\n;={{]{{0,300}}?) (?:in|of){_END}")
-_TAKEN_APART = re.compile(rf"{_BEGIN}(?:const|let|var|val|auto)(?: [*&]+)? ((?:{WORD} )?[\[({{] [^;]{{0,400}}?[\])}}]) (?:=|of|in|:){_END}")
+_ARROWS_AND_METHODS = re.compile(
+    rf"(\((?<!if \()(?<!while \()(?<!switch \() [^()]*+\))(?: : [^()\n]{{0,100}}?)? (?:=>|->|\{{){_END}"
+)
+_LOOPS = re.compile(
+    rf"for(?<!\Sfor)(?:each)? (?:\( )?(?:(?:const|let|var|auto|val) )?([^\n;={{]{{0,300}}?) (?:in|of){_END}"
+)
+_TAKEN_APART = re.compile(
+    rf"{_BEGIN}(?:const|let|var|val|auto)(?: [*&]+)? ((?:{WORD} )?[\[({{] [^;]{{0,400}}?[\])}}]) (?:=|of|in|:){_END}"
+)
 _PART = re.compile(rf"{_BEGIN}({WORD})(?= [,}}\])=])")
 
 
 def names_in_python(code: str) -> set[str]:
-    """What Python code gives, and Ruby's and the shell's as far as they are alike; `code` is tokens joined by spaces, without comments and strings."""
+    """What Python code gives, and Ruby's and the shell's as far as they are alike; `code` is tokens joined by spaces,
+    without comments and strings.
+    """
     given = _found(_PYTHON_NAMES, code) | _listed(code, _PYTHON_LISTS, _BLOCKS)
     for targets in _TARGETS.findall(code):
-        given.update(name for name in _BETWEEN_TARGETS.split(targets) if name and "." not in name and not name[0].isdigit())
+        given.update(
+            name for name in _BETWEEN_TARGETS.split(targets) if name and "." not in name and not name[0].isdigit()
+        )
     if " := " in code or "( ) " in code:
         given |= _found(_GIVEN_BEFORE, code)
     for pattern in _CASES.findall(code) if "case " in code else ():
@@ -91,14 +111,20 @@ def names_in_python(code: str) -> set[str]:
 
 def names_in_braces(code: str) -> set[str]:
     """The same for C, Java, JavaScript and their kin, where a name after a type or another word is declared there."""
-    given = _found(_ASSIGNED, code) | _found(_GENERIC, code) | _listed(code, _FUNCTIONS, _ARROWS_AND_METHODS, _LOOPS, _BLOCKS)
+    given = (
+        _found(_ASSIGNED, code)
+        | _found(_GENERIC, code)
+        | _listed(code, _FUNCTIONS, _ARROWS_AND_METHODS, _LOOPS, _BLOCKS)
+    )
     for names in _SEVERAL_ASSIGNED.findall(code):
         given.update(names.split(" , "))
     for lists in _FUNCTIONS.findall(code):
         given.update(name for listed in lists for name in _BEFORE_TYPES.findall(listed))
     for pattern in _TAKEN_APART.findall(code):
         given.update(_PART.findall(pattern))
-    given.update(name or nullable for before, name, nullable in _DECLARED.findall(code) if before not in _BEFORE_EXPRESSIONS)
+    given.update(
+        name or nullable for before, name, nullable in _DECLARED.findall(code) if before not in _BEFORE_EXPRESSIONS
+    )
     return (given | _with_dollar(code)) - BRACES_KEYWORDS
 
 
@@ -110,7 +136,9 @@ def _found(expression: re.Pattern[str], code: str) -> set[str]:
 
 def _listed(code: str, *expressions: re.Pattern[str]) -> set[str]:
     """The names in the lists that the groups of these expressions match."""
-    return {name for expression in expressions for listed in _found(expression, code) for name in _LISTED.findall(listed)}
+    return {
+        name for expression in expressions for listed in _found(expression, code) for name in _LISTED.findall(listed)
+    }
 
 
 def _with_dollar(code: str) -> set[str]:

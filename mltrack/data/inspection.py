@@ -41,14 +41,18 @@ class Inspection:
     """What `inspect_records` found."""
 
     statistics: dict[str, Any]
-    """records, distinct, read, skipped, classes, characters, tokens (percentiles), tokenized, truncated (share), digest."""
+    """records, distinct, read, skipped, classes, characters, tokens (percentiles), tokenized, truncated (share),
+    digest.
+    """
     histogram: list[Bin]
     """Of the tokens, before `max_length` cuts."""
     examples: Sequence[Record]
     """One of each class, or evenly spread ones."""
 
 
-def inspect_records(loader: DatasetLoader, tokenizer: Any, *, progress: Callable[[int, int], None] | None = None) -> Inspection:
+def inspect_records(
+    loader: DatasetLoader, tokenizer: Any, *, progress: Callable[[int, int], None] | None = None
+) -> Inspection:
     """Look through the records of a loader.
 
     Args:
@@ -70,7 +74,9 @@ def inspect_records(loader: DatasetLoader, tokenizer: Any, *, progress: Callable
         "read": loader.num_read,
         "skipped": loader.num_skipped,
         "classes": count_labels(records, loader.label_mapping),
-        "characters": percentiles(np.fromiter((len(record.text) + len(record.description or "") for record in records), np.int64)),
+        "characters": percentiles(
+            np.fromiter((len(record.text) + len(record.description or "") for record in records), np.int64)
+        ),
         "tokens": percentiles(lengths),
         "tokenized": len(lengths),
         "max_length": loader.max_length,
@@ -84,7 +90,9 @@ def evenly(records: Sequence[Record], most: int) -> Sequence[Record]:
     return records if len(records) <= most else select(records, np.linspace(0, len(records) - 1, most).astype(np.int64))
 
 
-def token_lengths(records: Sequence[Record], tokenizer: Any, loader: DatasetLoader, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
+def token_lengths(
+    records: Sequence[Record], tokenizer: Any, loader: DatasetLoader, progress: Callable[[int, int], None] | None = None
+) -> np.ndarray:
     """Tokens of each record, prompt and special tokens included, before `max_length` cuts: int32 [N]."""
     encoder = Encoder(tokenizer, loader.task, loader.max_length)
     return np.concatenate([rows.uncut for rows in encoder.rows(records, progress)])

@@ -1,7 +1,7 @@
 """Which label is which class index.
 
-Invariant: the mapping is a pure function of the set of labels: sorted, numbers as numbers; the five security classes always in their order.
-"""
+Invariant: the mapping is a pure function of the set of labels: sorted, numbers as numbers; the five security classes
+always in their order."""
 
 from __future__ import annotations
 
@@ -42,7 +42,9 @@ def count_labels(records: Iterable[Record], label_mapping: Mapping[str, int]) ->
 
 
 def one_spelling(records: Iterable[Record], known: Iterable[str] = ()) -> Iterator[Record]:
-    """The same records; a label that means the value of a known class, or of a label before it (true and True), is spelled like that one."""
+    """The same records; a label that means the value of a known class, or of a label before it (true and True), is
+    spelled like that one.
+    """
     spelled: dict[str, str] = {}
     by_value: dict[str, str] = {}
     for label in known:
@@ -55,7 +57,8 @@ def one_spelling(records: Iterable[Record], known: Iterable[str] = ()) -> Iterat
 
 
 def few_labels(records: Iterable[Record], most: int, source: str, column: str = "label") -> Iterator[Record]:
-    """The same records, as long as they have no more labels than `most`: a wrong column is found before it fills the memory.
+    """The same records, as long as they have no more labels than `most`: a wrong column is found before it fills the
+    memory.
 
     Raises:
         DatasetError: at the first record with one label too many.
@@ -65,13 +68,20 @@ def few_labels(records: Iterable[Record], most: int, source: str, column: str = 
         if record.label not in seen:
             seen.add(record.label)
             if len(seen) > most:
-                problem = f"seen more than {most:,} classes by record {record.number:,}, such as {str(record.label)[:40]!r}"
-                remedy = f"accepted: at most {most:,} (columns=label=COLUMN names another column, num_labels says that there are more)"
+                problem = (
+                    f"seen more than {most:,} classes by record {record.number:,}, such as {str(record.label)[:40]!r}"
+                )
+                remedy = (
+                    f"accepted: at most {most:,} (columns=label=COLUMN names another column, num_labels says that there"
+                    " are more)"
+                )
                 raise DatasetError(f"{problem}; {remedy}", path=source, field=column)
         yield record
 
 
-def check_classes(records: Sequence[Record], label_mapping: Mapping[str, int], num_labels: int | None, source: str) -> None:
+def check_classes(
+    records: Sequence[Record], label_mapping: Mapping[str, int], num_labels: int | None, source: str
+) -> None:
     """Refuse a training set that has one class only, or another number of classes than the user said.
 
     Raises:
@@ -80,11 +90,16 @@ def check_classes(records: Sequence[Record], label_mapping: Mapping[str, int], n
     counts = {label: count for label, count in count_labels(records, label_mapping).items() if count}
     if len(counts) < 2:
         seen = ", ".join(f"'{label}'" for label in counts)
-        raise DatasetError(f"one class only: {seen} in all {len(records)} records; accepted: two or more classes", path=source, field="label")
+        raise DatasetError(
+            f"one class only: {seen} in all {len(records)} records; accepted: two or more classes",
+            path=source,
+            field="label",
+        )
     if num_labels is not None and num_labels != len(label_mapping):
         names = ", ".join(list(label_mapping)[:10]) + (", ..." if len(label_mapping) > 10 else "")
         raise DatasetError(
-            f"num_labels is {num_labels}, but there are {len(label_mapping)} classes: {names}; leave num_labels out or say {len(label_mapping)}",
+            f"num_labels is {num_labels}, but there are {len(label_mapping)} classes: {names}; leave num_labels out or"
+            f" say {len(label_mapping)}",
             path=source,
             field="label",
         )

@@ -1,8 +1,7 @@
 """Whether a record is Python: what it says itself, else what its code cannot be without being Python.
 
-Invariant: the answer is a pure function of the record. Of code that no parser of Python takes, only what is written as a Python block counts; a
-line of another language among it settles the question.
-"""
+Invariant: the answer is a pure function of the record. Of code that no parser of Python takes, only what is written as
+a Python block counts; a line of another language among it settles the question."""
 
 from __future__ import annotations
 
@@ -30,7 +29,9 @@ _HEADER = rf"""
     )[ \t]*\r?\n(?:[ \t]*\r?\n)*\1[ \t]+\S
 """
 _PYTHON_LINE = re.compile(
-    rf"{_HEADER}|^[ \t]*(?:def[ ]+\w+[ ]*\([^\n]*\)[ ]*:[ ]*(?:pass|return|raise|yield|\.\.\.)|from[ ]+[\w.]+[ ]+import[ ]+[\w(*])", re.MULTILINE | re.VERBOSE
+    rf"{_HEADER}|^[ \t]*(?:def[ ]+\w+[ ]*\([^\n]*\)[ ]*:[ ]*(?:pass|return|raise|yield|\.\.\.)|from[ ]+[\w.]+["
+    r" ]+import[ ]+[\w(*])",
+    re.MULTILINE | re.VERBOSE,
 )
 _OTHER_LINE = re.compile(
     r"""
@@ -49,8 +50,12 @@ _OTHER_LINE = re.compile(
 
 
 def said_language(record: Record) -> bool | None:
-    """Whether the record's own columns say that it is Python (a `language`, or a file's name); None where they say nothing."""
-    columns = {name.lower(): value.strip() for name, value in record.extra.items() if isinstance(value, str) and value.strip()}
+    """Whether the record's own columns say that it is Python (a `language`, or a file's name); None where they say
+    nothing.
+    """
+    columns = {
+        name.lower(): value.strip() for name, value in record.extra.items() if isinstance(value, str) and value.strip()
+    }
     for name in _LANGUAGE_FIELDS:
         if name in columns:
             return _PYTHON.match(columns[name]) is not None
@@ -61,6 +66,8 @@ def said_language(record: Record) -> bool | None:
 
 
 def must_be_python(code: str) -> bool:
-    """Whether code that does not parse is Python all the same: it has a block of Python, and no line of another language."""
+    """Whether code that does not parse is Python all the same: it has a block of Python, and no line of another
+    language.
+    """
     outside = without_comments_and_strings(code)
     return _PYTHON_LINE.search(outside) is not None and _OTHER_LINE.search(outside) is None

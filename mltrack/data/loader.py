@@ -1,6 +1,7 @@
 """What a data path names, or the built-in source, as tokenized data sets of one task.
 
-Invariant: the label mapping is that of all records, so that both sides of a split share it, whichever classes they hold.
+Invariant: the label mapping is that of all records, so that both sides of a split share it, whichever classes they
+hold.
 
     loader = DatasetLoader("data.jsonl", tokenizer, task="text_classification")
     train, test = loader.get_train_test_split(test_size=0.2)
@@ -19,7 +20,15 @@ import numpy as np
 
 from mltrack.data.bad_records import BadRecords
 from mltrack.data.dataset import CodeDataset
-from mltrack.data.labels import MAX_CLASSES, check_classes, count_labels, few_labels, in_index_order, make_label_mapping, one_spelling
+from mltrack.data.labels import (
+    MAX_CLASSES,
+    check_classes,
+    count_labels,
+    few_labels,
+    in_index_order,
+    make_label_mapping,
+    one_spelling,
+)
 from mltrack.data.readers import find_parts, find_sources, iterate_records, state_of
 from mltrack.data.readers.reading import Pairs, as_pairs
 from mltrack.data.record_cache import gather, kept_table, table_name
@@ -39,23 +48,28 @@ class DatasetLoader:
     """Reads records once, when they are first needed.
 
     Args:
-        data_path: a file, a folder, a glob or a Hugging Face data set, as `mltrack.data.readers.find_sources` accepts it, or `stdlib`;
-            of a folder with training files beside validation or test files (`train.jsonl`, `test/...`) the training files, with a warning.
+        data_path: a file, a folder, a glob or a Hugging Face data set, as `mltrack.data.readers.find_sources` accepts
+            it, or `stdlib`; of a folder with training files beside validation or test files (`train.jsonl`, `test/...`)
+            the training files, with a warning.
         tokenizer: a Hugging Face tokenizer; needed for data sets, not for records.
         task: a `TaskType` or its name.
         max_length: tokens of the longest example.
         columns: the columns of the fields that have another name: {"code": "func"}, or "code=func,label=target".
         labels: the classes that the data's labels mean: {"0": "safe"}, or "0=safe,1=unsafe".
-        on_bad_record: "stop" raises at the first bad record, "skip" leaves it out: counted in `num_skipped`, the first ones in `skipped`.
-        bad_records_path: JSON Lines file of the records that are left out; not given: `bad_records.keep(path)` writes it later.
+        on_bad_record: "stop" raises at the first bad record, "skip" leaves it out: counted in `num_skipped`, the first
+            ones in `skipped`.
+        bad_records_path: JSON Lines file of the records that are left out; not given: `bad_records.keep(path)` writes
+            it later.
         num_labels: number of classes that the data must have.
         seed: seeds the split.
         group: name of a column whose equal values stay on one side of the split.
         progress: called with (done, total) while the built-in source is scanned.
         label_mapping: the classes of another file, usually the training file; a record of none of them is a bad record.
         truncation: what is kept of a text that is too long; see `CodeDataset`.
-        spelled_like: classes of an earlier training; a label that means the value of one of them (1 and 1.0) is spelled like it.
-        class_names: a class that a Parquet file names in its schema has that name; False: its number, as in mltrack 0.1.
+        spelled_like: classes of an earlier training; a label that means the value of one of them (1 and 1.0) is spelled
+            like it.
+        class_names: a class that a Parquet file names in its schema has that name; False: its number, as in mltrack
+            0.1.
 
     Raises:
         ConfigurationError: an option outside of what is accepted, at construction.
@@ -84,9 +98,13 @@ class DatasetLoader:
     ):
         self.task = as_task(task)
         if on_bad_record not in ("stop", "skip"):
-            raise ConfigurationError(f"on_bad_record: seen {on_bad_record!r}; {did_you_mean(str(on_bad_record), ('stop', 'skip'))}")
+            raise ConfigurationError(
+                f"on_bad_record: seen {on_bad_record!r}; {did_you_mean(str(on_bad_record), ('stop', 'skip'))}"
+            )
         if num_labels is not None and not self.task.is_classification:
-            raise ConfigurationError(f"num_labels: seen {num_labels}, but {self.task} has no classes; accepted: leave it out")
+            raise ConfigurationError(
+                f"num_labels: seen {num_labels}, but {self.task} has no classes; accepted: leave it out"
+            )
         self.data_path = str(data_path)
         self.tokenizer = tokenizer
         self.max_length = max_length
@@ -96,10 +114,13 @@ class DatasetLoader:
         self.columns, self.labels = as_pairs("columns", columns), as_pairs("labels", labels)
         unknown = next((field for field in self.columns if field not in ("code", "label", "description")), None)
         if unknown is not None:
-            raise ConfigurationError(f"columns: seen the name {unknown!r}; {did_you_mean(unknown, ('code', 'label', 'description'))}")
+            raise ConfigurationError(
+                f"columns: seen the name {unknown!r}; {did_you_mean(unknown, ('code', 'label', 'description'))}"
+            )
         if self.task.is_classification and self._column("code") == self._column("label"):
             raise ConfigurationError(
-                f"columns: seen {self._column('code')!r} for both code and label; accepted: two columns, or the label stands in what is read"
+                f"columns: seen {self._column('code')!r} for both code and label; accepted: two columns, or the label"
+                " stands in what is read"
             )
         self.bad_records = BadRecords(bad_records_path)
         """What was left out."""
@@ -125,7 +146,9 @@ class DatasetLoader:
     @cached_property
     def records(self) -> Sequence[Record]:
         """All good records, in the order of the files: a list, or a `RecordTable` where they are many."""
-        records: Sequence[Record] = stdlib_records(self.task, progress=self._progress) if self.data_path == STDLIB else self._read()
+        records: Sequence[Record] = (
+            stdlib_records(self.task, progress=self._progress) if self.data_path == STDLIB else self._read()
+        )
         self.num_read = len(records) + self.num_skipped
         return self._checked(records) if self.task.is_classification else records
 
@@ -138,10 +161,19 @@ class DatasetLoader:
 
     def split_records(self, test_size: float = 0.2) -> tuple[Sequence[Record], Sequence[Record]]:
         """(train, test) records, stratified by label; needs no tokenizer."""
-        return split_records(self.records, test_size, self.seed, stratify=self.task.is_classification, group=self.group, progress=self._progress)
+        return split_records(
+            self.records,
+            test_size,
+            self.seed,
+            stratify=self.task.is_classification,
+            group=self.group,
+            progress=self._progress,
+        )
 
     def get_train_test_split(self, test_size: float = 0.2) -> tuple[CodeDataset, CodeDataset]:
-        """(train, test) data sets, stratified by label and seeded; duplicates, near-duplicates and groups stand on one side."""
+        """(train, test) data sets, stratified by label and seeded; duplicates, near-duplicates and groups stand on one
+        side.
+        """
         train, test = self.split_records(test_size)
         return self.dataset(train), self.dataset(test)
 
@@ -149,16 +181,25 @@ class DatasetLoader:
         """One data set of all records."""
         return self.dataset(self.records)
 
-    def dataset(self, records: Sequence[Record], tokenizer: Any = None, *, progress: Callable[[int, int], None] | None = None) -> CodeDataset:
-        """A data set of these records with this loader's classes; `progress` is called with (done, total) while they are tokenized.
+    def dataset(
+        self, records: Sequence[Record], tokenizer: Any = None, *, progress: Callable[[int, int], None] | None = None
+    ) -> CodeDataset:
+        """A data set of these records with this loader's classes; `progress` is called with (done, total) while they
+        are tokenized.
 
         Raises:
             ConfigurationError: there is no tokenizer, here or in the loader.
         """
         chosen = tokenizer if tokenizer is not None else self.tokenizer
         if chosen is None:
-            raise ConfigurationError("tokenizer: seen None; accepted: a Hugging Face tokenizer, given to DatasetLoader or to dataset()")
-        options: dict[str, Any] = {"max_length": self.max_length, "label_mapping": self.label_mapping, "truncation": self.truncation}
+            raise ConfigurationError(
+                "tokenizer: seen None; accepted: a Hugging Face tokenizer, given to DatasetLoader or to dataset()"
+            )
+        options: dict[str, Any] = {
+            "max_length": self.max_length,
+            "label_mapping": self.label_mapping,
+            "truncation": self.truncation,
+        }
         return CodeDataset(records, chosen, self.task, **options, progress=progress)
 
     def get_statistics(self) -> dict[str, Any]:
@@ -166,7 +207,9 @@ class DatasetLoader:
 
         `tokens` are counted before `max_length` cuts; `truncated` is the share of records that it cuts.
         """
-        characters = np.fromiter((len(record.text) + len(record.description or "") for record in self.records), np.int64)
+        characters = np.fromiter(
+            (len(record.text) + len(record.description or "") for record in self.records), np.int64
+        )
         statistics: dict[str, Any] = {
             "records": len(self.records),
             "distinct": len(np.unique(keys_of(self.records))),
@@ -195,15 +238,33 @@ class DatasetLoader:
         }
 
     def _read(self) -> Sequence[Record]:
-        """The records of files; many of them from the table that an earlier start has kept, where the files are what they were."""
+        """The records of files; many of them from the table that an earlier start has kept, where the files are what
+        they were.
+        """
         path, parts = self.data_path, find_parts(self.data_path)
         if parts is not None and parts.are_several:
             _LOG.warning(parts.line(path))
             path = f"{path}:train"
         sources = find_sources(path)
         state = state_of(sources)
-        most = max(MAX_CLASSES, self._num_labels or 0) if self.task.is_classification and self._given_mapping is None else None
-        what = repr((os.path.abspath(self.data_path), self.data_path, self.task.value, self.columns, self.labels, most, self._known, self.class_names, _LABELS))
+        most = (
+            max(MAX_CLASSES, self._num_labels or 0)
+            if self.task.is_classification and self._given_mapping is None
+            else None
+        )
+        what = repr(
+            (
+                os.path.abspath(self.data_path),
+                self.data_path,
+                self.task.value,
+                self.columns,
+                self.labels,
+                most,
+                self._known,
+                self.class_names,
+                _LABELS,
+            )
+        )
         name = None if state is None else table_name(what, state)
         kept = None if name is None else kept_table(name)
         if kept is not None:
@@ -240,13 +301,20 @@ class DatasetLoader:
                 raise error
             first_bad = first_bad or error
             fields = wanted_fields(self.task)
-            self.bad_records.add(error, {self._column(fields[0]): record.text, self._column(fields[1]): record.label, **record.extra})
+            self.bad_records.add(
+                error, {self._column(fields[0]): record.text, self._column(fields[1]): record.label, **record.extra}
+            )
         if not known.any():
-            raise DatasetError(f"none of the {len(records)} records has a known label; the first: {first_bad}", path=self.data_path)
+            raise DatasetError(
+                f"none of the {len(records)} records has a known label; the first: {first_bad}", path=self.data_path
+            )
         return records if first_bad is None else select(records, np.flatnonzero(known))
 
 
 def percentiles(values: Sequence[int] | np.ndarray) -> dict[str, int]:
     """Some percentiles by name, min and max included; each is one of the values."""
     found = np.percentile(np.asarray(values), _PERCENTILES, method="higher")
-    return {"min" if p == 0 else "max" if p == 100 else f"p{p}": int(value) for p, value in zip(_PERCENTILES, found, strict=True)}
+    return {
+        "min" if p == 0 else "max" if p == 100 else f"p{p}": int(value)
+        for p, value in zip(_PERCENTILES, found, strict=True)
+    }

@@ -1,11 +1,12 @@
 """Which records are the same code, and which nearly.
 
-Two records are near-duplicates where their normalised tokens (`mltrack.data.normalize`) are alike: the sets of their runs of
-5 tokens have a Jaccard similarity of 0.8 or more. MinHash finds the candidates, the sets themselves decide; who is alike to
-somebody who is alike is in the same group. Code of less than 16 different runs is too short to be told from other code by
-its shape: there literals count, and its names do by their place (for a completion its description, too).
+Two records are near-duplicates where their normalised tokens (`mltrack.data.normalize`) are alike: the sets of their
+runs of 5 tokens have a Jaccard similarity of 0.8 or more. MinHash finds the candidates, the sets themselves decide; who
+is alike to somebody who is alike is in the same group. Code of less than 16 different runs is too short to be told from
+other code by its shape: there literals count, and its names do by their place (for a completion its description, too).
 
-Invariant: the groups are a pure function of the set of contents, whatever the records' order, the process and the machine.
+Invariant: the groups are a pure function of the set of contents, whatever the records' order, the process and the
+machine.
 
     groups = duplicate_groups(records)
     groups.near[3] == groups.near[7]        # one of them leaks the other
@@ -35,7 +36,9 @@ SIMILARITY = 0.8
 FEWEST_RUNS = 16
 """Different runs that code must have to be compared by similarity."""
 MOST_COMPARED = 250_000
-"""Of more distinct records than this only those with equal normalised tokens are near-duplicates: similarity would take minutes and gigabytes."""
+"""Of more distinct records than this only those with equal normalised tokens are near-duplicates: similarity would take
+minutes and gigabytes.
+"""
 
 _BANDS, _ROWS = 25, 5  # at a similarity of 0.8 a pair is missed once in 20,000, at 0.9 never
 _NEIGHBOURS = 64  # compared within a bucket, next in order: a bucket of thousands would cost their square
@@ -55,7 +58,9 @@ class DuplicateGroups:
     """The same code but for layout, comments and the names that it gives: int64 [N]."""
 
 
-def duplicate_groups(records: Sequence[Record], *, keys: np.ndarray | None = None, progress: Progress | None = None) -> DuplicateGroups:
+def duplicate_groups(
+    records: Sequence[Record], *, keys: np.ndarray | None = None, progress: Progress | None = None
+) -> DuplicateGroups:
     """The groups of near-duplicates among these records; kept in the cache folder from 1,000 distinct records on.
 
     Args:
@@ -67,13 +72,18 @@ def duplicate_groups(records: Sequence[Record], *, keys: np.ndarray | None = Non
     if len(order) < _CACHED_FROM:
         rows = _grouped(records, order, report)
     else:
-        rows = cached_rows(f"near-duplicates-{sha256(distinct.tobytes()).hexdigest()[:32]}-v{FORMAT_VERSION}", lambda: _grouped(records, order, report))
+        rows = cached_rows(
+            f"near-duplicates-{sha256(distinct.tobytes()).hexdigest()[:32]}-v{FORMAT_VERSION}",
+            lambda: _grouped(records, order, report),
+        )
     near, same = np.asarray(rows, dtype=np.int64).reshape(2, -1)
     return DuplicateGroups(near[back], same[back])
 
 
 def distinct_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(distinct keys in order V16 [M], position of each one's first record int64 [M], which of them each record has int64 [N])."""
+    """(distinct keys in order V16 [M], position of each one's first record int64 [M], which of them each record has
+    int64 [N]).
+    """
     halves = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2)
     order = np.lexsort((halves[:, 1], halves[:, 0]))
     ordered = halves[order]
@@ -85,7 +95,8 @@ def distinct_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def joined(count: int, groupings: Sequence[np.ndarray]) -> np.ndarray:
-    """One numbering of `count` records in which whoever has a number in common in any of the groupings has the same: int64 [count].
+    """One numbering of `count` records in which whoever has a number in common in any of the groupings has the same:
+    int64 [count].
 
     Args:
         groupings: int64 [count] each; a negative number is in common with nobody.
@@ -100,7 +111,9 @@ def joined(count: int, groupings: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _grouped(records: Sequence[Record], order: np.ndarray, report: Progress) -> list[list[int]]:
-    """[near, same]: a group's number for each of the distinct records at these positions, which are in the order of their keys."""
+    """[near, same]: a group's number for each of the distinct records at these positions, which are in the order of
+    their keys.
+    """
     count = len(order)
     sets = _DisjointSets(count)
     same: dict[bytes, int] = {}
@@ -112,7 +125,8 @@ def _grouped(records: Sequence[Record], order: np.ndarray, report: Progress) -> 
     by_similarity = count <= MOST_COMPARED
     if not by_similarity:
         warnings.warn(
-            f"{count:,} distinct records are more than {MOST_COMPARED:,}: kept together are those with the same normalised tokens, not those with similar ones",
+            f"{count:,} distinct records are more than {MOST_COMPARED:,}: kept together are those with the same"
+            " normalised tokens, not those with similar ones",
             stacklevel=4,
         )
     codes = _TokenCodes()
@@ -121,7 +135,10 @@ def _grouped(records: Sequence[Record], order: np.ndarray, report: Progress) -> 
         same_numbers.append(same.setdefault(code.same_code, index))
         found = _runs(np.fromiter(map(codes.__getitem__, code.tokens), dtype=np.uint64, count=len(code.tokens)))
         if len(found) < FEWEST_RUNS:
-            sets.join(index, short.setdefault(code.same_code + (record.description or "").encode("utf-8", "surrogatepass"), index))
+            sets.join(
+                index,
+                short.setdefault(code.same_code + (record.description or "").encode("utf-8", "surrogatepass"), index),
+            )
         else:
             shape = found.tobytes() if by_similarity else "\0".join(code.tokens).encode("utf-8", "surrogatepass")
             first = shapes.setdefault(blake2b(shape, digest_size=16).digest(), index)
@@ -144,11 +161,16 @@ class _TokenCodes(dict[str, int]):
     def __missing__(self, token: str) -> int:
         if len(self) > 500_000:
             self.clear()
-        code = self[token] = int.from_bytes(blake2b(token.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+        code = self[token] = int.from_bytes(
+            blake2b(token.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little"
+        )
         return code
 
 
-_MULTIPLIERS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F], dtype=np.uint64)
+_MULTIPLIERS = np.array(
+    [0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93, 0xA0761D6478BD642F],
+    dtype=np.uint64,
+)
 assert len(_MULTIPLIERS) == RUN
 
 

@@ -1,8 +1,8 @@
 """Code without what can be changed and leaves it the same code: layout, comments, the names that it gives, literals.
 
-One lexer for all languages: it needs no parser, so a fragment, an indented method, Python 2 or half a file is read like the rest,
-and two versions of a function are always read the same way. A language matters for two things only: what begins a comment,
-and which names the code itself gives (`mltrack.data.given_names`); the names of what it calls stay.
+One lexer for all languages: it needs no parser, so a fragment, an indented method, Python 2 or half a file is read like
+the rest, and two versions of a function are always read the same way. A language matters for two things only: what
+begins a comment, and which names the code itself gives (`mltrack.data.given_names`); the names of what it calls stay.
 
 Invariant: `normalize` takes any text, never fails, and is a pure function of it; its time is linear in the text.
 
@@ -25,15 +25,16 @@ NAME, TEXT, NUMBER = "\x01name", "\x01text", "\x01number"
 LONGEST_CHARACTERS = 200_000
 """Of a longer text only the beginning is read as code; the rest counts for `same_code` as it stands."""
 
-# Groups are not possessive, here and in `given_names`: before Python 3.11.5 `re` reads `(?:...)*+` wrongly (gh-106052). Nothing would be
-# gained: what an alternative has taken, no other way of reading takes.
+# Groups are not possessive, here and in `given_names`: before Python 3.11.5 `re` reads `(?:...)*+` wrongly (gh-106052).
+# Nothing would be gained: what an alternative has taken, no other way of reading takes.
 _QUOTES = "\"'`"
 _STRINGS = r"""
     (?:[rRbBuUfFtT]{0,2}|L)(?:\"{3}(?:[^"\\]++|\\.|"(?!""))*(?:\"{3}|\Z) | '{3}(?:[^'\\]++|\\.|'(?!''))*(?:'{3}|\Z)
         | "(?:[^"\\\n]++|\\.)*" | '(?:[^'\\\n]++|\\.)*')
     | `(?:[^`\\]++|\\.)*`
 """
-# A quote that nothing closes is looked behind once: what it is escaped from there is escaped from here, too, and begins no other look.
+# A quote that nothing closes is looked behind once: what it is escaped from there is escaped from here, too, and begins
+# no other look.
 _REST = rf"""
     | \\["'`\\]
     | \.\.[.=<]?
@@ -52,11 +53,13 @@ _SLASH_COMMENTS = re.compile(rf"//[^\n]* | /\*.*?(?:\*/|\Z) | {_CONTINUED} | ( {
 _JOINED_LINES = re.compile(r"(?<=[(,\[]) (?:\n )+|(?<!\n)(?: \n)+ (?=[)\],])")
 
 _ONLY_PYTHON = re.compile(
-    r"^[ \t]*(?:(?:async[ \t]+)?def[ \t]+\w+[ \t]*\(|(?:class|if|elif|for|while|with|except)\b[^\n;{]*:[ \t]*(?:\#.*)?\r?$|(?:else|try|finally)[ \t]*:)",
+    r"^[ \t]*(?:(?:async[ \t]+)?def[ \t]+\w+[ \t]*\(|(?:class|if|elif|for|while|with|except)\b[^\n;{]*:["
+    r" \t]*(?:\#.*)?\r?$|(?:else|try|finally)[ \t]*:)",
     re.MULTILINE,
 )
 _SIGNS = re.compile(
-    r"(;[ \t]*(?:(?://|/\*)[^\n]*)?\r?$|^[ \t]*(?://|/\*|\#[ \t]*(?:include|define|if|ifdef|ifndef|pragma)\b))|^[ \t]*\#[ !]|([{}][ \t]*\r?$)",
+    r"(;[ \t]*(?:(?://|/\*)[^\n]*)?\r?$|^[ \t]*(?://|/\*|\#[ \t]*(?:include|define|if|ifdef|ifndef|pragma)\b))|^["
+    r" \t]*\#[ !]|([{}][ \t]*\r?$)",
     re.MULTILINE,
 )
 _SHELL = re.compile(r"^[ \t]*(?:fi|done|esac)[ \t]*\r?(?:$|[;|&<>)])", re.MULTILINE)
@@ -123,7 +126,8 @@ def normalize(text: str) -> NormalizedCode:
 
 
 def looks_like_python(text: str) -> bool:
-    """Whether a text is read as Python: a line that only Python has, a comment with a hash, or no sign of braces and semicolons.
+    """Whether a text is read as Python: a line that only Python has, a comment with a hash, or no sign of braces and
+    semicolons.
 
     What comments and strings say does not count.
     """
@@ -153,7 +157,9 @@ def without_comments_and_strings(text: str) -> str:
 
 
 def _names_argument(tokens: list[str]) -> bool:
-    """Whether what stands behind these tokens of a call, before an equals sign, is an argument's name: not so a lambda's parameter."""
+    """Whether what stands behind these tokens of a call, before an equals sign, is an argument's name: not so a
+    lambda's parameter.
+    """
     near = tokens[-20:]
     return "lambda" not in near or ":" in near[near.index("lambda") :]
 

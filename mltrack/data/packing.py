@@ -1,8 +1,8 @@
 """Several examples in one row, for a causal model that keeps them apart by their positions.
 
-Invariant: every token has the position that it would have in a row of its own, and the first token of an example is no target: so the targets and
-their losses are those of the padded batch, in a model that `keeps_apart`. No attention mask is made; padding is an example of its own at the row's end.
-"""
+Invariant: every token has the position that it would have in a row of its own, and the first token of an example is no
+target: so the targets and their losses are those of the padded batch, in a model that `keeps_apart`. No attention mask
+is made; padding is an example of its own at the row's end."""
 
 from __future__ import annotations
 
@@ -19,18 +19,23 @@ Rows = list[list[Mapping[str, Any]]]
 
 
 def pack(examples: Sequence[Mapping[str, Any]], pad_token_id: int, row_length: int) -> dict[str, torch.Tensor]:
-    """One batch of rows that hold one or more examples each, the longest first, each in the first row with room for it; where that
-    takes more tokens than a row for each of them, a row for each.
+    """One batch of rows that hold one or more examples each, the longest first, each in the first row with room for it;
+    where that takes more tokens than a row for each of them, a row for each.
 
     Args:
         examples: `input_ids` and `labels` int64 [T] of at most `row_length` tokens, and `index`.
 
     Returns:
-        int64 tensors: "input_ids", "position_ids", "labels" [rows, T]; "index" and "row" [B]: which example lies in which row.
+        int64 tensors: "input_ids", "position_ids", "labels" [rows, T]; "index" and "row" [B]: which example lies in
+            which row.
     """
     assert examples, "a batch has at least one example"
     longest_first = sorted(examples, key=lambda one: -len(one["input_ids"]))
-    rows = min(_filled(longest_first, row_length), [[one] for one in longest_first], key=lambda these: math.prod(_shape(these, row_length)))
+    rows = min(
+        _filled(longest_first, row_length),
+        [[one] for one in longest_first],
+        key=lambda these: math.prod(_shape(these, row_length)),
+    )
     shape = _shape(rows, row_length)
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
     position_ids = np.zeros(shape, dtype=np.int64)

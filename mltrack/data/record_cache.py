@@ -1,8 +1,8 @@
 """Records on their way from a reader: a list while they are few, else a table in the cache folder.
 
-Invariant: memory stays below `LIST_BYTES` of text. A table that is kept under a name was written whole, without a record left out, from
-the very state of the files that its name says; a file that has changed since has another name. One that cannot be opened is made anew.
-"""
+Invariant: memory stays below `LIST_BYTES` of text. A table that is kept under a name was written whole, without a
+record left out, from the very state of the files that its name says; a file that has changed since has another name.
+One that cannot be opened is made anew."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ ABANDONED_S = 3600.0
 
 
 def table_name(what: str, state: str) -> str:
-    """A file name for the table of `what` (paths and how they are read) in a `state`: tables of the same `what` have the same beginning."""
+    """A file name for the table of `what` (paths and how they are read) in a `state`: tables of the same `what` have
+    the same beginning.
+    """
     return f"records-{_hashed(what)}-{_hashed(state)}-f{FORMAT_VERSION}.arrow"
 
 
@@ -45,7 +47,9 @@ def kept_table(name: str) -> RecordTable | None:
         return None
 
 
-def gather(records: Iterable[Record], name: str | None, *, whole: Callable[[], bool] = lambda: True) -> list[Record] | RecordTable:
+def gather(
+    records: Iterable[Record], name: str | None, *, whole: Callable[[], bool] = lambda: True
+) -> list[Record] | RecordTable:
     """All records: a list, or a table where they are many.
 
     Args:
@@ -67,7 +71,9 @@ def gather(records: Iterable[Record], name: str | None, *, whole: Callable[[], b
     return held
 
 
-def _spilled(held: list[Record], arriving: Iterable[Record], name: str | None, whole: Callable[[], bool]) -> RecordTable:
+def _spilled(
+    held: list[Record], arriving: Iterable[Record], name: str | None, whole: Callable[[], bool]
+) -> RecordTable:
     folder = _folder()
     handle, unfinished = tempfile.mkstemp(dir=folder, prefix=".records-", suffix=".arrow")
     os.close(handle)
@@ -83,14 +89,18 @@ def _spilled(held: list[Record], arriving: Iterable[Record], name: str | None, w
         if name is None or not whole():
             return RecordTable.open(path)  # what is mapped stays readable when its name is gone
         kept = folder / name
-        for old in folder.glob(f"{name.rpartition('-f')[0].rpartition('-')[0]}-*"):  # of another state of the same files
+        for old in folder.glob(
+            f"{name.rpartition('-f')[0].rpartition('-')[0]}-*"
+        ):  # of another state of the same files
             old.unlink(missing_ok=True)
         path.replace(kept)
         seal.replace(kept.with_name(kept.name + ".json"))
         return RecordTable.open(kept)
     except OSError as error:
         remedy = "accepted: room in it, or another folder in MLTRACK_CACHE_DIR"
-        raise DatasetError(f"the records cannot be kept there: {error.strerror or error}; {remedy}", path=folder) from None
+        raise DatasetError(
+            f"the records cannot be kept there: {error.strerror or error}; {remedy}", path=folder
+        ) from None
     finally:
         for left in (path, seal):
             with suppress(OSError):

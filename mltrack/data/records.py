@@ -1,6 +1,7 @@
 """One record: what a line of a data file means for a task.
 
-Invariant: a `Record` that exists is good: its text is not blank and can be encoded, its label (or its description) is there.
+Invariant: a `Record` that exists is good: its text is not blank and can be encoded, its label (or its description) is
+there.
 
     record = check_record({"code": "eval(x)", "label": "high"}, "security_classification", "data.jsonl", 1)
     record.place        # "data.jsonl: record 1"
@@ -27,7 +28,9 @@ PROMPT_TEMPLATE = '"""{description}"""\n'
 """What stands before the completion in code_generation."""
 
 MAX_TEXT_BYTES = 8 << 20
-"""Of a code or a description in UTF-8: a record is a function or a file; what is longer is a mistake, and would not fit into memory as tokens."""
+"""Of a code or a description in UTF-8: a record is a function or a file; what is longer is a mistake, and would not fit
+into memory as tokens.
+"""
 
 MAX_LABEL_CHARACTERS = 200
 """Longer ones are no class names."""
@@ -82,7 +85,9 @@ def as_task(task: str) -> TaskType:
     try:
         return TaskType(task)
     except ValueError:
-        raise ConfigurationError(f"task: seen {task!r}; {did_you_mean(str(task), [t.value for t in TaskType])}") from None
+        raise ConfigurationError(
+            f"task: seen {task!r}; {did_you_mean(str(task), [t.value for t in TaskType])}"
+        ) from None
 
 
 def wanted_fields(task: str) -> tuple[str, str]:
@@ -91,7 +96,13 @@ def wanted_fields(task: str) -> tuple[str, str]:
 
 
 def check_record(
-    raw: object, task: str, file: str, number: int, *, columns: Mapping[str, str] | None = None, labels: Mapping[str, str] | None = None
+    raw: object,
+    task: str,
+    file: str,
+    number: int,
+    *,
+    columns: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
 ) -> Record:
     """The record that one object of a data file means.
 
@@ -101,7 +112,8 @@ def check_record(
         file: the file's name, for messages.
         number: the record's number in it; the first is 1.
         columns: the column that holds a field, where it has another name; messages say the column's.
-        labels: the class that a label means. Where it is given, a label must be one of its keys, one of its classes, or a class of the task.
+        labels: the class that a label means. Where it is given, a label must be one of its keys, one of its classes, or
+            a class of the task.
 
     Raises:
         DatasetError: a field is missing, blank, too long or of a wrong type, or the label is none of the task's.
@@ -110,18 +122,39 @@ def check_record(
     wanted = wanted_fields(kind)
     names = {field: (columns or {}).get(field, field) for field in wanted}
     if not isinstance(raw, Mapping):
-        raise DatasetError(f"seen {_shown(raw)}; accepted: an object with the fields {' and '.join(names.values())}", path=file, record=number)
+        raise DatasetError(
+            f"seen {_shown(raw)}; accepted: an object with the fields {' and '.join(names.values())}",
+            path=file,
+            record=number,
+        )
     for wanted_field, name in names.items():
         if raw.get(name) is None:
             seen = "seen null" if name in raw else f"missing; seen the fields {listed(raw)}"
             accepted = "text, a whole number, true or false" if wanted_field == "label" else "text that is not blank"
-            renamed = f"; another column is named by columns={wanted_field}=COLUMN" if name not in raw and len(raw) > 1 and name == wanted_field else ""
+            renamed = (
+                f"; another column is named by columns={wanted_field}=COLUMN"
+                if name not in raw and len(raw) > 1 and name == wanted_field
+                else ""
+            )
             raise DatasetError(f"{seen}; accepted: {accepted}{renamed}", path=file, record=number, field=name)
     text = _checked_text(raw[names["code"]], names["code"], file, number)
-    label = _checked_label(raw[names["label"]], names["label"], kind, file, number, labels) if kind.is_classification else None
-    description = None if kind.is_classification else _checked_text(raw[names["description"]], names["description"], file, number)
+    label = (
+        _checked_label(raw[names["label"]], names["label"], kind, file, number, labels)
+        if kind.is_classification
+        else None
+    )
+    description = (
+        None if kind.is_classification else _checked_text(raw[names["description"]], names["description"], file, number)
+    )
     used = set(names.values())
-    return Record(text, label, description, file, number, {str(key): _kept(value, str(key), file, number) for key, value in raw.items() if key not in used})
+    return Record(
+        text,
+        label,
+        description,
+        file,
+        number,
+        {str(key): _kept(value, str(key), file, number) for key, value in raw.items() if key not in used},
+    )
 
 
 def _kept(value: object, name: str, file: str, number: int) -> Any:
@@ -132,7 +165,10 @@ def _kept(value: object, name: str, file: str, number: int) -> Any:
         return json.loads(json.dumps(value, default=str))
     except (ValueError, TypeError, RecursionError):
         raise DatasetError(
-            f"seen {_shown(value)}, nested too deeply or in a circle; accepted: what JSON can hold", path=file, record=number, field=name
+            f"seen {_shown(value)}, nested too deeply or in a circle; accepted: what JSON can hold",
+            path=file,
+            record=number,
+            field=name,
         ) from None
 
 
@@ -181,35 +217,65 @@ def _checked_text(value: object, name: str, file: str, number: int) -> str:
     if not isinstance(value, str):
         raise DatasetError(f"seen {_shown(value)}; accepted: text", path=file, record=number, field=name)
     if not value.strip():
-        raise DatasetError(f"seen {_shown(value)}; accepted: text that is not blank", path=file, record=number, field=name)
+        raise DatasetError(
+            f"seen {_shown(value)}; accepted: text that is not blank", path=file, record=number, field=name
+        )
     if "\0" in value:
-        raise DatasetError(f"seen a NUL character at offset {value.index(chr(0))}; accepted: text without NUL", path=file, record=number, field=name)
+        raise DatasetError(
+            f"seen a NUL character at offset {value.index(chr(0))}; accepted: text without NUL",
+            path=file,
+            record=number,
+            field=name,
+        )
     length = num_bytes(value, file, number, name)
     if length > MAX_TEXT_BYTES:
-        raise DatasetError(f"seen {length:,} bytes of text; accepted: at most {MAX_TEXT_BYTES:,} bytes", path=file, record=number, field=name)
+        raise DatasetError(
+            f"seen {length:,} bytes of text; accepted: at most {MAX_TEXT_BYTES:,} bytes",
+            path=file,
+            record=number,
+            field=name,
+        )
     return value
 
 
-def _checked_label(value: object, name: str, kind: TaskType, file: str, number: int, labels: Mapping[str, str] | None) -> str:
-    if isinstance(value, (float, Decimal)) and value == value // 1:  # a column of whole numbers in which one is missing is read as one of floats
+def _checked_label(
+    value: object, name: str, kind: TaskType, file: str, number: int, labels: Mapping[str, str] | None
+) -> str:
+    if (
+        isinstance(value, (float, Decimal)) and value == value // 1
+    ):  # a column of whole numbers in which one is missing is read as one of floats
         value = int(value)
     if not isinstance(value, (str, int)):
-        raise DatasetError(f"seen {_shown(value)}; accepted: text, a whole number, true or false", path=file, record=number, field=name)
+        raise DatasetError(
+            f"seen {_shown(value)}; accepted: text, a whole number, true or false", path=file, record=number, field=name
+        )
     written = _checked_text(str(value), name, file, number).strip()
     label = _as_whole(written)
     if not label.isprintable():
-        raise DatasetError(f"seen {_shown(label)}; accepted: a class name on one line, without control characters", path=file, record=number, field=name)
+        raise DatasetError(
+            f"seen {_shown(label)}; accepted: a class name on one line, without control characters",
+            path=file,
+            record=number,
+            field=name,
+        )
     if len(label) > MAX_LABEL_CHARACTERS:
-        problem = f"seen {len(label):,} characters, {_shown(label)}; accepted: a class of at most {MAX_LABEL_CHARACTERS} characters"
+        problem = (
+            f"seen {len(label):,} characters, {_shown(label)}; accepted: a class of at most {MAX_LABEL_CHARACTERS}"
+            " characters"
+        )
         raise DatasetError(problem, path=file, record=number, field=name)
     if labels:
-        label = _meant(written if written in labels else label, isinstance(value, bool), labels, kind, name, file, number)
+        label = _meant(
+            written if written in labels else label, isinstance(value, bool), labels, kind, name, file, number
+        )
     if kind is TaskType.SECURITY_CLASSIFICATION and label not in SECURITY_LEVELS:
         raise _label_refused(label, SECURITY_LEVELS, file, number, name)
     return label
 
 
-def _meant(label: str, is_bool: bool, labels: Mapping[str, str], kind: TaskType, name: str, file: str, number: int) -> str:
+def _meant(
+    label: str, is_bool: bool, labels: Mapping[str, str], kind: TaskType, name: str, file: str, number: int
+) -> str:
     for spelling in (label, label.lower()) if is_bool else (label,):  # True as Python writes it, true as JSON does
         if spelling in labels:
             return labels[spelling]
@@ -219,7 +285,16 @@ def _meant(label: str, is_bool: bool, labels: Mapping[str, str], kind: TaskType,
     raise _label_refused(label, dict.fromkeys([*labels, *classes]), file, number, name)
 
 
-_NAMES = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object", type(None): "null", bytes: "bytes"}
+_NAMES = {
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+    bytes: "bytes",
+}
 _SHORT = reprlib.Repr()
 """Bounded in depth and length, whatever the value is."""
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring = 3, 12, 8, _SHOWN
@@ -229,7 +304,11 @@ def _shown(value: object) -> str:
     """A value in a message: its kind and its beginning, on one line."""
     if value is None:
         return "null"
-    text = repr(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "") if isinstance(value, (str, bytes)) else _SHORT.repr(value)
+    text = (
+        repr(value[:_SHOWN]) + ("..." if len(value) > _SHOWN else "")
+        if isinstance(value, (str, bytes))
+        else _SHORT.repr(value)
+    )
     text = text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
     name = _NAMES.get(type(value), type(value).__name__)
     return text if isinstance(value, (str, bool)) else f"{' '.join(text.split())} ({name})"

@@ -1,7 +1,7 @@
 """The records that a request names: those to train on and those to evaluate on.
 
-Invariant: they are a pure function of the files' contents and of the request's `DATA_OPTIONS`; the model and its tokenizer have no say. So
-`rebuild_command` gives the command that makes the same records again.
+Invariant: they are a pure function of the files' contents and of the request's `DATA_OPTIONS`; the model and its
+tokenizer have no say. So `rebuild_command` gives the command that makes the same records again.
 
     found = requested_records(request)
     len(found.train), len(found.evaluation), found.lines
@@ -61,17 +61,26 @@ class RequestedRecords:
 
     @property
     def lines(self) -> list[str]:
-        """Which files are for what, and what `on_bad_record=skip` left out: one line for each of the first records and one for the rest."""
-        return [*self.parts] + [line for loader in self.loaders.values() for line in loader.bad_records.told(loader.data_path)]
+        """Which files are for what, and what `on_bad_record=skip` left out: one line for each of the first records and
+        one for the rest.
+        """
+        return [*self.parts] + [
+            line for loader in self.loaders.values() for line in loader.bad_records.told(loader.data_path)
+        ]
 
     @property
     def counts(self) -> dict[str, int]:
         """records_read, and records_left_out of them."""
         loaders = self.loaders.values()
-        return {"records_read": sum(loader.num_read for loader in loaders), "records_left_out": sum(loader.num_skipped for loader in loaders)}
+        return {
+            "records_read": sum(loader.num_read for loader in loaders),
+            "records_left_out": sum(loader.num_skipped for loader in loaders),
+        }
 
     def keep_bad_records(self, folder: Path) -> list[Path]:
-        """Write what was left out, with reasons, to `bad_records-<side>.jsonl` in the folder; the files that there are."""
+        """Write what was left out, with reasons, to `bad_records-<side>.jsonl` in the folder; the files that
+        there are.
+        """
         kept = [loader.bad_records.keep(folder / f"bad_records-{side}.jsonl") for side, loader in self.loaders.items()]
         return [path for path in kept if path is not None]
 
@@ -95,7 +104,10 @@ def requested_records(
         DatasetError: whatever is wrong with the data.
     """
     request, parts = with_parts(request)
-    options: dict[str, Any] = {name: getattr(request, name) for name in ("task", "columns", "labels", "on_bad_record", "seed", "group", "truncation")}
+    options: dict[str, Any] = {
+        name: getattr(request, name)
+        for name in ("task", "columns", "labels", "on_bad_record", "seed", "group", "truncation")
+    }
     options |= {"progress": progress} | ({} if request.max_length is None else {"max_length": request.max_length})
     if earlier is not None:
         options |= {"spelled_like": earlier.classes, "class_names": earlier.class_names}
@@ -109,9 +121,11 @@ def requested_records(
 
 
 def with_parts(request: TrainModelRequest) -> tuple[TrainModelRequest, list[str]]:
-    """The request with the part of a folder in its paths, where the folder holds training files beside others; and a line for each such folder.
+    """The request with the part of a folder in its paths, where the folder holds training files beside others; and a
+    line for each such folder.
 
-    The validation files are used where neither `validation_path` nor `validation_split` was given. Test files never are.
+    The validation files are used where neither `validation_path` nor `validation_split` was given. Test files never
+    are.
 
     Raises:
         DatasetError: a path that names no data, or a folder of which it is not known what its files are for.
@@ -120,9 +134,13 @@ def with_parts(request: TrainModelRequest) -> tuple[TrainModelRequest, list[str]
     lines = []
     parts = find_parts(request.dataset_path)
     if parts is not None and parts.are_several:
-        split = "validation_split" in request.as_typed or request.validation_split != OPTIONS["validation_split"].default
+        split = (
+            "validation_split" in request.as_typed or request.validation_split != OPTIONS["validation_split"].default
+        )
         own = f"{request.dataset_path}:validation"
-        uses_own = request.validation_path == own or bool(parts.validation and request.validation_path is None and not split)
+        uses_own = request.validation_path == own or bool(
+            parts.validation and request.validation_path is None and not split
+        )
         used = ["train", "validation"] if uses_own else ["train"]
         paths = {"dataset_path": f"{request.dataset_path}:train"} | ({"validation_path": own} if uses_own else {})
         lines.append(parts.line(request.dataset_path, used))
@@ -167,7 +185,9 @@ def one_part(path: str) -> str:
 
 def several_parts(path: str, parts: Parts) -> DatasetError:
     """The error for a folder of which one part is wanted."""
-    return DatasetError(f"holds several parts; name one: {', '.join(f'{path}:{part}' for part in (*parts.names(), 'all'))}", path=path)
+    return DatasetError(
+        f"holds several parts; name one: {', '.join(f'{path}:{part}' for part in (*parts.names(), 'all'))}", path=path
+    )
 
 
 def rebuild_command(options: Mapping[str, Any], *, working_directory: str = "", digests: Sequence[str] = ()) -> str:

@@ -1,6 +1,7 @@
 """The order in which examples are visited, as micro-batches of indices.
 
-Invariant: a pure function of its arguments; it draws from no global generator, and its position is the number of examples taken.
+Invariant: a pure function of its arguments; it draws from no global generator, and its position is the number of
+examples taken.
 
     for indices in Sampler(dataset.lengths, seed=42, epoch=0, batch_size=8): ...
 """
@@ -16,16 +17,18 @@ import numpy as np
 from mltrack.errors import ConfigurationError
 
 MAX_WINDOW, MIN_WINDOWS = 50, 4
-"""Micro-batches of about `max_tokens` whose examples are sorted together at most, and parts that an epoch is sorted in at least."""
+"""Micro-batches of about `max_tokens` whose examples are sorted together at most, and parts that an epoch is sorted in
+at least.
+"""
 
 
 class Sampler:
     """Micro-batches of one epoch for one rank.
 
-    All ranks cut one common order: micro-step k of the ranks together is the k-th run of `world * batch_size` examples, so that
-    `world` ranks see per optimizer step what one rank with `world` times the accumulation sees. Every rank has the same
-    number of batches; the last one may be ragged, and is empty on ranks for which nothing is left. The examples of an optimizer
-    step depend on `batch_size * accumulation * world` alone, not on how it is cut.
+    All ranks cut one common order: micro-step k of the ranks together is the k-th run of `world * batch_size` examples,
+    so that `world` ranks see per optimizer step what one rank with `world` times the accumulation sees. Every rank has
+    the same number of batches; the last one may be ragged, and is empty on ranks for which nothing is left. The
+    examples of an optimizer step depend on `batch_size * accumulation * world` alone, not on how it is cut.
 
     Args:
         lengths: tokens of each example.
@@ -36,15 +39,16 @@ class Sampler:
         shuffle: False gives the longest examples first (ties in data set order): evaluation pads little and meets its
             largest batch at once.
         bucket_window: optimizer steps (of all ranks) whose examples are sorted by length before they are cut, the steps
-            being shuffled afterwards; at most a quarter of the epoch's, so that the same examples do not meet in every epoch.
-            1 is a plain shuffle.
-        max_tokens: most tokens of a micro-batch, padding included. The shuffled epoch is sorted by length in parts, each is cut
-            where `max_tokens` or `batch_size` is reached, and the micro-batches are shuffled. How many there are does not depend
-            on the epoch. An example that is longer is a micro-batch of its own.
+            being shuffled afterwards; at most a quarter of the epoch's, so that the same examples do not meet in every
+            epoch. 1 is a plain shuffle.
+        max_tokens: most tokens of a micro-batch, padding included. The shuffled epoch is sorted by length in parts,
+            each is cut where `max_tokens` or `batch_size` is reached, and the micro-batches are shuffled. How many
+            there are does not depend on the epoch. An example that is longer is a micro-batch of its own.
         padded_to: multiple to which a batch is padded.
         among: the examples that are visited, ascending; default: all.
         position: examples at the beginning of the order that are left out, because they have been taken.
-        one_window: with `max_tokens`, sort the epoch as a whole, as mltrack 0.1 did: the same examples meet in every epoch.
+        one_window: with `max_tokens`, sort the epoch as a whole, as mltrack 0.1 did: the same examples meet in every
+            epoch.
     """
 
     def __init__(
@@ -86,7 +90,9 @@ class Sampler:
         self._max_tokens, self._padded_to, self._one_window = max_tokens, padded_to, one_window or not shuffle
 
     def __len__(self) -> int:
-        """Batches of this rank from `position` on, the same for every rank; of a whole epoch the same for every epoch."""
+        """Batches of this rank from `position` on, the same for every rank; of a whole epoch the same for every
+        epoch.
+        """
         return -(-(len(self._bounds) - 1) // self._world)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -97,7 +103,11 @@ class Sampler:
     @cached_property
     def order(self) -> np.ndarray:
         """The examples of the whole epoch, in the order in which the ranks together take them."""
-        order = self._by_examples() if self._max_tokens is None else np.concatenate([np.empty(0, np.int64), *self._by_tokens])
+        order = (
+            self._by_examples()
+            if self._max_tokens is None
+            else np.concatenate([np.empty(0, np.int64), *self._by_tokens])
+        )
         return order if self._among is None else self._among[order]
 
     def taken_after(self, num_batches: int) -> int:
@@ -136,7 +146,9 @@ class Sampler:
         return generator.permutation(total) if self._shuffle else np.arange(total), generator
 
     def _cut(self, order: np.ndarray, num_windows: int) -> list[np.ndarray]:
-        """Micro-batches of like length: of each window the longest first; what does not fill one goes into the next window."""
+        """Micro-batches of like length: of each window the longest first; what does not fill one goes into the next
+        window.
+        """
         batches: list[np.ndarray] = [order[:0]]
         for window in np.array_split(order, num_windows):
             together = np.concatenate([batches.pop(), window])

@@ -1,7 +1,8 @@
-"""Special tokens that stand in a text, such as `</s>` in a program, are text: only what mltrack adds itself is a special token.
+"""Special tokens that stand in a text, such as `</s>` in a program, are text: only what mltrack adds itself is a
+special token.
 
-Invariant: the tokenizer itself is switched and saved so. Therefore training, evaluation, samples, the served model and MLflow's own flavor read
-a text alike, and a model of mltrack 0.1 keeps the encoding of its training.
+Invariant: the tokenizer itself is switched and saved so. Therefore training, evaluation, samples, the served model and
+MLflow's own flavor read a text alike, and a model of mltrack 0.1 keeps the encoding of its training.
 
     read_as_text(tokenizer)
     tokenizer("x = '</s>'")          # no end token in the middle
@@ -23,7 +24,9 @@ _NEVER = -1e6
 
 
 def read_as_text(tokenizer: Any) -> None:
-    """Let a tokenizer read special tokens in a text as text, in this process and wherever it is saved to; `keep_as_tokens` wins."""
+    """Let a tokenizer read special tokens in a text as text, in this process and wherever it is saved to;
+    `keep_as_tokens` wins.
+    """
     if getattr(tokenizer, KEPT, False) or getattr(tokenizer, "split_special_tokens", None) is not False:
         return
     tokenizer.split_special_tokens = True
@@ -44,12 +47,16 @@ def was_read_as_text(checkpoints: Path) -> bool:
 
 
 def _leave_out_of_unigram(tokenizer: Any) -> None:
-    """A Unigram model holds its special tokens as pieces like any other, the best of all, and would put them together again."""
+    """A Unigram model holds its special tokens as pieces like any other, the best of all, and would put them together
+    again.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or type(backend.model).__name__ != "Unigram":
         return
     special = set(tokenizer.all_special_tokens) - {tokenizer.unk_token}
     definition = json.loads(backend.to_str())
     vocabulary = definition["model"]["vocab"]
-    definition["model"]["vocab"] = [[piece, _NEVER if piece in special and len(piece) > 1 else score] for piece, score in vocabulary]
+    definition["model"]["vocab"] = [
+        [piece, _NEVER if piece in special and len(piece) > 1 else score] for piece, score in vocabulary
+    ]
     tokenizer._tokenizer = type(backend).from_str(json.dumps(definition))

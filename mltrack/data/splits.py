@@ -1,7 +1,8 @@
 """Records into two sides, train and test, between which nothing leaks.
 
-Invariant: the split is a pure function of the records' contents (and groups), the share and the seed, whatever the order of the
-file; exact duplicates, near-duplicates and the records of one group are on one side; every class keeps a record in train.
+Invariant: the split is a pure function of the records' contents (and groups), the share and the seed, whatever the
+order of the file; exact duplicates, near-duplicates and the records of one group are on one side; every class keeps a
+record in train.
 
     train, test = split_indices(records, 0.1, seed=42, stratify=True, group="commit")
 """
@@ -22,22 +23,38 @@ from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
 
 
 def split_records(
-    records: Sequence[Record], test_size: float, seed: int, *, stratify: bool, group: str | None = None, near: bool = True, progress: Progress | None = None
+    records: Sequence[Record],
+    test_size: float,
+    seed: int,
+    *,
+    stratify: bool,
+    group: str | None = None,
+    near: bool = True,
+    progress: Progress | None = None,
 ) -> tuple[Sequence[Record], Sequence[Record]]:
-    """(train, test) records, both ordered by content: of a table selections of it, of a list lists; see `split_indices`."""
+    """(train, test) records, both ordered by content: of a table selections of it, of a list lists; see
+    `split_indices`.
+    """
     train, test = split_indices(records, test_size, seed, stratify=stratify, group=group, near=near, progress=progress)
     return select(records, train), select(records, test)
 
 
 def split_indices(
-    records: Sequence[Record], test_size: float, seed: int, *, stratify: bool, group: str | None = None, near: bool = True, progress: Progress | None = None
+    records: Sequence[Record],
+    test_size: float,
+    seed: int,
+    *,
+    stratify: bool,
+    group: str | None = None,
+    near: bool = True,
+    progress: Progress | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the records in (train, test), int64 each, ordered by content.
 
-    What must not be parted is a unit. A unit counts for the label that most of its distinct records have, where two are level for
-    the one that is rarer in all records. Each class gives its share of distinct records to test, rounded so that the whole comes
-    out (largest remainders), in units drawn at random that still fit into it. A unit with the only records of a class stays in train,
-    whichever label it counts for.
+    What must not be parted is a unit. A unit counts for the label that most of its distinct records have, where two are
+    level for the one that is rarer in all records. Each class gives its share of distinct records to test, rounded so
+    that the whole comes out (largest remainders), in units drawn at random that still fit into it. A unit with the only
+    records of a class stays in train, whichever label it counts for.
 
     Args:
         test_size: share of the distinct records that goes to test, between 0 and 1; at least one unit does.
@@ -49,7 +66,8 @@ def split_indices(
 
     Raises:
         ConfigurationError: `test_size` is not between 0 and 1.
-        DatasetError: too few units to put one on each side, each unit has the only records of a class, or no record has the `group` column.
+        DatasetError: too few units to put one on each side, each unit has the only records of a class, or no record has
+            the `group` column.
     """
     if isinstance(test_size, bool) or not isinstance(test_size, (int, float)) or not 0 < test_size < 1:
         raise ConfigurationError(f"test_size: seen {test_size!r}; accepted: a number > 0 and < 1")
@@ -63,13 +81,18 @@ def split_indices(
     labels = [str(label or "") for label in labels_of(records)] if stratify else [""] * len(records)
     classes = _units_by_class(units, content, labels)
     weights = {label: np.array([len(set(content[unit])) for unit in found]) for label, found in classes.items()}
-    most = {label: int(weight.sum() - weight.min()) for label, weight in weights.items()}  # one unit of each class stays in train
+    most = {
+        label: int(weight.sum() - weight.min()) for label, weight in weights.items()
+    }  # one unit of each class stays in train
     if sum(most.values()) < 1:
         raise _too_few(records, content, classes, test_size, stratify)
     quotas = _quotas({label: int(weight.sum()) for label, weight in weights.items()}, most, test_size)
     train: list[np.ndarray] = []
     test: list[np.ndarray] = []
-    held = {label: [frozenset(labels[index] for index in unit.tolist()) for unit in found] for label, found in classes.items()}
+    held = {
+        label: [frozenset(labels[index] for index in unit.tolist()) for unit in found]
+        for label, found in classes.items()
+    }
     in_train = Counter(label for found in held.values() for words in found for label in words)
     for index, (label, found) in enumerate(classes.items()):
         order = np.random.default_rng([seed, index]).permutation(len(found))
@@ -77,15 +100,22 @@ def split_indices(
         for position, unit in enumerate(found):
             (test if position in chosen else train).append(unit)
     if not test:  # every unit is larger than its class's share: the smallest one, of the class that has most to give
-        free = [(label, n) for label, found in held.items() for n, words in enumerate(found) if all(in_train[word] > 1 for word in words)]
+        free = [
+            (label, n)
+            for label, found in held.items()
+            for n, words in enumerate(found)
+            if all(in_train[word] > 1 for word in words)
+        ]
         if not free:
             word = min(in_train, key=lambda label: (in_train[label], label))
             raise DatasetError(
-                f"class '{word}' has its only records among near-duplicates or in a group of other classes, and no others could be held out; "
-                "add records, or give validation_path",
+                f"class '{word}' has its only records among near-duplicates or in a group of other classes, and no"
+                " others could be held out; add records, or give validation_path",
                 path=records[0].file,
             )
-        label, position = min(free, key=lambda unit: (len(classes[unit[0]]) < 2, -most[unit[0]], weights[unit[0]][unit[1]]))
+        label, position = min(
+            free, key=lambda unit: (len(classes[unit[0]]) < 2, -most[unit[0]], weights[unit[0]][unit[1]])
+        )
         smallest = classes[label][position]
         train = [unit for unit in train if unit is not smallest]
         test = [smallest]
@@ -93,7 +123,8 @@ def split_indices(
 
 
 def group_numbers(records: Sequence[Record], column: str) -> np.ndarray:
-    """A number per value of a column, -1 where a record has none (no such field, null, blank, or not a number): int64 [N].
+    """A number per value of a column, -1 where a record has none (no such field, null, blank, or not a number): int64
+    [N].
 
     7, 7.0 and "7" are one value: a column of whole numbers in which some are missing is one of floats in many files.
 
@@ -106,14 +137,27 @@ def group_numbers(records: Sequence[Record], column: str) -> np.ndarray:
     for index, record in enumerate(records):
         value = record.extra.get(column)
         columns.update(record.extra)
-        if value is None or (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
+        if (
+            value is None
+            or (isinstance(value, float) and math.isnan(value))
+            or (isinstance(value, str) and not value.strip())
+        ):
             continue
         if not isinstance(value, (str, int, float)):
-            raise DatasetError(f"seen {str(value)[:40]}; accepted: text or a number", path=record.file, record=record.number, field=column)
+            raise DatasetError(
+                f"seen {str(value)[:40]}; accepted: text or a number",
+                path=record.file,
+                record=record.number,
+                field=column,
+            )
         word = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
         found[index] = numbers.setdefault(word, len(numbers))
     if not numbers and len(records):
-        accepted = did_you_mean(column, sorted(columns)) if columns else "accepted: the name of a column beside those of the task, but there is none"
+        accepted = (
+            did_you_mean(column, sorted(columns))
+            if columns
+            else "accepted: the name of a column beside those of the task, but there is none"
+        )
         raise DatasetError(f"group: seen '{column}', which no record has; {accepted}", path=records[0].file)
     return found
 
@@ -133,7 +177,9 @@ def _units_by_class(units: np.ndarray, content: np.ndarray, labels: Sequence[str
 
 
 def _quotas(sizes: dict[str, int], most: dict[str, int], test_size: float) -> dict[str, int]:
-    """How many distinct records of each class go to test: floors of the shares, then largest remainders until the whole is right."""
+    """How many distinct records of each class go to test: floors of the shares, then largest remainders until the whole
+    is right.
+    """
     total = min(max(1, round(sum(sizes.values()) * test_size)), sum(most.values()))
     shares = {label: size * test_size for label, size in sizes.items()}
     quotas = {label: min(int(shares[label]), most[label]) for label in sizes}
@@ -143,7 +189,9 @@ def _quotas(sizes: dict[str, int], most: dict[str, int], test_size: float) -> di
     return quotas
 
 
-def _fitting(order: np.ndarray, weights: np.ndarray, quota: int, held: Sequence[frozenset[str]], in_train: Counter[str]) -> set[int]:
+def _fitting(
+    order: np.ndarray, weights: np.ndarray, quota: int, held: Sequence[frozenset[str]], in_train: Counter[str]
+) -> set[int]:
     """Units in this order, each where it still fits into the quota and each of its classes is in another unit of train.
 
     Args:
@@ -164,7 +212,13 @@ def _in_content_order(units: Sequence[np.ndarray], content: np.ndarray, labels: 
     return np.array(sorted(indices.tolist(), key=lambda index: (content[index], labels[index])), dtype=np.int64)
 
 
-def _too_few(records: Sequence[Record], content: np.ndarray, classes: dict[str, list[np.ndarray]], test_size: float, stratify: bool) -> DatasetError:
+def _too_few(
+    records: Sequence[Record],
+    content: np.ndarray,
+    classes: dict[str, list[np.ndarray]],
+    test_size: float,
+    stratify: bool,
+) -> DatasetError:
     num_distinct = len(set(content.tolist()))
     num_units = sum(map(len, classes.values()))
     several = stratify and num_distinct > 1
@@ -172,4 +226,7 @@ def _too_few(records: Sequence[Record], content: np.ndarray, classes: dict[str, 
     seen += f", {num_units} that are no near-duplicates and of no common group" if num_units < num_distinct else ""
     seen += f" in {len(classes)} class{'es' * (len(classes) != 1)})" if several else ")"
     needed = "2 distinct records" + (" of one class" if several else "")
-    return DatasetError(f"{seen}, too few to hold out {test_size:g} of them; accepted: at least {needed}", path=records[0].file if records else None)
+    return DatasetError(
+        f"{seen}, too few to hold out {test_size:g} of them; accepted: at least {needed}",
+        path=records[0].file if records else None,
+    )

@@ -55,10 +55,18 @@ def library_files() -> list[Path]:
     for path in folder.rglob("*.py"):
         parts = path.relative_to(folder).parts
         top = parts[0].removesuffix(".py")
-        if top in sys.stdlib_module_names and not _TEST_FOLDERS.intersection(parts[:-1]) and not parts[-1].startswith("test_"):
+        if (
+            top in sys.stdlib_module_names
+            and not _TEST_FOLDERS.intersection(parts[:-1])
+            and not parts[-1].startswith("test_")
+        ):
             files.append(path)
     if not files:
-        raise DatasetError("this Python has no source files of its standard library; accepted: an interpreter that has, or a data file", path=folder)
+        raise DatasetError(
+            "this Python has no source files of its standard library; accepted: an interpreter that has, or a data"
+            " file",
+            path=folder,
+        )
     return sorted(files, key=lambda path: path.relative_to(folder).parts)
 
 
@@ -79,7 +87,9 @@ def functions_of(path: Path, folder: Path) -> Iterator[SourceFunction]:
         for node, name in _outermost(tree, ""):
             code = _without_docstring(node, lines)
             if code is not None:
-                yield SourceFunction(module, name, _first_line(node), node.end_lineno or node.lineno, code, _summary(node))
+                yield SourceFunction(
+                    module, name, _first_line(node), node.end_lineno or node.lineno, code, _summary(node)
+                )
 
 
 _Function = ast.FunctionDef | ast.AsyncFunctionDef

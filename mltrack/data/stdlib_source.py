@@ -1,11 +1,11 @@
 """The built-in source `stdlib`: records from the running interpreter's own standard library.
 
 - code_generation: the docstring's first paragraph is the description, the function without its docstring the code.
-- security_classification: the same functions, with or without docstring, each at the highest level of Bandit's findings in
-  its lines, or safe. text_classification: the same records, safe or unsafe.
+- security_classification: the same functions, with or without docstring, each at the highest level of Bandit's findings
+  in its lines, or safe. text_classification: the same records, safe or unsafe.
 
-Invariant: for one interpreter and one Bandit the records, their order and their numbers are always the same; no two have the
-same code. The labels are Bandit's opinions: a model that learns them learns to imitate Bandit.
+Invariant: for one interpreter and one Bandit the records, their order and their numbers are always the same; no two
+have the same code. The labels are Bandit's opinions: a model that learns them learns to imitate Bandit.
 
     records = stdlib_records("code_generation")
 """
@@ -40,8 +40,8 @@ Progress = Callable[[int, int], None]
 def stdlib_records(task: str, *, progress: Progress | None = None) -> list[Record]:
     """All records of the built-in source for a task.
 
-    The first call for an interpreter reads its library (seconds; half a minute of CPU, on all cores, for the classifications)
-    and keeps the outcome in the cache folder.
+    The first call for an interpreter reads its library (seconds; half a minute of CPU, on all cores, for the
+    classifications) and keeps the outcome in the cache folder.
 
     Args:
         task: a `TaskType` or its name.
@@ -61,7 +61,14 @@ def stdlib_records(task: str, *, progress: Progress | None = None) -> list[Recor
     rows = cached_rows(f"stdlib-levels-{_interpreter()}-bandit-{version('bandit')}", lambda: _leveled(report))
     binary = kind is TaskType.TEXT_CLASSIFICATION
     return [
-        Record(code, "unsafe" if binary and level != "safe" else level, None, STDLIB, number, {"module": module, "function": name, "bandit": tests})
+        Record(
+            code,
+            "unsafe" if binary and level != "safe" else level,
+            None,
+            STDLIB,
+            number,
+            {"module": module, "function": name, "bandit": tests},
+        )
         for number, (level, code, module, name, tests) in enumerate(rows, start=1)
     ]
 
@@ -72,7 +79,11 @@ def _pairs(report: Progress) -> list[Any]:
     files = library_files()
     for done, path in enumerate(files, start=1):
         for function in functions_of(path, library_folder()):
-            if len(function.summary.split()) >= MIN_DESCRIPTION_WORDS and '"""' not in function.summary and not function.summary.startswith(">>>"):
+            if (
+                len(function.summary.split()) >= MIN_DESCRIPTION_WORDS
+                and '"""' not in function.summary
+                and not function.summary.startswith(">>>")
+            ):
                 rows.setdefault(function.code, [function.summary, function.code, function.module, function.name])
         report(done, len(files))
     return list(rows.values())
@@ -91,14 +102,19 @@ def _leveled(report: Progress) -> list[Any]:
     findings = scan(files, lambda done: report(len(files) + done, total))
     rows: dict[str, list[Any]] = {}
     for function, index in functions:
-        inside: list[Finding] = [finding for finding in findings[files[index]] if function.first_line <= finding.line <= function.last_line]
+        inside: list[Finding] = [
+            finding for finding in findings[files[index]] if function.first_line <= finding.line <= function.last_line
+        ]
         level = max((finding.level for finding in inside), key=SECURITY_LEVELS.index, default="safe")
         row = [level, function.code, function.module, function.name, sorted({finding.test_id for finding in inside})]
         # the same code in two places: the worse opinion holds
         before = rows.get(function.code)
         if before is None or SECURITY_LEVELS.index(before[0]) < SECURITY_LEVELS.index(level):
             rows[function.code] = row
-    safe = sorted((code for code, row in rows.items() if row[0] == "safe"), key=lambda code: hashlib.sha256(code.encode()).digest())
+    safe = sorted(
+        (code for code, row in rows.items() if row[0] == "safe"),
+        key=lambda code: hashlib.sha256(code.encode()).digest(),
+    )
     left_out = set(safe[SAFE_PER_FINDING * (len(rows) - len(safe)) :])
     return [row for code, row in rows.items() if code not in left_out]
 

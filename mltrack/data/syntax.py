@@ -1,6 +1,7 @@
 """Which records are Python, and which of those this interpreter cannot parse. Other languages are not judged.
 
-Invariant: the answer is a pure function of the records looked at and of the interpreter's version; of many it is kept in the cache folder.
+Invariant: the answer is a pure function of the records looked at and of the interpreter's version; of many it is kept
+in the cache folder.
 
     python, unparsable = parsed(records, keys_of(records))        # 1_987, [(41, "line 3: invalid syntax")]
 """
@@ -50,7 +51,9 @@ def parsed(records: Sequence[Record], keys: np.ndarray) -> tuple[int, list[tuple
     else:
         said = repr([said_language(records[index]) for index in chosen.tolist()])
         state = sha256(keys[chosen].tobytes() + said.encode()).hexdigest()[:32]
-        rows = cached_rows(f"syntax-{state}-{'parsed' if parse else STDLIB}-python{platform.python_version()}-v{FORMAT_VERSION}", look)
+        rows = cached_rows(
+            f"syntax-{state}-{'parsed' if parse else STDLIB}-python{platform.python_version()}-v{FORMAT_VERSION}", look
+        )
     (python,), *unparsable = rows
     return int(python), [(int(chosen[position]), str(why)) for position, why in unparsable]
 

@@ -1,7 +1,7 @@
 """Records in a memory-mapped Arrow file: as many as the disk holds, at the memory of one.
 
-Invariant: a table that can be opened is, byte for byte, what was written: its checksum stands in the file beside it, written last.
-The file is an Arrow stream, as `datasets.Dataset.from_file` reads it.
+Invariant: a table that can be opened is, byte for byte, what was written: its checksum stands in the file beside it,
+written last. The file is an Arrow stream, as `datasets.Dataset.from_file` reads it.
 
     with TableWriter(path) as writer:
         for record in records:
@@ -9,8 +9,8 @@ The file is an Arrow stream, as `datasets.Dataset.from_file` reads it.
     table = RecordTable.open(path)
     table[3].text, len(table.select(np.array([5, 2]))), table.digest
 
-What takes records takes a plain list of them too; `select`, `labels_of`, `files_of`, `keys_of` and `digest_of` serve both.
-"""
+What takes records takes a plain list of them too; `select`, `labels_of`, `files_of`, `keys_of` and `digest_of` serve
+both."""
 
 from __future__ import annotations
 
@@ -44,11 +44,12 @@ _COLUMNS = ("text", "label", "description", "file", "number", "extra", "key")
 class RecordTable(Sequence[Record]):
     """Records that lie in a file; one is made each time it is asked for.
 
-    Made by `open`; pickled as the path and the selection, so worker processes map the same file (as a list of records where the
-    file has no name any more).
-    """
+    Made by `open`; pickled as the path and the selection, so worker processes map the same file (as a list of records
+    where the file has no name any more)."""
 
-    def __init__(self, path: Path, batches: Sequence[_Batch], selection: np.ndarray | None = None, digest: str | None = None):
+    def __init__(
+        self, path: Path, batches: Sequence[_Batch], selection: np.ndarray | None = None, digest: str | None = None
+    ):
         self.path = path
         self._sealed_digest = digest
         self._batches = batches
@@ -66,7 +67,11 @@ class RecordTable(Sequence[Record]):
         try:
             seal = json.loads(_seal_of(path).read_text(encoding="utf-8"))
             # before Arrow looks at it: a wrong length in its own headers would be a read beyond the end of the file
-            whole = (seal["format_version"], seal["bytes"], seal["adler32"]) == (FORMAT_VERSION, path.stat().st_size, _checksum(path))
+            whole = (seal["format_version"], seal["bytes"], seal["adler32"]) == (
+                FORMAT_VERSION,
+                path.stat().st_size,
+                _checksum(path),
+            )
             batches = list(_mapped(path)) if whole else []
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise _damaged(path, " ".join(str(error).split())[:120]) from None
@@ -83,7 +88,11 @@ class RecordTable(Sequence[Record]):
     def __getitem__(self, index: slice) -> RecordTable: ...
     def __getitem__(self, index: int | slice) -> Record | RecordTable:
         chosen = range(len(self))[index]
-        return self.select(np.arange(chosen.start, chosen.stop, chosen.step)) if isinstance(chosen, range) else self._record(chosen)
+        return (
+            self.select(np.arange(chosen.start, chosen.stop, chosen.step))
+            if isinstance(chosen, range)
+            else self._record(chosen)
+        )
 
     def __iter__(self) -> Iterator[Record]:
         return map(self._record, range(len(self)))
@@ -100,14 +109,18 @@ class RecordTable(Sequence[Record]):
     def labels(self) -> np.ndarray:
         """The label of each record, or None: objects [N]; equal labels are one object."""
         words: dict[str | None, str | None] = {}
-        found = np.array([words.setdefault(label, label) for batch in self._batches for label in batch.labels()], dtype=object)
+        found = np.array(
+            [words.setdefault(label, label) for batch in self._batches for label in batch.labels()], dtype=object
+        )
         return found if self._selection is None else found[self._selection]
 
     @cached_property
     def files(self) -> list[str]:
         """The files that the records come from, in the order of their first records."""
         names: dict[str | None, str | None] = {}
-        found = np.array([names.setdefault(name, name) for batch in self._batches for name in batch.files()], dtype=object)
+        found = np.array(
+            [names.setdefault(name, name) for batch in self._batches for name in batch.files()], dtype=object
+        )
         return list(dict.fromkeys(found if self._selection is None else found[self._selection]))
 
     @cached_property
@@ -156,7 +169,9 @@ class TableWriter:
     def __enter__(self) -> TableWriter:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if kind is None:
             self._flush()
         self._stream.close()
@@ -176,7 +191,9 @@ class TableWriter:
         numbers = np.array(columns["number"], dtype=np.int64)
         arrays.append(pa.Array.from_buffers(pa.int64(), len(numbers), [None, pa.py_buffer(numbers)]))
         arrays.append(_text_array(columns["extra"]))
-        arrays.append(pa.Array.from_buffers(pa.binary(_KEY_BYTES), len(numbers), [None, pa.py_buffer(b"".join(columns["key"]))]))
+        arrays.append(
+            pa.Array.from_buffers(pa.binary(_KEY_BYTES), len(numbers), [None, pa.py_buffer(b"".join(columns["key"]))])
+        )
         self._stream.write_batch(pa.record_batch(arrays, schema=self._schema))
         self._rows, self._bytes = [], 0
 
@@ -193,14 +210,18 @@ class TableWriter:
 
 
 def _text_array(values: Sequence[str | None]) -> Any:
-    """A column of texts, made of its buffers: `pa.array` would import pandas, which takes longer than the whole table."""
+    """A column of texts, made of its buffers: `pa.array` would import pandas, which takes longer than the whole
+    table.
+    """
     import pyarrow as pa
 
     encoded = [(value or "").encode() for value in values]
     offsets = np.concatenate([[0], np.cumsum([len(one) for one in encoded])]).astype(np.int32)
     there = np.array([value is not None for value in values])
     bitmap = None if there.all() else pa.py_buffer(np.packbits(there, bitorder="little"))
-    return pa.Array.from_buffers(pa.string(), len(encoded), [bitmap, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))])
+    return pa.Array.from_buffers(
+        pa.string(), len(encoded), [bitmap, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
+    )
 
 
 class _Batch:
@@ -219,7 +240,9 @@ class _Batch:
     def record(self, row: int) -> Record:
         """The record of a row."""
         text, label, description, file, extra = (column[row] for column in self._texts.values())
-        return Record(text or "", label, description, file or "", self._numbers[row], json.loads(extra) if extra else {})
+        return Record(
+            text or "", label, description, file or "", self._numbers[row], json.loads(extra) if extra else {}
+        )
 
     def labels(self) -> list[str | None]:
         column = self._batch.column(1)
@@ -311,7 +334,11 @@ def _digest(keys: np.ndarray, labels: np.ndarray) -> str:
     order = np.argsort(first, kind="stable")
     # keys that begin alike are copies almost always: only those need the rest of the key, and the label
     same = first[order][1:] == first[order][:-1]
-    tied = np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same])) if len(order) else np.zeros(0, int)
+    tied = (
+        np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
+        if len(order)
+        else np.zeros(0, int)
+    )
     order[tied] = sorted(order[tied], key=lambda row: (keys[row].tobytes(), words[row]))
     digest = hashlib.sha256()
     for start in range(0, len(order), _BATCH_ROWS):
@@ -327,7 +354,11 @@ def select(records: Sequence[Record], indices: np.ndarray | Sequence[int]) -> Se
 
 def labels_of(records: Sequence[Record]) -> np.ndarray:
     """The label of each record, or None: objects [N]."""
-    return records.labels if isinstance(records, RecordTable) else np.array([record.label for record in records], dtype=object)
+    return (
+        records.labels
+        if isinstance(records, RecordTable)
+        else np.array([record.label for record in records], dtype=object)
+    )
 
 
 def files_of(records: Sequence[Record]) -> list[str]:
@@ -337,7 +368,11 @@ def files_of(records: Sequence[Record]) -> list[str]:
 
 def keys_of(records: Sequence[Record]) -> np.ndarray:
     """The first 16 bytes of each record's content key: V16 [N]."""
-    return records.content_keys if isinstance(records, RecordTable) else _listed_keys(records)[:, :16].copy().view("V16")[:, 0]
+    return (
+        records.content_keys
+        if isinstance(records, RecordTable)
+        else _listed_keys(records)[:, :16].copy().view("V16")[:, 0]
+    )
 
 
 def digest_of(records: Sequence[Record]) -> str:

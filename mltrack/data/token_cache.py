@@ -1,13 +1,14 @@
-"""Token ids of records, made once: kept in a file that is mapped into memory, so that neither a start nor an epoch copies them.
+"""Token ids of records, made once: kept in a file that is mapped into memory, so that neither a start nor an epoch
+copies them.
 
-Invariant: rows that come from the cache are those that the encoder would make now. A file's name is a digest of all that decides its content
-(the records' contents in their order, the tokenizer, `max_length`, the task, the truncation, the format); it is written under another
-name, synced and renamed; its checksum is read whole before it is used, and a damaged one is made anew. Of several processes that need the same
-file one makes it while the others wait; the lock dies with its holder. All files together stay within `MOST_BYTES`: the ones that were used
-longest ago go first.
+Invariant: rows that come from the cache are those that the encoder would make now. A file's name is a digest of all
+that decides its content (the records' contents in their order, the tokenizer, `max_length`, the task, the truncation,
+the format); it is written under another name, synced and renamed; its checksum is read whole before it is used, and a
+damaged one is made anew. Of several processes that need the same file one makes it while the others wait; the lock dies
+with its holder. All files together stay within `MOST_BYTES`: the ones that were used longest ago go first.
 
-File: ids (uint16 or uint32), then lengths, num_prompt, uncut (int32, aligned to 8 bytes), then a JSON footer, and last its CRC-32, its size, MAGIC.
-"""
+File: ids (uint16 or uint32), then lengths, num_prompt, uncut (int32, aligned to 8 bytes), then a JSON footer, and last
+its CRC-32, its size, MAGIC."""
 
 from __future__ import annotations
 
@@ -87,7 +88,9 @@ class TokenRows:
             self.__dict__["ids"] = np.frombuffer(_mapped(self.path), dtype=dtype, count=count)
 
 
-def token_rows(records: Sequence[Record], encoder: Encoder, *, cache: bool = True, progress: Progress | None = None) -> TokenRows:
+def token_rows(
+    records: Sequence[Record], encoder: Encoder, *, cache: bool = True, progress: Progress | None = None
+) -> TokenRows:
     """The rows of these records, from the cache where they are there.
 
     Args:
@@ -111,7 +114,10 @@ def token_rows(records: Sequence[Record], encoder: Encoder, *, cache: bool = Tru
         path.parent.mkdir(parents=True, exist_ok=True)
         lock_file = path.with_suffix(".lock").open("ab")
     except OSError as error:
-        warnings.warn(f"{path.parent}: cannot be written ({error.strerror}), so token ids are made each time and held in memory", stacklevel=2)
+        warnings.warn(
+            f"{path.parent}: cannot be written ({error.strerror}), so token ids are made each time and held in memory",
+            stacklevel=2,
+        )
         return _in_memory(encoder.rows(records, progress), encoder)
     with lock_file, locked(lock_file.fileno()):
         found = _read(path, key)  # another process may have made it while this one waited
@@ -120,7 +126,9 @@ def token_rows(records: Sequence[Record], encoder: Encoder, *, cache: bool = Tru
     return found
 
 
-def _made(path: Path, key: dict[str, Any], records: Sequence[Record], encoder: Encoder, progress: Progress | None) -> TokenRows:
+def _made(
+    path: Path, key: dict[str, Any], records: Sequence[Record], encoder: Encoder, progress: Progress | None
+) -> TokenRows:
     for left in path.parent.glob(f".{path.stem}.*"):  # of a builder that was killed: it would hold the lock
         left.unlink(missing_ok=True)
     try:
@@ -136,7 +144,9 @@ def _made(path: Path, key: dict[str, Any], records: Sequence[Record], encoder: E
 def _in_memory(parts: Iterable[EncodedRows], encoder: Encoder) -> TokenRows:
     made = list(parts)
     dtype = _dtype(encoder) if made else np.dtype("<u2")
-    lengths, num_prompt, uncut = (np.concatenate([getattr(part, name) for part in made] or [np.empty(0, np.int32)]) for name in _COLUMNS)
+    lengths, num_prompt, uncut = (
+        np.concatenate([getattr(part, name) for part in made] or [np.empty(0, np.int32)]) for name in _COLUMNS
+    )
     ids = np.concatenate([part.ids.astype(dtype) for part in made] or [np.empty(0, dtype)])
     return TokenRows(ids, _starts(lengths), lengths, num_prompt, uncut)
 
@@ -168,7 +178,16 @@ def _write(path: Path, key: dict[str, Any], parts: Iterable[EncodedRows], dtype:
         for column in columns:
             checksum = _append(stream, np.concatenate(column).tobytes(), checksum)
         num_rows = sum(map(len, columns[0]))
-        footer = json.dumps({"key": key, "dtype": dtype.str, "tokens": num_tokens, "rows": num_rows, "bytes": stream.tell(), "crc32": checksum}).encode()
+        footer = json.dumps(
+            {
+                "key": key,
+                "dtype": dtype.str,
+                "tokens": num_tokens,
+                "rows": num_rows,
+                "bytes": stream.tell(),
+                "crc32": checksum,
+            }
+        ).encode()
         stream.write(footer + _TAIL.pack(zlib.crc32(footer), len(footer), _MAGIC))
 
 
@@ -192,7 +211,10 @@ def _read(path: Path, key: dict[str, Any]) -> TokenRows | None:
         return None
     ids = np.frombuffer(held, dtype=footer["dtype"], count=footer["tokens"])
     first, rows = ids.nbytes + -ids.nbytes % 8, footer["rows"]
-    lengths, num_prompt, uncut = (np.frombuffer(held, dtype="<i4", count=rows, offset=first + 4 * rows * number) for number in range(len(_COLUMNS)))
+    lengths, num_prompt, uncut = (
+        np.frombuffer(held, dtype="<i4", count=rows, offset=first + 4 * rows * number)
+        for number in range(len(_COLUMNS))
+    )
     return TokenRows(ids, _starts(lengths), lengths, num_prompt, uncut, path)
 
 
@@ -237,7 +259,9 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _make_room(kept: Path) -> None:
-    """Remove what killed builders left, and the files that were used longest ago until all are within `MOST_BYTES`; a mapped one stays readable."""
+    """Remove what killed builders left, and the files that were used longest ago until all are within `MOST_BYTES`; a
+    mapped one stays readable.
+    """
     for left in kept.parent.glob(".tokens-*"):
         if not is_locked(kept.parent / f"{left.stem.removeprefix('.')}.lock"):
             left.unlink(missing_ok=True)

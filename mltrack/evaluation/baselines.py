@@ -1,7 +1,7 @@
 """What a model must beat: the majority class and TF-IDF with logistic regression, or the frequencies of the tokens.
 
-Invariant: learned on the training split, measured on the evaluation split, with the metrics and the counting that the model gets.
-"""
+Invariant: learned on the training split, measured on the evaluation split, with the metrics and the counting that the
+model gets."""
 
 from __future__ import annotations
 
@@ -22,12 +22,14 @@ _FEATURES, _WEIGHTS = 20_000, 1_000_000
 """The logistic regression has a weight for each feature and class, and its solver keeps some twenty copies of them."""
 
 
-def classification_baselines(train_records: Sequence[Record], eval_records: Sequence[Record], label_mapping: Mapping[str, int]) -> dict[str, float]:
+def classification_baselines(
+    train_records: Sequence[Record], eval_records: Sequence[Record], label_mapping: Mapping[str, int]
+) -> dict[str, float]:
     """majority_accuracy, majority_macro_f1, tfidf_accuracy, tfidf_macro_f1 on `eval_records`.
 
-    TF-IDF of single code tokens and their pairs (the 20,000 most frequent, fewer with more than 50 classes) into a logistic regression; time and memory are bounded: at most 10,000 training
-    records, evenly spread, and the first 20,000 characters of each.
-    """
+    TF-IDF of single code tokens and their pairs (the 20,000 most frequent, fewer with more than 50 classes) into a
+    logistic regression; time and memory are bounded: at most 10,000 training records, evenly spread, and the first
+    20,000 characters of each."""
     names = [name for name, _ in sorted(label_mapping.items(), key=lambda item: item[1])]
     train = [label_mapping[str(record.label)] for record in train_records]
     truth = [label_mapping[str(record.label)] for record in eval_records]
@@ -54,7 +56,12 @@ def _tfidf(train_records: Sequence[Record], train: Sequence[int], eval_records: 
     if len({train[i] for i in chosen}) < len(set(train)):
         chosen = np.union1d(chosen, [train.index(label) for label in set(train)])
     vectorizer = TfidfVectorizer(
-        token_pattern=_TOKENS, lowercase=False, ngram_range=(1, 2), max_features=features_of(len(set(train))), sublinear_tf=True, dtype=np.float32
+        token_pattern=_TOKENS,
+        lowercase=False,
+        ngram_range=(1, 2),
+        max_features=features_of(len(set(train))),
+        sublinear_tf=True,
+        dtype=np.float32,
     )
     features = vectorizer.fit_transform(train_records[i].text[:_LONGEST_CHARACTERS] for i in chosen)
     model = LogisticRegression(C=10.0, class_weight="balanced", max_iter=100)
@@ -63,7 +70,9 @@ def _tfidf(train_records: Sequence[Record], train: Sequence[int], eval_records: 
         model.fit(features, [train[i] for i in chosen])
     if not eval_records:
         return []
-    predictions: list[int] = model.predict(vectorizer.transform(record.text[:_LONGEST_CHARACTERS] for record in eval_records)).tolist()
+    predictions: list[int] = model.predict(
+        vectorizer.transform(record.text[:_LONGEST_CHARACTERS] for record in eval_records)
+    ).tolist()
     return predictions
 
 
@@ -73,10 +82,11 @@ def features_of(num_classes: int) -> int:
 
 
 def unigram_loss(train_dataset: Any, eval_dataset: Any, vocab_size: int) -> dict[str, float]:
-    """{"unigram_loss": nats per target token of `eval_dataset`}, from the token frequencies of `train_dataset`'s targets plus one each.
+    """{"unigram_loss": nats per target token of `eval_dataset`}, from the token frequencies of `train_dataset`'s
+    targets plus one each.
 
-    Targets are those of `eval_loss`: labels that are not -100 and have a token before them. Both are CodeDatasets of code_generation.
-    """
+    Targets are those of `eval_loss`: labels that are not -100 and have a token before them. Both are CodeDatasets of
+    code_generation."""
     counts = np.ones(vocab_size, dtype=np.float64)
     for targets in _targets(train_dataset):
         counts += np.bincount(targets, minlength=vocab_size)

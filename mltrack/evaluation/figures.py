@@ -1,8 +1,8 @@
 """Pictures for the run's artifacts: confusion matrix, learning curves, lengths of the records.
 
-Invariant: matplotlib's object interface with the Agg canvas only; no global state, no display, and a file that is there is whole.
-Names of classes and metrics are other people's: any of them is drawn as it is, characters without a glyph as boxes.
-"""
+Invariant: matplotlib's object interface with the Agg canvas only; no global state, no display, and a file that is there
+is whole. Names of classes and metrics are other people's: any of them is drawn as it is, characters without a glyph as
+boxes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ _MOST_POINTS = 2000
 """Of a curve: more than its panel has pixels."""
 
 
-def confusion_matrix_figure(matrix: Sequence[Sequence[int]] | None, labels: Sequence[str], path: str | Path) -> Path | None:
+def confusion_matrix_figure(
+    matrix: Sequence[Sequence[int]] | None, labels: Sequence[str], path: str | Path
+) -> Path | None:
     """Write a PNG: counts, coloured by share of the true class (rows are true classes, columns predicted ones).
 
     Returns:
@@ -46,7 +48,15 @@ def confusion_matrix_figure(matrix: Sequence[Sequence[int]] | None, labels: Sequ
     for row, column in product(range(len(labels)), repeat=2) if numbered else ():
         ink = "white" if shares[row, column] > 0.55 else _INK
         size = 10 if len(labels) <= 8 else 7
-        axes.text(column, row, f"{counts[row, column]:.0f}\n{shares[row, column]:.0%}", ha="center", va="center", color=ink, fontsize=size)
+        axes.text(
+            column,
+            row,
+            f"{counts[row, column]:.0f}\n{shares[row, column]:.0%}",
+            ha="center",
+            va="center",
+            color=ink,
+            fontsize=size,
+        )
     names = [_label(label, 24) for label in labels]
     tilt = 0 if len(labels) <= 2 else 35 if numbered else 90
     size = 10 if numbered else 7
@@ -65,13 +75,16 @@ def learning_curves_figure(history: Mapping[str, Sequence[tuple[int, float]]], p
     """Write a PNG of metrics over optimizer steps.
 
     Args:
-        history: metric -> [(step, value)]. Losses share the first panel, every other metric family its own; at most six panels.
+        history: metric -> [(step, value)]. Losses share the first panel, every other metric family its own; at most six
+            panels.
         path: of the PNG.
     """
     panels: dict[str, list[str]] = {}
     for metric, points in history.items():
         if any(math.isfinite(value) for _, value in points):
-            panels.setdefault("loss" if metric.endswith("loss") else metric.removeprefix("eval_").removeprefix("train_"), []).append(metric)
+            panels.setdefault(
+                "loss" if metric.endswith("loss") else metric.removeprefix("eval_").removeprefix("train_"), []
+            ).append(metric)
     names = sorted(panels, key=lambda name: (name != "loss", name))[:6]
     columns = min(2, max(1, len(names)))
     rows = max(1, -(-len(names) // columns))
@@ -79,7 +92,12 @@ def learning_curves_figure(history: Mapping[str, Sequence[tuple[int, float]]], p
     spots = list(grid.flat) if hasattr(grid, "flat") else [grid]
     for axes, name in zip(spots, names, strict=False):
         for colour, metric in zip(_LINES, panels[name], strict=False):
-            _curve(axes, _thinned([(step, value) for step, value in history[metric] if math.isfinite(value)]), metric, colour)
+            _curve(
+                axes,
+                _thinned([(step, value) for step, value in history[metric] if math.isfinite(value)]),
+                metric,
+                colour,
+            )
         axes.set_title(_label(name.replace("_", " ")), fontsize=11, loc="left")
         axes.set_xlabel("optimizer step")
         axes.grid(True, color=_GRID, linewidth=0.6)
@@ -113,7 +131,11 @@ def token_lengths_figure(lengths: Mapping[str, Any], max_length: int, path: str 
         axes.axvline(max_length, color=_INK, linewidth=1.2, linestyle="--")
         cut = float((counted > max_length).mean())
         beyond = f" (the last bar: all up to {bins[-1].last:,})" if bins[-1].last - bins[-1].first >= width else ""
-        axes.set_title(f"{_label(name)}: {len(counted):,} records, {cut:.1%} longer than max_length={max_length}", fontsize=10, loc="left")
+        axes.set_title(
+            f"{_label(name)}: {len(counted):,} records, {cut:.1%} longer than max_length={max_length}",
+            fontsize=10,
+            loc="left",
+        )
         axes.set_xlabel(f"tokens{beyond}")
         axes.set_ylabel("records")
         axes.grid(True, axis="y", color=_GRID, linewidth=0.6)

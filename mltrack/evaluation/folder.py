@@ -39,12 +39,23 @@ def evaluate_folder(
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     max_length = int(config["mltrack"]["max_length"])
     mapping = dict(config["label2id"]) if task != "code_generation" else None
-    options: dict[str, Any] = {"max_length": max_length, "label_mapping": mapping, "truncation": kept_of_long_texts(config["mltrack"]), **(reading or {})}
+    options: dict[str, Any] = {
+        "max_length": max_length,
+        "label_mapping": mapping,
+        "truncation": kept_of_long_texts(config["mltrack"]),
+        **(reading or {}),
+    }
     loader = DatasetLoader(dataset_path, source.tokenizer, task=task, **options)
     dataset = loader.load()
     loader.bad_records.report(dataset_path, "evaluation", notice)
     device = choose_device("auto")
     allow_planned_attention(device, False)  # evaluated once, no shape of batch earns its plan
     model = source.build(label_mapping=mapping, max_length=max_length, seed=0, whole=True).to(device)
-    metrics, _ = evaluate(model, dataset, batch_size=batch_size, device=device, precision=Precision(choose_precision("auto", device), device))
+    metrics, _ = evaluate(
+        model,
+        dataset,
+        batch_size=batch_size,
+        device=device,
+        precision=Precision(choose_precision("auto", device), device),
+    )
     return metrics

@@ -1,4 +1,5 @@
-"""The files that a finished training leaves beside its model: report, confusion matrix, samples, learning curves, lengths of the records.
+"""The files that a finished training leaves beside its model: report, confusion matrix, samples, learning curves,
+lengths of the records.
 
 Invariant: they describe the model that is kept (the best), on the evaluation set of the run.
 """
@@ -29,7 +30,8 @@ SAMPLE_TOKENS = 128
 
 
 def outcome_parts(trainer: AdvancedTrainer, folder: Path, *, step: int, check: Callable[..., None]) -> list[Part]:
-    """What describes a trained model, each with a function that writes its files into `folder` and logs what they measured.
+    """What describes a trained model, each with a function that writes its files into `folder` and logs what they
+    measured.
 
     Args:
         trainer: its model holds the weights that are kept.
@@ -38,8 +40,23 @@ def outcome_parts(trainer: AdvancedTrainer, folder: Path, *, step: int, check: C
     """
     dataset = trainer.eval_dataset
     parts: list[Part] = [
-        ("learning curves", lambda: [(learning_curves_figure(_curves(trainer.state.history), folder / "learning_curves.png"), "figures")]),
-        ("token lengths", lambda: [(token_lengths_figure(_lengths(trainer), trainer.train_dataset.max_length, folder / "token_lengths.png"), "figures")]),
+        (
+            "learning curves",
+            lambda: [
+                (learning_curves_figure(_curves(trainer.state.history), folder / "learning_curves.png"), "figures")
+            ],
+        ),
+        (
+            "token lengths",
+            lambda: [
+                (
+                    token_lengths_figure(
+                        _lengths(trainer), trainer.train_dataset.max_length, folder / "token_lengths.png"
+                    ),
+                    "figures",
+                )
+            ],
+        ),
     ]
     if dataset is None:
         return parts
@@ -48,7 +65,9 @@ def outcome_parts(trainer: AdvancedTrainer, folder: Path, *, step: int, check: C
     return [*parts, ("samples", lambda: _generation_files(trainer, dataset, folder, step, check))]
 
 
-def _classification_parts(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, check: Callable[..., None]) -> list[Part]:
+def _classification_parts(
+    trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, check: Callable[..., None]
+) -> list[Part]:
     @cache
     def report() -> dict[str, Any]:
         _, evaluator = trainer.evaluated(dataset, check)
@@ -67,10 +86,14 @@ def _classification_parts(trainer: AdvancedTrainer, dataset: CodeDataset, folder
     return [("classification report", report_file), ("confusion matrix", matrix_file)]
 
 
-def _generation_files(trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, step: int, check: Callable[..., None]) -> Written:
+def _generation_files(
+    trainer: AdvancedTrainer, dataset: CodeDataset, folder: Path, step: int, check: Callable[..., None]
+) -> Written:
     check()
     chosen = fixed_prompts(dataset.records)
-    with trainer.precision.autocast() if trainer.device.type == "cuda" else nullcontext():  # flash attention computes in nothing else; a CPU is slower so
+    with (
+        trainer.precision.autocast() if trainer.device.type == "cuda" else nullcontext()
+    ):  # flash attention computes in nothing else; a CPU is slower so
         samples = generate_samples(
             trainer.model,
             dataset.tokenizer,
@@ -92,8 +115,13 @@ def _table(trainer: AdvancedTrainer, samples: Sequence[Sample], folder: Path) ->
     rows = [asdict(sample) for sample in samples]
     columns = [field.name for field in fields(Sample)]
     path = folder / "samples_table.json"
-    path.write_text(json.dumps({"columns": columns, "data": [[row[column] for column in columns] for row in rows]}), encoding="utf-8")
-    trainer.tracker.set_tags({"mlflow.loggedArtifacts": json.dumps([{"path": f"evaluation/{path.name}", "type": "table"}])})
+    path.write_text(
+        json.dumps({"columns": columns, "data": [[row[column] for column in columns] for row in rows]}),
+        encoding="utf-8",
+    )
+    trainer.tracker.set_tags(
+        {"mlflow.loggedArtifacts": json.dumps([{"path": f"evaluation/{path.name}", "type": "table"}])}
+    )
     return path
 
 

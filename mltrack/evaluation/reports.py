@@ -1,7 +1,7 @@
 """The classification report as plain JSON values.
 
-Invariant: rows of the confusion matrix are true classes, columns are predicted ones, both in the order of `label_names`.
-"""
+Invariant: rows of the confusion matrix are true classes, columns are predicted ones, both in the order of
+`label_names`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ MAX_MATRIX = 1000
 """Classes: a million cells."""
 
 
-def classification_report(labels: Sequence[int], predictions: Sequence[int], label_names: Sequence[str]) -> dict[str, Any]:
+def classification_report(
+    labels: Sequence[int], predictions: Sequence[int], label_names: Sequence[str]
+) -> dict[str, Any]:
     """Per class precision, recall, f1, support; the confusion matrix; the metrics over all classes.
 
     Returns:
-        {"classes": {name: {...}}, "confusion_matrix": {"labels": [...], "matrix": [[...]]}, "overall": {...}, "records": n}. With more than `MAX_MATRIX`
-        classes the matrix is {"labels": [...], "pairs": [{"true", "predicted", "count"}]} with the most frequent pairs of classes.
+        {"classes": {name: {...}}, "confusion_matrix": {"labels": [...], "matrix": [[...]]}, "overall": {...},
+        "records": n}. With more than `MAX_MATRIX` classes the matrix is {"labels": [...], "pairs": [{"true",
+        "predicted", "count"}]} with the most frequent pairs of classes.
     """
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -33,14 +36,21 @@ def classification_report(labels: Sequence[int], predictions: Sequence[int], lab
         name: {"precision": float(precision), "recall": float(recall), "f1": float(f1), "support": int(support)}
         for name, precision, recall, f1, support in zip(label_names, *columns, strict=True)
     }
-    overall = {name: value for name, value in classification_metrics(labels, predictions, label_names).items() if not name.startswith("f1_")}
+    overall = {
+        name: value
+        for name, value in classification_metrics(labels, predictions, label_names).items()
+        if not name.startswith("f1_")
+    }
     return {"classes": classes, "confusion_matrix": confusions, "overall": overall, "records": len(labels)}
 
 
 def _confusions(labels: Sequence[int], predictions: Sequence[int], label_names: Sequence[str]) -> dict[str, Any]:
     pairs = Counter(zip(labels, predictions, strict=True))
     if len(label_names) > MAX_MATRIX:
-        rows = [{"true": label_names[true], "predicted": label_names[predicted], "count": count} for (true, predicted), count in pairs.most_common(MAX_MATRIX)]
+        rows = [
+            {"true": label_names[true], "predicted": label_names[predicted], "count": count}
+            for (true, predicted), count in pairs.most_common(MAX_MATRIX)
+        ]
         return {"labels": list(label_names), "pairs": rows}
     matrix = [[pairs[true, predicted] for predicted in range(len(label_names))] for true in range(len(label_names))]
     return {"labels": list(label_names), "matrix": matrix}

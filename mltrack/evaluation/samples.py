@@ -1,8 +1,7 @@
 """Completions of fixed prompts, so that two runs of one data set can be read side by side.
 
-Invariant: decoding is greedy, whatever generation settings the model has, and a prompt is made of the same tokens as in training; which prompts are taken depends on the records alone,
-not on their order.
-"""
+Invariant: decoding is greedy, whatever generation settings the model has, and a prompt is made of the same tokens as in
+training; which prompts are taken depends on the records alone, not on their order."""
 
 from __future__ import annotations
 
@@ -38,7 +37,9 @@ def fixed_prompts(eval_records: Sequence[Record], count: int = 16, seed: int = 0
     """Up to `count` records with different descriptions, chosen by a hash of their content."""
 
     def rank(record: Record) -> str:
-        return hashlib.sha256(f"{seed}\0{record.description}\0{record.text}".encode("utf-8", "surrogatepass")).hexdigest()
+        return hashlib.sha256(
+            f"{seed}\0{record.description}\0{record.text}".encode("utf-8", "surrogatepass")
+        ).hexdigest()
 
     chosen: dict[str, Record] = {}
     for record in sorted(eval_records, key=rank):
@@ -82,18 +83,23 @@ def generate_samples(
             batch = longest_first[start : start + batch_size]
             if stop_requested is not None and stop_requested():
                 break
-            completions = _complete(model, tokenizer, [prompts[i] for i in batch], max_new_tokens, device, stop_requested)
+            completions = _complete(
+                model, tokenizer, [prompts[i] for i in batch], max_new_tokens, device, stop_requested
+            )
             if stop_requested is not None and stop_requested():
                 break  # these may be cut off
             for i, completion in zip(batch, completions, strict=True):
-                samples[i] = Sample(descriptions[i], completion, references[i] if references else None, is_valid_python(completion))
+                samples[i] = Sample(
+                    descriptions[i], completion, references[i] if references else None, is_valid_python(completion)
+                )
     finally:
         model.train(was_training)
     return [samples[i] for i in sorted(samples)]
 
 
 def _prompt(tokenizer: Any, description: str, prompt_template: str) -> list[int]:
-    """As `mltrack.data.dataset.prompt_ids`, for any template: the begin token where the tokenizer adds one, then the text.
+    """As `mltrack.data.dataset.prompt_ids`, for any template: the begin token where the tokenizer adds one, then the
+    text.
 
     Special tokens of the template are tokens; those of the description are text where the tokenizer reads them so.
     """
@@ -104,7 +110,10 @@ def _prompt(tokenizer: Any, description: str, prompt_template: str) -> list[int]
         opened = max((found.end() for found in cuts.finditer(before)), default=0)
         closed = next((found.start() for found in cuts.finditer(behind)), len(behind))
         plain = {"add_special_tokens": False}
-        head, tail = (tokenizer(text, **plain, split_special_tokens=False).input_ids if text else [] for text in (before[:opened], behind[closed:]))
+        head, tail = (
+            tokenizer(text, **plain, split_special_tokens=False).input_ids if text else []
+            for text in (before[:opened], behind[closed:])
+        )
         ids: list[int] = [*head, *tokenizer(before[opened:] + description + behind[:closed], **plain).input_ids, *tail]
     else:
         ids = tokenizer(prompt_template.format(description=description), add_special_tokens=False).input_ids
@@ -114,7 +123,12 @@ def _prompt(tokenizer: Any, description: str, prompt_template: str) -> list[int]
 
 
 def _complete(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, device: torch.device, stop_requested: Callable[[], bool] | None
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    device: torch.device,
+    stop_requested: Callable[[], bool] | None,
 ) -> list[str]:
     """A batch, padded on the left so that every prompt ends where its completion begins."""
     from transformers import GenerationConfig
@@ -138,9 +152,15 @@ def _complete(
     with torch.inference_mode(), _without_settings(model), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         output = model.generate(
-            input_ids=torch.tensor(rows, device=device), attention_mask=torch.tensor(mask, device=device), generation_config=plan, stopping_criteria=[stop]
+            input_ids=torch.tensor(rows, device=device),
+            attention_mask=torch.tensor(mask, device=device),
+            generation_config=plan,
+            stopping_criteria=[stop],
         )
-    return [tokenizer.decode(_until(ids, tokenizer.eos_token_id), skip_special_tokens=True) for ids in output[:, longest:].tolist()]
+    return [
+        tokenizer.decode(_until(ids, tokenizer.eos_token_id), skip_special_tokens=True)
+        for ids in output[:, longest:].tolist()
+    ]
 
 
 @contextmanager
@@ -171,7 +191,10 @@ def is_valid_python(completion: str) -> bool:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a SyntaxWarning is valid Python
-                return not all(isinstance(line, ast.Expr) and isinstance(line.value, (ast.Name, ast.Constant)) for line in ast.parse(text).body)
+                return not all(
+                    isinstance(line, ast.Expr) and isinstance(line.value, (ast.Name, ast.Constant))
+                    for line in ast.parse(text).body
+                )
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             continue
     return False

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from mltrack.hardware.cpu import cpu_multiplies_bf16, cpu_quota, cpuinfo, fit_threads, give_back_freed_memory, keep_freed_memory, usable_cores, yield_idle_cores
+from mltrack.hardware.cpu import (
+    cpu_multiplies_bf16,
+    cpu_quota,
+    cpuinfo,
+    fit_threads,
+    give_back_freed_memory,
+    keep_freed_memory,
+    usable_cores,
+    yield_idle_cores,
+)
 from mltrack.hardware.device import (
     allow_planned_attention,
     allow_tf32,

@@ -17,17 +17,19 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 def yield_idle_cores() -> None:
     """Let threads that wait for each other sleep soon instead of spinning; call it before torch is imported.
 
-    The OpenMP of GCC spins for milliseconds at each barrier. Where another process (a second training, the relay) has one of the cores,
-    that is time taken from the very thread that is waited for: a step takes ten times as long. A user's own setting wins.
-    """
+    The OpenMP of GCC spins for milliseconds at each barrier. Where another process (a second training, the relay) has
+    one of the cores, that is time taken from the very thread that is waited for: a step takes ten times as long. A
+    user's own setting wins."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 
 def fit_threads() -> int | None:
-    """Give torch and the tokenizers as many threads as the container's quota has cores; call it before torch is imported.
+    """Give torch and the tokenizers as many threads as the container's quota has cores; call it before torch is
+    imported.
 
-    Both count the cores of the machine. Where a container may use two of 64, 64 threads take turns on two, and each barrier waits for all.
+    Both count the cores of the machine. Where a container may use two of 64, 64 threads take turns on two, and each
+    barrier waits for all.
 
     Returns:
         The number of threads; None where no quota is below the number of cores, or the user has set OMP_NUM_THREADS.
@@ -44,15 +46,16 @@ def fit_threads() -> int | None:
 def keep_freed_memory() -> bool:
     """Let glibc keep the memory of freed tensors and give it out again; True where that took effect.
 
-    By default every large tensor is mapped, faulted in page by page and unmapped; on a CPU that costs up to a third of a training loop.
-    The price: the process does not give its peak memory back before `give_back_freed_memory`. Call it before the first tensor.
-    """
+    By default every large tensor is mapped, faulted in page by page and unmapped; on a CPU that costs up to a third of
+    a training loop. The price: the process does not give its peak memory back before `give_back_freed_memory`. Call it
+    before the first tensor."""
     if not _has_glibc():
         return False
     import ctypes
 
     mallopt = ctypes.CDLL(None).mallopt
-    # older releases answer 0 above half of a heap (32 MiB on 64 bit). Without this one the others would make it worse: they end glibc's own raising of it
+    # older releases answer 0 above half of a heap (32 MiB on 64 bit). Without this one the others would make it worse:
+    # they end glibc's own raising of it
     if not any(mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in (1 << 30, 32 << 20)):
         return False
     answers = [mallopt(_M_TRIM_THRESHOLD, 2**31 - 1), mallopt(_M_TOP_PAD, 256 << 20)]
@@ -60,7 +63,9 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Return to the kernel what `keep_freed_memory` has kept, once no more steps come; True where something was returned."""
+    """Return to the kernel what `keep_freed_memory` has kept, once no more steps come; True where something was
+    returned.
+    """
     if not _has_glibc():
         return False
     import ctypes
@@ -75,10 +80,12 @@ def usable_cores() -> int:
 
 
 def cpu_quota(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Cores that the control groups of this process allow, the least on the way up; None where none of them sets a limit.
+    """Cores that the control groups of this process allow, the least on the way up; None where none of them sets a
+    limit.
 
     Args:
-        mount: where the control groups lie: `cpu.max` of version 2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` of version 1.
+        mount: where the control groups lie: `cpu.max` of version 2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` of
+            version 1.
         own: lines `id:controllers:path` of this process; no controllers: version 2.
     """
     limits = []
@@ -101,7 +108,9 @@ def cpu_multiplies_bf16() -> bool:
     import torch
 
     for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
-        supported = getattr(torch.cpu, probe, None)  # private names: where a release drops one, the kernel's flags answer below
+        supported = getattr(
+            torch.cpu, probe, None
+        )  # private names: where a release drops one, the kernel's flags answer below
         if supported is not None and supported():
             return True
     flags = cpuinfo("flags").split()

@@ -1,8 +1,8 @@
 """Where a model runs and in which numbers.
 
-Invariant: `auto` never picks something slower than plain fp32 on the CPU for want of an instruction, and what was asked for by name is
-either there or refused in one line. torch is imported inside the functions, so `mltrack doctor --help` stays quick.
-"""
+Invariant: `auto` never picks something slower than plain fp32 on the CPU for want of an instruction, and what was asked
+for by name is either there or refused in one line. torch is imported inside the functions, so `mltrack doctor --help`
+stays quick."""
 
 from __future__ import annotations
 
@@ -28,17 +28,32 @@ def choose_device(name: str = "auto") -> torch.device:
     import torch
 
     name = OPTIONS["device"].check(name)
-    there = [kind for kind, present in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()), ("cpu", True)) if present]
+    there = [
+        kind
+        for kind, present in (
+            ("cuda", torch.cuda.is_available()),
+            ("mps", torch.backends.mps.is_available()),
+            ("cpu", True),
+        )
+        if present
+    ]
     if name == "auto":
         return torch.device(there[0])
     if name not in there:
-        why = "this torch is built without CUDA" if name == "cuda" and torch.version.cuda is None else "there is none on this machine"
-        raise ConfigurationError(f"device: seen {name}, but {why} (torch {torch.__version__}); accepted here: auto|{'|'.join(there)}")
+        why = (
+            "this torch is built without CUDA"
+            if name == "cuda" and torch.version.cuda is None
+            else "there is none on this machine"
+        )
+        raise ConfigurationError(
+            f"device: seen {name}, but {why} (torch {torch.__version__}); accepted here: auto|{'|'.join(there)}"
+        )
     return torch.device(name)
 
 
 def choose_precision(use_mixed_precision: str | bool, device: torch.device) -> str:
-    """fp16, bf16 or off. `auto` (and True) is bf16 where the device multiplies it natively, fp16 on older GPUs, else off.
+    """fp16, bf16 or off. `auto` (and True) is bf16 where the device multiplies it natively, fp16 on older GPUs, else
+    off.
 
     Raises:
         ConfigurationError: an unknown word, or a mixed precision on mps.
@@ -48,11 +63,14 @@ def choose_precision(use_mixed_precision: str | bool, device: torch.device) -> s
     word = str(OPTIONS["use_mixed_precision"].check(use_mixed_precision))
     if device.type == "mps":
         if word not in ("auto", "off"):
-            raise ConfigurationError(f"use_mixed_precision: seen {word} with device mps; accepted there: auto|off (both are fp32)")
+            raise ConfigurationError(
+                f"use_mixed_precision: seen {word} with device mps; accepted there: auto|off (both are fp32)"
+            )
         return "off"
     if word == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8:
         raise ConfigurationError(
-            f"use_mixed_precision: seen bf16, which {torch.cuda.get_device_name(device)} does not multiply itself; accepted there: auto|fp16|off"
+            f"use_mixed_precision: seen bf16, which {torch.cuda.get_device_name(device)} does not multiply itself;"
+            " accepted there: auto|fp16|off"
         )
     if word != "auto":
         return word
@@ -78,7 +96,8 @@ def visible_gpus() -> int:
 
 
 def allow_tf32(device: torch.device, precision: str, wanted: bool = True) -> None:
-    """Let a GPU that is asked for fp32 multiply with TF32's 10 bits of mantissa and add in fp32, several times as fast (Ampere and later), or forbid it.
+    """Let a GPU that is asked for fp32 multiply with TF32's 10 bits of mantissa and add in fp32, several times as fast
+    (Ampere and later), or forbid it.
 
     It holds for the whole process, also for the evaluation that comes after a training; each training sets it anew.
     """
@@ -89,11 +108,11 @@ def allow_tf32(device: torch.device, precision: str, wanted: bool = True) -> Non
 
 
 def allow_planned_attention(device: torch.device, wanted: bool) -> None:
-    """Let `scaled_dot_product_attention` take cuDNN's kernels on a GPU, or leave it flash and the memory-efficient ones.
+    """Let `scaled_dot_product_attention` take cuDNN's kernels on a GPU, or leave it flash and the memory-efficient
+    ones.
 
-    cuDNN makes a plan for each new shape, which takes longer than the steps of a short training, whose batches have dozens of lengths
-    (docs/performance.md). It holds for the whole process, as `allow_tf32` does.
-    """
+    cuDNN makes a plan for each new shape, which takes longer than the steps of a short training, whose batches have
+    dozens of lengths (docs/performance.md). It holds for the whole process, as `allow_tf32` does."""
     import torch
 
     if device.type == "cuda":
@@ -102,7 +121,9 @@ def allow_planned_attention(device: torch.device, wanted: bool) -> None:
 
 @contextmanager
 def whole_products() -> Iterator[None]:
-    """Inside, fp32 is multiplied in fp32 on a GPU too: what two computations are compared in, whose difference would else be TF32's rounding."""
+    """Inside, fp32 is multiplied in fp32 on a GPU too: what two computations are compared in, whose difference would
+    else be TF32's rounding.
+    """
     import torch
 
     try:
@@ -130,7 +151,8 @@ def prepare_to_repeat(wanted: bool) -> None:
 
 @contextmanager
 def repeating_exactly(wanted: bool) -> Iterator[None]:
-    """Where wanted, torch computes the same bits each time on a GPU too, and fails at an operation that it cannot repeat (`deterministic=true`).
+    """Where wanted, torch computes the same bits each time on a GPU too, and fails at an operation that it cannot
+    repeat (`deterministic=true`).
 
     `prepare_to_repeat` comes before it.
     """
@@ -140,7 +162,11 @@ def repeating_exactly(wanted: bool) -> Iterator[None]:
         yield
         return
     filling: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark, filling.fill_uninitialized_memory
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.backends.cudnn.benchmark,
+        filling.fill_uninitialized_memory,
+    )
     prepare_to_repeat(wanted)
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)

@@ -45,7 +45,11 @@ def describe() -> dict[str, str]:
         "cpu": f"{seen['mltrack.cpu']}, {seen['mltrack.cpu_cores']} cores, {seen['mltrack.memory_gib']} GiB memory",
         "torch": f"{seen['mltrack.torch']} ({build}), transformers {seen['mltrack.transformers']}",
         "device": f"{device.type}" + (f": {seen['mltrack.gpus']}" if "mltrack.gpus" in seen else ""),
-        "allocator": "glibc, which a training lets keep the memory of freed tensors" if keep_freed_memory() else "the system's, as it is",
-        "bf16": f"yes, {device.type} {native}" if precision == "bf16" else f"no, {device.type} runs in {'fp16' if precision == 'fp16' else 'fp32'}",
+        "allocator": "glibc, which a training lets keep the memory of freed tensors"
+        if keep_freed_memory()
+        else "the system's, as it is",
+        "bf16": f"yes, {device.type} {native}"
+        if precision == "bf16"
+        else f"no, {device.type} runs in {'fp16' if precision == 'fp16' else 'fp32'}",
     }
     return lines

@@ -1,6 +1,7 @@
 """What speeds a whole process up, and must be done before torch is imported.
 
-Invariant: it is asked for by whoever owns the process, never by importing mltrack; what the user has set in the environment wins.
+Invariant: it is asked for by whoever owns the process, never by importing mltrack; what the user has set in the
+environment wins.
 
     from mltrack.hardware import prepare_process
 
@@ -18,7 +19,8 @@ from mltrack.hardware.cpu import fit_threads, keep_freed_memory, yield_idle_core
 
 
 def prepare_process(speedups: str | Mapping[str, str] | None = None) -> None:
-    """Threads that fit the machine, memory that stays with the process, a garbage collector that does not look at each import.
+    """Threads that fit the machine, memory that stays with the process, a garbage collector that does not look at each
+    import.
 
     Args:
         speedups: a value of the option of that name; `threads`, `allocator` and `gc_freeze` are what concerns it.

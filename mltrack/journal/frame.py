@@ -1,7 +1,7 @@
 """One record as bytes: `<crc32, 8 hex digits> <payload bytes, hex> <payload: JSON>\\n`.
 
-Invariant: whatever bytes are damaged, only the records that contain them are lost. The length lets a reader step over a damaged
-line end, the line end lets it find the next record after a damaged length.
+Invariant: whatever bytes are damaged, only the records that contain them are lost. The length lets a reader step over a
+damaged line end, the line end lets it find the next record after a damaged length.
 
 JSON is Python's dialect: `NaN`, `Infinity` and `-Infinity` stand for themselves.
 """

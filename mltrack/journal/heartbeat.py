@@ -1,8 +1,8 @@
-"""A trainer's sign of life for processes that cannot look it up: a file in its run directory that changes every few seconds.
+"""A trainer's sign of life for processes that cannot look it up: a file in its run directory that changes every few
+seconds.
 
-Invariant: a thread of its own writes it, so neither a long step nor a long upload stops it; it ends with the process, however that ends.
-A reader compares what it reads twice, by its own clock; no two machines' clocks are compared.
-"""
+Invariant: a thread of its own writes it, so neither a long step nor a long upload stops it; it ends with the process,
+however that ends. A reader compares what it reads twice, by its own clock; no two machines' clocks are compared."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
 """Which checkpoints stay, as the records of a journal say it: a whole set, or what has changed since.
 
-Invariant: the records of one journal, applied in order, give the set that the trainer had. Where one was damaged `has_gap` is true until the next
-whole set, and what is missing from the set may stay all the same.
+Invariant: the records of one journal, applied in order, give the set that the trainer had. Where one was damaged
+`has_gap` is true until the next whole set, and what is missing from the set may stay all the same.
 
     kept = KeptCheckpoints()
-    record = kept.record_of(staying, best_step)       # what a save adds to the journal does not grow with the number of checkpoints
-    kept = kept.after(record)
+    record = kept.record_of(staying, best_step)       # what a save adds to the journal does not grow with the number of
+    checkpoints kept = kept.after(record)
 """
 
 from __future__ import annotations
@@ -38,19 +38,25 @@ class KeptCheckpoints:
     has_gap: bool = False
 
     def record_of(self, staying: Sequence[Checkpoint], best_step: int | None) -> records.Record:
-        """The record that makes this set into another one: whole where that is short, after as many changes as the last one had checkpoints, or where nothing differs."""
+        """The record that makes this set into another one: whole where that is short, after as many changes as the last
+        one had checkpoints, or where nothing differs.
+        """
         steps = {one["step"] for one in staying}
         changed = [one for one in staying if _identity(self.kept.get(one["step"])) != _identity(one)]
         gone = [step for step in self.kept if step not in steps]
         is_repeated = not (changed or gone) and best_step == self.best_step
         if self.whole_ms is None or len(staying) <= SMALL or self.num_changes >= self.whole_size or is_repeated:
             return records.checkpoints(staying, best_step)
-        return records.checkpoints_changed(changed, gone, best_step, whole_ms=self.whole_ms, number=self.num_changes + 1)
+        return records.checkpoints_changed(
+            changed, gone, best_step, whole_ms=self.whole_ms, number=self.num_changes + 1
+        )
 
     def after(self, record: records.Record) -> KeptCheckpoints:
         """The set behind the next record of the journal, of whatever type."""
         if record["type"] == "checkpoints":
-            return KeptCheckpoints(_by_step(record["kept"]), record["best_step"], record["time_ms"], len(record["kept"]))
+            return KeptCheckpoints(
+                _by_step(record["kept"]), record["best_step"], record["time_ms"], len(record["kept"])
+            )
         if record["type"] != "checkpoints_changed":
             return self
         gone = set(record["gone"])

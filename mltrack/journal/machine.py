@@ -27,7 +27,11 @@ class Machine:
     @classmethod
     def here(cls) -> Machine:
         """This process's."""
-        return cls(socket.gethostname(), _read(lambda: _BOOT_ID.read_text(encoding="ascii").strip()), _read(lambda: os.readlink("/proc/self/ns/pid")))
+        return cls(
+            socket.gethostname(),
+            _read(lambda: _BOOT_ID.read_text(encoding="ascii").strip()),
+            _read(lambda: os.readlink("/proc/self/ns/pid")),
+        )
 
     def sees(self, other: Machine) -> bool:
         """True where a process id of `other` can be looked up here."""

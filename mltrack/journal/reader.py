@@ -1,7 +1,8 @@
 """Reading a journal, from any offset, also while it is being written.
 
-Invariant: what is returned was written completely and has the fields of its type; a damaged stretch and a record that has not are skipped and
-reported once, and so is the type of records that a later mltrack has added; a torn tail is the end of the file.
+Invariant: what is returned was written completely and has the fields of its type; a damaged stretch and a record that
+has not are skipped and reported once, and so is the type of records that a later mltrack has added; a torn tail is the
+end of the file.
 
     reader = JournalReader(path)
     for record in reader.read_new():

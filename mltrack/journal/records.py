@@ -12,12 +12,9 @@ Invariant: a timestamp is fixed when the record is made, so that sending it twic
 | inputs | datasets [{name, digest, source, context, profile}] |
 | artifact | path (relative to the run directory), artifact_path (folder or empty) |
 | checkpoints | kept [{step, epoch, metric_name, metric_value, metrics, path, reasons}], best_step |
-| checkpoints_changed | kept [as in checkpoints: those that are new or changed], gone [step], best_step, whole_ms, number |
-| model | step, path, registered_name, promote, metrics, tags, description |
-| resumed | step, epoch |
-| outcome | status, exit_code |
-| end | status, exit_code |
-"""
+| checkpoints_changed | kept [as in checkpoints: those that are new or changed], gone [step], best_step, whole_ms,
+number | | model | step, path, registered_name, promote, metrics, tags, description | | resumed | step, epoch | |
+outcome | status, exit_code | | end | status, exit_code |"""
 
 from __future__ import annotations
 
@@ -58,7 +55,13 @@ SHAPES: dict[str, dict[str, Any]] = {
     "inputs": {"datasets": [{"name": str, "digest": str}]},
     "artifact": {"path": str, "artifact_path": str},
     "checkpoints": {"kept": [_KEPT], "best_step": int | None},
-    "checkpoints_changed": {"kept": [_KEPT], "gone": list[int], "best_step": int | None, "whole_ms": int, "number": int},
+    "checkpoints_changed": {
+        "kept": [_KEPT],
+        "gone": list[int],
+        "best_step": int | None,
+        "whole_ms": int,
+        "number": int,
+    },
     "model": {"step": int, "registered_name": str, "promote": str, "tags": dict[str, Any], "description": str},
     "resumed": {"step": int, "epoch": int},
     "outcome": _ENDING,
@@ -85,7 +88,9 @@ def problem(record: Record) -> str | None:
 
 
 def _is_plain(record: Record) -> bool:
-    """True for the records of points as the tracker writes them: nearly all of a journal, and so looked at the quick way."""
+    """True for the records of points as the tracker writes them: nearly all of a journal, and so looked at the quick
+    way.
+    """
     step, epoch, values, timing = record.get("step"), record.get("epoch"), record.get("values"), record.get("timing")
     return (
         record.get("type") == "metrics"
@@ -100,16 +105,30 @@ def _is_plain(record: Record) -> bool:
 
 def journal_header(mltrack_version: str) -> Record:
     """The first record of a file."""
-    return {"type": "journal", "time_ms": now_ms(), "format_version": FORMAT_VERSION, "mltrack_version": mltrack_version}
+    return {
+        "type": "journal",
+        "time_ms": now_ms(),
+        "format_version": FORMAT_VERSION,
+        "mltrack_version": mltrack_version,
+    }
 
 
 def metrics(step: int, values: Mapping[str, float], timing: Mapping[str, float], *, epoch: int | None = None) -> Record:
     """Points of one step: `values` are deterministic, `timing` are not."""
-    return {"type": "metrics", "time_ms": now_ms(), "step": step, "epoch": epoch, "values": dict(values), "timing": dict(timing)}
+    return {
+        "type": "metrics",
+        "time_ms": now_ms(),
+        "step": step,
+        "epoch": epoch,
+        "values": dict(values),
+        "timing": dict(timing),
+    }
 
 
 def metrics_json(step: int, epoch: int | None, time_ms: int, values: str, timing: str) -> str:
-    """The JSON of such a record, its points given as JSON members: what a training loop calls takes a third of the time so."""
+    """The JSON of such a record, its points given as JSON members: what a training loop calls takes a third of the time
+    so.
+    """
     shown = "null" if epoch is None else epoch
     return f'{{"type":"metrics","time_ms":{time_ms},"step":{step},"epoch":{shown},"values":{{{values}}},"timing":{{{timing}}}}}'
 
@@ -121,7 +140,12 @@ def json_number(value: float) -> str:
 
 def drift(step: int, values: Mapping[str, tuple[float, float]]) -> Record:
     """Deterministic metrics that came out otherwise when a step was computed again."""
-    return {"type": "drift", "time_ms": now_ms(), "step": step, "values": {name: list(pair) for name, pair in values.items()}}
+    return {
+        "type": "drift",
+        "time_ms": now_ms(),
+        "step": step,
+        "values": {name: list(pair) for name, pair in values.items()},
+    }
 
 
 def params(values: Mapping[str, str]) -> Record:
@@ -149,7 +173,9 @@ def checkpoints(kept: Sequence[Mapping[str, Any]], best_step: int | None) -> Rec
     return {"type": "checkpoints", "time_ms": now_ms(), "kept": [dict(one) for one in kept], "best_step": best_step}
 
 
-def checkpoints_changed(kept: Sequence[Mapping[str, Any]], gone: Sequence[int], best_step: int | None, *, whole_ms: int, number: int) -> Record:
+def checkpoints_changed(
+    kept: Sequence[Mapping[str, Any]], gone: Sequence[int], best_step: int | None, *, whole_ms: int, number: int
+) -> Record:
     """What became of that set: checkpoints that are new or described otherwise, and steps that are gone.
 
     Args:

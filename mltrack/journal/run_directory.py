@@ -1,8 +1,7 @@
 """The folder of one run: `<output_dir>/<id>/` with `run.json`, `journal`, `checkpoints/`, `model/` and the exports.
 
-Invariant: `run.json` and `delivery.json` are replaced whole; a reader sees the old one or the new one. Only their owner reads them, and they hold no secret:
-whoever delivers gets credentials from its environment.
-"""
+Invariant: `run.json` and `delivery.json` are replaced whole; a reader sees the old one or the new one. Only their owner
+reads them, and they hold no secret: whoever delivers gets credentials from its environment."""
 
 from __future__ import annotations
 
@@ -27,7 +26,10 @@ EARLIER = "earlier-run-"
 """A folder of this name and a number, in a run directory, is one itself: of a run that lay there before."""
 DELIVERY = {
     **dict.fromkeys(("offset", "sent", "acknowledged_ms", "connected_ms"), int),
-    **dict.fromkeys(("tracking_uri", "run_id", "uploading", "waiting", "elsewhere", "deleted", "rejected", "best_model_id"), str | None),
+    **dict.fromkeys(
+        ("tracking_uri", "run_id", "uploading", "waiting", "elsewhere", "deleted", "rejected", "best_model_id"),
+        str | None,
+    ),
     **{"complete": bool, "failed": list[str], "deferred": list[int], "registered": dict[str, Any] | None},
 }
 """What others than the relay read in delivery.json: {name: type hint}."""
@@ -128,7 +130,9 @@ class RunDirectory:
         return self.path / "exit-code"
 
     def read_exit_code(self) -> int | None:
-        """The exit code of a trainer that ended without closing its tracker; None where it was killed, or did close it."""
+        """The exit code of a trainer that ended without closing its tracker; None where it was killed, or did
+        close it.
+        """
         try:
             content = self.exit_code_file.read_bytes()
         except OSError:
@@ -151,7 +155,8 @@ class RunDirectory:
         """Raises ConfigurationError where another user owns it."""
         if not self.is_ours:
             raise ConfigurationError(
-                f"{self.path} belongs to another user, whose files would be sent and deleted as yours; if you trust it, copy it (cp -r) and name the copy"
+                f"{self.path} belongs to another user, whose files would be sent and deleted as yours; if you trust it,"
+                " copy it (cp -r) and name the copy"
             )
 
     def inside(self, name: str | Path) -> Path:
@@ -165,7 +170,9 @@ class RunDirectory:
                 return self.path / name
         except (OSError, RuntimeError, ValueError, TypeError):  # a circle of links, or no name of a file
             pass
-        raise TrackingError(f"{self.path}: {printable(str(name)[:200])!r} leads out of this directory, so it is neither read nor sent")
+        raise TrackingError(
+            f"{self.path}: {printable(str(name)[:200])!r} leads out of this directory, so it is neither read nor sent"
+        )
 
     def read_run(self) -> RunInfo:
         """What `run.json` says.
@@ -178,10 +185,14 @@ class RunDirectory:
             raise TrackingError(f"{self.path}: seen no readable run.json; accepted: a run directory that mltrack wrote")
         version = content.get("format_version", 0)
         if isinstance(version, int) and version > FORMAT_VERSION:
-            raise TrackingError(f"{self.run_file}: format {version} is newer than {FORMAT_VERSION}; install a newer mltrack")
+            raise TrackingError(
+                f"{self.run_file}: format {version} is newer than {FORMAT_VERSION}; install a newer mltrack"
+            )
         known, problem = without_misfits(content, _RUN_INFO, "run.json")
         if problem or "local_id" not in known:
-            raise TrackingError(f"{self.path}: {problem or 'run.json has no local_id'}; accepted: a run directory that mltrack wrote")
+            raise TrackingError(
+                f"{self.path}: {problem or 'run.json has no local_id'}; accepted: a run directory that mltrack wrote"
+            )
         return RunInfo(**known)
 
     def write_run(self, info: RunInfo) -> None:
@@ -204,15 +215,23 @@ class RunDirectory:
         return [one for one in found if one.run_file.exists() and one.journal.exists()]
 
     def is_succeeded(self) -> bool:
-        """True for an earlier run whose MLflow run was begun once more, in the folder around it: how that run ends is no longer told here."""
+        """True for an earlier run whose MLflow run was begun once more, in the folder around it: how that run ends is
+        no longer told here.
+        """
         outer = RunDirectory(self.path.parent)
         if not self.path.name.startswith(EARLIER) or not outer.run_file.exists():
             return False
         return outer.read_run().run_id == self.read_run().run_id is not None
 
     def is_settled(self) -> bool:
-        """True where nothing is left for a delivery in the background: all has arrived, the run went on elsewhere, or the user delivers it."""
-        return self.has_arrived() or any(self.read_delivery().get(name) is not None for name in ("elsewhere", "deleted")) or self.read_run().offline
+        """True where nothing is left for a delivery in the background: all has arrived, the run went on elsewhere, or
+        the user delivers it.
+        """
+        return (
+            self.has_arrived()
+            or any(self.read_delivery().get(name) is not None for name in ("elsewhere", "deleted"))
+            or self.read_run().offline
+        )
 
     def has_arrived(self) -> bool:
         """True where a delivery has said that it is complete, and nothing was recorded since."""
@@ -234,7 +253,8 @@ def make_output_dir(output_dir: str) -> None:
     path = str(Path(output_dir).absolute())
     if not path.isascii() and path != os.fsencode(path).decode("utf-8", "replace"):
         raise ConfigurationError(
-            f"output_dir: {ascii(path)[1:-1]} is not UTF-8, and tokenizers cannot be saved in such a folder; use --output-dir of another name"
+            f"output_dir: {ascii(path)[1:-1]} is not UTF-8, and tokenizers cannot be saved in such a folder; use"
+            " --output-dir of another name"
         )
     try:
         Path(output_dir).mkdir(parents=True, exist_ok=True)
@@ -246,7 +266,9 @@ def make_output_dir(output_dir: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one rename, synced, for its owner's eyes alone; what a killed writer of it left is removed."""
+    """Replace a JSON file in one rename, synced, for its owner's eyes alone; what a killed writer of it left is
+    removed.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*"):
         if not _is_running(left.suffix.removeprefix(".")):

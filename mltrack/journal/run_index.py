@@ -1,9 +1,9 @@
-"""What is known of the runs in a folder without opening each: who they are, and whether anything of them is left to deliver.
+"""What is known of the runs in a folder without opening each: who they are, and whether anything of them is left to
+deliver.
 
-Invariant: the file `.runs.json` is a cache. It may be deleted, damaged or replaced by another process at any time, and then costs one look into each
-directory. What it says of a directory counts as long as that directory has not changed: `run.json` and `delivery.json` are replaced by renames, which
-change it.
-"""
+Invariant: the file `.runs.json` is a cache. It may be deleted, damaged or replaced by another process at any time, and
+then costs one look into each directory. What it says of a directory counts as long as that directory has not changed:
+`run.json` and `delivery.json` are replaced by renames, which change it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ FORMAT_VERSION = 1
 WORTH_IT = 200
 """With fewer runs than these, reading them all takes milliseconds, and no cache is written."""
 YOUNG_S = 60.0
-"""A directory that changed so recently is read anew: clocks of file systems are coarse, and the relay of a trainer that has just begun has not written yet."""
+"""A directory that changed so recently is read anew: clocks of file systems are coarse, and the relay of a trainer that
+has just begun has not written yet.
+"""
 log = logging.getLogger("mltrack")
 
 
@@ -41,14 +43,18 @@ class KnownRun(NamedTuple):
     run_id: str | None
     tracking_uri: str
     settled: bool
-    """True where a delivery in the background has nothing to do: all is delivered, or the run is offline on purpose, or went on elsewhere."""
+    """True where a delivery in the background has nothing to do: all is delivered, or the run is offline on purpose, or
+    went on elsewhere.
+    """
 
 
 _KINDS = ((str,), (int,), (int,), (str,), (str, type(None)), (str,), (bool,))
 
 
 def known_runs(output_dir: Path | str) -> list[KnownRun]:
-    """The runs in a folder, the oldest first; a directory whose `run.json` cannot be read is left out, which is logged."""
+    """The runs in a folder, the oldest first; a directory whose `run.json` cannot be read is left out, which is
+    logged.
+    """
     root = Path(output_dir).absolute()
     cached = _read(root)
     runs = list(_runs(root, cached))
@@ -66,7 +72,9 @@ def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
 
 
 def own_run_directories(output_dir: Path | str) -> list[RunDirectory]:
-    """The same without those of other users, of which one line says so: what is done unasked is done to one's own runs alone."""
+    """The same without those of other users, of which one line says so: what is done unasked is done to one's own runs
+    alone.
+    """
     return only_own(find_run_directories(output_dir))
 
 
@@ -74,7 +82,10 @@ def only_own(found: Sequence[RunDirectory]) -> list[RunDirectory]:
     """`found` without those of other users, as `own_run_directories`."""
     foreign = [directory.path.name for directory in found if not directory.is_ours]
     if foreign:
-        log.error("left alone, since another user owns them: %s", ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""))
+        log.error(
+            "left alone, since another user owns them: %s",
+            ", ".join(foreign[:3]) + (f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""),
+        )
     return [directory for directory in found if directory.path.name not in foreign]
 
 
@@ -85,7 +96,14 @@ def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | No
         if (place / "run.json").is_file():
             return RunDirectory(place.resolve() if place.is_symlink() else place.absolute())
     newest_first = reversed(known_runs(root))  # an earlier run in a folder may have had the same MLflow run
-    return next((RunDirectory(root / run.name) for run in newest_first if run_id in (run.run_id, run.local_id, RunDirectory(root / run.name).name)), None)
+    return next(
+        (
+            RunDirectory(root / run.name)
+            for run in newest_first
+            if run_id in (run.run_id, run.local_id, RunDirectory(root / run.name).name)
+        ),
+        None,
+    )
 
 
 def _runs(root: Path, cached: dict[str, KnownRun]) -> Iterator[KnownRun]:
@@ -94,7 +112,10 @@ def _runs(root: Path, cached: dict[str, KnownRun]) -> Iterator[KnownRun]:
     for name in cached:
         if "/" in name:
             inner.setdefault(name.partition("/")[0], []).append(name)
-    names = [*(["."] if (root / "run.json").is_file() else []), *(name for name in _folders(root) if not name.startswith("."))]
+    names = [
+        *(["."] if (root / "run.json").is_file() else []),
+        *(name for name in _folders(root) if not name.startswith(".")),
+    ]
     for name in names:
         known = _known(root, name, cached)
         if known is not None:
@@ -107,7 +128,9 @@ def _runs(root: Path, cached: dict[str, KnownRun]) -> Iterator[KnownRun]:
 
 def _folders(path: Path) -> list[str]:
     with suppress(FileNotFoundError, NotADirectoryError), os.scandir(path) as entries:
-        return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]  # a link names a run by its MLflow id
+        return [
+            entry.name for entry in entries if entry.is_dir(follow_symlinks=False)
+        ]  # a link names a run by its MLflow id
     return []
 
 
@@ -133,7 +156,15 @@ def _look(path: str, name: str, changed_ns: int) -> KnownRun | None:
         if directory.run_file.exists():
             log.error("left out: %s", error)
         return None
-    return KnownRun(name, changed_ns, info.created_ms, info.local_id, info.run_id, info.tracking_uri, info.offline or _is_delivered(path))
+    return KnownRun(
+        name,
+        changed_ns,
+        info.created_ms,
+        info.local_id,
+        info.run_id,
+        info.tracking_uri,
+        info.offline or _is_delivered(path),
+    )
 
 
 def _is_delivered(path: str) -> bool:

@@ -20,8 +20,8 @@ def misfit(value: Any, hint: Any, where: str) -> str | None:
     """The first thing in `value` that is not as `hint` says, in one line with its place; None where all is.
 
     Args:
-        hint: a type, a union, `dict[K, V]`, `list[V]`, `Literal`, `Any`; {name: hint} for an object that has these names and maybe more;
-            [hint] for a list.
+        hint: a type, a union, `dict[K, V]`, `list[V]`, `Literal`, `Any`; {name: hint} for an object that has these
+            names and maybe more; [hint] for a list.
         where: the name of the value.
     """
     if hint is Any or (hint is float and type(value) is float):
@@ -39,7 +39,9 @@ def misfit(value: Any, hint: Any, where: str) -> str | None:
         (inner,) = hint if isinstance(hint, list) else get_args(hint)
         if not isinstance(value, list):
             return _line(where, value, "a list")
-        return next((problem for place, one in enumerate(value) if (problem := misfit(one, inner, f"{where}[{place}]"))), None)
+        return next(
+            (problem for place, one in enumerate(value) if (problem := misfit(one, inner, f"{where}[{place}]"))), None
+        )
     if get_origin(hint) is dict:
         if not isinstance(value, dict):
             return _line(where, value, "an object")
@@ -69,7 +71,9 @@ def shown(value: Any) -> str:
     return f"{text if len(text) <= _SHOWN else text[:_SHOWN] + '...'} ({type(value).__name__})"
 
 
-def without_misfits(content: Mapping[str, Any], hints: Mapping[str, Any], where: str) -> tuple[dict[str, Any], str | None]:
+def without_misfits(
+    content: Mapping[str, Any], hints: Mapping[str, Any], where: str
+) -> tuple[dict[str, Any], str | None]:
     """Of `content` what `hints` names, and the first misfit in it."""
     known = {name: value for name, value in content.items() if name in hints}
     problems = (misfit(value, hints[name], f"{where}.{name}") for name, value in known.items())

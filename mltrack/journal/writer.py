@@ -37,7 +37,8 @@ class JournalInUse(TrackingError):
 
 
 class JournalLock:
-    """The right to write one journal, held until it is released or this process ends; a forked child does not inherit it.
+    """The right to write one journal, held until it is released or this process ends; a forked child does not inherit
+    it.
 
     Args:
         path: of the journal; an empty file is made where there is none.
@@ -53,14 +54,18 @@ class JournalLock:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise TrackingError(f"{self.path}: the journal cannot be opened: {error.strerror}; accepted: a writable output_dir") from error
+            raise TrackingError(
+                f"{self.path}: the journal cannot be opened: {error.strerror}; accepted: a writable output_dir"
+            ) from error
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(self.fd), self.path.stat()):
                 raise OSError("another process has set this journal aside")
         except OSError as error:
             os.close(self.fd)
-            raise JournalInUse(f"{self.path}: another process is writing this journal; wait for it, or choose another output_dir") from error
+            raise JournalInUse(
+                f"{self.path}: another process is writing this journal; wait for it, or choose another output_dir"
+            ) from error
         self.mutex = threading.Lock()
         """Held while a record is written."""
         self._released = False
@@ -177,10 +182,15 @@ class JournalWriter:
             try:
                 written = os.write(self._fd, data)
             except OSError as error:
-                raise DiskFullError(f"{self.path}: {len(data)} bytes could not be written: {error.strerror}; what was written before is intact") from error
+                raise DiskFullError(
+                    f"{self.path}: {len(data)} bytes could not be written: {error.strerror}; what was written before is"
+                    " intact"
+                ) from error
             self._torn = written != len(data)
             if self._torn:
-                raise DiskFullError(f"{self.path}: the disk is full, {len(data)} bytes were needed; what was written before is intact")
+                raise DiskFullError(
+                    f"{self.path}: the disk is full, {len(data)} bytes were needed; what was written before is intact"
+                )
             self._dirty = True
 
     def _not_forced(self, error: OSError) -> DiskFullError:

@@ -1,4 +1,5 @@
-"""A model name -> model and tokenizer: scratch preset, hub name, local folder, or models:/ through a resolver that is handed in.
+"""A model name -> model and tokenizer: scratch preset, hub name, local folder, or models:/ through a resolver that is
+handed in.
 
 Synopsis:
     source = resolve_model("scratch:small", task)

@@ -1,7 +1,7 @@
 """What transformers, torch and safetensors raise and print, as one line of ours.
 
-Invariant: whatever they raise becomes a `ConfigurationError` or `CheckpointError` of one line that says what would be accepted.
-"""
+Invariant: whatever they raise becomes a `ConfigurationError` or `CheckpointError` of one line that says what would be
+accepted."""
 
 from __future__ import annotations
 
@@ -45,11 +45,15 @@ def one_line(where: str) -> Iterator[None]:
         raise
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{where}: its weights are refused: they are no plain tensors, and reading them could run code; accepted: safetensors, or a .bin that holds tensors only"
+            f"{where}: its weights are refused: they are no plain tensors, and reading them could run code; accepted:"
+            " safetensors, or a .bin that holds tensors only"
         ) from None
     except (SafetensorError, EOFError) as error:
-        raise CheckpointError(f"{where}: its weights are damaged ({first_line(error)}); accepted: whole safetensors files") from None
-    except Exception as error:  # transformers raises almost everything: OSError, ValueError, KeyError, AttributeError, RuntimeError, its own
+        raise CheckpointError(
+            f"{where}: its weights are damaged ({first_line(error)}); accepted: whole safetensors files"
+        ) from None
+    except Exception as error:
+        # transformers raises almost everything: OSError, ValueError, KeyError, AttributeError, RuntimeError, its own
         if is_out_of_memory(error):
             raise
         said = first_line(error)

@@ -1,8 +1,8 @@
 """A model folder looked through before anything loads it.
 
-Invariant: nothing is unpickled, nothing outside of the folder is opened, no code of the folder runs; what is wrong ends in one line.
-A folder's files may be links, as in the hub's cache; the names by which they are reached may not lead elsewhere.
-"""
+Invariant: nothing is unpickled, nothing outside of the folder is opened, no code of the folder runs; what is wrong ends
+in one line. A folder's files may be links, as in the hub's cache; the names by which they are reached may not lead
+elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ _MOST_NUMBERS_A_BYTE = 2
 """Of quantized weights."""
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _CODE_CHOICES = ("_implementation", "_implementation_internal")
-"""Ends of the keys that may name a kernel on the hub, which is code: as text, or as an object with a text for each part of the model."""
+"""Ends of the keys that may name a kernel on the hub, which is code: as text, or as an object with a text for each part
+of the model.
+"""
 
 
 def inspect_folder(name: str, folder: str | Path, *, trust_remote_code: bool = False) -> None:
@@ -36,8 +38,10 @@ def inspect_folder(name: str, folder: str | Path, *, trust_remote_code: bool = F
         trust_remote_code: allow what names code of its own.
 
     Raises:
-        ConfigurationError: a configuration that cannot be read, that names code elsewhere, or that is of another size than the weights.
-        CheckpointError: weights that are no safetensors of floating point numbers, or an index that leads out of the folder.
+        ConfigurationError: a configuration that cannot be read, that names code elsewhere, or that is of another size
+            than the weights.
+        CheckpointError: weights that are no safetensors of floating point numbers, or an index that leads out of the
+            folder.
     """
     path = Path(folder)
     config = read_object(path / "config.json", name)
@@ -73,13 +77,20 @@ def inspect_trained(name: str, folder: str | Path) -> dict[str, Any]:
     inspect_folder(name, folder)
     config = read_object(Path(folder) / "config.json", name)
     if not isinstance(config.get("model_type"), str):  # transformers would guess it by the folder's name
-        raise ConfigurationError(f"{name}: its config.json has no model_type; accepted: the config.json of a Hugging Face model")
+        raise ConfigurationError(
+            f"{name}: its config.json has no model_type; accepted: the config.json of a Hugging Face model"
+        )
     settings = config.get("mltrack")
     wanted = (("task", str, True), ("max_length", int, False), ("prompt_template", str, False))
-    fits = isinstance(settings, dict) and all(isinstance(settings.get(key), kind) or (not needed and key not in settings) for key, kind, needed in wanted)
+    fits = isinstance(settings, dict) and all(
+        isinstance(settings.get(key), kind) or (not needed and key not in settings) for key, kind, needed in wanted
+    )
     length = settings.get("max_length", 1) if isinstance(settings, dict) else 0
     if not isinstance(settings, dict) or not fits or isinstance(length, bool) or length < 1:
-        raise ConfigurationError(f"{name}: seen {_short(settings)} as mltrack in its config.json; accepted: a model that mltrack trained, with its task")
+        raise ConfigurationError(
+            f"{name}: seen {_short(settings)} as mltrack in its config.json; accepted: a model that mltrack trained,"
+            " with its task"
+        )
     _check_classes(name, config)
     _check_class_names(name, config)
     return settings
@@ -93,24 +104,34 @@ def read_object(file: Path, name: str) -> dict[str, Any]:
     """
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
-            raise ConfigurationError(f"{name}: {file.name} has {file.stat().st_size:,} bytes; accepted: at most {MAX_JSON_BYTES:,}")
+            raise ConfigurationError(
+                f"{name}: {file.name} has {file.stat().st_size:,} bytes; accepted: at most {MAX_JSON_BYTES:,}"
+            )
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigurationError(f"{name}: no {file.name} in {file.parent}; accepted: a Hugging Face folder with config.json, weights and tokenizer") from None
+        raise ConfigurationError(
+            f"{name}: no {file.name} in {file.parent}; accepted: a Hugging Face folder with config.json, weights and"
+            " tokenizer"
+        ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
-            f"{name}: {file.name} is not a valid JSON file ({type(error).__name__}); accepted: the one that was saved with the model"
+            f"{name}: {file.name} is not a valid JSON file ({type(error).__name__}); accepted: the one that was saved"
+            " with the model"
         ) from None
     if not isinstance(content, dict):
         missing = "model_type" if file.name == "config.json" else "weight_map"
-        raise ConfigurationError(f"{name}: {file.name} is a {type(content).__name__} and has no {missing}; accepted: a JSON object")
+        raise ConfigurationError(
+            f"{name}: {file.name} is a {type(content).__name__} and has no {missing}; accepted: a JSON object"
+        )
     return content
 
 
 def _check_code(name: str, folder: Path, config: Mapping[str, Any]) -> None:
     for key, value in members(config):
         if key.endswith(_CODE_CHOICES) and any("/" in text or "\\" in text for text in _texts_in(value)):
-            raise ConfigurationError(f"{name}: its config.json has {key}={_short(value)}, code from elsewhere; accepted: a name without '/'")
+            raise ConfigurationError(
+                f"{name}: its config.json has {key}={_short(value)}, code from elsewhere; accepted: a name without '/'"
+            )
     if (folder / "custom_generate").exists():
         raise ConfigurationError(f"{name} brings Python code of its own in custom_generate/; accepted: a model without")
 
@@ -127,10 +148,15 @@ def _texts_in(value: object) -> Iterator[str]:
 
 
 def _check_class_maps(name: str, config: Mapping[str, Any]) -> None:
-    """What transformers can read: the maps of a base model are replaced by those of the data, so which numbers they name does not matter."""
+    """What transformers can read: the maps of a base model are replaced by those of the data, so which numbers they
+    name does not matter.
+    """
     for key in ("label2id", "id2label"):
         mapping = config.get(key)
-        fits = mapping is None or (isinstance(mapping, dict) and (key == "label2id" or all(re.fullmatch(r"-?[0-9]+", number) for number in mapping)))
+        fits = mapping is None or (
+            isinstance(mapping, dict)
+            and (key == "label2id" or all(re.fullmatch(r"-?[0-9]+", number) for number in mapping))
+        )
         if not fits:
             raise _classes_refused(name, key, mapping)
 
@@ -147,28 +173,40 @@ def _check_classes(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _classes_refused(name: str, key: str, mapping: object) -> ConfigurationError:
-    return ConfigurationError(f"{name}: seen {key}={_short(mapping)} in its config.json; accepted: each class with a number of its own, from 0")
+    return ConfigurationError(
+        f"{name}: seen {key}={_short(mapping)} in its config.json; accepted: each class with a number of its own,"
+        " from 0"
+    )
 
 
 def _check_class_names(name: str, config: Mapping[str, Any]) -> None:
     """In an answer each class has a score of its own."""
     classes = list((config.get("id2label") or {}).values())
     if not all(isinstance(one, str) for one in classes) or len(set(classes)) < len(classes):
-        raise ConfigurationError(f"{name}: seen id2label={_short(config['id2label'])} in its config.json; accepted: a name for each class, each name once")
+        raise ConfigurationError(
+            f"{name}: seen id2label={_short(config['id2label'])} in its config.json; accepted: a name for each class,"
+            " each name once"
+        )
 
 
 def _check_index(name: str, folder: Path, index: Path) -> set[str]:
     """The files that an index names."""
     weight_map = read_object(index, name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{name}: {index.name} has no weight_map; accepted: one that names a file for each weight")
+        raise CheckpointError(
+            f"{name}: {index.name} has no weight_map; accepted: one that names a file for each weight"
+        )
     for weight, file in weight_map.items():
         if not isinstance(file, str) or file in ("", ".", "..") or any(character in file for character in "/\\\0"):
-            raise CheckpointError(f"{name}: {index.name} has {_short(weight)} in {_short(file)}; accepted: names of files beside it")
+            raise CheckpointError(
+                f"{name}: {index.name} has {_short(weight)} in {_short(file)}; accepted: names of files beside it"
+            )
     files = set(weight_map.values())
     missing = sorted(file for file in files if not (folder / file).is_file())
     if missing:
-        raise CheckpointError(f"{name}: {index.name} names {_short(missing[0])}, which is not there; accepted: all {len(files)} files")
+        raise CheckpointError(
+            f"{name}: {index.name} names {_short(missing[0])}, which is not there; accepted: all {len(files)} files"
+        )
     return files
 
 
@@ -183,8 +221,14 @@ def _check_tensors(name: str, file: Path, *, quantized: bool) -> dict[str, int]:
             sizes = {key: math.prod(part.get_shape()) for key, part in parts.items()}
     except (SafetensorError, OSError, ValueError) as error:
         said = " ".join(str(error).split())
-        raise CheckpointError(f"{name}: its weights are damaged ({file.name}: {said[:120]}); accepted: whole safetensors files") from None
-    wrong = {key: kind for key, kind in kinds.items() if kind not in _FLOATS and key.endswith((".weight", ".bias")) and not key.endswith("attn.bias")}
+        raise CheckpointError(
+            f"{name}: its weights are damaged ({file.name}: {said[:120]}); accepted: whole safetensors files"
+        ) from None
+    wrong = {
+        key: kind
+        for key, kind in kinds.items()
+        if kind not in _FLOATS and key.endswith((".weight", ".bias")) and not key.endswith("attn.bias")
+    }
     if wrong and not quantized:
         key, kind = next(iter(wrong.items()))
         raise CheckpointError(f"{name}: {_short(key)} in {file.name} is of type {kind}; accepted: {', '.join(_FLOATS)}")

@@ -1,8 +1,9 @@
-"""`resolve_model`: what a model name means, checked before anything is trained; `ModelSource.build`: the model itself, in fp32.
+"""`resolve_model`: what a model name means, checked before anything is trained; `ModelSource.build`: the model itself,
+in fp32.
 
-Invariant: nothing of a model is executed unless `trust_remote_code` says so. Weights are safetensors, or a `.bin` that torch reads with
-`weights_only=True`; every other form is refused. A seeded build leaves torch's global random state as it was.
-"""
+Invariant: nothing of a model is executed unless `trust_remote_code` says so. Weights are safetensors, or a `.bin` that
+torch reads with `weights_only=True`; every other form is refused. A seeded build leaves torch's global random state as
+it was."""
 
 from __future__ import annotations
 
@@ -28,7 +29,18 @@ from mltrack.models.weights import find_weights
 
 _LOG = logging.getLogger("mltrack.models")
 # learned positions that start behind the padding id, so the table is that much longer than a sequence may be
-_OFFSET_POSITIONS = {"camembert", "data2vec-text", "ibert", "longformer", "luke", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod"}
+_OFFSET_POSITIONS = {
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "longformer",
+    "luke",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+}
 
 
 class ModelSource:
@@ -42,7 +54,15 @@ class ModelSource:
     """
 
     def __init__(
-        self, name: str, kind: str, task: TaskType, *, location: str = "", config: Any = None, tokenizer: Any = None, options: dict[str, Any] | None = None
+        self,
+        name: str,
+        kind: str,
+        task: TaskType,
+        *,
+        location: str = "",
+        config: Any = None,
+        tokenizer: Any = None,
+        options: dict[str, Any] | None = None,
     ):
         self.name, self.kind, self.task, self.tokenizer = name, kind, task, tokenizer
         self._location, self._config, self._options = location, config, options or {}
@@ -66,7 +86,10 @@ class ModelSource:
         """
         limit = self.max_positions
         if limit is not None and max_length > limit:
-            raise ConfigurationError(f"max_length: seen {max_length}, but {self.name} takes at most {limit} tokens; accepted: a whole number <= {limit}")
+            raise ConfigurationError(
+                f"max_length: seen {max_length}, but {self.name} takes at most {limit} tokens; accepted: a whole number"
+                f" <= {limit}"
+            )
 
     def train_tokenizer(self, texts: Iterable[str]) -> Any:
         """Train and keep the tokenizer of a scratch model, on the texts of the training split only."""
@@ -75,7 +98,9 @@ class ModelSource:
         self.tokenizer = train_tokenizer(texts, self._preset.vocab_size, kind)
         return self.tokenizer
 
-    def build(self, *, label_mapping: Mapping[str, int] | None, max_length: int, seed: int, whole: bool = False) -> nn.Module:
+    def build(
+        self, *, label_mapping: Mapping[str, int] | None, max_length: int, seed: int, whole: bool = False
+    ) -> nn.Module:
         """The model in fp32 on the CPU, in training mode; of the base model's generation settings it keeps none.
 
         Args:
@@ -92,11 +117,17 @@ class ModelSource:
 
         self.check_max_length(max_length)
         if self.tokenizer is None:
-            raise ConfigurationError(f"model_name: {self.name} has no tokenizer yet; train it on the training split first (train_tokenizer)")
+            raise ConfigurationError(
+                f"model_name: {self.name} has no tokenizer yet; train it on the training split first (train_tokenizer)"
+            )
         assert (label_mapping is not None) == self.task.is_classification, (self.task, label_mapping)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = self._from_preset(label_mapping) if self._preset is not None else self._from_weights(label_mapping, whole)
+            model = (
+                self._from_preset(label_mapping)
+                if self._preset is not None
+                else self._from_weights(label_mapping, whole)
+            )
         self._complete(model.config, label_mapping, max_length)
         if getattr(model, "generation_config", None) is not None:
             names = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -115,8 +146,15 @@ class ModelSource:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
 
         safetensors = find_weights(self.name, self._files(), self._location)
-        options = self._options | {"use_safetensors": safetensors, "weights_only": True, "dtype": torch.float32, "output_loading_info": True}
-        options["ignore_mismatched_sizes"] = True  # they are told below; transformers would do so in a report of several lines
+        options = self._options | {
+            "use_safetensors": safetensors,
+            "weights_only": True,
+            "dtype": torch.float32,
+            "output_loading_info": True,
+        }
+        options["ignore_mismatched_sizes"] = (
+            True  # they are told below; transformers would do so in a report of several lines
+        )
         loaded: Any
         with one_line(f"model_name: {self.name}"):
             config = AutoConfig.from_pretrained(self._location, **self._options)
@@ -131,18 +169,23 @@ class ModelSource:
         model, info = loaded
         if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
             raise ConfigurationError(
-                f"model_name: {self.name} has embeddings for {model.get_input_embeddings().num_embeddings} tokens, its tokenizer has {len(self.tokenizer)}; "
-                "accepted: a tokenizer whose ids the model knows"
+                f"model_name: {self.name} has embeddings for {model.get_input_embeddings().num_embeddings} tokens, its"
+                f" tokenizer has {len(self.tokenizer)}; accepted: a tokenizer whose ids the model knows"
             )
         reshaped = {weight: (list(seen), list(shape)) for weight, seen, shape in sorted(info["mismatched_keys"])}
         for weight, (seen, shape) in reshaped.items():
             of_other_classes = seen and label_mapping and shape == [len(label_mapping), *seen[1:]]
             if whole or not of_other_classes or not _is_head(model, weight):
-                raise CheckpointError(f"{self.name}: {weight} has another shape than its config.json says: seen {seen}; accepted: {shape}")
+                raise CheckpointError(
+                    f"{self.name}: {weight} has another shape than its config.json says: seen {seen}; accepted: {shape}"
+                )
             _LOG.warning("%s: %s is for other classes: seen %s, new and seeded as %s", self.name, weight, seen, shape)
         new = sorted(set(info["missing_keys"]) - set(reshaped))
         if new and (label_mapping is None or whole):
-            raise CheckpointError(f"{self.name}: {len(new)} weights are missing, such as {new[0]}; accepted: the weights of a whole {type(model).__name__}")
+            raise CheckpointError(
+                f"{self.name}: {len(new)} weights are missing, such as {new[0]}; accepted: the weights of a whole"
+                f" {type(model).__name__}"
+            )
         if new:
             _LOG.info("%s: new weights, seeded: %s", self.name, ", ".join(new[:8]))
         if label_mapping is None:
@@ -151,7 +194,11 @@ class ModelSource:
 
     def _files(self) -> list[str]:
         if self.kind == "hub":
-            return [file for file in hub_files(self._location, local_only=self._options["local_files_only"]) if "/" not in file]
+            return [
+                file
+                for file in hub_files(self._location, local_only=self._options["local_files_only"])
+                if "/" not in file
+            ]
         return [file.name for file in Path(self._location).iterdir() if file.is_file()]
 
     def _complete(self, config: Any, label_mapping: Mapping[str, int] | None, max_length: int) -> None:
@@ -184,7 +231,8 @@ def resolve_model(
         as_trained: read texts as the model's tokenizer was saved to; else special tokens in a text are text.
 
     Raises:
-        ConfigurationError: one line; a name that means nothing here, a folder that is no model, a model that cannot do the task.
+        ConfigurationError: one line; a name that means nothing here, a folder that is no model, a model that cannot do
+            the task.
     """
     task = TaskType(task)
     if model_name.startswith("scratch:"):
@@ -195,13 +243,23 @@ def resolve_model(
     return source
 
 
-def _found(model_name: str, task: TaskType, trust_remote_code: bool, registry_resolver: Callable[[str], str] | None) -> ModelSource:
+def _found(
+    model_name: str, task: TaskType, trust_remote_code: bool, registry_resolver: Callable[[str], str] | None
+) -> ModelSource:
     if model_name.startswith("models:/"):
         if registry_resolver is None:
             raise ConfigurationError(
-                f"model_name: seen {model_name}, but there is no registry to look in; accepted here: scratch:tiny|small|base, a hub name, a local folder"
+                f"model_name: seen {model_name}, but there is no registry to look in; accepted here:"
+                " scratch:tiny|small|base, a hub name, a local folder"
             )
-        return _open("registry", model_name, _folder(model_name, Path(registry_resolver(model_name))), task, trust_remote_code, local_only=True)
+        return _open(
+            "registry",
+            model_name,
+            _folder(model_name, Path(registry_resolver(model_name))),
+            task,
+            trust_remote_code,
+            local_only=True,
+        )
     path = Path(model_name).expanduser()
     if path.exists():
         return _open("folder", model_name, _folder(model_name, path), task, trust_remote_code, local_only=True)
@@ -230,13 +288,18 @@ def _folder(name: str, path: Path) -> str:
     if not is_whole and (said := content_of(found or path)):
         raise ConfigurationError(f"model_name: {name} {said}")
     if found is None:
-        raise ConfigurationError(f"model_name: no config.json in {path}; accepted: a Hugging Face folder with config.json, weights and tokenizer")
+        raise ConfigurationError(
+            f"model_name: no config.json in {path}; accepted: a Hugging Face folder with config.json, weights and"
+            " tokenizer"
+        )
     if not is_whole:
         find_weights(name, there, str(found))  # it says which weights there are
     return str(found)
 
 
-def _open(kind: str, name: str, location: str, task: TaskType, trust_remote_code: bool, *, local_only: bool) -> ModelSource:
+def _open(
+    kind: str, name: str, location: str, task: TaskType, trust_remote_code: bool, *, local_only: bool
+) -> ModelSource:
     from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
     from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -248,29 +311,55 @@ def _open(kind: str, name: str, location: str, task: TaskType, trust_remote_code
     with one_line(where):
         raw, _ = PretrainedConfig.get_config_dict(location, local_files_only=local_only)
     if not isinstance(raw, dict) or not ("model_type" in raw or "auto_map" in raw):
-        raise ConfigurationError(f"{where}: its config.json has no model_type; accepted: the config.json of a Hugging Face model")
+        raise ConfigurationError(
+            f"{where}: its config.json has no model_type; accepted: the config.json of a Hugging Face model"
+        )
     own_code = raw.get("auto_map") or {}
     if own_code and not trust_remote_code and raw.get("model_type") not in CONFIG_MAPPING:
-        raise ConfigurationError(f"{where} brings Python code of its own; accepted: a model without, or --trust-remote-code true if you trust its author")
+        raise ConfigurationError(
+            f"{where} brings Python code of its own; accepted: a model without, or --trust-remote-code true if you"
+            " trust its author"
+        )
     with one_line(where):
         config = AutoConfig.from_pretrained(location, **options)
         try:
             tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(location), **options)
         except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{where}: its tokenizer cannot be loaded ({first_line(error)}); accepted: tokenizer.json beside config.json") from None
+            raise ConfigurationError(
+                f"{where}: its tokenizer cannot be loaded ({first_line(error)}); accepted: tokenizer.json beside"
+                " config.json"
+            ) from None
     head = "AutoModelForSequenceClassification" if task.is_classification else "AutoModelForCausalLM"
-    heads = modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING if task.is_classification else modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    heads = (
+        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+        if task.is_classification
+        else modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
+    )
     if type(config) not in heads and not (trust_remote_code and head in own_code):
-        raise ConfigurationError(f"{where} is a {config.model_type}, which {head} does not know; accepted for {task}: a model that it can load")
+        raise ConfigurationError(
+            f"{where} is a {config.model_type}, which {head} does not know; accepted for {task}: a model that it can"
+            " load"
+        )
     probe = tokenizer("def f(x): return x", add_special_tokens=False).input_ids
-    if all(token == tokenizer.unk_token_id for token in probe):  # transformers makes an empty tokenizer where the files are missing
-        raise ConfigurationError(f"{where}: its tokenizer knows no word, as if its files were missing; accepted: tokenizer.json beside config.json")
+    if all(
+        token == tokenizer.unk_token_id for token in probe
+    ):  # transformers makes an empty tokenizer where the files are missing
+        raise ConfigurationError(
+            f"{where}: its tokenizer knows no word, as if its files were missing; accepted: tokenizer.json beside"
+            " config.json"
+        )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ConfigurationError(f"{where}: its tokenizer has neither a padding nor an end token; accepted: one that has")
-        tokenizer.pad_token = tokenizer.eos_token  # the attention mask and the labels tell padding from an end; the vocabulary stays as it is
+            raise ConfigurationError(
+                f"{where}: its tokenizer has neither a padding nor an end token; accepted: one that has"
+            )
+        tokenizer.pad_token = (
+            tokenizer.eos_token
+        )  # the attention mask and the labels tell padding from an end; the vocabulary stays as it is
     if not task.is_classification and tokenizer.eos_token_id is None:
-        raise ConfigurationError(f"{where}: its tokenizer has no end token, so a completion could not end; accepted: one with eos_token")
+        raise ConfigurationError(
+            f"{where}: its tokenizer has no end token, so a completion could not end; accepted: one with eos_token"
+        )
     tokenizer.padding_side = "right"
     return ModelSource(name, kind, task, location=location, config=config, tokenizer=tokenizer, options=options)
 
@@ -291,10 +380,11 @@ def _is_head(model: Any, name: str) -> bool:
 
 
 def _check_causal(model: Any, name: str) -> None:
-    """An encoder loaded as a language model sees the answer that it is asked for; its loss would be a fine figure and mean nothing.
+    """An encoder loaded as a language model sees the answer that it is asked for; its loss would be a fine figure and
+    mean nothing.
 
-    The last of eight tokens is changed: what stands before it may not move, measured by how far the last one's own logits move.
-    """
+    The last of eight tokens is changed: what stands before it may not move, measured by how far the last one's own
+    logits move."""
     size = model.get_input_embeddings().num_embeddings
     ids = torch.arange(8).unsqueeze(0) % size
     changed = ids.clone()
@@ -303,4 +393,7 @@ def _check_causal(model: Any, name: str) -> None:
     with torch.inference_mode():
         moved = (model(input_ids=ids).logits[0] - model(input_ids=changed).logits[0]).float().abs().amax(dim=-1)
     if moved[:-1].max() > 1e-4 * moved[-1]:
-        raise ConfigurationError(f"model_name: {name} sees the tokens that it should predict (it is an encoder); accepted for code_generation: a decoder")
+        raise ConfigurationError(
+            f"model_name: {name} sees the tokens that it should predict (it is an encoder); accepted for"
+            " code_generation: a decoder"
+        )

@@ -1,7 +1,7 @@
 """What a folder or file holds that is no whole model in Hugging Face's form, and what to use instead.
 
-Invariant: nothing but names of files and two small JSON files is read; names in them are other people's and are shown escaped.
-"""
+Invariant: nothing but names of files and two small JSON files is read; names in them are other people's and are shown
+escaped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,12 @@ from mltrack.errors import printable
 
 WHOLE = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Files that hold or list the weights of a whole model."""
-_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin", "pytorch_lora_weights.safetensors")
+_ADAPTERS = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "adapter_model.bin",
+    "pytorch_lora_weights.safetensors",
+)
 _FORMATS = {
     "*.gguf": "GGUF (llama.cpp)",
     "*.ggml": "GGML (llama.cpp)",
@@ -94,12 +99,18 @@ def _adapter(file: str, read: Callable[[str], bytes]) -> str:
 
 
 def _sentence_transformer(there: list[str], read: Callable[[str], bytes], path_of: Callable[[str], str]) -> str | None:
-    """One whose parts lie in folders of their own; where the Transformer lies beside modules.json, that is a model itself."""
+    """One whose parts lie in folders of their own; where the Transformer lies beside modules.json, that is a model
+    itself.
+    """
     beginning = "is a sentence-transformers model (modules.json)"
     parts = [part for part in _json("modules.json", read, list) if isinstance(part, dict)]
     for part in parts:
         inside = part.get("path")
-        if str(part.get("type", "")).endswith(".Transformer") and isinstance(inside, str) and f"{inside}/config.json" in there:
+        if (
+            str(part.get("type", "")).endswith(".Transformer")
+            and isinstance(inside, str)
+            and f"{inside}/config.json" in there
+        ):
             return f"{beginning}; use its Transformer, {printable(path_of(inside))}"
     if "config.json" in there:
         return None

@@ -1,6 +1,7 @@
 """The scratch presets: sizes, and the transformers configurations that follow from them.
 
-Invariant: a preset is fully described by its name, its task and its tokenizer; two builds with one seed give equal weights.
+Invariant: a preset is fully described by its name, its task and its tokenizer; two builds with one seed give equal
+weights.
 
     scratch:tiny    2 layers of 64     for tests: an epoch in seconds
     scratch:small   4 layers of 256    for the demo: about 5 million parameters with a vocabulary of 8,192
@@ -38,8 +39,12 @@ class Preset:
 
 PRESETS: dict[str, Preset] = {
     "scratch:tiny": Preset(vocab_size=1024, hidden_size=64, num_layers=2, num_heads=2, max_positions=512, dropout=0.0),
-    "scratch:small": Preset(vocab_size=8192, hidden_size=256, num_layers=4, num_heads=4, max_positions=1024, dropout=0.1),
-    "scratch:base": Preset(vocab_size=50265, hidden_size=768, num_layers=12, num_heads=12, max_positions=1024, dropout=0.1),
+    "scratch:small": Preset(
+        vocab_size=8192, hidden_size=256, num_layers=4, num_heads=4, max_positions=1024, dropout=0.1
+    ),
+    "scratch:base": Preset(
+        vocab_size=50265, hidden_size=768, num_layers=12, num_heads=12, max_positions=1024, dropout=0.1
+    ),
 }
 
 
@@ -55,7 +60,9 @@ def preset_named(name: str) -> Preset:
 
 
 def encoder_config(preset: Preset, tokenizer: PreTrainedTokenizerFast, label_mapping: Mapping[str, int]) -> Any:
-    """RoBERTa-style: learned positions, counted from the padding id + 1, which is why there are that many more of them."""
+    """RoBERTa-style: learned positions, counted from the padding id + 1, which is why there are that many more
+    of them.
+    """
     from transformers import RobertaConfig
 
     return RobertaConfig(
@@ -67,7 +74,8 @@ def encoder_config(preset: Preset, tokenizer: PreTrainedTokenizerFast, label_map
         max_position_embeddings=preset.max_positions + tokenizer.pad_token_id + 1,
         type_vocab_size=1,
         hidden_dropout_prob=preset.dropout,
-        attention_probs_dropout_prob=0.0,  # a mask over T x T scores is the dearest dropout of all on a CPU, and keeps SDPA off its fast path
+        # a mask over T x T scores is the dearest dropout of all on a CPU, and keeps SDPA off its fast path
+        attention_probs_dropout_prob=0.0,
         classifier_dropout=preset.dropout,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,

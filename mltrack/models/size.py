@@ -1,8 +1,8 @@
 """How large a model its configuration describes, found out before anything of that size is made.
 
-Invariant: no memory for weights is taken and no count is gone through that the weights' own files do not bear out; a configuration may ask for
-little more than what they hold (a head that is new, a table of positions), never for what they cannot fill.
-"""
+Invariant: no memory for weights is taken and no count is gone through that the weights' own files do not bear out; a
+configuration may ask for little more than what they hold (a head that is new, a table of positions), never for what
+they cannot fill."""
 
 from __future__ import annotations
 
@@ -37,12 +37,19 @@ def check_size(name: str, folder: Path, config: Mapping[str, Any], *, tensors: i
     """
     for key, value in members(config):
         most = max(MAX_PARTS, tensors) if _PARTS.search(key) else (MAX_CLASSES if key in _CLASSES else None)
-        if most is not None and isinstance(value, (int, float)) and not (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most):
-            raise ConfigurationError(f"{name}: its config.json has {key}={str(value)[:40]}; accepted: a whole number from 0 to {most:,}")
+        if (
+            most is not None
+            and isinstance(value, (int, float))
+            and not (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most)
+        ):
+            raise ConfigurationError(
+                f"{name}: its config.json has {key}={str(value)[:40]}; accepted: a whole number from 0 to {most:,}"
+            )
     described = _numbers_of(name, folder, config)
     if described is not None and described > 2 * numbers + _NEW_NUMBERS:  # twice: tied weights are described twice
         raise ConfigurationError(
-            f"{name}: its config.json describes {described:,} numbers, its weights hold {numbers:,}; accepted: the configuration that was saved with the weights"
+            f"{name}: its config.json describes {described:,} numbers, its weights hold {numbers:,}; accepted: the"
+            " configuration that was saved with the weights"
         )
 
 

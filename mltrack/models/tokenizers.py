@@ -1,8 +1,7 @@
 """Byte-level BPE for scratch models, trained on the training split only.
 
-Invariant: decoding what was encoded gives the text back byte for byte, leading white space and text that looks like a special token
-included; the same texts in any order give the same tokenizer.
-"""
+Invariant: decoding what was encoded gives the text back byte for byte, leading white space and text that looks like a
+special token included; the same texts in any order give the same tokenizer."""
 
 from __future__ import annotations
 
@@ -33,11 +32,17 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str) -> Any:
     special = [BOS, PAD, EOS, UNK]  # RoBERTa's order: padding is 1
     smallest = len(special) + _BYTES
     if vocab_size < smallest:
-        raise ConfigurationError(f"vocab_size: seen {vocab_size}; accepted: a whole number >= {smallest} (256 bytes and {len(special)} special tokens)")
+        raise ConfigurationError(
+            f"vocab_size: seen {vocab_size}; accepted: a whole number >= {smallest} (256 bytes and {len(special)}"
+            " special tokens)"
+        )
     known = [text for text in texts if text]
     if not known:
-        raise ConfigurationError("tokenizer: seen no text to train it on; accepted: at least one training record that is not empty")
-    # tokenizers breaks ties between equally frequent pairs by id, ids follow the alphabet, and the alphabet is complete: nothing depends on order
+        raise ConfigurationError(
+            "tokenizer: seen no text to train it on; accepted: at least one training record that is not empty"
+        )
+    # tokenizers breaks ties between equally frequent pairs by id, ids follow the alphabet, and the alphabet is
+    # complete: nothing depends on order
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -51,7 +56,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str) -> Any:
     bpe.train_from_iterator(known, trainer)
     ids = {token: bpe.token_to_id(token) for token in special}
     template = f"{BOS} $A {EOS}" if kind == "encoder" else f"{BOS} $A"
-    bpe.post_processor = processors.TemplateProcessing(single=template, pair=f"{template} $B:1", special_tokens=[(token, ids[token]) for token in (BOS, EOS)])
+    bpe.post_processor = processors.TemplateProcessing(
+        single=template, pair=f"{template} $B:1", special_tokens=[(token, ids[token]) for token in (BOS, EOS)]
+    )
     names = {"bos_token": BOS, "eos_token": EOS, "pad_token": PAD, "unk_token": UNK}
     if kind == "encoder":
         names |= {"cls_token": BOS, "sep_token": EOS}

@@ -32,11 +32,16 @@ def find_weights(name: str, files: Iterable[str], location: str) -> bool:
     if there.intersection(_SAFE):
         return True
     if there.intersection(_BIN):
-        _LOG.warning("%s has no safetensors: reading pytorch_model.bin as plain tensors (weights_only); it will be saved as safetensors", name)
+        _LOG.warning(
+            "%s has no safetensors: reading pytorch_model.bin as plain tensors (weights_only); it will be saved as"
+            " safetensors",
+            name,
+        )
         return False
     others = sorted(file for file in there if file.endswith(_OTHER) and file != "training_args.bin")
     if others:
         raise CheckpointError(
-            f"model_name: {name} has its weights in {others[0]}; refused; accepted: model.safetensors, or a pytorch_model.bin that holds tensors only"
+            f"model_name: {name} has its weights in {others[0]}; refused; accepted: model.safetensors, or a"
+            " pytorch_model.bin that holds tensors only"
         )
     raise ConfigurationError(f"model_name: no weights in {location}; accepted: model.safetensors beside config.json")

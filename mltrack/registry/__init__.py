@@ -1,15 +1,24 @@
-"""The best models of the runs, by name: registered, judged against the champion, promoted, rolled back, loaded, deleted.
+"""The best models of the runs, by name: registered, judged against the champion, promoted, rolled back, loaded,
+deleted.
 
-Invariant: a version carries what is needed to judge it (metrics, data digests, commit) without opening its run; who is champion follows from
-what the registry's tags say, so that two that write at once come to the same end.
-"""
+Invariant: a version carries what is needed to judge it (metrics, data digests, commit) without opening its run; who is
+champion follows from what the registry's tags say, so that two that write at once come to the same end."""
 
 from __future__ import annotations
 
 from mltrack.registry.card import check_name, model_card, version_tags
 from mltrack.registry.champion import alias, promote, register, rollback
 from mltrack.registry.deletion import delete
-from mltrack.registry.loading import Parent, connect_existing, find_parent, folder_task, load, local_folder, model_folder, predict
+from mltrack.registry.loading import (
+    Parent,
+    connect_existing,
+    find_parent,
+    folder_task,
+    load,
+    local_folder,
+    model_folder,
+    predict,
+)
 
 __all__ = [
     "Parent",

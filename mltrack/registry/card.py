@@ -25,7 +25,9 @@ if TYPE_CHECKING:  # they load torch, which `mltrack models` does without
 MAX_NAME_LENGTH = 200
 MAX_CLASSES_SHOWN, MAX_CLASSES_CHARACTERS = 50, 2000
 CANNOT = {
-    True: "It has seen labels, not proofs: it ranks code for a person to read and finds neither all flaws nor only flaws.",
+    True: (
+        "It has seen labels, not proofs: it ranks code for a person to read and finds neither all flaws nor only flaws."
+    ),
     False: "It completes in the style of its training data; what it writes may not run and must be read by a person.",
 }
 
@@ -39,7 +41,9 @@ def version_tags(
     mode: str,
     parent: Parent | None = None,
 ) -> dict[str, str]:
-    """Tags of a version: task, base model and parent, data digests, step, each metric of its checkpoint, and what the gate judges by."""
+    """Tags of a version: task, base model and parent, data digests, step, each metric of its checkpoint, and what the
+    gate judges by.
+    """
     value = checkpoint.metrics.get(request.metric_name, checkpoint.metric_value)
     tags = {
         "mltrack.task": request.task,
@@ -72,25 +76,34 @@ def model_card(
     *,
     parent: Parent | None = None,
 ) -> str:
-    """The description of a version, in Markdown: task, data, classes, configuration, figures beside the baselines, how to load, what it cannot do.
+    """The description of a version, in Markdown: task, data, classes, configuration, figures beside the baselines, how
+    to load, what it cannot do.
 
     "{version}" in it stands for the number that the registry will give.
     """
     is_classification = train_dataset.task.is_classification
     classes = list(train_dataset.label_mapping)
     named_classes = f"\n\nClasses: {listed_classes(classes)}." if is_classification else ""
-    labels = " The labels of this source are Bandit's opinions, not verified flaws." if is_classification and request.dataset_path == "stdlib" else ""
+    labels = (
+        " The labels of this source are Bandit's opinions, not verified flaws."
+        if is_classification and request.dataset_path == "stdlib"
+        else ""
+    )
     origin = f" That one was made by run `{parent.run_id}`." if parent is not None and parent.run_id else ""
     uri = f"models:/{name}/{{version}}"
     params = ', params={"max_new_tokens": 64, "temperature": 0.0, "stop": ["\\n\\n"]}' if not is_classification else ""
     return (
         f"# {name}\n\n"
-        f"Task `{request.task}`, trained from `{parent.uri if parent is not None else request.model_name}` on {len(train_dataset):,} records of "
+        f"Task `{request.task}`, trained from `{parent.uri if parent is not None else request.model_name}` on"
+        f" {len(train_dataset):,} records of "
         f"`{request.dataset_path}` (digest `{train_dataset.digest[:12]}`).{origin}{labels}{named_classes}\n\n"
-        f"Evaluated on {len(eval_dataset):,} records (digest `{eval_dataset.digest[:12]}`); the best of the run by `{request.metric_name}`.\n\n"
+        f"Evaluated on {len(eval_dataset):,} records (digest `{eval_dataset.digest[:12]}`); the best of the run by"
+        f" `{request.metric_name}`.\n\n"
         f"{_figures(checkpoint.metrics, baselines)}\n\n"
-        f"Learning rate {request.learning_rate}, {request.batch_size} x {request.gradient_accumulation_steps} examples a step, at most {request.epochs} epochs"
-        f"{f' and {request.max_steps} steps' if request.max_steps else ''}, {request.max_length} tokens, seed {request.seed}; "
+        f"Learning rate {request.learning_rate}, {request.batch_size} x {request.gradient_accumulation_steps} examples"
+        f" a step, at most {request.epochs} epochs"
+        f"{f' and {request.max_steps} steps' if request.max_steps else ''}, {request.max_length} tokens, seed"
+        f" {request.seed}; "
         f"the weights are those of step {checkpoint.step}.\n\n"
         f'```python\nimport mlflow\nmodel = mlflow.pyfunc.load_model("{uri}")\nmodel.predict(["..."]{params})\n'
         f'pipeline = mlflow.transformers.load_model("{uri}")\n```\n\n'
@@ -102,15 +115,23 @@ def check_name(name: str | None) -> None:
     """Refuse a name that the registry would refuse at the end of the training, or by which nothing could be loaded.
 
     Raises:
-        ConfigurationError: it has a character that a models:/ address gives a meaning to, a control character, both kinds of quotes, or it is too long.
+        ConfigurationError: it has a character that a models:/ address gives a meaning to, a control character, both
+            kinds of quotes, or it is too long.
     """
     if name is None:
         return
-    wrong = not name.strip() or name != name.strip() or len(name) > MAX_NAME_LENGTH or not name.isprintable() or {"'", '"'} <= set(name)
+    wrong = (
+        not name.strip()
+        or name != name.strip()
+        or len(name) > MAX_NAME_LENGTH
+        or not name.isprintable()
+        or {"'", '"'} <= set(name)
+    )
     if wrong or set(name) & set("/:\\@?%#") or name in (".", ".."):
         shown = repr(name) if len(name) <= 60 else repr(name[:57] + "...")
         raise ConfigurationError(
-            f"registered_model_name: seen {shown}; accepted: a name without '/', ':', '@', '?', '%', '#' and '\\\\', at most {MAX_NAME_LENGTH} printable characters"
+            f"registered_model_name: seen {shown}; accepted: a name without '/', ':', '@', '?', '%', '#' and '\\\\', at"
+            f" most {MAX_NAME_LENGTH} printable characters"
         )
 
 

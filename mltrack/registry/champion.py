@@ -1,11 +1,11 @@
 """Which version is champion, and how it came to be: the aliases follow from the history and the versions.
 
-Invariant: MLflow has no compare-and-set, so nobody decides by what an alias says. A version carries its intent (`mltrack.promote` and its figures)
-from the moment it exists; the champion is the result of one pass over all versions behind the last decision of a person, and whoever has written
-an alias reads again until alias and result agree. So two relays come to the same end in whatever order their requests arrive. How far the pass has
-come is a tag, and only newer versions are read: a decision costs the same at the tenth version and at the ten-thousandth. The tag is a fact and not
-a lock: an older one, written late, makes others read more and decide the same.
-"""
+Invariant: MLflow has no compare-and-set, so nobody decides by what an alias says. A version carries its intent
+(`mltrack.promote` and its figures) from the moment it exists; the champion is the result of one pass over all versions
+behind the last decision of a person, and whoever has written an alias reads again until alias and result agree. So two
+relays come to the same end in whatever order their requests arrive. How far the pass has come is a tag, and only newer
+versions are read: a decision costs the same at the tenth version and at the ten-thousandth. The tag is a fact and not a
+lock: an older one, written late, makes others read more and decide the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ from typing import Any
 
 from mltrack.errors import TrackingError
 from mltrack.registry import gate
-from mltrack.registry.history import SETTLED, Change, Settled, champions_in_turn, last_decision, new_mark, outdated, read_history
+from mltrack.registry.history import (
+    SETTLED,
+    Change,
+    Settled,
+    champions_in_turn,
+    last_decision,
+    new_mark,
+    outdated,
+    read_history,
+)
 from mltrack.registry.loading import connect_existing
 from mltrack.store import Store, model_tags, registry
 from mltrack.store.model_tags import RegisteredModel, RegisteredVersion
@@ -77,7 +86,9 @@ class Standing:
 
     @property
     def settled_now(self) -> Settled:
-        """As far as all versions are judged and have their decision, or have none after so long that nobody is about to write it."""
+        """As far as all versions are judged and have their decision, or have none after so long that nobody is about to
+        write it.
+        """
         number, since = self.read_above, _now_ms() - IN_FLIGHT_MS
         for version in sorted(self.model.versions.values(), key=lambda one: one.number):
             if _is_open(version) and version.created_ms > since:
@@ -111,7 +122,15 @@ def read_standing(connected: Store, name: str) -> Standing:
         standing.verdicts[number] = verdict
         if verdict.promoted:
             standing.unwritten.append(
-                Change(version=number, before=standing.champion, why=verdict.why, kind="gate", barrier=number, at_ms=version.created_ms, mark=standing.mark)
+                Change(
+                    version=number,
+                    before=standing.champion,
+                    why=verdict.why,
+                    kind="gate",
+                    barrier=number,
+                    at_ms=version.created_ms,
+                    mark=standing.mark,
+                )
             )
             standing.champion = number
     return standing
@@ -140,7 +159,8 @@ def settle(connected: Store, name: str) -> Standing:
 
 
 def register(connected: Store, name: str, model_id: str, tags: Mapping[str, Any], description: str) -> Outcome:
-    """The finished run's best as a version with the alias challenger, judged against the champion; the second call for it changes nothing.
+    """The finished run's best as a version with the alias challenger, judged against the champion; the second call for
+    it changes nothing.
 
     Args:
         connected: the store.
@@ -162,11 +182,15 @@ def register(connected: Store, name: str, model_id: str, tags: Mapping[str, Any]
     verdict = standing.verdicts.get(number) or _past_verdict(connected, standing, version)
     decision = f"{'champion' if verdict.promoted else 'challenger'}: {verdict.why}"
     command = gate.deciding_command(name, number, written) if verdict.open else None
-    model_tags.set_version_tags(connected, name, number, {**({gate.DECIDE: command} if command else {}), gate.DECISION: decision})
+    model_tags.set_version_tags(
+        connected, name, number, {**({gate.DECIDE: command} if command else {}), gate.DECISION: decision}
+    )
     return Outcome(number, list(_version_there(connected, name, number).aliases), decision, command)
 
 
-def promote(name: str, version: str | int | None = None, tracking_uri: str | None = None, *, alias: str = CHAMPION) -> str | None:
+def promote(
+    name: str, version: str | int | None = None, tracking_uri: str | None = None, *, alias: str = CHAMPION
+) -> str | None:
     """Move an alias by hand; returns the version that had it before.
 
     Args:
@@ -180,7 +204,9 @@ def promote(name: str, version: str | int | None = None, tracking_uri: str | Non
     """
     connected = connect_existing(tracking_uri, name)
     model = existing_model(connected, name)
-    number = existing_version(connected, model, model.aliases.get(CHALLENGER, "") if version is None else version).number
+    number = existing_version(
+        connected, model, model.aliases.get(CHALLENGER, "") if version is None else version
+    ).number
     before = model.aliases.get(alias)
     if alias != CHAMPION:
         registry.set_alias(connected, name, alias, number)
@@ -205,21 +231,30 @@ def rollback(name: str, tracking_uri: str | None = None) -> Change:
     _adopt(connected, name)
     standing = settle(connected, name)
     stack = [version for version in champions_in_turn(standing.history) if version != standing.champion]
-    earlier = next((version for version in reversed(stack) if model_tags.read_version(connected, name, version) is not None), None)
+    earlier = next(
+        (version for version in reversed(stack) if model_tags.read_version(connected, name, version) is not None), None
+    )
     if earlier is None:
         held = f"version {standing.champion}" if standing.champion else "no version"
-        raise TrackingError(f"{name}: {held} is champion and none was before it; accepted: mltrack models promote {shlex.quote(name)} --version N")
+        raise TrackingError(
+            f"{name}: {held} is champion and none was before it; accepted: mltrack models promote {shlex.quote(name)}"
+            " --version N"
+        )
     return decide(connected, name, earlier, kind="rollback", why=f"back from version {standing.champion}")
 
 
 def decide(connected: Store, name: str, version: int | None, *, kind: str, why: str) -> Change:
-    """Write a person's decision down and have the alias follow it; what somebody did to the alias before by other means is written down first."""
+    """Write a person's decision down and have the alias follow it; what somebody did to the alias before by other means
+    is written down first.
+    """
     if kind != OUTSIDE:
         _adopt(connected, name)
     standing = read_standing(connected, name)
     at_ms = max(_now_ms(), *(change.at_ms + 1 for change in standing.history), 0)
     before = standing.champion if kind == OUTSIDE else standing.model.aliases.get(CHAMPION)
-    change = Change(version=version, before=before, why=why, kind=kind, barrier=standing.newest, at_ms=at_ms, mark=new_mark(at_ms))
+    change = Change(
+        version=version, before=before, why=why, kind=kind, barrier=standing.newest, at_ms=at_ms, mark=new_mark(at_ms)
+    )
     model_tags.set_model_tag(connected, name, change.key, change.text)
     settle(connected, name)
     return change
@@ -234,7 +269,10 @@ def existing_model(connected: Store, name: str) -> RegisteredModel:
     model = model_tags.read_head(connected, name)
     if model is None or not model_tags.newest_numbers(connected, name, 1):
         known = ", ".join(row["name"] for row in registry.list_models(connected)[:10]) or "none"
-        raise TrackingError(f"no {name} in {connected.shown_uri}; models there: {known}; another database is named by MLFLOW_TRACKING_URI or --tracking-uri")
+        raise TrackingError(
+            f"no {name} in {connected.shown_uri}; models there: {known}; another database is named by"
+            " MLFLOW_TRACKING_URI or --tracking-uri"
+        )
     return model
 
 
@@ -247,21 +285,25 @@ def existing_version(connected: Store, model: RegisteredModel, version: str | in
     text = str(version)
     found = model_tags.read_version(connected, model.name, int(text)) if text.isascii() and text.isdecimal() else None
     if found is None:
-        raise TrackingError(f"{model.name}: seen version '{version}'; accepted: {versions_there(connected, model.name)}")
+        raise TrackingError(
+            f"{model.name}: seen version '{version}'; accepted: {versions_there(connected, model.name)}"
+        )
     return found
 
 
 def versions_there(connected: Store, name: str) -> str:
     """The newest versions' numbers, for messages."""
     numbers = model_tags.newest_numbers(connected, name, MAX_NAMED + 1)
-    return ("... " if len(numbers) > MAX_NAMED else "") + ", ".join(str(number) for number in reversed(numbers[:MAX_NAMED]))
+    return ("... " if len(numbers) > MAX_NAMED else "") + ", ".join(
+        str(number) for number in reversed(numbers[:MAX_NAMED])
+    )
 
 
 def _adopt(connected: Store, name: str) -> None:
     """What somebody did to the alias by other means, MLflow's page for instance, is a decision like any other.
 
-    While somebody is registering, an alias that does not agree may be one that is about to; not where it stands on a version that it never had lately.
-    """
+    While somebody is registering, an alias that does not agree may be one that is about to; not where it stands on a
+    version that it never had lately."""
     standing = read_standing(connected, name)
     held = standing.model.aliases.get(CHAMPION)
     if held == standing.champion:
@@ -274,7 +316,12 @@ def _adopt(connected: Store, name: str) -> None:
         return  # whoever decided is about to move it
     since = _now_ms() - IN_FLIGHT_MS
     registering = any(_is_open(one) and one.created_ms > since for one in standing.model.versions.values())
-    lately = {version for change in (*standing.history, *standing.unwritten) if change.at_ms > since for version in (change.before, change.version)}
+    lately = {
+        version
+        for change in (*standing.history, *standing.unwritten)
+        if change.at_ms > since
+        for version in (change.before, change.version)
+    }
     if registering and held in lately:
         return
     decide(connected, name, held, kind=OUTSIDE, why="the alias was moved by other means")

@@ -21,7 +21,14 @@ _SAID = {
 }
 
 
-def delete(name: str, version: str | int | None = None, tracking_uri: str | None = None, *, force: bool = False, keep_files: bool = False) -> list[str]:
+def delete(
+    name: str,
+    version: str | int | None = None,
+    tracking_uri: str | None = None,
+    *,
+    force: bool = False,
+    keep_files: bool = False,
+) -> list[str]:
     """Delete one version, or all of a model.
 
     Args:
@@ -39,7 +46,11 @@ def delete(name: str, version: str | int | None = None, tracking_uri: str | None
     """
     connected = connect_existing(tracking_uri, name)
     model = existing_model(connected, name)
-    versions = model_tags.read_versions(connected, name) if version is None else {(one := existing_version(connected, model, version)).number: one}
+    versions = (
+        model_tags.read_versions(connected, name)
+        if version is None
+        else {(one := existing_version(connected, model, version)).number: one}
+    )
     numbers = list(versions)
     _refuse_used(model, numbers, force)
     if version is None:
@@ -58,16 +69,25 @@ def _delete_version(connected: Store, model: RegisteredModel, number: int) -> li
     if CHAMPION in held:  # written first: whoever registers meanwhile must not bring it back
         decide(connected, model.name, None, kind="delete", why=f"version {number} was deleted")
     registry.delete_version(connected, model.name, number)
-    lines = [f"{model.name}/{number}: deleted" + (f", and with it {', '.join('@' + alias for alias in held)}" if held else "")]
+    lines = [
+        f"{model.name}/{number}: deleted"
+        + (f", and with it {', '.join('@' + alias for alias in held)}" if held else "")
+    ]
     if CHAMPION in held:
         lines.append(
-            f"{model.name} has no champion now; the next run's best becomes it, or mltrack models rollback {shlex.quote(model.name)} restores the one before"
+            f"{model.name} has no champion now; the next run's best becomes it, or mltrack models rollback"
+            f" {shlex.quote(model.name)} restores the one before"
         )
     return lines
 
 
 def _refuse_used(model: RegisteredModel, numbers: list[int], force: bool) -> None:
-    used = {alias: number for alias, number in sorted(model.aliases.items()) if number in numbers and alias != CHALLENGER}
+    used = {
+        alias: number for alias, number in sorted(model.aliases.items()) if number in numbers and alias != CHALLENGER
+    }
     if used and not force:
         shown = ", ".join(f"@{alias} (version {number})" for alias, number in used.items())
-        raise TrackingError(f"{model.name}: {shown} would be deleted, and what loads by it would fail; accepted: --force true, or another version")
+        raise TrackingError(
+            f"{model.name}: {shown} would be deleted, and what loads by it would fail; accepted: --force true, or"
+            " another version"
+        )

@@ -1,8 +1,8 @@
 """Two versions evaluated on one data set, and the better one made champion.
 
-Invariant: both are counted on the same records. A completion's loss a token depends on the tokenizer, so where the tokenizers differ the loss is
-counted a character of the completions, and records that `max_length` cuts are left out for both.
-"""
+Invariant: both are counted on the same records. A completion's loss a token depends on the tokenizer, so where the
+tokenizers differ the loss is counted a character of the completions, and records that `max_length` cuts are left out
+for both."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ def promote_on(
     notice: Callable[[str], None] = lambda line: None,
     reading: Mapping[str, Any] | None = None,
 ) -> Duel:
-    """Evaluate a version and the champion on one data set; where it is better by the margin, it becomes champion. Both ways it is recorded.
+    """Evaluate a version and the champion on one data set; where it is better by the margin, it becomes champion. Both
+    ways it is recorded.
 
     Args:
         name: of the registered model.
@@ -68,7 +69,9 @@ def promote_on(
     connected = connect_existing(tracking_uri, name)
     model = existing_model(connected, name)
     if version is None and CHALLENGER not in model.aliases:
-        raise TrackingError(f"{name}: no version is challenger; accepted: --version N with N one of {versions_there(connected, name)}")
+        raise TrackingError(
+            f"{name}: no version is challenger; accepted: --version N with N one of {versions_there(connected, name)}"
+        )
     challenger = existing_version(connected, model, model.aliases[CHALLENGER] if version is None else version)
     number = challenger.number
     held = model.aliases.get(CHAMPION)
@@ -92,7 +95,10 @@ def promote_on(
         why = why.format(other=f"version {held}")
     why = f"{why} ({dataset_path}, digest {digest[:12]})"
     if existing_model(connected, name).aliases.get(CHAMPION) != held:
-        raise TrackingError(f"{name}: the champion changed while both were evaluated; nothing was decided; accepted: the same command again")
+        raise TrackingError(
+            f"{name}: the champion changed while both were evaluated; nothing was decided; accepted: the same command"
+            " again"
+        )
     if promoted:
         decide(connected, name, number, kind="evaluate", why=why)
     decision = {gate.DECISION: f"{'champion' if promoted else 'challenger'}: {why}", gate.DECIDE: "decided"}
@@ -101,7 +107,12 @@ def promote_on(
 
 
 def _evaluate(
-    folders: dict[int, str], dataset_path: str, metric: str, batch_size: int, reading: Mapping[str, Any], notice: Callable[[str], None]
+    folders: dict[int, str],
+    dataset_path: str,
+    metric: str,
+    batch_size: int,
+    reading: Mapping[str, Any],
+    notice: Callable[[str], None],
 ) -> tuple[str, dict[int, float], str]:
     """(the metric that was compared, its value by version, digest of the records)."""
     from mltrack.models.inspection import inspect_trained, read_object
@@ -109,7 +120,10 @@ def _evaluate(
     settings = {one: inspect_trained(f"version {one}", folder) for one, folder in folders.items()}
     tasks = {str(held["task"]) for held in settings.values()}
     if len(tasks) > 1:
-        raise ConfigurationError(f"the versions {' and '.join(map(str, folders))} were trained for {' and '.join(sorted(tasks))}; accepted: one task")
+        raise ConfigurationError(
+            f"the versions {' and '.join(map(str, folders))} were trained for {' and '.join(sorted(tasks))}; accepted:"
+            " one task"
+        )
     (task,) = tasks
     from mltrack.data import DatasetLoader
     from mltrack.data.encoding import kept_of_long_texts
@@ -122,32 +136,61 @@ def _evaluate(
     shortest = min(int(held.get("max_length", 512)) for held in settings.values())
     lengths = {one: shortest if generates else int(held.get("max_length", 512)) for one, held in settings.items()}
     configs = {one: read_object(Path(folder) / "config.json", f"version {one}") for one, folder in folders.items()}
-    mappings: dict[int, dict[str, int] | None] = {one: None if generates else dict(config.get("label2id") or {}) for one, config in configs.items()}
+    mappings: dict[int, dict[str, int] | None] = {
+        one: None if generates else dict(config.get("label2id") or {}) for one, config in configs.items()
+    }
     options: dict[int, dict[str, Any]] = {
-        one: {"max_length": lengths[one], "label_mapping": mappings[one], "truncation": kept_of_long_texts(settings[one]), **reading} for one in folders
+        one: {
+            "max_length": lengths[one],
+            "label_mapping": mappings[one],
+            "truncation": kept_of_long_texts(settings[one]),
+            **reading,
+        }
+        for one in folders
     }
     loaders = {one: DatasetLoader(dataset_path, sources[one].tokenizer, task=task, **options[one]) for one in folders}
     datasets = {one: loader.dataset(loader.records) for one, loader in loaders.items()}
     for one, loader in loaders.items():
         loader.bad_records.report(dataset_path, f"version-{one}", notice)
-    if any(loader.num_skipped for loader in loaders.values()) and len({dataset.digest for dataset in datasets.values()}) > 1:
-        raise ConfigurationError(f"{dataset_path}: the versions {' and '.join(map(str, folders))} can read different records of it; use records that both can")
-    per_character = generates and metric == "eval_loss" and len({tokenizer_digest(source.tokenizer) for source in sources.values()}) > 1
+    if (
+        any(loader.num_skipped for loader in loaders.values())
+        and len({dataset.digest for dataset in datasets.values()}) > 1
+    ):
+        raise ConfigurationError(
+            f"{dataset_path}: the versions {' and '.join(map(str, folders))} can read different records of it; use"
+            " records that both can"
+        )
+    per_character = (
+        generates
+        and metric == "eval_loss"
+        and len({tokenizer_digest(source.tokenizer) for source in sources.values()}) > 1
+    )
     if per_character:
-        whole = [i for i in range(len(next(iter(datasets.values())))) if all(held.uncut_lengths[i] <= held.lengths[i] for held in datasets.values())]
+        whole = [
+            i
+            for i in range(len(next(iter(datasets.values()))))
+            if all(held.uncut_lengths[i] <= held.lengths[i] for held in datasets.values())
+        ]
         if not whole:
-            raise ConfigurationError(f"{dataset_path}: every record is longer than {shortest} tokens; accepted: shorter records, which both models see whole")
+            raise ConfigurationError(
+                f"{dataset_path}: every record is longer than {shortest} tokens; accepted: shorter records, which both"
+                " models see whole"
+            )
         datasets = {one: loader.dataset([loader.records[i] for i in whole]) for one, loader in loaders.items()}
     device = choose_device("auto")
     allow_planned_attention(device, False)
     precision = Precision(choose_precision("auto", device), device)
     values: dict[int, float] = {}
     for one, dataset in datasets.items():
-        model: Any = sources[one].build(label_mapping=mappings[one], max_length=lengths[one], seed=0, whole=True).to(device)
+        model: Any = (
+            sources[one].build(label_mapping=mappings[one], max_length=lengths[one], seed=0, whole=True).to(device)
+        )
         found, _ = evaluate(model, dataset, batch_size=batch_size, device=device, precision=precision)
         figures = {f"eval_{key}": value for key, value in found.items()}
         if metric not in figures:
-            raise ConfigurationError(f"metric_name: the version was judged by '{metric}'; {did_you_mean(metric, figures)}")
+            raise ConfigurationError(
+                f"metric_name: the version was judged by '{metric}'; {did_you_mean(metric, figures)}"
+            )
         value = figures[metric]
         if per_character:
             targets = sum(int((dataset[i]["labels"][1:] != -100).sum()) for i in range(len(dataset)))

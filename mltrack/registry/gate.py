@@ -1,7 +1,7 @@
 """The promotion gate: does a version take the champion's place?
 
-Invariant: a pure function of both versions' tags; figures are compared only where they were measured on the same data, in the same way.
-"""
+Invariant: a pure function of both versions' tags; figures are compared only where they were measured on the same data,
+in the same way."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-EVAL_DIGEST, METRIC, MODE, VALUE, TOKENS = "mltrack.eval_digest", "mltrack.metric_name", "mltrack.metric_mode", "mltrack.metric_value", "mltrack.eval_tokens"
+EVAL_DIGEST, METRIC, MODE, VALUE, TOKENS = (
+    "mltrack.eval_digest",
+    "mltrack.metric_name",
+    "mltrack.metric_mode",
+    "mltrack.metric_value",
+    "mltrack.eval_tokens",
+)
 POLICY, MARGIN = "mltrack.promote", "mltrack.promote_margin"
 EVAL_PATH = "mltrack.eval_path"
 DECISION, DECIDE = "mltrack.decision", "mltrack.decide"
@@ -65,7 +71,11 @@ def compare(metric: str, value: float, held: float, mode: str, margin: float) ->
     gain = held - value if mode == "min" else value - held
     better = gain > 0 and gain >= margin * (1 - _ROUNDING)
     wanted = f" (margin {margin:g})" if margin else ""
-    relation = "is better than" if better else ("is not better than" if gain <= 0 or not margin else "is not enough better than")
+    relation = (
+        "is better than"
+        if better
+        else ("is not better than" if gain <= 0 or not margin else "is not enough better than")
+    )
     return better, f"{metric} {value:.6g} {relation} {held:.6g} of {{other}}{wanted}, on the same data"
 
 
@@ -73,7 +83,12 @@ def incomparable(challenger: Tags, champion: Tags) -> str:
     """Why the figures of two versions cannot be compared; empty where they can."""
     if champion.get(METRIC) is None or number(champion.get(VALUE)) is None:
         return "that one carries no figure of its own"
-    for key, noun in ((METRIC, "metric"), (MODE, "direction"), (EVAL_DIGEST, "evaluation data"), (TOKENS, "tokens of the evaluation")):
+    for key, noun in (
+        (METRIC, "metric"),
+        (MODE, "direction"),
+        (EVAL_DIGEST, "evaluation data"),
+        (TOKENS, "tokens of the evaluation"),
+    ):
         ours, theirs = challenger.get(key), champion.get(key)
         if ours != theirs:
             return f"other {noun} ({_short(ours)} here, {_short(theirs)} there)"
@@ -82,12 +97,23 @@ def incomparable(challenger: Tags, champion: Tags) -> str:
 
 def deciding_command(name: str, version: int, tags: Tags) -> str:
     """The command that evaluates version and champion on one data set and decides."""
-    words = ["mltrack", "models", "promote", name, "--version", str(version), "--dataset-path", tags.get(EVAL_PATH) or "FILE"]
+    words = [
+        "mltrack",
+        "models",
+        "promote",
+        name,
+        "--version",
+        str(version),
+        "--dataset-path",
+        tags.get(EVAL_PATH) or "FILE",
+    ]
     return shlex.join(words)
 
 
 def open_command(name: str, version: int, tags: Tags) -> str | None:
-    """That command where the version's tags say that it is undecided. The tag says no more than that: what it holds, anybody may have written."""
+    """That command where the version's tags say that it is undecided. The tag says no more than that: what it holds,
+    anybody may have written.
+    """
     return deciding_command(name, version, tags) if tags.get(DECIDE, "decided") != "decided" else None
 
 

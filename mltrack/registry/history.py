@@ -1,8 +1,7 @@
 """Who was champion when, and why: one tag of the registered model a change.
 
-Invariant: a change is written once and never rewritten, so that two writers lose nothing of each other. A change by the gate is a function of
-the versions and of the last change by a person: whoever computes it writes the same.
-"""
+Invariant: a change is written once and never rewritten, so that two writers lose nothing of each other. A change by the
+gate is a function of the versions and of the last change by a person: whoever computes it writes the same."""
 
 from __future__ import annotations
 
@@ -29,7 +28,9 @@ class Change:
     before: int | None
     why: str
     kind: str
-    """gate: a finished run; promote: by hand; evaluate: both on one data set; rollback; delete; outside: the alias was moved by other means."""
+    """gate: a finished run; promote: by hand; evaluate: both on one data set; rollback; delete; outside: the alias was
+    moved by other means.
+    """
     barrier: int
     """The highest version that was there; the gate goes on with the next one."""
     at_ms: int
@@ -53,7 +54,15 @@ class Change:
     @property
     def text(self) -> str:
         """The tag's value."""
-        return json.dumps({"version": self.version, "before": self.before, "kind": self.kind, "at_ms": self.at_ms, "why": self.why[:MAX_WHY]})
+        return json.dumps(
+            {
+                "version": self.version,
+                "before": self.before,
+                "kind": self.kind,
+                "at_ms": self.at_ms,
+                "why": self.why[:MAX_WHY],
+            }
+        )
 
     @property
     def when(self) -> str:
@@ -72,9 +81,12 @@ def new_mark(at_ms: int) -> str:
 def read_history(tags: Mapping[str, str]) -> list[Change]:
     """The changes that count, the oldest first; a tag that is none of ours is left out.
 
-    One by the gate counts only where it goes on from the last change by a person: one that was computed while somebody decided does not.
-    """
-    found = sorted((change for key, text in tags.items() if (change := _parse(key, text)) is not None), key=lambda change: change.order)
+    One by the gate counts only where it goes on from the last change by a person: one that was computed while somebody
+    decided does not."""
+    found = sorted(
+        (change for key, text in tags.items() if (change := _parse(key, text)) is not None),
+        key=lambda change: change.order,
+    )
     counted: list[Change] = []
     last_mark = ""
     for change in found:
@@ -92,7 +104,9 @@ def last_decision(history: Sequence[Change]) -> Change | None:
 
 @dataclass(frozen=True)
 class Settled:
-    """Up to this number each version was judged, and its run has written down what became of it; the champion is that of the last change."""
+    """Up to this number each version was judged, and its run has written down what became of it; the champion is that
+    of the last change.
+    """
 
     number: int = 0
     mark: str = ""
@@ -139,7 +153,15 @@ def _parse(key: str, text: str) -> Change | None:
         version, before = (None if held[name] is None else int(held[name]) for name in ("version", "before"))
         mark = "" if parts[2] == "start" else parts[2]
         return (
-            Change(version=version, before=before, why=str(held["why"]), kind=kind, barrier=int(parts[0]), at_ms=int(held["at_ms"]), mark=mark)
+            Change(
+                version=version,
+                before=before,
+                why=str(held["why"]),
+                kind=kind,
+                barrier=int(parts[0]),
+                at_ms=int(held["at_ms"]),
+                mark=mark,
+            )
             if kind in KINDS
             else None
         )

@@ -1,7 +1,7 @@
 """A registered model found again: its files, its answers, where it comes from.
 
-Invariant: what mltrack loads itself runs no code of the model's folder, not even the loader that travels with it; that one is for MLflow.
-"""
+Invariant: what mltrack loads itself runs no code of the model's folder, not even the loader that travels with it; that
+one is for MLflow."""
 
 from __future__ import annotations
 
@@ -58,7 +58,11 @@ def find_parent(model_name: str, tracking_uri: str | None = None, saved_config: 
         head = model_tags.read_head(connected, uri.name)
         number = head.aliases.get(uri.alias) if head is not None else None
     else:
-        number = next(iter(model_tags.newest_numbers(connected, uri.name, 1)), None) if uri.version == "latest" else int(uri.version or 0)
+        number = (
+            next(iter(model_tags.newest_numbers(connected, uri.name, 1)), None)
+            if uri.version == "latest"
+            else int(uri.version or 0)
+        )
     version = model_tags.read_version(connected, uri.name, number) if number is not None else None
     if version is None:
         store.resolve(connected, wanted)  # it says what is missing
@@ -91,7 +95,9 @@ def model_folder(uri: str, tracking_uri: str | None = None) -> str:
     if folder.is_dir() and not any((folder / file).exists() for file in WHOLE) and (said := content_of(folder)):
         raise ConfigurationError(f"model_uri: {uri} {said}")
     if not (folder / "config.json").is_file():
-        raise ConfigurationError(f"model_uri: seen '{uri}'; accepted: models:/name@alias, models:/name/version, or a folder with config.json")
+        raise ConfigurationError(
+            f"model_uri: seen '{uri}'; accepted: models:/name@alias, models:/name/version, or a folder with config.json"
+        )
     return uri
 
 
@@ -104,12 +110,16 @@ def connect_existing(tracking_uri: str | None, wanted: str) -> Store:
     address = store.default_tracking_uri(tracking_uri)
     file = store.database_file(address)
     if file is not None and not file.exists():
-        raise TrackingError(f"no {wanted}: there is no database {address}; if it is elsewhere, set MLFLOW_TRACKING_URI or give --tracking-uri")
+        raise TrackingError(
+            f"no {wanted}: there is no database {address}; if it is elsewhere, set MLFLOW_TRACKING_URI or give"
+            " --tracking-uri"
+        )
     return store.connect(address)
 
 
 def load(uri: str, tracking_uri: str | None = None) -> Any:
-    """A registered model, or a folder that mltrack trained: .predict(["..."], params) answers as its version does through MLflow.
+    """A registered model, or a folder that mltrack trained: .predict(["..."], params) answers as its version does
+    through MLflow.
 
     Args:
         uri: models:/name@alias, models:/name/version, models:/m-..., or a folder with config.json.
@@ -129,7 +139,9 @@ def load(uri: str, tracking_uri: str | None = None) -> Any:
         return store.load_folder(folder)
 
 
-def predict(uri: str, texts: Sequence[str], tracking_uri: str | None = None, params: Mapping[str, Any] | None = None) -> list[Any]:
+def predict(
+    uri: str, texts: Sequence[str], tracking_uri: str | None = None, params: Mapping[str, Any] | None = None
+) -> list[Any]:
     """What a model says of texts: {label, score, scores} for a classification, the completion for a generation.
 
     Raises:

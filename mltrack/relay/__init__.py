@@ -1,7 +1,15 @@
 """The relay: a journal projected onto MLflow, in a process that never imports torch or transformers."""
 
 from mltrack.relay.address import tracking_uri_of
-from mltrack.relay.liveness import Life, TrainedElsewhere, Trainer, has_ended, moves, refuse_trained_elsewhere, trainer_of
+from mltrack.relay.liveness import (
+    Life,
+    TrainedElsewhere,
+    Trainer,
+    has_ended,
+    moves,
+    refuse_trained_elsewhere,
+    trainer_of,
+)
 from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.reaper import Orphan, orphans, reap, stand_still

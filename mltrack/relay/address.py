@@ -1,8 +1,8 @@
 """Where the MLflow run of a run directory is kept now.
 
-Invariant: what the user names on the command line wins. A recorded embedded database that is gone is looked for at the same place relative to the
-run directory, because a project folder that is moved takes both along; nothing is made at the place where it was.
-"""
+Invariant: what the user names on the command line wins. A recorded embedded database that is gone is looked for at the
+same place relative to the run directory, because a project folder that is moved takes both along; nothing is made at
+the place where it was."""
 
 from __future__ import annotations
 

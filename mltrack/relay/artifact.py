@@ -1,7 +1,7 @@
 """A file, or a folder with all that is in it, on its way to the artifacts of a run.
 
-Invariant: of a folder, what cannot be read or is refused is reported and costs nothing else; a store that is away costs nothing but time.
-"""
+Invariant: of a folder, what cannot be read or is refused is reported and costs nothing else; a store that is away costs
+nothing but time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ from mltrack.journal import RunDirectory
 from mltrack.store import Store, StoreUnavailable, artifacts
 
 
-def upload(store: Store, run_id: str, directory: RunDirectory, name: str, artifact_path: str, report: Callable[[str], None]) -> None:
-    """Store a file in the folder `artifact_path` of the run's artifacts (empty: the root), a folder under its own name in there.
+def upload(
+    store: Store, run_id: str, directory: RunDirectory, name: str, artifact_path: str, report: Callable[[str], None]
+) -> None:
+    """Store a file in the folder `artifact_path` of the run's artifacts (empty: the root), a folder under its own name
+    in there.
 
     Args:
         directory: of the run; what leads out of it is refused.

@@ -18,7 +18,9 @@ def is_shortened(text: str, limit: int) -> bool:
 
 
 def full_values(journal: Path) -> dict[str, Any]:
-    """`params` and `tags` {name: whole text} of those that MLflow holds otherwise; `names` {name in MLflow: name as it was logged}."""
+    """`params` and `tags` {name: whole text} of those that MLflow holds otherwise; `names` {name in MLflow: name as it
+    was logged}.
+    """
     found: dict[str, Any] = {"params": {}, "tags": {}, "names": {}}
     limits = {"params": params.MAX_PARAM_LENGTH, "tags": runs.MAX_TAG_LENGTH}
     names: set[str] = set()
@@ -28,6 +30,8 @@ def full_values(journal: Path) -> dict[str, Any]:
             names.update(record["values"], record["timing"])
         elif kind in limits:
             names.update(record["values"])
-            found[kind].update({name: text for name, text in record["values"].items() if is_shortened(text, limits[kind])})
+            found[kind].update(
+                {name: text for name, text in record["values"].items() if is_shortened(text, limits[kind])}
+            )
     found["names"] = {runs.legal_name(name): name for name in sorted(names) if runs.legal_name(name) != name}
     return found

@@ -1,8 +1,7 @@
 """A batch of which the store may refuse a part: that part is found, and the rest goes through.
 
-Invariant: nothing is given up that was not refused alone, and nothing while the store takes nothing at all: between two attempts it must
-take a write that is known to be good.
-"""
+Invariant: nothing is given up that was not refused alone, and nothing while the store takes nothing at all: between two
+attempts it must take a write that is known to be good."""
 
 from __future__ import annotations
 
@@ -25,13 +24,15 @@ Item = TypeVar("Item")
 Refused = tuple[Item, StoreRejected | StoreFailed]
 
 
-def send_isolated(items: Sequence[Item], send: Callable[[Sequence[Item]], None], probe: Callable[[], bool]) -> list[Refused[Item]]:
+def send_isolated(
+    items: Sequence[Item], send: Callable[[Sequence[Item]], None], probe: Callable[[], bool]
+) -> list[Refused[Item]]:
     """Send `items` in order; returns those that the store refuses, each with its reason.
 
     Args:
         send: sends a part of the items in one request; safe to repeat.
-        probe: another write to the same place. False where there is none that is known to be good; then a failure of all the items
-            is the store's.
+        probe: another write to the same place. False where there is none that is known to be good; then a failure of
+            all the items is the store's.
 
     Raises:
         StoreUnavailable: of `send`, where the store is away or takes nothing; of `probe`.
@@ -61,7 +62,9 @@ def send_isolated(items: Sequence[Item], send: Callable[[Sequence[Item]], None],
     return refused
 
 
-def _parts(items: Sequence[Item], send: Callable[[Sequence[Item]], None], probe: Callable[[], None], *, attempts: int) -> list[Refused[Item]]:
+def _parts(
+    items: Sequence[Item], send: Callable[[Sequence[Item]], None], probe: Callable[[], None], *, attempts: int
+) -> list[Refused[Item]]:
     error = _failure(items, send, probe, attempts=ATTEMPTS if len(items) == 1 else attempts)
     if error is None:
         return []
@@ -71,7 +74,9 @@ def _parts(items: Sequence[Item], send: Callable[[Sequence[Item]], None], probe:
     return _parts(items[:half], send, probe, attempts=1) + _parts(items[half:], send, probe, attempts=1)
 
 
-def _failure(items: Sequence[Item], send: Callable[[Sequence[Item]], None], probe: Callable[[], None], *, attempts: int) -> StoreRejected | StoreFailed | None:
+def _failure(
+    items: Sequence[Item], send: Callable[[Sequence[Item]], None], probe: Callable[[], None], *, attempts: int
+) -> StoreRejected | StoreFailed | None:
     """None where the store took the items; its answer where it refuses them together."""
     for attempt in itertools.count(1):
         try:

@@ -1,9 +1,8 @@
 """The checkpoints that stay, as logged models of the run; those that no longer stay are gone from the store.
 
-Invariant: after `reconcile` the store holds what the journal says, and after `settle` nothing else of this run either, whatever a crash left there;
-a registered model is never deleted. Where the journal has a gap nothing is deleted until it names a whole set again. `index.json` follows within seconds,
-and at the end of the delivery.
-"""
+Invariant: after `reconcile` the store holds what the journal says, and after `settle` nothing else of this run either,
+whatever a crash left there; a registered model is never deleted. Where the journal has a gap nothing is deleted until
+it names a whole set again. `index.json` follows within seconds, and at the end of the delivery."""
 
 from __future__ import annotations
 
@@ -24,7 +23,9 @@ from mltrack.store import Store, StoreRejected, artifacts, light_model, logged_m
 from mltrack.store.connection import ServersOwnFolder
 
 CHECKPOINTS = "checkpoints"
-"""Folder of the run's artifacts: `index.json`, and `<step>/state/` with what a logged model does not hold of that checkpoint."""
+"""Folder of the run's artifacts: `index.json`, and `<step>/state/` with what a logged model does not hold of that
+checkpoint.
+"""
 SAVED_TAG = "mltrack.saved_ms"
 """On a logged model: when its checkpoint was saved, which tells it from another one of the same step."""
 INDEX_PAUSE_S = 15.0
@@ -48,9 +49,26 @@ class KeptModels:
         upload: all; model: the training state beside it stays here; none: what is kept is only listed.
     """
 
-    def __init__(self, store: Store, run_id: str, directory: RunDirectory, progress: Progress, save: Save, check: Check, report: Report, upload: str = "all"):
+    def __init__(
+        self,
+        store: Store,
+        run_id: str,
+        directory: RunDirectory,
+        progress: Progress,
+        save: Save,
+        check: Check,
+        report: Report,
+        upload: str = "all",
+    ):
         self._upload = upload
-        self._store, self._run_id, self._directory, self._progress, self._save, self._check = store, run_id, directory, progress, save, check
+        self._store, self._run_id, self._directory, self._progress, self._save, self._check = (
+            store,
+            run_id,
+            directory,
+            progress,
+            save,
+            check,
+        )
         self._report = report
         self._staging = directory.path / ".relay"
         self._reader, self._set = JournalReader(directory.journal), KeptCheckpoints()
@@ -62,7 +80,8 @@ class KeptModels:
         """Publish what is new in the set that the journal names and prune what is not in it any more.
 
         Args:
-            until: byte of the journal behind the record that names it. A checkpoint's points are sent before its model, which takes its times from them.
+            until: byte of the journal behind the record that names it. A checkpoint's points are sent before its model,
+                which takes its times from them.
         """
         if not self._read_set(until):
             return
@@ -89,7 +108,9 @@ class KeptModels:
         self.store_index(now=False)
 
     def store_index(self, *, now: bool) -> None:
-        """Write `index.json` where it is out of date: now, when all of the journal was applied, or not so soon after the last time."""
+        """Write `index.json` where it is out of date: now, when all of the journal was applied, or not so soon after
+        the last time.
+        """
         is_due = now or time.monotonic() >= self._index_due_s
         if self._progress.index_is_stored or not is_due or not self._read_set(math.inf if now else 0):
             return
@@ -100,8 +121,14 @@ class KeptModels:
         self._save()
 
     def forget_missing(self) -> bool:
-        """Take what the store no longer holds off the progress, so that the next `reconcile` publishes it again; True where there was something."""
-        ready = {row["model_id"] for row in logged_models.models_of_run(self._store, self._run_id) if row["status"] == "READY"}
+        """Take what the store no longer holds off the progress, so that the next `reconcile` publishes it again; True
+        where there was something.
+        """
+        ready = {
+            row["model_id"]
+            for row in logged_models.models_of_run(self._store, self._run_id)
+            if row["status"] == "READY"
+        }
         missing = [step for step, model_id in self._progress.models.items() if model_id and model_id not in ready]
         for step in missing:
             log.warning("the model of step %s (%s) is not in the store any more", step, self._progress.models[step])
@@ -119,7 +146,9 @@ class KeptModels:
         return self._in_doubt and self._set.whole_ms is not None and not self._set.has_gap
 
     def settle(self) -> None:
-        """Remove what was left half done of this run, by relays that were killed too: to be called when no newer record is known."""
+        """Remove what was left half done of this run, by relays that were killed too: to be called when no newer record
+        is known.
+        """
         self.store_index(now=False)
         if not self._may_hold_more:
             return
@@ -183,7 +212,9 @@ class KeptModels:
         return True
 
     def _was_begun(self, step: int, one: Mapping[str, Any]) -> bool:
-        """True where what the store has of this step is of this very save; what is of another one is removed, and only then False."""
+        """True where what the store has of this step is of this very save; what is of another one is removed, and only
+        then False.
+        """
         held = logged_models.of_step(self._store, self._run_id, step)
         if held is not None and held["tags"].get(SAVED_TAG) == str(one.get("created_ms")):
             return True
@@ -195,11 +226,15 @@ class KeptModels:
 
     def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any], goes_on: bool) -> str:
         staged = self._staging / f"step-{step}"
-        with translated(self._store, f"preparing the model of step {step}"):  # a disk without room for it may have some later
+        with translated(
+            self._store, f"preparing the model of step {step}"
+        ):  # a disk without room for it may have some later
             try:
                 self._write_model(folder, staged, step)
             except (ValueError, TypeError, AttributeError, KeyError) as error:
-                raise CheckpointError(f"{folder / 'config.json'}: cannot be used: {type(error).__name__}: {error}") from error
+                raise CheckpointError(
+                    f"{folder / 'config.json'}: cannot be used: {type(error).__name__}: {error}"
+                ) from error
         measured_on = self._progress.evaluation_set or {}
         return logged_models.publish(
             self._store,
@@ -207,7 +242,11 @@ class KeptModels:
             staged,
             name=f"step-{step:08d}",
             step=step,
-            tags={"mltrack.epoch": str(one["epoch"] + 1), "mltrack.kept_as": ",".join(one["reasons"]), SAVED_TAG: str(one.get("created_ms"))},
+            tags={
+                "mltrack.epoch": str(one["epoch"] + 1),
+                "mltrack.kept_as": ",".join(one["reasons"]),
+                SAVED_TAG: str(one.get("created_ms")),
+            },
             goes_on=goes_on,
             immutable=True,
             metrics=one["metrics"],

@@ -1,8 +1,9 @@
-"""Is the trainer of a run alive? By its process where that can be looked up from here, else by whether its heartbeat moves.
+"""Is the trainer of a run alive? By its process where that can be looked up from here, else by whether its heartbeat
+moves.
 
-Invariant: a trainer on another machine, or in another container, is never taken for dead because its process id means nothing here;
-one that stands still for `STANDS_STILL_S` of this process's own clock is dead, whatever two machines' clocks say.
-"""
+Invariant: a trainer on another machine, or in another container, is never taken for dead because its process id means
+nothing here; one that stands still for `STANDS_STILL_S` of this process's own clock is dead, whatever two machines'
+clocks say."""
 
 from __future__ import annotations
 
@@ -45,7 +46,9 @@ class Trainer:
     @classmethod
     def of_run(cls, info: RunInfo) -> Trainer:
         """As run.json names it."""
-        machine = Machine(info.trainer_host, info.trainer_boot_id, info.trainer_pid_namespace) if info.trainer_host else None
+        machine = (
+            Machine(info.trainer_host, info.trainer_boot_id, info.trainer_pid_namespace) if info.trainer_host else None
+        )
         return cls(info.trainer_pid, info.trainer_started, machine)
 
     @classmethod
@@ -103,7 +106,9 @@ class TrainedElsewhere(TrackingError):
 
 
 def trainer_of(directory: RunDirectory) -> Trainer:
-    """The trainer that run.json names at this moment; of mltrack 0.1, whose run.json names no host, the journal does."""
+    """The trainer that run.json names at this moment; of mltrack 0.1, whose run.json names no host, the journal
+    does.
+    """
     trainer = Trainer.of_run(directory.read_run())
     if trainer.machine is None and trainer.pid is not None and directory.journal.exists():
         for record in JournalReader(directory.journal).read_new():
@@ -132,7 +137,9 @@ def refuse_trained_elsewhere(directory: RunDirectory, notice: Notice = lambda li
     trainer = trainer_of(directory)
     if trainer.life() is not Life.ELSEWHERE or has_ended(directory):
         return
-    notice(f"{directory.path.name}: watching for {heartbeat.STANDS_STILL_S:.0f} s whether {trainer.place} still trains it")
+    notice(
+        f"{directory.path.name}: watching for {heartbeat.STANDS_STILL_S:.0f} s whether {trainer.place} still trains it"
+    )
     if moves(lambda: _signs_in(directory)):
         raise TrainedElsewhere(directory.path, trainer)
 

@@ -10,12 +10,19 @@ from mltrack.store.connection import ServersOwnFolder
 
 
 def opening_notices(store: Store, run: RunInfo) -> list[str]:
-    """A line for a run of another tool that is adopted, and one for a folder of files that is gone, or is the server's own."""
+    """A line for a run of another tool that is adopted, and one for a folder of files that is gone, or is the server's
+    own.
+    """
     lines = []
     is_empty_project_run = run.tags.get("mlflow.source.type") == "PROJECT" and not run.metrics
     if os.environ.get("MLFLOW_RUN_ID") == run.run_id and VERSION_TAG not in run.tags and not is_empty_project_run:
-        what = f"'{run.run_name}' of {run.tags.get('mlflow.source.name') or 'an unnamed program'}, {run.status}, {len(run.metrics or {})} metrics"
-        lines.append(f"MLFLOW_RUN_ID names run {run.run_id} ({what}), which mltrack did not make; this training is added to it")
+        what = (
+            f"'{run.run_name}' of {run.tags.get('mlflow.source.name') or 'an unnamed program'}, {run.status},"
+            f" {len(run.metrics or {})} metrics"
+        )
+        lines.append(
+            f"MLFLOW_RUN_ID names run {run.run_id} ({what}), which mltrack did not make; this training is added to it"
+        )
     try:
         artifacts.check_root(store, run.run_id)
     except StoreUnavailable as error:

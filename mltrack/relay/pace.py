@@ -1,8 +1,8 @@
 """How much is asked of a server at once, how often, and how long its answer may take.
 
-Invariant: a server that is slow, but answers, gets everything: the wait grows first, then the requests become smaller; a quick answer
-makes them larger again. However many relays there are, each asks for no more than a small share of the time that the server takes to answer.
-"""
+Invariant: a server that is slow, but answers, gets everything: the wait grows first, then the requests become smaller;
+a quick answer makes them larger again. However many relays there are, each asks for no more than a small share of the
+time that the server takes to answer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ SHORTEST_S, LONGEST_S = 5.0, 20.0
 SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.5, 15.0
 """Between two requests with what was recorded since."""
 ANSWERS_AN_INTERVAL = 20
-"""A relay is asking for a twentieth of the time at most: forty keep two of the server's workers busy, and no more waits in its queue."""
+"""A relay is asking for a twentieth of the time at most: forty keep two of the server's workers busy, and no more waits
+in its queue.
+"""
 OLD_S = 3600.0
 """A run of this age is looked at every LONGEST_INTERVAL_S."""
 

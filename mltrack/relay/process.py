@@ -9,7 +9,9 @@ import time
 import psutil
 
 _SAME_START_S = 2.5
-"""Creation times of one process, read twice, differ by less: Linux tells the boot time in whole seconds, and a clock that is set moves it."""
+"""Creation times of one process, read twice, differ by less: Linux tells the boot time in whole seconds, and a clock
+that is set moves it.
+"""
 
 
 class WatchedProcess:
@@ -30,7 +32,12 @@ class WatchedProcess:
             if started is None or abs(process.create_time() - started) < _SAME_START_S:
                 self._process = process
                 self._pidfd = os.pidfd_open(pid) if hasattr(os, "pidfd_open") else None
-        except (psutil.NoSuchProcess, OSError, ValueError, OverflowError):  # the last two: no process can have such a number
+        except (
+            psutil.NoSuchProcess,
+            OSError,
+            ValueError,
+            OverflowError,
+        ):  # the last two: no process can have such a number
             self._process = None
 
     def is_alive(self) -> bool:

@@ -1,7 +1,7 @@
 """How far a delivery is: `delivery.json` in the run directory, replaced whole after each acknowledged request.
 
-What grows with the number of kept checkpoints is in `models.json` beside it, which is replaced where that has changed, and counts together with it alone.
-"""
+What grows with the number of kept checkpoints is in `models.json` beside it, which is replaced where that has changed,
+and counts together with it alone."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ class Progress:
     deferred: list[int] = field(default_factory=list)
     """Bytes of the journal at which the records begin that the artifact store did not take yet."""
     models: dict[str, str] = field(default_factory=dict)
-    """{step: id of the logged model}; empty for a checkpoint that is no Hugging Face folder and so is kept as files alone."""
+    """{step: id of the logged model}; empty for a checkpoint that is no Hugging Face folder and so is kept as files
+    alone.
+    """
     saved_ms: dict[str, int] = field(default_factory=dict)
     """{step: when that checkpoint was saved}."""
     index_is_stored: bool = True
@@ -91,16 +93,24 @@ class Progress:
 
     @classmethod
     def read(cls, directory: RunDirectory, tracking_uri: str) -> Progress:
-        """The progress of this directory towards this server; from the start for another server, and where the file is damaged."""
+        """The progress of this directory towards this server; from the start for another server, and where the file is
+        damaged.
+        """
         address, content = without_secrets(tracking_uri), directory.read_delivery()
         models = read_json(directory.models_file) or {}
         if _key_of(models) == _key_of(content):
             content = models | content  # an earlier mltrack had all of it in delivery.json
         hints = {name: hint for name, hint in get_type_hints(cls).items() if name != "_written"}
         known, problem = without_misfits(content, hints, "delivery.json")
-        if problem or not is_same(known.get("tracking_uri", ""), address) or not _begins_a_record(directory.journal, known.get("offset", 0)):
+        if (
+            problem
+            or not is_same(known.get("tracking_uri", ""), address)
+            or not _begins_a_record(directory.journal, known.get("offset", 0))
+        ):
             return cls(tracking_uri=address)
-        return cls(**{**known, "uploading": None, "rejected": None, "tracking_uri": address})  # whoever uploaded is gone; MLflow is asked anew
+        return cls(
+            **{**known, "uploading": None, "rejected": None, "tracking_uri": address}
+        )  # whoever uploaded is gone; MLflow is asked anew
 
     def note_infinities(self, record: Mapping[str, Any]) -> None:
         """MLflow stores an infinity as the largest finite number; a tag says where."""
@@ -124,7 +134,8 @@ class Progress:
                 write_json(directory.models_file, redacted(models))
                 self._written = copy.deepcopy(models)
             write_json(directory.delivery_file, redacted(content))
-        except OSError as error:  # a full disk: what is delivered goes on; another relay would deliver it once more, which changes nothing
+        except OSError as error:
+            # a full disk: what is delivered goes on; another relay would deliver it once more, which changes nothing
             log.error("%s: not written: %s", directory.delivery_file, error.strerror)
 
 

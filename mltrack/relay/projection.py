@@ -1,9 +1,9 @@
 """A journal projected onto an MLflow run.
 
-Invariant: sending is at least once and in order; timestamps were fixed when the point was recorded, so that a point sent twice is
-stored once. What the server refuses, a file that cannot be read and a record that is none are reported and do not hold up the rest. Files that the artifact store does not take now are
-deferred and tried again; the delivery is not complete before they are there. Nothing is sent once the run went on elsewhere.
-"""
+Invariant: sending is at least once and in order; timestamps were fixed when the point was recorded, so that a point
+sent twice is stored once. What the server refuses, a file that cannot be read and a record that is none are reported
+and do not hold up the rest. Files that the artifact store does not take now are deferred and tried again; the delivery
+is not complete before they are there. Nothing is sent once the run went on elsewhere."""
 
 from __future__ import annotations
 
@@ -56,10 +56,18 @@ class Projection:
         Settled: somebody has resumed the run into another directory, or deleted it; so does every method below.
     """
 
-    def __init__(self, directory: RunDirectory, store: Store, on_progress: Callable[[Progress], None] | None = None, pace: Pace | None = None):
+    def __init__(
+        self,
+        directory: RunDirectory,
+        store: Store,
+        on_progress: Callable[[Progress], None] | None = None,
+        pace: Pace | None = None,
+    ):
         self.directory, self.store = directory, store
         self._pace = pace or Pace()
-        self._missing: StoreUnavailable | None = None  # what the artifact store said last, which is asked again when that is due
+        self._missing: StoreUnavailable | None = (
+            None  # what the artifact store said last, which is asked again when that is due
+        )
         self._deferred_due, self._deferred_pause_s = 0.0, DEFERRED_PAUSE_S
         self._listeners = [on_progress] if on_progress is not None else []
         self.info = directory.read_run()
@@ -76,7 +84,16 @@ class Projection:
         self._claim = Claim(directory, store, self._run_id, self.progress, self._save)
         self._claim.check()
         self._look_at_run()
-        self._kept = KeptModels(store, self._run_id, directory, self.progress, self._save_models, self._claim.check, self._report, self.info.upload)
+        self._kept = KeptModels(
+            store,
+            self._run_id,
+            directory,
+            self.progress,
+            self._save_models,
+            self._claim.check,
+            self._report,
+            self.info.upload,
+        )
         self.progress.opened_for = self.info.trainer_started
         self._save(acknowledged=False)
 
@@ -89,11 +106,12 @@ class Projection:
         """Send what was recorded since the last call; returns the number of records.
 
         Args:
-            all_points: False leaves points for a later call, unless they fill a request. Whatever is no point is sent at once, and all points before it.
+            all_points: False leaves points for a later call, unless they fill a request. Whatever is no point is sent
+                at once, and all points before it.
 
         Raises:
-            StoreUnavailable: the server does not answer; nothing that it has not acknowledged is counted as delivered, and the next
-                call of a new Projection begins there.
+            StoreUnavailable: the server does not answer; nothing that it has not acknowledged is counted as delivered,
+                and the next call of a new Projection begins there.
         """
         count = 0
         for record in self._reader.read_new():
@@ -119,7 +137,10 @@ class Projection:
     def _name_odd(self) -> None:
         """Say what the reader has skipped, each once."""
         if self._reader.unknown:
-            log.warning("records of types that a later mltrack has added are left out: %s", ", ".join(sorted(self._reader.unknown)))
+            log.warning(
+                "records of types that a later mltrack has added are left out: %s",
+                ", ".join(sorted(self._reader.unknown)),
+            )
             self._reader.unknown.clear()
         if self._reader.odd:
             odd, self._reader.odd = self._reader.odd, []
@@ -129,10 +150,12 @@ class Projection:
     def finish(self) -> None:
         """Give the MLflow run its final status and mark the delivery as complete.
 
-        Nothing is ended where run.json names another trainer than when this delivery began, nor where the trainer lives and has recorded no end.
+        Nothing is ended where run.json names another trainer than when this delivery began, nor where the trainer lives
+        and has recorded no end.
 
         Raises:
-            StoreUnavailable: the server does not answer; or the artifact store does not take what was deferred, and only that is missing.
+            StoreUnavailable: the server does not answer; or the artifact store does not take what was deferred, and
+                only that is missing.
         """
         missing = self._apply_deferred() or self._stored({"type": "index"}) or self._stored({"type": "full_values"})
         recorded = self.progress.end
@@ -154,7 +177,9 @@ class Projection:
         runs.set_tags(self.store, self._run_id, tags)
         if ends and status == "FINISHED":  # whatever ended an earlier attempt
             runs.drop_tag(self.store, self._run_id, "mltrack.failure")
-        if ends and (self.info.owns_status or (recorded is None and runs.get_run(self.store, self._run_id).status == "RUNNING")):
+        if ends and (
+            self.info.owns_status or (recorded is None and runs.get_run(self.store, self._run_id).status == "RUNNING")
+        ):
             shown = last.shown(self.info)
             runs.finish_run(self.store, self._run_id, shown, last.time_ms)
             self.progress.status = shown
@@ -204,7 +229,10 @@ class Projection:
                     self.directory.link(info.run_id)
         elif info.experiment_id is None:  # a run that the trainer was given by its id
             run = self._given_run(info.run_id)
-            info.experiment_id, info.under_mlflow_run = run.experiment_id, info.under_mlflow_run or run.tags.get("mlflow.source.type") == "PROJECT"
+            info.experiment_id, info.under_mlflow_run = (
+                run.experiment_id,
+                info.under_mlflow_run or run.tags.get("mlflow.source.type") == "PROJECT",
+            )
             self._write_run(experiment_id=info.experiment_id, under_mlflow_run=info.under_mlflow_run)
         assert info.run_id is not None
         self.progress.run_id = info.run_id
@@ -220,7 +248,9 @@ class Projection:
             raise
 
     def _look_at_run(self) -> None:
-        """Note what the user should know of the run: secrets that others wrote there, and what it is where this trainer is the first to use it."""
+        """Note what the user should know of the run: secrets that others wrote there, and what it is where this trainer
+        is the first to use it.
+        """
         run = runs.get_run(self.store, self._run_id)
         self.progress.exposed = exposed_secrets(run)
         if self.progress.opened_for != self.info.trainer_started:
@@ -269,7 +299,9 @@ class Projection:
         return self._takes_tags() and runs.log_a_point_again(self.store, self._run_id)
 
     def _takes_tags(self) -> bool:
-        """Raises where it is the run that takes nothing, deleted by somebody: then no value is to blame, and none is given up."""
+        """Raises where it is the run that takes nothing, deleted by somebody: then no value is to blame, and none is
+        given up.
+        """
         runs.set_tags(self.store, self._run_id, {"mltrack.delivery": "pending"})
         return True
 
@@ -282,7 +314,12 @@ class Projection:
             self._handle(record)
 
     def _handle(self, record: records.Record) -> None:
-        takes_over = record["type"] in ("checkpoints", "checkpoints_changed", "model", "resumed") or STARTED_TAG in record.get("values", {})
+        takes_over = record["type"] in (
+            "checkpoints",
+            "checkpoints_changed",
+            "model",
+            "resumed",
+        ) or STARTED_TAG in record.get("values", {})
         self._claim.check(within_s=0.0 if takes_over else NOW_AND_THEN_S)
         try:
             handler = getattr(self, f"_apply_{record['type']}", None)
@@ -295,7 +332,8 @@ class Projection:
         except (MltrackError, OSError) as error:
             self._claim.check()  # a run that was deleted refuses everything, and nothing of it is given up
             self._report(f"{record['type']}: {error}")
-        except Exception as error:  # what nobody thought of does not end the delivery of everything else, nor does the status hang on it
+        except Exception as error:
+            # what nobody thought of does not end the delivery of everything else, nor does the status hang on it
             log.exception("%s", record["type"])
             line = f"{record['type']}: {described(error)}"
             if record["type"] in WITH_FILES:
@@ -303,7 +341,9 @@ class Projection:
             self._report(line)
 
     def _stored(self, record: records.Record) -> StoreUnavailable | None:
-        """None, or why not where the artifact store is away and the tracking server is not: the points need not wait for it."""
+        """None, or why not where the artifact store is away and the tracking server is not: the points need not wait
+        for it.
+        """
         try:
             self._handle(record)
         except StoreUnavailable as error:
@@ -349,7 +389,9 @@ class Projection:
     def _apply_full_values(self, _: Mapping[str, Any]) -> None:
         """No record either: written once the run is over, for what MLflow holds in another form."""
         if self.progress.renamed or self.progress.shortened:
-            artifacts.put_text(self.store, self._run_id, json.dumps(full_values(self.directory.journal), indent=1), "full_values.json")
+            artifacts.put_text(
+                self.store, self._run_id, json.dumps(full_values(self.directory.journal), indent=1), "full_values.json"
+            )
 
     def _apply_params(self, record: Mapping[str, Any]) -> None:
         different: dict[str, tuple[str, str]] = {}
@@ -363,11 +405,20 @@ class Projection:
             runs.set_tags(self.store, self._run_id, {"mltrack.param_differences": shown})
 
     def _apply_tags(self, record: Mapping[str, Any]) -> None:
-        if STARTED_TAG in record["values"] and self.info.owns_status:  # a trainer begins: whatever became of an earlier one, the run is open
+        if (
+            STARTED_TAG in record["values"] and self.info.owns_status
+        ):  # a trainer begins: whatever became of an earlier one, the run is open
             runs.reopen_run(self.store, self._run_id)
-        self._send_values("tag", record["values"], runs.MAX_TAG_LENGTH, lambda some: runs.set_tags(self.store, self._run_id, dict(some)))
+        self._send_values(
+            "tag",
+            record["values"],
+            runs.MAX_TAG_LENGTH,
+            lambda some: runs.set_tags(self.store, self._run_id, dict(some)),
+        )
 
-    def _send_values(self, kind: str, values: Mapping[str, str], limit: int, send: Callable[[Sequence[tuple[str, str]]], None]) -> None:
+    def _send_values(
+        self, kind: str, values: Mapping[str, str], limit: int, send: Callable[[Sequence[tuple[str, str]]], None]
+    ) -> None:
         self.progress.shortened |= any(is_shortened(text, limit) for text in values.values())
         refused = send_isolated([(self._name(name), value) for name, value in values.items()], send, self._takes_tags)
         self._give_up([f"{kind} {name}: {error}" for (name, _), error in refused])
@@ -376,7 +427,9 @@ class Projection:
         for dataset in record["datasets"]:
             if dataset.get("context") == "evaluation":
                 self.progress.evaluation_set = {name: str(dataset[name]) for name in ("name", "digest")}
-        refused = send_isolated(record["datasets"], lambda some: runs.log_inputs(self.store, self._run_id, some), self._takes_tags)
+        refused = send_isolated(
+            record["datasets"], lambda some: runs.log_inputs(self.store, self._run_id, some), self._takes_tags
+        )
         self._give_up([f"data set {dataset.get('name')}: {error}" for dataset, error in refused])
 
     def _apply_artifact(self, record: Mapping[str, Any]) -> None:
@@ -399,7 +452,11 @@ class Projection:
             return
         name = record["registered_name"]
         commit = runs.get_run(self.store, self._run_id).tags.get("mlflow.source.git.commit")
-        tags = {"mltrack.promote": record["promote"], **({"mltrack.git_commit": commit} if commit else {}), **record["tags"]}
+        tags = {
+            "mltrack.promote": record["promote"],
+            **({"mltrack.git_commit": commit} if commit else {}),
+            **record["tags"],
+        }
         self.progress.uploading = f"version of {name}"
         self._save(acknowledged=False)
         try:
@@ -428,12 +485,16 @@ class Projection:
 
     def _give_up(self, lines: Sequence[str]) -> None:
         if lines:
-            runs.set_tags(self.store, self._run_id, {"mltrack.refused": "something; delivery.json in the run directory names it"})
+            runs.set_tags(
+                self.store, self._run_id, {"mltrack.refused": "something; delivery.json in the run directory names it"}
+            )
         for line in lines:
             self._report(line)
 
     def _report(self, line: str) -> None:
-        line = line.encode("utf-8", "backslashreplace").decode()  # a file name may be half a character, which no terminal takes
+        line = line.encode(
+            "utf-8", "backslashreplace"
+        ).decode()  # a file name may be half a character, which no terminal takes
         if line not in self.progress.failed:
             log.error("refused: %s", line)
             self.progress.failed.append(line)

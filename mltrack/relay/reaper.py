@@ -1,8 +1,8 @@
 """Runs that MLflow calls RUNNING though nobody trains them any more.
 
-Invariant: only runs of mltrack are touched, and only where their trainer is known to be dead (by this machine's run directory, or by the
-host and process that the run's tags name) and nobody is delivering them. A run that went on elsewhere is not this directory's to judge.
-"""
+Invariant: only runs of mltrack are touched, and only where their trainer is known to be dead (by this machine's run
+directory, or by the host and process that the run's tags name) and nobody is delivering them. A run that went on
+elsewhere is not this directory's to judge."""
 
 from __future__ import annotations
 
@@ -44,7 +44,9 @@ def orphans(store: Store, output_dir: Path | str) -> list[Orphan]:
         directory = directories.get(run.run_id)
         if directory is not None and not only_own([directory]):
             continue
-        if directory is not None and OwnTrainers(directory).fell_behind(run.tags, Progress.read(directory, store.tracking_uri).offset):
+        if directory is not None and OwnTrainers(directory).fell_behind(
+            run.tags, Progress.read(directory, store.tracking_uri).offset
+        ):
             directory = None
         trainer = Trainer.of_tags(run.tags) if directory is None else trainer_of(directory)
         life = Life.GONE if directory is not None and has_ended(directory) else trainer.life()
@@ -57,7 +59,9 @@ def orphans(store: Store, output_dir: Path | str) -> list[Orphan]:
 
 
 def stand_still(store: Store, found: Sequence[Orphan]) -> list[Orphan]:
-    """`found` without those whose heartbeat moves in MLflow, all watched together; `reap` watches run directories that lie here."""
+    """`found` without those whose heartbeat moves in MLflow, all watched together; `reap` watches run directories that
+    lie here.
+    """
     uncertain = [one for one in found if not one.is_certain and one.directory is None]
     moved: set[str] = set()
 
@@ -76,7 +80,8 @@ def stand_still(store: Store, found: Sequence[Orphan]) -> list[Orphan]:
 
 
 def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
-    """Complete the delivery and give the run the status that its journal tells, FAILED without one. Returns that status.
+    """Complete the delivery and give the run the status that its journal tells, FAILED without one. Returns that
+    status.
 
     Raises:
         StoreUnavailable: the server does not answer.

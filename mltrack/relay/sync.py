@@ -1,8 +1,7 @@
 """`mltrack sync`: complete the delivery of a run directory, now or while its trainer runs.
 
-Invariant: one delivery of a directory at a time, by a lock that dies with its holder; what the server has acknowledged is never asked
-of it again.
-"""
+Invariant: one delivery of a directory at a time, by a lock that dies with its holder; what the server has acknowledged
+is never asked of it again."""
 
 from __future__ import annotations
 
@@ -36,7 +35,9 @@ LOOK_S = 0.5
 """Between two looks at the journal; when points are sent, the pace says."""
 LONGEST_PAUSE_S = 5.0
 LONGEST_WAIT_S = 60.0
-"""The same where the server answers, and refuses the credentials, or its artifact store takes no files: that takes a person, or time."""
+"""The same where the server answers, and refuses the credentials, or its artifact store takes no files: that takes a
+person, or time.
+"""
 GIVE_UP_S = 600.0
 """How long a server may be silent after the trainer has ended."""
 log = logging.getLogger("mltrack.relay")
@@ -64,7 +65,8 @@ def sync(
     Raises:
         TrainedElsewhere: another machine or container trains the run.
         DeliveredElsewhere: somebody else is delivering this directory.
-        Settled: the run was resumed into another directory, or deleted, and something of this one had not arrived by then.
+        Settled: the run was resumed into another directory, or deleted, and something of this one had not arrived by
+            then.
         StoreUnavailable: the server does not answer, or not in `LONGEST_S` though little is asked of it.
     """
     uri, pace = tracking_uri_of(directory, tracking_uri), Pace()
@@ -83,9 +85,15 @@ def sync(
                 pace.timed_out()
 
 
-def _sync_connected(directory: RunDirectory, uri: str, on_progress: Callable[[Progress], None] | None, pace: Pace) -> Progress:
-    projection = Projection(directory, connect(uri, request_timeout_s=pace.timeout_s, create=may_be_made(directory, uri)), on_progress, pace)
-    was_trained = trainer_of(directory).life() is Life.ALIVE  # asked first: what a trainer records before it ends is delivered below
+def _sync_connected(
+    directory: RunDirectory, uri: str, on_progress: Callable[[Progress], None] | None, pace: Pace
+) -> Progress:
+    projection = Projection(
+        directory, connect(uri, request_timeout_s=pace.timeout_s, create=may_be_made(directory, uri)), on_progress, pace
+    )
+    was_trained = (
+        trainer_of(directory).life() is Life.ALIVE
+    )  # asked first: what a trainer records before it ends is delivered below
     projection.deliver()
     if not was_trained or projection.progress.end is not None:
         projection.finish()
@@ -103,7 +111,9 @@ def delivering_process(directory: RunDirectory) -> int | None:
 
 
 def run(directory: RunDirectory) -> None:
-    """Be the relay: `mltrack sync --follow`. Raises as `follow`, except for what a relay that is started again would find again."""
+    """Be the relay: `mltrack sync --follow`. Raises as `follow`, except for what a relay that is started again would
+    find again.
+    """
     for warning in (signal.SIGHUP, signal.SIGUSR1):  # meant for the trainer, whose end is still to be delivered
         signal.signal(warning, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
@@ -143,9 +153,17 @@ def follow(directory: RunDirectory) -> Progress:
                 return progress
             except StoreUnavailable as error:
                 progress = Progress.read(directory, uri)
-                longest_s = LONGEST_WAIT_S if isinstance(error, StoreDenied) or progress.deferred else LONGEST_PAUSE_S if trainer.is_alive() else 2.0
+                longest_s = (
+                    LONGEST_WAIT_S
+                    if isinstance(error, StoreDenied) or progress.deferred
+                    else LONGEST_PAUSE_S
+                    if trainer.is_alive()
+                    else 2.0
+                )
                 progress.waiting = str(error)
-                progress.write(directory, acknowledged=False)  # nothing is being uploaded now, so nobody need wait for it
+                progress.write(
+                    directory, acknowledged=False
+                )  # nothing is being uploaded now, so nobody need wait for it
                 if progress.acknowledged_ms / 1000 > time.time() - LONGEST_PAUSE_S:
                     pauses, last_success = 0, time.monotonic()
                 if isinstance(error, StoreSlow):
@@ -154,17 +172,23 @@ def follow(directory: RunDirectory) -> Progress:
                 log.warning("%s", error)
                 if not trainer.is_alive() and time.monotonic() - last_success > GIVE_UP_S:
                     raise
-                trainer.wait(_pause_s(pauses, longest_s)) if trainer.is_alive() else time.sleep(_pause_s(pauses, longest_s))
+                trainer.wait(_pause_s(pauses, longest_s)) if trainer.is_alive() else time.sleep(
+                    _pause_s(pauses, longest_s)
+                )
 
 
-def _follow_connected(directory: RunDirectory, tracking_uri: str, trainer: WatchedProcess, system: SystemMetricsFeed, pace: Pace) -> Progress:
+def _follow_connected(
+    directory: RunDirectory, tracking_uri: str, trainer: WatchedProcess, system: SystemMetricsFeed, pace: Pace
+) -> Progress:
     store = connect(tracking_uri, request_timeout_s=pace.timeout_s, create=may_be_made(directory, tracking_uri))
     projection = Projection(directory, store, pace=pace)
     with beating(tracking_uri, projection.run_id):
         return _follow_projection(projection, trainer, system, pace)
 
 
-def _follow_projection(projection: Projection, trainer: WatchedProcess, system: SystemMetricsFeed, pace: Pace) -> Progress:
+def _follow_projection(
+    projection: Projection, trainer: WatchedProcess, system: SystemMetricsFeed, pace: Pace
+) -> Progress:
     due_s = 0.0
     while True:
         alive = trainer.is_alive()
@@ -175,7 +199,9 @@ def _follow_projection(projection: Projection, trainer: WatchedProcess, system: 
             system.sample_due()
         if (is_due or is_over) and projection.progress.run_id is not None:
             system.send(projection.store, projection.progress.run_id)
-            due_s = time.monotonic() + random.uniform(0.8, 1.0) * pace.interval_s(projection.info.age_s)  # relays that were held up together part again
+            due_s = time.monotonic() + random.uniform(0.8, 1.0) * pace.interval_s(
+                projection.info.age_s
+            )  # relays that were held up together part again
         if is_over:
             projection.finish()
             return projection.progress
@@ -189,7 +215,9 @@ def _pause_s(attempt: int, longest_s: float) -> float:
 
 @contextmanager
 def _lock(directory: RunDirectory, patience_s: float = 0.0) -> Iterator[None]:
-    """Hold the directory; somebody else may hold it for so long (an earlier relay that still delivers the run that is resumed)."""
+    """Hold the directory; somebody else may hold it for so long (an earlier relay that still delivers the run that is
+    resumed).
+    """
     path = directory.path / "relay.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     deadline = time.monotonic() + patience_s
@@ -197,7 +225,9 @@ def _lock(directory: RunDirectory, patience_s: float = 0.0) -> Iterator[None]:
         while not _try_lock(descriptor):
             if time.monotonic() > deadline:
                 holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-                raise DeliveredElsewhere(f"{directory.path}: is being delivered by process {holder}; wait for it, see {directory.relay_log}")
+                raise DeliveredElsewhere(
+                    f"{directory.path}: is being delivered by process {holder}; wait for it, see {directory.relay_log}"
+                )
             time.sleep(0.2)
         with suppress(OSError):  # a full disk: nobody is told who holds it
             os.ftruncate(descriptor, 0)

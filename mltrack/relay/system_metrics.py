@@ -1,7 +1,7 @@
 """What the machine and the trainer's processes use, sampled by the relay while the trainer lives.
 
-Invariant: these points never pass through the journal, whose only writer is the trainer, and no failure here reaches the delivery of
-what the journal holds: a sample that cannot be taken or sent is left out or sent with the next one.
+Invariant: these points never pass through the journal, whose only writer is the trainer, and no failure here reaches
+the delivery of what the journal holds: a sample that cannot be taken or sent is left out or sent with the next one.
 
     feed = SystemMetricsFeed(trainer_pid)
     feed.sample_due()                    # now and then; samples when the interval is over
@@ -46,7 +46,8 @@ class SystemMetrics:
     """Samples of this machine, under MLflow's own names, and of one process with its descendants, under ours.
 
     Args:
-        pid: the trainer's; None, or one that has ended: the machine alone. This process, the relay, is never counted in.
+        pid: the trainer's; None, or one that has ended: the machine alone. This process, the relay, is never counted
+            in.
         machine_wide: False leaves MLflow's own names out, for a process in which MLflow samples them itself.
     """
 
@@ -62,7 +63,9 @@ class SystemMetrics:
         self._sampled = time.monotonic()
 
     def sample(self) -> dict[str, float]:
-        """{metric name: value}; shares and rates are those since the last sample, the network counts from the first one."""
+        """{metric name: value}; shares and rates are those since the last sample, the network counts from the first
+        one.
+        """
         values = self._machine() if self._machine_wide else {}
         values.update(self._trainer_tree())
         return values
@@ -75,7 +78,11 @@ class SystemMetrics:
             "system_memory_usage_percentage": memory.used / memory.total * 100,
         }
         disk = psutil.disk_usage(os.sep)
-        values |= {"disk_usage_percentage": disk.percent, "disk_usage_megabytes": disk.used / 1e6, "disk_available_megabytes": disk.free / 1e6}
+        values |= {
+            "disk_usage_percentage": disk.percent,
+            "disk_usage_megabytes": disk.used / 1e6,
+            "disk_available_megabytes": disk.free / 1e6,
+        }
         network = psutil.net_io_counters()
         if network is not None:
             received, sent = self._network_start
@@ -102,7 +109,11 @@ class SystemMetrics:
         if self._trainer is None:
             return []
         try:
-            return [process for process in (self._trainer, *self._trainer.children(recursive=True)) if process.pid != os.getpid()]
+            return [
+                process
+                for process in (self._trainer, *self._trainer.children(recursive=True))
+                if process.pid != os.getpid()
+            ]
         except psutil.Error:
             return []  # it has just ended
 
@@ -119,7 +130,11 @@ class SystemMetricsFeed:
     def __init__(self, pid: int | None, *, own_run: bool = True, clock: Callable[[], float] = time.monotonic):
         asked = os.environ.get(ENABLE_VARIABLE, "").strip().lower()
         self._interval_s = _interval_s()
-        self._metrics = SystemMetrics(pid, machine_wide=own_run or asked not in ("true", "1")) if asked not in ("false", "0") else None
+        self._metrics = (
+            SystemMetrics(pid, machine_wide=own_run or asked not in ("true", "1"))
+            if asked not in ("false", "0")
+            else None
+        )
         self._clock = clock
         self._due = clock() + min(FIRST_S, self._interval_s)
         self._samples = 0
@@ -141,13 +156,21 @@ class SystemMetricsFeed:
             log.warning("system metrics: %s", error)
 
     def send(self, store: Store, run_id: str) -> None:
-        """Send the samples that wait. Raises nothing: what fails is logged, and sent with the next ones where it can be."""
+        """Send the samples that wait. Raises nothing: what fails is logged, and sent with the next ones where it can
+        be.
+        """
         if not self._unsent:
             return
         try:
             if self._step is None:
-                self._step = max((step for _, step in runs.delivered_pairs(store, run_id, [TRAINER_MEMORY], 0)), default=0)
-            runs.log_points(store, run_id, [(name, value, time_ms, self._step + number) for name, value, time_ms, number in self._unsent])
+                self._step = max(
+                    (step for _, step in runs.delivered_pairs(store, run_id, [TRAINER_MEMORY], 0)), default=0
+                )
+            runs.log_points(
+                store,
+                run_id,
+                [(name, value, time_ms, self._step + number) for name, value, time_ms, number in self._unsent],
+            )
             self._unsent.clear()
         except StoreRejected as error:
             log.warning("system metrics: %s; not sampled any more", error)
@@ -160,10 +183,10 @@ class SystemMetricsFeed:
 class _TreeMemory:
     """Proportional set sizes, where the system tells them (Linux), else resident ones.
 
-    For a proportional size the kernel walks all pages of a process, which waits meanwhile where it asks for memory: 0.1 s for 5 GB. So they are read
-    only as often as that takes `PSS_SHARE` of the time. In between the resident sizes are scaled by what both were then; where other processes are
-    there now, each counts with what it holds beyond its parent, from which it may have been forked.
-    """
+    For a proportional size the kernel walks all pages of a process, which waits meanwhile where it asks for memory: 0.1
+    s for 5 GB. So they are read only as often as that takes `PSS_SHARE` of the time. In between the resident sizes are
+    scaled by what both were then; where other processes are there now, each counts with what it holds beyond its
+    parent, from which it may have been forked."""
 
     def __init__(self) -> None:
         self._allowed_s, self._seconds_per_byte = FIRST_ALLOWANCE_S, ASSUMED_SECONDS_PER_BYTE
@@ -205,7 +228,9 @@ class _Gpus:
             self._nvml = pynvml
             pynvml.nvmlInit()
             self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        except Exception as error:  # not installed, no driver, a driver without permission: a machine without GPUs for us
+        except (
+            Exception
+        ) as error:  # not installed, no driver, a driver without permission: a machine without GPUs for us
             log.debug("no GPU metrics: %s", error)
 
     def sample(self) -> dict[str, float]:

@@ -1,9 +1,10 @@
-"""The trainers of a run, which name themselves in its tags: by them a run directory knows that its run went on elsewhere.
+"""The trainers of a run, which name themselves in its tags: by them a run directory knows that its run went on
+elsewhere.
 
-Invariant: out of a directory that fell behind nothing is delivered. Somebody resumed the run from what MLflow held and has trained on since:
-what this journal says of models, status and steps is no longer true of the run. MLflow has no compare-and-set, so a directory that has just been
-asked may fall behind before its next request arrives; what deletes something asks right before.
-"""
+Invariant: out of a directory that fell behind nothing is delivered. Somebody resumed the run from what MLflow held and
+has trained on since: what this journal says of models, status and steps is no longer true of the run. MLflow has no
+compare-and-set, so a directory that has just been asked may fall behind before its next request arrives; what deletes
+something asks right before."""
 
 from __future__ import annotations
 
@@ -28,7 +29,9 @@ NOW_AND_THEN_S = 5.0
 
 
 class Settled(TrackingError):
-    """Nothing more of a directory is delivered unless somebody asks for it by name; the message says why, and what can be done."""
+    """Nothing more of a directory is delivered unless somebody asks for it by name; the message says why, and what can
+    be done.
+    """
 
 
 class RunDeleted(Settled):
@@ -42,9 +45,16 @@ class RunDeleted(Settled):
 
     def __init__(self, directory: RunDirectory, run_id: str, restore: str | None):
         sync = shlex.join(["mltrack", "sync", str(directory.path)])
-        remedy = f"restore it by '{restore}', then '{sync}'" if restore else f"'{sync} --tracking-uri URI' of another store keeps it as a run of its own"
+        remedy = (
+            f"restore it by '{restore}', then '{sync}'"
+            if restore
+            else f"'{sync} --tracking-uri URI' of another store keeps it as a run of its own"
+        )
         state = "deleted" if restore else "gone from MLflow for good"
-        super().__init__(f"run {run_id} is {state}, so nothing more of it is delivered, and all of it stays in {directory.path}; {remedy}")
+        super().__init__(
+            f"run {run_id} is {state}, so nothing more of it is delivered, and all of it stays in {directory.path};"
+            f" {remedy}"
+        )
 
 
 class WentOnElsewhere(Settled):
@@ -58,9 +68,10 @@ class WentOnElsewhere(Settled):
 
     def __init__(self, directory: RunDirectory, run_id: str, host: str | None):
         super().__init__(
-            f"{directory.path}: run {run_id} went on elsewhere{f' (on {host})' if host else ''} since this directory was written, so nothing more of it is "
-            f"delivered there, and all of it stays here; accepted: mltrack train --resume {run_id}, which goes on from what MLflow holds and sets this "
-            f"directory aside, or mltrack sync {directory.path} --tracking-uri URI of another store, which keeps it as a run of its own"
+            f"{directory.path}: run {run_id} went on elsewhere{f' (on {host})' if host else ''} since this directory"
+            " was written, so nothing more of it is delivered there, and all of it stays here; accepted: mltrack train"
+            f" --resume {run_id}, which goes on from what MLflow holds and sets this directory aside, or mltrack sync"
+            f" {directory.path} --tracking-uri URI of another store, which keeps it as a run of its own"
         )
 
 
@@ -82,8 +93,8 @@ class OwnTrainers:
     def fell_behind(self, tags: Mapping[str, str], delivered: int) -> bool:
         """True where the run's tags name a trainer that came after all of these.
 
-        A directory of which nothing has arrived yet is the newest where its trainer started last: somebody began the run once more without knowing
-        what MLflow held (`mlflow run` under the same id while the server was away).
+        A directory of which nothing has arrived yet is the newest where its trainer started last: somebody began the
+        run once more without knowing what MLflow held (`mlflow run` under the same id while the server was away).
 
         Args:
             tags: of the MLflow run.
@@ -112,13 +123,22 @@ class Claim:
         save: writes it down.
     """
 
-    def __init__(self, directory: RunDirectory, store: Store, run_id: str, progress: Progress, save: Callable[[], None]):
-        self._directory, self._store, self._run_id, self._progress, self._save = directory, store, run_id, progress, save
+    def __init__(
+        self, directory: RunDirectory, store: Store, run_id: str, progress: Progress, save: Callable[[], None]
+    ):
+        self._directory, self._store, self._run_id, self._progress, self._save = (
+            directory,
+            store,
+            run_id,
+            progress,
+            save,
+        )
         self._own = OwnTrainers(directory)
         self._asked_s = 0.0
 
     def check(self, within_s: float = 0.0) -> None:
-        """Ask MLflow who trains the run, unless that was asked within so many seconds by the clock on the wall: a machine may have slept.
+        """Ask MLflow who trains the run, unless that was asked within so many seconds by the clock on the wall: a
+        machine may have slept.
 
         Raises:
             WentOnElsewhere: somebody else does.

@@ -1,7 +1,7 @@
 """How a run ended, from what its trainer left.
 
-Invariant: FINISHED needs a word of the trainer: its `end`, an `outcome` before it was cut short, or the exit code 0 of its process.
-"""
+Invariant: FINISHED needs a word of the trainer: its `end`, an `outcome` before it was cut short, or the exit code 0 of
+its process."""
 
 from __future__ import annotations
 
@@ -24,9 +24,13 @@ class Verdict:
     """For the tag, where the trainer did not write one."""
 
     def shown(self, info: RunInfo) -> str:
-        """The status in MLflow. `mlflow run` and a user's own run judge by the end of the process; the former knows FINISHED and FAILED alone."""
+        """The status in MLflow. `mlflow run` and a user's own run judge by the end of the process; the former knows
+        FINISHED and FAILED alone.
+        """
         others = info.under_mlflow_run or not info.owns_status
-        return "FAILED" if (others and self.killed) or (info.under_mlflow_run and self.status == "KILLED") else self.status
+        return (
+            "FAILED" if (others and self.killed) or (info.under_mlflow_run and self.status == "KILLED") else self.status
+        )
 
 
 def verdict_on(progress: Progress, directory: RunDirectory) -> Verdict:
@@ -39,5 +43,9 @@ def verdict_on(progress: Progress, directory: RunDirectory) -> Verdict:
     if exit_code is None:
         return Verdict("FAILED", records.now_ms(), killed=True, failure="the trainer ended without saying so")
     if exit_code:
-        return Verdict("FAILED", records.now_ms(), failure=f"the process ended with exit code {exit_code}, and nothing had closed its tracker")
+        return Verdict(
+            "FAILED",
+            records.now_ms(),
+            failure=f"the process ended with exit code {exit_code}, and nothing had closed its tracker",
+        )
     return Verdict("FINISHED", records.now_ms())

@@ -1,7 +1,8 @@
-"""What mltrack does with MLflow, in verbs; the only package that imports mlflow, and the one place for its version cliffs.
+"""What mltrack does with MLflow, in verbs; the only package that imports mlflow, and the one place for its version
+cliffs.
 
-Invariant: importing this package loads no mlflow; every error that leaves it is StoreUnavailable (try later), StoreRejected (never again) or another
-TrackingError, one line each; every verb can be called again after being cut off.
+Invariant: importing this package loads no mlflow; every error that leaves it is StoreUnavailable (try later),
+StoreRejected (never again) or another TrackingError, one line each; every verb can be called again after being cut off.
 """
 
 from __future__ import annotations
@@ -13,7 +14,17 @@ from mltrack.store.light_model import write_model_folder
 from mltrack.store.logged_models import models_of_run, prune, publish
 from mltrack.store.params import log_params, same_meaning
 from mltrack.store.refusal import StoreDenied, StoreRejected, StoreUnavailable, credentials_place, translated
-from mltrack.store.registry import get_alias, list_models, list_versions, load_folder, load_pyfunc, register, registered_model_ids, resolve, set_alias
+from mltrack.store.registry import (
+    get_alias,
+    list_models,
+    list_versions,
+    load_folder,
+    load_pyfunc,
+    register,
+    registered_model_ids,
+    resolve,
+    set_alias,
+)
 from mltrack.store.runs import (
     RunInfo,
     create_run,

@@ -1,9 +1,8 @@
 """A run's files: put, listed, fetched, deleted.
 
-Invariant: every verb can be repeated. On a local root nothing is seen half written; elsewhere (the server's proxy, S3) MLflow's own repository carries
-the files. `delete` deletes bytes, not only the entry. A file that cannot be read is UnreadableFile, whatever the store does;
-a store that cannot take a file that can be read is StoreUnavailable.
-"""
+Invariant: every verb can be repeated. On a local root nothing is seen half written; elsewhere (the server's proxy, S3)
+MLflow's own repository carries the files. `delete` deletes bytes, not only the entry. A file that cannot be read is
+UnreadableFile, whatever the store does; a store that cannot take a file that can be read is StoreUnavailable."""
 
 from __future__ import annotations
 
@@ -26,7 +25,9 @@ from mltrack.store.database import database_file
 from mltrack.store.refusal import StoreRejected, StoreUnavailable, is_missing, translated
 
 SURE_FROM_BYTES = 1 << 20
-"""A smaller file is always sent: what it would save is less than what a look at it costs, and some are made anew in the same size."""
+"""A smaller file is always sent: what it would save is less than what a look at it costs, and some are made anew in the
+same size.
+"""
 _OF_THE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EFBIG}
 """What a local root says that can take files, but not this one there."""
 log = logging.getLogger("mltrack.store")
@@ -43,7 +44,8 @@ def check_readable(path: Path, *, whole: bool = False) -> None:
         whole: read all of it, too.
 
     Raises:
-        UnreadableFile: it is gone, may not be read, is no regular file (a folder, a socket, a pipe), or the disk does not give it back.
+        UnreadableFile: it is gone, may not be read, is no regular file (a folder, a socket, a pipe), or the disk does
+            not give it back.
     """
     try:
         if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for whoever writes into it
@@ -81,12 +83,19 @@ def reading(path: Path, root: Path | None = None) -> Iterator[None]:
 
 
 def put_file(
-    store: Store, run_id: str, path: str | os.PathLike[str], artifact_path: str | None = None, *, goes_on: bool = False, immutable: bool = False
+    store: Store,
+    run_id: str,
+    path: str | os.PathLike[str],
+    artifact_path: str | None = None,
+    *,
+    goes_on: bool = False,
+    immutable: bool = False,
 ) -> None:
     """The file under its own name in the folder `artifact_path` (None: the run's root), replacing what is there.
 
     Args:
-        goes_on: a large file that is there in its size is this one, of an upload that was cut off, and is not sent again.
+        goes_on: a large file that is there in its size is this one, of an upload that was cut off, and is not sent
+            again.
         immutable: the file is never rewritten in place, as a checkpoint's: on a local root it may become a hard link.
 
     Raises:
@@ -144,7 +153,8 @@ def delete(store: Store, run_id: str, artifact_path: str) -> None:
         if local is not None:
             placement.remove(_inside(local, name))
             return
-        # MLflow up to 3.13, here or in the server, deletes on S3 all keys that begin with the name: checkpoints/10 with checkpoints/1.
+        # MLflow up to 3.13, here or in the server, deletes on S3 all keys that begin with the name: checkpoints/10 with
+        # checkpoints/1.
         repo = repository(store, root)
         siblings = _names(repo, str(Path(name).parent.as_posix()).removeprefix("."))
         if any(sibling.startswith(name) for sibling in siblings if sibling != name):
@@ -160,14 +170,20 @@ def delete_tree(store: Store, uri: str, name: str | None = None) -> None:
         with patient(store):
             repository(store, uri).delete_artifacts(name)
     except Exception as error:
-        if not is_missing(error) and "No such file or directory" not in str(error):  # the second is Azure's word for it, without a code
+        if not is_missing(error) and "No such file or directory" not in str(
+            error
+        ):  # the second is Azure's word for it, without a code
             raise
 
 
 def list_names(store: Store, run_id: str, path: str | None = None) -> list[str]:
-    """The names of the files and folders right in the folder `path` (None: the run's root); none where it does not exist."""
+    """The names of the files and folders right in the folder `path` (None: the run's root); none where it does not
+    exist.
+    """
     with translated(store, f"listing {path or 'files'}"):
-        return sorted(name.rsplit("/", 1)[-1] for name in _names(repository(store, _place(store, run_id)[0]), _checked(path)))
+        return sorted(
+            name.rsplit("/", 1)[-1] for name in _names(repository(store, _place(store, run_id)[0]), _checked(path))
+        )
 
 
 def list_files(store: Store, run_id: str, path: str | None = None) -> dict[str, int]:
@@ -184,12 +200,16 @@ def download(store: Store, run_id: str, path: str, dst: str | os.PathLike[str]) 
         for file in list_below(repo, name) or [name]:
             target = _inside(Path(dst), file)
             target.parent.mkdir(parents=True, exist_ok=True)
-            repo._download_file(file, str(target))  # download_artifacts would do this in threads of its own, with MLflow's own retries
+            repo._download_file(
+                file, str(target)
+            )  # download_artifacts would do this in threads of its own, with MLflow's own retries
     return Path(dst) / name
 
 
 def check_root(store: Store, run_id: str) -> None:
-    """Raises StoreUnavailable where the run's files can be written nowhere, because the local folder that holds its experiment is gone."""
+    """Raises StoreUnavailable where the run's files can be written nowhere, because the local folder that holds its
+    experiment is gone.
+    """
     with translated(store, f"looking for the files of run {run_id}"):
         _place(store, run_id, to_write=True)
 
@@ -205,16 +225,24 @@ def writable_root(store: Store, uri: str) -> Path | None:
     local = local_path(store, uri)
     if local is None or local.exists():
         return local
-    home = local.parents[2] if local.parents[1].name == "models" else local.parents[1]  # <home>/models/<model>/artifacts, <home>/<run>/artifacts
-    home = home.parent if home.name.isdigit() or home.parent.name == "mlruns" else home  # <folder of all experiments>/<experiment>
+    home = (
+        local.parents[2] if local.parents[1].name == "models" else local.parents[1]
+    )  # <home>/models/<model>/artifacts, <home>/<run>/artifacts
+    home = (
+        home.parent if home.name.isdigit() or home.parent.name == "mlruns" else home
+    )  # <folder of all experiments>/<experiment>
     if home.parent.is_dir():
         return local
     database = database_file(store.tracking_uri)
     moved = database is not None and database.with_name(home.name).is_dir()
-    link = shlex.join(["ln", "-s", str(database.parent), str(home.parent)]) if database is not None and moved else f"ln -s NEW_PLACE {home.parent}"
+    link = (
+        shlex.join(["ln", "-s", str(database.parent), str(home.parent)])
+        if database is not None and moved
+        else f"ln -s NEW_PLACE {home.parent}"
+    )
     raise StoreUnavailable(
-        f"the files of this experiment lie in {home}, and {home.parent} is gone; if it was moved, make the old name a link to the new one ({link}), "
-        "or take a new --experiment-name for new runs"
+        f"the files of this experiment lie in {home}, and {home.parent} is gone; if it was moved, make the old name a"
+        f" link to the new one ({link}), or take a new --experiment-name for new runs"
     )
 
 
@@ -240,7 +268,9 @@ def send_tree(store: Store, uri: str, folder: Path, artifact_path: str | None = 
 
 
 def _send(store: Store, uri: str, source: Path, artifact_path: str | None) -> None:
-    """One file, in parts right to the storage behind the server where the server offers that and the file is large; where that fails, through the server."""
+    """One file, in parts right to the storage behind the server where the server offers that and the file is large;
+    where that fails, through the server.
+    """
     repo = repository(store, uri)
     with patient(store, source.stat().st_size):
         try:
@@ -309,8 +339,14 @@ def _place(store: Store, run_id: str, *, to_write: bool = False) -> tuple[str, P
         store.artifact_roots[run_id] = store.client.get_run(run_id).info.artifact_uri
     root = store.artifact_roots[run_id]
     local = writable_root(store, root) if to_write else local_path(store, root)
-    if local is not None and local.parts[-2:] != (run_id, "artifacts"):  # as MLflow names each; anything else holds other things than this run's
-        raise StoreRejected(f"{store.shown_uri} keeps the files of run {run_id} in {local}, which is not that run's folder; .../{run_id}/artifacts is")
+    if local is not None and local.parts[-2:] != (
+        run_id,
+        "artifacts",
+    ):  # as MLflow names each; anything else holds other things than this run's
+        raise StoreRejected(
+            f"{store.shown_uri} keeps the files of run {run_id} in {local}, which is not that run's folder;"
+            f" .../{run_id}/artifacts is"
+        )
     return root, local
 
 

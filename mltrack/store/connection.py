@@ -1,7 +1,7 @@
 """One way to an MLflow store.
 
-Invariant: no call blocks for minutes (MLflow's own retries are off, time-outs are short and ours), and what goes wrong is one of the errors of
-`mltrack.store.refusal`. Credentials in a URI are for the client alone.
+Invariant: no call blocks for minutes (MLflow's own retries are off, time-outs are short and ours), and what goes wrong
+is one of the errors of `mltrack.store.refusal`. Credentials in a URI are for the client alone.
 
     store = connect(default_tracking_uri(None))
     with translated(store, "reading the run"):
@@ -22,7 +22,17 @@ from urllib.parse import unquote, urlsplit
 
 from mltrack.addresses import escaped, is_ambiguous, with_credentials, without_secrets
 from mltrack.errors import printable
-from mltrack.store.database import SERVED, SQLITE, alone, answering, database_file, database_uri, own_artifact_root, patient_while_made, unquoted
+from mltrack.store.database import (
+    SERVED,
+    SQLITE,
+    alone,
+    answering,
+    database_file,
+    database_uri,
+    own_artifact_root,
+    patient_while_made,
+    unquoted,
+)
 from mltrack.store.refusal import NO_FILE_STORE, StoreRejected, StoreUnavailable, translated
 from mltrack.store.settings import SHORTEST_TIMEOUT_S, own_settings
 
@@ -45,9 +55,9 @@ class ServersOwnFolder(StoreRejected):
 
     def __init__(self, store: Store, uri: str):
         super().__init__(
-            f"{store.shown_uri} keeps these artifacts in {printable(uri)!r}, a folder of its own machine, so nothing is read or written there from here; "
-            "start the server with --artifacts-destination FOLDER and choose a new --experiment-name, or on the server's machine give its database as "
-            "--tracking-uri"
+            f"{store.shown_uri} keeps these artifacts in {printable(uri)!r}, a folder of its own machine, so nothing is"
+            " read or written there from here; start the server with --artifacts-destination FOLDER and choose a new"
+            " --experiment-name, or on the server's machine give its database as --tracking-uri"
         )
 
 
@@ -82,8 +92,8 @@ class Store:
 def default_tracking_uri(given: str | None = None) -> str:
     """`given`, else MLFLOW_TRACKING_URI, else mlflow.db in the working directory; a relative sqlite path made absolute.
 
-    Where `given` names the server of MLFLOW_TRACKING_URI without credentials, as a run directory does, those of the variable are used.
-    A plain path (./mlruns, file:...) is returned as it is; connect says what to use instead.
+    Where `given` names the server of MLFLOW_TRACKING_URI without credentials, as a run directory does, those of the
+    variable are used. A plain path (./mlruns, file:...) is returned as it is; connect says what to use instead.
 
     Raises:
         StoreRejected: the working directory has a name that no URI can hold.
@@ -100,18 +110,19 @@ def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S,
     """A client of `tracking_uri`; a database that does not exist yet is made, unless `create` is false.
 
     Args:
-        request_timeout_s: how long one request may take, inside `translated`. MLflow itself, its environment variables and what else this process does
-            with MLflow stay as they are.
+        request_timeout_s: how long one request may take, inside `translated`. MLflow itself, its environment variables
+            and what else this process does with MLflow stay as they are.
 
     Raises:
-        StoreUnavailable: the database cannot be opened, or is being made. A dead server is found by `ping` or by the first request.
+        StoreUnavailable: the database cannot be opened, or is being made. A dead server is found by `ping` or by the
+            first request.
         StoreRejected: a URI that MLflow does not serve, a database of another MLflow version.
     """
     uri = default_tracking_uri(tracking_uri)
     if is_ambiguous(uri):
         raise StoreRejected(
-            f"tracking URI '{without_secrets(uri)}': a '/' stands before the '@', so that a password and a path look alike; "
-            "write '/' as %2F in a password, or '@' as %40 in a path"
+            f"tracking URI '{without_secrets(uri)}': a '/' stands before the '@', so that a password and a path look"
+            " alike; write '/' as %2F in a password, or '@' as %40 in a path"
         )
     if "://" not in uri and not uri.startswith(("sqlite:", "databricks", "uc:")):
         raise StoreRejected(f"tracking URI '{without_secrets(uri)}' names a folder: {NO_FILE_STORE}")
@@ -119,10 +130,13 @@ def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S,
         raise StoreRejected(f"tracking URI '{uri}': {NO_FILE_STORE}")
     if (file := database_file(uri)) is not None:
         if not create and not file.exists():
-            raise StoreUnavailable(f"{without_secrets(uri)}: the database is gone; if it was moved, give its new place with --tracking-uri")
+            raise StoreUnavailable(
+                f"{without_secrets(uri)}: the database is gone; if it was moved, give its new place with --tracking-uri"
+            )
         if not file.parent.is_dir():
             raise StoreUnavailable(
-                f"{without_secrets(uri)}: the folder {file.parent} does not exist; make it, or set MLFLOW_TRACKING_URI to a database that exists"
+                f"{without_secrets(uri)}: the folder {file.parent} does not exist; make it, or set MLFLOW_TRACKING_URI"
+                " to a database that exists"
             )
     uri = escaped(uri)
     with patient_while_made(file), translated(uri, "connecting"):
@@ -139,7 +153,9 @@ def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S,
 
 
 def _ask_nothing(name: str) -> None:
-    """Before each write to a registered model MLflow's client reads all of its versions, to see that it is no prompt; `registry.register` looks."""
+    """Before each write to a registered model MLflow's client reads all of its versions, to see that it is no prompt;
+    `registry.register` looks.
+    """
 
 
 def import_client(tracking_uri: str) -> None:
@@ -162,7 +178,9 @@ def ping(store: Store) -> None:
             store.client.search_experiments(max_results=1)
     except StoreUnavailable as error:
         remedy = (
-            "check that nothing else holds the database" if store.is_local else "start it, or set MLFLOW_TRACKING_URI to where it runs, or use --offline true"
+            "check that nothing else holds the database"
+            if store.is_local
+            else "start it, or set MLFLOW_TRACKING_URI to where it runs, or use --offline true"
         )
         raise StoreUnavailable(f"{error}; {remedy}") from error
 
@@ -193,12 +211,17 @@ def active_run() -> ActiveRun | None:
     if mlflow is None or not hasattr(mlflow, "active_run"):
         return None
     run = mlflow.active_run()
-    return None if run is None else ActiveRun(run.info.run_id, default_tracking_uri(mlflow.get_tracking_uri()), str(run.info.experiment_id))
+    return (
+        None
+        if run is None
+        else ActiveRun(run.info.run_id, default_tracking_uri(mlflow.get_tracking_uri()), str(run.info.experiment_id))
+    )
 
 
 @contextmanager
 def without_autologging() -> Iterator[None]:
-    """Inside, MLflow logs nothing by itself: its autologging of scikit-learn would make a run and a pickled model of each baseline.
+    """Inside, MLflow logs nothing by itself: its autologging of scikit-learn would make a run and a pickled model of
+    each baseline.
 
     MLflow's switch is one of the process, so it is used around the one call that needs it.
     """
@@ -213,8 +236,14 @@ def without_autologging() -> Iterator[None]:
 
 @contextmanager
 def patient(store: Store, num_bytes: int = 0) -> Iterator[None]:
-    """Inside, a request may take ARTIFACT_TIMEOUT_S and as long as `num_bytes` take at SLOWEST_BYTES_PER_S: for transfers of files."""
-    with own_settings(MLFLOW_HTTP_REQUEST_TIMEOUT=max(ARTIFACT_TIMEOUT_S + num_bytes // SLOWEST_BYTES_PER_S, math.ceil(store.request_timeout_s))):
+    """Inside, a request may take ARTIFACT_TIMEOUT_S and as long as `num_bytes` take at SLOWEST_BYTES_PER_S: for
+    transfers of files.
+    """
+    with own_settings(
+        MLFLOW_HTTP_REQUEST_TIMEOUT=max(
+            ARTIFACT_TIMEOUT_S + num_bytes // SLOWEST_BYTES_PER_S, math.ceil(store.request_timeout_s)
+        )
+    ):
         yield
 
 
@@ -227,7 +256,9 @@ def without_parts() -> Iterator[None]:
 
 @contextmanager
 def as_default(store: Store) -> Iterator[None]:
-    """Inside, in this thread, clients that MLflow makes without a tracking URI talk to the store: the few calls that do so, whatever their client was given."""
+    """Inside, in this thread, clients that MLflow makes without a tracking URI talk to the store: the few calls that do
+    so, whatever their client was given.
+    """
     with own_settings(tracking_uri=store.client.tracking_uri):
         yield
 

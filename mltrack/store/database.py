@@ -1,4 +1,5 @@
-"""Databases that MLflow reads without a tracking server: the file of an embedded one, and the first word of one on a server.
+"""Databases that MLflow reads without a tracking server: the file of an embedded one, and the first word of one on a
+server.
 
 Invariant: nothing here waits longer than its time-out, and no file is written but the lock beside an embedded database.
 """
@@ -33,7 +34,9 @@ def database_uri(file: Path, *, like: str) -> str:
     assert match is not None
     path, query = _quoted(file), "".join(match[2].partition("?")[1:])
     quoted = path != file.as_posix() and match[1] == "sqlite"
-    driver = "sqlite+pysqlite" if quoted else match[1]  # for a URI with no driver MLflow makes the folder of the path as it is quoted, too
+    driver = (
+        "sqlite+pysqlite" if quoted else match[1]
+    )  # for a URI with no driver MLflow makes the folder of the path as it is quoted, too
     return f"{driver}:///{path}{query}"
 
 
@@ -46,10 +49,11 @@ def database_file(uri: str) -> Path | None:
 
 
 def own_artifact_root() -> str | None:
-    """The URI of the folder `mlruns` here, for the files of an embedded database's runs; None where MLflow finds it by its plain path.
+    """The URI of the folder `mlruns` here, for the files of an embedded database's runs; None where MLflow finds it by
+    its plain path.
 
-    MLflow decodes a path like a URI, and writes that of the first experiment into an SQL statement as Python writes a string.
-    """
+    MLflow decodes a path like a URI, and writes that of the first experiment into an SQL statement as Python writes a
+    string."""
     here = Path.cwd() / "mlruns"
     return here.as_uri() if re.search(r"[%?#\\'\"]", str(here)) or not str(here).isprintable() else None
 
@@ -66,7 +70,11 @@ def answering(uri: str, timeout_s: float) -> str:
     url = sqlalchemy.make_url(uri)
     seconds = max(2, math.ceil(timeout_s))
     timeouts = {
-        "postgresql": {"connect_timeout": seconds, "tcp_user_timeout": 4000 * seconds} if url.get_driver_name().startswith("psycopg") else {},
+        "postgresql": (
+            {"connect_timeout": seconds, "tcp_user_timeout": 4000 * seconds}
+            if url.get_driver_name().startswith("psycopg")
+            else {}
+        ),
         "mysql": {"connect_timeout": seconds} if url.get_driver_name() in ("pymysql", "mysqldb") else {},
     }.get(url.get_backend_name(), {})
     url = url.update_query_dict({name: str(value) for name, value in timeouts.items() if name not in url.query})
@@ -77,16 +85,21 @@ def answering(uri: str, timeout_s: float) -> str:
 
 @cache
 def _paths_are_quoted() -> bool:
-    """SQLAlchemy decodes the path in a URI since 2.1; before, it takes it as it is, and nothing can be said for a '?'."""
+    """SQLAlchemy decodes the path in a URI since 2.1; before, it takes it as it is, and nothing can be said for
+    a '?'.
+    """
     major, minor = metadata.version("sqlalchemy").split(".")[:2]
     return (int(major), int(minor)) >= (2, 1)
 
 
 def _quoted(path: Path) -> str:
     text = path.as_posix()
-    if (not text.isascii() and text != os.fsencode(path).decode("utf-8", "replace")) or ("?" in text and not _paths_are_quoted()):
+    if (not text.isascii() and text != os.fsencode(path).decode("utf-8", "replace")) or (
+        "?" in text and not _paths_are_quoted()
+    ):
         raise StoreRejected(
-            f"MLflow cannot keep a database in a folder of this name: {ascii(text)[1:-1]}; use another folder, set MLFLOW_TRACKING_URI, or use --offline true"
+            f"MLflow cannot keep a database in a folder of this name: {ascii(text)[1:-1]}; use another folder, set"
+            " MLFLOW_TRACKING_URI, or use --offline true"
         )
     return re.sub(r"[%?\x00-\x1f\x7f]", lambda match: f"%{ord(match[0]):02X}", text) if _paths_are_quoted() else text
 
@@ -97,10 +110,11 @@ def unquoted(path: str) -> str:
 
 @contextmanager
 def alone(uri: str) -> Iterator[None]:
-    """One process at a time opens a database file: two that make its tables at once both fail, and MLflow's own lock leaves a gap (seen).
+    """One process at a time opens a database file: two that make its tables at once both fail, and MLflow's own lock
+    leaves a gap (seen).
 
-    The lock lies beside the database and is only opened, never written to. Where there can be none, or another user holds it, the database is opened without.
-    """
+    The lock lies beside the database and is only opened, never written to. Where there can be none, or another user
+    holds it, the database is opened without."""
     lock = _lock_beside(uri)
     if lock is None:
         yield
@@ -116,7 +130,8 @@ def alone(uri: str) -> Iterator[None]:
 
 @contextmanager
 def patient_while_made(file: Path | None) -> Iterator[None]:
-    """A database file whose tables another process is making or upgrading looks like one of another version until they are complete.
+    """A database file whose tables another process is making or upgrading looks like one of another version until they
+    are complete.
 
     Raises:
         StoreUnavailable: MLflow calls its tables out of date, and it was written to a moment ago.
@@ -130,12 +145,18 @@ def patient_while_made(file: Path | None) -> Iterator[None]:
 
 
 def _lock_beside(uri: str) -> int | None:
-    """The descriptor of the file .NAME.lock beside an SQLite database; no link is followed, and nothing that is no file is waited for."""
+    """The descriptor of the file .NAME.lock beside an SQLite database; no link is followed, and nothing that is no file
+    is waited for.
+    """
     path = database_file(uri)
     if path is None or not path.is_absolute() or os.name != "posix":
         return None
     try:
-        return os.open(path.with_name(f".{path.name}.lock"), os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        return os.open(
+            path.with_name(f".{path.name}.lock"),
+            os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+            0o644,
+        )
     except OSError:
         return None
 

@@ -1,7 +1,8 @@
 """Files fetched from an artifact store; a fetch that was cut off goes on where it was.
 
-Invariant: a file stands under its name once all its bytes have arrived. Until then they are `<name>.part` beside it, and the next try asks for the rest
-alone where the store can send it (an MLflow server that keeps the files itself can; S3 is asked for the file again).
+Invariant: a file stands under its name once all its bytes have arrived. Until then they are `<name>.part` beside it,
+and the next try asks for the rest alone where the store can send it (an MLflow server that keeps the files itself can;
+S3 is asked for the file again).
 
     names = listed(store, location)                 # {"MLmodel": 1204, "model.safetensors": 5000000}
     fetch(store, location, names, folder)           # may be called again, with the same folder
@@ -44,7 +45,9 @@ def listed(store: Store, location: str, path: str | None = None) -> dict[str, in
     names = {name[start:]: size for name, size in found.items()}
     for name in names:
         if name.startswith("/") or ".." in name.split("/"):
-            raise StoreRejected(f"{store.shown_uri}: the file name {name!r} leads out of its folder; nothing was fetched")
+            raise StoreRejected(
+                f"{store.shown_uri}: the file name {name!r} leads out of its folder; nothing was fetched"
+            )
     return names
 
 
@@ -70,7 +73,8 @@ def fetch(store: Store, location: str, names: Mapping[str, int], folder: Path, *
 
 
 def persistently(fetch: Callable[[], Fetched], folder: Path, notice: Callable[[str], None]) -> Fetched:
-    """What `fetch` returns, called again where the store was away for a while; the pauses start anew whenever something has arrived in the folder.
+    """What `fetch` returns, called again where the store was away for a while; the pauses start anew whenever something
+    has arrived in the folder.
 
     Args:
         notice: takes a line before each pause.
@@ -87,7 +91,8 @@ def persistently(fetch: Callable[[], Fetched], folder: Path, notice: Callable[[s
                 pauses, arrived = list(PAUSES_S), now
             if not pauses:
                 raise StoreUnavailable(
-                    f"{error}; {arrived / 1e6:,.1f} MB that have arrived stay in {folder}, and the same command goes on from there"
+                    f"{error}; {arrived / 1e6:,.1f} MB that have arrived stay in {folder}, and the same command goes on"
+                    " from there"
                 ) from error
             notice(f"{error}; trying again in {pauses[0]:.0f} s")
             time.sleep(pauses.pop(0))
@@ -103,7 +108,9 @@ def _fetch_file(store: Store, location: str, name: str, size: int, target: Path)
     part, root = target.with_name(target.name + PART), local_path(store, location)
     if root is not None:
         part.unlink(missing_ok=True)
-        placement.link_or_copy(root / name, part, immutable=True)  # what is fetched are the files of a checkpoint or a model
+        placement.link_or_copy(
+            root / name, part, immutable=True
+        )  # what is fetched are the files of a checkpoint or a model
     else:
         if part.is_file() and part.stat().st_size > size:
             part.unlink()

@@ -1,7 +1,7 @@
 """The points of a run read back from MLflow.
 
-Invariant: a point comes back with the value, the step and the timestamp that it was sent with; nothing is sampled or left out.
-"""
+Invariant: a point comes back with the value, the step and the timestamp that it was sent with; nothing is sampled or
+left out."""
 
 from __future__ import annotations
 

@@ -14,7 +14,9 @@ from mltrack.store.runs import parsed
 
 
 def data_sets_of(store: Store, run_id: str) -> list[dict[str, Any]]:
-    """name, digest, context, source, schema and profile of each data set of the run, training first; a source that is only a URI is that text."""
+    """name, digest, context, source, schema and profile of each data set of the run, training first; a source that is
+    only a URI is that text.
+    """
     with translated(store, f"reading the data sets of run {run_id}"):
         held = store.client.get_run(run_id).inputs.dataset_inputs
     found = []

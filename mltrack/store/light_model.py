@@ -1,11 +1,10 @@
 """An MLflow model written around a Hugging Face folder: MLmodel and its companions, the weights once.
 
-Invariant: neither torch nor transformers nor mlflow is imported and nothing is inferred, so it takes milliseconds; no training state gets into the model;
-what was read is never written to.
+Invariant: neither torch nor transformers nor mlflow is imported and nothing is inferred, so it takes milliseconds; no
+training state gets into the model; what was read is never written to.
 
-The folder loads with mlflow.transformers.load_model, with mlflow.pyfunc.load_model (by mltrack_pyfunc.py, shipped in `code/`, which needs no mltrack),
-and with Transformers' own from_pretrained.
-"""
+The folder loads with mlflow.transformers.load_model, with mlflow.pyfunc.load_model (by mltrack_pyfunc.py, shipped in
+`code/`, which needs no mltrack), and with Transformers' own from_pretrained."""
 
 from __future__ import annotations
 
@@ -49,9 +48,11 @@ def write_model_folder(
     Args:
         checkpoint_dir: model.safetensors, config.json and tokenizer files; training state beside them is left out.
         task: code_generation, or one of the classifications.
-        hf_config: laid over the folder's config.json; its key "mltrack" ({"task", "max_length", "prompt_template"}) is what the loader reads.
+        hf_config: laid over the folder's config.json; its key "mltrack" ({"task", "max_length", "prompt_template"}) is
+            what the loader reads.
         requirements: pip requirements of a process that loads the model, pinned by the caller.
-        model_type, tokenizer_type: class names in transformers; None means the config's first architecture, and AutoTokenizer.
+        model_type, tokenizer_type: class names in transformers; None means the config's first architecture, and
+            AutoTokenizer.
         source_model_name: what the model was fine-tuned from.
         metadata: JSON values that stand in MLmodel under `metadata`.
         immutable: the files of `checkpoint_dir` are never rewritten in place: the large ones may become hard links.
@@ -67,7 +68,9 @@ def write_model_folder(
         raise FileNotFoundError(f"{source} does not exist")
     files = _model_files(source)
     if not any(path.name.startswith("model") and path.suffix == ".safetensors" for path in files):
-        raise CheckpointError(f"{source}: no model.safetensors; a Hugging Face folder with safetensors weights is accepted")
+        raise CheckpointError(
+            f"{source}: no model.safetensors; a Hugging Face folder with safetensors weights is accepted"
+        )
     if not (source / "config.json").is_file():
         raise CheckpointError(f"{source}: no config.json; a Hugging Face folder is accepted")
     if out.exists() and any(out.iterdir()):
@@ -97,7 +100,9 @@ def write_model_folder(
                 "env": {"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
                 "python_version": platform.python_version(),
             },
-            "transformers": _transformers_flavor(task, model_type, tokenizer_type or "AutoTokenizer", source_model_name),
+            "transformers": _transformers_flavor(
+                task, model_type, tokenizer_type or "AutoTokenizer", source_model_name
+            ),
         },
         "is_signature_from_type_hint": False,
         "type_hint_from_example": False,
@@ -115,7 +120,8 @@ def write_model_folder(
 
 
 def files_beside_model(checkpoint_dir: str | Path) -> list[str]:
-    """The names (with '/' below a folder) of a checkpoint's files that a model folder written from it does not hold byte for byte; metadata.json is the last.
+    """The names (with '/' below a folder) of a checkpoint's files that a model folder written from it does not hold
+    byte for byte; metadata.json is the last.
 
     With a READY model these are the whole checkpoint; without one (no config.json) they are all of its files.
 
@@ -125,7 +131,9 @@ def files_beside_model(checkpoint_dir: str | Path) -> list[str]:
     source = Path(checkpoint_dir)
     if not source.is_dir():
         raise FileNotFoundError(f"{source} does not exist")
-    held = {path.name for path in _model_files(source)} - {"config.json"} if (source / "config.json").is_file() else set()
+    held = (
+        {path.name for path in _model_files(source)} - {"config.json"} if (source / "config.json").is_file() else set()
+    )
     names = {path.relative_to(source).as_posix() for path in source.rglob("*") if path.is_file()} - held
     return sorted(names, key=lambda name: (name == "metadata.json", name))
 
@@ -165,7 +173,9 @@ def _signature(task: str) -> dict[str, str | None]:
     if task == "code_generation":
         signature["outputs"] = json.dumps([{"type": "string", "required": True}])
         kinds = {"max_new_tokens": "long", "temperature": "double"}
-        params = [{"name": name, "default": _GENERATION[name], "shape": None, "type": kind} for name, kind in kinds.items()]
+        params = [
+            {"name": name, "default": _GENERATION[name], "shape": None, "type": kind} for name, kind in kinds.items()
+        ]
         signature["params"] = json.dumps([*params, {"name": "stop", "default": [], "shape": [-1], "type": "string"}])
     else:
         columns: list[dict[str, Any]] = [{"type": "string", "name": "label"}, {"type": "double", "name": "score"}]
@@ -175,10 +185,16 @@ def _signature(task: str) -> dict[str, str | None]:
 
 
 def _write_example(out: Path, task: str) -> dict[str, Any]:
-    texts = ["Return the absolute path of a file"] if task == "code_generation" else ["def add(a, b):\n    return a + b\n"]
+    texts = (
+        ["Return the absolute path of a file"] if task == "code_generation" else ["def add(a, b):\n    return a + b\n"]
+    )
     _write_json(out / "input_example.json", texts)
     _write_json(out / "serving_input_example.json", {"inputs": texts})
-    return {"artifact_path": "input_example.json", "serving_input_path": "serving_input_example.json", "type": "json_object"}
+    return {
+        "artifact_path": "input_example.json",
+        "serving_input_path": "serving_input_example.json",
+        "type": "json_object",
+    }
 
 
 def _write_environment(out: Path, requirements: Sequence[str]) -> None:
@@ -186,7 +202,11 @@ def _write_environment(out: Path, requirements: Sequence[str]) -> None:
 
     python = platform.python_version()
     (out / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements), encoding="utf-8")
-    conda = {"channels": ["conda-forge"], "dependencies": [f"python={python}", "pip", {"pip": list(requirements)}], "name": "mlflow-env"}
+    conda = {
+        "channels": ["conda-forge"],
+        "dependencies": [f"python={python}", "pip", {"pip": list(requirements)}],
+        "name": "mlflow-env",
+    }
     virtualenv = {"python": python, "build_dependencies": ["pip"], "dependencies": ["-r requirements.txt"]}
     (out / "conda.yaml").write_text(yaml.safe_dump(conda, sort_keys=False), encoding="utf-8")
     (out / "python_env.yaml").write_text(yaml.safe_dump(virtualenv, sort_keys=False), encoding="utf-8")

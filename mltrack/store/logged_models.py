@@ -1,10 +1,10 @@
 """Checkpoints as LoggedModels: published by the light path, pruned with their bytes.
 
-Invariant: one logged model for a (run, step), READY only while all its bytes and its links are there; nothing that a registered version loads is deleted.
-Both verbs can be cut off at any point and called again.
+Invariant: one logged model for a (run, step), READY only while all its bytes and its links are there; nothing that a
+registered version loads is deleted. Both verbs can be cut off at any point and called again.
 
-    model_id = publish(store, run_id, folder, name="step-4", step=4, tags={}, metrics={"eval_loss": 0.5}, timestamp_ms=now)
-    prune(store, model_id)      # "registered" where a version points at it: then nothing was deleted
+    model_id = publish(store, run_id, folder, name="step-4", step=4, tags={}, metrics={"eval_loss": 0.5},
+    timestamp_ms=now) prune(store, model_id)      # "registered" where a version points at it: then nothing was deleted
 """
 
 from __future__ import annotations
@@ -49,15 +49,20 @@ def publish(
 
     Args:
         model_folder: as light_model.write_model_folder wrote it; only read.
-        metrics: shown beside the model; a NaN or an infinity is left out (MLflow would store a NaN as 0, the best loss of all).
-        timestamp_ms: when the metrics were recorded, for those that the run does not hold at this step. For the others the run's own time is taken:
-            MLflow writes a model's metric on the run too, and with another time it would stand there twice. So send the run's points first.
+        metrics: shown beside the model; a NaN or an infinity is left out (MLflow would store a NaN as 0, the best loss
+            of all).
+        timestamp_ms: when the metrics were recorded, for those that the run does not hold at this step. For the others
+            the run's own time is taken: MLflow writes a model's metric on the run too, and with another time it would
+            stand there twice. So send the run's points first.
         dataset_name, dataset_digest: the data set that the metrics were measured on, as the run's inputs name it.
-        goes_on: the large files that the store has already are these, of an upload that was cut off, and are not sent again.
-        immutable: the folder's files are never rewritten in place: on a local root the large ones may become hard links.
+        goes_on: the large files that the store has already are these, of an upload that was cut off, and are not sent
+            again.
+        immutable: the folder's files are never rewritten in place: on a local root the large ones may become hard
+            links.
 
     Returns:
-        the model id, "m-..."; the model is READY. Metrics that the store rejects are named in the model's tag mltrack.metrics_rejected.
+        the model id, "m-..."; the model is READY. Metrics that the store rejects are named in the model's tag
+        mltrack.metrics_rejected.
     """
     folder = Path(model_folder)
     with translated(store, f"publishing the model of step {step}"):
@@ -71,7 +76,11 @@ def publish(
                 run.info.experiment_id,
                 name=_legal_model_name(name),
                 source_run_id=run_id,
-                tags={**{legal_name(key): cut(str(value), MAX_TAG_LENGTH) for key, value in tags.items()}, RUN_TAG: run_id, STEP_TAG: str(step)},
+                tags={
+                    **{legal_name(key): cut(str(value), MAX_TAG_LENGTH) for key, value in tags.items()},
+                    RUN_TAG: run_id,
+                    STEP_TAG: str(step),
+                },
             )
         ready = str(model.status) == "READY"
         if not ready:
@@ -90,12 +99,13 @@ def publish(
 def prune(store: Store, model_id: str) -> str:
     """Deletes a logged model and its bytes, unless a registered version points at it.
 
-    In this order: no version points at it, it is no longer READY (and so cannot be registered by mltrack any more), still no version points at it, its
-    bytes go, its entry goes. Whatever cuts this off, the entry is there as long as bytes may be, and the next call ends it.
+    In this order: no version points at it, it is no longer READY (and so cannot be registered by mltrack any more),
+    still no version points at it, its bytes go, its entry goes. Whatever cuts this off, the entry is there as long as
+    bytes may be, and the next call ends it.
 
     Returns:
-        "pruned"; "registered" where it was left alone; "gone" where there was nothing left to do; "foreign" where the folder that it names is not its own:
-        then nothing was touched.
+        "pruned"; "registered" where it was left alone; "gone" where there was nothing left to do; "foreign" where the
+        folder that it names is not its own: then nothing was touched.
     """
     with translated(store, f"pruning {model_id}"):
         if is_registered(store, model_id):
@@ -127,7 +137,9 @@ def prune(store: Store, model_id: str) -> str:
 
 
 def models_of_run(store: Store, run_id: str) -> list[dict[str, Any]]:
-    """The run's logged models by step: model_id, step, status (PENDING, READY, FAILED), tags, name, artifact_location, metrics."""
+    """The run's logged models by step: model_id, step, status (PENDING, READY, FAILED), tags, name, artifact_location,
+    metrics.
+    """
     with translated(store, f"listing the models of run {run_id}"):
         experiment_id = store.client.get_run(run_id).info.experiment_id
         found = _search(store, experiment_id, f"tags.`{RUN_TAG}` = '{run_id}'")
@@ -159,7 +171,9 @@ def _store_bytes(store: Store, model: Any, folder: Path, run_id: str, *, goes_on
     local = writable_root(store, model.artifact_location)
     if local is not None:
         if local.parent.name != model.model_id and not _is_own(local, model.model_id):
-            raise StoreRejected(f"{store.shown_uri} keeps {model.model_id} in {local}, which is not that model's folder")
+            raise StoreRejected(
+                f"{store.shown_uri} keeps {model.model_id} in {local}, which is not that model's folder"
+            )
         local.parent.mkdir(parents=True, exist_ok=True)
         placement.place_tree(folder, local, immutable=immutable, instead={"MLmodel": ml_model})
         return
@@ -183,14 +197,27 @@ def _log_metrics(
 
     run_id = run.info.run_id
     held = {(metric.key, metric.step) for metric in model.metrics or []}
-    new = {legal_name(key): float(value) for key, value in metrics.items() if math.isfinite(value) and (legal_name(key), step) not in held}
+    new = {
+        legal_name(key): float(value)
+        for key, value in metrics.items()
+        if math.isfinite(value) and (legal_name(key), step) not in held
+    }
     if not new:
         return
     digest = dataset_digest[:MAX_DIGEST_LENGTH] if dataset_digest else None
     with translated(store, f"reading the metrics of step {step}"):
         times = {key: _recorded_ms(store, run, key, step) or timestamp_ms for key in new}
     rows = [
-        Metric(key, value, int(times[key]), int(step), model_id=model.model_id, dataset_name=dataset_name, dataset_digest=digest, run_id=run_id)
+        Metric(
+            key,
+            value,
+            int(times[key]),
+            int(step),
+            model_id=model.model_id,
+            dataset_name=dataset_name,
+            dataset_digest=digest,
+            run_id=run_id,
+        )
         for key, value in new.items()
     ]
     try:
@@ -209,8 +236,12 @@ def _recorded_ms(store: Store, run: Any, key: str, step: int) -> int | None:
         return None
     if last.step == step:
         return int(last.timestamp)
-    # An older checkpoint than the last evaluation, which is rare: its metrics have a point an evaluation, not one a step.
-    return next((int(point.timestamp) for point in store.client.get_metric_history(run.info.run_id, key) if point.step == step), None)
+    # An older checkpoint than the last evaluation, which is rare: its metrics have a point an evaluation, not one a
+    # step.
+    return next(
+        (int(point.timestamp) for point in store.client.get_metric_history(run.info.run_id, key) if point.step == step),
+        None,
+    )
 
 
 def _find(store: Store, experiment_id: str, run_id: str, step: int) -> Any:

@@ -1,11 +1,12 @@
 """Models fetched from a store, kept in the user's cache folder.
 
-Invariant: a model is there whole or not at all (fetched under another name, then renamed), and each use compares all its bytes with the hashes that were
-noted when it was fetched: a damaged one is fetched anew. All together stay within `MLTRACK_MODEL_CACHE_GB` (20): those that were used longest ago
-go first, and never one that a process uses, which holds a lock of it until it ends.
+Invariant: a model is there whole or not at all (fetched under another name, then renamed), and each use compares all
+its bytes with the hashes that were noted when it was fetched: a damaged one is fetched anew. All together stay within
+`MLTRACK_MODEL_CACHE_GB` (20): those that were used longest ago go first, and never one that a process uses, which holds
+a lock of it until it ends.
 
-    <cache folder>/models/<key>/files.json     {"source": ..., "files": {name: {"bytes", "sha256"}}}; its time is that of the last use
-    <cache folder>/models/<key>/model/         what the store holds; MLflow may add a file when it loads
+    <cache folder>/models/<key>/files.json     {"source": ..., "files": {name: {"bytes", "sha256"}}}; its time is that
+    of the last use <cache folder>/models/<key>/model/         what the store holds; MLflow may add a file when it loads
     <cache folder>/models/.fetching-<key>/     what has arrived of a fetch that was cut off
 """
 
@@ -45,7 +46,8 @@ def folder_of(store: Store, location: str, source: str, identity: str | None = N
     Args:
         location: an artifact URI, not of a local folder.
         source: how a person calls the model.
-        identity: names these very bytes in this store for ever, as the id of a logged model does; None: a digest of what the store lists.
+        identity: names these very bytes in this store for ever, as the id of a logged model does; None: a digest of
+            what the store lists.
 
     Raises:
         StoreUnavailable: the store does not answer; what has arrived stays, and the next call goes on from there.
@@ -59,7 +61,11 @@ def folder_of(store: Store, location: str, source: str, identity: str | None = N
         return found
     names = names or _listed(store, location, source)
     if not _is_writable(folder.parent):
-        warnings.warn(f"{folder.parent}: cannot be written, so {source} is fetched each time; set MLTRACK_CACHE_DIR to a folder that can", stacklevel=2)
+        warnings.warn(
+            f"{folder.parent}: cannot be written, so {source} is fetched each time; set MLTRACK_CACHE_DIR to a folder"
+            " that can",
+            stacklevel=2,
+        )
         _temporary.append(tempfile.TemporaryDirectory(prefix="mltrack-model-"))
         fetching.fetch(store, location, names, Path(_temporary[-1].name))
         return Path(_temporary[-1].name)
@@ -70,11 +76,15 @@ def folder_of(store: Store, location: str, source: str, identity: str | None = N
                 _fetch(store, location, source, names, folder)
             except OSError as error:
                 raise TrackingError(
-                    f"{folder.parent}: {source} cannot be kept there: {error.strerror or error}; make room, or set MLTRACK_CACHE_DIR"
+                    f"{folder.parent}: {source} cannot be kept there: {error.strerror or error}; make room, or set"
+                    " MLTRACK_CACHE_DIR"
                 ) from error
             found = _used(folder)
     if found is None:
-        raise TrackingError(f"{folder}: {source} was damaged right after it was fetched; check the disk, or set MLTRACK_CACHE_DIR to another one")
+        raise TrackingError(
+            f"{folder}: {source} was damaged right after it was fetched; check the disk, or set MLTRACK_CACHE_DIR to"
+            " another one"
+        )
     return found
 
 
@@ -172,7 +182,9 @@ def _alone(folder: Path) -> Iterator[None]:
     path = _lock_of(folder)
     while True:
         with path.open("ab") as lock, locked(lock.fileno()):
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):  # else it was removed while this process waited
+            if path.exists() and os.path.samestat(
+                path.stat(), os.fstat(lock.fileno())
+            ):  # else it was removed while this process waited
                 yield
                 return
 
@@ -241,7 +253,11 @@ def _write(path: Path, content: Mapping[str, Any]) -> None:
 
 def _entries() -> list[Path]:
     folder = _folder()
-    return [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(_DELETING)] if folder.is_dir() else []
+    return (
+        [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(_DELETING)]
+        if folder.is_dir()
+        else []
+    )
 
 
 def _folder() -> Path:
@@ -264,4 +280,6 @@ def _limit() -> float:
     try:
         return float(given) * 1e9
     except ValueError:
-        raise ConfigurationError(f"{LIMIT_VARIABLE} is {given!r}; set it to a number of gigabytes, such as 20") from None
+        raise ConfigurationError(
+            f"{LIMIT_VARIABLE} is {given!r}; set it to a number of gigabytes, such as 20"
+        ) from None

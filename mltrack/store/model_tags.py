@@ -1,7 +1,7 @@
 """What is written on a registered model and on its versions; all of them are read only where all are meant.
 
-Invariant: a value is at most `MAX_VALUE` characters, which every database of MLflow takes; a tag that is gone already is no error.
-"""
+Invariant: a value is at most `MAX_VALUE` characters, which every database of MLflow takes; a tag that is gone already
+is no error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from typing import Any
 
 from mltrack.store.connection import Store
 from mltrack.store.refusal import is_missing, translated
-from mltrack.store.registry import MAX_DESCRIPTION_LENGTH, also_where_raced, model_id_of, named, newest_versions, search_versions
+from mltrack.store.registry import (
+    MAX_DESCRIPTION_LENGTH,
+    also_where_raced,
+    model_id_of,
+    named,
+    newest_versions,
+    search_versions,
+)
 from mltrack.store.runs import cut, legal_name
 
 MAX_VALUE = 5000
@@ -51,7 +58,11 @@ def read_head(store: Store, name: str) -> RegisteredModel | None:
             if not is_missing(error):
                 raise
             return None
-    return RegisteredModel(name=name, aliases={alias: int(version) for alias, version in dict(model.aliases).items()}, tags=dict(model.tags))
+    return RegisteredModel(
+        name=name,
+        aliases={alias: int(version) for alias, version in dict(model.aliases).items()},
+        tags=dict(model.tags),
+    )
 
 
 def read_model(store: Store, name: str) -> RegisteredModel:

@@ -1,4 +1,5 @@
-"""Params are immutable in MLflow and may be there already, in another spelling: compared by meaning, written only where missing.
+"""Params are immutable in MLflow and may be there already, in another spelling: compared by meaning, written only where
+missing.
 
 Invariant: log_params never raises over a value that means the same, and never hides one that does not.
 
@@ -23,7 +24,9 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|i
 
 
 def same_meaning(first: Any, second: Any) -> bool:
-    """True where the two are one value: numbers in any notation, booleans in any case, shell quotes or none, and None, "none", "null" and "" alike."""
+    """True where the two are one value: numbers in any notation, booleans in any case, shell quotes or none, and None,
+    "none", "null" and "" alike.
+    """
     return _meaning(first) == _meaning(second)
 
 
@@ -33,7 +36,8 @@ def log_params(store: Store, run_id: str, params: Mapping[str, Any]) -> dict[str
     Names are made legal; a text over 6,000 characters is cut with a mark.
 
     Returns:
-        name -> (what the store holds, what was given), for those that differ in meaning; the caller makes a tag of them.
+        name -> (what the store holds, what was given), for those that differ in meaning; the caller makes a tag of
+        them.
     """
     from mlflow.entities import Param
 
@@ -50,7 +54,9 @@ def log_params(store: Store, run_id: str, params: Mapping[str, Any]) -> dict[str
         except StoreRejected:
             if attempt == 2:  # the first time, somebody else may have written one of them since we looked
                 raise
-    return {key: (held[key], value) for key, value in wanted.items() if key in held and not same_meaning(held[key], value)}
+    return {
+        key: (held[key], value) for key, value in wanted.items() if key in held and not same_meaning(held[key], value)
+    }
 
 
 def _text(value: Any) -> str:

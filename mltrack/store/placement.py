@@ -1,8 +1,8 @@
 """Files brought into a local artifact root, those of a checkpoint without a second copy of their bytes.
 
-Invariant: a reader of the root sees a file or folder whole or not at all (temporary sibling, then one rename), and the file that was given is never written to.
-A hard link shares its bytes with the file that was given: only files that the caller calls `immutable`, as those of a checkpoint are, become links.
-"""
+Invariant: a reader of the root sees a file or folder whole or not at all (temporary sibling, then one rename), and the
+file that was given is never written to. A hard link shares its bytes with the file that was given: only files that the
+caller calls `immutable`, as those of a checkpoint are, become links."""
 
 from __future__ import annotations
 
@@ -28,7 +28,8 @@ def link_or_copy(source: Path, target: Path, *, immutable: bool) -> None:
     """`source` at `target`, which must not exist.
 
     Args:
-        immutable: the source is never rewritten in place. From LINK_FROM_BYTES on it becomes a hard link, where the file system has links; else a copy.
+        immutable: the source is never rewritten in place. From LINK_FROM_BYTES on it becomes a hard link, where the
+            file system has links; else a copy.
     """
     if immutable and source.stat().st_size >= LINK_FROM_BYTES:
         try:
@@ -50,7 +51,9 @@ def place_text(text: str, target: Path) -> None:
     _place(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def place_tree(source: Path, target: Path, *, immutable: bool = False, instead: Mapping[str, str] | None = None) -> None:
+def place_tree(
+    source: Path, target: Path, *, immutable: bool = False, instead: Mapping[str, str] | None = None
+) -> None:
     """A folder and all in it at `target`, replacing a folder that is there.
 
     Args:
@@ -86,7 +89,9 @@ def copy_tree(source: Path, target: Path, *, immutable: bool = False, instead: M
 
 
 def remove(path: Path) -> None:
-    """File or folder, which may be gone already; a folder vanishes under its name first, so that nobody reads half of it."""
+    """File or folder, which may be gone already; a folder vanishes under its name first, so that nobody reads half of
+    it.
+    """
     if path.is_dir() and not path.is_symlink():
         doomed = _beside(path)
         os.rename(path, doomed)

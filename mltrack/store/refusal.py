@@ -1,7 +1,8 @@
-"""What goes wrong with a store, in two kinds: what may work later is StoreUnavailable, what will be refused again is StoreRejected.
+"""What goes wrong with a store, in two kinds: what may work later is StoreUnavailable, what will be refused again is
+StoreRejected.
 
-Invariant: no exception of mlflow, requests, sqlalchemy or botocore leaves `translated` (a missing local file stays FileNotFoundError), and no message holds
-credentials, those of the exceptions behind it neither.
+Invariant: no exception of mlflow, requests, sqlalchemy or botocore leaves `translated` (a missing local file stays
+FileNotFoundError), and no message holds credentials, those of the exceptions behind it neither.
 
     with translated(store, "reading the run"):
         store.client.get_run(run_id)
@@ -25,14 +26,29 @@ if TYPE_CHECKING:
 
 _TRY_AGAIN = {408, 425, 429}
 _DENIED = {401, 403, 407}
-_DENIED_CODES = {"ExpiredToken", "ExpiredTokenException", "InvalidToken", "TokenRefreshRequired", "RequestExpired", "RequestTimeTooSkewed"}
+_DENIED_CODES = {
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "InvalidToken",
+    "TokenRefreshRequired",
+    "RequestExpired",
+    "RequestTimeTooSkewed",
+}
 """With S3 some of these are the status 400."""
 _DENIED_NAMES = re.compile("Credential|Token|Unauthorized|Authentication|RefreshError|ProfileNotFound")
 """Of the errors of cloud libraries that have found no credentials to send, and so have no answer of a server."""
-_STORE_WIDE_CODES = {"NoSuchBucket", "PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException"}
+_STORE_WIDE_CODES = {
+    "NoSuchBucket",
+    "PermanentRedirect",
+    "AuthorizationHeaderMalformed",
+    "IllegalLocationConstraintException",
+}
 """A bucket that is missing or lies elsewhere: no file is to blame, and somebody may set it right."""
 _CLOUDS = ("requests", "urllib3", "botocore", "boto3", "s3transfer", "google", "azure")
-NO_FILE_STORE = "the file store is no longer served by MLflow; use sqlite:///mlflow.db or a server, and move old data by 'mlflow migrate-filestore'"
+NO_FILE_STORE = (
+    "the file store is no longer served by MLflow; use sqlite:///mlflow.db or a server, and move old data by 'mlflow"
+    " migrate-filestore'"
+)
 
 
 class StoreUnavailable(TrackingError):
@@ -44,7 +60,9 @@ class StoreSlow(StoreUnavailable):
 
 
 class StoreFailed(StoreUnavailable):
-    """The store answered that it failed on this request: its own trouble, or a value that it cannot hold. Others may go through."""
+    """The store answered that it failed on this request: its own trouble, or a value that it cannot hold. Others may go
+    through.
+    """
 
 
 class StoreDenied(StoreUnavailable):
@@ -57,11 +75,14 @@ class StoreRejected(TrackingError):
 
 @contextmanager
 def translated(where: Store | str, doing: str) -> Iterator[None]:
-    """Inside, MLflow neither retries nor waits longer than the store's time-out, and what goes wrong becomes StoreUnavailable or StoreRejected.
+    """Inside, MLflow neither retries nor waits longer than the store's time-out, and what goes wrong becomes
+    StoreUnavailable or StoreRejected.
 
     The message is "<uri>: <doing>: <first line of the reason>".
     """
-    uri, timeout_s = (where, SHORTEST_TIMEOUT_S) if isinstance(where, str) else (where.tracking_uri, where.request_timeout_s)
+    uri, timeout_s = (
+        (where, SHORTEST_TIMEOUT_S) if isinstance(where, str) else (where.tracking_uri, where.request_timeout_s)
+    )
     try:
         with own_settings(MLFLOW_HTTP_REQUEST_TIMEOUT=max(1, math.ceil(timeout_s))):
             yield
@@ -102,18 +123,33 @@ def credentials_place(uri: str) -> str:
 
 
 def _forbidden(doing: str) -> str:
-    """What a server with users means by 403: MLflow's client repeats its endpoint and its status, and names no permission."""
+    """What a server with users means by 403: MLflow's client repeats its endpoint and its status, and names no
+    permission.
+    """
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    needed = {"looking": "READ", "reading": "READ", "listing": "READ", "fetching": "READ", "asking": "READ", "deleting": "MANAGE", "removing": "MANAGE"}
+    needed = {
+        "looking": "READ",
+        "reading": "READ",
+        "listing": "READ",
+        "fetching": "READ",
+        "asking": "READ",
+        "deleting": "MANAGE",
+        "removing": "MANAGE",
+    }
     permission = needed.get(doing.partition(" ")[0], "EDIT")
-    return f"permission denied (403){f' for user {user}' if user else ''}; it takes the permission {permission}, which its owner or an administrator grants"
+    return (
+        f"permission denied (403){f' for user {user}' if user else ''}; it takes the permission {permission}, which its"
+        " owner or an administrator grants"
+    )
 
 
 def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
     home = type(error).__module__.partition(".")[0]
     reason = _first_line(error)
     behind = error.__context__
-    wraps = type(error).__name__ == "S3UploadFailedError" or (home == "mlflow" and type(behind).__module__.startswith(("botocore", "boto3", "s3transfer")))
+    wraps = type(error).__name__ == "S3UploadFailedError" or (
+        home == "mlflow" and type(behind).__module__.startswith(("botocore", "boto3", "s3transfer"))
+    )
     if wraps and isinstance(behind, Exception):  # boto3 and MLflow keep the answer's text alone
         error, home = behind, type(behind).__module__.partition(".")[0]
     status, code = _http_status(error), _error_code(error)
@@ -133,16 +169,21 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
         permanent = status is not None and status < 500 and status not in _TRY_AGAIN and code not in _STORE_WIDE_CODES
         return (StoreRejected if permanent else _later(str(error), "")), reason
     if home == "sqlalchemy":
-        # Operational and interface errors: no server, a lock, a full disk. The others are about the statement or the driver.
+        # Operational and interface errors: no server, a lock, a full disk. The others are about the statement or the
+        # driver.
         later = type(error).__name__ in ("OperationalError", "InterfaceError", "TimeoutError", "InternalError")
         return (_later(str(error), "") if later else StoreRejected), reason
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         return StoreUnavailable, reason
     if isinstance(error, ModuleNotFoundError):
         return StoreRejected, f"{reason}; install the package that this kind of store needs"
-    if isinstance(error, UnicodeError | OverflowError) or (isinstance(error, ValueError) and "out of range" in reason):  # a value that no request can carry
+    if isinstance(error, UnicodeError | OverflowError) or (
+        isinstance(error, ValueError) and "out of range" in reason
+    ):  # a value that no request can carry
         return StoreRejected, reason
-    if home == "google" or type(error).__name__ == "JSONDecodeError":  # a gateway's page, or what is no answer of MLflow's
+    if (
+        home == "google" or type(error).__name__ == "JSONDecodeError"
+    ):  # a gateway's page, or what is no answer of MLflow's
         return StoreUnavailable, f"the answer is not one of MLflow's: {reason}"
     if isinstance(error, LookupError | ValueError | TypeError | AttributeError | ArithmeticError | RecursionError):
         return StoreRejected, f"the answer cannot be used: {type(error).__name__}: {reason}"
@@ -170,10 +211,16 @@ def _clean(error: BaseException | None) -> None:
 
 
 def _later(text: str, code: str) -> type[StoreUnavailable]:
-    """Which kind of unavailable: MLflow calls its client's transport errors INTERNAL_ERROR too, and an unknown HTTP status of a gateway."""
+    """Which kind of unavailable: MLflow calls its client's transport errors INTERNAL_ERROR too, and an unknown HTTP
+    status of a gateway.
+    """
     if "timed out" in text or "timeout exception" in text or "timeout expired" in text or code == "DEADLINE_EXCEEDED":
         return StoreSlow
-    answered = not text.startswith("API request to ") or "failed with error code 500 " in text or "too many 500 error responses" in text
+    answered = (
+        not text.startswith("API request to ")
+        or "failed with error code 500 " in text
+        or "too many 500 error responses" in text
+    )
     return StoreFailed if code == "INTERNAL_ERROR" and answered else StoreUnavailable
 
 
@@ -201,7 +248,9 @@ def _http_status(error: BaseException | None) -> int | None:
 def _first_line(error: Exception) -> str:
     text = str(error).strip() or type(error).__name__
     text = re.sub(r"^\((?:[\w.]+)\)\s*", "", text.splitlines()[0].strip())
-    refused = re.search(r"(Connection refused|timed out|Name or service not known|No route to host|Failed to resolve)", text)
+    refused = re.search(
+        r"(Connection refused|timed out|Name or service not known|No route to host|Failed to resolve)", text
+    )
     if refused and len(text) > 160:
         text = refused[1]
     return printable(text if len(text) <= 300 else text[:297] + "...")

@@ -1,6 +1,7 @@
 """The model registry in verbs: register, alias, list, resolve, load.
 
-Invariant: a version is made from models:/m-... and once per logged model; what is missing ends in one line that says where it was looked for.
+Invariant: a version is made from models:/m-... and once per logged model; what is missing ends in one line that says
+where it was looked for.
 
     version = register(store, "mltrack-code_generation", model_id, tags={}, description="")
     set_alias(store, "mltrack-code_generation", "champion", version)
@@ -31,7 +32,9 @@ _MAX_TAG_LENGTH = 8000
 _VERSIONS_TAG = "mlflow.modelVersions"
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _COPIES, _COPY = "models:/%/%", re.compile(r"models:/[^/]+/")
-"""The source of a version that MLflow has copied from another one, models:/name/3; as MLflow's filters and as Python match it."""
+"""The source of a version that MLflow has copied from another one, models:/name/3; as MLflow's filters and as Python
+match it.
+"""
 _SOURCE = re.compile(r"models:/(m-[^/]+)$")
 _CLOCKS_MS = 86_400_000
 """By how much the clocks of two machines that write to one database may differ."""
@@ -48,23 +51,36 @@ class ModelUri(NamedTuple):
 
 def parse_uri(uri: str) -> ModelUri:
     """models:/m-..., models:/name/3, models:/name/latest or models:/name@alias."""
-    match = re.fullmatch(r"models:/+(?:(?P<id>m-[0-9a-f]{32})|(?P<name>[^/@]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[\w-]+)))", uri)
+    match = re.fullmatch(
+        r"models:/+(?:(?P<id>m-[0-9a-f]{32})|(?P<name>[^/@]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[\w-]+)))", uri
+    )
     if match is None:
-        raise StoreRejected(f"'{uri}' names no model; accepted: models:/name@alias, models:/name/3, models:/name/latest, models:/m-...")
+        raise StoreRejected(
+            f"'{uri}' names no model; accepted: models:/name@alias, models:/name/3, models:/name/latest, models:/m-..."
+        )
     return ModelUri(match["id"], match["name"], match["version"], match["alias"])
 
 
-def register(store: Store, name: str, model_id: str, tags: Mapping[str, Any] | None = None, description: str | None = None) -> str:
-    """The version of `name` that is made from this logged model, created where it does not exist (the registered model too); "1", "2", ..."""
+def register(
+    store: Store, name: str, model_id: str, tags: Mapping[str, Any] | None = None, description: str | None = None
+) -> str:
+    """The version of `name` that is made from this logged model, created where it does not exist (the registered model
+    too); "1", "2", ...
+    """
     with translated(store, f"registering {model_id} as {name}"):
-        held = [version for version in search_versions(store, f"source_path='models:/{model_id}'") if version.name == name]
+        held = [
+            version for version in search_versions(store, f"source_path='models:/{model_id}'") if version.name == name
+        ]
         if held:
             number = str(min(held, key=lambda version: int(version.version)).version)
             _link_back(store, model_id, name, number)
             return number
         model = store.client.get_logged_model(model_id)
         if str(model.status) != "READY":
-            raise StoreRejected(f"{store.shown_uri}: {model_id} is {model.status}, its files are not complete; a READY model is accepted")
+            raise StoreRejected(
+                f"{store.shown_uri}: {model_id} is {model.status}, its files are not complete; a READY model is"
+                " accepted"
+            )
         try:
             store.client.create_registered_model(name)
         except Exception as error:
@@ -96,7 +112,9 @@ def _refuse_prompt(store: Store, name: str) -> None:
 
 
 def _link_back(store: Store, model_id: str, name: str, number: str) -> None:
-    """Name the version in the tag from which MLflow's pages show what a logged model is registered as: a server writes it, an embedded database does not."""
+    """Name the version in the tag from which MLflow's pages show what a logged model is registered as: a server writes
+    it, an embedded database does not.
+    """
     try:
         known = parsed(store.client.get_logged_model(model_id).tags.get(_VERSIONS_TAG, "[]"), list)
     except Exception as error:
@@ -111,7 +129,9 @@ def _link_back(store: Store, model_id: str, name: str, number: str) -> None:
 def set_alias(store: Store, name: str, alias: str, version: str | int) -> None:
     """Moves the alias to the version; letters, digits, '_' and '-', not "latest", not "v3"."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
-        raise StoreRejected(f"alias '{alias}': accepted are letters, digits, '_' and '-', but not 'latest' and not 'v' with a number")
+        raise StoreRejected(
+            f"alias '{alias}': accepted are letters, digits, '_' and '-', but not 'latest' and not 'v' with a number"
+        )
     with _looked_for(store, f"models:/{name}/{version}"), translated(store, f"setting {name}@{alias}"):
         also_where_raced(lambda: store.client.set_registered_model_alias(name, alias, str(version)))
 
@@ -176,7 +196,8 @@ def list_models(store: Store) -> list[dict[str, Any]]:
 
 
 def list_versions(store: Store, name: str) -> list[dict[str, Any]]:
-    """The versions of a model, newest first: name, version, aliases, model_id, run_id, tags, metrics, description, status, created_ms.
+    """The versions of a model, newest first: name, version, aliases, model_id, run_id, tags, metrics, description,
+    status, created_ms.
 
     Raises:
         TrackingError: no registered model of this name.
@@ -206,11 +227,15 @@ def list_versions(store: Store, name: str) -> list[dict[str, Any]]:
 def registered_model_ids(store: Store) -> set[str]:
     """The logged models whose bytes a registered version loads: never to be deleted."""
     with translated(store, "listing the registered versions"):
-        return {model_id for version in search_versions(store, "") for model_id in _model_ids_in(_source(store, version))}
+        return {
+            model_id for version in search_versions(store, "") for model_id in _model_ids_in(_source(store, version))
+        }
 
 
 def is_registered(store: Store, model_id: str) -> bool:
-    """True where a registered version loads the bytes of this logged model: one made from it, from its folder, or a copy of such a version."""
+    """True where a registered version loads the bytes of this logged model: one made from it, from its folder, or a
+    copy of such a version.
+    """
     with translated(store, f"asking who uses {model_id}"):
         if store.client.search_model_versions(f"source_path LIKE '%{model_id}%'", max_results=1):
             return True
@@ -256,7 +281,9 @@ def _is_registered_unseen(store: Store, model_id: str) -> bool:
 
 
 def _source(store: Store, version: Any) -> str:
-    """Where a version's bytes come from; a copy's source is a version that may be deleted by now, so the store is asked where that had them."""
+    """Where a version's bytes come from; a copy's source is a version that may be deleted by now, so the store is asked
+    where that had them.
+    """
     source = version.source or ""
     if _COPY.match(source):
         source = store.client.get_model_version_download_uri(version.name, str(version.version)) or ""
@@ -270,8 +297,8 @@ def _model_ids_in(source: str) -> list[str]:
 def resolve(store: Store, uri: str, dst: str | Path | None = None) -> Path:
     """A local folder with the model's files (MLmodel, config.json, model.safetensors, tokenizer).
 
-    On a local artifact root it is the store's own folder, elsewhere one of the user's cache (`model_cache`), which stays while this process lives: both are
-    to be read and not written.
+    On a local artifact root it is the store's own folder, elsewhere one of the user's cache (`model_cache`), which
+    stays while this process lives: both are to be read and not written.
 
     Args:
         dst: where to fetch the files instead; not into the cache then.
@@ -285,7 +312,10 @@ def resolve(store: Store, uri: str, dst: str | Path | None = None) -> Path:
         if local is not None:
             writable_root(store, location)  # it says what to do where the whole project was moved
             if not local.is_dir():
-                raise TrackingError(f"{uri} in {store.shown_uri} lies in {local}, and that folder is gone; its files were deleted or are on another machine")
+                raise TrackingError(
+                    f"{uri} in {store.shown_uri} lies in {local}, and that folder is gone; its files were deleted or"
+                    " are on another machine"
+                )
             return local
         if dst is None:
             return model_cache.folder_of(store, location, uri, identity)
@@ -303,7 +333,9 @@ def load_pyfunc(store: Store, uri: str) -> Any:
 
 
 def load_folder(folder: str | Path) -> Any:
-    """A Hugging Face folder that mltrack trained, as what its registered version would answer with: .predict(["..."], params)."""
+    """A Hugging Face folder that mltrack trained, as what its registered version would answer with: .predict(["..."],
+    params).
+    """
     from mltrack.store.shipped import mltrack_pyfunc
 
     return mltrack_pyfunc._load_pyfunc(str(folder))
@@ -320,11 +352,16 @@ def _location(store: Store, wanted: ModelUri) -> tuple[str, str | None]:
     if number is None:
         aliases = ", ".join(sorted(_aliases(store, wanted.name))) or "none"
         asked = f"alias '{wanted.alias}'" if wanted.alias else "version"
-        raise TrackingError(f"{wanted.name} in {store.shown_uri} has no {asked}; its aliases: {aliases}; another database is named by MLFLOW_TRACKING_URI")
+        raise TrackingError(
+            f"{wanted.name} in {store.shown_uri} has no {asked}; its aliases: {aliases}; another database is named by"
+            " MLFLOW_TRACKING_URI"
+        )
     version = store.client.get_model_version(wanted.name, number)
     model_id = model_id_of(version)
     if model_id:
-        return str(store.client.get_logged_model(model_id).artifact_location), model_id if _MODEL_ID.fullmatch(model_id) else None
+        return str(store.client.get_logged_model(model_id).artifact_location), (
+            model_id if _MODEL_ID.fullmatch(model_id) else None
+        )
     return str(store.client.get_model_version_download_uri(wanted.name, number)), None
 
 
@@ -392,5 +429,6 @@ class _looked_for:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if error is not None and is_missing(error):
             raise StoreRejected(
-                f"no {self.uri} in {self.store.shown_uri}; if it is in another database, set MLFLOW_TRACKING_URI or give --tracking-uri"
+                f"no {self.uri} in {self.store.shown_uri}; if it is in another database, set MLFLOW_TRACKING_URI or"
+                " give --tracking-uri"
             ) from error

@@ -1,8 +1,8 @@
 """Runs: made, read, ended, and the points, tags and data sets that are written on them.
 
-Invariant: every verb may be called again after being cut off, with the same arguments, and leaves the store as one call does.
-A run is found again by its idempotency key, a metric point by its fixed timestamp, a data set by its name and digest.
-"""
+Invariant: every verb may be called again after being cut off, with the same arguments, and leaves the store as one call
+does. A run is found again by its idempotency key, a metric point by its fixed timestamp, a data set by its name and
+digest."""
 
 from __future__ import annotations
 
@@ -75,15 +75,28 @@ def create_run(
 
     Args:
         experiment_id: wins over the name.
-        experiment_name: None means MLFLOW_EXPERIMENT_ID, else MLFLOW_EXPERIMENT_NAME, else "Default". One that does not exist is made.
+        experiment_name: None means MLFLOW_EXPERIMENT_ID, else MLFLOW_EXPERIMENT_NAME, else "Default". One that does not
+            exist is made.
     """
     experiment_id = experiment_id or find_experiment(store, experiment_name)
     with translated(store, "creating the run"):
-        found = store.client.search_runs([experiment_id], filter_string=f"tags.`{LOCAL_ID_TAG}` = '{_quoted(idempotency_key)}'", max_results=1)
+        found = store.client.search_runs(
+            [experiment_id], filter_string=f"tags.`{LOCAL_ID_TAG}` = '{_quoted(idempotency_key)}'", max_results=1
+        )
         if found:
             return _info(store, found[0])
-        all_tags = {"mlflow.user": _user(), "mlflow.source.type": "LOCAL", **_legal_tags(tags), LOCAL_ID_TAG: idempotency_key}
-        run = store.client.create_run(experiment_id, start_time=start_time_ms, tags=all_tags, run_name=run_name and legal_text(run_name, MAX_NAME_LENGTH))
+        all_tags = {
+            "mlflow.user": _user(),
+            "mlflow.source.type": "LOCAL",
+            **_legal_tags(tags),
+            LOCAL_ID_TAG: idempotency_key,
+        }
+        run = store.client.create_run(
+            experiment_id,
+            start_time=start_time_ms,
+            tags=all_tags,
+            run_name=run_name and legal_text(run_name, MAX_NAME_LENGTH),
+        )
         return _info(store, run)
 
 
@@ -100,13 +113,17 @@ def find_experiment(store: Store, name: str | None) -> str:
             try:
                 return str(store.client.create_experiment(name, artifact_location=_location(store)))
             except Exception as error:
-                experiment = store.client.get_experiment_by_name(name) if already_exists(error) or "UNIQUE" in str(error) else None
+                experiment = (
+                    store.client.get_experiment_by_name(name)
+                    if already_exists(error) or "UNIQUE" in str(error)
+                    else None
+                )
                 if experiment is None:
                     raise
     if experiment.lifecycle_stage == "deleted":
         raise StoreRejected(
-            f"{store.shown_uri}: experiment '{experiment.name}'{named} is deleted; choose another --experiment-name, or restore it "
-            f"by '{_mlflow(store, 'experiments', 'restore', '--experiment-id', experiment.experiment_id)}'"
+            f"{store.shown_uri}: experiment '{experiment.name}'{named} is deleted; choose another --experiment-name, or"
+            f" restore it by '{_mlflow(store, 'experiments', 'restore', '--experiment-id', experiment.experiment_id)}'"
         )
     return str(experiment.experiment_id)
 
@@ -125,7 +142,9 @@ def get_active_run(store: Store, run_id: str) -> RunInfo:
     """
     run = get_run(store, run_id)
     if run.is_deleted:
-        raise StoreRejected(f"{store.shown_uri}: run {run_id} is deleted; restore it by '{restore_command(store, run)}'")
+        raise StoreRejected(
+            f"{store.shown_uri}: run {run_id} is deleted; restore it by '{restore_command(store, run)}'"
+        )
     return run
 
 
@@ -168,10 +187,11 @@ def drop_tag(store: Store, run_id: str, key: str) -> None:
 
 
 def log_points(store: Store, run_id: str, points: Sequence[Point]) -> None:
-    """Metric points, in requests of at most 1,000; the same point sent twice is stored once, because its timestamp is the caller's.
+    """Metric points, in requests of at most 1,000; the same point sent twice is stored once, because its timestamp is
+    the caller's.
 
-    An infinity is stored as the largest finite number of its sign, as MLflow does itself; a NaN stays one (the caller tags both).
-    """
+    An infinity is stored as the largest finite number of its sign, as MLflow does itself; a NaN stays one (the caller
+    tags both)."""
     from mlflow.entities import Metric
 
     rows = [Metric(legal_name(key), finite(value), int(timestamp), int(step)) for key, value, timestamp, step in points]
@@ -181,7 +201,8 @@ def log_points(store: Store, run_id: str, points: Sequence[Point]) -> None:
 
 
 def log_a_point_again(store: Store, run_id: str) -> bool:
-    """Write a point that the run holds already, which changes nothing; shows whether the store takes points of this run.
+    """Write a point that the run holds already, which changes nothing; shows whether the store takes points of this
+    run.
 
     Returns:
         False where the run holds none yet; then nothing was written.
@@ -200,8 +221,9 @@ def log_inputs(store: Store, run_id: str, inputs: Iterable[Mapping[str, Any]]) -
     """The run's data sets.
 
     Args:
-        inputs: each with `name` and `digest` (cut to 36 characters), and maybe `source` (path, URI, or a JSON-able dict), `source_type`,
-            `context` (training, validation, test), `schema` and `profile` (JSON text or JSON-able).
+        inputs: each with `name` and `digest` (cut to 36 characters), and maybe `source` (path, URI, or a JSON-able
+            dict), `source_type`, `context` (training, validation, test), `schema` and `profile` (JSON text or
+            JSON-able).
     """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
@@ -224,39 +246,54 @@ def log_inputs(store: Store, run_id: str, inputs: Iterable[Mapping[str, Any]]) -
 
 
 def delivered_pairs(store: Store, run_id: str, keys: Iterable[str], after_step: int) -> set[tuple[str, int]]:
-    """The (key, step) pairs with step > `after_step` that the store holds already: asked once, on a resume without the local journal."""
+    """The (key, step) pairs with step > `after_step` that the store holds already: asked once, on a resume without the
+    local journal.
+    """
     pairs: set[tuple[str, int]] = set()
     with translated(store, f"reading what run {run_id} holds"):
         for key in keys:
-            pairs.update((key, metric.step) for metric in store.client.get_metric_history(run_id, legal_name(key)) if metric.step > after_step)
+            pairs.update(
+                (key, metric.step)
+                for metric in store.client.get_metric_history(run_id, legal_name(key))
+                if metric.step > after_step
+            )
     return pairs
 
 
-def list_runs(store: Store, experiment_name: str | None = None, *, max_results: int = 50, status: str | None = None) -> list[RunInfo]:
+def list_runs(
+    store: Store, experiment_name: str | None = None, *, max_results: int = 50, status: str | None = None
+) -> list[RunInfo]:
     """The newest runs first, of one experiment or of all; an experiment that does not exist has none."""
     with translated(store, "listing the runs"):
         if experiment_name is None:
-            experiment_ids = [experiment.experiment_id for experiment in _pages(lambda token: store.client.search_experiments(page_token=token))]
+            experiment_ids = [
+                experiment.experiment_id
+                for experiment in _pages(lambda token: store.client.search_experiments(page_token=token))
+            ]
         else:
             experiment = store.client.get_experiment_by_name(experiment_name)
             experiment_ids = [experiment.experiment_id] if experiment else []
         if not experiment_ids:
             return []
         where = f"attributes.status = '{status}'" if status else ""
-        found = store.client.search_runs(experiment_ids, filter_string=where, max_results=max_results, order_by=["attributes.start_time DESC"])
+        found = store.client.search_runs(
+            experiment_ids, filter_string=where, max_results=max_results, order_by=["attributes.start_time DESC"]
+        )
         return [_info(store, run) for run in found]
 
 
 def search_running_runs(store: Store) -> list[RunInfo]:
-    """Runs of mltrack that MLflow believes to be running: the candidates for a reaper, which must look at their processes itself."""
+    """Runs of mltrack that MLflow believes to be running: the candidates for a reaper, which must look at their
+    processes itself.
+    """
     return [run for run in list_runs(store, max_results=1000, status="RUNNING") if LOCAL_ID_TAG in run.tags]
 
 
 def legal_name(key: str) -> str:
     """`key`, or where MLflow refuses it as the name of a metric, param or tag a legal one that no other key is given.
 
-    What is refused is replaced by '_', what is beyond 250 characters is cut, and the key's checksum (CRC-32) stands at the end.
-    """
+    What is refused is replaced by '_', what is beyond 250 characters is cut, and the key's checksum (CRC-32) stands at
+    the end."""
     key = str(key)
     name = re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)
     name = re.sub(r"/+", "/", name).strip("/") or "_"
@@ -267,7 +304,9 @@ def legal_name(key: str) -> str:
 
 
 def legal_text(value: Any, limit: int) -> str:
-    """`value` as text that every database takes: half characters (of undecodable file names) and NUL written out, beyond `limit` characters cut with a mark."""
+    """`value` as text that every database takes: half characters (of undecodable file names) and NUL written out,
+    beyond `limit` characters cut with a mark.
+    """
     return cut(_storable(str(value)), limit)
 
 
@@ -307,7 +346,10 @@ def parsed(text: str, kind: type[Json]) -> Json:
 
 def _info(store: Store, run: Any) -> RunInfo:
     if not _RUN_ID.fullmatch(run.info.run_id):
-        raise StoreRejected(f"{store.shown_uri} names a run {printable(run.info.run_id[:80])!r}, which is no run id; letters, digits, '-' and '_' are accepted")
+        raise StoreRejected(
+            f"{store.shown_uri} names a run {printable(run.info.run_id[:80])!r}, which is no run id; letters, digits,"
+            " '-' and '_' are accepted"
+        )
     store.artifact_roots[run.info.run_id] = run.info.artifact_uri
     return RunInfo(
         run_id=run.info.run_id,

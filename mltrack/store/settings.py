@@ -1,10 +1,11 @@
 """MLflow's settings as mltrack's own calls see them: no retries, short time-outs, no progress bars, nothing printed.
 
-Invariant: the environment, MLflow's settings, its tracking URI and its log levels are for everyone else in this process as they were. What is set here
-holds in the calling thread alone, inside `own_settings`.
+Invariant: the environment, MLflow's settings, its tracking URI and its log levels are for everyone else in this process
+as they were. What is set here holds in the calling thread alone, inside `own_settings`.
 
-MLflow takes these settings from the environment at each request, and not as arguments. So the objects that read them there look into a context variable
-of ours first. A thread that MLflow starts by itself (it downloads folders so) does not see it: such calls are not used here.
+MLflow takes these settings from the environment at each request, and not as arguments. So the objects that read them
+there look into a context variable of ours first. A thread that MLflow starts by itself (it downloads folders so) does
+not see it: such calls are not used here.
 
     with own_settings(MLFLOW_HTTP_REQUEST_TIMEOUT=5):
         client.get_run(run_id)
@@ -28,8 +29,14 @@ QUIET: Mapping[str, Any] = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": True,
 }
 """MLflow's variables that our calls set, with what they are unless a call says otherwise."""
-_LEAST_LEVELS = {"mlflow.store.db.utils": logging.CRITICAL, "alembic.runtime.migration": logging.WARNING, "alembic.runtime.plugins": logging.WARNING}
-"""What is logged there from our calls: not the creation of a database's tables, and no traceback of an error that is translated."""
+_LEAST_LEVELS = {
+    "mlflow.store.db.utils": logging.CRITICAL,
+    "alembic.runtime.migration": logging.WARNING,
+    "alembic.runtime.plugins": logging.WARNING,
+}
+"""What is logged there from our calls: not the creation of a database's tables, and no traceback of an error that is
+translated.
+"""
 _NOT_ALWAYS = ("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD",)
 """Variables that single calls set."""
 _TRACKING_URI = "tracking URI"
@@ -62,11 +69,16 @@ def _teach_mlflow() -> None:
 
     for name in (*QUIET, *_NOT_ALWAYS):
         variable = getattr(environment_variables, name)
-        variable.get, variable.is_set = _ours_first(name, variable.get), _ours_first(name, variable.is_set, lambda _: True)
+        variable.get, variable.is_set = (
+            _ours_first(name, variable.get),
+            _ours_first(name, variable.is_set, lambda _: True),
+        )
     utils.get_tracking_uri = _ours_first(_TRACKING_URI, utils.get_tracking_uri)
 
 
-def _ours_first(name: str, theirs: Callable[[], Any], of_ours: Callable[[Any], Any] = lambda value: value) -> Callable[[], Any]:
+def _ours_first(
+    name: str, theirs: Callable[[], Any], of_ours: Callable[[Any], Any] = lambda value: value
+) -> Callable[[], Any]:
     def value() -> Any:
         ours = _OURS.get()
         return theirs() if ours is None or name not in ours else of_ours(ours[name])

@@ -1,8 +1,7 @@
 """Rare classes counted more in the training loss.
 
-Invariant: the weights' mean over the training records is 1, and the sum of the weighted losses is divided by the number of examples:
-so a step is the same however it is cut into micro-batches. Evaluation never sees the weights.
-"""
+Invariant: the weights' mean over the training records is 1, and the sum of the weighted losses is divided by the number
+of examples: so a step is the same however it is cut into micro-batches. Evaluation never sees the weights."""
 
 from __future__ import annotations
 
@@ -62,10 +61,14 @@ def weighted(task: Task, class_weights: str, dataset: Labelled) -> Task | Weight
     if not task.type.is_classification:
         raise ConfigurationError(f"class_weights: seen {class_weights}, but {task.type} has no classes; accepted: none")
     counts = dataset.class_counts
-    return WeightedClassification(balanced({label: counts[label] for label in sorted(counts, key=dataset.label_mapping.__getitem__)}))
+    return WeightedClassification(
+        balanced({label: counts[label] for label in sorted(counts, key=dataset.label_mapping.__getitem__)})
+    )
 
 
 def balanced(counts: Mapping[str, int]) -> tuple[float, ...]:
-    """records / (classes * records of the class), in the order of `counts`; a class without a record gets 0 and is not counted among the classes."""
+    """records / (classes * records of the class), in the order of `counts`; a class without a record gets 0 and is not
+    counted among the classes.
+    """
     present = [count for count in counts.values() if count]
     return tuple(sum(present) / (len(present) * count) if count else 0.0 for count in counts.values())

@@ -56,7 +56,9 @@ class ClassificationEvaluator:
         """Add a batch."""
         logits, labels = class_logits(model, batch), batch["labels"]
         loss, predictions = _float64(F.cross_entropy(logits, labels, reduction="none")).sum(), logits.argmax(dim=-1)
-        self._losses.append(loss)  # nothing is added before all of it is computed: a batch that runs out of memory leaves no trace
+        self._losses.append(
+            loss
+        )  # nothing is added before all of it is computed: a batch that runs out of memory leaves no trace
         self._labels.append(labels)
         self._predictions.append(predictions)
 
@@ -79,7 +81,11 @@ class ClassificationEvaluator:
     def compute(self) -> dict[str, float]:
         """loss, accuracy, macro and weighted F1, macro precision and recall, f1_<class>."""
         labels, predictions = self.labels, self.predictions
-        names = self.label_names if self.label_names is not None else [str(i) for i in range(max([1, *labels, *predictions]) + 1)]
+        names = (
+            self.label_names
+            if self.label_names is not None
+            else [str(i) for i in range(max([1, *labels, *predictions]) + 1)]
+        )
         loss = math.fsum(value.item() for value in self._losses) / len(labels) if labels else math.nan
         return {"loss": loss, **classification_metrics(labels, predictions, names)}
 

@@ -13,8 +13,8 @@ import torch
 from mltrack.config import TaskType
 
 Batch = Mapping[str, torch.Tensor]
-"""input_ids [B, T] int64, attention_mask [B, T] int64 (right padding; absent where nothing is padded), labels [B] or [B, T] int64, and for packed
-examples position_ids [B, T] int64 instead of a mask; all on the model's device."""
+"""input_ids [B, T] int64, attention_mask [B, T] int64 (right padding; absent where nothing is padded), labels [B] or
+[B, T] int64, and for packed examples position_ids [B, T] int64 instead of a mask; all on the model's device."""
 
 
 class Evaluator(Protocol):

@@ -9,8 +9,9 @@ from typing import Any
 
 from mltrack.config import TaskType
 
-# Scratch models are small and learn from a few thousand records: the rate of a small transformer (5e-4 to 1e-3), several passes, 256 tokens
-# (78 % of the stdlib pairs fit). Pretrained: 2e-5 is the rate of BERT's and CodeBERT's own fine-tuning; a decoder takes 5e-5.
+# Scratch models are small and learn from a few thousand records: the rate of a small transformer (5e-4 to 1e-3),
+# several passes, 256 tokens (78 % of the stdlib pairs fit). Pretrained: 2e-5 is the rate of BERT's and CodeBERT's own
+# fine-tuning; a decoder takes 5e-5.
 _SCRATCH = {
     TaskType.TEXT_CLASSIFICATION: {"epochs": 4, "batch_size": 16, "learning_rate": 5e-4, "max_length": 256},
     TaskType.SECURITY_CLASSIFICATION: {"epochs": 4, "batch_size": 16, "learning_rate": 5e-4, "max_length": 256},

@@ -1,9 +1,8 @@
 """Code generation: cross entropy over the completion's tokens; perplexity and token accuracy.
 
-Invariant: a target is a label that is not -100 and has a token before it; the same targets are counted in training, in evaluation and in
-the unigram baseline. Batches are padded on the right: a causal model never looks at what comes later, so no attention mask is passed,
-which lets attention take its fast path.
-"""
+Invariant: a target is a label that is not -100 and has a token before it; the same targets are counted in training, in
+evaluation and in the unigram baseline. Batches are padded on the right: a causal model never looks at what comes later,
+so no attention mask is passed, which lets attention take its fast path."""
 
 from __future__ import annotations
 
@@ -59,7 +58,9 @@ class GenerationEvaluator:
         losses = F.cross_entropy(logits, targets, reduction="none")
         loss = (losses.cpu() if losses.device.type == "mps" else losses).double().sum()  # mps has no float64
         hits = (logits.argmax(dim=-1) == targets).sum()
-        self._losses.append(loss)  # nothing is added before all of it is computed: a batch that runs out of memory leaves no trace
+        self._losses.append(
+            loss
+        )  # nothing is added before all of it is computed: a batch that runs out of memory leaves no trace
         self._hits.append(hits)
         self._count += len(targets)
 
@@ -70,16 +71,26 @@ class GenerationEvaluator:
         self._count += other._count
 
     def compute(self) -> dict[str, float]:
-        """loss in nats per target token, perplexity = exp(loss), token_accuracy = share of targets that the model ranks first."""
+        """loss in nats per target token, perplexity = exp(loss), token_accuracy = share of targets that the model ranks
+        first.
+        """
         if not self._count:
             return dict.fromkeys(("loss", "perplexity", "token_accuracy"), math.nan)
         loss = math.fsum(value.item() for value in self._losses) / self._count
         hits = sum(int(value) for value in self._hits)
-        return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf, "token_accuracy": hits / self._count}
+        return {
+            "loss": loss,
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "token_accuracy": hits / self._count,
+        }
 
 
-def _target_logits(model: torch.nn.Module, batch: Batch, *, nowhere_else: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32 logits [N, vocabulary] and targets [N] of the N target tokens; the largest matrix of the model is multiplied for these alone."""
+def _target_logits(
+    model: torch.nn.Module, batch: Batch, *, nowhere_else: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 logits [N, vocabulary] and targets [N] of the N target tokens; the largest matrix of the model is
+    multiplied for these alone.
+    """
     input_ids, labels = batch["input_ids"], batch["labels"]
     inner: Any = getattr(model, "module", model)
     forward: Any = inner.__class__.forward
@@ -87,7 +98,9 @@ def _target_logits(model: torch.nn.Module, batch: Batch, *, nowhere_else: bool =
     options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
     if "position_ids" in batch:
         options["position_ids"] = batch["position_ids"]
-    mask = torch.zeros_like(labels, dtype=torch.bool)  # a position that predicts a target; the length stays the multiple that collate made it
+    mask = torch.zeros_like(
+        labels, dtype=torch.bool
+    )  # a position that predicts a target; the length stays the multiple that collate made it
     mask[:, :-1] = labels[:, 1:] != -100
     targets = labels[:, 1:][mask[:, :-1]]
     if nowhere_else and "logits_to_keep" in names and _takes_mask(forward):
@@ -96,7 +109,9 @@ def _target_logits(model: torch.nn.Module, batch: Batch, *, nowhere_else: bool =
 
 
 def keeps_apart(model: torch.nn.Module) -> bool:
-    """True where the model computes two examples in one row, told apart by their positions alone, as it computes each in a row of its own."""
+    """True where the model computes two examples in one row, told apart by their positions alone, as it computes each
+    in a row of its own.
+    """
     device = next(model.parameters()).device
     inner: Any = getattr(model, "module", model)
     if "position_ids" not in _argument_names(inner.__class__.forward):
@@ -122,5 +137,7 @@ def _argument_names(forward: Callable[..., Any]) -> frozenset[str]:
 
 @lru_cache
 def _takes_mask(forward: Callable[..., Any]) -> bool:
-    """True where `logits_to_keep` may be a boolean mask [B, T]: the model goes through transformers' own slicing function for it."""
+    """True where `logits_to_keep` may be a boolean mask [B, T]: the model goes through transformers' own slicing
+    function for it.
+    """
     return "slice_logits_to_keep" in inspect.unwrap(forward).__code__.co_names

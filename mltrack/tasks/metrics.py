@@ -1,7 +1,7 @@
 """Metrics of labels and predictions, and which way of a metric is better.
 
-Invariant: a metric that a class cannot have (no record, no prediction) is 0, never NaN. Importing this module loads neither torch nor sklearn.
-"""
+Invariant: a metric that a class cannot have (no record, no prediction) is 0, never NaN. Importing this module loads
+neither torch nor sklearn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from collections.abc import Mapping, Sequence
 from mltrack.errors import ConfigurationError
 
 MAX_CLASS_METRICS = 50
-"""Each becomes a metric of the run and of every kept model, a tag of the version, and part of the state that a checkpoint saves."""
+"""Each becomes a metric of the run and of every kept model, a tag of the version, and part of the state that a
+checkpoint saves.
+"""
 _OF_A_CLASS = "eval_f1_"
 _LOWER = {"loss", "perplexity", "ppl", "error", "errors", "mae", "mse", "rmse", "nll"}
 _HIGHER = {"accuracy", "acc", "f1", "precision", "recall", "auc", "valid", "score", "bleu", "exact", "pass"}
@@ -32,20 +34,28 @@ def metric_mode(name: str) -> str:
         return "min"
     if _HIGHER.intersection(words):
         return "max"
-    raise ConfigurationError(f"metric_mode: '{name}' does not tell whether lower or higher is better; accepted: metric_mode=min or metric_mode=max beside it")
+    raise ConfigurationError(
+        f"metric_mode: '{name}' does not tell whether lower or higher is better; accepted: metric_mode=min or"
+        " metric_mode=max beside it"
+    )
 
 
 def without_many_classes(metrics: Mapping[str, float], keep: str) -> dict[str, float]:
-    """The metrics of an evaluation without those of single classes, where there are more than `MAX_CLASS_METRICS` of them; `keep` stays."""
+    """The metrics of an evaluation without those of single classes, where there are more than `MAX_CLASS_METRICS` of
+    them; `keep` stays.
+    """
     single = [name for name in metrics if name.startswith(_OF_A_CLASS)]
     left_out = set(single) - {keep} if len(single) > MAX_CLASS_METRICS else set()
     return {name: value for name, value in metrics.items() if name not in left_out}
 
 
-def classification_metrics(labels: Sequence[int], predictions: Sequence[int], label_names: Sequence[str]) -> dict[str, float]:
+def classification_metrics(
+    labels: Sequence[int], predictions: Sequence[int], label_names: Sequence[str]
+) -> dict[str, float]:
     """accuracy, macro_f1, weighted_f1, macro_precision, macro_recall, f1_<class>.
 
-    The macro averages run over the classes that occur in `labels` or `predictions`: a class that the split does not hold is no failure.
+    The macro averages run over the classes that occur in `labels` or `predictions`: a class that the split does not
+    hold is no failure.
 
     Args:
         labels: class index of each record.
@@ -56,9 +66,13 @@ def classification_metrics(labels: Sequence[int], predictions: Sequence[int], la
 
     names = [f"f1_{name}" for name in label_names]
     if not labels:
-        return dict.fromkeys(("accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall", *names), math.nan)
+        return dict.fromkeys(
+            ("accuracy", "macro_f1", "weighted_f1", "macro_precision", "macro_recall", *names), math.nan
+        )
     indices = list(range(len(label_names)))
-    precision, recall, f1, support = precision_recall_fscore_support(labels, predictions, labels=indices, average=None, zero_division=0)
+    precision, recall, f1, support = precision_recall_fscore_support(
+        labels, predictions, labels=indices, average=None, zero_division=0
+    )
     seen = sorted({*labels, *predictions})
     total = len(labels)
     return {

@@ -1,7 +1,7 @@
 """The relay as the trainer sees it: a process of its own that is started, watched and waited for.
 
-Invariant: nothing here talks to the network, and a dead relay or server never costs the training more than the wait at its end.
-"""
+Invariant: nothing here talks to the network, and a dead relay or server never costs the training more than the wait at
+its end."""
 
 from __future__ import annotations
 
@@ -18,14 +18,18 @@ from mltrack.journal import RunDirectory
 from mltrack.processes import start
 
 SILENCE_S = 8.0
-"""How long the end of a training waits after the last request that the server acknowledged: with what ending itself takes, below ten seconds."""
+"""How long the end of a training waits after the last request that the server acknowledged: with what ending itself
+takes, below ten seconds.
+"""
 LOCAL_SILENCE_S = 25.0
 """The same for a database file, which has no server that could be dead; MLflow waits 20 s for a locked one."""
 START_UP_S = 30.0
 """How long a relay may take to be ready to send, on a machine that is busy."""
 _POLL_S = 0.1
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-"""Before a relay that has died is started again, and at most; doubled each time, until one has lived for as long as the longest."""
+"""Before a relay that has died is started again, and at most; doubled each time, until one has lived for as long as the
+longest.
+"""
 LAST_TRIES = 2
 """How often it is started again once the training has ended."""
 log = logging.getLogger("mltrack")
@@ -51,13 +55,16 @@ class Delivery:
         self._watcher = threading.Thread(target=self._keep_alive, name="relay-watch", daemon=True)
         self._watcher.start()
 
-    def wait(self, limit_s: float, on_progress: Callable[[dict[str, Any]], None] | None = None, *, ended: bool = True) -> str:
+    def wait(
+        self, limit_s: float, on_progress: Callable[[dict[str, Any]], None] | None = None, *, ended: bool = True
+    ) -> str:
         """Wait for the rest to be delivered; nothing may be recorded any more.
 
         Args:
             limit_s: longest wait while the relay makes progress.
             on_progress: called with the content of delivery.json now and then; what it raises ends the wait.
-            ended: the journal has its end record; without it the relay ends after this process, and only what is recorded is waited for.
+            ended: the journal has its end record; without it the relay ends after this process, and only what is
+                recorded is waited for.
 
         Returns:
             "complete" or "pending".
@@ -70,7 +77,10 @@ class Delivery:
                 if on_progress is not None:
                     on_progress(delivery)
                 now, acknowledged = time.time(), delivery.get("acknowledged_ms", 0) / 1000
-                if delivery.get("connected_ms", 0) / 1000 < self._started and now - max(started, self._started) < START_UP_S:
+                if (
+                    delivery.get("connected_ms", 0) / 1000 < self._started
+                    and now - max(started, self._started) < START_UP_S
+                ):
                     ready = now
                 silent = now - max(ready, acknowledged)
                 if not ended and self._has_all(delivery):
@@ -81,7 +91,9 @@ class Delivery:
         finally:  # also where `on_progress` ends the wait
             self._stopped.set()
         delivery = self.directory.read_delivery()
-        return "complete" if delivery.get("complete") and self._has_all(delivery) else "pending"  # an earlier relay of a resumed run may have said so
+        return (
+            "complete" if delivery.get("complete") and self._has_all(delivery) else "pending"
+        )  # an earlier relay of a resumed run may have said so
 
     def _has_all(self, delivery: Mapping[str, Any]) -> bool:
         """True where MLflow has acknowledged the whole journal."""
@@ -91,7 +103,9 @@ class Delivery:
         return _spawn(["--follow", str(self.directory.path)], self.directory.relay_log, self._tracking_uri)
 
     def _keep_alive(self) -> None:
-        """Start the relay again as often as it dies; the end of the training does not wait for the pause, nor for more than a few tries."""
+        """Start the relay again as often as it dies; the end of the training does not wait for the pause, nor for more
+        than a few tries.
+        """
         try:
             self._start_again_while_it_dies()
         finally:
@@ -102,11 +116,16 @@ class Delivery:
         while (code := self._process.wait()) != 0 and tries_left and not self._stopped.is_set():
             ending = self._ending.is_set()
             tries_left -= ending
-            self._say(f"the process that delivers this run to MLflow has ended with {code}; it is started again{'' if ending else f' in {pause_s:.0f} s'}")
+            self._say(
+                f"the process that delivers this run to MLflow has ended with {code}; it is started"
+                f" again{'' if ending else f' in {pause_s:.0f} s'}"
+            )
             self._ending.wait(pause_s)
             if self._stopped.is_set():
                 return
-            pause_s = FIRST_PAUSE_S if time.time() - self._started > LONGEST_PAUSE_S else min(LONGEST_PAUSE_S, 2 * pause_s)
+            pause_s = (
+                FIRST_PAUSE_S if time.time() - self._started > LONGEST_PAUSE_S else min(LONGEST_PAUSE_S, 2 * pause_s)
+            )
             self._started = time.time()
             try:
                 self._process = self._start()
@@ -120,12 +139,15 @@ class Delivery:
 
 
 def deliver_earlier(directory: RunDirectory, tracking_uri: str | None) -> None:
-    """Complete the delivery of the runs that lay in this folder before: of the last one as its own relay would, of older ones once.
+    """Complete the delivery of the runs that lay in this folder before: of the last one as its own relay would, of
+    older ones once.
 
     Args:
         tracking_uri: its credentials serve the runs that belong there.
     """
-    left = sorted((one for one in directory.earlier() if not one.is_settled()), key=lambda one: one.journal.stat().st_mtime_ns)
+    left = sorted(
+        (one for one in directory.earlier() if not one.is_settled()), key=lambda one: one.journal.stat().st_mtime_ns
+    )
     deliver_in_background(left[:-1], tracking_uri)
     for newest in left[-1:]:
         _spawn(["--follow", str(newest.path)], newest.relay_log, tracking_uri)
@@ -144,4 +166,6 @@ def deliver_in_background(directories: Sequence[RunDirectory], tracking_uri: str
 def _spawn(words: Sequence[str], log_file: Path, tracking_uri: str | None) -> subprocess.Popen[bytes]:
     """`mltrack sync WORDS` in a session of its own, with nothing of ours open."""
     with log_file.open("ab") as log:
-        return start("mltrack", ["sync", *words], tracking_uri=tracking_uri, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        return start(
+            "mltrack", ["sync", *words], tracking_uri=tracking_uri, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )

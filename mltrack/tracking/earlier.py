@@ -1,9 +1,9 @@
-"""An earlier run in a folder in which another one starts: set aside as a run directory of its own, `earlier-run-1`, `earlier-run-2`, ... in there.
+"""An earlier run in a folder in which another one starts: set aside as a run directory of its own, `earlier-run-1`,
+`earlier-run-2`, ... in there.
 
-Invariant: the renaming of its journal is the one moment at which it moves; whatever is killed before or after, the journal lies in one place, with
-its run.json. Nobody writes that journal or delivers it meanwhile: its writer is refused or refuses, its relay is ended, and another one goes on with
-what it had left.
-"""
+Invariant: the renaming of its journal is the one moment at which it moves; whatever is killed before or after, the
+journal lies in one place, with its run.json. Nobody writes that journal or delivers it meanwhile: its writer is refused
+or refuses, its relay is ended, and another one goes on with what it had left."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ LETS_GO_S = 10.0
 
 
 def set_aside(directory: RunDirectory) -> None:
-    """Move the run that lies in `directory`, if there is one, into a run directory of its own, with what it has not delivered yet.
+    """Move the run that lies in `directory`, if there is one, into a run directory of its own, with what it has not
+    delivered yet.
 
     Raises:
         TrackingError: another process writes its journal, or delivers it and cannot be ended here.
@@ -48,7 +49,13 @@ def set_aside(directory: RunDirectory) -> None:
                 for path in kept:
                     _take(directory, aside, path, immutable=True)
             directory.journal.rename(aside.journal)
-            for held in (directory.run_file, directory.delivery_file, directory.models_file, directory.exit_code_file, directory.heartbeat):
+            for held in (
+                directory.run_file,
+                directory.delivery_file,
+                directory.models_file,
+                directory.exit_code_file,
+                directory.heartbeat,
+            ):
                 held.unlink(missing_ok=True)
             with suppress(OSError):
                 directory.relay_log.rename(aside.relay_log)
@@ -57,7 +64,9 @@ def set_aside(directory: RunDirectory) -> None:
 
 
 def forget_moved(directory: RunDirectory) -> None:
-    """Remove what a start that was killed while it set a run aside has left of it; to be called where nobody else starts in this folder."""
+    """Remove what a start that was killed while it set a run aside has left of it; to be called where nobody else
+    starts in this folder.
+    """
     with suppress(TrackingError):
         moved = directory.read_run().local_id
         if any(one.read_run().local_id == moved for one in directory.earlier()):
@@ -77,7 +86,9 @@ def _made(directory: RunDirectory) -> RunDirectory:
 
 
 def _undelivered_files(directory: RunDirectory) -> tuple[set[str], set[str]]:
-    """The files and folders that the undelivered part of the journal names as artifacts, and the folders of the checkpoints that stayed last."""
+    """The files and folders that the undelivered part of the journal names as artifacts, and the folders of the
+    checkpoints that stayed last.
+    """
     delivery, kept, artifacts = directory.read_delivery(), KeptCheckpoints(), set()
     begins = min([delivery.get("offset", 0), *delivery.get("deferred", [])])
     reader = JournalReader(directory.journal)
@@ -90,13 +101,19 @@ def _undelivered_files(directory: RunDirectory) -> tuple[set[str], set[str]]:
 
 
 def _take(directory: RunDirectory, aside: RunDirectory, path: str, *, immutable: bool) -> None:
-    """A file or folder under the same path in `aside`, large files of checkpoints as links: the next run may replace what lies here."""
+    """A file or folder under the same path in `aside`, large files of checkpoints as links: the next run may replace
+    what lies here.
+    """
     source, target = directory.path / path, aside.path / path
     if not source.resolve().is_relative_to(directory.path.resolve()) or target.exists():
         return
     with suppress(OSError):  # what cannot be read is named when it is to be delivered
         target.parent.mkdir(parents=True, exist_ok=True)
-        placement.copy_tree(source, target, immutable=immutable) if source.is_dir() else placement.link_or_copy(source, target, immutable=immutable)
+        (
+            placement.copy_tree(source, target, immutable=immutable)
+            if source.is_dir()
+            else placement.link_or_copy(source, target, immutable=immutable)
+        )
 
 
 @contextmanager
@@ -109,8 +126,8 @@ def _undelivered(directory: RunDirectory) -> Iterator[None]:
             holder = os.pread(descriptor, 32, 0).strip()
             if time.monotonic() > deadline:
                 raise TrackingError(
-                    f"{directory.path}: process {holder.decode(errors='replace')} delivers the earlier run in this folder and cannot be ended from here; "
-                    "wait for it, or choose another output_dir"
+                    f"{directory.path}: process {holder.decode(errors='replace')} delivers the earlier run in this"
+                    " folder and cannot be ended from here; wait for it, or choose another output_dir"
                 )
             if holder.isdigit():
                 _end(int(holder))

@@ -1,9 +1,9 @@
 """How the run of a tracker ends.
 
-Invariant: only the process that made the tracker ends its run; the first end counts; nothing is taken for a success that nobody has recorded.
-Where the disk does not take the end of a successful run, it is written again until the disk does or `PATIENCE_S` is over, and once more at each
-later call. A run whose end could never be written has FAILED, which is what its journal says.
-"""
+Invariant: only the process that made the tracker ends its run; the first end counts; nothing is taken for a success
+that nobody has recorded. Where the disk does not take the end of a successful run, it is written again until the disk
+does or `PATIENCE_S` is over, and once more at each later call. A run whose end could never be written has FAILED, which
+is what its journal says."""
 
 from __future__ import annotations
 
@@ -54,7 +54,13 @@ class Ending:
     @property
     def status(self) -> str:
         """How the run ends, as far as it is known."""
-        return self._end["status"] if self._end is not None else self.presumed[0] if self.presumed is not None else "FINISHED"
+        return (
+            self._end["status"]
+            if self._end is not None
+            else self.presumed[0]
+            if self.presumed is not None
+            else "FINISHED"
+        )
 
     def settle(self, status: str, exit_code: int) -> None:
         """Record how the run has turned out, before what still follows.
@@ -80,8 +86,8 @@ class Ending:
         self._written = True
 
     def after(self, error: BaseException | None) -> Outcome | tuple[()]:
-        """What an exception that is on its way makes of the run: nothing where there is none, or the run had turned out before. One that was being
-        handled when the tracker was made is not the run's."""
+        """What an exception that is on its way makes of the run: nothing where there is none, or the run had turned out
+        before. One that was being handled when the tracker was made is not the run's."""
         return () if error is None or self._settled or id(error) == self._made_in else outcome_of(error)
 
     def write(self, record: records.Record, *, patient: bool) -> None:
@@ -104,7 +110,9 @@ class Ending:
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """What a run is that an exception leaves: `sys.exit(0)` and a closed generator are no failure, an interruption is KILLED."""
+    """What a run is that an exception leaves: `sys.exit(0)` and a closed generator are no failure, an interruption is
+    KILLED.
+    """
     if isinstance(error, GeneratorExit) or (isinstance(error, SystemExit) and error.code in (None, 0)):
         return "FINISHED", 0
     exit_code = error.exit_code if isinstance(error, MltrackError) else 1
@@ -112,7 +120,8 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def leave_exit_code(path: Path) -> bool:
-    """Have the C library write this process's exit code into a file, as an int, after Python has ended: no exit hook of Python's knows it.
+    """Have the C library write this process's exit code into a file, as an int, after Python has ended: no exit hook of
+    Python's knows it.
 
     Returns:
         False where the C library cannot (it is not glibc), or the file cannot be made.
@@ -126,6 +135,8 @@ def leave_exit_code(path: Path) -> bool:
 
 
 def uncaught() -> type[BaseException] | None:
-    """The class of the exception that ended the script. In an interactive session it may be one of any statement, behind which the session went on."""
+    """The class of the exception that ended the script. In an interactive session it may be one of any statement,
+    behind which the session went on.
+    """
     found: type[BaseException] | None = getattr(sys, "last_type", None)
     return found

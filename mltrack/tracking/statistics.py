@@ -1,7 +1,7 @@
 """Statistics of one metric in constant memory.
 
-Invariant: right for any number of values (Welford's update); a NaN or an infinity is counted, never averaged in, never best.
-"""
+Invariant: right for any number of values (Welford's update); a NaN or an infinity is counted, never averaged in, never
+best."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ class MetricStatistics:
 
 
 class MetricSeries:
-    """All that is kept in memory of one metric; takes its values one by one. Source of the update: B. P. Welford, Technometrics 4(3), 1962.
+    """All that is kept in memory of one metric; takes its values one by one. Source of the update: B. P. Welford,
+    Technometrics 4(3), 1962.
 
     Args:
         name: as in MLflow, `epoch/` included.
@@ -57,7 +58,21 @@ class MetricSeries:
         mode: min or max; None where no direction is known, and so no best.
     """
 
-    __slots__ = ("_m2", "at_max", "at_min", "count", "json_key", "last", "max", "mean", "min", "mode", "name", "non_finite", "timing")
+    __slots__ = (
+        "_m2",
+        "at_max",
+        "at_min",
+        "count",
+        "json_key",
+        "last",
+        "max",
+        "mean",
+        "min",
+        "mode",
+        "name",
+        "non_finite",
+        "timing",
+    )
 
     def __init__(self, name: str, *, timing: bool = False, mode: str | None = None) -> None:
         self.name, self.timing, self.mode = name, timing, mode
@@ -97,4 +112,6 @@ class MetricSeries:
         finite = self.count - self.non_finite
         if finite == 0:
             return MetricStatistics(math.nan, math.nan, math.nan, math.nan, self.count, self.last, self.non_finite)
-        return MetricStatistics(self.mean, math.sqrt(self._m2 / finite), self.min, self.max, self.count, self.last, self.non_finite)
+        return MetricStatistics(
+            self.mean, math.sqrt(self._m2 / finite), self.min, self.max, self.count, self.last, self.non_finite
+        )

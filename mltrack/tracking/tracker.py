@@ -1,7 +1,7 @@
 """Metrics of one run: into the journal at once, from there to MLflow by the relay.
 
-Invariant: a logging call is one write to local disk and constant work; it never touches the network. Of a step that is computed
-again after a resume the first value stands.
+Invariant: a logging call is one write to local disk and constant work; it never touches the network. Of a step that is
+computed again after a resume the first value stands.
 
     tracker = TrainingMetricsTracker(output_dir="logs")
     tracker.log_metrics({"train_loss": 0.44, "grad_norm": 1.2}, step=101, epoch=0)
@@ -61,31 +61,37 @@ LONGEST_EXIT_WAIT_S = 600.0
 log = logging.getLogger("mltrack")
 LARGEST_STEP = 2**63 - 1
 SUPERSEDED_TAG = "mltrack.superseded_steps"
-"""Tag of a run that finished after fewer steps than an earlier trainer of it had recorded: MLflow keeps those points, which are not this training's."""
+"""Tag of a run that finished after fewer steps than an earlier trainer of it had recorded: MLflow keeps those points,
+which are not this training's.
+"""
 
 
 class TrainingMetricsTracker:
     """Records metrics, keeps their statistics, exports them.
 
     Args:
-        output_dir: folder of the journal and of relative export paths. An earlier run in it is set aside as a run directory of its own,
-            `earlier-run-1`, `earlier-run-2`, ... in there, unless `resume` is True; what MLflow has not of it yet is delivered from there.
+        output_dir: folder of the journal and of relative export paths. An earlier run in it is set aside as a run
+            directory of its own, `earlier-run-1`, `earlier-run-2`, ... in there, unless `resume` is True; what MLflow
+            has not of it yet is delivered from there.
         experiment_name: noted in the summary and, where MLflow is behind it, in run.json.
-        auto_save_interval: the journal is forced to the disk every so many logging calls (and every few seconds anyway).
-        run_id: an MLflow run that gets everything, sent by a process of its own. Without it the run that is active in this
-            process, if mlflow is imported here already.
+        auto_save_interval: the journal is forced to the disk every so many logging calls (and every few seconds
+            anyway).
+        run_id: an MLflow run that gets everything, sent by a process of its own. Without it the run that is active in
+            this process, if mlflow is imported here already.
         tracking_uri: of that run; default: the active run's, else MLFLOW_TRACKING_URI, else the embedded database.
         resume: continue the journal that lies in `output_dir`.
         directions: {metric name: "min" or "max"} where the name does not tell.
         timing: names of further metrics that depend on speed.
         on_disk_full: "stop" raises where a record cannot be written, "continue" warns once and goes on without it.
-        presumed_failed: the run has FAILED unless `settle` or `end` is told otherwise. Without it `close` means FINISHED, and of a process
-            that ends without `close` the exit code tells.
-        run: the run as the caller knows it, whatever is active here; its delivery begins with `start_delivery`, or with `mltrack sync`.
+        presumed_failed: the run has FAILED unless `settle` or `end` is told otherwise. Without it `close` means
+            FINISHED, and of a process that ends without `close` the exit code tells.
+        run: the run as the caller knows it, whatever is active here; its delivery begins with `start_delivery`, or with
+            `mltrack sync`.
         lock: of the journal in `output_dir`, where the caller holds it already.
 
     Raises:
-        TrackingError: the folder cannot be written, or another process writes its journal, or delivers it and cannot be ended from here.
+        TrackingError: the folder cannot be written, or another process writes its journal, or delivers it and cannot be
+            ended from here.
     """
 
     def __init__(
@@ -152,7 +158,8 @@ class TrainingMetricsTracker:
         """Record several values of one step in one write.
 
         Raises:
-            TrackingError: a value is no single number, a name is no text, step or epoch is no whole number of 64 bits, or the journal cannot be written.
+            TrackingError: a value is no single number, a name is no text, step or epoch is no whole number of 64 bits,
+                or the journal cannot be written.
         """
         if type(step) is not int or not -LARGEST <= step <= LARGEST:
             step = whole_number("step", step)
@@ -187,7 +194,10 @@ class TrainingMetricsTracker:
     def log_epoch_metrics(self, values: Mapping[str, Any], epoch: int) -> None:
         """Record several aggregates of a finished epoch (0-based) in one write."""
         epoch = whole_number("epoch", epoch)
-        named = {records.EPOCH_PREFIX + checked_name("metric", name): value for name, value in checked_mapping("metric", values).items()}
+        named = {
+            records.EPOCH_PREFIX + checked_name("metric", name): value
+            for name, value in checked_mapping("metric", values).items()
+        }
         self.log_metrics(named, step=epoch + 1, epoch=epoch)
 
     def log_params(self, values: Mapping[str, Any]) -> None:
@@ -207,9 +217,11 @@ class TrainingMetricsTracker:
         self._append(records.inputs(checked_mapping("data set", one) for one in checked_list("data set", datasets)))
 
     def log_artifact(self, path: str | Path, artifact_path: str = "") -> None:
-        """Have a file uploaded into a folder of the run's artifacts; a folder with all that is in it, under its own name.
+        """Have a file uploaded into a folder of the run's artifacts; a folder with all that is in it, under its own
+        name.
 
-        Only what lies in the run directory is ever uploaded: what is elsewhere is copied to `artifacts/` in it, as it is now.
+        Only what lies in the run directory is ever uploaded: what is elsewhere is copied to `artifacts/` in it, as it
+        is now.
 
         Raises:
             TrackingError: there is no such file or folder, it cannot be copied, or `artifact_path` is no relative path.
@@ -218,12 +230,22 @@ class TrainingMetricsTracker:
             raise TrackingError(f"log_artifact needs a file or folder that exists, not {shown(path)}")
         if not isinstance(artifact_path, str) or artifact_path.startswith("/") or ".." in artifact_path.split("/"):
             raise TrackingError(f"artifact_path must be a relative path without '..', not {shown(artifact_path)}")
-        self._append(records.artifact(self._relative(self._brought_inside(Path(path).absolute(), artifact_path)), artifact_path))
+        self._append(
+            records.artifact(self._relative(self._brought_inside(Path(path).absolute(), artifact_path)), artifact_path)
+        )
 
     def log_checkpoints(self, kept: Sequence[Mapping[str, Any]], best_step: int | None) -> None:
         """Record which checkpoints stay, and force everything so far to the disk."""
         named = [checked_mapping("checkpoint", one) for one in checked_list("checkpoint", kept)]
-        kept = [{**one, "path": self._relative(one["path"]) if isinstance(one.get("path"), str | os.PathLike) else one.get("path")} for one in named]
+        kept = [
+            {
+                **one,
+                "path": (
+                    self._relative(one["path"]) if isinstance(one.get("path"), str | os.PathLike) else one.get("path")
+                ),
+            }
+            for one in named
+        ]
         checked(records.checkpoints(kept, best_step))
         record, lost = self._kept.record_of(kept, best_step), self.lost_records
         self._append(record)
@@ -232,7 +254,9 @@ class TrainingMetricsTracker:
         self._journal.sync()
 
     def repeat_checkpoints(self) -> None:
-        """Record the whole set that stays where only changes of it were recorded since: whatever of those is damaged later costs nothing then."""
+        """Record the whole set that stays where only changes of it were recorded since: whatever of those is damaged
+        later costs nothing then.
+        """
         if self._kept.num_changes:
             record = records.checkpoints(list(self._kept.kept.values()), self._kept.best_step)
             self._append(record)
@@ -241,11 +265,14 @@ class TrainingMetricsTracker:
     def log_model(self, **fields: Any) -> None:
         """Record the model to be registered (see `mltrack.journal.records`). Raises DiskFullError as `settle` does."""
         if reserved := sorted({"type", "time_ms"} & fields.keys()):
-            raise TrackingError(f"log_model cannot take a field '{reserved[0]}', which every record has; use another name")
+            raise TrackingError(
+                f"log_model cannot take a field '{reserved[0]}', which every record has; use another name"
+            )
         self._ending.write(redacted(checked(records.model(**fields))), patient=True)
 
     def resume_from(self, step: int, epoch: int) -> None:
-        """From now on what is recorded already is compared, not recorded again: all from this checkpoint on, and every rare metric.
+        """From now on what is recorded already is compared, not recorded again: all from this checkpoint on, and every
+        rare metric.
 
         Args:
             step: optimizer steps in the checkpoint.
@@ -271,7 +298,9 @@ class TrainingMetricsTracker:
         key = name if name in self._series else records.EPOCH_PREFIX + name
         if key not in self._series:
             known = sorted(self._series)
-            raise TrackingError(f"metric: seen '{name}'; accepted: {', '.join(known) if known else 'nothing was logged yet'}")
+            raise TrackingError(
+                f"metric: seen '{name}'; accepted: {', '.join(known) if known else 'nothing was logged yet'}"
+            )
         return self._series[key].snapshot()
 
     def get_summary(self) -> dict[str, Any]:
@@ -280,7 +309,12 @@ class TrainingMetricsTracker:
         best = {name: series.best.shown() for name, series in logged.items() if series.best is not None}
         statistics = {name: asdict(series.snapshot()) for name, series in logged.items()}
         totals = {"metrics": len(logged), "points": sum(series.count for series in logged.values())}
-        return {"experiment_name": self.experiment_name, "best_metrics": best, "statistics": statistics, "totals": totals}
+        return {
+            "experiment_name": self.experiment_name,
+            "best_metrics": best,
+            "statistics": statistics,
+            "totals": totals,
+        }
 
     def export_to_json(self, path: str | Path = "metrics.json") -> Path:
         """Summary and every point; a relative path is under `output_dir`. Returns where it was written."""
@@ -308,25 +342,35 @@ class TrainingMetricsTracker:
     # -- end
 
     def settle(self, status: str, exit_code: int) -> None:
-        """Record how the run has turned out, while something still follows: that outcome holds, also where the process dies in what follows. Raises
-        DiskFullError where the disk has no room for it, whatever `on_disk_full` says."""
+        """Record how the run has turned out, while something still follows: that outcome holds, also where the process
+        dies in what follows. Raises DiskFullError where the disk has no room for it, whatever `on_disk_full` says."""
         checked(records.outcome(status, exit_code))
         self._ending.settle(status, exit_code)
 
     def end(self, status: str | None = None, exit_code: int = 0) -> None:
-        """Record the end of the run, FINISHED, FAILED or KILLED; default: as settled, else FINISHED. Only the first call counts, and nothing that is
-        logged after it is promised to arrive. In a process forked from the one that made the tracker it does nothing.
+        """Record the end of the run, FINISHED, FAILED or KILLED; default: as settled, else FINISHED. Only the first
+        call counts, and nothing that is logged after it is promised to arrive. In a process forked from the one that
+        made the tracker it does nothing.
 
         Raises:
-            DiskFullError: the disk has no room for it, whatever `on_disk_full` says; `close` and the exit of the process try again.
+            DiskFullError: the disk has no room for it, whatever `on_disk_full` says; `close` and the exit of the
+                process try again.
             TrackingError: another status, or an exit code that is no whole number.
         """
         if status is not None:
             checked(records.end(status, exit_code))
-        superseded = [step for name, step in self._already if step > self._newest_step and not name.startswith(records.EPOCH_PREFIX)]
+        superseded = [
+            step
+            for name, step in self._already
+            if step > self._newest_step and not name.startswith(records.EPOCH_PREFIX)
+        ]
         tags = {
             **({"mltrack.resume_drift": ", ".join(sorted(self._drifted))} if self._drifted else {}),
-            **({SUPERSEDED_TAG: f"{self._newest_step + 1}-{max(superseded)}"} if superseded and (status or self._ending.status) == "FINISHED" else {}),
+            **(
+                {SUPERSEDED_TAG: f"{self._newest_step + 1}-{max(superseded)}"}
+                if superseded and (status or self._ending.status) == "FINISHED"
+                else {}
+            ),
         }
         if tags and self._ending.is_ours:
             self._drifted, self._already = set(), {}
@@ -334,9 +378,12 @@ class TrainingMetricsTracker:
                 self.set_tags(tags)
         self._ending.end(None if status is None else (status, exit_code))
 
-    def close(self, *, exit_wait_s: float = LONGEST_EXIT_WAIT_S, on_progress: Callable[[dict[str, Any]], None] | None = None) -> str:
-        """End the run if nobody did, let go of the journal, and wait for MLflow to have everything. Where an exception is on its way (as in a `finally`) the
-        run has FAILED, or was KILLED. In a process forked from the one that made the tracker it does nothing.
+    def close(
+        self, *, exit_wait_s: float = LONGEST_EXIT_WAIT_S, on_progress: Callable[[dict[str, Any]], None] | None = None
+    ) -> str:
+        """End the run if nobody did, let go of the journal, and wait for MLflow to have everything. Where an exception
+        is on its way (as in a `finally`) the run has FAILED, or was KILLED. In a process forked from the one that made
+        the tracker it does nothing.
 
         Returns:
             "complete" or "pending"; "complete" too where there is no MLflow behind it.
@@ -370,7 +417,9 @@ class TrainingMetricsTracker:
     # -- inside
 
     def _close_at_exit(self) -> None:
-        """The process ends and nobody closed the tracker: where it is not known how the run ended, the process's exit code tells."""
+        """The process ends and nobody closed the tracker: where it is not known how the run ended, the process's exit
+        code tells.
+        """
         if not self._ending.is_ours:
             return
         try:
@@ -415,7 +464,10 @@ class TrainingMetricsTracker:
                 shutil.copyfile(path, unfinished)
                 unfinished.replace(target)
         except OSError as error:
-            raise TrackingError(f"{path} cannot be copied into the run directory: {error.strerror or error}; make room in {self.directory.path}") from error
+            raise TrackingError(
+                f"{path} cannot be copied into the run directory: {error.strerror or error}; make room in"
+                f" {self.directory.path}"
+            ) from error
         return target
 
     def _relative(self, path: str | Path) -> str:
@@ -424,7 +476,9 @@ class TrainingMetricsTracker:
     def _new_series(self, name: str) -> MetricSeries:
         checked_name("metric", name)
         timing = name in self._timing or any(word in name for word in TIMING_WORDS)
-        series = self._series[name] = MetricSeries(name, timing=timing, mode=self._mode_of(name.removeprefix(records.EPOCH_PREFIX)))
+        series = self._series[name] = MetricSeries(
+            name, timing=timing, mode=self._mode_of(name.removeprefix(records.EPOCH_PREFIX))
+        )
         return series
 
     def _mode_of(self, name: str) -> str | None:
@@ -435,7 +489,9 @@ class TrainingMetricsTracker:
         except ConfigurationError:
             return None
 
-    def _not_recorded_yet(self, step: int, points: list[tuple[MetricSeries, float]]) -> list[tuple[MetricSeries, float]]:
+    def _not_recorded_yet(
+        self, step: int, points: list[tuple[MetricSeries, float]]
+    ) -> list[tuple[MetricSeries, float]]:
         """Leave out what is recorded for this step already; note where a deterministic value differs."""
         self._newest_step = max(self._newest_step, step)
         new: list[tuple[MetricSeries, float]] = []
@@ -477,7 +533,11 @@ class TrainingMetricsTracker:
         """Write run.json, with this process as the trainer, and begin its heartbeat."""
         here = Machine.here()
         info.trainer_pid, info.trainer_started = os.getpid(), process_started(os.getpid())
-        info.trainer_host, info.trainer_boot_id, info.trainer_pid_namespace = here.host, here.boot_id, here.pid_namespace
+        info.trainer_host, info.trainer_boot_id, info.trainer_pid_namespace = (
+            here.host,
+            here.boot_id,
+            here.pid_namespace,
+        )
         self._tracking_uri = info.tracking_uri
         info.directory = str(self.directory.path)
         self.directory.write_run(info)

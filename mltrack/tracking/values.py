@@ -1,7 +1,7 @@
 """What a user's loop hands to the tracker, as what the journal can hold: numbers, whole numbers, text.
 
-Invariant: whatever is given, the answer is a plain Python value or a TrackingError that names the argument and the value.
-"""
+Invariant: whatever is given, the answer is a plain Python value or a TrackingError that names the argument and the
+value."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def whole_number(name: str, value: Any, error: type[MltrackError] = TrackingErro
     """A whole number of any kind that `as_number` takes, 2.0 included, as an int.
 
     Raises:
-        TrackingError, or `error`: a fraction, a NaN, a boolean, anything else, or more than 64 bits; the message names the argument.
+        TrackingError, or `error`: a fraction, a NaN, a boolean, anything else, or more than 64 bits; the message names
+            the argument.
     """
     try:
         plain = _plain(value)
@@ -44,7 +45,10 @@ def whole_number(name: str, value: Any, error: type[MltrackError] = TrackingErro
     except _NO_NUMBER:
         raise error(f"{name} must be a whole number, not {shown(value)}") from None
     if not -LARGEST <= number <= LARGEST:
-        raise error(f"{name}: seen {shown(number).partition(' (')[0]}; accepted: a whole number of 64 bits, which is what MLflow can hold")
+        raise error(
+            f"{name}: seen {shown(number).partition(' (')[0]}; accepted: a whole number of 64 bits, which is what"
+            " MLflow can hold"
+        )
     return number
 
 
@@ -52,7 +56,8 @@ def as_text(what: str, value: Any) -> str:
     """`str(value)`.
 
     Raises:
-        TrackingError: it has no text, such as a number of more digits than Python writes out; the message begins with `what`.
+        TrackingError: it has no text, such as a number of more digits than Python writes out; the message begins with
+            `what`.
     """
     try:
         return str(value)
@@ -66,7 +71,10 @@ def texts(kind: str, values: Any) -> dict[str, str]:
     Raises:
         TrackingError: no mapping, a name that is no text, a value that has none.
     """
-    return {checked_name(kind, name): as_text(f"{kind} '{name}'", value) for name, value in checked_mapping(kind, values).items()}
+    return {
+        checked_name(kind, name): as_text(f"{kind} '{name}'", value)
+        for name, value in checked_mapping(kind, values).items()
+    }
 
 
 def checked_mapping(kind: str, values: Any) -> Mapping[str, Any]:
@@ -94,12 +102,15 @@ def checked(record: records.Record) -> records.Record:
     """A record that can be written and read back: scalars of numpy and torch as Python's, paths as text.
 
     Raises:
-        TrackingError: a value that JSON cannot hold, or not of the kind that the readers of such a record count on; the message says where it stands.
+        TrackingError: a value that JSON cannot hold, or not of the kind that the readers of such a record count on; the
+            message says where it stands.
     """
     try:
         held: records.Record = _as_json(record, record["type"])
     except RecursionError:
-        raise TrackingError(f"{record['type']} holds objects that are nested too deeply, or in themselves, which JSON cannot hold") from None
+        raise TrackingError(
+            f"{record['type']} holds objects that are nested too deeply, or in themselves, which JSON cannot hold"
+        ) from None
     if wrong := records.problem(held):
         raise TrackingError(wrong)
     return held
@@ -111,7 +122,9 @@ def _as_json(value: Any, where: str) -> Any:
     if isinstance(value, list | tuple):
         return [_as_json(one, f"{where}[{place}]") for place, one in enumerate(value)]
     try:
-        held = os.fsdecode(value) if isinstance(value, os.PathLike) else value.item() if hasattr(value, "item") else value
+        held = (
+            os.fsdecode(value) if isinstance(value, os.PathLike) else value.item() if hasattr(value, "item") else value
+        )
         json.dumps(held)
     except _NO_NUMBER:
         raise TrackingError(f"{where} must be what JSON can hold, not {shown(value)}") from None

@@ -20,8 +20,9 @@ def use_attention(model: Any, word: str, device: torch.device, precision: str) -
 
     Args:
         model: of transformers.
-        word: eager, sdpa, flash_attention_2, or auto: eager on a CPU in bf16 with dropout on attention's weights (SDPA then leaves its fast path and
-            costs more than the plain products; docs/performance.md), else what the model comes with.
+        word: eager, sdpa, flash_attention_2, or auto: eager on a CPU in bf16 with dropout on attention's weights (SDPA
+            then leaves its fast path and costs more than the plain products; docs/performance.md), else what the model
+            comes with.
 
     Raises:
         ConfigurationError: the model or the machine does not have it.
@@ -32,13 +33,18 @@ def use_attention(model: Any, word: str, device: torch.device, precision: str) -
             return
         word = "eager"
     if word == "flash_attention_2" and device.type != "cuda":
-        raise ConfigurationError(f"attention: seen flash_attention_2 with device {device.type}; accepted there: auto|eager|sdpa")
+        raise ConfigurationError(
+            f"attention: seen flash_attention_2 with device {device.type}; accepted there: auto|eager|sdpa"
+        )
     if word == "flash_attention_2" and precision == "off":
         raise ConfigurationError(
-            "attention: seen flash_attention_2 in fp32, which it does not compute; accepted: use_mixed_precision=bf16|fp16, or attention=sdpa"
+            "attention: seen flash_attention_2 in fp32, which it does not compute; accepted:"
+            " use_mixed_precision=bf16|fp16, or attention=sdpa"
         )
     try:
         model.set_attn_implementation(word)
     except (ImportError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ConfigurationError(f"attention: seen {word}, which {type(model).__name__} does not have here ({reason}); accepted: auto") from error
+        raise ConfigurationError(
+            f"attention: seen {word}, which {type(model).__name__} does not have here ({reason}); accepted: auto"
+        ) from error

@@ -1,8 +1,8 @@
 """The micro-batches of an epoch, in an order that depends on the seed and the epoch alone.
 
-Invariant: a position is a number of examples; starting at it gives the examples that have not come before it, in an epoch that goes on
-unchanged in the very batches that would have come there anyway. Nothing here draws from a global random number generator.
-"""
+Invariant: a position is a number of examples; starting at it gives the examples that have not come before it, in an
+epoch that goes on unchanged in the very batches that would have come there anyway. Nothing here draws from a global
+random number generator."""
 
 from __future__ import annotations
 
@@ -51,13 +51,21 @@ class MicroBatch:
         return self.tensors["input_ids"].shape[1]
 
     def to(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """The tensors on the device; the copy of a pinned batch is asynchronous. A mask that hides nothing is left out: attention is faster without."""
+        """The tensors on the device; the copy of a pinned batch is asynchronous. A mask that hides nothing is left out:
+        attention is faster without.
+        """
         full = self.tokens == self.tensors["input_ids"].numel()
         left_out = (*NOT_FOR_THE_MODEL, "attention_mask") if full else NOT_FOR_THE_MODEL
-        return {name: tensor.to(device, non_blocking=device.type == "cuda") for name, tensor in self.tensors.items() if name not in left_out}
+        return {
+            name: tensor.to(device, non_blocking=device.type == "cuda")
+            for name, tensor in self.tensors.items()
+            if name not in left_out
+        }
 
     def split(self, size: int | None) -> list[MicroBatch]:
-        """Parts of at most `size` rows, in order; None: itself. Their targets and tokens are those of their labels and records."""
+        """Parts of at most `size` rows, in order; None: itself. Their targets and tokens are those of their labels and
+        records.
+        """
         if size is None or self.rows <= size:
             return [self]
         return [self._part(start, start + size) for start in range(0, self.rows, size)]
@@ -72,12 +80,24 @@ class MicroBatch:
         targets = int((tensors["labels"] != IGNORED).sum())
         records = [record for record, held in zip(self.records, inside.tolist(), strict=True) if held]
         return MicroBatch(
-            tensors, records, targets, self.tokens * len(records) // len(self.records) if "row" in tensors else int(tensors["attention_mask"].sum())
+            tensors,
+            records,
+            targets,
+            (
+                self.tokens * len(records) // len(self.records)
+                if "row" in tensors
+                else int(tensors["attention_mask"].sum())
+            ),
         )
 
 
 def load_batches(
-    dataset: CodeDataset, batches: Iterable[list[int]], *, num_workers: int = 0, pin: bool = False, collate: Collate | None = None
+    dataset: CodeDataset,
+    batches: Iterable[list[int]],
+    *,
+    num_workers: int = 0,
+    pin: bool = False,
+    collate: Collate | None = None,
 ) -> Iterator[MicroBatch]:
     """Collate the given lists of record numbers one after the other.
 
@@ -96,11 +116,15 @@ def load_batches(
     )
     for tensors in from_workers(loader, pin=pin) if num_workers else loader:
         records = tensors["index"].tolist()
-        yield MicroBatch(tensors, records, int(dataset.target_counts[records].sum()), int(dataset.lengths[records].sum()))
+        yield MicroBatch(
+            tensors, records, int(dataset.target_counts[records].sum()), int(dataset.lengths[records].sum())
+        )
 
 
 BUCKET_WINDOW = 50
-"""Optimizer steps, or a quarter of an epoch's, whose examples are sorted by length before they are cut and shuffled: little padding, still a random order."""
+"""Optimizer steps, or a quarter of an epoch's, whose examples are sorted by length before they are cut and shuffled:
+little padding, still a random order.
+"""
 
 
 class TrainingBatches:
@@ -119,7 +143,9 @@ class TrainingBatches:
         self.dataset, self.accumulation = dataset, config.gradient_accumulation_steps
         self._config, self._rank, self._world, self._pin = config, rank, world, pin
         self._ahead = config.effective_speedups.prefetch and not config.num_workers  # workers are ahead by themselves
-        self._collate = partial(pack, pad_token_id=dataset.pad_token_id, row_length=dataset.max_length) if config.packing else None
+        self._collate = (
+            partial(pack, pad_token_id=dataset.pad_token_id, row_length=dataset.max_length) if config.packing else None
+        )
         self._one_window = False
         """With a budget of tokens: the order of a run that mltrack 0.1 began."""
         self._left: tuple[int, np.ndarray] | None = None
@@ -157,7 +183,8 @@ class TrainingBatches:
         """What a checkpoint at that position needs, for an epoch that goes on in any other order: one bit an example.
 
         Returns:
-            "records"; "one_window"; within an epoch "taken", and "taken_before" where its order has changed in it: uint8 tensors.
+            "records"; "one_window"; within an epoch "taken", and "taken_before" where its order has changed in it:
+            uint8 tensors.
         """
         state: dict[str, Any] = {"records": len(self.dataset), "one_window": self._one_window}
         if not position:
@@ -183,7 +210,8 @@ class TrainingBatches:
             self._left = (epoch, np.flatnonzero(~taken))  # the order of now would have taken others first
 
     def state_of_0_1(self, then: Mapping[str, Any], epoch: int, steps: int) -> tuple[dict[str, Any], int]:
-        """(what `state_dict` gives, position) of a training of mltrack 0.1, whose checkpoints count the optimizer steps of the epoch.
+        """(what `state_dict` gives, position) of a training of mltrack 0.1, whose checkpoints count the optimizer steps
+        of the epoch.
 
         Args:
             then: what its checkpoint says of what decides the result.
@@ -246,8 +274,8 @@ def check_budget(dataset: CodeDataset, config: TrainingConfig) -> None:
     longest = padded_width(int(dataset.lengths.max(initial=0)), dataset.max_length)
     if config.max_batch_tokens is not None and longest > config.max_batch_tokens:
         raise ConfigurationError(
-            f"max_batch_tokens: seen {config.max_batch_tokens}, but the longest example has {longest} tokens with its padding; "
-            f"accepted: a whole number >= {longest}, or a smaller max_length"
+            f"max_batch_tokens: seen {config.max_batch_tokens}, but the longest example has {longest} tokens with its"
+            f" padding; accepted: a whole number >= {longest}, or a smaller max_length"
         )
 
 
@@ -255,4 +283,8 @@ def order_of(config: TrainingConfig) -> str:
     """How the records are put in order, in words: what a resume compares."""
     if config.max_batch_tokens is not None:
         return f"batches of at most {config.max_batch_tokens} tokens"
-    return f"length buckets of {BUCKET_WINDOW} steps, at most a quarter of an epoch" if config.effective_speedups.buckets else "shuffled"
+    return (
+        f"length buckets of {BUCKET_WINDOW} steps, at most a quarter of an epoch"
+        if config.effective_speedups.buckets
+        else "shuffled"
+    )

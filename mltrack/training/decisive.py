@@ -1,4 +1,6 @@
-"""What decides the bits of a result besides weights, position and plan: it must be the same where a training is resumed."""
+"""What decides the bits of a result besides weights, position and plan: it must be the same where a training is
+resumed.
+"""
 
 from __future__ import annotations
 
@@ -54,12 +56,20 @@ def decisive(
         "padding": f"to multiples of {PADDED_TO}",
         "packing": "rows filled, or one each" if config.packing else False,
         "dropout masks": "cheap" if config.effective_speedups.dropout_masks else "torch's",
-        "logits": "where a loss is taken" if config.effective_speedups.target_logits and not dataset.task.is_classification else "everywhere",
+        "logits": (
+            "where a loss is taken"
+            if config.effective_speedups.target_logits and not dataset.task.is_classification
+            else "everywhere"
+        ),
         "last layer": "for its first token" if narrow else "whole",
         "compiled": "layer by layer" if config.compile else False,
         "model": shape_of(inner),
         "attention implementation": str(getattr(getattr(inner, "config", None), "_attn_implementation", None)),
-        "attention kernels": "for any shape" if config.effective_speedups.any_shape_attention and device.type == "cuda" else "as torch chooses",
+        "attention kernels": (
+            "for any shape"
+            if config.effective_speedups.any_shape_attention and device.type == "cuda"
+            else "as torch chooses"
+        ),
         "optimizer": "AdamW" if config.effective_speedups.fused_adamw else "AdamW, not fused",
         "world size": world,
         "device": _device(device, replicated=replicated),
@@ -83,7 +93,10 @@ def shape_of(model: nn.Module) -> str:
     """The model's class, its number of parameters, and a digest of their names and shapes."""
     shapes = [f"{name} {tuple(tensor.shape)} {tensor.dtype}" for name, tensor in sorted(model.state_dict().items())]
     digest = hashlib.sha256("\n".join(shapes).encode()).hexdigest()
-    return f"{type(model).__name__} of {sum(parameter.numel() for parameter in model.parameters()):,} parameters ({digest[:8]})"
+    return (
+        f"{type(model).__name__} of {sum(parameter.numel() for parameter in model.parameters()):,} parameters"
+        f" ({digest[:8]})"
+    )
 
 
 def compare_decisive(then: Mapping[str, Any], now: Mapping[str, Any], *, exact: bool) -> list[str]:
@@ -94,5 +107,7 @@ def compare_decisive(then: Mapping[str, Any], now: Mapping[str, Any], *, exact: 
     """
     changed = [f"{name} is {now[name]}, was {then[name]}" for name in now if name in then and now[name] != then[name]]
     if changed and exact:
-        raise ConfigurationError(f"resume: {'; '.join(changed)}; accepted: what the checkpoint was made with, or exact=false")
+        raise ConfigurationError(
+            f"resume: {'; '.join(changed)}; accepted: what the checkpoint was made with, or exact=false"
+        )
     return changed

@@ -17,7 +17,8 @@ OUTPUT_DIR = "mltrack-training"
 
 
 def configure(config: TrainingConfig | None, options: Mapping[str, Any]) -> TrainingConfig:
-    """The configuration with single options replaced, and the process set up for it, before anything touches the device.
+    """The configuration with single options replaced, and the process set up for it, before anything touches the
+    device.
 
     Raises:
         ConfigurationError: an option of that name does not exist, or its value is not accepted.
@@ -36,8 +37,12 @@ def local_tracker(output_dir: str | Path | None) -> TrainingMetricsTracker:
     return TrainingMetricsTracker(output_dir or OUTPUT_DIR)
 
 
-def local_checkpoints(output_dir: str | Path | None, config: TrainingConfig, mode: str, tokenizer: Any) -> CheckpointManager:
-    """Checkpoints in `output_dir` itself, beside the tracker's journal; those of an earlier training there are set aside as its journal is."""
+def local_checkpoints(
+    output_dir: str | Path | None, config: TrainingConfig, mode: str, tokenizer: Any
+) -> CheckpointManager:
+    """Checkpoints in `output_dir` itself, beside the tracker's journal; those of an earlier training there are set
+    aside as its journal is.
+    """
     manager = CheckpointManager(
         Path(output_dir or OUTPUT_DIR),
         max_checkpoints=config.max_checkpoints,

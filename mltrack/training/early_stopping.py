@@ -28,7 +28,11 @@ class EarlyStopping:
 
     def update(self, value: float) -> None:
         """Take the metric of one evaluation; a NaN is no improvement."""
-        gain = math.inf if self.reference is None else (self.reference - value if self.mode == "min" else value - self.reference)
+        gain = (
+            math.inf
+            if self.reference is None
+            else (self.reference - value if self.mode == "min" else value - self.reference)
+        )
         if math.isfinite(value) and gain > self.min_delta:
             self.reference, self.waited = value, 0
         else:

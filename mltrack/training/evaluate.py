@@ -34,7 +34,8 @@ def evaluate(
     """Evaluate without dropout and without gradients; the model's mode is as before afterwards.
 
     Args:
-        batch_size: examples at once; fewer where `max_batch_tokens`, padding included, or the memory does not hold them.
+        batch_size: examples at once; fewer where `max_batch_tokens`, padding included, or the memory does not hold
+            them.
         pin: a GPU copies batches by itself.
         on_batch: called before each batch with (batches done, all batches); what it raises ends the evaluation.
 
@@ -42,7 +43,17 @@ def evaluate(
         The metrics by name, `loss` first, and the task's evaluator with its predictions.
     """
     evaluator = task_for(dataset.task).evaluator(label_names(dataset))
-    order = list(Sampler(dataset.lengths, 0, 0, batch_size=batch_size, shuffle=False, max_tokens=max_batch_tokens, padded_to=PADDED_TO))
+    order = list(
+        Sampler(
+            dataset.lengths,
+            0,
+            0,
+            batch_size=batch_size,
+            shuffle=False,
+            max_tokens=max_batch_tokens,
+            padded_to=PADDED_TO,
+        )
+    )
     room = None
     was_training = model.training
     model.eval()
@@ -59,7 +70,8 @@ def evaluate(
 
 
 def _add(evaluator: Any, model: nn.Module, batch: MicroBatch, device: torch.device, room: int | None) -> int | None:
-    """Add a batch, in parts of at most `room` tokens, padding included; where memory runs out, in halves of the part that did not fit.
+    """Add a batch, in parts of at most `room` tokens, padding included; where memory runs out, in halves of the part
+    that did not fit.
 
     Returns:
         What fits: the next batches begin with it.

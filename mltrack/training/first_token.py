@@ -1,10 +1,12 @@
 """The last layer of an encoder, computed for the one token that its classification head reads.
 
-Of the last layer's output the heads of the BERT family take the first token and nothing else. Keys and values are needed of every token; the query,
-attention's output and the whole feed-forward part only of that one: five sixths of the layer.
+Of the last layer's output the heads of the BERT family take the first token and nothing else. Keys and values are
+needed of every token; the query, attention's output and the whole feed-forward part only of that one: five sixths of
+the layer.
 
-Invariant: the logits and every gradient are those of the whole layer; a model of which a probe does not show that is left as it is. What the probe asks
-(which tokens have a gradient) does not hang on how far the model is trained. The model's modules and the names of its weights stay as they are, also inside.
+Invariant: the logits and every gradient are those of the whole layer; a model of which a probe does not show that is
+left as it is. What the probe asks (which tokens have a gradient) does not hang on how far the model is trained. The
+model's modules and the names of its weights stay as they are, also inside.
 
     with only_first_token(model, reads_first_token(model)):
         ...
@@ -25,7 +27,9 @@ from mltrack.hardware import whole_products
 
 
 def reads_first_token(model: Any) -> bool:
-    """True where the head of the model reads the first token of the last layer and nothing else, and the layer can be computed for it alone."""
+    """True where the head of the model reads the first token of the last layer and nothing else, and the layer can be
+    computed for it alone.
+    """
     attention = _last_attention(model)
     if attention is None:
         return False
@@ -42,7 +46,9 @@ def reads_first_token(model: Any) -> bool:
 
 @contextmanager
 def only_first_token(model: Any, wanted: bool = True) -> Iterator[None]:
-    """Inside, where wanted, the last layer of a model that `reads_first_token` gives its first token alone, [B, 1, width]."""
+    """Inside, where wanted, the last layer of a model that `reads_first_token` gives its first token alone, [B, 1,
+    width].
+    """
     if not wanted:
         yield
         return
@@ -57,13 +63,21 @@ def last_layer(model: Any) -> nn.Module | None:
 
 
 def _last_attention(model: Any) -> Any:
-    """The attention of the last layer, where the model is built as transformers builds those of the BERT family; else None."""
+    """The attention of the last layer, where the model is built as transformers builds those of the BERT family; else
+    None.
+    """
     last = last_layer(model)
-    if last is None or getattr(model.config, "is_decoder", False) or getattr(model.config, "_attn_implementation", None) not in ("eager", "sdpa"):
+    if (
+        last is None
+        or getattr(model.config, "is_decoder", False)
+        or getattr(model.config, "_attn_implementation", None) not in ("eager", "sdpa")
+    ):
         return None  # the mask of other implementations has another shape
     attention = getattr(last, "attention", None)
     own = getattr(attention, "self", None)
-    there = all(hasattr(own, name) for name in ("query", "key", "value", "scaling", "attention_head_size", "dropout")) and hasattr(attention, "output")
+    there = all(
+        hasattr(own, name) for name in ("query", "key", "value", "scaling", "attention_head_size", "dropout")
+    ) and hasattr(attention, "output")
     return attention if there else None
 
 
@@ -84,13 +98,21 @@ def _narrowed(attention: Any) -> Iterator[None]:
         del own.forward
 
 
-def _attend_from_first(own: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any) -> tuple[torch.Tensor, None]:
+def _attend_from_first(
+    own: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
+) -> tuple[torch.Tensor, None]:
     """What the module's own forward gives for the first token: [B, 1, width]."""
 
     def heads(projected: torch.Tensor) -> torch.Tensor:
-        return projected.view(len(projected), -1, projected.shape[-1] // own.attention_head_size, own.attention_head_size).transpose(1, 2)
+        return projected.view(
+            len(projected), -1, projected.shape[-1] // own.attention_head_size, own.attention_head_size
+        ).transpose(1, 2)
 
-    query, key, value = heads(own.query(hidden_states[:, :1])), heads(own.key(hidden_states)), heads(own.value(hidden_states))
+    query, key, value = (
+        heads(own.query(hidden_states[:, :1])),
+        heads(own.key(hidden_states)),
+        heads(own.value(hidden_states)),
+    )
     mask = None if attention_mask is None else attention_mask[..., :1, :]
     dropout = own.dropout.p if own.training else 0.0
     attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout, scale=own.scaling)
@@ -114,7 +136,9 @@ def _only_first_has_a_gradient(model: Any) -> bool:
     try:
         with torch.enable_grad():
             logits = model(**_probe_batch(model)).logits
-            (gradient,) = torch.autograd.grad((logits * torch.arange(1, logits.shape[-1] + 1, device=logits.device)).sum(), outputs[-1])
+            (gradient,) = torch.autograd.grad(
+                (logits * torch.arange(1, logits.shape[-1] + 1, device=logits.device)).sum(), outputs[-1]
+            )
     finally:
         handle.remove()
     return bool(gradient[:, 0].any()) and not bool(gradient[:, 1:].any())
@@ -126,7 +150,9 @@ def _same_logits(model: Any, attention: Any) -> bool:
         whole = model(**batch).logits
         with _narrowed(attention):
             narrow = model(**batch).logits
-    return whole.shape == narrow.shape and bool((whole - narrow).abs().max() <= 1e-4 * whole.abs().max().clamp(min=1e-3))
+    return whole.shape == narrow.shape and bool(
+        (whole - narrow).abs().max() <= 1e-4 * whole.abs().max().clamp(min=1e-3)
+    )
 
 
 def _probe_batch(model: Any) -> dict[str, torch.Tensor]:

@@ -1,8 +1,8 @@
 """The gradient of one optimizer step, whatever its micro-batches are cut into.
 
-Invariant: it is the sum of the group's losses over the sum of its targets. A micro-batch that does not fit into memory is cut into
-halves, and the step starts again from nothing with the same random numbers; the size that fits is remembered.
-"""
+Invariant: it is the sum of the group's losses over the sum of its targets. A micro-batch that does not fit into memory
+is cut into halves, and the step starts again from nothing with the same random numbers; the size that fits is
+remembered."""
 
 from __future__ import annotations
 
@@ -75,7 +75,8 @@ class GradientOfGroup:
     """Computes it.
 
     Args:
-        micro_batch_size: most rows (examples, where none are packed) that are computed at once; None: all of a micro-batch.
+        micro_batch_size: most rows (examples, where none are packed) that are computed at once; None: all of a
+            micro-batch.
         poll: called before each part; what it raises ends the step.
         on_halved: told the new size after memory ran out.
     """
@@ -105,7 +106,8 @@ class GradientOfGroup:
             rng: the random number generators as they are now, to start again from.
 
         Raises:
-            TrainingError: a single record does not fit into memory; an operation cannot be repeated although `deterministic` is on.
+            TrainingError: a single record does not fit into memory; an operation cannot be repeated although
+                `deterministic` is on.
         """
         while True:
             problem = ""
@@ -114,13 +116,16 @@ class GradientOfGroup:
             except Exception as error:
                 if NO_WORKSPACE in str(error):
                     raise TrainingError(
-                        f"deterministic: {NO_WORKSPACE} was {os.environ.get(NO_WORKSPACE, 'not set')} when the GPU was first used; "
-                        f"set {NO_WORKSPACE}=:4096:8 before the process starts, or use deterministic=false"
+                        f"deterministic: {NO_WORKSPACE} was {os.environ.get(NO_WORKSPACE, 'not set')} when the GPU was"
+                        f" first used; set {NO_WORKSPACE}=:4096:8 before the process starts, or use deterministic=false"
                     ) from error
                 if NOT_DETERMINISTIC in str(error):
-                    operation = str(error).split(NOT_DETERMINISTIC)[0].strip().splitlines()[-1]  # a replica's error begins with where it was
+                    operation = (
+                        str(error).split(NOT_DETERMINISTIC)[0].strip().splitlines()[-1]
+                    )  # a replica's error begins with where it was
                     raise TrainingError(
-                        f"deterministic: {operation} cannot be repeated exactly on {self.precision.device}; accepted: deterministic=false"
+                        f"deterministic: {operation} cannot be repeated exactly on {self.precision.device}; accepted:"
+                        " deterministic=false"
                     ) from error
                 if not is_out_of_memory(error):
                     raise
@@ -158,17 +163,26 @@ class GradientOfGroup:
         self.optimizer.zero_grad(set_to_none=True)
         make_room(self.precision.device)
         if part is None or part.rows == 1:
-            single = "a single record" if part is None or len(part.records) == 1 else f"a row of {len(part.records)} packed records"
-            what = "the gradient's norm" if part is None else f"{self._place(part.records[0])}: {single} of {part.tokens:,} tokens"
+            single = (
+                "a single record"
+                if part is None or len(part.records) == 1
+                else f"a row of {len(part.records)} packed records"
+            )
+            what = (
+                "the gradient's norm"
+                if part is None
+                else f"{self._place(part.records[0])}: {single} of {part.tokens:,} tokens"
+            )
             smaller = "packing=false, " if part is not None and len(part.records) > 1 else ""
             raise TrainingError(
-                f"{what} does not fit into the memory of {self.precision.device}: {problem}; accepted: {smaller}a smaller max_length, "
-                "gradient_checkpointing=true, a smaller model, or a device with more memory"
+                f"{what} does not fit into the memory of {self.precision.device}: {problem}; accepted: {smaller}a"
+                " smaller max_length, gradient_checkpointing=true, a smaller model, or a device with more memory"
             )
         self.micro_batch_size = (part.rows + 1) // 2
         what = "examples" if part.rows == len(part.records) else "packed rows"
         warnings.warn(
-            f"out of memory with {part.rows} {what} at once; the step starts again with {self.micro_batch_size}: the same sum, to rounding",
+            f"out of memory with {part.rows} {what} at once; the step starts again with {self.micro_batch_size}: the"
+            " same sum, to rounding",
             stacklevel=2,
         )
         self._on_halved(self.micro_batch_size)

@@ -8,7 +8,9 @@ from mltrack.collector import collect_all
 
 
 def make_room(device: torch.device) -> None:
-    """Give back what nobody holds any more. Not to be called where the error is handled: its traceback keeps the tensors alive."""
+    """Give back what nobody holds any more. Not to be called where the error is handled: its traceback keeps the
+    tensors alive.
+    """
     collect_all()
     if device.type == "cuda":
         torch.cuda.empty_cache()

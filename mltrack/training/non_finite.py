@@ -14,7 +14,14 @@ from mltrack.training.batches import MicroBatch
 
 
 def non_finite_error(
-    group: Sequence[MicroBatch], losses: Sequence[float], grad_norm: float, *, step: int, epoch: int, place: Callable[[int], str], skipped: int = 0
+    group: Sequence[MicroBatch],
+    losses: Sequence[float],
+    grad_norm: float,
+    *,
+    step: int,
+    epoch: int,
+    place: Callable[[int], str],
+    skipped: int = 0,
 ) -> NonFiniteLossError:
     """The error that names step, epoch, micro-batch and records.
 
@@ -30,19 +37,35 @@ def non_finite_error(
     quantity, value = ("loss", losses[guilty[0]]) if guilty else ("gradient norm", grad_norm)
     which = f"micro-batch {guilty[0] + 1} of {len(group)}" if guilty and len(group) > 1 else None
     records = [place(number) for batch in named for number in batch.records]
-    return NonFiniteLossError(quantity, value, step=step, epoch=epoch, records=records, micro_batch=which, skipped=skipped)
+    return NonFiniteLossError(
+        quantity, value, step=step, epoch=epoch, records=records, micro_batch=which, skipped=skipped
+    )
 
 
-def save_group(folder: Path, group: Sequence[MicroBatch], error: NonFiniteLossError, losses: Sequence[float], grad_norm: float) -> list[Path]:
-    """Write the tensors of the micro-batches (safetensors) and what is known of them (JSON) into the folder; returns both files."""
+def save_group(
+    folder: Path, group: Sequence[MicroBatch], error: NonFiniteLossError, losses: Sequence[float], grad_norm: float
+) -> list[Path]:
+    """Write the tensors of the micro-batches (safetensors) and what is known of them (JSON) into the folder; returns
+    both files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tensors_file, facts_file = folder / f"step-{error.step:08d}.safetensors", folder / f"step-{error.step:08d}.json"
-    save_file({f"{number}.{name}": tensor.contiguous() for number, batch in enumerate(group) for name, tensor in batch.tensors.items()}, tensors_file)
+    save_file(
+        {
+            f"{number}.{name}": tensor.contiguous()
+            for number, batch in enumerate(group)
+            for name, tensor in batch.tensors.items()
+        },
+        tensors_file,
+    )
     facts = {
         "step": error.step,
         "epoch": error.epoch,
         "grad_norm": str(grad_norm),
-        "micro_batches": [{"records": batch.records, "loss_sum": str(loss), "targets": batch.targets} for batch, loss in zip(group, losses, strict=True)],
+        "micro_batches": [
+            {"records": batch.records, "loss_sum": str(loss), "targets": batch.targets}
+            for batch, loss in zip(group, losses, strict=True)
+        ],
         "named_records": list(error.records),
     }
     facts_file.write_text(json.dumps(facts, indent=1), encoding="utf-8")

@@ -1,7 +1,7 @@
 """How one micro-batch is computed: on one device, or split over replicas.
 
-Invariant: a strategy gives the sum of the losses and the number of targets of the whole micro-batch, whatever it was split into.
-"""
+Invariant: a strategy gives the sum of the losses and the number of targets of the whole micro-batch, whatever it was
+split into."""
 
 from __future__ import annotations
 
@@ -103,7 +103,8 @@ class DataParallelReplicas:
 def choose_parallel(name: str, device: torch.device, task: Objective, *, compiled: bool = False) -> Parallel:
     """The strategy that `auto`, `none`, `dp` or `ddp` means here; a compiled model cannot be replicated.
 
-    `auto` is one device: DataParallel has not run on a machine with several GPUs yet, so it is used only where `dp` asks for it.
+    `auto` is one device: DataParallel has not run on a machine with several GPUs yet, so it is used only where `dp`
+    asks for it.
 
     Raises:
         ConfigurationError: the machine cannot do what was asked for.
@@ -112,15 +113,19 @@ def choose_parallel(name: str, device: torch.device, task: Objective, *, compile
     for variable in RANKS:
         if (number := os.environ.get(variable, "")).isdigit() and int(number) > 1:
             raise ConfigurationError(
-                f"this process is one of {number} ({variable}), and each would train everything; start one, without torchrun, mpirun or srun"
+                f"this process is one of {number} ({variable}), and each would train everything; start one, without"
+                " torchrun, mpirun or srun"
             )
     if name == "ddp":
         raise ConfigurationError("parallel: seen 'ddp', which this version does not run; accepted: auto, none, dp")
     if name == "dp" and gpus < 2:
-        raise ConfigurationError(f"parallel: seen 'dp' with {gpus} visible GPUs; accepted: dp with two or more GPUs, auto, none")
+        raise ConfigurationError(
+            f"parallel: seen 'dp' with {gpus} visible GPUs; accepted: dp with two or more GPUs, auto, none"
+        )
     if name == "dp" and compiled:
         raise ConfigurationError(
-            "parallel: seen 'dp' with compile=true, whose replicas would all compute on the first GPU; accepted: auto, none, or compile=false"
+            "parallel: seen 'dp' with compile=true, whose replicas would all compute on the first GPU; accepted: auto,"
+            " none, or compile=false"
         )
     if name == "dp":
         return DataParallelReplicas(task)
@@ -134,6 +139,7 @@ def say_one_of(gpus: int, *, compiled: bool) -> None:
     """Warn, once in a process, that the other GPUs are idle."""
     remedy = "--parallel dp --compile false" if compiled else "--parallel dp"
     warnings.warn(
-        f"{gpus} GPUs are visible and one is used; {remedy} uses all of them, which has not been tried on such a machine yet",
+        f"{gpus} GPUs are visible and one is used; {remedy} uses all of them, which has not been tried on such a"
+        " machine yet",
         stacklevel=2,
     )

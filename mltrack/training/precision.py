@@ -1,8 +1,7 @@
 """Mixed precision: autocast, loss scaling, and the optimizer step behind it.
 
-Invariant: master weights and optimizer state are fp32; gradients are unscaled before anybody looks at them; a gradient or a loss that is
-not finite changes neither weights nor optimizer state.
-"""
+Invariant: master weights and optimizer state are fp32; gradients are unscaled before anybody looks at them; a gradient
+or a loss that is not finite changes neither weights nor optimizer state."""
 
 from __future__ import annotations
 
@@ -41,11 +40,17 @@ class Precision:
         """Make the gradients those of the loss itself.
 
         Args:
-            losses: what was added up, float32 [N]. GradScaler looks at gradients alone: a loss that is not finite makes one of them so.
+            losses: what was added up, float32 [N]. GradScaler looks at gradients alone: a loss that is not finite makes
+                one of them so.
         """
         if self.mode != "fp16":
             return
-        first = next(parameter.grad for group in optimizer.param_groups for parameter in group["params"] if parameter.grad is not None)
+        first = next(
+            parameter.grad
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        )
         first[(0,) * first.ndim].add_(torch.where(torch.isfinite(losses).all(), 0.0, torch.nan))
         self.scaler.unscale_(optimizer)
 
@@ -66,7 +71,9 @@ class Precision:
             optimizer.step()
 
     def skips(self) -> bool:
-        """True where fp16's own overflow handling accounts for a skipped step: no error while lowering the scale can help."""
+        """True where fp16's own overflow handling accounts for a skipped step: no error while lowering the scale can
+        help.
+        """
         return self.mode == "fp16" and self.scaler.get_scale() > SMALLEST_SCALE
 
     def state_dict(self) -> dict[str, Any]:

@@ -39,10 +39,14 @@ def prepared(model: nn.Module, config: TrainingConfig, device: torch.device) -> 
     inner: Any = unwrapped(model)
     if config.packing and getattr(getattr(inner, "config", None), "_attn_implementation", None) == "flash_attention_2":
         raise ConfigurationError(
-            "packing: seen true with attention flash_attention_2, which tells the examples of one row apart and not those of several; accepted: attention=sdpa"
+            "packing: seen true with attention flash_attention_2, which tells the examples of one row apart and not"
+            " those of several; accepted: attention=sdpa"
         )
     if config.packing and not keeps_apart(inner):
-        raise ConfigurationError(f"packing: seen true, but {type(inner).__name__} lets the examples of a row see each other; accepted for it: false")
+        raise ConfigurationError(
+            f"packing: seen true, but {type(inner).__name__} lets the examples of a row see each other; accepted for"
+            " it: false"
+        )
     if config.gradient_checkpointing:  # Hugging Face's switch, under its new name where it has one
         (getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable)()
     if config.compile:
@@ -51,7 +55,9 @@ def prepared(model: nn.Module, config: TrainingConfig, device: torch.device) -> 
 
 
 def choose_kernels(config: TrainingConfig, device: torch.device) -> None:
-    """What a GPU multiplies and attends with, for the whole process: what comes after a training, such as the evaluation of its best weights, computes as it did."""
+    """What a GPU multiplies and attends with, for the whole process: what comes after a training, such as the
+    evaluation of its best weights, computes as it did.
+    """
     on = config.effective_speedups
     allow_tf32(device, choose_precision(config.use_mixed_precision, device), on.tf32)
     allow_planned_attention(device, not on.any_shape_attention)
@@ -67,18 +73,23 @@ def objective_of(config: TrainingConfig, dataset: CodeDataset) -> Objective:
     if isinstance(task, Generation):
         task = replace(task, target_logits=config.effective_speedups.target_logits)
     elif config.packing:
-        raise ConfigurationError(f"packing: seen true, but a batch of {dataset.task} has one label a row; accepted: false")
+        raise ConfigurationError(
+            f"packing: seen true, but a batch of {dataset.task} has one label a row; accepted: false"
+        )
     return weighted(task, config.class_weights, dataset)
 
 
 def narrows(model: nn.Module, config: TrainingConfig, *, replicated: bool) -> bool:
-    """Whether the model's last layer is computed for its first token alone; a replicated model must stay what its classes say."""
+    """Whether the model's last layer is computed for its first token alone; a replicated model must stay what its
+    classes say.
+    """
     return config.effective_speedups.first_token and not replicated and reads_first_token(unwrapped(model))
 
 
 @contextmanager
 def sped_up(model: nn.Module, config: TrainingConfig, device: torch.device, *, narrow: bool = False) -> Iterator[None]:
-    """What surrounds the loop: the same bits each time where asked for, work that nobody would look at left out, a collector that rests.
+    """What surrounds the loop: the same bits each time where asked for, work that nobody would look at left out, a
+    collector that rests.
 
     Args:
         narrow: what `narrows` says of the model.
@@ -87,5 +98,11 @@ def sped_up(model: nn.Module, config: TrainingConfig, device: torch.device, *, n
     on, inner = config.effective_speedups, unwrapped(model)
     masks = on.dropout_masks and device.type == "cpu" and not config.compile
     layers = compiled_layers(inner, config.compile, without=last_layer(inner) if narrow else None)
-    with repeating_exactly(config.deterministic), cheap_masks(model, masks), only_first_token(inner, narrow), layers, frozen(on.gc_freeze):
+    with (
+        repeating_exactly(config.deterministic),
+        cheap_masks(model, masks),
+        only_first_token(inner, narrow),
+        layers,
+        frozen(on.gc_freeze),
+    ):
         yield

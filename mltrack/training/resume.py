@@ -1,8 +1,7 @@
 """What a trainer does with a checkpoint whose options, data or version may be others than its own.
 
-Invariant: where nothing has changed, the position, the schedule and the best are exactly those of the checkpoint. A checkpoint of
-mltrack 0.1, which does not say so much, keeps the order and the schedule that it was made with.
-"""
+Invariant: where nothing has changed, the position, the schedule and the best are exactly those of the checkpoint. A
+checkpoint of mltrack 0.1, which does not say so much, keeps the order and the schedule that it was made with."""
 
 from __future__ import annotations
 
@@ -52,7 +51,9 @@ def continue_from(trainer: AdvancedTrainer, checkpoint: Mapping[str, Any]) -> tu
     return plan, notices
 
 
-def restore_position(state: TrainingState, batches: TrainingBatches, extra: Mapping[str, Any], decisive: Mapping[str, Any]) -> list[str]:
+def restore_position(
+    state: TrainingState, batches: TrainingBatches, extra: Mapping[str, Any], decisive: Mapping[str, Any]
+) -> list[str]:
     """Let the epoch go on with the examples that it has not taken; on other records it begins anew.
 
     Args:
@@ -69,7 +70,9 @@ def restore_position(state: TrainingState, batches: TrainingBatches, extra: Mapp
     same_records = order["records"] == len(batches.dataset) and then["training data"] == decisive["training data"]
     taken, state.examples = state.examples, state.examples if same_records else 0
     batches.load_state_dict(order if same_records else {"one_window": order["one_window"]}, state.epoch, state.examples)
-    return [] if same_records or not taken else [f"epoch {state.epoch + 1} begins anew: the training data is other data"]
+    return (
+        [] if same_records or not taken else [f"epoch {state.epoch + 1} begins anew: the training data is other data"]
+    )
 
 
 def resumed_plan(config: TrainingConfig, state: TrainingState, batches: TrainingBatches, then: Plan | None) -> Plan:
@@ -83,8 +86,15 @@ def resumed_plan(config: TrainingConfig, state: TrainingState, batches: Training
     return Plan.of(config, batches.num_batches, step=end_of_epoch, whole_epochs=state.epoch + 1, as_in_0_1=as_in_0_1)
 
 
-def judge_by(now: Metric, checkpoint: Mapping[str, Any], best: CheckpointMetadata | None, state: TrainingState, stopping: EarlyStopping) -> list[str]:
-    """Where the checkpoint's training was judged by another metric, forget what refers to it; returns a line that says so.
+def judge_by(
+    now: Metric,
+    checkpoint: Mapping[str, Any],
+    best: CheckpointMetadata | None,
+    state: TrainingState,
+    stopping: EarlyStopping,
+) -> list[str]:
+    """Where the checkpoint's training was judged by another metric, forget what refers to it; returns a line that says
+    so.
 
     Args:
         best: of the checkpoints that the run holds, by the metric of now.
@@ -97,7 +107,10 @@ def judge_by(now: Metric, checkpoint: Mapping[str, Any], best: CheckpointMetadat
     stopping.reset()
     if best is not None and best.is_ranked:
         state.best_metric, state.best_epoch, state.best_step = best.metric_value, best.epoch, best.step
-    return [f"the best is judged by {now.name} ({now.mode}) instead of {then.name} ({then.mode}); early stopping counts anew"]
+    return [
+        f"the best is judged by {now.name} ({now.mode}) instead of {then.name} ({then.mode}); early stopping counts"
+        " anew"
+    ]
 
 
 def _metric_of_0_1(checkpoint: Mapping[str, Any], state: TrainingState, now: Metric) -> Metric:

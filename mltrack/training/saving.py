@@ -24,13 +24,20 @@ class Saving:
     """
 
     def __init__(
-        self, manager: CheckpointManager, tracker: TrainingMetricsTracker, whole_state: Callable[[], Mapping[str, Any]], *, metric_name: str, on_disk_full: str
+        self,
+        manager: CheckpointManager,
+        tracker: TrainingMetricsTracker,
+        whole_state: Callable[[], Mapping[str, Any]],
+        *,
+        metric_name: str,
+        on_disk_full: str,
     ):
         self._manager, self._tracker, self._whole_state = manager, tracker, whole_state
         self._metric_name, self._goes_on = metric_name, on_disk_full == "continue"
 
     def save(self, epoch: int, metrics: Mapping[str, float], *, required: bool = True) -> float:
-        """Save the state of this moment, or leave it out where the manager would; returns the seconds that the training waited for it.
+        """Save the state of this moment, or leave it out where the manager would; returns the seconds that the training
+        waited for it.
 
         Args:
             epoch: 0-based, in which the last step was taken.
@@ -47,7 +54,9 @@ class Saving:
             self.finish()  # else the error of the save before would cost this one too
         state = self._whole_state()
         try:
-            self._manager.save_checkpoint(**state, epoch=epoch, metric_value=metrics.get(self._metric_name), metrics=metrics, required=required)
+            self._manager.save_checkpoint(
+                **state, epoch=epoch, metric_value=metrics.get(self._metric_name), metrics=metrics, required=required
+            )
         except CheckpointError as error:
             self._refuse_or_warn(error)
         seconds = time.perf_counter() - started

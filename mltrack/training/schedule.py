@@ -38,11 +38,14 @@ class Plan:
     """A run that mltrack 0.1 began: the rate of its first step is 0, and `max_steps` cannot go beyond `epochs`."""
 
     @classmethod
-    def of(cls, config: TrainingConfig, num_batches: int, *, step: int = 0, whole_epochs: int = 0, as_in_0_1: bool = False) -> Plan:
+    def of(
+        cls, config: TrainingConfig, num_batches: int, *, step: int = 0, whole_epochs: int = 0, as_in_0_1: bool = False
+    ) -> Plan:
         """The plan for so many micro-batches an epoch; the last group of an epoch may be smaller and is a step too.
 
         Args:
-            step: at which a resumed run is, or will be, once it has taken `whole_epochs`: their steps may have been others.
+            step: at which a resumed run is, or will be, once it has taken `whole_epochs`: their steps may have been
+                others.
         """
         steps_per_epoch = math.ceil(num_batches / config.gradient_accumulation_steps)
         total = step + (config.num_epochs - whole_epochs) * steps_per_epoch
@@ -73,8 +76,12 @@ def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
         {"params": [parameter for parameter in parameters if parameter.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
     ]
-    fused = config.effective_speedups.fused_adamw and all(parameter.device.type in ("cpu", "cuda") for parameter in parameters)
-    return torch.optim.AdamW([group for group in groups if group["params"]], lr=config.learning_rate, fused=fused or None)
+    fused = config.effective_speedups.fused_adamw and all(
+        parameter.device.type in ("cpu", "cuda") for parameter in parameters
+    )
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]], lr=config.learning_rate, fused=fused or None
+    )
 
 
 def apply_options(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, config: TrainingConfig, plan: Plan) -> None:

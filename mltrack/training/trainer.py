@@ -1,10 +1,11 @@
 """The training loop and nothing else.
 
-It is handed a tracker, a checkpoint manager and a parallel strategy, and knows neither MLflow nor ranks nor where files lie.
+It is handed a tracker, a checkpoint manager and a parallel strategy, and knows neither MLflow nor ranks nor where files
+lie.
 
-Invariants: the gradient of an optimizer step is the sum of its losses over the sum of its targets, however it is cut into
-micro-batches; whatever is due after a step is done exactly once, also when the training was stopped in between; a value that is not
-finite never reaches the weights.
+Invariants: the gradient of an optimizer step is the sum of its losses over the sum of its targets, however it is cut
+into micro-batches; whatever is due after a step is done exactly once, also when the training was stopped in between; a
+value that is not finite never reaches the weights.
 
     trainer = AdvancedTrainer(model=model, train_dataset=train_ds, eval_dataset=eval_ds, output_dir="out", num_epochs=3)
     results = trainer.train()
@@ -75,7 +76,8 @@ class AdvancedTrainer:
         parallel: how a micro-batch is computed; default: as `config.parallel` says.
         output_dir: folder of the default tracker and checkpoint manager.
         listeners: are told of every step and evaluation.
-        stop_requested: asked between micro-batches and evaluation batches; a signal number ends the training with a checkpoint.
+        stop_requested: asked between micro-batches and evaluation batches; a signal number ends the training with a
+            checkpoint.
 
     Raises:
         ConfigurationError: an option that is not accepted, or a device that is not there.
@@ -99,11 +101,19 @@ class AdvancedTrainer:
         self.config = configure(config, options)
         self.device = choose_device(self.config.device)
         self.precision = Precision(choose_precision(self.config.use_mixed_precision, self.device), self.device)
-        self.parallel = parallel or choose_parallel(self.config.parallel, self.device, objective_of(self.config, train_dataset), compiled=self.config.compile)
+        self.parallel = parallel or choose_parallel(
+            self.config.parallel, self.device, objective_of(self.config, train_dataset), compiled=self.config.compile
+        )
         self.model = prepared(model, self.config, self.device)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
         on, on_gpu = self.config.effective_speedups, self.device.type == "cuda"
-        self.batches = TrainingBatches(train_dataset, self.config, rank=self.parallel.rank, world=self.parallel.world, pin=on_gpu and on.pinned_memory)
+        self.batches = TrainingBatches(
+            train_dataset,
+            self.config,
+            rank=self.parallel.rank,
+            world=self.parallel.world,
+            pin=on_gpu and on.pinned_memory,
+        )
         if not len(train_dataset):
             raise DatasetError("the training set is empty; accepted: at least one record", path=train_dataset.source)
         world, replicated = self.parallel.world, self.parallel.replicates
@@ -118,13 +128,23 @@ class AdvancedTrainer:
             check_metric_name(eval_dataset, self.config.metric_name)
             check_budget(eval_dataset, self.config)
         self.metric = Metric(self.config.metric_name, self.config.metric_mode or metric_mode(self.config.metric_name))
-        self.early_stopping = EarlyStopping(self.config.early_stopping_patience, self.config.early_stopping_min_delta, self.metric.mode)
+        self.early_stopping = EarlyStopping(
+            self.config.early_stopping_patience, self.config.early_stopping_min_delta, self.metric.mode
+        )
         self.eval_every, self.save_every = Every(self.config.eval_every), Every(self.config.save_every)
         self.state = TrainingState()
         self.tracker = tracker or local_tracker(output_dir)
-        self.checkpoint_manager = checkpoint_manager or local_checkpoints(output_dir, self.config, self.metric.mode, train_dataset.tokenizer)
+        self.checkpoint_manager = checkpoint_manager or local_checkpoints(
+            output_dir, self.config, self.metric.mode, train_dataset.tokenizer
+        )
         on_disk_full = self.config.on_disk_full
-        self.saving = Saving(self.checkpoint_manager, self.tracker, self._whole_state, metric_name=self.metric.name, on_disk_full=on_disk_full)
+        self.saving = Saving(
+            self.checkpoint_manager,
+            self.tracker,
+            self._whole_state,
+            metric_name=self.metric.name,
+            on_disk_full=on_disk_full,
+        )
         self.listeners = list(listeners)
         self._owns_tracker = tracker is None
         self._stop_requested = stop_requested
@@ -150,17 +170,21 @@ class AdvancedTrainer:
         """Train to the end.
 
         Returns:
-            best_metric, best_epoch (0-based), best_step, epochs_run, steps_run, training_time (seconds in the loop), tokens_per_second,
-            stopped_early, history (one entry an evaluation).
+            best_metric, best_epoch (0-based), best_step, epochs_run, steps_run, training_time (seconds in the loop),
+            tokens_per_second, stopped_early, history (one entry an evaluation).
 
         Raises:
             NonFiniteLossError: a loss or gradient is NaN or infinite; the weights are those of the step before.
             Interrupted: `stop_requested` gave a signal; a checkpoint is written.
-            CheckpointError: a checkpoint could not be written. TrainingError: the machine has run out of memory or the like.
+            CheckpointError: a checkpoint could not be written. TrainingError: the machine has run out of memory or the
+                like.
         """
         self._begin()
         try:
-            with shortages_named(lambda: f"step {self.state.step + 1}"), sped_up(self.model, self.config, self.device, narrow=self.narrow):
+            with (
+                shortages_named(lambda: f"step {self.state.step + 1}"),
+                sped_up(self.model, self.config, self.device, narrow=self.narrow),
+            ):
                 while True:
                     self._close_step()
                     if self._is_over():
@@ -306,7 +330,9 @@ class AdvancedTrainer:
             self._last_settled += self.saving.save(taken_in, metrics, required=must_stay)
 
     def evaluated(self, dataset: CodeDataset, on_batch: OnBatch | None = None) -> tuple[dict[str, float], Any]:
-        """`mltrack.training.evaluate` of the model as it is now, with this training's device, precision and bounds of a batch."""
+        """`mltrack.training.evaluate` of the model as it is now, with this training's device, precision and bounds of a
+        batch.
+        """
         return evaluate(
             self.model,
             dataset,
@@ -328,7 +354,9 @@ class AdvancedTrainer:
 
         started = time.perf_counter()
         values, _ = self.evaluated(dataset, on_batch)
-        metrics = without_many_classes({f"eval_{name}": value for name, value in values.items()}, self.config.metric_name)
+        metrics = without_many_classes(
+            {f"eval_{name}": value for name, value in values.items()}, self.config.metric_name
+        )
         name, state = self.metric.name, self.state
         seconds = time.perf_counter() - started
         self._last_settled += seconds
@@ -354,17 +382,34 @@ class AdvancedTrainer:
             raise Interrupted(signal_number)
 
     def _something_is_due(self, examples: int) -> bool:
-        """True where evaluation, an epoch's end or a checkpoint follows the step of so many examples that is in flight."""
+        """True where evaluation, an epoch's end or a checkpoint follows the step of so many examples that is in
+        flight.
+        """
         step, epoch_over = self.state.step + 1, self.state.examples + examples == len(self.train_dataset)
-        return epoch_over or step >= self.plan.total_steps or self.eval_every.due(step, epoch_over) or self.save_every.due(step, epoch_over)
+        return (
+            epoch_over
+            or step >= self.plan.total_steps
+            or self.eval_every.due(step, epoch_over)
+            or self.save_every.due(step, epoch_over)
+        )
 
     def _refuse_or_skip(self, gradient: StepGradient, losses: Sequence[float], grad_norm: float) -> None:
-        """Let a step go that was skipped as asked for, or where fp16 finds its scale; raise for any other, and keep its batch."""
+        """Let a step go that was skipped as asked for, or where fp16 finds its scale; raise for any other, and keep its
+        batch.
+        """
         state = self.state
-        if self.precision.skips() or (self.config.on_non_finite == "skip" and state.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW):
+        if self.precision.skips() or (
+            self.config.on_non_finite == "skip" and state.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW
+        ):
             return
         error = non_finite_error(
-            gradient.group, losses, grad_norm, step=state.step + 1, epoch=state.epoch, place=self.train_dataset.place, skipped=state.skipped_in_a_row
+            gradient.group,
+            losses,
+            grad_norm,
+            step=state.step + 1,
+            epoch=state.epoch,
+            place=self.train_dataset.place,
+            skipped=state.skipped_in_a_row,
         )
         for path in save_group(self.tracker.directory.path / "non_finite", gradient.group, error, losses, grad_norm):
             self.tracker.log_artifact(path, "non_finite")

@@ -1,8 +1,7 @@
 """The processes that collate batches ahead of the training.
 
-Invariant: a batch comes through a pipe as bytes, so it takes neither shared memory nor a file descriptor; signals are the trainer's
-alone, so a worker lives as long as it is needed; what a machine has no room for ends in one line.
-"""
+Invariant: a batch comes through a pipe as bytes, so it takes neither shared memory nor a file descriptor; signals are
+the trainer's alone, so a worker lives as long as it is needed; what a machine has no room for ends in one line."""
 
 from __future__ import annotations
 
@@ -24,7 +23,9 @@ Collate = Callable[..., dict[str, torch.Tensor]]
 
 
 class AsArrays:
-    """Collates into NumPy arrays, which pickle copies; tensors would be put into shared memory, each with a descriptor."""
+    """Collates into NumPy arrays, which pickle copies; tensors would be put into shared memory, each with a
+    descriptor.
+    """
 
     def __init__(self, collate: Collate):
         self._collate = collate
@@ -34,7 +35,9 @@ class AsArrays:
 
 
 def leave_signals_to_the_trainer(_: int) -> None:
-    """What a signal to the whole process group ends is the trainer's decision: a worker heeds the SIGTERM of the trainer alone."""
+    """What a signal to the whole process group ends is the trainer's decision: a worker heeds the SIGTERM of the
+    trainer alone.
+    """
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

@@ -2,9 +2,9 @@
 
     .venv/bin/python tests/recorded/record.py 0.1
 
-The archive holds a SQLite store with a champion and a challenger, a run killed in mid-epoch, a finished run that was never delivered, and
-`uninterrupted.json`, what the killed run would have recorded. `PLACE` stands in it where the project lay.
-"""
+The archive holds a SQLite store with a champion and a challenger, a run killed in mid-epoch, a finished run that was
+never delivered, and `uninterrupted.json`, what the killed run would have recorded. `PLACE` stands in it where the
+project lay."""
 
 from __future__ import annotations
 
@@ -30,7 +30,16 @@ from mltrack.journal import RunDirectory  # noqa: E402
 PLACE = "/tmp/mltrack-recorded"
 """Where the project lay, in every archive."""
 GENERATION = (
-    *("--task", "code_generation", "--dataset-path", "code_generation.jsonl", "--model-name", "scratch:tiny", "--max-length", "64"),
+    *(
+        "--task",
+        "code_generation",
+        "--dataset-path",
+        "code_generation.jsonl",
+        "--model-name",
+        "scratch:tiny",
+        "--max-length",
+        "64",
+    ),
     *(
         "--batch-size",
         "4",
@@ -65,7 +74,10 @@ def killed_in_mid_epoch(project: Path) -> str:
     """Kill a training as soon as its second checkpoint lies there; returns the run's id once its end is in MLflow."""
     before = set(project.glob("mltrack-runs/*"))
     process = commands.start("train", *GENERATION, cwd=project)
-    until(lambda: list(project.glob("mltrack-runs/*/checkpoints/step-00000014/metadata.json")), "the checkpoint of step 14")
+    until(
+        lambda: list(project.glob("mltrack-runs/*/checkpoints/step-00000014/metadata.json")),
+        "the checkpoint of step 14",
+    )
     process.send_signal(signal.SIGKILL)
     process.wait()
     (directory,) = set(project.glob("mltrack-runs/*")) - before
@@ -81,14 +93,26 @@ def main(version: str) -> None:
     for task in ("text_classification", "security_classification", "code_generation"):
         lines = [json.dumps(record) + "\n" for record in _records(task, 40)]
         (project / f"{task}.jsonl").write_text("".join(lines), encoding="utf-8")
-    classes = ("--task", "text_classification", "--dataset-path", "text_classification.jsonl", *commands.TINY, "--epochs", 2, *SMALL)
+    classes = (
+        "--task",
+        "text_classification",
+        "--dataset-path",
+        "text_classification.jsonl",
+        *commands.TINY,
+        "--epochs",
+        2,
+        *SMALL,
+    )
     with tempfile.TemporaryDirectory() as elsewhere:
         for path in project.glob("*.jsonl"):
             shutil.copy(path, elsewhere)
         whole = train(Path(elsewhere), *GENERATION)
         client = MlflowClient(f"sqlite:///{elsewhere}/mlflow.db")
         keys = ("train_loss", "learning_rate", "eval_loss")
-        uninterrupted = {key: {str(point.step): point.value for point in client.get_metric_history(whole["run_id"], key)} for key in keys}
+        uninterrupted = {
+            key: {str(point.step): point.value for point in client.get_metric_history(whole["run_id"], key)}
+            for key in keys
+        }
     champion = train(project, *classes)
     challenger = train(project, *classes, "--seed", 1, "--promote", "never")
     killed = killed_in_mid_epoch(project)
@@ -98,7 +122,12 @@ def main(version: str) -> None:
         link.unlink()
     security = ("--task", "security_classification", "--dataset-path", "security_classification.jsonl", *commands.TINY)
     offline = train(project, *security, "--epochs", 1, "--max-checkpoints", 1, "--offline", "true")
-    runs = {"champion": champion["run_id"], "challenger": challenger["run_id"], "killed": killed, "undelivered": offline["run_id"]}
+    runs = {
+        "champion": champion["run_id"],
+        "challenger": challenger["run_id"],
+        "killed": killed,
+        "undelivered": offline["run_id"],
+    }
     (project / "runs.json").write_text(json.dumps(runs, indent=1), encoding="utf-8")
     (project / "uninterrupted.json").write_text(json.dumps(uninterrupted, indent=1), encoding="utf-8")
     with tarfile.open(FOLDER / f"{version}.tar.xz", "w:xz", preset=9) as archive:

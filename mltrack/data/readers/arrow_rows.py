@@ -1,8 +1,7 @@
 """Rows of Arrow batches as plain values.
 
-Invariant: a value that Python cannot hold costs its row alone, whatever the batch is of; no more than `SLICE_BYTES` of rows, or one row of at
-most `MAX_RECORD_BYTES`, are Python objects at once.
-"""
+Invariant: a value that Python cannot hold costs its row alone, whatever the batch is of; no more than `SLICE_BYTES` of
+rows, or one row of at most `MAX_RECORD_BYTES`, are Python objects at once."""
 
 from __future__ import annotations
 
@@ -17,7 +16,9 @@ SLICE_BYTES = 8 << 20
 """Of Arrow's memory that becomes Python objects at once."""
 
 MOST_ROWS, FEWEST_ROWS = 256, 64
-"""Rows that are asked for at once, where all that there is fits into a slice several times over or does not; wide ones are fewer still."""
+"""Rows that are asked for at once, where all that there is fits into a slice several times over or does not; wide ones
+are fewer still.
+"""
 
 
 def rows_at_once(rows: int, size: int) -> int:
@@ -46,13 +47,19 @@ def batch_rows(name: str, batch: Any, before: int) -> Iterator[Raw]:
 
 
 def _size(batch: Any) -> int:
-    """Bytes of the values; one that is kept once and stands in several rows counts in each, and as much as the longest could be."""
+    """Bytes of the values; one that is kept once and stands in several rows counts in each, and as much as the longest
+    could be.
+    """
     import pyarrow as pa
 
     size = int(batch.nbytes)
     for column in batch.columns:
         if isinstance(column, pa.DictionaryArray):
-            size += len(column) * column.dictionary.nbytes if len(column) > 1 else column.dictionary_decode().nbytes - column.dictionary.nbytes
+            size += (
+                len(column) * column.dictionary.nbytes
+                if len(column) > 1
+                else column.dictionary_decode().nbytes - column.dictionary.nbytes
+            )
     return size
 
 
@@ -62,7 +69,12 @@ def _row(name: str, row: Any, number: int) -> Raw:
         try:
             value[column] = row.column(column)[0].as_py()
         except Exception as error:
-            problem = DatasetError(f"cannot be read ({one_line(error)}); accepted: a value that Python can hold", path=name, record=number, field=column)
+            problem = DatasetError(
+                f"cannot be read ({one_line(error)}); accepted: a value that Python can hold",
+                path=name,
+                record=number,
+                field=column,
+            )
             return Raw(number, problem, json.dumps(value, default=str))
     return Raw(number, value)
 
@@ -71,6 +83,10 @@ def _too_long(name: str, row: Any, number: int) -> Raw:
     sizes = {column: int(row.column(column).nbytes) for column in row.schema.names}
     widest = max(sizes, key=lambda column: sizes[column])
     seen = f"seen {sizes[widest]:,} of the record's {sum(sizes.values()):,} bytes"
-    problem = DatasetError(f"{seen}; accepted: records of at most {MAX_RECORD_BYTES:,} bytes", path=name, record=number, field=widest)
-    rest = _row(name, row.select([column for column, size in sizes.items() if size <= SHOWN_BYTES // len(sizes)]), number)
+    problem = DatasetError(
+        f"{seen}; accepted: records of at most {MAX_RECORD_BYTES:,} bytes", path=name, record=number, field=widest
+    )
+    rest = _row(
+        name, row.select([column for column, size in sizes.items() if size <= SHOWN_BYTES // len(sizes)]), number
+    )
     return Raw(number, problem, rest.text if rest.text is not None else json.dumps(rest.value, default=str))

@@ -1,7 +1,8 @@
-"""Class names that stand in a file's schema, as the library `datasets` writes those of a ClassLabel column into Parquet.
+"""Class names that stand in a file's schema, as the library `datasets` writes those of a ClassLabel column into
+Parquet.
 
-Invariant: a class has one name in all files of a data path: a Parquet file without names has those of the files beside it.
-"""
+Invariant: a class has one name in all files of a data path: a Parquet file without names has those of the files beside
+it."""
 
 from __future__ import annotations
 
@@ -20,10 +21,18 @@ def names_of(metadata: Mapping[bytes, bytes] | None) -> Names:
     """The class names in the metadata of an Arrow schema; empty where there are none, or none that can be read."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
-        described = {str(column): feature["names"] for column, feature in features.items() if feature.get("_type") == "ClassLabel"}
+        described = {
+            str(column): feature["names"]
+            for column, feature in features.items()
+            if feature.get("_type") == "ClassLabel"
+        }
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
-    return {column: names for column, names in described.items() if isinstance(names, list) and all(isinstance(name, str) for name in names)}
+    return {
+        column: names
+        for column, names in described.items()
+        if isinstance(names, list) and all(isinstance(name, str) for name in names)
+    }
 
 
 def shared_names(found: Mapping[str, tuple[Names, list[str]]]) -> Names:
@@ -41,7 +50,11 @@ def shared_names(found: Mapping[str, tuple[Names, list[str]]]) -> Names:
         without = [file for file, (names, columns) in found.items() if column in columns and column not in names]
         first = next(iter(named.values()))
         if without and any(names != first for names in named.values()):
-            raise DatasetError(f"has no class names, and those of {', '.join(list(named)[:2])} differ; add the names", path=without[0], field=column)
+            raise DatasetError(
+                f"has no class names, and those of {', '.join(list(named)[:2])} differ; add the names",
+                path=without[0],
+                field=column,
+            )
         shared[column] = first
     return shared
 

@@ -1,8 +1,7 @@
 """CSV files.
 
-Invariant: one row is held at a time, so memory follows the widest record, not the file. A row that cannot be read is bad by itself; the next
-one begins on the next line.
-"""
+Invariant: one row is held at a time, so memory follows the widest record, not the file. A row that cannot be read is
+bad by itself; the next one begins on the next line."""
 
 from __future__ import annotations
 
@@ -19,9 +18,8 @@ from mltrack.errors import DatasetError
 def csv_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
     """A record a row, with the names of the header; every value is text.
 
-    Where the quotes of a row are wrong, nobody can say where it ends: the next row begins on the line after the wrong quote or, behind a quote
-    that is never closed, on the line after the one that it stands on.
-    """
+    Where the quotes of a row are wrong, nobody can say where it ends: the next row begins on the line after the wrong
+    quote or, behind a quote that is never closed, on the line after the one that it stands on."""
     lines = _Lines(stream)
     held = lines.row
     header: list[str] | None = None
@@ -42,11 +40,16 @@ def csv_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
                         elif len(row) == len(header):
                             yield Raw(number, dict(zip(header, row, strict=True)))
                         else:
-                            yield unparsed(number, DatasetError(_cells(row, header), path=name, record=number), bytes(held))
+                            yield unparsed(
+                                number, DatasetError(_cells(row, header), path=name, record=number), bytes(held)
+                            )
                         lines.wrong = None
                     held.clear()
             except csv.Error as error:
-                problem, endless = f'bad CSV ({one_line(error)}); accepted: comma-separated cells, quoted with "', lines.ended
+                problem, endless = (
+                    f'bad CSV ({one_line(error)}); accepted: comma-separated cells, quoted with "',
+                    lines.ended,
+                )
             except _TooLongError:
                 problem, endless = too_long(name, None).problem, True
             if problem and header is None:
@@ -67,7 +70,10 @@ def _header(name: str, row: list[str], wrong: UnicodeDecodeError | None) -> list
 
 
 def _cells(row: list[str], header: list[str]) -> str:
-    return f"seen {len(row)} cells, the header has {len(header)}; accepted: as many cells as the header (cells with commas or line ends quoted)"
+    return (
+        f"seen {len(row)} cells, the header has {len(header)}; accepted: as many cells as the header (cells with commas"
+        " or line ends quoted)"
+    )
 
 
 class _TooLongError(Exception):
@@ -75,7 +81,9 @@ class _TooLongError(Exception):
 
 
 class _Lines:
-    """The lines of a CSV file as text, and the bytes of those that the row at hand consists of; they are read twice at most."""
+    """The lines of a CSV file as text, and the bytes of those that the row at hand consists of; they are read twice at
+    most.
+    """
 
     def __init__(self, stream: BinaryIO):
         self.row = bytearray()
@@ -112,7 +120,9 @@ class _Lines:
         self.ended = True
 
     def given_up(self, *, endless: bool) -> bytes:
-        """The bytes of the row at hand, which is none. Where it has no end: its first line; the others are read again, unless they were already."""
+        """The bytes of the row at hand, which is none. Where it has no end: its first line; the others are read again,
+        unless they were already.
+        """
         given_up = bytes(self.row)
         first, end, further = given_up.partition(b"\n")
         if endless and further and not self._read_again:
@@ -123,7 +133,9 @@ class _Lines:
         return given_up
 
     def _pass_over(self, line: bytes) -> None:
-        """The rest of a line that is too long alone; of the row there remains what came before it, or the beginning of the line."""
+        """The rest of a line that is too long alone; of the row there remains what came before it, or the beginning of
+        the line.
+        """
         if len(line) > MAX_RECORD_BYTES:
             del self.row[len(self.row) - len(line) or 1000 :]
             while line and not line.endswith(b"\n"):

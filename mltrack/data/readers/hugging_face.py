@@ -1,7 +1,7 @@
 """Hugging Face data sets: a folder of `save_to_disk`, or a name of the hub.
 
-Invariant: no error of the library reaches the user as more than one line; the rows stay in the library's memory-mapped files.
-"""
+Invariant: no error of the library reaches the user as more than one line; the rows stay in the library's memory-mapped
+files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ HUB = "hf:"
 
 def is_saved(folder: Path) -> bool:
     """Whether `save_to_disk` of a Dataset or a DatasetDict wrote this folder."""
-    return (folder / "dataset_dict.json").is_file() or ((folder / "dataset_info.json").is_file() and (folder / "state.json").is_file())
+    return (folder / "dataset_dict.json").is_file() or (
+        (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file()
+    )
 
 
 def saved_rows(name: str, folder: Path, split: str | None) -> Iterator[Raw]:
@@ -34,7 +36,9 @@ def saved_rows(name: str, folder: Path, split: str | None) -> Iterator[Raw]:
     try:
         held = datasets.load_from_disk(str(folder))
     except Exception as error:
-        raise DatasetError(f"not a readable data set ({one_line(error)}); accepted: a folder of save_to_disk", path=name) from None
+        raise DatasetError(
+            f"not a readable data set ({one_line(error)}); accepted: a folder of save_to_disk", path=name
+        ) from None
     if isinstance(held, datasets.DatasetDict):
         held = _chosen(name, held, split)
     elif split is not None:
@@ -55,7 +59,11 @@ def hub_rows(name: str) -> Iterator[Raw]:
     except Exception as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
         where = "not in the cache, and HF_HUB_OFFLINE forbids the network" if offline else "cannot be had"
-        raise DatasetError(f"{where} ({type(error).__name__}: {one_line(error)}); accepted: a data set and split of the Hugging Face hub", path=name) from None
+        raise DatasetError(
+            f"{where} ({type(error).__name__}: {one_line(error)}); accepted: a data set and split of the Hugging"
+            " Face hub",
+            path=name,
+        ) from None
     return _rows(name, held)
 
 
@@ -67,7 +75,10 @@ def hub_parts(name: str) -> tuple[str, str | None, str]:
     """
     parts = name.removeprefix(HUB).split(":")
     if len(parts) not in (2, 3) or not all(parts):
-        raise DatasetError("accepted: hf:name:split, or hf:name:configuration:split, such as hf:code_x_glue_cc_defect_detection:train", path=name)
+        raise DatasetError(
+            "accepted: hf:name:split, or hf:name:configuration:split, such as hf:code_x_glue_cc_defect_detection:train",
+            path=name,
+        )
     return parts[0], parts[1] if len(parts) == 3 else None, parts[-1]
 
 
@@ -80,7 +91,12 @@ def _chosen(name: str, held: Any, split: str | None) -> Any:
     folder = name if split is None else name.removesuffix(f":{split}")
     choices = [f"{folder}:{one}" for one in splits]
     raise DatasetError(
-        f"seen no split; accepted: {', '.join(choices)}" if split is None else f"seen the split {split!r}; {did_you_mean(name, choices)}", path=name
+        (
+            f"seen no split; accepted: {', '.join(choices)}"
+            if split is None
+            else f"seen the split {split!r}; {did_you_mean(name, choices)}"
+        ),
+        path=name,
     )
 
 
@@ -90,7 +106,9 @@ def _rows(name: str, dataset: Any) -> Iterator[Raw]:
     Raises:
         DatasetError: what lies in the files cannot be read.
     """
-    classes = {column: feature.names for column, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"}
+    classes = {
+        column: feature.names for column, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"
+    }
     number = 0
     try:
         held = dataset.with_format("arrow")  # as Arrow, so that images and sounds stay undecoded
@@ -100,14 +118,18 @@ def _rows(name: str, dataset: Any) -> Iterator[Raw]:
                 yield from (named(raw, classes) for raw in raws) if classes else raws
                 number += batch.num_rows
     except Exception as error:
-        raise DatasetError(f"not a readable data set ({one_line(error)}); accepted: a data set that is whole", path=name) from None
+        raise DatasetError(
+            f"not a readable data set ({one_line(error)}); accepted: a data set that is whole", path=name
+        ) from None
 
 
 def _library(name: str) -> Any:
     try:
         import datasets
     except ImportError as error:
-        raise DatasetError(f"needs the package datasets ({one_line(error)}); accepted: pip install datasets", path=name) from None
+        raise DatasetError(
+            f"needs the package datasets ({one_line(error)}); accepted: pip install datasets", path=name
+        ) from None
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()
     return datasets

@@ -1,8 +1,7 @@
 """JSON Lines, and JSON arrays of records.
 
-Invariant: an array is read through a window that is as wide as its widest record; the file is never in memory as a whole. An object in which
-a name stands twice is no record: JSON does not say which value counts.
-"""
+Invariant: an array is read through a window that is as wide as its widest record; the file is never in memory as a
+whole. An object in which a name stands twice is no record: JSON does not say which value counts."""
 
 from __future__ import annotations
 
@@ -49,7 +48,9 @@ def _parsed_line(name: str, number: int, line: bytes) -> Raw:
 
 
 def json_array(name: str, stream: BinaryIO) -> Iterator[Raw]:
-    """The elements of one array; or the lines, where the file begins with a line that is a whole object (many .json files are JSON Lines)."""
+    """The elements of one array; or the lines, where the file begins with a line that is a whole object (many .json
+    files are JSON Lines).
+    """
     window = _Window(name, stream)
     first = window.next_character()
     if not first:
@@ -75,7 +76,9 @@ def json_array(name: str, stream: BinaryIO) -> Iterator[Raw]:
 
 
 def holds_lines(head: bytes) -> bool:
-    """Whether a file with this beginning (some thousand bytes) is JSON Lines: its first line is a whole object, and another one follows or it ends."""
+    """Whether a file with this beginning (some thousand bytes) is JSON Lines: its first line is a whole object, and
+    another one follows or it ends.
+    """
     line, end, rest = head.removeprefix(BOM).lstrip().partition(b"\n")
     if not line.startswith(b"{"):
         return False
@@ -121,14 +124,20 @@ class _Window:
             if end == len(self.text) and self._grow(number):  # a number may go on
                 continue
             start, self.position = self.position, end
-            return _as_raw(self._name, number, value, self.text[start:end] if isinstance(value, _Doubled) else "", _ARRAY)
+            return _as_raw(
+                self._name, number, value, self.text[start:end] if isinstance(value, _Doubled) else "", _ARRAY
+            )
 
     def bad(self, problem: str, number: int | None, position: int | None = None) -> DatasetError:
         """The error for a place of the text."""
         place = self.position if position is None else position
         line = self.text.count("\n", 0, place)
         column = place - self.text.rfind("\n", 0, place) + (0 if line else self._columns)
-        return DatasetError(f"bad JSON at line {self._lines + line + 1}, column {column} ({problem}); {_ARRAY}", path=self._name, record=number)
+        return DatasetError(
+            f"bad JSON at line {self._lines + line + 1}, column {column} ({problem}); {_ARRAY}",
+            path=self._name,
+            record=number,
+        )
 
     def _cut(self) -> None:
         gone = self.text[: self.position]
@@ -190,7 +199,16 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 def _as_raw(name: str, number: int, value: object, text: bytes | str, accepted: str) -> Raw:
     """What was parsed; objects deeper in it are further columns, which may be what they are."""
     if isinstance(value, _Doubled):
-        return unparsed(number, DatasetError(f"stands twice in the record; {accepted}, each name once", path=name, record=number, field=value.name[:40]), text)
+        return unparsed(
+            number,
+            DatasetError(
+                f"stands twice in the record; {accepted}, each name once",
+                path=name,
+                record=number,
+                field=value.name[:40],
+            ),
+            text,
+        )
     return Raw(number, value)
 
 

@@ -1,7 +1,7 @@
 """Parquet files.
 
-Invariant: some rows are held at a time, fewer where they are wide, so memory follows the widest record and the row group, not the file.
-"""
+Invariant: some rows are held at a time, fewer where they are wide, so memory follows the widest record and the row
+group, not the file."""
 
 from __future__ import annotations
 
@@ -37,18 +37,26 @@ def parquet_rows(name: str, stream: BinaryIO, names: Names | None = None) -> Ite
         check_once(name, file.schema_arrow.names)
         classes = {} if names is None else {**names, **names_of(file.schema_arrow.metadata)}
         for group in range(file.num_row_groups):  # one by one: a reader over all of them keeps what it has decoded
-            for batch in file.iter_batches(batch_size=_rows_at_once(file, group), row_groups=[group], use_threads=False):
+            for batch in file.iter_batches(
+                batch_size=_rows_at_once(file, group), row_groups=[group], use_threads=False
+            ):
                 raws = batch_rows(name, batch, number)
                 yield from (named(raw, classes) for raw in raws) if classes else raws
                 number += batch.num_rows
     except (pa.ArrowException, OSError) as error:  # pyarrow's own errors of broken pages are OSErrors without a number
         if isinstance(error, OSError) and error.errno:
             raise
-        raise DatasetError(f"not a readable Parquet file ({one_line(error)}); accepted: a Parquet file", path=name) from None
+        raise DatasetError(
+            f"not a readable Parquet file ({one_line(error)}); accepted: a Parquet file", path=name
+        ) from None
 
 
 def _rows_at_once(file: Any, group: int) -> int:
-    """Told by the group's size when unpacked, and by its first row: a value that stands in every row is in the file once."""
+    """Told by the group's size when unpacked, and by its first row: a value that stands in every row is in the file
+    once.
+    """
     about = file.metadata.row_group(group)
     first = next(file.iter_batches(batch_size=1, row_groups=[group], use_threads=False), None)
-    return rows_at_once(about.num_rows, max(about.total_byte_size, about.num_rows * (0 if first is None else first.nbytes)))
+    return rows_at_once(
+        about.num_rows, max(about.total_byte_size, about.num_rows * (0 if first is None else first.nbytes))
+    )

@@ -1,7 +1,8 @@
 """Which of a folder's files are its training, validation and test part, by their names.
 
-A part is named by a file (`train-00000-of-00002.parquet`, `my_test.jsonl`) or by a folder (`train/part1.jsonl`), in capital or small letters.
-Invariant: where there are validation or test files, each file is of one part, or the path is refused.
+A part is named by a file (`train-00000-of-00002.parquet`, `my_test.jsonl`) or by a folder (`train/part1.jsonl`), in
+capital or small letters. Invariant: where there are validation or test files, each file is of one part, or the path is
+refused.
 
     parts = parts_of("data", ["train.jsonl", "test.jsonl"])
     parts.are_several, parts.train, parts.test         # True, ["train.jsonl"], ["test.jsonl"]
@@ -54,7 +55,11 @@ class Parts:
         """Which parts are used and which are left out, for the user."""
         said = [f"{_listed(getattr(self, part))} for {_PURPOSE[part]}" for part in used]
         left_out = [_listed(getattr(self, part)) for part in self.names() if part not in used]
-        return f"{path}: {' and '.join(said)}" + (f"; left out: {', '.join(left_out)}" if left_out else "") + f" ({path}:{ALL} is every file)"
+        return (
+            f"{path}: {' and '.join(said)}"
+            + (f"; left out: {', '.join(left_out)}" if left_out else "")
+            + f" ({path}:{ALL} is every file)"
+        )
 
 
 def parts_of(path: str, files: Sequence[str]) -> Parts:
@@ -76,14 +81,24 @@ def parts_of(path: str, files: Sequence[str]) -> Parts:
     if len(kinds) > 1 and not kinds <= {"train", ""}:
         unclear = [file for file, part in parts.items() if part in ("", "?")]
         if unclear or "train" not in kinds:
-            seen = "; ".join(f"{_listed(held)} for {_PURPOSE[part]}" for part in PARTS if (held := [file for file, one in parts.items() if one == part]))
+            seen = "; ".join(
+                f"{_listed(held)} for {_PURPOSE[part]}"
+                for part in PARTS
+                if (held := [file for file, one in parts.items() if one == part])
+            )
             problem = f"the part of {_listed(unclear)} is not known" if unclear else "no training files"
-            raise DatasetError(f"holds {seen or 'no training files'}, and {problem}; name one file, or use {path}:{ALL} for all of them", path=path)
+            raise DatasetError(
+                f"holds {seen or 'no training files'}, and {problem}; name one file, or use {path}:{ALL} for all of"
+                " them",
+                path=path,
+            )
     return Parts(*([file for file, one in parts.items() if one == part] for part in PARTS))
 
 
 def _part_of_file(file: str) -> tuple[str, bool]:
-    """(part, whether a whole name says so): of a folder above the file, else of the file; "?" where whole names disagree, "" where none tells."""
+    """(part, whether a whole name says so): of a folder above the file, else of the file; "?" where whole names
+    disagree, "" where none tells.
+    """
     *folders, name = PurePath(file).parts
     said = [_part_of_name(one) for one in (*folders, name.split(".")[0] or name)]
     for sure in (True, False):
@@ -96,12 +111,14 @@ def _part_of_file(file: str) -> tuple[str, bool]:
 
 
 def _part_of_name(name: str) -> tuple[str, bool]:
-    """(part, True) of `train`, `Train_02`, `testSet`; (part, False) of a name that begins or ends with such a word; else ("", False)."""
+    """(part, True) of `train`, `Train_02`, `testSet`; (part, False) of a name that begins or ends with such a word;
+    else ("", False).
+    """
     words = [word for word in map(str.lower, _WORD.findall(name)) if word not in _FILLERS]
     words = [shorter if (shorter := re.sub(r"(set|data)$", "", word)) in _PART_OF else word for word in words]
     if len(words) == 1:
         return _PART_OF.get(words[0], ""), words[0] in _PART_OF
-    ends = {_PART_OF[word] for word in (words[:1] + words[-1:]) if word in _PART_OF}
+    ends = {_PART_OF[word] for word in words[:1] + words[-1:] if word in _PART_OF}
     return (ends.pop(), False) if len(ends) == 1 else ("", False)
 
 

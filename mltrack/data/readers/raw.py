@@ -42,7 +42,10 @@ def not_utf8(error: UnicodeDecodeError, name: str, number: int | None, *, offset
 def too_long(name: str, number: int | None) -> DatasetError:
     """The error for a record longer than `MAX_RECORD_BYTES`."""
     return DatasetError(
-        f"longer than {MAX_RECORD_BYTES:,} bytes; accepted: records up to that (is it one line end or bracket that is missing?)", path=name, record=number
+        f"longer than {MAX_RECORD_BYTES:,} bytes; accepted: records up to that (is it one line end or bracket that is"
+        " missing?)",
+        path=name,
+        record=number,
     )
 
 
@@ -55,7 +58,9 @@ def check_once(name: str, columns: list[str]) -> None:
     seen: set[str] = set()
     for column in columns:
         if column in seen:
-            raise DatasetError(f"the column {column[:40]!r} stands twice in the header; accepted: each column once", path=name)
+            raise DatasetError(
+                f"the column {column[:40]!r} stands twice in the header; accepted: each column once", path=name
+            )
         seen.add(column)
 
 

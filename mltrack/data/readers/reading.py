@@ -32,7 +32,9 @@ def read_records(
     on_skip: OnSkip | None = None,
 ) -> list[Record]:
     """All records of a data path, in its order; see `iterate_records`."""
-    return list(iterate_records(path, task, columns=columns, labels=labels, on_bad_record=on_bad_record, on_skip=on_skip))
+    return list(
+        iterate_records(path, task, columns=columns, labels=labels, on_bad_record=on_bad_record, on_skip=on_skip)
+    )
 
 
 def iterate_records(
@@ -54,7 +56,8 @@ def iterate_records(
         labels: the classes that the data's labels mean, {"0": "safe"} or "0=safe"; see `check_record`.
         on_bad_record: "stop" raises at the first bad record, "skip" leaves it out.
         on_skip: called for each record that is left out.
-        class_names: a class that a Parquet file names in its schema has that name, unless `labels` means its number; False: its number.
+        class_names: a class that a Parquet file names in its schema has that name, unless `labels` means its number;
+            False: its number.
 
     Raises:
         DatasetError: a file cannot be read or parsed, holds no records, or holds a bad one.
@@ -62,14 +65,20 @@ def iterate_records(
     """
     kind = as_task(task)
     if on_bad_record not in SKIPPABLE:
-        raise ConfigurationError(f"on_bad_record: seen {on_bad_record!r}; {did_you_mean(str(on_bad_record), SKIPPABLE)}")
+        raise ConfigurationError(
+            f"on_bad_record: seen {on_bad_record!r}; {did_you_mean(str(on_bad_record), SKIPPABLE)}"
+        )
     names, classes = as_pairs("columns", columns), as_pairs("labels", labels)
     num_good, num_bad = 0, 0
     first_bad: DatasetError | None = None
     sources = find_sources(path)
-    shared = _shared_names(sources, names.get("label", "label"), classes) if class_names and kind.is_classification else None
+    shared = (
+        _shared_names(sources, names.get("label", "label"), classes) if class_names and kind.is_classification else None
+    )
     for source in sources:
-        with closing(source.raw_records(shared)) as raws:  # at once: a file is open, and the csv module's limit is another
+        with closing(
+            source.raw_records(shared)
+        ) as raws:  # at once: a file is open, and the csv module's limit is another
             for raw in raws:
                 try:
                     if isinstance(raw.value, DatasetError):
@@ -107,9 +116,15 @@ def as_pairs(name: str, value: Pairs) -> dict[str, str]:
         ConfigurationError: the text is no list of pairs.
     """
     try:
-        return parse_pairs(value) if isinstance(value, str) else {str(key): str(meant) for key, meant in (value or {}).items()}
+        return (
+            parse_pairs(value)
+            if isinstance(value, str)
+            else {str(key): str(meant) for key, meant in (value or {}).items()}
+        )
     except (ValueError, AttributeError) as error:
-        raise ConfigurationError(f"{name}: seen {value!r} ({error}); accepted: NAME=VALUE,NAME=VALUE, or a mapping") from None
+        raise ConfigurationError(
+            f"{name}: seen {value!r} ({error}); accepted: NAME=VALUE,NAME=VALUE, or a mapping"
+        ) from None
 
 
 def _what_stood(raw: Raw) -> object:

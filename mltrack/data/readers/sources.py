@@ -1,9 +1,10 @@
 """A data path as the files behind it, in a fixed order, each with its reader.
 
-Accepted are a file, a folder, a glob, a Hugging Face data set's folder (`folder` or `folder:split`) and `hf:name:split`.
-Invariant: every file that a folder or a glob holds is read or named in the error; a folder that a glob matches is read as if it were given by
-itself. `folder:train`, `folder:validation` and `folder:test` are those whose names say so (`mltrack.data.readers.parts`), `folder:all` is every one. Hidden files and folders (`.name`, `_name`) are passed over, unless the glob names them (`_*.jsonl`).
-"""
+Accepted are a file, a folder, a glob, a Hugging Face data set's folder (`folder` or `folder:split`) and
+`hf:name:split`. Invariant: every file that a folder or a glob holds is read or named in the error; a folder that a glob
+matches is read as if it were given by itself. `folder:train`, `folder:validation` and `folder:test` are those whose
+names say so (`mltrack.data.readers.parts`), `folder:all` is every one. Hidden files and folders (`.name`, `_name`) are
+passed over, unless the glob names them (`_*.jsonl`)."""
 
 from __future__ import annotations
 
@@ -42,13 +43,20 @@ COMPRESSIONS = (".gz", ".zst")
 ACCEPTED = (
     "a "
     + ", ".join(SUFFIXES[:-1])
-    + f" or {SUFFIXES[-1]} file (each also .gz or .zst), a folder or a glob of them, a Hugging Face data set's folder or hf:name:split"
+    + f" or {SUFFIXES[-1]} file (each also .gz or .zst), a folder or a glob of them, a Hugging Face data set's folder"
+    " or hf:name:split"
 )
 
 SETTLED_S = 1.0
-"""A file that was changed more recently could change once more and look the same: clocks of file systems have a grain."""
+"""A file that was changed more recently could change once more and look the same: clocks of file systems have a
+grain.
+"""
 
-_READERS: dict[str, Callable[[str, BinaryIO], Iterator[Raw]]] = {".json": json_array, ".jsonl": json_lines, ".csv": csv_rows}
+_READERS: dict[str, Callable[[str, BinaryIO], Iterator[Raw]]] = {
+    ".json": json_array,
+    ".jsonl": json_lines,
+    ".csv": csv_rows,
+}
 _HEAD_BYTES = 1 << 16
 
 
@@ -68,7 +76,8 @@ class Source:
     """Of a saved DatasetDict."""
 
     def raw_records(self, names: Names | None = None) -> Generator[Raw, None, None]:
-        """What stands in it, in its order; `names` are the class names for a Parquet file without any, None: classes stay numbers.
+        """What stands in it, in its order; `names` are the class names for a Parquet file without any, None: classes
+        stay numbers.
 
         Raises:
             DatasetError: it cannot be read.
@@ -99,11 +108,17 @@ class Source:
             with self._opened(path) as stream:
                 yield from reader(self.name, stream)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DatasetError(f"not a whole gzip file ({one_line(error)}); accepted: the output of gzip", path=self.name) from None
+            raise DatasetError(
+                f"not a whole gzip file ({one_line(error)}); accepted: the output of gzip", path=self.name
+            ) from None
         except OSError as error:
             if self.compression == ".zst" and not error.errno:
-                raise DatasetError(f"not a whole zstd file ({one_line(error)}); accepted: the output of zstd", path=self.name) from None
-            raise DatasetError(f"cannot be read: {error.strerror or one_line(error)}; accepted: a readable file", path=self.name) from None
+                raise DatasetError(
+                    f"not a whole zstd file ({one_line(error)}); accepted: the output of zstd", path=self.name
+                ) from None
+            raise DatasetError(
+                f"cannot be read: {error.strerror or one_line(error)}; accepted: a readable file", path=self.name
+            ) from None
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[BinaryIO]:
@@ -181,7 +196,9 @@ def _found(name: str, path: Path) -> list[Source]:
         return _of_part(name, path, ALL)
     siblings = [_printable(entry.name) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
     hint = did_you_mean(path.name, siblings).rpartition(" (did you mean ")
-    raise DatasetError(f"no such file{' (did you mean ' + hint[2] if hint[1] else ''}; accepted: {ACCEPTED}, or stdlib", path=name)
+    raise DatasetError(
+        f"no such file{' (did you mean ' + hint[2] if hint[1] else ''}; accepted: {ACCEPTED}, or stdlib", path=name
+    )
 
 
 def _is_several(path: Path) -> bool:
@@ -192,7 +209,11 @@ def _is_several(path: Path) -> bool:
 def _named_part(path: Path) -> tuple[Path, str] | None:
     """The folder or glob and the part of it, of `folder:train`."""
     place, colon, part = str(path).rpartition(":")
-    return (Path(place), part) if colon and part in (*PARTS, ALL) and not path.exists() and _is_several(Path(place)) else None
+    return (
+        (Path(place), part)
+        if colon and part in (*PARTS, ALL) and not path.exists() and _is_several(Path(place))
+        else None
+    )
 
 
 def _of_part(name: str, path: Path, part: str) -> list[Source]:
@@ -207,7 +228,10 @@ def _of_part(name: str, path: Path, part: str) -> list[Source]:
     parts = parts_of(place, [_below(source, path) for source in sources])
     wanted = set(getattr(parts, part))
     if not wanted:
-        raise DatasetError(f"holds no {part} files; accepted: {', '.join(f'{place}:{one}' for one in (*parts.names(), ALL))}", path=name)
+        raise DatasetError(
+            f"holds no {part} files; accepted: {', '.join(f'{place}:{one}' for one in (*parts.names(), ALL))}",
+            path=name,
+        )
     return [source for source in sources if _below(source, path) in wanted]
 
 
@@ -232,7 +256,9 @@ def _held(folder: Path) -> list[Path]:
 
 
 def _chosen(pattern: Path) -> list[Path]:
-    """What a glob matches, and what the folders among it hold; each once, and of a saved data set none of the files that it consists of."""
+    """What a glob matches, and what the folders among it hold; each once, and of a saved data set none of the files
+    that it consists of.
+    """
     matched = [path for path in map(Path, glob.glob(str(pattern), recursive=True)) if _is_meant(path, pattern)]
     folders = {path for path in matched if path.is_dir()}
     saved = {path for path in folders if is_saved(path)}
@@ -258,7 +284,9 @@ def _several(name: str, paths: list[Path], folder: Path | None) -> list[Source]:
     if refused:
         shown = ", ".join(refused[:5]) + (f" and {len(refused) - 5} more" if len(refused) > 5 else "")
         glob_hint = f" (a glob chooses: {Path(name) / '*.jsonl'})" if folder is not None else ""
-        raise DatasetError(f"holds {shown}; accepted: nothing but {ACCEPTED.removeprefix('a ').split(' (')[0]}s{glob_hint}", path=name)
+        raise DatasetError(
+            f"holds {shown}; accepted: nothing but {ACCEPTED.removeprefix('a ').split(' (')[0]}s{glob_hint}", path=name
+        )
     if not sources:
         raise DatasetError(f"holds no files; accepted: {ACCEPTED}", path=name)
     return sources
@@ -267,7 +295,11 @@ def _several(name: str, paths: list[Path], folder: Path | None) -> list[Source]:
 def _file(name: str, path: Path) -> Source:
     suffix, compression = _format(path)
     if suffix not in SUFFIXES:
-        seen = f"the extension '{''.join(path.suffixes[-2:]) if compression else path.suffix}'" if path.suffix else "no extension"
+        seen = (
+            f"the extension '{''.join(path.suffixes[-2:]) if compression else path.suffix}'"
+            if path.suffix
+            else "no extension"
+        )
         raise DatasetError(f"seen {seen}; accepted: {ACCEPTED}", path=name)
     if not path.is_file():
         raise DatasetError("is no regular file; accepted: a readable file", path=name)
@@ -291,16 +323,24 @@ def _refuse(error: OSError) -> None:
 
 def _printable(path: object) -> str:
     """A name as text that can be stored: bytes of it that are no UTF-8 become question marks."""
-    return os.fsencode(str(path)).decode("utf-8", "replace") if not isinstance(path, bytes) else path.decode("utf-8", "replace")
+    return (
+        os.fsencode(str(path)).decode("utf-8", "replace")
+        if not isinstance(path, bytes)
+        else path.decode("utf-8", "replace")
+    )
 
 
 def absolute(path: str, folder: str) -> str:
-    """A data path that is relative to `folder` as one that is the same from anywhere; a data set of the hub and the built-in source have no place."""
+    """A data path that is relative to `folder` as one that is the same from anywhere; a data set of the hub and the
+    built-in source have no place.
+    """
     return path if path.startswith(HUB) or path == STDLIB else os.path.join(folder, path)
 
 
 def state_of(sources: list[Source]) -> str | None:
-    """What changes when a file does: places, sizes and times; None where that cannot be said (of the hub, or of what has just been written)."""
+    """What changes when a file does: places, sizes and times; None where that cannot be said (of the hub, or of what
+    has just been written).
+    """
     parts = []
     for source in sources:
         if source.path is None:

@@ -1,9 +1,10 @@
-"""Loads the model folder that this file was shipped in and predicts from plain strings; needs torch, transformers, numpy and pandas, not mltrack.
+"""Loads the model folder that this file was shipped in and predicts from plain strings; needs torch, transformers,
+numpy and pandas, not mltrack.
 
-Invariant: what comes out does not depend on what else is in the batch (padding is masked, on the left where text is generated), and a completion is
-exactly what the model wrote: without the prompt, without special tokens, leading white space kept. Temperature 0 takes the likeliest token, above it the
-temperature alone counts: generation settings of the folder are not read. A column of another name than the record's is
-no text, and an answer that is no number is an error.
+Invariant: what comes out does not depend on what else is in the batch (padding is masked, on the left where text is
+generated), and a completion is exactly what the model wrote: without the prompt, without special tokens, leading white
+space kept. Temperature 0 takes the likeliest token, above it the temperature alone counts: generation settings of the
+folder are not read. A column of another name than the record's is no text, and an answer that is no number is an error.
 """
 
 from __future__ import annotations
@@ -17,11 +18,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 
 BATCH_SIZE = 16
 MAX_NEW_TOKENS = 128
-_NOT_A_NUMBER = "the model computes what is no number (NaN), as weights that are damaged do; accepted: a model whose weights are finite"
+_NOT_A_NUMBER = (
+    "the model computes what is no number (NaN), as weights that are damaged do; accepted: a model whose weights are"
+    " finite"
+)
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Classifier | Generator:
@@ -36,12 +47,19 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Cl
     auto: Any = AutoModelForCausalLM if kind is Generator else AutoModelForSequenceClassification
     if kind is Generator:
         local["generation_config"] = GenerationConfig()
-    model, info = auto.from_pretrained(folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **local)
+    model, info = auto.from_pretrained(
+        folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **local
+    )
     for name, seen, shape in sorted(info["mismatched_keys"]):  # transformers would tell in a report of several lines
-        raise ValueError(f"{name} has another shape than its config.json says: seen {list(seen)}; accepted: {list(shape)}")
+        raise ValueError(
+            f"{name} has another shape than its config.json says: seen {list(seen)}; accepted: {list(shape)}"
+        )
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would fill them with random numbers
-        raise ValueError(f"{len(missing)} weights are missing, such as {missing[0]}; the weights of a whole {type(model).__name__} are accepted")
+        raise ValueError(
+            f"{len(missing)} weights are missing, such as {missing[0]}; the weights of a whole {type(model).__name__}"
+            " are accepted"
+        )
     model = model.to(device).eval()
     return kind(model, tokenizer, settings, int(options.get("batch_size", BATCH_SIZE)))
 
@@ -62,20 +80,31 @@ class Classifier:
         labels = [self.model.config.id2label[index] for index in range(self.model.config.num_labels)]
         answers = []
         for start in range(0, len(texts), self.batch_size):
-            rows = [self._shortened(row) for row in self.tokenizer(texts[start : start + self.batch_size], verbose=False)["input_ids"]]
+            rows = [
+                self._shortened(row)
+                for row in self.tokenizer(texts[start : start + self.batch_size], verbose=False)["input_ids"]
+            ]
             batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt", padding_side="right")
-            accepted = {name: tensor.to(self.model.device) for name, tensor in batch.items() if name in ("input_ids", "attention_mask")}
+            accepted = {
+                name: tensor.to(self.model.device)
+                for name, tensor in batch.items()
+                if name in ("input_ids", "attention_mask")
+            }
             with torch.inference_mode():
                 rows = self.model(**accepted).logits.float().softmax(dim=-1).cpu().tolist()
             for row in rows:
                 if not all(map(math.isfinite, row)):  # JSON has no word for it
                     raise ValueError(_NOT_A_NUMBER)
                 best = max(range(len(row)), key=row.__getitem__)
-                answers.append({"label": labels[best], "score": row[best], "scores": dict(zip(labels, row, strict=True))})
+                answers.append(
+                    {"label": labels[best], "score": row[best], "scores": dict(zip(labels, row, strict=True))}
+                )
         return answers
 
     def _shortened(self, row: list[int]) -> list[int]:
-        """What the training kept of a text that is too long: its beginning, its end, or half of each, between the special tokens."""
+        """What the training kept of a text that is too long: its beginning, its end, or half of each, between the
+        special tokens.
+        """
         if len(row) <= self.max_length:
             return row
         before, behind = self.special
@@ -91,11 +120,15 @@ class Generator:
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         self.template = settings.get("prompt_template") or "{description}"
         self.max_length = _max_length(settings, model)
-        self.starts = tokenizer.bos_token_id is not None and list(tokenizer("a")["input_ids"])[:1] == [tokenizer.bos_token_id]
+        self.starts = tokenizer.bos_token_id is not None and list(tokenizer("a")["input_ids"])[:1] == [
+            tokenizer.bos_token_id
+        ]
         _need_padding(tokenizer, model)
 
     def predict(self, data: Any, params: Mapping[str, Any] | None = None) -> list[str]:
-        """`params`: max_new_tokens (128), temperature (0: the likeliest token each time), stop (strings; the completion ends before the first of them)."""
+        """`params`: max_new_tokens (128), temperature (0: the likeliest token each time), stop (strings; the completion
+        ends before the first of them).
+        """
         given = dict(params or {})
         max_new_tokens = _number(given, "max_new_tokens", MAX_NEW_TOKENS, least=1)
         temperature = _number(given, "temperature", 0.0, least=0)
@@ -136,7 +169,9 @@ class Generator:
         return [self._text(row, stop) for row in out[:, longest:].cpu().tolist()]
 
     def _ids(self, prompt: str, room: int) -> list[int]:
-        """As in training: the start token where the tokenizer adds one, then the prompt, which keeps its end where it is too long."""
+        """As in training: the start token where the tokenizer adds one, then the prompt, which keeps its end where it
+        is too long.
+        """
         ids = list(self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
         start = [self.tokenizer.bos_token_id] if self.starts else []
         ids = [*start, *ids[max(0, len(start) + len(ids) - room) :]]
@@ -194,8 +229,13 @@ def _column(table: pd.DataFrame, accepted: tuple[str, ...]) -> list[Any]:
         places = [0]
     if len(places) != 1:
         wanted = " or ".join(accepted)
-        raise ValueError(f"seen columns {str(names)[:200]}; accepted: one named {wanted} (through MLflow the first, it hands on no other), or strings alone")
-    return [text.item() if isinstance(text, np.ndarray) and text.size == 1 else text for text in table.iloc[:, places[0]]]  # as served records hold them
+        raise ValueError(
+            f"seen columns {str(names)[:200]}; accepted: one named {wanted} (through MLflow the first, it hands on no"
+            " other), or strings alone"
+        )
+    return [
+        text.item() if isinstance(text, np.ndarray) and text.size == 1 else text for text in table.iloc[:, places[0]]
+    ]  # as served records hold them
 
 
 def _number(given: Mapping[str, Any], name: str, default: float, *, least: int) -> Any:
@@ -209,7 +249,9 @@ def _number(given: Mapping[str, Any], name: str, default: float, *, least: int) 
     except (TypeError, ValueError, OverflowError):
         fits = False
     if not fits:
-        raise ValueError(f"{name}: seen {repr(value)[:40]}; accepted: a {'whole ' if kind is int else ''}number >= {least}")
+        raise ValueError(
+            f"{name}: seen {repr(value)[:40]}; accepted: a {'whole ' if kind is int else ''}number >= {least}"
+        )
     return number
 
 
