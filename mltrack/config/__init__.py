@@ -1,6 +1,7 @@
 """The options of a training, declared once, and the request, configuration and response made of them."""
 
-from mltrack.config.options import OPTIONS, Option
+from mltrack.config.option import Option
+from mltrack.config.options import OPTIONS
 from mltrack.config.request import TaskType, TrainingConfig, TrainModelRequest, TrainModelResponse, checked_options
 
 __all__ = [

@@ -1,0 +1,212 @@
+"""One option of `mltrack train`: type, default, range, meaning.
+
+Invariant: `Option.parse(text)` and `Option.check(value)` accept the same values, and say the same sentence otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mltrack.config.pairs import format_pairs, parse_pairs
+from mltrack.errors import ConfigurationError, did_you_mean
+
+MAX_WHOLE_NUMBER = 2**63 - 1
+"""What torch, numpy and the databases behind MLflow take as a whole number."""
+_TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option."""
+
+    name: str
+    """As written in Python and after `-P`; the command line accepts `-` for `_`."""
+    kind: str
+    """int, float, bool, text, path, pairs (see `mltrack.config.pairs`), or interval (the word `epoch`, or a number of
+    optimizer steps).
+    """
+    help: str
+    """One sentence for `--help` and the README's table."""
+    default: Any = None
+    """What holds where neither the user nor the task says otherwise; None: not set."""
+    by_task: bool = False
+    """The default comes from `mltrack.tasks.defaults`."""
+    choices: tuple[str, ...] = ()
+    """Accepted words, or names of pairs; empty: any."""
+    values: tuple[str, ...] = ()
+    """Accepted values of pairs; empty: any."""
+    minimum: float | None = None
+    """Smallest accepted number, itself accepted unless `above`."""
+    above: bool = False
+    """The minimum itself is not accepted."""
+    maximum: float | None = None
+    """Largest accepted number, itself accepted unless `below`."""
+    below: bool = False
+    """The maximum itself is not accepted."""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """Other spellings of a choice, such as true for auto."""
+
+    @property
+    def flag(self) -> str:
+        """The spelling of the command line, such as `--learning-rate`."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def accepted(self) -> str:
+        """What would be accepted, for messages and tables."""
+        if self.kind in ("int", "float"):
+            noun = "a whole number" if self.kind == "int" else "a number"
+            low = "" if self.minimum is None else f" {'>' if self.above else '>='} {self.minimum:g}"
+            high = "" if self.maximum is None else f" {'<' if self.below else '<='} {self.maximum:g}"
+            return noun + low + (" and" if low and high else "") + high
+        if self.kind == "bool":
+            return "true or false"
+        if self.kind == "interval":
+            return "epoch, or a whole number of optimizer steps > 0"
+        if self.kind == "pairs":
+            value = "|".join(self.values) or "VALUE"
+            return f"NAME={value},NAME={value} or a JSON object" + (
+                f"; NAME is {'|'.join(self.choices)}" if self.choices else ""
+            )
+        if self.choices:
+            return "|".join(self.choices)
+        return "a path" if self.kind == "path" else "text"
+
+    def parse(self, text: str) -> Any:
+        """The value that a word of the command line means; an empty word means that the option is not set.
+
+        Raises:
+            ConfigurationError: the word means no accepted value; the message says which would.
+        """
+        if not text:
+            return self.default
+        word = text.strip()
+        if self.kind in ("int", "float", "interval"):
+            if self.kind == "interval" and word == "epoch":
+                return word
+            try:
+                number = float(word) if self.kind == "float" else int(word)
+            except ValueError:
+                raise self._refused(text) from None
+            if not math.isfinite(number) if self.kind == "float" else abs(number) > MAX_WHOLE_NUMBER:
+                raise self._refused(text)  # as it was typed: 1e400 is read as infinity
+            return self.check(number)
+        if self.kind == "bool":
+            if word.lower() in _TRUE:
+                return True
+            if word.lower() in _FALSE:
+                return False
+            raise self._refused(text)
+        return self.check(text)
+
+    def check(self, value: Any) -> Any:
+        """The value itself, in the option's own type; what Python callers give passes through here.
+
+        Raises:
+            ConfigurationError: the value is outside of what is accepted.
+        """
+        if value is None:
+            if self.default is None or self.by_task:
+                return None
+            raise self._refused(value)
+        checker: Callable[[Any], Any] = getattr(self, f"_check_{self.kind}")
+        return checker(value)
+
+    def _check_int(self, value: Any) -> int:
+        if not _is_number(value) or not float(value).is_integer() or abs(value) > MAX_WHOLE_NUMBER:
+            raise self._refused(value)
+        return int(self._in_range(int(value)))
+
+    def _check_float(self, value: Any) -> float:
+        if not _is_number(value):
+            raise self._refused(value)
+        return float(self._in_range(float(value)))
+
+    def _check_bool(self, value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise self._refused(value)
+        return value
+
+    def _check_interval(self, value: Any) -> int | str:
+        if value == "epoch":
+            return "epoch"
+        if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_WHOLE_NUMBER:
+            raise self._refused(value)
+        return value
+
+    def _check_path(self, value: Any) -> str:
+        if not isinstance(value, (str, Path)) or not str(value):
+            raise self._refused(value)
+        return str(value)
+
+    def _check_pairs(self, value: Any) -> str:
+        if not isinstance(value, (str, Mapping)):
+            raise self._refused(value)
+        try:
+            pairs = parse_pairs(
+                format_pairs({str(name): str(meant) for name, meant in value.items()})
+                if isinstance(value, Mapping)
+                else value
+            )
+        except ValueError as error:
+            raise ConfigurationError(
+                f"{self.name}: seen {_shown(value)} ({error}); accepted: {self.accepted}"
+            ) from None
+        unknown = next((name for name in pairs if self.choices and name not in self.choices), None)
+        if unknown is not None:
+            raise ConfigurationError(
+                f"{self.name}: seen the name {unknown!r} in {str(value)!r}; {did_you_mean(unknown, self.choices)}"
+            )
+        strange = next((name for name, meant in pairs.items() if self.values and meant not in self.values), None)
+        if strange is not None:
+            raise ConfigurationError(
+                f"{self.name}: seen {pairs[strange]!r} for {strange}; {did_you_mean(pairs[strange], self.values)}"
+            )
+        return value if isinstance(value, str) else format_pairs(pairs)
+
+    def _check_text(self, value: Any) -> str:
+        if isinstance(value, bool):
+            value = str(value).lower()
+        if not isinstance(value, str) or not value:
+            raise self._refused(value)
+        if not self.choices:
+            return str(value)
+        word = self.aliases.get(value.lower(), value.lower())
+        if word not in self.choices:
+            raise self._refused(value)
+        return word
+
+    def _in_range(self, value: float) -> float:
+        too_low = self.minimum is not None and (value <= self.minimum if self.above else value < self.minimum)
+        too_high = self.maximum is not None and (value >= self.maximum if self.below else value > self.maximum)
+        if too_low or too_high:
+            raise self._refused(value)
+        return value
+
+    def _refused(self, value: Any) -> ConfigurationError:
+        seen = _shown(value)
+        accepted = did_you_mean(seen.strip("'"), self.choices) if self.choices else f"accepted: {self.accepted}"
+        return ConfigurationError(f"{self.name}: seen {seen}; {accepted}")
+
+
+def _is_number(value: Any) -> bool:
+    """True for a number that a float can hold, infinity and NaN not among them."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number above 1.8e308
+        return False
+
+
+def _shown(value: Any) -> str:
+    """The value in a message: a long one by its beginning and its length."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a whole number of more than 4,300 digits"
+    return text if len(text) <= 200 else f"{text[:80]}... ({len(text)} characters)"
