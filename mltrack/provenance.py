@@ -30,22 +30,6 @@ from mltrack.journal.run_index import only_own
 from mltrack.relay import Life, TrainedElsewhere, has_ended, refuse_trained_elsewhere, tracking_uri_of, trainer_of
 from mltrack.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 
-NOT_INHERITED = {
-    "resume",
-    "exact",
-    "new_run",
-    "force",
-    "output_dir",
-    "tracking_uri",
-    "offline",
-    "exit_wait",
-    "debug",
-    "output",
-    "trust_remote_code",
-}
-"""Options that a resumed run takes from its own command line alone; the last one since others can write what it would
-be inherited from.
-"""
 _NAMED = ("model_name", "dataset_path", "validation_path")
 """Inherited options that are said before they are used."""
 
@@ -273,7 +257,7 @@ def saved_options(
     inherited = {
         name
         for name in saved
-        if name not in NOT_INHERITED and name not in request.as_typed and values[name] == OPTIONS[name].default
+        if OPTIONS[name].inherited and name not in request.as_typed and values[name] == OPTIONS[name].default
     }
     values |= {name: saved[name] for name in inherited}
     if named := [f"{name}={values[name]}" for name in _NAMED if name in inherited and values[name] is not None]:

@@ -25,25 +25,6 @@ from mltrack.provenance import git_facts, is_taken
 from mltrack.relay import tracking_uri_of
 from mltrack.store import StoreRejected, active_run, database_file, default_tracking_uri
 
-NOT_PARAMS = {
-    "output_dir",
-    "upload",
-    "tracking_uri",
-    "experiment_name",
-    "run_name",
-    "resume",
-    "exact",
-    "new_run",
-    "force",
-    "offline",
-    "exit_wait",
-    "debug",
-    "output",
-}
-"""Options that say where a run is kept, not what it computes; they stay out of the MLflow params."""
-
-assert OPTIONS.keys() >= NOT_PARAMS
-
 MANY_LONG = 0.2
 """Share of records longer than `max_length` from which the user is warned."""
 
@@ -139,7 +120,7 @@ def params_of(request: TrainModelRequest) -> dict[str, str]:
     return {
         name: request.as_typed.get(name, _written(value))
         for name, value in request.options().items()
-        if value is not None and name not in NOT_PARAMS
+        if value is not None and OPTIONS[name].is_param
     }
 
 

@@ -168,14 +168,12 @@ class TrainModelUseCase:
             as_trained=reads_as_tokens(run.resumed, self._notice),
             registry_resolver=None if parent is None else lambda _: parent.folder,
         )
-        assert request.max_length is not None
         run.source.check_max_length(request.max_length)
 
     # 3
     def _load_data(self, run: TrainingRun) -> None:
         request, source = run.request, run.source
         assert source is not None
-        assert request.max_length is not None
         found = requested_records(
             request,
             tokenizer=source.tokenizer,

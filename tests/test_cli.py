@@ -7,13 +7,16 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import FrozenInstanceError, fields, replace
 
 import commands
 import pytest
 import tiny
 
+from mltrack.cli.command import as_values
 from mltrack.cli.options import markdown_table
-from mltrack.config import OPTIONS, TrainModelRequest
+from mltrack.config import GROUPS, OPTIONS, TrainingConfig, TrainModelRequest
+from mltrack.errors import ConfigurationError
 
 
 def test_help_loads_nothing_heavy(tmp_path):
@@ -26,6 +29,71 @@ def test_help_loads_nothing_heavy(tmp_path):
     assert finished.returncode == 0, finished.stderr
     for option in OPTIONS.values():
         assert option.flag in finished.stdout, option.name
+
+
+def test_the_help_of_train_can_be_scanned(tmp_path):
+    finished = commands.mltrack("train", "--help", cwd=tmp_path, COLUMNS="200")
+    lines = finished.stdout.splitlines()
+    assert max(map(len, lines)) <= 100
+    headings = [line.removesuffix(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
+    assert headings == [*(group.capitalize() for group in GROUPS), "Options"]
+    assert "--learning_rate" not in finished.stdout, "one spelling is shown"
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--offline"], ["--offline", "true"]),
+        (["--no-offline", "--seed", "1"], ["--offline", "false", "--seed", "1"]),
+        (["--offline", "--seed", "1"], ["--offline", "true", "--seed", "1"]),
+        (["--offline", "false"], ["--offline", "false"]),
+        (["--offline=true"], ["--offline=true"]),
+        (["--no-new-run", "--new_run"], ["--new-run", "false", "--new_run", "true"]),
+        (["--no-seed"], ["--no-seed"]),
+        (["a", "--offline", "--", "--offline"], ["a", "--offline", "true", "--", "--offline"]),
+    ],
+)
+def test_booleans_are_flags_too(words, meant):
+    assert as_values(words, {"--offline", "--new-run", "--new_run"}) == meant
+
+
+def test_flags_reach_the_command(tmp_path, records_file):
+    """A resume that is not there is found out before anything is made: the flags in front of it were accepted."""
+    for words in (("--offline", "--no-exact"), ("--no-offline", "--exact", "false"), ("--debug", "--offline", "true")):
+        finished = commands.mltrack("train", "--resume", "latest", *words, cwd=tmp_path)
+        assert finished.returncode == 2, finished.stderr
+        assert "resume: seen 'latest'" in finished.stderr
+        assert ("Traceback" in finished.stderr) == ("--debug" in words)
+
+
+def test_the_shell_completes_commands_options_and_choices(tmp_path):
+    def offered(*words: str) -> str:
+        typed = " ".join(("mltrack", *words))
+        environment = {"_MLTRACK_COMPLETE": "complete_zsh", "_TYPER_COMPLETE_ARGS": typed, "SHELL": "/bin/zsh"}
+        return commands.run(commands.BIN / "mltrack", cwd=tmp_path, **environment).stdout
+
+    assert "train" in offered("tr")
+    assert "--learning-rate" in offered("train", "--learn")
+    assert "security_classification" in offered("train", "--task", "sec")
+    assert "--install-completion" in commands.mltrack("--help", cwd=tmp_path).stdout
+
+
+def test_an_option_is_declared_once():
+    """`TrainModelRequest` and `TrainingConfig` take their fields from the groups; the exceptions are named."""
+    own = [name for name in TrainModelRequest.__annotations__ if name in OPTIONS]
+    assert own == []
+    assert list(TrainingConfig.__annotations__) == ["num_epochs"]
+    assert {f.name for f in fields(TrainingConfig)} - {"num_epochs"} < OPTIONS.keys()
+
+
+def test_a_training_config_is_valid_and_stays_as_it_is():
+    config = TrainingConfig(num_epochs=2, batch_size=4, learning_rate=None, use_mixed_precision=False)
+    assert (config.learning_rate, config.use_mixed_precision) == (OPTIONS["learning_rate"].trainer_default, "off")
+    with pytest.raises(FrozenInstanceError):
+        config.batch_size = 8
+    with pytest.raises(ConfigurationError, match="batch_size: seen 0"):
+        replace(config, batch_size=0)
+    assert replace(config, seed=1) != config
 
 
 def test_both_spellings_of_every_option():

@@ -86,4 +86,8 @@ def _said(line: str, exit_code: int) -> int:
 
 
 def _debug(arguments: list[str]) -> bool:
-    return any(word == "--debug" and following.lower() == "true" for word, following in pairwise(arguments))
+    from mltrack.cli.command import as_values
+
+    return any(
+        word == "--debug" and value.lower() == "true" for word, value in pairwise(as_values(arguments, {"--debug"}))
+    )

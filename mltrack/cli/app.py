@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import typer
 
+from mltrack.cli.command import BOOL, Command
 from mltrack.cli.options import spellings, split_options, takes_options, train_options
 
 app = typer.Typer(
     name="mltrack",
     help="Fine-tune code models and keep every run in MLflow.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # what draws boxes around the help takes longer to import than all the rest
-    context_settings={"max_content_width": 120},
+    context_settings={"max_content_width": 100},
 )
 models = typer.Typer(name="models", help="The model registry.", no_args_is_help=True)
 app.add_typer(models)
@@ -41,6 +41,10 @@ LABELS = _option("labels", "Which class each label of the data means: 0=safe,1=u
 ON_BAD_RECORD = _option("on_bad_record", "stop at the first bad record, or skip: leave them out, count and write them.")
 
 
+def _flag(name: str, help: str) -> str | None:
+    return typer.Option("false", *spellings(name), help=help, metavar=BOOL, show_default=False)
+
+
 def _train(words: dict[str, str]) -> None:
     """Train a model; every option may be given to `mlflow run` with -P."""
     from mltrack.cli.train import train
@@ -48,10 +52,10 @@ def _train(words: dict[str, str]) -> None:
     raise typer.Exit(train(words))
 
 
-app.command("train", short_help="Train a model.")(takes_options(train_options(), _train))
+app.command("train", cls=Command, short_help="Train a model.")(takes_options(train_options(), _train))
 
 
-@app.command("predict")
+@app.command("predict", cls=Command)
 def _predict(
     model_uri: str = typer.Option(
         ..., *spellings("model_uri"), help="models:/name@alias, models:/name/version, or a model folder."
@@ -77,7 +81,7 @@ def _predict(
     predict(model_uri, text, input_path, max_new_tokens, temperature, stop, output or "text", tracking_uri)
 
 
-@app.command("evaluate")
+@app.command("evaluate", cls=Command)
 def _evaluate(
     model_uri: str = typer.Option(
         ..., *spellings("model_uri"), help="models:/name@alias, models:/name/version, or a model folder."
@@ -97,14 +101,14 @@ def _evaluate(
     evaluate(model_uri, dataset_path, batch_size or "16", output or "text", tracking_uri, reading)
 
 
-@app.command("sync")
+@app.command("sync", cls=Command)
 def _sync(
     run: list[str] = typer.Argument(None, help="Run directories or run ids.", show_default=False),
     follow: str | None = _option(
         "follow", "A run directory that is being written: deliver until its trainer has ended."
     ),
     all_runs: str | None = typer.Option(
-        None, "--all", help="true: every run in the output folder.", show_default=False
+        None, "--all", help="Every run in the output folder.", metavar=BOOL, show_default=False
     ),
     output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
     tracking_uri: str | None = URI,
@@ -115,13 +119,11 @@ def _sync(
     raise typer.Exit(sync_runs(run or [], follow, all_runs, output_dir or "mltrack-runs", tracking_uri))
 
 
-@app.command("runs", short_help="List the local runs: state, steps, delivery.")
+@app.command("runs", cls=Command, short_help="List the local runs: state, steps, delivery.")
 def _runs(
     output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
     output: str | None = _option("output", "text or json.", "text"),
-    reap: str | None = _option(
-        "reap", "true: set MLflow runs right that say RUNNING though their trainer is gone.", "false"
-    ),
+    reap: str | None = _flag("reap", "Set MLflow runs right that say RUNNING though their trainer is gone."),
     limit: str | None = _option("limit", "How many of the newest runs are listed; 0: all.", "50"),
     tracking_uri: str | None = URI,
 ) -> None:
@@ -131,7 +133,7 @@ def _runs(
     list_runs(output_dir or "mltrack-runs", output or "text", reap or "false", tracking_uri, limit or "50")
 
 
-@app.command("doctor")
+@app.command("doctor", cls=Command)
 def _doctor(tracking_uri: str | None = URI) -> None:
     """Check this machine: one line each, with the remedy."""
     from mltrack.cli.doctor import doctor
@@ -139,7 +141,7 @@ def _doctor(tracking_uri: str | None = URI) -> None:
     raise typer.Exit(doctor(tracking_uri))
 
 
-@models.command("list")
+@models.command("list", cls=Command)
 def _models_list(
     output: str | None = _option("output", "text or json.", "text"), tracking_uri: str | None = URI
 ) -> None:
@@ -149,7 +151,7 @@ def _models_list(
     list_models(tracking_uri, output or "text")
 
 
-@models.command("show", short_help="The versions of a model, and its champions.")
+@models.command("show", cls=Command, short_help="The versions of a model, and its champions.")
 def _models_show(
     name: str = typer.Argument(..., help="A registered model."),
     output: str | None = _option("output", "text or json.", "text"),
@@ -161,7 +163,7 @@ def _models_show(
     show_model(name, tracking_uri, output or "text")
 
 
-@models.command("promote")
+@models.command("promote", cls=Command)
 def _models_promote(
     name: str = typer.Argument(..., help="A registered model."),
     version: str | None = _option("version", "Its version; beside --dataset-path not set: the challenger."),
@@ -196,7 +198,7 @@ def _models_promote(
     )
 
 
-@models.command("rollback")
+@models.command("rollback", cls=Command)
 def _models_rollback(
     name: str = typer.Argument(..., help="A registered model."), tracking_uri: str | None = URI
 ) -> None:
@@ -206,14 +208,12 @@ def _models_rollback(
     rollback_model(name, tracking_uri)
 
 
-@models.command("delete")
+@models.command("delete", cls=Command)
 def _models_delete(
     name: str = typer.Argument(..., help="A registered model."),
     version: str | None = _option("version", "Its version; not set: the whole model."),
-    force: str | None = _option("force", "true: also a champion, or what has another alias of yours.", "false"),
-    keep_files: str | None = _option(
-        "keep_files", "true: only the registry's entry; the files stay with the run.", "false"
-    ),
+    force: str | None = _flag("force", "Also a champion, or what has another alias of yours."),
+    keep_files: str | None = _flag("keep_files", "Only the registry's entry. The files stay with the run."),
     tracking_uri: str | None = URI,
 ) -> None:
     """Delete a version, or a whole registered model, with its files."""
@@ -225,7 +225,7 @@ def _models_delete(
 KIND = typer.Option("all", "--kind", help="all, model, tokens, records or rows (of scans).")
 
 
-@cache.command("list")
+@cache.command("list", cls=Command)
 def _cache_list(kind: str = KIND, output: str | None = _option("output", "text or json.", "text")) -> None:
     """What is there: kind, size, when it was used last."""
     from mltrack.cli.cache import list_cache
@@ -233,7 +233,7 @@ def _cache_list(kind: str = KIND, output: str | None = _option("output", "text o
     list_cache(kind, output or "text")
 
 
-@cache.command("clear", short_help="Remove what no process uses.")
+@cache.command("clear", cls=Command, short_help="Remove what no process uses.")
 def _cache_clear(kind: str = KIND, output: str | None = _option("output", "text or json.", "text")) -> None:
     """Remove what no process uses; it is fetched or made again when it is needed."""
     from mltrack.cli.cache import clear_cache
@@ -241,7 +241,7 @@ def _cache_clear(kind: str = KIND, output: str | None = _option("output", "text 
     clear_cache(kind, output or "text")
 
 
-@data.command("inspect")
+@data.command("inspect", cls=Command)
 def _data_inspect(
     path: str = typer.Argument(..., help="Records, as --dataset-path of train takes them, or stdlib."),
     task: str | None = _option("task", "The task; not set: told by the fields of the first record."),
@@ -261,7 +261,7 @@ def _data_inspect(
     inspect(path, {**given, "on_bad_record": on_bad_record, "output": output})
 
 
-@data.command("check", short_help="Leaks, copies, contradictions, imbalance, lengths.")
+@data.command("check", cls=Command, short_help="Leaks, copies, contradictions, imbalance, lengths.")
 def _data_check(
     train: str = typer.Argument(..., help="Training records, as --dataset-path of train takes them, or stdlib."),
     valid: str | None = typer.Argument(None, help="Validation records.", show_default=False),
@@ -293,7 +293,7 @@ def _data_check(
     raise typer.Exit(check(train, valid, given, thresholds))
 
 
-@data.command("show", short_help="What a run was trained and evaluated on.")
+@data.command("show", cls=Command, short_help="What a run was trained and evaluated on.")
 def _data_show(
     run: str = typer.Argument(..., help="A run id, or a run directory."),
     output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
@@ -313,6 +313,6 @@ def _data_split(words: dict[str, str]) -> None:
     split(words)
 
 
-data.command("split", short_help="The records of both sides, counted or written.")(
+data.command("split", cls=Command, short_help="The records of both sides, counted or written.")(
     takes_options(split_options(), _data_split)
 )

@@ -44,7 +44,8 @@ def split(words: Mapping[str, str]) -> None:
         print(line)
     for row in rows:
         print(
-            f"{row['set']:<12}{row['records']:>10,} records  digest {row['digest'][:36]}  {row.get('path', '')}".rstrip()
+            f"{row['set']:<12}{row['records']:>10,} records  "
+            f"digest {row['digest'][:36]}  {row.get('path', '')}".rstrip()
         )
 
 

@@ -10,19 +10,30 @@ from typing import Any
 
 import typer
 
-from mltrack.config import OPTIONS, Option
-from mltrack.config.options import DATA_OPTIONS
+from mltrack.config import DATA_OPTIONS, OPTIONS, Option
 
 
 def described(option: Option) -> str:
-    """Help text of an option, with what is accepted and the default."""
-    default = "by task" if option.by_task else ("not set" if option.default is None else str(option.default).lower())
-    return f"{option.help} [{option.accepted}; default: {default}]"
+    """Help text of an option, with what is accepted where its kind does not say it, and the default."""
+    says_more = option.choices or option.kind in ("int", "float", "interval", "pairs")
+    default = "by task" if option.by_task else str(option.default).lower()
+    facts = [option.accepted] * bool(says_more) + [f"default: {default}"] * (
+        option.by_task or option.default is not None
+    )
+    return f"{option.help} [{'; '.join(facts)}]" if facts else option.help
 
 
 def spellings(name: str) -> list[str]:
     """`--learning-rate` and `--learning_rate`."""
     return list(dict.fromkeys(["--" + name.replace("_", "-"), "--" + name]))
+
+
+def completion(option: Option) -> Callable[[str], list[str]] | None:
+    """What a shell offers for a value that has begun; None: what it offers itself, such as files."""
+    words = ("true", "false") if option.kind == "bool" else option.choices
+    if option.kind == "pairs" or not words:
+        return None
+    return lambda incomplete: [word for word in words if word.startswith(incomplete)]
 
 
 def takes_options(names: Mapping[str, Option], command: Callable[[dict[str, str]], None]) -> Callable[..., None]:
@@ -34,7 +45,13 @@ def takes_options(names: Mapping[str, Option], command: Callable[[dict[str, str]
     parameters = []
     for name, option in names.items():
         declared = typer.Option(
-            None, *spellings(name), help=described(option), metavar=option.kind.upper(), show_default=False
+            None,
+            *spellings(name),
+            help=described(option),
+            metavar=option.kind.upper(),
+            show_default=False,
+            rich_help_panel=option.group or None,
+            autocompletion=completion(option),
         )
         parameters.append(
             inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=declared, annotation=str | None)
@@ -80,7 +97,7 @@ def split_options() -> dict[str, Option]:
         kind="text",
         help="TRAINING,EVALUATION: what the digests must begin with, as `mltrack data show` names them.",
     )
-    return {name: OPTIONS[name] for name in DATA_OPTIONS} | {
+    return DATA_OPTIONS | {
         "digests": digests,
         "output_dir": folder,
         "output": OPTIONS["output"],
@@ -122,7 +139,7 @@ def without_empty(command: Any, words: Sequence[str]) -> list[str]:
             if parameter.param_type_name == "option"
             for spelling in parameter.opts
         }:
-            if not equals and waiting:
+            if not equals and waiting and not waiting[0].startswith("-"):
                 value = waiting.pop(0)
                 given.append(value)
             if not value and (equals or len(given) == 2):

@@ -150,7 +150,8 @@ def sync_runs(
         print(
             f"{directory.name}: {state}, {progress.sent - there:,} points sent, {there:,} already there,"
             f" {len(progress.failed)} failed, run {progress.run_id}"
-            f"{', which went on elsewhere since' if progress.elsewhere else ''}{f'; {progress.deleted}' if progress.deleted else ''}"
+            f"{', which went on elsewhere since' if progress.elsewhere else ''}"
+            f"{f'; {progress.deleted}' if progress.deleted else ''}"
         )
         for line in progress.failed:
             print(printable(f"  failed: {line}"))

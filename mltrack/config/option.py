@@ -1,13 +1,15 @@
-"""One option of `mltrack train`: type, default, range, meaning.
+"""One option of `mltrack train`, and how it is declared as a dataclass field.
 
 Invariant: `Option.parse(text)` and `Option.check(value)` accept the same values, and say the same sentence otherwise.
+
+    batch_size: int = option(8, minimum=1, fixes_result=True, help="Examples per micro-batch.")
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +25,42 @@ _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 class Option:
     """One option."""
 
-    name: str
-    """As written in Python and after `-P`; the command line accepts `-` for `_`."""
+    name: str = ""
+    """As written in Python and after `-P`. The command line accepts `-` for `_`."""
     kind: str
-    """int, float, bool, text, path, pairs (see `mltrack.config.pairs`), or interval (the word `epoch`, or a number of
-    optimizer steps).
-    """
+    """int, float, bool, text, path, pairs (see `mltrack.config.pairs`), or interval (`epoch`, or a number of steps)."""
     help: str
-    """One sentence for `--help` and the README's table."""
+    """Short sentences for `--help` and the table of options."""
+    group: str = ""
+    """The heading under which it is shown."""
     default: Any = None
-    """What holds where neither the user nor the task says otherwise; None: not set."""
+    """What holds where neither the user nor the task says otherwise. None: not set."""
     by_task: bool = False
-    """The default comes from `mltrack.tasks.defaults`."""
+    """The default is the task's."""
+    trainer_default: Any = None
+    """Of an option by task: what `TrainingConfig` takes, which knows no task."""
     choices: tuple[str, ...] = ()
-    """Accepted words, or names of pairs; empty: any."""
+    """Accepted words, or names of pairs. Empty: any."""
     values: tuple[str, ...] = ()
-    """Accepted values of pairs; empty: any."""
+    """Accepted values of pairs. Empty: any."""
     minimum: float | None = None
-    """Smallest accepted number, itself accepted unless `above`."""
-    above: bool = False
-    """The minimum itself is not accepted."""
+    """Smallest accepted number."""
     maximum: float | None = None
-    """Largest accepted number, itself accepted unless `below`."""
-    below: bool = False
-    """The maximum itself is not accepted."""
-    aliases: dict[str, str] = field(default_factory=dict)
+    """Largest accepted number."""
+    above: float | None = None
+    """Accepted numbers are larger than this."""
+    below: float | None = None
+    """Accepted numbers are smaller than this."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
     """Other spellings of a choice, such as true for auto."""
+    is_param: bool = True
+    """It is an MLflow param. Options that say where a run is kept, not what it computes, are none."""
+    inherited: bool = True
+    """A resumed run takes it from the run that it continues, unless it is given."""
+    fixes_data: bool = False
+    """It decides which records are trained on and which are evaluated on."""
+    fixes_result: bool = False
+    """Its value must be the same where a training is resumed."""
 
     @property
     def flag(self) -> str:
@@ -60,9 +72,8 @@ class Option:
         """What would be accepted, for messages and tables."""
         if self.kind in ("int", "float"):
             noun = "a whole number" if self.kind == "int" else "a number"
-            low = "" if self.minimum is None else f" {'>' if self.above else '>='} {self.minimum:g}"
-            high = "" if self.maximum is None else f" {'<' if self.below else '<='} {self.maximum:g}"
-            return noun + low + (" and" if low and high else "") + high
+            bounds = {">": self.above, ">=": self.minimum, "<": self.below, "<=": self.maximum}
+            return noun + " and".join(f" {sign} {n:g}" for sign, n in bounds.items() if n is not None)
         if self.kind == "bool":
             return "true or false"
         if self.kind == "interval":
@@ -181,8 +192,12 @@ class Option:
         return word
 
     def _in_range(self, value: float) -> float:
-        too_low = self.minimum is not None and (value <= self.minimum if self.above else value < self.minimum)
-        too_high = self.maximum is not None and (value >= self.maximum if self.below else value > self.maximum)
+        too_low = (self.minimum is not None and value < self.minimum) or (
+            self.above is not None and value <= self.above
+        )
+        too_high = (self.maximum is not None and value > self.maximum) or (
+            self.below is not None and value >= self.below
+        )
         if too_low or too_high:
             raise self._refused(value)
         return value
@@ -210,3 +225,24 @@ def _shown(value: Any) -> str:
     except ValueError:  # Python writes no whole number of more than 4,300 digits
         return "a whole number of more than 4,300 digits"
     return text if len(text) <= 200 else f"{text[:80]}... ({len(text)} characters)"
+
+
+_KINDS = {bool: "bool", int: "int", float: "float", str: "text"}
+
+
+def option(default: Any = None, *, kind: str | None = None, repr: bool = True, **settings: Any) -> Any:
+    """A dataclass field that is an option; `settings` are the fields of `Option`.
+
+    Args:
+        default: None where the option is not set, or the task decides.
+        kind: not given: that of the default's type.
+        repr: False for a value that may hold a secret.
+    """
+    made = Option(kind=kind or _KINDS[type(default)], default=default, **settings)
+    return field(default=default, repr=repr, metadata={Option.__name__: made})
+
+
+def declared(kind: type, group: str) -> list[Option]:
+    """The options that a dataclass declares itself, under a heading unless they name another one."""
+    made = {f.name: f.metadata[Option.__name__] for f in fields(kind) if f.name in kind.__annotations__}
+    return [replace(one, name=name, group=one.group or group) for name, one in made.items()]

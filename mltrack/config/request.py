@@ -7,12 +7,12 @@ all at once."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import FrozenInstanceError, asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
 from mltrack.addresses import redacted, without_secrets
-from mltrack.config.options import OPTIONS, setting
+from mltrack.config.options import OPTIONS, Checkpoints, Data, Duration, Model, Optimization, Performance, Run, Tracking
 from mltrack.config.speedups import Speedups
 from mltrack.errors import ConfigurationError, printable
 
@@ -30,56 +30,24 @@ class TaskType(StrEnum):
         return self is not TaskType.CODE_GENERATION
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """The options of `AdvancedTrainer`; their meanings and ranges are those of `OPTIONS` (`num_epochs` is `epochs`
-    there).
+@dataclass(kw_only=True)
+class TrainingConfig(Optimization, Performance, Checkpoints):
+    """The options of `AdvancedTrainer`; their meanings and ranges are those of `OPTIONS`. They do not change later.
 
     Raises:
         ConfigurationError: a value outside of what is accepted, at construction.
     """
 
-    num_epochs: int = 3
-    max_steps: int | None = setting("max_steps")
-    batch_size: int = 8
-    eval_batch_size: int | None = setting("eval_batch_size")
-    learning_rate: float = 2e-5
-    weight_decay: float = setting("weight_decay")
-    warmup_steps: int | None = setting("warmup_steps")
-    warmup_ratio: float = setting("warmup_ratio")
-    max_grad_norm: float = setting("max_grad_norm")
-    gradient_accumulation_steps: int = setting("gradient_accumulation_steps")
-    max_batch_tokens: int | None = setting("max_batch_tokens")
-    packing: bool = setting("packing")
-    gradient_checkpointing: bool = setting("gradient_checkpointing")
-    use_mixed_precision: str | bool = setting("use_mixed_precision")
-    early_stopping_patience: int | None = setting("early_stopping_patience")
-    early_stopping_min_delta: float = setting("early_stopping_min_delta")
-    metric_name: str = setting("metric_name")
-    metric_mode: str | None = setting("metric_mode")
-    eval_every: int | str = setting("eval_every")
-    save_every: int | str = setting("save_every")
-    max_checkpoints: int = setting("max_checkpoints")
-    keep_every: int | None = setting("keep_every")
-    device: str = setting("device")
-    parallel: str = setting("parallel")
-    compile: bool = setting("compile")
-    speedups: str | Mapping[str, str] | None = setting("speedups")
-    num_workers: int = setting("num_workers")
-    seed: int = setting("seed")
-    deterministic: bool = setting("deterministic")
-    class_weights: str = setting("class_weights")
-    on_non_finite: str = setting("on_non_finite")
-    on_disk_full: str = setting("on_disk_full")
-    exact: bool = setting("exact")
+    num_epochs: int = OPTIONS["epochs"].trainer_default
+    """`epochs` of the request."""
 
-    def __post_init__(self) -> None:
-        for f in fields(self):
-            option = OPTIONS["epochs" if f.name == "num_epochs" else f.name]
-            value = getattr(self, f.name)
-            if value is None and option.by_task:
-                raise ConfigurationError(f"{f.name}: seen None; accepted: {option.accepted}")
-            object.__setattr__(self, f.name, option.check(value))
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__:
+            raise FrozenInstanceError(f"cannot assign to field {name!r}")
+        option = OPTIONS["epochs" if name == "num_epochs" else name]
+        if value is None and option.by_task:
+            value = option.trainer_default
+        super().__setattr__(name, option.check(value))
 
     @property
     def effective_speedups(self) -> Speedups:
@@ -93,73 +61,9 @@ class TrainingConfig:
 
 
 @dataclass(kw_only=True)
-class TrainModelRequest:
+class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkpoints, Tracking, Run):
     """One training, as the user asks for it: the options of `mltrack train`. None stands for the task's default."""
 
-    dataset_path: str = setting("dataset_path")
-    columns: str | Mapping[str, str] | None = None
-    labels: str | Mapping[str, str] | None = None
-    task: str = setting("task")
-    model_name: str = setting("model_name")
-    num_labels: int | None = None
-    epochs: int | None = None
-    max_steps: int | None = None
-    batch_size: int | None = None
-    eval_batch_size: int | None = None
-    learning_rate: float | None = None
-    weight_decay: float = setting("weight_decay")
-    warmup_steps: int | None = None
-    warmup_ratio: float = setting("warmup_ratio")
-    max_grad_norm: float = setting("max_grad_norm")
-    gradient_accumulation_steps: int = setting("gradient_accumulation_steps")
-    max_batch_tokens: int | None = None
-    packing: bool = setting("packing")
-    gradient_checkpointing: bool = setting("gradient_checkpointing")
-    use_mixed_precision: str | bool = setting("use_mixed_precision")
-    early_stopping_patience: int | None = None
-    early_stopping_min_delta: float = setting("early_stopping_min_delta")
-    metric_name: str = setting("metric_name")
-    metric_mode: str | None = None
-    validation_split: float = setting("validation_split")
-    validation_path: str | None = None
-    group: str | None = None
-    max_length: int | None = None
-    truncation: str = setting("truncation")
-    seed: int = setting("seed")
-    deterministic: bool = setting("deterministic")
-    device: str = setting("device")
-    attention: str = setting("attention")
-    compile: bool = setting("compile")
-    speedups: str | Mapping[str, str] | None = None
-    num_workers: int = setting("num_workers")
-    eval_every: int | str = setting("eval_every")
-    save_every: int | str = setting("save_every")
-    save_when_busy: str = setting("save_when_busy")
-    max_checkpoints: int = setting("max_checkpoints")
-    keep_every: int | None = None
-    parallel: str = setting("parallel")
-    output_dir: str = setting("output_dir")
-    experiment_name: str | None = None
-    run_name: str | None = None
-    upload: str = setting("upload")
-    register: str = setting("register")
-    registered_model_name: str | None = None
-    promote: str = setting("promote")
-    promote_margin: float = setting("promote_margin")
-    resume: str = setting("resume")
-    exact: bool = setting("exact")
-    new_run: bool = setting("new_run")
-    force: bool = setting("force")
-    offline: bool = setting("offline")
-    exit_wait: float = setting("exit_wait")
-    class_weights: str = setting("class_weights")
-    on_non_finite: str = setting("on_non_finite")
-    on_disk_full: str = setting("on_disk_full")
-    on_bad_record: str = setting("on_bad_record")
-    trust_remote_code: bool = setting("trust_remote_code")
-    tracking_uri: str | None = field(default=None, repr=False)
-    debug: bool = setting("debug")
-    output: str = setting("output")
     as_typed: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """The words of the command line by option name: MLflow params keep the form that the user typed."""
 
@@ -213,7 +117,6 @@ class TrainModelRequest:
     def training_config(self) -> TrainingConfig:
         """The trainer's part. Every default by task must have been filled in."""
         names = {f.name for f in fields(TrainingConfig)} - {"num_epochs"}
-        assert self.epochs is not None
         return TrainingConfig(num_epochs=self.epochs, **{name: getattr(self, name) for name in names})
 
 

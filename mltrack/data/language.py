@@ -29,15 +29,17 @@ _HEADER = rf"""
     )[ \t]*\r?\n(?:[ \t]*\r?\n)*\1[ \t]+\S
 """
 _PYTHON_LINE = re.compile(
-    rf"{_HEADER}|^[ \t]*(?:def[ ]+\w+[ ]*\([^\n]*\)[ ]*:[ ]*(?:pass|return|raise|yield|\.\.\.)|from[ ]+[\w.]+["
-    r" ]+import[ ]+[\w(*])",
+    rf"{_HEADER}"
+    r"|^[ \t]*(?:def[ ]+\w+[ ]*\([^\n]*\)[ ]*:[ ]*(?:pass|return|raise|yield|\.\.\.)"
+    r"|from[ ]+[\w.]+[ ]+import[ ]+[\w(*])",
     re.MULTILINE | re.VERBOSE,
 )
 _OTHER_LINE = re.compile(
     r"""
     ^[ \t]*(?:
         (?:end|fi|done|esac|endif|endwhile|endforeach|endfunction)[ \t]*[;)]?[ \t]*\r?$
-        | (?:local|function|fn|fun|func|proc|let|val|var|my|sub|pub|impl|struct|object|package|namespace|public|private|use|trait|module|data)[ ]+[\w({&$@"'<]
+        | (?:local|function|fn|fun|func|proc|let|val|var|my|sub|pub|impl
+            |struct|object|package|namespace|public|private|use|trait|module|data)[ ]+[\w({&$@"'<]
         | (?:SELECT|INSERT|UPDATE|DELETE|CREATE|ALTER|DROP|WITH|BEGIN)\b
         | \#!.*\b(?:sh|bash|zsh|perl|ruby|node|lua|php)\b
         | \w+[ ]*::[ ]

@@ -15,8 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mltrack.config import OPTIONS, TrainModelRequest
-from mltrack.config.options import DATA_OPTIONS
+from mltrack.config import DATA_OPTIONS, OPTIONS, TrainModelRequest
 from mltrack.data.loader import DatasetLoader
 from mltrack.data.readers import Parts, absolute, find_parts, find_sources
 from mltrack.data.records import Record, as_task
@@ -200,14 +199,14 @@ def rebuild_command(options: Mapping[str, Any], *, working_directory: str = "", 
     """
     words = ["mltrack", "data", "split"]
     split = options.get("validation_path") is None
-    for name in DATA_OPTIONS:
+    for name, option in DATA_OPTIONS.items():
         value = options.get(name)
         if value is None or (name in _OF_A_SPLIT and not split):
             continue
         if name in _PATHS:
             value = absolute(str(value), working_directory)
-        if name in _ALWAYS_SAID or str(value) != str(OPTIONS[name].default):
-            words += [OPTIONS[name].flag, str(value)]
+        if name in _ALWAYS_SAID or str(value) != str(option.default):
+            words += [option.flag, str(value)]
     if digests:
         words += ["--digests", ",".join(digest[:DIGEST_DIGITS] for digest in digests)]
     return shlex.join(words)

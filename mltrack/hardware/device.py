@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from mltrack.config.options import OPTIONS
+from mltrack.config import OPTIONS
 from mltrack.errors import ConfigurationError
 from mltrack.hardware.cpu import cpu_multiplies_bf16
 

@@ -130,7 +130,8 @@ def metrics_json(step: int, epoch: int | None, time_ms: int, values: str, timing
     so.
     """
     shown = "null" if epoch is None else epoch
-    return f'{{"type":"metrics","time_ms":{time_ms},"step":{step},"epoch":{shown},"values":{{{values}}},"timing":{{{timing}}}}}'
+    head = f'"type":"metrics","time_ms":{time_ms},"step":{step},"epoch":{shown}'
+    return f'{{{head},"values":{{{values}}},"timing":{{{timing}}}}}'
 
 
 def json_number(value: float) -> str:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mltrack.checkpoints.state import unwrapped
-from mltrack.config import TrainingConfig
+from mltrack.config import OPTIONS, TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.data.collate import PADDED_TO
 from mltrack.data.encoding import tokenizer_digest
@@ -39,15 +39,8 @@ def decisive(
     """
     inner, on_cpu = unwrapped(model), device.type == "cpu"
     return {
-        "warmup_steps": config.warmup_steps,
+        **{name: getattr(config, name) for name, option in OPTIONS.items() if option.fixes_result},
         **({"warmup_ratio": config.warmup_ratio} if config.warmup_steps is None else {}),
-        "batch_size": config.batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "learning_rate": config.learning_rate,
-        "weight_decay": config.weight_decay,
-        "max_grad_norm": config.max_grad_norm,
-        "seed": config.seed,
-        "class_weights": config.class_weights,
         "training data": dataset.digest[:12],
         "tokenizer": tokenizer_digest(dataset.tokenizer)[:12],
         "max_length": dataset.max_length,
@@ -75,7 +68,6 @@ def decisive(
         "device": _device(device, replicated=replicated),
         "precision": precision,
         "fp32 products": "TF32" if config.effective_speedups.tf32 and device.type == "cuda" else "whole",
-        "deterministic": config.deterministic,
         **({"threads": torch.get_num_threads()} if on_cpu else {}),
         "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else "the GPU's",
         "torch": str(torch.__version__),

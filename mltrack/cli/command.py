@@ -1,0 +1,52 @@
+"""A command whose help has headings and whose booleans are also flags: `--offline` and `--no-offline`."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from typer.core import TyperCommand
+
+BOOL = "BOOL"
+"""Metavar of an option that takes true or false."""
+_UNDERSCORED = re.compile(r", --\w+_\w+")
+
+
+def as_values(words: list[str], flags: set[str]) -> list[str]:
+    """The words of a command line in which each of the flags has a value.
+
+    A flag whose next word is missing or is another option means true, `--no-` in front of it means false.
+    """
+    made: list[str] = []
+    for position, word in enumerate(words):
+        if word == "--":
+            return made + words[position:]
+        negated = word.replace("--no-", "--", 1).replace("--no_", "--", 1)
+        if word in flags and all(following.startswith("-") for following in words[position + 1 : position + 2]):
+            made += [word, "true"]
+        elif word not in flags and word != negated and negated in flags:
+            made += [negated, "false"]
+        else:
+            made.append(word)
+    return made
+
+
+class Command(TyperCommand):
+    """`--help` shows the options under the headings of their `rich_help_panel`, in the order of their declaration."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a command line."""
+        flags = {spelling for one in self.params if one.metavar == BOOL for spelling in one.opts}
+        return super().parse_args(ctx, as_values(args, flags))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments and options under their headings; of two spellings of an option the one with hyphens."""
+        shown: dict[str, list[tuple[str, str]]] = {}
+        for one in self.get_params(ctx):
+            if (record := one.get_help_record(ctx)) is not None:
+                panel = getattr(one, "rich_help_panel", None)
+                heading = panel or ("arguments" if one.param_type_name == "argument" else "options")
+                shown.setdefault(heading, []).append((_UNDERSCORED.sub("", record[0]), record[1]))
+        for heading, records in shown.items():
+            with formatter.section(heading.capitalize()):
+                formatter.write_dl(records)
