@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mltrack.journal import JournalWriter, RunDirectory, RunInfo, find_run_directory, records
-from mltrack.provenance import undelivered
+from mltrack.runs.provenance import undelivered
 
 POINTS = 1000
 LONG_AGO = time.time() - 86400

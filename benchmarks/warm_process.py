@@ -35,7 +35,7 @@ IMPORTED = (
     "mltrack.cli.train",
     "mltrack.cli.progress",
     "mltrack.cli.summary",
-    "mltrack.train_model",
+    "mltrack.runs.use_case",
     "sklearn.metrics",
     "matplotlib.figure",
     "matplotlib.backends.backend_agg",

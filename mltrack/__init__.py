@@ -24,7 +24,7 @@ _HOME = {
     "CheckpointMetadata": "checkpoints",
     "AdvancedTrainer": "training",
     "TrainingState": "training",
-    "TrainModelUseCase": "train_model",
+    "TrainModelUseCase": "runs.use_case",
 }
 
 __all__ = ["__version__", *_HOME]

@@ -19,12 +19,12 @@ from hf_folders import encoder_folder
 from servers import mlflow_server
 from tracked_runs import until
 
-from mltrack import remote_run
 from mltrack.checkpoints import CheckpointMetadata, directory
 from mltrack.errors import ConfigurationError
 from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.relay import sync
 from mltrack.relay.trainers import VERSION_TAG
+from mltrack.runs import remote_run
 from mltrack.store import StoreUnavailable, artifacts, connect, fetching
 from mltrack.tracking import TrainingMetricsTracker
 

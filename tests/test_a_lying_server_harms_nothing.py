@@ -20,7 +20,7 @@ from servers import mlflow_server
 from mltrack import TrainModelRequest, TrainModelUseCase, cli, relay
 from mltrack.checkpoints import CheckpointManager
 from mltrack.journal import RunDirectory, RunInfo, records
-from mltrack.remote_run import fetch_run
+from mltrack.runs.remote_run import fetch_run
 from mltrack.store import artifacts, connect, models_of_run
 from mltrack.tracking import TrainingMetricsTracker
 

@@ -22,7 +22,7 @@ from mltrack.config import TrainingConfig, TrainModelRequest
 from mltrack.data import CodeDataset, Sampler
 from mltrack.errors import Interrupted
 from mltrack.journal.kept_checkpoints import KeptCheckpoints
-from mltrack.train_model import TrainModelUseCase
+from mltrack.runs.use_case import TrainModelUseCase
 from mltrack.training.batches import MicroBatch, TrainingBatches
 
 TASK = "code_generation"

@@ -14,8 +14,8 @@ from tracked_runs import assert_complete, client, kill, recorded, start_stream, 
 
 from mltrack import TrainModelRequest
 from mltrack.journal import RunDirectory
+from mltrack.runs.use_case import TrainModelUseCase
 from mltrack.tracking import TrainingMetricsTracker
-from mltrack.train_model import TrainModelUseCase
 
 
 @pytest.fixture

@@ -68,7 +68,7 @@ def interrupted_line(process, number: int) -> None:
 
 
 BEFORE_THE_RUN = {
-    "the imports": "mltrack.train_model:TrainModelUseCase.__init__",
+    "the imports": "mltrack.runs.use_case:TrainModelUseCase.__init__",
     "the weights' file": "mltrack.models.loading:ModelSource.build",
     "a file of records": "mltrack.data.loader:iterate_records",
     "the tokenizer": "mltrack.models.loading:ModelSource.train_tokenizer",

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from mltrack.data import CodeDataset, DatasetLoader, Record
 from mltrack.data.collate import collate
 from mltrack.errors import ConfigurationError, DatasetError
-from mltrack.run_record import data_figures, long_text_warnings
+from mltrack.runs.record import data_figures, long_text_warnings
 from mltrack.tasks import task_for
 from mltrack.tasks.class_weights import weighted
 

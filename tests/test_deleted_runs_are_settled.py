@@ -15,9 +15,9 @@ from kept_checkpoints import KeptRun
 from mlflow import MlflowClient
 
 from mltrack.errors import TrackingError
-from mltrack.provenance import undelivered
 from mltrack.relay import sync
 from mltrack.relay.sync import run as be_the_relay
+from mltrack.runs.provenance import undelivered
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from mltrack.config import TrainModelRequest
 from mltrack.data.requested import EarlierLabels, requested_records
 from mltrack.errors import DatasetError
 from mltrack.journal import RunDirectory
-from mltrack.provenance import earlier_labels
+from mltrack.runs.provenance import earlier_labels
 
 CODE = ["a = 1", "eval(b)", "c = len(d)", "exec(e)"]
 NAMED = datasets.Features({"code": datasets.Value("string"), "label": datasets.ClassLabel(names=["safe", "unsafe"])})

@@ -15,7 +15,7 @@ from mltrack.data.readers.parts import Parts, parts_of
 from mltrack.data.requested import checked_paths, one_part, requested_records
 from mltrack.errors import ConfigurationError, DatasetError
 from mltrack.journal import RunDirectory
-from mltrack.provenance import saved_options
+from mltrack.runs.provenance import saved_options
 
 
 @pytest.mark.parametrize(

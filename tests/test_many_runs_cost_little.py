@@ -27,7 +27,7 @@ from mltrack.journal import (
     records,
     run_index,
 )
-from mltrack.provenance import undelivered
+from mltrack.runs.provenance import undelivered
 
 NUM_RUNS = 300
 LONG_AGO = time.time() - 3600

@@ -22,7 +22,7 @@ from tracked_runs import assert_complete, client, complete, is_running, kill, re
 from mltrack import CheckpointManager, TrainingMetricsTracker, relay
 from mltrack.errors import TrackingError
 from mltrack.journal import RunDirectory, RunInfo, find_run_directories, read_journal, records
-from mltrack.provenance import undelivered
+from mltrack.runs.provenance import undelivered
 from mltrack.store import artifacts, connect, models_of_run
 from mltrack.tracking import earlier
 

@@ -25,9 +25,9 @@ from tracked_runs import kill, recorded, start_stream, until
 from mltrack import TrainModelRequest, TrainModelUseCase
 from mltrack.errors import ConfigurationError
 from mltrack.journal import Heartbeat, JournalWriter, Machine, RunDirectory, RunInfo, heartbeat, records
-from mltrack.provenance import take_over, undelivered
 from mltrack.relay import Life, TrainedElsewhere, orphans, reap, stand_still, sync, trainer_of
 from mltrack.relay.liveness import BOOT_TAG, HEARTBEAT_TAG, HOST_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG
+from mltrack.runs.provenance import take_over, undelivered
 from mltrack.store import connect, runs
 
 HERE = Machine.here()

@@ -14,7 +14,7 @@ import pytest
 from mltrack import TrainModelRequest, TrainModelUseCase, cli, relay
 from mltrack.errors import ConfigurationError
 from mltrack.journal import RunDirectory, RunInfo, records
-from mltrack.provenance import find_resumed, undelivered
+from mltrack.runs.provenance import find_resumed, undelivered
 from mltrack.store import connect
 from mltrack.tracking import TrainingMetricsTracker
 

@@ -33,9 +33,9 @@ from tracked_runs import (
 )
 
 from mltrack.journal import JournalWriter, RunDirectory, records
-from mltrack.provenance import undelivered
 from mltrack.relay import WentOnElsewhere, sync
 from mltrack.relay.liveness import HOST_TAG, PID_TAG, STARTED_TAG
+from mltrack.runs.provenance import undelivered
 
 
 @pytest.fixture(scope="module")

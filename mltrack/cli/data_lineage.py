@@ -84,7 +84,7 @@ def _recorded(
     directory, else from MLflow.
     """
     from mltrack.journal import JournalReader, find_run_directory, read_json
-    from mltrack.remote_run import UnknownRunError, look_up
+    from mltrack.runs.remote_run import UnknownRunError, look_up
     from mltrack.store.inputs import data_sets_of
     from mltrack.store.runs import parsed
 

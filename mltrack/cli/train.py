@@ -26,7 +26,7 @@ def train(words: Mapping[str, str]) -> int:
 
     prepare_process(request.speedups)
     from mltrack.cli.progress import TrainingProgress
-    from mltrack.train_model import TrainModelUseCase
+    from mltrack.runs.use_case import TrainModelUseCase
 
     progress = TrainingProgress()
     use_case = TrainModelUseCase(

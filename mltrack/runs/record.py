@@ -21,8 +21,8 @@ from mltrack.data import CodeDataset
 from mltrack.data.requested import WORKING_DIRECTORY
 from mltrack.data.stdlib_source import STDLIB
 from mltrack.journal import RunDirectory, RunInfo, records
-from mltrack.provenance import git_facts, is_taken
 from mltrack.relay import tracking_uri_of
+from mltrack.runs.provenance import git_facts, is_taken
 from mltrack.store import StoreRejected, active_run, database_file, default_tracking_uri
 
 MANY_LONG = 0.2

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import mltrack
-from mltrack import registry, results
+from mltrack import registry
 from mltrack.addresses import has_secrets, redact
 from mltrack.checkpoints import CheckpointManager
 from mltrack.config import TrainModelRequest, TrainModelResponse
@@ -29,7 +29,9 @@ from mltrack.errors import ConfigurationError, Interrupted, MltrackError, Tracki
 from mltrack.hardware import choose_device, choose_precision, give_back_freed_memory, prepare_to_repeat
 from mltrack.journal import RunDirectory, make_output_dir, write_json
 from mltrack.models import resolve_model
-from mltrack.provenance import (
+from mltrack.relay import tracking_uri_of
+from mltrack.runs import results
+from mltrack.runs.provenance import (
     earlier_labels,
     find_resumed,
     reads_as_tokens,
@@ -38,8 +40,8 @@ from mltrack.provenance import (
     take_over,
     undelivered,
 )
-from mltrack.relay import tracking_uri_of
-from mltrack.run_record import data_figures, describe_run, long_text_warnings
+from mltrack.runs.record import data_figures, describe_run, long_text_warnings
+from mltrack.runs.training_run import TrainingRun, go_on_from_checkpoint, log_what_is_known, log_writing
 from mltrack.shortage import shortage_of
 from mltrack.store import credentials_place, default_tracking_uri
 from mltrack.tasks import task_for
@@ -54,7 +56,6 @@ from mltrack.training import (
     narrows,
     use_attention,
 )
-from mltrack.training_run import TrainingRun, go_on_from_checkpoint, log_what_is_known, log_writing
 
 log = logging.getLogger("mltrack")
 

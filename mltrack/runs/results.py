@@ -15,7 +15,7 @@ from mltrack.checkpoints.state import load_model
 from mltrack.errors import Interrupted, TrainingError, alone, described
 from mltrack.evaluation.outcome import outcome_parts
 from mltrack.models import save_pretrained
-from mltrack.training_run import TrainingRun
+from mltrack.runs.training_run import TrainingRun
 
 StopRequested = Callable[[], int | None]
 

@@ -28,7 +28,7 @@ from mltrack.journal import (
 )
 from mltrack.journal.run_index import only_own
 from mltrack.relay import Life, TrainedElsewhere, has_ended, refuse_trained_elsewhere, tracking_uri_of, trainer_of
-from mltrack.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
+from mltrack.runs.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 
 _NAMED = ("model_name", "dataset_path", "validation_path")
 """Inherited options that are said before they are used."""

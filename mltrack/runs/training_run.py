@@ -21,7 +21,7 @@ from mltrack.hardware import facts
 from mltrack.journal import JournalLock, RunDirectory, RunInfo, write_json
 from mltrack.models import ModelSource
 from mltrack.relay import trainer_tags
-from mltrack.run_record import inputs_of, params_of
+from mltrack.runs.record import inputs_of, params_of
 from mltrack.store.connection import without_autologging
 from mltrack.tracking import TrainingMetricsTracker
 from mltrack.training import AdvancedTrainer
