@@ -99,3 +99,13 @@ def test_the_check_sees_each_form_of_a_wrong_import(tmp_path: Path) -> None:
         path = package / "data" / "wrong.py"
         path.write_text(text + "\n", encoding="utf-8")
         assert len(violations(path, "data", ["errors", "data", "training"], package)) == expected, text
+
+
+def test_a_stage_of_a_run_takes_what_it_needs_and_asserts_nothing() -> None:
+    asserts = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in (PACKAGE / "runs").rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Assert)
+    ]
+    assert asserts == []

@@ -68,7 +68,7 @@ def take(run_id: str | None) -> None:
         _TRAINED_HERE.add(run_id)
 
 
-class Resumed(NamedTuple):
+class TakenOver(NamedTuple):
     """The run directory that a request continues or forks."""
 
     directory: RunDirectory
@@ -76,7 +76,7 @@ class Resumed(NamedTuple):
     """None for a fork, which leaves it as it is."""
 
 
-def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lambda line: None) -> Resumed | None:
+def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lambda line: None) -> TakenOver | None:
     """The run directory that the request continues, or None; one that is not here, or is outdated, is made from what
     MLflow holds.
 
@@ -136,26 +136,23 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
         raise ConfigurationError(f"resume: seen '{wanted}', which {here}; {error}") from error
 
 
-def _taken_over(found: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None]) -> Resumed:
+def _taken_over(found: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None]) -> TakenOver:
     """`found`, locked; or what MLflow holds of that run where it went on elsewhere since."""
     found.refuse_foreign()
     if request.new_run:
-        return Resumed(found, None)
+        return TakenOver(found, None)
     lock = take_over(found, force=request.force, notice=notice)
-    info = found.read_run()
-    uri = tracking_uri_of(found, request.tracking_uri)
+    run_id, uri = found.read_run().run_id, tracking_uri_of(found, request.tracking_uri)
     try:
-        outdated = not request.offline and info.run_id is not None and set_aside_if_outdated(found, uri)
+        if run_id is None or request.offline or not set_aside_if_outdated(found, uri):
+            return TakenOver(found, lock)
     except BaseException:
         lock.release()
         raise
-    if not outdated:
-        return Resumed(found, lock)
     lock.release()
-    assert info.run_id is not None
-    notice(f"run {info.run_id} went on elsewhere since {found.path} was written")
-    fetched = fetch_run(info.run_id, uri, found.path.parent, notice=notice)
-    return Resumed(fetched, take_over(fetched, force=request.force, notice=notice))
+    notice(f"run {run_id} went on elsewhere since {found.path} was written")
+    fetched = fetch_run(run_id, uri, found.path.parent, notice=notice)
+    return TakenOver(fetched, take_over(fetched, force=request.force, notice=notice))
 
 
 def take_over(

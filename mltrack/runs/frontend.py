@@ -1,0 +1,66 @@
+"""What a training tells whoever started it and asks of it, and the nine steps by name."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from mltrack.errors import Interrupted
+from mltrack.training import Listener
+
+log = logging.getLogger("mltrack")
+
+STEPS = (
+    "validate_request",
+    "load_model",
+    "load_data",
+    "open_tracker",
+    "open_checkpoints",
+    "build_trainer",
+    "train",
+    "save_results",
+    "respond",
+)
+_LAST_THAT_IS_CHECKED = "build_trainer"
+"""From then on the loop, the reports and the wait for MLflow ask for a signal themselves."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frontend:
+    """The callbacks of a training; see `TrainModelUseCase`."""
+
+    listeners: Sequence[Listener] = ()
+    notice: Callable[[str], None] = log.info
+    progress: Callable[[str, int, int], None] | None = None
+    on_delivery: Callable[[dict[str, Any]], None] | None = None
+    stop_requested: Callable[[], int | None] = lambda: None
+    at_once: Callable[[], AbstractContextManager[None]] = nullcontext
+
+    def begin(self, step: str) -> None:
+        """Log one of the nine steps.
+
+        Raises:
+            Interrupted: a signal has asked for the end.
+        """
+        number = STEPS.index(step)
+        log.info("step %d of %d: %s", number + 1, len(STEPS), step.replace("_", " "))
+        if number <= STEPS.index(_LAST_THAT_IS_CHECKED):
+            self.check_stop()
+
+    def check_stop(self) -> None:
+        """Raise Interrupted where a signal has asked for the end."""
+        if (signal_number := self.stop_requested()) is not None:
+            raise Interrupted(signal_number)
+
+    def report(self, what: str, done: int, total: int) -> None:
+        """Progress of something long before the training.
+
+        Raises:
+            Interrupted: a signal has asked for the end.
+        """
+        self.check_stop()
+        if self.progress is not None:
+            self.progress(what, done, total)

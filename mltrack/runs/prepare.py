@@ -1,0 +1,227 @@
+"""The first stage of a training: a request becomes data, a model and a checkpoint.
+
+Invariant: nothing is made or changed outside of this process, except that the run directory that is resumed is locked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mltrack import registry
+from mltrack.addresses import has_secrets
+from mltrack.checkpoints import CheckpointManager
+from mltrack.config import TaskType, TrainModelRequest
+from mltrack.data import CodeDataset
+from mltrack.data.check import DataReport, check_data
+from mltrack.data.encoding import check_truncation
+from mltrack.data.requested import RequestedRecords, checked_paths, requested_records
+from mltrack.errors import ConfigurationError
+from mltrack.hardware import choose_device, choose_precision, prepare_to_repeat
+from mltrack.journal import JournalLock, RunDirectory, make_output_dir
+from mltrack.models import ModelSource, resolve_model
+from mltrack.relay import tracking_uri_of
+from mltrack.runs.frontend import Frontend
+from mltrack.runs.provenance import earlier_labels, find_resumed, reads_as_tokens, saved_options
+from mltrack.runs.record import data_figures, long_text_warnings
+from mltrack.store import credentials_place, default_tracking_uri
+from mltrack.tasks import task_for
+from mltrack.training import check_metric_name, choose_parallel, compare_decisive, decisive, narrows, use_attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resumed:
+    """The run that is continued or forked."""
+
+    directory: RunDirectory
+    lock: JournalLock | None
+    """None for a fork, which leaves the directory as it is."""
+    checkpoint: Mapping[str, Any]
+    damaged: Sequence[Path]
+    """Its checkpoints that are not to be kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """All that a training needs before its run is opened."""
+
+    request: TrainModelRequest
+    """With the options of the resumed run and the task's defaults."""
+    resumed: Resumed | None
+    parent: registry.Parent | None
+    source: ModelSource
+    model: Any
+    records: RequestedRecords
+    train_dataset: CodeDataset
+    eval_dataset: CodeDataset
+    data_check: DataReport
+    data_figures: Mapping[str, float]
+    """What is logged of the data at step 0."""
+
+    @property
+    def task(self) -> TaskType:
+        return TaskType(self.request.task)
+
+    @property
+    def continued(self) -> Resumed | None:
+        """The resumed run, unless this training is a fork of it."""
+        return None if self.request.new_run else self.resumed
+
+
+def prepare(request: TrainModelRequest, frontend: Frontend) -> Prepared:
+    """Steps 1 to 3. A signal interrupts them at any point.
+
+    Raises:
+        ConfigurationError, DatasetError, TrackingError, CheckpointError: what was asked for cannot be had.
+        Interrupted, KeyboardInterrupt: a signal has asked for the end.
+    """
+    with frontend.at_once(), ExitStack() as held:
+        frontend.begin("validate_request")
+        request, directory, lock = _validated(request, frontend, held)
+        frontend.begin("load_model")
+        source, parent = _model_source(request, directory, frontend)
+        frontend.begin("load_data")
+        records, train_dataset, eval_dataset = _datasets(request, source, directory, frontend)
+        data_check = check_data(
+            records.train, records.evaluation, group=request.group, progress=partial(frontend.report, "comparing")
+        )
+        for finding in data_check.findings:
+            frontend.notice(finding.line)
+        check_metric_name(eval_dataset, request.metric_name)
+        model = _model(request, source, train_dataset)
+        resumed = None
+        if directory is not None:
+            checkpoint, damaged = _checkpoint(request, directory, model, train_dataset)
+            resumed = Resumed(directory=directory, lock=lock, checkpoint=checkpoint, damaged=damaged)
+        for line in long_text_warnings(train_dataset, eval_dataset):
+            frontend.notice(line)
+        frontend.notice(
+            f"data: {len(train_dataset):,} training and {len(eval_dataset):,} evaluation records from"
+            f" {request.dataset_path}"
+        )
+        prepared = Prepared(
+            request=request,
+            resumed=resumed,
+            parent=parent,
+            source=source,
+            model=model,
+            records=records,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            data_check=data_check,
+            data_figures=records.counts | data_check.metrics() | data_figures(train_dataset, eval_dataset),
+        )
+        held.pop_all()
+    return prepared
+
+
+def _validated(
+    request: TrainModelRequest, frontend: Frontend, held: ExitStack
+) -> tuple[TrainModelRequest, RunDirectory | None, JournalLock | None]:
+    """The whole request, the run directory that is resumed, and its lock, which is released where `held` is closed."""
+    _refuse_problems(request)
+    request = request.redacted()
+    directory, lock = find_resumed(request, frontend.notice) or (None, None)
+    if lock is not None:
+        held.callback(lock.release)
+    if directory is not None:
+        request = saved_options(directory, request, frontend.notice)
+        _refuse_problems(request)
+    prepare_to_repeat(request.deterministic)
+    task = task_for(TaskType(request.task))
+    request = request.with_defaults(task.defaults(request.model_name))
+    check_truncation(request.truncation, TaskType(request.task))
+    choose_parallel(request.parallel, choose_device(request.device), task, compiled=request.compile)
+    make_output_dir(request.output_dir)
+    registry.check_name(request.registered_model_name)
+    request, lines = checked_paths(request)
+    for line in lines:
+        frontend.notice(line)
+    if not request.offline and has_secrets(uri := default_tracking_uri(request.tracking_uri)):
+        frontend.notice(
+            "the tracking URI holds credentials, which are not recorded; a later sync or resume reads"
+            f" {credentials_place(uri)}"
+        )
+    return request, directory, lock
+
+
+def _refuse_problems(request: TrainModelRequest) -> None:
+    if problems := request.validate():
+        raise ConfigurationError("; ".join(problems))
+
+
+def _model_source(
+    request: TrainModelRequest, resumed: RunDirectory | None, frontend: Frontend
+) -> tuple[ModelSource, registry.Parent | None]:
+    """The tokenizer and what is known of the model; its weights follow once the data has told the classes."""
+    uri = request.tracking_uri if resumed is None else tracking_uri_of(resumed, request.tracking_uri)
+    parent = registry.find_parent(request.model_name, uri, None if resumed is None else resumed.path / "config.json")
+    source = resolve_model(
+        request.model_name,
+        TaskType(request.task),
+        trust_remote_code=request.trust_remote_code,
+        as_trained=reads_as_tokens(resumed, frontend.notice),
+        registry_resolver=None if parent is None else lambda _: parent.folder,
+    )
+    source.check_max_length(request.max_length)
+    return source, parent
+
+
+def _datasets(
+    request: TrainModelRequest, source: ModelSource, resumed: RunDirectory | None, frontend: Frontend
+) -> tuple[RequestedRecords, CodeDataset, CodeDataset]:
+    """The records, and both sides as token ids; a scratch model's tokenizer is trained on the training side."""
+    found = requested_records(
+        request,
+        tokenizer=source.tokenizer,
+        progress=partial(frontend.report, "reading"),
+        earlier=earlier_labels(resumed),
+    )
+    for line in found.lines:
+        frontend.notice(line)
+    if source.kind == "scratch":
+        source.train_tokenizer(text for record in found.train for text in (record.description, record.text) if text)
+    tokenizing = partial(frontend.report, "tokenizing")
+    train_dataset = found.loader.dataset(found.train, source.tokenizer, progress=tokenizing)
+    eval_dataset = found.loader.dataset(found.evaluation, source.tokenizer, progress=tokenizing)
+    return found, train_dataset, eval_dataset
+
+
+def _model(request: TrainModelRequest, source: ModelSource, train_dataset: CodeDataset) -> Any:
+    mapping = train_dataset.label_mapping if train_dataset.task.is_classification else None
+    model: Any = source.build(label_mapping=mapping, max_length=request.max_length, seed=request.seed)
+    model.config.mltrack["truncation"] = request.truncation
+    device = choose_device(request.device)
+    use_attention(model, request.attention, device, choose_precision(request.use_mixed_precision, device))
+    return model
+
+
+def _checkpoint(
+    request: TrainModelRequest, resumed: RunDirectory, model: Any, train_dataset: CodeDataset
+) -> tuple[Mapping[str, Any], Sequence[Path]]:
+    """The resumed run's latest checkpoint, compared with this training, and its damaged ones."""
+    held = CheckpointManager(
+        resumed.checkpoints,
+        metric_name=request.metric_name,
+        mode=request.metric_mode,
+        run_id=resumed.path.name,
+        on_change=lambda *_: None,
+        read_only=True,
+    )
+    checkpoint = held.load_latest_checkpoint()
+    if checkpoint is None:
+        raise ConfigurationError(
+            f"resume: {resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never"
+        )
+    device, config = choose_device(request.device), request.training_config()
+    task = task_for(TaskType(request.task))
+    replicated = choose_parallel(request.parallel, device, task, compiled=request.compile).replicates
+    precision = choose_precision(request.use_mixed_precision, device)
+    narrow = narrows(model, config, replicated=replicated)
+    now = decisive(config, train_dataset, model, device, precision, replicated=replicated, narrow=narrow)
+    compare_decisive(checkpoint["extra_state"]["decisive"], now, exact=request.exact)
+    return checkpoint, held.damaged
