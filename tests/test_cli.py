@@ -1,6 +1,4 @@
-"""The command line: fast help, one line an error, exit codes, a live line on a terminal and none elsewhere, the
-README's table.
-"""
+"""The command line: fast help, one line an error, exit codes and a live line on a terminal and none elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +12,6 @@ import pytest
 import tiny
 
 from mltrack.cli.command import as_values
-from mltrack.cli.options import markdown_table
 from mltrack.config import GROUPS, OPTIONS, TrainingConfig, TrainModelRequest
 from mltrack.errors import ConfigurationError
 
@@ -248,15 +245,6 @@ def test_a_live_line_on_a_terminal(tmp_path, records_file):
     ), text[-3000:]
     assert "best " in text
     assert "\x1b[" in text, "a live line is redrawn in place"
-
-
-def test_the_readme_has_the_table_of_options():
-    readme = (commands.ROOT / "README.md").read_text(encoding="utf-8")
-    shown = re.search(r"<!-- options -->\n(.*?)\n<!-- /options -->", readme, re.DOTALL)
-    assert shown is not None
-    assert shown[1].strip() == markdown_table(), (
-        "regenerate: python -c 'from mltrack.cli.options import markdown_table; print(markdown_table())'"
-    )
 
 
 def test_request_and_options_agree():

@@ -105,7 +105,7 @@ def split_options() -> dict[str, Option]:
 
 
 def markdown_table() -> str:
-    """The README's table of options."""
+    """The table of docs/options.md."""
     rows = ["| option | accepted | default | meaning |", "|---|---|---|---|"]
     for option in OPTIONS.values():
         default = (

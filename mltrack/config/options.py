@@ -1,6 +1,6 @@
 """Every option of `mltrack train`, declared once as a dataclass field: type, default, range, help, what it is part of.
 
-`TrainModelRequest` and `TrainingConfig` are made of these classes. The command line, the README's table, MLflow's
+`TrainModelRequest` and `TrainingConfig` are made of these classes. The command line, the docs' table, MLflow's
 params and what a resume compares and inherits are each a loop over `OPTIONS`.
 """
 
