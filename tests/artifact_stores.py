@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mlflow import MlflowClient
+from ready_store import ready_store
 from servers import mlflow_server
 
 KINDS = ("local", "proxied", "s3", "proxied_s3")
@@ -51,7 +52,7 @@ def artifact_store(kind: str, folder: Path) -> Iterator[ArtifactStore]:
             uri = stack.enter_context(mlflow_server(folder / "server", destination=destination))
             location = None
         else:
-            uri = f"sqlite:///{folder}/mlflow.db"
+            uri = ready_store(folder)
             location = f"s3://{BUCKET}/root" if client is not None else root.as_uri()
         MlflowClient(uri).create_experiment("kept", artifact_location=location)
         if client is None:

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ready_store import ready_store
+
 
 def free_port() -> int:
     with socket.socket() as listener:
@@ -38,6 +40,7 @@ def mlflow_server(
     port = port or free_port()
     uri = f"http://127.0.0.1:{port}"
     folder.mkdir(parents=True, exist_ok=True)
+    backend = backend or ready_store(folder, "server.db", artifacts="mlflow-artifacts:/0")
     command = [
         sys.executable,
         "-m",
@@ -53,7 +56,7 @@ def mlflow_server(
     ]
     command += [
         "--backend-store-uri",
-        backend or f"sqlite:///{folder}/server.db",
+        backend,
         "--artifacts-destination",
         destination or str(folder / "artifacts"),
         *options,

@@ -15,6 +15,7 @@ import commands
 import pytest
 import tiny
 from mlflow import MlflowClient
+from ready_store import ready_store
 from tracked_runs import assert_complete, complete, start_script, until
 
 from mltrack import TrainModelRequest, TrainModelUseCase
@@ -76,7 +77,7 @@ TrainModelUseCase().execute(TrainModelRequest(
 @pytest.mark.long
 def test_killed_in_its_reports_it_has_finished_and_is_registered(tmp_path, records_file):
     """As by the kernel, where memory is short."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = ready_store(tmp_path)
     process = start_script(KILLED, records_file("text_classification"), uri, tmp_path / "runs", int(signal.SIGKILL))
     _, errors = process.communicate(timeout=120)
     assert process.returncode == -signal.SIGKILL, errors

@@ -10,6 +10,7 @@ import commands
 import psutil
 import pytest
 import tiny
+from ready_store import ready_store
 from tracked_runs import assert_complete, client, kill, recorded, start_stream, sync, until
 
 from mltrack import TrainModelRequest
@@ -20,7 +21,7 @@ from mltrack.tracking import TrainingMetricsTracker
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/mlflow.db"
+    return ready_store(tmp_path)
 
 
 def killed(folder: Path, uri: str) -> RunDirectory:

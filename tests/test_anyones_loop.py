@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from ready_store import ready_store
 from tracked_runs import assert_complete, client, complete, recorded, start_script, until
 
 from mltrack.journal import RunDirectory
@@ -64,7 +65,7 @@ LOOPS = {"outside": OUTSIDE, "inside": INSIDE}
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    return ready_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture

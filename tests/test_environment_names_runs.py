@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from ready_store import ready_store
 
 from mltrack import TrainingMetricsTracker
 from mltrack.config import TrainModelRequest
@@ -23,7 +24,7 @@ Open = Callable[..., list[str]]
 
 @pytest.fixture
 def client(tmp_path: Path) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    return MlflowClient(ready_store(tmp_path))
 
 
 @pytest.fixture

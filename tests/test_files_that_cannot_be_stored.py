@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from artifact_stores import artifact_store
 from faulty_proxy import faulty_proxy
+from ready_store import ready_store
 from servers import mlflow_server
 from test_uploads_survive_outages import CHECKPOINT, assert_everything_is_there_once, ended_run, kept_checkpoint
 from tracked_runs import assert_complete, client, complete, kill, relay_pid, start_script, until
@@ -49,7 +50,7 @@ def spoil(path: Path, how: str) -> None:
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/mlflow.db"
+    return ready_store(tmp_path)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from ready_store import ready_store
 
 from mltrack.journal import RunInfo, records
 from mltrack.relay import sync
@@ -20,7 +21,7 @@ BEFORE, AFTER = b"1" * SIZE, b"2" * SIZE
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return connect(f"sqlite:///{tmp_path}/mlflow.db")
+    return connect(ready_store(tmp_path))
 
 
 @pytest.fixture

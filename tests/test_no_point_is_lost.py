@@ -13,6 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ready_store import ready_store
 from servers import free_port, mlflow_server
 from tracked_runs import (
     PER_STEP,
@@ -42,7 +43,7 @@ STEPS = 1500
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/mlflow.db"
+    return ready_store(tmp_path)
 
 
 def delivering(stream: Stream) -> None:

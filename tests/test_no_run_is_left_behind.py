@@ -15,6 +15,7 @@ from pathlib import Path
 import commands
 import psutil
 import pytest
+from ready_store import ready_store
 from servers import free_port
 from test_uploads_survive_outages import kept_checkpoint
 from tracked_runs import assert_complete, client, complete, is_running, kill, recorded, relay_pid, start_script, until
@@ -40,7 +41,7 @@ with TrainingMetricsTracker(folder, run_id=run_id, tracking_uri=uri) as tracker:
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/mlflow.db"
+    return ready_store(tmp_path)
 
 
 def new_run(uri: str) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ready_store import ready_store
 from tracked_runs import assert_complete, client, held_points
 
 from mltrack import relay
@@ -73,7 +74,7 @@ def ended_run(folder: Path, uri: str, between: list[dict[str, Any]]) -> RunDirec
 
 
 def test_every_odd_record_is_named_and_costs_itself_alone(tmp_path: Path) -> None:
-    odd, uri = odd_records(), f"sqlite:///{tmp_path}/mlflow.db"
+    odd, uri = odd_records(), ready_store(tmp_path)
     assert len(odd) > 200
     directory = ended_run(tmp_path / "run", uri, odd)
     progress = relay.sync(directory)
@@ -130,7 +131,7 @@ def test_a_damaged_progress_is_none(tmp_path: Path, content: Any) -> None:
 
 
 def test_a_delivery_goes_on_from_a_damaged_progress_and_stores_nothing_twice(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = ready_store(tmp_path)
     directory = ended_run(tmp_path / "run", uri, [])
     relay.sync(directory)
     content = json.loads(directory.delivery_file.read_text())

@@ -20,6 +20,7 @@ from artifact_stores import ArtifactStore, artifact_store
 from hf_folders import encoder_folder
 from kept_checkpoints import KeptRun
 from mlflow import MlflowClient
+from ready_store import ready_store
 from tracked_runs import (
     held_points,
     is_running,
@@ -238,7 +239,7 @@ for step in range(1, 100_000):
 
 def test_a_relay_that_was_cut_off_finds_it_too_and_is_not_started_again(tmp_path: Path) -> None:
     """Its trainer lives and goes on; stopped is as good as cut off, and as a machine that slept."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = ready_store(tmp_path)
     directory = RunDirectory(tmp_path / "runs" / "one")
     trainer = start_script(LOOP, directory.path, uri)
     try:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hf_folders import encoder_folder
+from ready_store import ready_store
 
 from mltrack import TrainModelRequest, TrainModelUseCase, cli, relay
 from mltrack.errors import TrackingError
@@ -24,7 +25,7 @@ SECRET = "CANARY: the key of somebody's house"
 
 @pytest.fixture(scope="module")
 def uri(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db"
+    return ready_store(tmp_path_factory.mktemp("store"))
 
 
 @pytest.fixture

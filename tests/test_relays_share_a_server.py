@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from faulty_proxy import FaultyProxy, faulty_proxy
+from ready_store import ready_store
 from servers import mlflow_server
 from tracked_runs import assert_complete, sent, until
 
@@ -70,7 +71,7 @@ def old_run(folder: Path, uri: str) -> TrainingMetricsTracker:
 
 
 def test_in_an_old_run_points_wait_and_are_there_once_something_is_decided_or_it_ends(tmp_path: Path):
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = ready_store(tmp_path)
     tracker = old_run(tmp_path / "run", uri)
     tracker.log_metric("train_loss", 1.0, step=1)
     until(lambda: sent(tracker.directory) == 1, "the first point")

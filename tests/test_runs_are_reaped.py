@@ -15,6 +15,7 @@ from pathlib import Path
 import commands
 import pytest
 from mlflow import MlflowClient
+from ready_store import ready_store
 from tracked_runs import Stream, assert_complete, client, complete, kill, relay_pid, sent, start_stream, until
 
 from mltrack.relay.liveness import HOST_TAG, PID_TAG, STARTED_TAG
@@ -22,7 +23,7 @@ from mltrack.relay.liveness import HOST_TAG, PID_TAG, STARTED_TAG
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/mlflow.db"
+    return ready_store(tmp_path)
 
 
 def listed(folder: Path, *words: object) -> subprocess.CompletedProcess[str]:

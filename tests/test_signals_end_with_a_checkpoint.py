@@ -15,6 +15,7 @@ import forward_passes
 import psutil
 import pytest
 from mlflow import MlflowClient
+from ready_store import ready_store
 from tracked_runs import assert_complete, complete, is_running, kill, recorded, relay_pid, sync, until
 
 from mltrack.journal import RunDirectory, find_run_directories, read_journal
@@ -169,7 +170,7 @@ def started_under_mlflow_run(folder: Path, records: Path):
         for name, value in {"dataset_path": records, "output_dir": folder / "runs", **given}.items()
         for word in ("-P", f"{name}={value}")
     ]
-    uri = f"sqlite:///{folder}/mlflow.db"
+    uri = ready_store(folder)
     environment = commands.environment(MLFLOW_TRACKING_URI=uri)
     command = ["mlflow", "run", str(commands.ROOT), "--env-manager", "local", "-P", "task=text_classification", *words]
     process = psutil.Popen(command, cwd=folder, env=environment, start_new_session=True, stdout=-3, stderr=-3)

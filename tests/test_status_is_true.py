@@ -15,6 +15,7 @@ import commands
 import pytest
 import tiny
 from mlflow import MlflowClient
+from ready_store import ready_store
 from tracked_runs import assert_complete, client, complete, kill, recorded, start_script, until
 
 from mltrack.journal import RunDirectory, find_run_directories
@@ -27,7 +28,7 @@ SIGNALS = [(signal.SIGINT, 130, "KILLED"), (signal.SIGTERM, 143, "KILLED"), (sig
 
 @pytest.fixture
 def uri(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/mlflow.db"
+    return ready_store(tmp_path)
 
 
 def training(folder: Path, records: Path, *, under_mlflow_run: bool, **options: str) -> list[str]:

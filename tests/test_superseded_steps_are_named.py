@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mlflow import MlflowClient
+from ready_store import ready_store
 
 from mltrack.journal import RunInfo, records
 from mltrack.relay import sync
@@ -14,7 +15,7 @@ from mltrack.tracking import TrainingMetricsTracker
 
 
 def test_they_are_named_until_a_longer_training_takes_them(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = ready_store(tmp_path)
     client = MlflowClient(uri)
 
     def trained(steps: range, *, resumed: int | None, status: str = "FINISHED") -> tuple[list[int], str | None]:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from mlflow import MlflowClient
+from ready_store import ready_store
 from tracked_runs import assert_complete, client, start_script, start_stream, until
 
 from mltrack.relay.system_metrics import (
@@ -54,7 +55,7 @@ def burning():
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory):
-    return connect(f"sqlite:///{tmp_path_factory.mktemp('store')}/mlflow.db")
+    return connect(ready_store(tmp_path_factory.mktemp("store")))
 
 
 class Clock:
@@ -246,7 +247,7 @@ def test_mlflows_own_variables_are_obeyed(
 
 
 def test_a_relay_sends_them_beside_the_journal(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = ready_store(tmp_path)
     stream = start_stream(tmp_path / "run", uri, count=400, ends_with=tmp_path / "sampled")
     api: MlflowClient = client(uri)
     run_id = until(lambda: stream.directory.read_delivery().get("run_id"), "the run")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import commands
 import pytest
+from ready_store import ready_store
 from tracked_runs import complete, is_running, kill, relay_pid, until
 
 from mltrack.journal import RunDirectory, find_run_directories, read_journal
@@ -101,9 +102,7 @@ for _stream in (0, 1, 2):
 
 def test_the_relay_outlives_a_warning(warm, job, tmp_path):
     """Slurm sends it to all processes of a step: the trainer ends by it, and the relay delivers the rest."""
-    words = job.words(
-        output_dir="runs", offline="false", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", epochs=100_000
-    )
+    words = job.words(output_dir="runs", offline="false", tracking_uri=ready_store(tmp_path), epochs=100_000)
     process = warm.start(*words, cwd=tmp_path, prelude=AT_STEP.format(event="pass"))
     process.until((tmp_path / "there").exists, "the third step")
     [directory] = find_run_directories(tmp_path / "runs")
