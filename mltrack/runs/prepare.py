@@ -28,7 +28,7 @@ from mltrack.relay import tracking_uri_of
 from mltrack.runs.frontend import Frontend
 from mltrack.runs.provenance import earlier_labels, find_resumed, reads_as_tokens, saved_options
 from mltrack.runs.record import data_figures, long_text_warnings
-from mltrack.store import credentials_place, default_tracking_uri
+from mltrack.store import credentials_place, served_uri
 from mltrack.tasks import task_for
 from mltrack.training import check_metric_name, choose_parallel, compare_decisive, decisive, narrows, use_attention
 
@@ -141,7 +141,7 @@ def _validated(
     request, lines = checked_paths(request)
     for line in lines:
         frontend.notice(line)
-    if not request.offline and has_secrets(uri := default_tracking_uri(request.tracking_uri)):
+    if not request.offline and has_secrets(uri := served_uri(request.tracking_uri)):
         frontend.notice(
             "the tracking URI holds credentials, which are not recorded; a later sync or resume reads"
             f" {credentials_place(uri)}"

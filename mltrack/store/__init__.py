@@ -8,7 +8,15 @@ StoreRejected (never again) or another TrackingError, one line each; every verb 
 from __future__ import annotations
 
 from mltrack.store import artifacts, fetching, light_model, logged_models, model_tags, params, placement, registry, runs
-from mltrack.store.connection import Store, active_run, connect, default_tracking_uri, import_client, ping
+from mltrack.store.connection import (
+    Store,
+    active_run,
+    connect,
+    default_tracking_uri,
+    import_client,
+    ping,
+    served_uri,
+)
 from mltrack.store.database import database_file
 from mltrack.store.light_model import write_model_folder
 from mltrack.store.logged_models import models_of_run, prune, publish
@@ -83,6 +91,7 @@ __all__ = [
     "runs",
     "same_meaning",
     "search_running_runs",
+    "served_uri",
     "set_alias",
     "set_tags",
     "translated",

@@ -106,6 +106,25 @@ def default_tracking_uri(given: str | None = None) -> str:
     return database_uri(Path(unquoted(match[2].partition("?")[0])).absolute(), like=uri)
 
 
+def served_uri(given: str | None = None) -> str:
+    """The URI of `default_tracking_uri`, where it is one that MLflow serves; nothing is connected to.
+
+    Raises:
+        StoreRejected: it names a folder, or its password and its path look alike.
+    """
+    uri = default_tracking_uri(given)
+    if is_ambiguous(uri):
+        raise StoreRejected(
+            f"tracking URI '{without_secrets(uri)}': a '/' stands before the '@', so that a password and a path look"
+            " alike; write '/' as %2F in a password, or '@' as %40 in a path"
+        )
+    if "://" not in uri and not uri.startswith(("sqlite:", "databricks", "uc:")):
+        raise StoreRejected(f"tracking URI '{without_secrets(uri)}' names a folder: {NO_FILE_STORE}")
+    if uri.startswith("file:"):
+        raise StoreRejected(f"tracking URI '{uri}': {NO_FILE_STORE}")
+    return uri
+
+
 def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S, create: bool = True) -> Store:
     """A client of `tracking_uri`; a database that does not exist yet is made, unless `create` is false.
 
@@ -118,16 +137,7 @@ def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S,
             first request.
         StoreRejected: a URI that MLflow does not serve, a database of another MLflow version.
     """
-    uri = default_tracking_uri(tracking_uri)
-    if is_ambiguous(uri):
-        raise StoreRejected(
-            f"tracking URI '{without_secrets(uri)}': a '/' stands before the '@', so that a password and a path look"
-            " alike; write '/' as %2F in a password, or '@' as %40 in a path"
-        )
-    if "://" not in uri and not uri.startswith(("sqlite:", "databricks", "uc:")):
-        raise StoreRejected(f"tracking URI '{without_secrets(uri)}' names a folder: {NO_FILE_STORE}")
-    if uri.startswith("file:"):
-        raise StoreRejected(f"tracking URI '{uri}': {NO_FILE_STORE}")
+    uri = served_uri(tracking_uri)
     if (file := database_file(uri)) is not None:
         if not create and not file.exists():
             raise StoreUnavailable(
