@@ -35,6 +35,7 @@ def test_the_help_of_train_can_be_scanned(tmp_path):
     headings = [line.removesuffix(":") for line in lines if line.endswith(":") and not line.startswith(" ")]
     assert headings == [*(group.capitalize() for group in GROUPS), "Options"]
     assert "--learning_rate" not in finished.stdout, "one spelling is shown"
+    assert "--offline / --no-offline" in finished.stdout
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,14 @@ def test_the_help_of_train_can_be_scanned(tmp_path):
 )
 def test_booleans_are_flags_too(words, meant):
     assert as_values(words, {"--offline", "--new-run", "--new_run"}) == meant
+
+
+def test_a_flag_leaves_a_commands_arguments_alone(tmp_path):
+    for words in (("delete", "--force", "name"), ("delete", "name", "--force", "true")):
+        finished = commands.mltrack("models", *words, "--tracking-uri", f"sqlite:///{tmp_path}/none.db", cwd=tmp_path)
+        assert "none.db" in finished.stderr, finished.stderr
+    finished = commands.mltrack("sync", "--all", "nowhere", cwd=tmp_path)
+    assert "accepted: run directories or run ids, or --all true" in finished.stderr
 
 
 def test_flags_reach_the_command(tmp_path, records_file):
@@ -72,6 +81,7 @@ def test_the_shell_completes_commands_options_and_choices(tmp_path):
     assert "train" in offered("tr")
     assert "--learning-rate" in offered("train", "--learn")
     assert "security_classification" in offered("train", "--task", "sec")
+    assert "skip" in offered("evaluate", "--on-bad-record", "sk")
     assert "--install-completion" in commands.mltrack("--help", cwd=tmp_path).stdout
 
 

@@ -128,6 +128,15 @@ def test_a_database_whose_tables_are_being_made_is_waited_for_and_an_old_one_is_
     ping(connect(f"sqlite:///{database}"))
 
 
+def test_versions_are_kept_where_the_runs_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another registry holds is not asked when checkpoints are deleted, so no version may lie in one."""
+    monkeypatch.setenv("MLFLOW_REGISTRY_URI", f"sqlite:///{tmp_path}/registry.db")
+    store = connect(f"sqlite:///{tmp_path}/mlflow.db")
+    store.client.create_registered_model("one")
+    assert [model.name for model in store.client.search_registered_models()] == ["one"]
+    assert not (tmp_path / "registry.db").exists()
+
+
 def test_a_missing_run_is_rejected_and_a_locked_database_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -85,6 +85,11 @@ def test_a_run_is_made_once_per_key_and_in_the_experiment_that_was_asked_for(
     assert store.client.get_experiment(create_run_in(store, None).experiment_id).name == "from-environment"
     monkeypatch.setenv("MLFLOW_EXPERIMENT_ID", first.experiment_id)
     assert create_run_in(store, None).experiment_id == first.experiment_id
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.tracking_uri)
+    assert create_run_in(store, None).experiment_id == first.experiment_id
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:////elsewhere/mlflow.db")
+    assert create_run_in(store, None).experiment_id == "0", "an id of another store means nothing here"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
     store.client.delete_experiment(store.client.create_experiment("old"))
     with pytest.raises(StoreRejected, match="experiment 'old' is deleted; choose another"):
         create_run_in(store, "old")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import threading
+from dataclasses import replace
 
 import pytest
 import tiny
@@ -14,7 +15,7 @@ from transformers import get_linear_schedule_with_warmup
 from mltrack import TrainingConfig
 from mltrack.errors import ConfigurationError
 from mltrack.training import TrainingState
-from mltrack.training.schedule import Plan, adamw, linear_warmup_decay
+from mltrack.training.schedule import Plan, adamw, describe_change, linear_warmup_decay
 
 pytestmark = pytest.mark.device
 
@@ -203,3 +204,12 @@ def test_gradient_checkpointing_changes_memory_not_results(trainer):
         made.train()
         losses.append(tiny.points(made.tracker.directory.journal, "train_loss"))
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+def test_a_schedule_that_stays_is_not_said_to_change():
+    then = Plan(10, 20, 4)
+    assert describe_change(then, replace(then, steps_per_epoch=5), 3, (1e-3, 1e-3)) is None
+    line = describe_change(then, replace(then, total_steps=40), 3, (1e-3, 1e-3))
+    assert line is not None
+    assert "from 20 to 40" in line
+    assert "stays 0.001" in line

@@ -5,7 +5,8 @@ from __future__ import annotations
 import typer
 
 from mltrack.cli.command import BOOL, Command
-from mltrack.cli.options import spellings, split_options, takes_options, train_options
+from mltrack.cli.options import completion, spellings, split_options, takes_options, train_options
+from mltrack.config import OPTIONS
 
 app = typer.Typer(
     name="mltrack",
@@ -33,7 +34,8 @@ URI = typer.Option(
 
 
 def _option(name: str, help: str, default: str | None = None) -> str | None:
-    return typer.Option(default, *spellings(name), help=help, show_default=default is not None)
+    offered = completion(OPTIONS[name]) if name in OPTIONS else None
+    return typer.Option(default, *spellings(name), help=help, show_default=default is not None, autocompletion=offered)
 
 
 COLUMNS = _option("columns", "Which columns of the data hold what: code=func,label=target.")

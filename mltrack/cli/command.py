@@ -7,22 +7,29 @@ from typing import Any
 
 from typer.core import TyperCommand
 
+from mltrack.config.option import TRUTHS
+
 BOOL = "BOOL"
 """Metavar of an option that takes true or false."""
 _UNDERSCORED = re.compile(r", --\w+_\w+")
 
 
-def as_values(words: list[str], flags: set[str]) -> list[str]:
+def as_values(words: list[str], flags: set[str], *, takes_arguments: bool = False) -> list[str]:
     """The words of a command line in which each of the flags has a value.
 
-    A flag whose next word is missing or is another option means true, `--no-` in front of it means false.
+    A flag at the end or in front of another option means true, `--no-` in front of it means false.
+
+    Args:
+        takes_arguments: the command has arguments, so a word behind a flag is its value only where it is true or false.
     """
     made: list[str] = []
     for position, word in enumerate(words):
         if word == "--":
             return made + words[position:]
         negated = word.replace("--no-", "--", 1).replace("--no_", "--", 1)
-        if word in flags and all(following.startswith("-") for following in words[position + 1 : position + 2]):
+        following = words[position + 1] if position + 1 < len(words) else "-"
+        alone = following.startswith("-") or (takes_arguments and following.lower() not in TRUTHS)
+        if word in flags and alone:
             made += [word, "true"]
         elif word not in flags and word != negated and negated in flags:
             made += [negated, "false"]
@@ -37,7 +44,8 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words of a command line."""
         flags = {spelling for one in self.params if one.metavar == BOOL for spelling in one.opts}
-        return super().parse_args(ctx, as_values(args, flags))
+        takes_arguments = any(one.param_type_name == "argument" for one in self.params)
+        return super().parse_args(ctx, as_values(args, flags, takes_arguments=takes_arguments))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write arguments and options under their headings; of two spellings of an option the one with hyphens."""
@@ -46,7 +54,10 @@ class Command(TyperCommand):
             if (record := one.get_help_record(ctx)) is not None:
                 panel = getattr(one, "rich_help_panel", None)
                 heading = panel or ("arguments" if one.param_type_name == "argument" else "options")
-                shown.setdefault(heading, []).append((_UNDERSCORED.sub("", record[0]), record[1]))
+                name = _UNDERSCORED.sub("", record[0])
+                if one.metavar == BOOL:
+                    name = f"{one.opts[0]} / --no-{one.opts[0].removeprefix('--')}"
+                shown.setdefault(heading, []).append((name, record[1]))
         for heading, records in shown.items():
             with formatter.section(heading.capitalize()):
                 formatter.write_dl(records)

@@ -19,6 +19,8 @@ from mltrack.errors import ConfigurationError, did_you_mean
 MAX_WHOLE_NUMBER = 2**63 - 1
 """What torch, numpy and the databases behind MLflow take as a whole number."""
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+TRUTHS = (*_TRUE, *_FALSE)
+"""Words that a boolean takes."""
 
 
 @dataclass(frozen=True, kw_only=True)

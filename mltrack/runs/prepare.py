@@ -5,6 +5,7 @@ Invariant: nothing is made or changed outside of this process, except that the r
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrack import registry
-from mltrack.addresses import has_secrets
+from mltrack.addresses import has_secrets, is_same
 from mltrack.checkpoints import CheckpointManager
 from mltrack.config import TaskType, TrainModelRequest
 from mltrack.data import CodeDataset
@@ -146,6 +147,9 @@ def _validated(
             "the tracking URI holds credentials, which are not recorded; a later sync or resume reads"
             f" {credentials_place(uri)}"
         )
+    registry_uri = os.environ.get("MLFLOW_REGISTRY_URI")
+    if registry_uri and not is_same(registry_uri, request.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI", "")):
+        frontend.notice("MLFLOW_REGISTRY_URI is not used: versions are kept where the runs are")
     return request, directory, lock
 
 

@@ -157,7 +157,8 @@ def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S,
                 from mlflow.tracking._tracking_service.utils import _get_store
 
                 _get_store(uri, root)  # a new database is made with this place for its first experiment
-            client: Any = MlflowClient(tracking_uri=answering(uri, request_timeout_s))
+            address = answering(uri, request_timeout_s)
+            client: Any = MlflowClient(tracking_uri=address, registry_uri=address)
             client._raise_if_prompt = _ask_nothing
             return Store(tracking_uri=uri, client=client, request_timeout_s=request_timeout_s)
 

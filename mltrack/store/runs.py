@@ -18,9 +18,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mltrack.addresses import redact
+from mltrack.addresses import is_same, redact
 from mltrack.errors import printable
-from mltrack.store.connection import Store
+from mltrack.store.connection import Store, default_tracking_uri
 from mltrack.store.database import own_artifact_root
 from mltrack.store.refusal import StoreRejected, already_exists, translated
 
@@ -102,12 +102,13 @@ def create_run(
 
 def find_experiment(store: Store, name: str | None) -> str:
     """The id of the experiment, made where it does not exist; two processes at once get the same one."""
-    given_id = os.environ.get("MLFLOW_EXPERIMENT_ID") if name is None else None
+    environment = os.environ if _environment_means(store) else {}
+    given_id = environment.get("MLFLOW_EXPERIMENT_ID") if name is None else None
     variable = "MLFLOW_EXPERIMENT_ID" if given_id else "MLFLOW_EXPERIMENT_NAME"
-    named = "" if name is not None or not os.environ.get(variable) else f" that {variable} names"
+    named = "" if name is not None or not environment.get(variable) else f" that {variable} names"
     shown_name = f" '{name}'" if name else named and f"{named} (--experiment-name chooses another)"
     with translated(store, f"looking for the experiment{shown_name}"):
-        name = name or os.environ.get("MLFLOW_EXPERIMENT_NAME") or "Default"
+        name = name or environment.get("MLFLOW_EXPERIMENT_NAME") or "Default"
         experiment = store.client.get_experiment(given_id) if given_id else store.client.get_experiment_by_name(name)
         if experiment is None:
             try:
@@ -126,6 +127,14 @@ def find_experiment(store: Store, name: str | None) -> str:
             f" restore it by '{_mlflow(store, 'experiments', 'restore', '--experiment-id', experiment.experiment_id)}'"
         )
     return str(experiment.experiment_id)
+
+
+def _environment_means(store: Store) -> bool:
+    """False where MLFLOW_TRACKING_URI names another store: `mlflow.set_experiment` leaves the id of an experiment there
+    in the environment.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    return uri is None or is_same(default_tracking_uri(), store.tracking_uri)
 
 
 def get_run(store: Store, run_id: str) -> RunInfo:

@@ -104,7 +104,11 @@ def describe_change(then: Plan | None, now: Plan, step: int, rates: tuple[float,
         step: optimizer steps that are taken.
         rates: learning rate of the next step before and now.
     """
-    if step >= now.total_steps or (rates[0] == rates[1] if then is None else then == now):
+    if then is None:
+        changed = rates[0] != rates[1]
+    else:
+        changed = (then.total_steps, then.warmup_steps) != (now.total_steps, now.warmup_steps)
+    if step >= now.total_steps or not changed:
         return None
     if then is None:
         what = f"ends at {now.total_steps:,} optimizer steps"
@@ -113,4 +117,6 @@ def describe_change(then: Plan | None, now: Plan, step: int, rates: tuple[float,
     else:
         verb = "stretched" if now.total_steps > then.total_steps else "shortened"
         what = f"is {verb} from {then.total_steps:,} to {now.total_steps:,} optimizer steps"
-    return f"the schedule {what}: the learning rate of step {step + 1:,} changes from {rates[0]:.4g} to {rates[1]:.4g}"
+    before, after = (f"{rate:.4g}" for rate in rates)
+    becomes = f"stays {after}" if before == after else f"changes from {before} to {after}"
+    return f"the schedule {what}: the learning rate of step {step + 1:,} {becomes}"
