@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -16,6 +17,10 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny; more threads only wait for each other
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
     os.environ.pop(name, None)
+
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):  # under nohup, or behind an `&`, they are ignored
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 
 VERBS = ["add", "scale", "shift", "count", "merge", "split", "clamp", "wrap"]
 NOUNS = ["value", "total", "index", "row", "name", "price", "speed", "angle"]
