@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -87,13 +88,65 @@ def loop():
         ("raise KeyboardInterrupt", "loop()", ("KILLED", 1)),
         ("raise Interrupted(15)", "loop()", ("KILLED", 143)),
         ("pass", "try: 1 / 0\nexcept ZeroDivisionError: loop()", ("FINISHED", 0)),
+        ("1 / 0", "try: [][0]\nexcept IndexError: loop()", ("FAILED", 1)),
     ],
-    ids=["well", "exception", "exit-0", "keyboard", "signal", "within another's handler"],
+    ids=["well", "exception", "exit-0", "keyboard", "signal", "within another's handler", "raised in a handler"],
 )
 def test_closed_while_an_exception_is_on_its_way(tmp_path, way, call, end):
     process = start_script(CLOSED.format(way=way, call=call), tmp_path / "run")
     process.communicate(timeout=60)
     assert ends(tmp_path / "run") == [end]
+
+
+def test_an_error_at_the_address_of_one_that_was_handled_before_is_the_runs(tmp_path):
+    """As after `except FileNotFoundError: tracker = ...` where there was nothing to resume."""
+
+    def made(folder: Path) -> tuple[TrainingMetricsTracker, int]:
+        try:
+            raise ValueError("nothing to resume")
+        except ValueError as error:
+            return TrainingMetricsTracker(folder), id(error)
+
+    tracker, address = made(tmp_path)
+    others = []
+    while id(error := ValueError("diverged")) != address and len(others) < 100_000:
+        others.append(error)
+    assert id(error) == address, "the address was not given again"
+    try:
+        raise error
+    except ValueError:
+        tracker.close()
+    assert ends(tmp_path) == [("FAILED", 1)]
+
+
+def test_what_leaves_the_with_is_the_runs_although_it_was_handled_when_it_began(tmp_path):
+    def second_try():
+        try:
+            raise RuntimeError("out of memory")
+        except RuntimeError as first:
+            with TrainingMetricsTracker(tmp_path):
+                raise first
+
+    with pytest.raises(RuntimeError, match="out of memory"):
+        second_try()
+    assert ends(tmp_path) == [("FAILED", 1)]
+
+
+def test_a_tracker_keeps_nothing_of_an_error_that_was_handled_when_it_was_made(tmp_path):
+    class Tensor:
+        pass
+
+    def made():
+        large = Tensor()
+        gone.append(weakref.ref(large))
+        try:
+            raise ValueError("nothing to resume")
+        except ValueError:
+            return TrainingMetricsTracker(tmp_path)
+
+    gone: list[weakref.ref[Tensor]] = []
+    with made():
+        assert gone[0]() is None
 
 
 def test_a_generator_that_is_closed_is_left_well(tmp_path):

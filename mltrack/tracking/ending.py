@@ -11,6 +11,7 @@ import ctypes
 import os
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +22,10 @@ from mltrack.journal import DiskFullError, JournalWriter, records
 PATIENCE_S = 10.0
 """How long the end of a successful run waits for room on a full disk; as long as for a dead server."""
 _PAUSE_S = 0.2
+
+_HANDLED = "_mltrack_handled"
+"""Attribute of an exception: the endings that were made while it was handled, as texts, which pickle copies. Holding it
+would keep its traceback's frames and all their tensors; its id is given to a later one once it is gone."""
 
 Outcome = tuple[str, int]
 """status, exit code"""
@@ -39,7 +44,9 @@ class Ending:
         self.presumed = presumed
         self._end: records.Record | None = None
         self._settled = self._written = False
-        self._made_in = id(sys.exception())
+        self._name = uuid.uuid4().hex
+        if (handled := sys.exception()) is not None:
+            handled.__dict__.setdefault(_HANDLED, []).append(self._name)
 
     @property
     def is_ours(self) -> bool:
@@ -86,9 +93,14 @@ class Ending:
         self._written = True
 
     def after(self, error: BaseException | None) -> Outcome | tuple[()]:
-        """What an exception that is on its way makes of the run: nothing where there is none, or the run had turned out
-        before. One that was being handled when the tracker was made is not the run's."""
-        return () if error is None or self._settled or id(error) == self._made_in else outcome_of(error)
+        """What an exception that leaves the run makes of it: nothing where there is none, or the run had turned out
+        before."""
+        return () if error is None or self._settled else outcome_of(error)
+
+    def on_its_way(self) -> BaseException | None:
+        """The exception that is being handled, unless it was when the tracker was made: that one is not the run's."""
+        error = sys.exception()
+        return error if error is not None and self._name not in error.__dict__.get(_HANDLED, ()) else None
 
     def write(self, record: records.Record, *, patient: bool) -> None:
         """Append a record and force it to the disk; where it is part of a success, `patient`, wait for room.

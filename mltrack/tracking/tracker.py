@@ -16,7 +16,6 @@ import logging
 import math
 import os
 import shutil
-import sys
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -393,7 +392,7 @@ class TrainingMetricsTracker:
         """
         if not self._ending.is_ours:
             return "pending"
-        self.end(*self._ending.after(sys.exception()))
+        self.end(*self._ending.after(self._ending.on_its_way()))
         atexit.unregister(self._close_at_exit)
         self._journal.close()
         if self._heartbeat is not None:
