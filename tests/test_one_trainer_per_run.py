@@ -112,6 +112,21 @@ def test_a_trainer_elsewhere_is_refused_while_its_heartbeat_moves_and_replaced_o
     assert sync(directory).status == "FAILED"
 
 
+def test_a_trainer_elsewhere_may_have_the_process_id_that_this_one_has(tmp_path: Path, impatient: None) -> None:
+    """As in two containers, where both are process 1."""
+    directory = left_by(tmp_path / "run", OTHER_CONTAINER, pid=os.getpid())
+    beating = Heartbeat(directory.heartbeat)
+    try:
+        with pytest.raises(ConfigurationError, match=f"process {os.getpid()} on {OTHER_CONTAINER.host} is training it"):
+            take_over(directory)
+    finally:
+        beating.stop()
+
+
+def test_a_process_goes_on_with_a_run_of_its_own(tmp_path: Path) -> None:
+    take_over(left_by(tmp_path / "run", HERE, pid=os.getpid())).release()
+
+
 def test_one_that_has_recorded_its_end_is_not_waited_for(tmp_path: Path) -> None:
     directory = left_by(tmp_path / "run", OTHER_HOST, ended=True)
     started = time.monotonic()

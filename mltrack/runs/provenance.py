@@ -184,9 +184,9 @@ def take_over(
 
 def _refuse_living(directory: RunDirectory, force: bool, notice: Callable[[str], None]) -> None:
     name, trainer = directory.path.name, trainer_of(directory)
-    if trainer.pid == os.getpid():
-        return
     if trainer.life() is Life.ALIVE:
+        if trainer.pid == os.getpid():  # looked up here: of another container the same id says nothing
+            return
         raise _being_trained(name, trainer.place)
     try:
         refuse_trained_elsewhere(directory, notice)
