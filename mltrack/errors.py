@@ -141,12 +141,17 @@ class Interrupted(MltrackError):
         super().__init__(f"interrupted by {signal.Signals(signal_number).name}")
 
 
+def text_of(error: object) -> str:
+    """What an error says; nothing where a class of somebody else's fails to say it, in whatever way."""
+    try:
+        return str(error)
+    except BaseException:
+        return ""
+
+
 def described(error: BaseException) -> str:
     """One line about any error: mltrack's own says all, another one its class too."""
-    try:
-        text = " ".join(str(error).split())
-    except Exception:  # a class of somebody else's
-        text = ""
+    text = " ".join(text_of(error).split())
     return text if isinstance(error, MltrackError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 

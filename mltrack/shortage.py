@@ -15,7 +15,7 @@ import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mltrack.errors import MltrackError, TrainingError
+from mltrack.errors import MltrackError, TrainingError, text_of
 
 _ALLOCATION_FAILED = (
     "can't allocate memory",
@@ -43,7 +43,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     if isinstance(error, OSError):
         return error.errno == errno.ENOMEM
-    return not isinstance(error, MltrackError) and any(words in str(error) for words in _ALLOCATION_FAILED)
+    return not isinstance(error, MltrackError) and any(words in text_of(error) for words in _ALLOCATION_FAILED)
 
 
 def shortage_of(error: BaseException, where: str = "") -> TrainingError | None:
@@ -55,8 +55,8 @@ def shortage_of(error: BaseException, where: str = "") -> TrainingError | None:
     if isinstance(error, MltrackError):
         return None
     at = f" at {where}" if where else ""
-    text = str(error)
-    if worker := _WORKER.search(f"{error.__cause__} {text}"):
+    text = text_of(error)
+    if worker := _WORKER.search(f"{text_of(error.__cause__)} {text}"):
         return TrainingError(f"{_died(worker, at)}; use --num-workers 0, or free memory for the workers")
     if is_out_of_memory(error) or ((in_worker := _IN_WORKER.search(text)) and in_worker[1] == "MemoryError"):
         size = _SIZE.search(text)
@@ -106,7 +106,7 @@ def not_started(error: OSError, num_workers: int) -> TrainingError:
 
 def failed_in_worker(error: Exception) -> TrainingError | None:
     """The error that a worker process has sent, as one line without its traceback; None where it is none."""
-    text = str(error)
+    text = text_of(error)
     if not _IN_WORKER.search(text):
         return None
     said = [line for line in text.splitlines() if line.strip()][-1].strip()

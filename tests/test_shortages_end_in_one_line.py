@@ -19,6 +19,7 @@ import pytest
 import tiny
 import torch
 
+from mltrack import TrainModelRequest, TrainModelUseCase
 from mltrack.cli import run as command_line
 from mltrack.config import TrainingConfig
 from mltrack.errors import TrainingError
@@ -247,3 +248,34 @@ def test_other_commands_say_it_in_one_line(monkeypatch, capsys, records_file):
     path: Path = records_file("text_classification")
     assert command_line(["data", "inspect", str(path)]) == 1
     assert "out of memory" in capsys.readouterr().err
+
+
+class SaysNothing(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+class IsInterrupted(Exception):
+    def __str__(self) -> str:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("raised", "named", "exit_code"),
+    [
+        (SaysNothing(), "SaysNothing", 1),
+        (IsInterrupted(), "IsInterrupted", 1),
+        (KeyboardInterrupt(), "interrupted by SIGINT", 130),
+    ],
+    ids=["error", "interruption", "keyboard"],
+)
+def test_an_error_that_cannot_say_what_it_is_is_named_by_its_class(
+    raised: BaseException, named: str, exit_code: int
+) -> None:
+    def stop_requested() -> int | None:
+        raise raised
+
+    request = TrainModelRequest(task="text_classification", dataset_path="none.jsonl")
+    response = TrainModelUseCase(stop_requested=stop_requested).execute(request)
+    assert (response.success, response.errors, response.exit_code) == (False, [named], exit_code)
+    assert shortage_of(raised) is None

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import NoReturn
 
 from mltrack.addresses import RedactedStream, redact
-from mltrack.errors import MltrackError, printable
+from mltrack.errors import MltrackError, described, printable
 from mltrack.shortage import shortage_of
 
 _SHOWN = "mltrack.shown"
@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> int:
             raise
         if (shortage := shortage_of(error)) is not None:
             return _said(str(shortage), shortage.exit_code)
-        return _said(f"{type(error).__name__}: {error} (--debug true shows where)", 1)
+        return _said(f"{described(error)} (--debug true shows where)", 1)
 
 
 def _shown(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from mltrack.errors import CheckpointError, ConfigurationError, MltrackError
+from mltrack.errors import CheckpointError, ConfigurationError, MltrackError, text_of
 from mltrack.shortage import is_out_of_memory
 
 
@@ -63,5 +63,5 @@ def one_line(where: str) -> Iterator[None]:
 
 def first_line(error: BaseException) -> str:
     """The first sentence or so of another library's message."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = " ".join(text_of(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

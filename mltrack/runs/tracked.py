@@ -206,7 +206,9 @@ def track(prepared: Prepared, frontend: Frontend, response: TrainModelResponse) 
 def explain(error: BaseException, response: TrainModelResponse, frontend: Frontend) -> None:
     """Say in the response how a training has ended that did not succeed."""
     if isinstance(error, KeyboardInterrupt):
-        error = Interrupted(frontend.stop_requested() or signal.SIGINT)
+        error = Interrupted(signal.SIGINT)
+        with suppress(BaseException):  # the caller's own function
+            error = Interrupted(frontend.stop_requested() or signal.SIGINT)
     error = shortage_of(error) or error
     response.status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
     response.exit_code = error.exit_code if isinstance(error, MltrackError) else 1

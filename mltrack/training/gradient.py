@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from mltrack.checkpoints.state import restore_rng
-from mltrack.errors import TrainingError
+from mltrack.errors import TrainingError, text_of
 from mltrack.shortage import is_out_of_memory
 from mltrack.training.batches import MicroBatch
 from mltrack.training.memory import make_room
@@ -114,14 +114,15 @@ class GradientOfGroup:
             try:
                 return self._computed(group)
             except Exception as error:
-                if NO_WORKSPACE in str(error):
+                text = text_of(error)
+                if NO_WORKSPACE in text:
                     raise TrainingError(
                         f"deterministic: {NO_WORKSPACE} was {os.environ.get(NO_WORKSPACE, 'not set')} when the GPU was"
                         f" first used; set {NO_WORKSPACE}=:4096:8 before the process starts, or use deterministic=false"
                     ) from error
-                if NOT_DETERMINISTIC in str(error):
+                if NOT_DETERMINISTIC in text:
                     operation = (
-                        str(error).split(NOT_DETERMINISTIC)[0].strip().splitlines()[-1]
+                        text.split(NOT_DETERMINISTIC)[0].strip().splitlines()[-1]
                     )  # a replica's error begins with where it was
                     raise TrainingError(
                         f"deterministic: {operation} cannot be repeated exactly on {self.precision.device}; accepted:"
@@ -129,8 +130,8 @@ class GradientOfGroup:
                     ) from error
                 if not is_out_of_memory(error):
                     raise
-                said = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-                problem = said[-1 if " in replica " in str(error) else 0]
+                said = [line for line in text.splitlines() if line.strip()] or [type(error).__name__]
+                problem = said[-1 if " in replica " in text else 0]
             # not inside the handler: the traceback would keep the tensors alive
             self._halve(problem)
             restore_rng(rng)

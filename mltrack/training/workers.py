@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from mltrack.errors import MltrackError, TrainingError
+from mltrack.errors import MltrackError, TrainingError, text_of
 from mltrack.shortage import failed_in_worker, not_started, shortage_of
 
 Collate = Callable[..., dict[str, torch.Tensor]]
@@ -90,5 +90,5 @@ def _forget_half_made(error: OSError) -> None:
 
 
 def _unreachable(error: Exception) -> TrainingError:
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = " ".join(text_of(error).split()) or type(error).__name__
     return TrainingError(f"the worker processes of the data loader cannot be reached ({said}); use --num-workers 0")
