@@ -198,6 +198,39 @@ def test_a_forked_child_does_not_end_the_run_of_its_parent(tmp_path, leaves, who
     assert ends(tmp_path / "run") == [("FINISHED", 0)]
 
 
+FORKED_IN_A_LISTENER = """
+import os, sys
+from mltrack import TrainModelRequest, TrainModelUseCase
+
+class Forks:
+    def on_start(self, state, plan): pass
+    def on_evaluation_batch(self, done, total): pass
+    def on_evaluation(self, state, metrics): pass
+    def on_step(self, state, metrics):
+        if state.step == 1:
+            child = os.fork()
+            if child == 0:
+                sys.exit(3)
+            print("child", os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+request = TrainModelRequest(task="text_classification", dataset_path=sys.argv[1], output_dir=sys.argv[2],
+                            model_name="scratch:tiny", max_length=64, max_steps=2, offline=True)
+response = TrainModelUseCase(listeners=[Forks()]).execute(request)
+print(response.status, response.run_id)
+"""
+
+
+def test_a_child_forked_in_a_listener_is_no_part_of_the_training(tmp_path, records_file):
+    process = start_script(FORKED_IN_A_LISTENER, records_file("text_classification", 24), tmp_path / "runs")
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    child, parent = out.splitlines()
+    status, run_id = parent.split()
+    assert (child, status) == ("child 3", "FINISHED")
+    recorded = read_journal(tmp_path / "runs" / run_id / "journal")
+    assert not any("mltrack.failure" in record["values"] for record in recorded if record["type"] == "tags")
+
+
 def test_a_script_that_ctrl_c_ended_was_killed(tmp_path):
     process = start_script(OPEN + "raise KeyboardInterrupt", tmp_path / "run")
     process.communicate(timeout=60)

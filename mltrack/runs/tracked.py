@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import sys
 import traceback
@@ -55,10 +56,15 @@ class TrackedRun:
     results: list[Callable[[TrainModelResponse], None]] = field(default_factory=list)
     """What fills in the response."""
 
+    made_by: int = field(default_factory=os.getpid)
+    """The process that trains; one that is forked from it ends nothing."""
+
     def __enter__(self) -> TrackedRun:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        if os.getpid() != self.made_by:
+            return False
         warnings = self.response.warnings
         if error is not None:  # whatever it is, the run must not be left without its end
             with alone(warnings, "the failure was not handled to its end"):

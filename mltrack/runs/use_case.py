@@ -8,6 +8,7 @@ Invariant: `execute` never raises for bad input or a failed training; the MLflow
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -62,12 +63,14 @@ class TrainModelUseCase:
         Returns:
             With `success=False`, `errors` and `exit_code` (2 bad input, 1 failed, 128 + signal) where a step failed.
         """
-        response, frontend = TrainModelResponse(), self._frontend
+        response, frontend, process = TrainModelResponse(), self._frontend, os.getpid()
         try:
             prepared = prepare(request, frontend)
             with track(prepared, frontend, response) as tracked:
                 fit(open_run(tracked))
         except BaseException as error:
+            if os.getpid() != process:  # forked in a callback: it ends as it wants to, and is no training
+                raise
             explain(error, response, frontend)
             with alone(response.warnings, "the traceback could not be shown"):
                 show_traceback(error, debug=request.debug)
