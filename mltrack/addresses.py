@@ -18,14 +18,18 @@ from urllib.parse import quote, unquote
 
 DATABASES = ("postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle")
 """Their user names are no secrets: without them PGPASSWORD and ~/.pgpass are of no use."""
+_OTHER_DATABASES = ("redshift", "snowflake", "cockroachdb", "clickhouse", "clickhousedb", "db2", "trino")
 _CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")
 """Azure: container@account."""
 _ADDRESS = re.compile(r"(?P<scheme>[a-z][\w+.-]*):(?P<slashes>/*)(?P<rest>.*)", re.DOTALL | re.IGNORECASE)
 _IN_TEXT = re.compile(r"(?<![\w+.-])[a-z][\w+.-]*://[^\s'\"`<>\\]+", re.IGNORECASE)
+_WITHOUT_SCHEME = re.compile(r"(?<![\w+.:/-])//[^\s/:@]*:[^\s/@]+@")
+_WHOLE = re.compile(r"(?!.*://.*://)(?:[a-z][\w+.-]*:)?//[^\s:/@]*:.*@\S*", re.IGNORECASE)
+"""A text that is one address, whose password may hold a quote or a blank."""
 _HOST_CERTAIN = re.compile(r"(?:localhost|\[[^\]@]*\]|[\w-]+(?:\.[\w-]+)+\.?)(?::\d*)?")
 _HOST_POSSIBLE = re.compile(r"[\w.%-]*(?::\d*)?(?:,[\w.%-]*(?::\d*)?)*")
 _SECRET_NAME = re.compile(
-    r"token|secret|passw|passphrase|pwd|credential|signature|jwt|bearer|auth(?!or)|odbc_connect|^pass$|^pw$|^x-(?:amz|goog)-|(?:^|[_.-])sig(?:$|[_.-])"
+    r"token|secret|passw|passphrase|pwd|credential|signature|jwt|bearer|auth(?!or)|odbc_connect|cookie|session_?id|^pat$|^sas$|^code$|^access$|^pass$|^pw$|^x-(?:amz|goog)-|(?:^|[_.-])sig(?:$|[_.-])"
     r"|(?:^|[_.-]|api|access|account|private|shared|encryption|subscription)key(?:$|[_.-]?id$)",
     re.IGNORECASE,
 )
@@ -34,6 +38,8 @@ _HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*b?['\"]?(?:basic|bearer)\s+
 
 def without_secrets(address: str) -> str:
     """`address` without user info and secret-looking query values; a database's user name stays."""
+    if address.startswith("//"):
+        return without_secrets("any:" + address)[4:]
     parts = _ADDRESS.fullmatch(address)
     if parts is None or (
         parts["slashes"] == "" and "@" in parts["rest"]
@@ -42,7 +48,9 @@ def without_secrets(address: str) -> str:
     scheme, slashes, rest = parts.groups()
     info, rest, _ = _user_info(scheme, slashes, rest)
     user = info.partition(":")[0] if _is_database(scheme) else ""
-    marks = "?#" if scheme.lower().startswith("http") else "?"
+    if scheme.lower() == "databricks":
+        rest = rest.partition(":")[0]
+    marks = "?#;" if scheme.lower().startswith("http") else "?"
     if found := re.search(f"[{marks}]", rest):
         kept = _open_values(rest[found.end() :])
         rest = rest[: found.start()] + (found[0] + kept if kept else "")
@@ -86,8 +94,9 @@ def escaped(address: str) -> str:
 
 def redact(text: str) -> str:
     """Text in which no address holds a secret, and no Authorization header either."""
-    if "://" in text:
-        text = _IN_TEXT.sub(lambda found: without_secrets(found[0]), text)
+    if "//" in text:
+        text = without_secrets(text) if _WHOLE.fullmatch(text) else text
+        text = _WITHOUT_SCHEME.sub("//", _without_secrets_in(text))
     return _HEADER.sub(r"\1***", text)
 
 
@@ -114,6 +123,10 @@ class RedactedStream:
         return getattr(self._stream, name)
 
 
+def _without_secrets_in(text: str) -> str:
+    return _IN_TEXT.sub(lambda found: without_secrets(found[0]), text)
+
+
 def _user_info(scheme: str, slashes: str, rest: str) -> tuple[str, str, bool]:
     """(user info, what follows its `@`, whether both may be a host and a path)."""
     if (
@@ -136,15 +149,19 @@ def _user_info(scheme: str, slashes: str, rest: str) -> tuple[str, str, bool]:
 
 
 def _is_database(scheme: str) -> bool:
-    return scheme.lower().partition("+")[0] in DATABASES
+    return scheme.lower().partition("+")[0] in (*DATABASES, *_OTHER_DATABASES)
 
 
 def _open_values(query: str) -> str:
     """A query without its secret-looking values; what follows one up to the next name belongs to it."""
-    pieces, kept, hides = re.split(r"(?<=[&;])", query), [], False
+    pieces, kept, hides, inside = re.split(r"(?<=[&;?#])", query), [], False, False
     for piece in pieces:
-        name, equals, _ = piece.partition("=")
-        hides = _SECRET_NAME.search(unquote(name)) is not None if equals else hides
+        plain = unquote(piece)
+        name, equals, _ = (piece if "=" in piece else plain).partition("=")
+        if equals and not (hides and inside):
+            hides = _SECRET_NAME.search(unquote(name)) is not None
+            hides = hides or ("://" not in piece and _without_secrets_in(plain) != plain)
         if not hides:
-            kept.append(piece)
-    return "".join(kept).rstrip("&;") if len(kept) < len(pieces) else query
+            kept.append(_without_secrets_in(piece))
+        inside = piece.endswith(("?", "#"))
+    return "".join(kept).rstrip("&;?#") if len(kept) < len(pieces) else "".join(kept)
