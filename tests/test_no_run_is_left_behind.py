@@ -119,6 +119,35 @@ def test_what_an_undelivered_run_names_is_found_though_the_next_one_replaces_it(
     assert "Traceback" not in aside.relay_log.read_text()
 
 
+def test_an_entry_that_cannot_be_set_aside_is_named_and_costs_itself_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "logs"
+    (folder / "out" / "deep").mkdir(parents=True)
+    for name in ("a.txt", "deep/d.txt", "z.txt"):
+        (folder / "out" / name).write_text(name)
+    (folder / "out" / "b\ndangling").symlink_to("nowhere")
+    os.mkfifo(folder / "out" / "c")
+    (tmp_path / "secret").write_text("of somebody else")
+    (folder / "out" / "deep" / "leads_out").symlink_to(tmp_path / "secret")
+    run = RunInfo(local_id=uuid.uuid4().hex, tracking_uri="http://127.0.0.1:9", created_ms=1, offline=True)
+    with TrainingMetricsTracker(folder, run=run) as tracker:
+        tracker.log_artifact(folder / "out" / "a.txt")
+        tracker.log_artifact(folder / "out")
+    TrainingMetricsTracker(folder).close()
+    taken = folder / "earlier-run-1" / "out"
+    assert {path.relative_to(taken).as_posix() for path in taken.rglob("*") if not path.is_dir()} == {
+        "a.txt",
+        "deep/d.txt",
+        "z.txt",
+    }
+    assert len(caplog.messages) == 3
+    for name, line in zip(("b\\ndangling", "out/c", "leads_out"), caplog.messages, strict=True):
+        assert line.startswith("left out of the run that is set aside in logs/earlier-run-1: ")
+        assert name in line
+        assert line.isprintable()
+
+
 def test_without_a_server_all_of_them_wait_and_one_sync_of_the_folder_delivers_them(tmp_path: Path, uri: str) -> None:
     nowhere, folder = f"http://127.0.0.1:{free_port()}", tmp_path / "logs"
     for _ in range(3):

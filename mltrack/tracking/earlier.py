@@ -8,20 +8,23 @@ or refuses, its relay is ended, and another one goes on with what it had left.""
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import shutil
 import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import psutil
 
 from mltrack.errors import TrackingError
 from mltrack.journal import JournalReader, JournalWriter, KeptCheckpoints, RunDirectory
 from mltrack.journal.run_directory import EARLIER
-from mltrack.store import placement
+from mltrack.store.copies import copy_each
 
+log = logging.getLogger("mltrack")
 LETS_GO_S = 10.0
 """How long the relay of an earlier run may take to end, once it was told to."""
 
@@ -102,18 +105,26 @@ def _undelivered_files(directory: RunDirectory) -> tuple[set[str], set[str]]:
 
 def _take(directory: RunDirectory, aside: RunDirectory, path: str, *, immutable: bool) -> None:
     """A file or folder under the same path in `aside`, large files of checkpoints as links: the next run may replace
-    what lies here.
+    what lies here. What cannot be taken is named, and costs itself alone.
     """
-    source, target = directory.path / path, aside.path / path
-    if not source.resolve().is_relative_to(directory.path.resolve()) or target.exists():
-        return
-    with suppress(OSError):  # what cannot be read is named when it is to be delivered
-        target.parent.mkdir(parents=True, exist_ok=True)
-        (
-            placement.copy_tree(source, target, immutable=immutable)
-            if source.is_dir()
-            else placement.link_or_copy(source, target, immutable=immutable)
-        )
+    source = directory.path / path
+    own = aside.path.resolve()
+
+    def check(entry: Path) -> None:
+        directory.inside(entry)
+        resolved = entry.resolve()
+        if resolved.is_relative_to(own) or own.is_relative_to(resolved):
+            raise TrackingError(f"{entry}: is the folder of a run, and no file of one")
+        if entry != source and entry.is_symlink() and entry.is_dir():
+            raise TrackingError(f"{entry}: is a link to a folder, which is not followed")
+
+    def report(line: str) -> None:
+        log.warning("left out of the run that is set aside in %s: %s", aside.name, line)
+
+    try:
+        copy_each(source, aside.path / path, report, check=check, immutable=immutable)
+    except (OSError, TrackingError) as error:  # the disk is full: the start goes on, and what is missing is named
+        report(f"{path}: {error}")
 
 
 @contextmanager
