@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import tempfile
@@ -126,9 +127,10 @@ def make_room(num_bytes: int, *, but: Path | None = None) -> None:
     for left in _folder().glob(f"{_DELETING}*"):
         shutil.rmtree(left, ignore_errors=True)
     kept = [one for one in kept_models() if but is None or one.name not in (but.name, f"{_FETCHING}{but.name}")]
+    limit = _limit()
     total = num_bytes + sum(one.num_bytes for one in kept)
     for one in reversed(kept):
-        if total > _limit() and remove_model(one.name):
+        if total > limit and remove_model(one.name):
             total -= one.num_bytes
 
 
@@ -277,9 +279,7 @@ def _is_writable(folder: Path) -> bool:
 
 def _limit() -> float:
     given = os.environ.get(LIMIT_VARIABLE) or DEFAULT_GB
-    try:
-        return float(given) * 1e9
-    except ValueError:
-        raise ConfigurationError(
-            f"{LIMIT_VARIABLE} is {given!r}; set it to a number of gigabytes, such as 20"
-        ) from None
+    with contextlib.suppress(ValueError):
+        if 0 <= (limit := float(given)) < math.inf:
+            return limit * 1e9
+    raise ConfigurationError(f"{LIMIT_VARIABLE} is {given!r}; set it to a number of gigabytes, such as 20")
