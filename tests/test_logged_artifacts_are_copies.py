@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from ready_store import ready_store
 
-from mltrack.journal import RunInfo, records
+from mltrack.errors import TrackingError
+from mltrack.journal import RunInfo, read_journal, records
 from mltrack.relay import sync
 from mltrack.store import Store, artifacts, connect, create_run, placement, publish, write_model_folder
 from mltrack.tracking import TrainingMetricsTracker
@@ -75,3 +76,28 @@ def test_a_model_of_files_that_are_not_said_to_be_immutable(store: Store, run_id
     rewrite(weights)
     placed = Path(store.client.get_logged_model(model_id).artifact_location.removeprefix("file://"))
     assert (placed / "model.safetensors").read_bytes() == before
+
+
+def of_no_server(folder: Path) -> TrainingMetricsTracker:
+    return TrainingMetricsTracker(
+        folder, run=RunInfo(local_id=uuid.uuid4().hex, tracking_uri="http://127.0.0.1:9", created_ms=1, offline=True)
+    )
+
+
+def named_of(folder: Path) -> list[tuple[str, set[str]]]:
+    """(artifact_path, the files that would arrive) of each artifact that the journal in this folder names."""
+    return [
+        (one["artifact_path"], {path.name for path in (folder / one["path"]).rglob("*") if path.is_file()})
+        for one in read_journal(folder / "journal")
+        if one["type"] == "artifact"
+    ]
+
+
+def test_a_folder_of_artifacts_is_named_as_the_stores_take_it(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    with of_no_server(tmp_path / "run") as tracker:
+        for given in ("", ".", "a//b", "./c", "plots/"):
+            tracker.log_artifact(tmp_path / "a.txt", given)
+        with pytest.raises(TrackingError, match="artifact_path must be a relative path"):
+            tracker.log_artifact(tmp_path / "a.txt", "a\0b")
+    assert [folder for folder, _ in named_of(tmp_path / "run")] == ["", "", "a/b", "c", "plots"]

@@ -49,7 +49,16 @@ from mltrack.tracking.earlier import forget_moved, set_aside
 from mltrack.tracking.ending import Ending, leave_exit_code, uncaught
 from mltrack.tracking.export import entries_of, write_csv_export, write_json_export
 from mltrack.tracking.statistics import MetricSeries, MetricStatistics
-from mltrack.tracking.values import as_number, checked, checked_list, checked_mapping, checked_name, texts, whole_number
+from mltrack.tracking.values import (
+    as_number,
+    checked,
+    checked_list,
+    checked_mapping,
+    checked_name,
+    folder_name,
+    texts,
+    whole_number,
+)
 
 RARE = 1000
 """A metric with no more points than this is kept whole in memory after a resume."""
@@ -227,8 +236,7 @@ class TrainingMetricsTracker:
         """
         if not isinstance(path, str | os.PathLike) or not (os.path.isfile(path) or os.path.isdir(path)):
             raise TrackingError(f"log_artifact needs a file or folder that exists, not {shown(path)}")
-        if not isinstance(artifact_path, str) or artifact_path.startswith("/") or ".." in artifact_path.split("/"):
-            raise TrackingError(f"artifact_path must be a relative path without '..', not {shown(artifact_path)}")
+        artifact_path = folder_name("artifact_path", artifact_path)
         self._append(
             records.artifact(self._relative(self._brought_inside(Path(path).absolute(), artifact_path)), artifact_path)
         )

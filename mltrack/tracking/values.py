@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from mltrack.errors import MltrackError, TrackingError
@@ -96,6 +97,17 @@ def checked_name(kind: str, name: Any, error: type[MltrackError] = TrackingError
     if not isinstance(name, str):
         raise error(f"{kind} name must be text, not {shown(name)}")
     return name
+
+
+def folder_name(argument: str, path: Any) -> str:
+    """A relative path of a folder of artifacts as the stores take it: without `.` and empty parts, the root as "".
+
+    Raises:
+        TrackingError: it is no text, begins with `/`, or holds `..` or a null character.
+    """
+    if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/") or "\0" in path:
+        raise TrackingError(f"{argument} must be a relative path without '..', not {shown(path)}")
+    return PurePosixPath(path).as_posix() if PurePosixPath(path).parts else ""
 
 
 def checked(record: records.Record) -> records.Record:
