@@ -93,6 +93,19 @@ def named_of(folder: Path) -> list[tuple[str, set[str]]]:
     ]
 
 
+def test_the_next_run_in_the_folder_has_none_of_the_files_of_the_one_before(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    for name in ("a.txt", "b.txt", "c.txt"):
+        (tmp_path / "out" / name).write_text(name)
+        with of_no_server(tmp_path / "run") as tracker:
+            tracker.log_artifact(tmp_path / "out")
+        (tmp_path / "out" / name).unlink()
+    assert named_of(tmp_path / "run") == [("", {"c.txt"})]
+    assert named_of(tmp_path / "run" / "earlier-run-1") == [("", {"a.txt"})]
+    assert named_of(tmp_path / "run" / "earlier-run-2") == [("", {"b.txt"})]
+    assert len(list((tmp_path / "run" / "artifacts").iterdir())) == 1
+
+
 def test_a_folder_of_artifacts_is_named_as_the_stores_take_it(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a")
     with of_no_server(tmp_path / "run") as tracker:

@@ -24,6 +24,8 @@ MAX_JSON_BYTES = 64 << 20
 FORMAT_VERSION = 1
 EARLIER = "earlier-run-"
 """A folder of this name and a number, in a run directory, is one itself: of a run that lay there before."""
+COPIES = "artifacts/copies-"
+"""Begins the folder, in a run directory, of what one tracker has copied from elsewhere."""
 DELIVERY = {
     **dict.fromkeys(("offset", "sent", "acknowledged_ms", "connected_ms"), int),
     **dict.fromkeys(

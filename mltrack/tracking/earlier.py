@@ -21,7 +21,7 @@ import psutil
 
 from mltrack.errors import TrackingError
 from mltrack.journal import JournalReader, JournalWriter, KeptCheckpoints, RunDirectory
-from mltrack.journal.run_directory import EARLIER
+from mltrack.journal.run_directory import COPIES, EARLIER
 from mltrack.store.copies import copy_each
 
 log = logging.getLogger("mltrack")
@@ -41,17 +41,18 @@ def set_aside(directory: RunDirectory) -> None:
     writer = JournalWriter(directory.journal)
     try:
         with _undelivered(directory):
-            aside = _made(directory)
+            aside, whole = _made(directory), True
             for held in (directory.run_file, directory.delivery_file, directory.models_file, directory.exit_code_file):
                 if held.exists():
                     shutil.copy2(held, aside.path / held.name)
             if directory.run_file.exists() and not directory.has_arrived():
                 artifacts, kept = _undelivered_files(directory)
-                for path in artifacts:
-                    _take(directory, aside, path, immutable=False)
-                for path in kept:
+                for path in sorted(artifacts):
+                    whole &= _take(directory, aside, path, immutable=path.startswith(COPIES))
+                for path in sorted(kept):
                     _take(directory, aside, path, immutable=True)
             directory.journal.rename(aside.journal)
+            _clear_copies(directory, aside, whole=whole)
             for held in (
                 directory.run_file,
                 directory.delivery_file,
@@ -103,9 +104,9 @@ def _undelivered_files(directory: RunDirectory) -> tuple[set[str], set[str]]:
     return artifacts, {one["path"] for one in kept.kept.values()}
 
 
-def _take(directory: RunDirectory, aside: RunDirectory, path: str, *, immutable: bool) -> None:
+def _take(directory: RunDirectory, aside: RunDirectory, path: str, *, immutable: bool) -> bool:
     """A file or folder under the same path in `aside`, large files of checkpoints as links: the next run may replace
-    what lies here. What cannot be taken is named, and costs itself alone.
+    what lies here. What cannot be taken is named, and costs itself alone: then False.
     """
     source = directory.path / path
     own = aside.path.resolve()
@@ -118,13 +119,34 @@ def _take(directory: RunDirectory, aside: RunDirectory, path: str, *, immutable:
         if entry != source and entry.is_symlink() and entry.is_dir():
             raise TrackingError(f"{entry}: is a link to a folder, which is not followed")
 
+    left_out: list[str] = []
+
     def report(line: str) -> None:
+        left_out.append(line)
         log.warning("left out of the run that is set aside in %s: %s", aside.name, line)
 
     try:
         copy_each(source, aside.path / path, report, check=check, immutable=immutable)
     except (OSError, TrackingError) as error:  # the disk is full: the start goes on, and what is missing is named
         report(f"{path}: {error}")
+    return not left_out
+
+
+def _clear_copies(directory: RunDirectory, aside: RunDirectory, *, whole: bool) -> None:
+    """Of the run that was set aside: what its trackers had copied from elsewhere goes, or along where it was not taken.
+
+    Args:
+        whole: everything undelivered was taken.
+    """
+    for left in directory.path.glob(f"{COPIES}*"):
+        there = aside.path / left.relative_to(directory.path)
+        with suppress(OSError, TrackingError):  # it costs room and nothing else: the next run has a folder of its own
+            directory.inside(left)
+            if not there.exists():
+                there.parent.mkdir(exist_ok=True)
+                left.rename(there)
+            elif whole:
+                shutil.rmtree(left)
 
 
 @contextmanager

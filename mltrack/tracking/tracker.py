@@ -41,6 +41,7 @@ from mltrack.journal import (
     shown,
 )
 from mltrack.journal.records import json_number
+from mltrack.journal.run_directory import COPIES
 from mltrack.journal.shape import LARGEST
 from mltrack.store import active_run, default_tracking_uri
 from mltrack.tasks.metrics import metric_mode
@@ -133,6 +134,8 @@ class TrainingMetricsTracker:
         self._newest_step = 0
         """The last step since a resume, as long as something is recorded already that may come again."""
         self._drifted: set[str] = set()
+        self._copies = self.directory.path / f"{COPIES}{uuid.uuid4().hex[:8]}"
+        """Of files from elsewhere that this tracker logs: nothing of another run lies there."""
         self._kept = KeptCheckpoints()
         """Of this tracker's own records: the first one is a whole set."""
         if not resume and lock is None:
@@ -461,7 +464,7 @@ class TrainingMetricsTracker:
         """`path`, or its copy in the run directory where it lies elsewhere."""
         with suppress(TrackingError):
             return self.directory.inside(path)
-        target = self.directory.inside(Path("artifacts", artifact_path, path.name))
+        target = self.directory.inside(self._copies / artifact_path / path.name)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             unfinished = target.with_name(f".{target.name}.{os.getpid()}")
