@@ -4,6 +4,7 @@ pictures are.
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 
@@ -104,6 +105,43 @@ def test_the_next_run_in_the_folder_has_none_of_the_files_of_the_one_before(tmp_
     assert named_of(tmp_path / "run" / "earlier-run-1") == [("", {"a.txt"})]
     assert named_of(tmp_path / "run" / "earlier-run-2") == [("", {"b.txt"})]
     assert len(list((tmp_path / "run" / "artifacts").iterdir())) == 1
+
+
+def test_a_folder_that_holds_the_run_directory_is_taken_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text("mine")
+    Path("again").symlink_to(".")
+    with of_no_server(Path("run")) as tracker:
+        tracker.log_artifact(".")
+        with pytest.raises(TrackingError, match="is the run directory itself"):
+            tracker.log_artifact("run")
+    assert named_of(tmp_path / "run") == [("", {"mine.txt"})]
+    assert [line.split(tmp_path.name)[1] for line in caplog.messages] == [
+        "/again: is a link to a folder that it lies in",
+        "/run: lies in the directory of this run",
+    ]
+
+
+def test_what_cannot_be_copied_of_a_folder_is_named_and_costs_itself_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "out"
+    (out / "deep").mkdir(parents=True)
+    for name in ("a.txt", "deep/b.txt", "z.txt"):
+        (out / name).write_text(name)
+    (out / "dangling").symlink_to("nowhere")
+    os.mkfifo(out / "deep" / "pipe")
+    with of_no_server(tmp_path / "run") as tracker:
+        tracker.log_artifact(out, "of")
+        with pytest.raises(TrackingError, match=r"null: is no regular file|a file or folder that exists"):
+            tracker.log_artifact("/dev/null")
+    assert named_of(tmp_path / "run") == [("of", {"a.txt", "b.txt", "z.txt"})]
+    assert caplog.messages == [
+        f"log_artifact left out {out}/dangling: cannot be read: No such file or directory",
+        f"log_artifact left out {out}/deep/pipe: is no regular file",
+    ]
 
 
 def test_a_folder_of_artifacts_is_named_as_the_stores_take_it(tmp_path: Path) -> None:

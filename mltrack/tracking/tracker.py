@@ -15,7 +15,6 @@ import atexit
 import logging
 import math
 import os
-import shutil
 import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,7 +42,8 @@ from mltrack.journal import (
 from mltrack.journal.records import json_number
 from mltrack.journal.run_directory import COPIES
 from mltrack.journal.shape import LARGEST
-from mltrack.store import active_run, default_tracking_uri
+from mltrack.store import StoreUnavailable, active_run, artifacts, default_tracking_uri, placement
+from mltrack.store.copies import copy_each
 from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking.delivery import Delivery, deliver_earlier
 from mltrack.tracking.earlier import forget_moved, set_aside
@@ -232,17 +232,21 @@ class TrainingMetricsTracker:
         name.
 
         Only what lies in the run directory is ever uploaded: what is elsewhere is copied to `artifacts/` in it, as it
-        is now.
+        is now. What cannot be copied of a folder, and the run directory where it lies in it, is named and left out.
 
         Raises:
-            TrackingError: there is no such file or folder, it cannot be copied, or `artifact_path` is no relative path.
+            TrackingError: there is no such file or folder, it cannot be read or is the run directory itself,
+                there is no room for a copy, or `artifact_path` is no relative path.
         """
         if not isinstance(path, str | os.PathLike) or not (os.path.isfile(path) or os.path.isdir(path)):
             raise TrackingError(f"log_artifact needs a file or folder that exists, not {shown(path)}")
         artifact_path = folder_name("artifact_path", artifact_path)
-        self._append(
-            records.artifact(self._relative(self._brought_inside(Path(path).absolute(), artifact_path)), artifact_path)
-        )
+        source = Path(path).absolute()
+        if source.name in ("", ".."):
+            source = source.resolve()
+        if source.resolve() == self.directory.path.resolve():
+            raise TrackingError(f"log_artifact: {source} is the run directory itself; name a file or folder in it")
+        self._append(records.artifact(self._relative(self._brought_inside(source, artifact_path)), artifact_path))
 
     def log_checkpoints(self, kept: Sequence[Mapping[str, Any]], best_step: int | None) -> None:
         """Record which checkpoints stay, and force everything so far to the disk."""
@@ -464,19 +468,23 @@ class TrainingMetricsTracker:
         """`path`, or its copy in the run directory where it lies elsewhere."""
         with suppress(TrackingError):
             return self.directory.inside(path)
+        run = self.directory.path.resolve()
         target = self.directory.inside(self._copies / artifact_path / path.name)
+
+        def check(entry: Path) -> None:
+            if entry.is_dir() and entry.resolve().is_relative_to(run):
+                raise TrackingError(f"{entry}: lies in the directory of this run")
+
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = target.with_name(f".{target.name}.{os.getpid()}")
             if path.is_dir():
-                shutil.copytree(path, target, dirs_exist_ok=True)
+                copy_each(path, target, lambda line: log.warning("log_artifact left out %s", line), check=check)
             else:
-                shutil.copyfile(path, unfinished)
-                unfinished.replace(target)
-        except OSError as error:
+                with artifacts.reading(path):
+                    placement.place_file(path, target)
+        except (OSError, StoreUnavailable) as error:
             raise TrackingError(
-                f"{path} cannot be copied into the run directory: {error.strerror or error}; make room in"
-                f" {self.directory.path}"
+                f"{path} cannot be copied into the run directory: {getattr(error, 'strerror', None) or error}; make"
+                f" room in {self.directory.path}"
             ) from error
         return target
 
