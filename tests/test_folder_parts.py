@@ -40,6 +40,18 @@ from mltrack.runs.provenance import saved_options
         ("train.jsonl", "dev.jsonl", "eval.jsonl"),
         ("train/test_utils.jsonl", "", "test/train_of_thought.jsonl"),
         ("dev-tools/train.jsonl", "", "dev-tools/test.jsonl"),
+        ("defects.train.jsonl", "", "defects.test.jsonl"),
+        ("data.train.csv", "", "data.test.csv"),
+        ("python.train.jsonl.gz", "python.valid.jsonl.gz", "python.test.jsonl.gz"),
+        ("train.final.jsonl", "", "v2.test.jsonl"),
+        ("x_train_final.jsonl", "", "x_test_final.jsonl"),
+        ("codexglue_train_defect.jsonl", "codexglue_cv_defect.jsonl", "codexglue_test_defect.jsonl"),
+        ("trainsplit.jsonl", "", "testsplit.jsonl"),
+        ("mydatatrain.jsonl", "", "mydatatest.jsonl"),
+        ("codetrain.jsonl", "codeval.jsonl", "codetest.jsonl"),
+        ("CVTrain.jsonl", "", "CVTest.jsonl"),
+        ("train.jsonl", "validate.jsonl cv.jsonl", "tests.jsonl devtest.jsonl DevTest.jsonl tst.jsonl"),
+        ("train.jsonl", "", "tests/a.jsonl held-out.jsonl held_out.jsonl hold_out.jsonl HeldOut.jsonl heldout.jsonl"),
     ],
 )
 def test_names_tell_the_parts(train: str, validation: str, test: str) -> None:
@@ -54,8 +66,8 @@ def test_names_tell_the_parts(train: str, validation: str, test: str) -> None:
         "a.jsonl b.jsonl",
         "test.jsonl",
         "train-0.jsonl train-1.jsonl",
-        "train.jsonl extra.jsonl",
         "google_test.jsonl numpy.jsonl",
+        "google.test.jsonl numpy_test_utils.jsonl scipy.jsonl",
         "contest.json latest.json",
     ],
 )
@@ -68,7 +80,10 @@ def test_files_of_one_part_or_of_none_are_read_as_they_are(files: str) -> None:
     [
         ("a.jsonl test.jsonl", "a.jsonl"),
         ("train.jsonl test.jsonl extra.jsonl", "extra.jsonl"),
+        ("train.jsonl extra.jsonl", "extra.jsonl"),
+        ("defects.train.jsonl unseen.jsonl", "unseen.jsonl"),
         ("train/a.jsonl train/test.jsonl", "train/test.jsonl"),
+        ("data-train/train/test.jsonl data-train/train/dev.jsonl", "train/test.jsonl"),
         ("train.jsonl test.jsonl train_test.jsonl", "train_test.jsonl"),
         ("valid.jsonl test.jsonl", "no training files"),
     ],
@@ -79,6 +94,17 @@ def test_what_cannot_be_told_is_refused_with_the_files(files: str, unclear: str)
     assert str(caught.value).startswith("data: holds ")
     assert unclear in str(caught.value)
     assert "data:all" in str(caught.value)
+    assert ("data:train for" in str(caught.value)) is ("for training" in str(caught.value))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_part_that_is_named_needs_no_names_of_the_other_files(tmp_path: Path) -> None:
+    for name in ("train", "test", "extra"):
+        rows = [{"code": f"{name}_({n})", "label": n} for n in (1, 2)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for part in ("train", "test"):
+        assert parts_seen(DatasetLoader(f"{tmp_path}:{part}").records) == {part}
+    assert parts_seen(DatasetLoader(f"{tmp_path}:all").records) == {"train", "test", "extra"}
 
 
 @pytest.fixture

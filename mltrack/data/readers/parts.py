@@ -1,8 +1,7 @@
 """Which of a folder's files are its training, validation and test part, by their names.
 
 A part is named by a file (`train-00000-of-00002.parquet`, `my_test.jsonl`) or by a folder (`train/part1.jsonl`), in
-capital or small letters. Invariant: where there are validation or test files, each file is of one part, or the path is
-refused.
+capital or small letters. Invariant: where one file names its part, each file is of one part, or the path is refused.
 
     parts = parts_of("data", ["train.jsonl", "test.jsonl"])
     parts.are_several, parts.train, parts.test         # True, ["train.jsonl"], ["test.jsonl"]
@@ -11,7 +10,7 @@ refused.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
@@ -24,13 +23,20 @@ PARTS = ("train", "validation", "test")
 
 _PURPOSE = {"train": "training", "validation": "validation", "test": "test"}
 _PART_OF = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("validation", "valid", "val", "dev", "devel", "development"), "validation"),
-    **dict.fromkeys(("eval", "evaluation"), "eval"),
-    **dict.fromkeys(("test", "testing", "holdout", "heldout"), "test"),
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(
+        ("validation", "validate", "validating", "valid", "val", "dev", "devel", "development"), "validation"
+    ),
+    **dict.fromkeys(("eval", "evaluate", "evaluation"), "eval"),
+    **dict.fromkeys(("test", "testing", "tst", "devtest", "holdout", "heldout"), "test"),
 }
-_FILLERS = {"of", "part", "shard", "chunk", "split", "set", "data", "dataset", "file", "v"}
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+|[^\W\d_]+")
+_WEAK = {"cv": "validation"}  # cross-validation, unless another word says the part: cv_train.jsonl
+_FILLERS = {"of", "part", "shard", "chunk", "split", "set", "data", "dataset", "file", "my", "v"} | {
+    *("json", "jsonl", "csv", "parquet", "gz", "zst")
+}
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+")
+_TWO_WORDS = re.compile(r"(held|hold|dev)[\W_]*(out|test)(?![a-z])", re.IGNORECASE)
+_AROUND = re.compile(r"^(?:my|data|set)+|(?:set|data|split|file|part|shard|s)+$")
 _SHOWN = 3
 
 
@@ -62,45 +68,68 @@ class Parts:
         )
 
 
-def parts_of(path: str, files: Sequence[str]) -> Parts:
+def parts_of(path: str, files: Sequence[str], *, named: bool = False) -> Parts:
     """The parts of the files that a folder or glob holds; a file whose name tells none is in none.
 
     Args:
         path: the folder or glob, for messages.
         files: relative to the folder, in their order.
+        named: the user has said which part is wanted, so files of no part are not asked about.
 
     Raises:
-        DatasetError: there are validation or test files, and what the others are for is not known.
+        DatasetError: there are files of a part, and what the others are for is not known.
     """
-    found = {file: _part_of_file(file) for file in files}
+    words = {**_PART_OF, **_glued(files)}
+    found = {file: _part_of_file(file, words) for file in files}
     has_train = any(part == "train" for part, _ in found.values())
     parts = {file: part if sure or has_train else "" for file, (part, sure) in found.items()}
     held_out = "test" if "validation" in parts.values() else "validation"
     parts = {file: held_out if part == "eval" else part for file, part in parts.items()}
     kinds = set(parts.values())
-    if len(kinds) > 1 and not kinds <= {"train", ""}:
+    if (len(kinds) > 1 or "?" in kinds) and not named:
         unclear = [file for file, part in parts.items() if part in ("", "?")]
         if unclear or "train" not in kinds:
-            seen = "; ".join(
-                f"{_listed(held)} for {_PURPOSE[part]}"
-                for part in PARTS
-                if (held := [file for file, one in parts.items() if one == part])
-            )
+            held = {part: [file for file, one in parts.items() if one == part] for part in PARTS}
+            seen = "; ".join(f"{_listed(held[part])} for {_PURPOSE[part]}" for part in PARTS if held[part])
             problem = f"the part of {_listed(unclear)} is not known" if unclear else "no training files"
+            only = f"{path}:train for {_listed(held['train'])} alone, " if held["train"] else ""
             raise DatasetError(
-                f"holds {seen or 'no training files'}, and {problem}; name one file, or use {path}:{ALL} for all of"
-                " them",
+                f"holds {seen or 'no training files'}, and {problem}; name one file, or use {only}{path}:{ALL} for all"
+                " of them",
                 path=path,
             )
     return Parts(*([file for file, one in parts.items() if one == part] for part in PARTS))
 
 
-def _part_of_file(file: str) -> tuple[str, bool]:
+def _words(name: str) -> list[str]:
+    words = map(str.lower, _WORD.findall(_TWO_WORDS.sub(lambda two: f" {''.join(two.groups()).lower()} ", name)))
+    bare = ((word, _AROUND.sub("", word)) for word in words if word not in _FILLERS)
+    return [shorter if shorter in _PART_OF else word for word, shorter in bare]
+
+
+def _glued(files: Sequence[str]) -> dict[str, str]:
+    """The part that a word tells only beside another file's: of codetrain and codetest, but not of contest."""
+    words = {word for file in files for name in PurePath(file).parts for word in _words(name)}
+    found: dict[str, dict[str, str]] = {}
+    for word in words.difference(_PART_OF):
+        for tail, part in _PART_OF.items():
+            if word.endswith(tail):
+                found.setdefault(word.removesuffix(tail), {})[word] = part
+            elif word.startswith(tail):
+                found.setdefault("-" + word.removeprefix(tail), {})[word] = part
+    return {
+        word: part
+        for parts in found.values()
+        if len({*parts.values()}) > 1 and "train" in parts.values()
+        for word, part in parts.items()
+    }
+
+
+def _part_of_file(file: str, words: Mapping[str, str]) -> tuple[str, bool]:
     """(part, whether a whole name says so): of a folder above the file, else of the file; "?" where whole names
     disagree, "" where none tells.
     """
-    *folders, name = PurePath(file).parts
-    said = [_part_of_name(one) for one in (*folders, name.split(".")[0] or name)]
+    said = [_part_of_name(one, words) for one in PurePath(file).parts]
     for sure in (True, False):
         parts = {part for part, is_sure in said if part and is_sure is sure}
         if len(parts) == 1:
@@ -110,16 +139,13 @@ def _part_of_file(file: str) -> tuple[str, bool]:
     return "", False
 
 
-def _part_of_name(name: str) -> tuple[str, bool]:
-    """(part, True) of `train`, `Train_02`, `testSet`; (part, False) of a name that begins or ends with such a word;
+def _part_of_name(name: str, words: Mapping[str, str]) -> tuple[str, bool]:
+    """(part, True) of `train`, `Train_02`, `testSet`; (part, False) of a name in which such a word is one of several;
     else ("", False).
     """
-    words = [word for word in map(str.lower, _WORD.findall(name)) if word not in _FILLERS]
-    words = [shorter if (shorter := re.sub(r"(set|data)$", "", word)) in _PART_OF else word for word in words]
-    if len(words) == 1:
-        return _PART_OF.get(words[0], ""), words[0] in _PART_OF
-    ends = {_PART_OF[word] for word in words[:1] + words[-1:] if word in _PART_OF}
-    return (ends.pop(), False) if len(ends) == 1 else ("", False)
+    seen = _words(name)
+    parts = {words[word] for word in seen if word in words} or {_WEAK[word] for word in seen if word in _WEAK}
+    return (parts.pop(), len(seen) == 1) if len(parts) == 1 else ("", False)
 
 
 def _listed(files: Sequence[str]) -> str:

@@ -225,7 +225,7 @@ def _of_part(name: str, path: Path, part: str) -> list[Source]:
     if part == ALL:
         return sources
     place = _printable(path)
-    parts = parts_of(place, [_below(source, path) for source in sources])
+    parts = parts_of(place, [_below(source, path) for source in sources], named=True)
     wanted = set(getattr(parts, part))
     if not wanted:
         raise DatasetError(
