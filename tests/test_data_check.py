@@ -168,6 +168,20 @@ LANGUAGES = {
     "Nim": "proc f(x: int): int =\n  if x > 1:\n    return 2\n  else:\n    return 1\n",
     "YAML": "services:\n  web:\n    image: nginx\n    ports:\n      - 80:80\n",
     "prose": "This function returns the sum of two numbers.\nIt is used for example:\n  in the tests, if you want to\n",
+    "Nim, a loop": "for i in 0..3:\n  echo i\n",
+    "Nim, modules": "from strutils import split\nfor x in items:\n  echo x\n",
+    "Nim, a branch": "for x in items:\n  if x > 3:\n    echo x\n  else:\n    discard\n",
+    "GDScript": "if not is_on_floor() && !jumping:\n\tvelocity.y += 1\n",
+    "GDScript, annotated": "@onready var a = 1\nif a:\n\tpass\n",
+    "Scala 3": "class A(x: Int):\n  def g(y: Int): Int =\n    y + 1\n",
+    "assembly": "else:\n    mov eax, 1\n",
+    "YAML, finally": "finally:\n    - name: b c\n",
+    "make": "try:\n\tgcc -o a a.c\n",
+    "Cython": "cdef class A:\n    cdef int x\n    def f(self):\n        return self.x\n",
+    "Cython, a function": "def f(int x):\n    cdef int i\n    for i in range(x):\n        print(i)\n",
+    "Ren'Py": 'label start:\n    e "Hello"\n    if points > 3:\n        jump good\n',
+    "Boo": "def f(x as int):\n    return x\n",
+    "Boo, a cast": "def f(x):\n    return x as int\n",
     "prose with blocks": (
         "if you want to try this:\n   read the manual first\nfor people in great need:\n   call somebody\n"
     ),
@@ -191,9 +205,15 @@ def test_other_languages_are_not_judged_by_the_parser_of_python(language: str) -
         "from os import path\nx = = 1\n",
         "while not done:\n    x = {\n        'a': 1\n",
         "try:\n    f()\nexcept E as e\n    pass\n",
+        "def f(x):\n    y = g(x\n    return y\n",
+        "def f(x):\n    for a in x:\n        if a\n",
+        'def f(x):\n    """Cut off in its docst',
+        "import os\n\nclass A:\n    def f(self):\n        print >>out, 'x'\n        self.x = [1, 2\n        return self.x\n",
+        "def f(x):\n    return [\n        g(a)\n        for a in x\n",
+        PYTHON_2 * 40 + "x = 0777\n",
     ],
 )
-def test_broken_python_is_told_by_its_blocks(code: str) -> None:
+def test_broken_python_is_told_by_what_parses_of_it(code: str) -> None:
     assert check_data(records([code], "a")).train.unparsable == 1
 
 

@@ -1,10 +1,13 @@
 """Whether a record is Python: what it says itself, else what its code cannot be without being Python.
 
-Invariant: the answer is a pure function of the record. Of code that no parser of Python takes, only what is written as
-a Python block counts; a line of another language among it settles the question."""
+Invariant: the answer is a pure function of the record and of the interpreter's version. Code that does not parse is
+Python where a few changed lines make it parse, and where what is left is written in no other language; in doubt it is
+not Python."""
 
 from __future__ import annotations
 
+import ast
+import keyword
 import re
 
 from mltrack.data.normalize import without_comments_and_strings
@@ -34,9 +37,15 @@ _PYTHON_LINE = re.compile(
     r"|from[ ]+[\w.]+[ ]+import[ ]+[\w(*])",
     re.MULTILINE | re.VERBOSE,
 )
+_KEYWORD = rf"(?:{'|'.join((*keyword.kwlist, *keyword.softkwlist[1:], 'print', 'exec'))})\b"
 _OTHER_LINE = re.compile(
+    rf"""
+    ^[ \t]*(?!{_KEYWORD})[A-Za-z_]\w*[ \t]+(?!{_KEYWORD})[A-Za-z_"']          # `echo i`, `mov eax, 1`, `cdef int x`
+    | ^(?![^\n]*\b(?:with|import|except|case)\b)[^\n]*\w[ ]as[ ]
+    | ^[ \t]*def\b[^\n]*[ ]=[ \t]*\r?$ | ->[ \t]*\r?$ | &&|\|\||!(?![=\w]*[}}"':]|=) | [\w)]\.\.[<.]?[\w(]
+    """
     r"""
-    ^[ \t]*(?:
+    | ^[ \t]*(?:@\w+[ ]+)?(?:
         (?:end|fi|done|esac|endif|endwhile|endforeach|endfunction)[ \t]*[;)]?[ \t]*\r?$
         | (?:local|function|fn|fun|func|proc|let|val|var|my|sub|pub|impl
             |struct|object|package|namespace|public|private|use|trait|module|data)[ ]+[\w({&$@"'<]
@@ -68,8 +77,87 @@ def said_language(record: Record) -> bool | None:
 
 
 def must_be_python(code: str) -> bool:
-    """Whether code that does not parse is Python all the same: it has a block of Python, and no line of another
-    language.
+    """Whether code that does not parse is Python all the same: it has a block of Python, no line of another language,
+    and parses once a few of its lines are mended.
     """
     outside = without_comments_and_strings(code)
-    return _PYTHON_LINE.search(outside) is not None and _OTHER_LINE.search(outside) is None
+    if _PYTHON_LINE.search(outside) is None or _OTHER_LINE.search(outside) is not None:
+        return False
+    for pattern, now in _PYTHON_2:
+        code = pattern.sub(now, code)
+    lines = code.replace("\t", " " * 8).splitlines()
+    allowed = max(1, min(sum(map(bool, map(str.strip, lines))) // 4, _MOST_REPLACED))
+    replaced = 0
+    for _ in range(2 * _MOST_REPLACED):
+        found = _parsed(lines)
+        if not isinstance(found, SyntaxError):
+            return found is not None and (
+                replaced == 0 or any(isinstance(node, _ONLY_PYTHON) for node in ast.walk(found))
+            )
+        mended = _mended(lines, found)
+        if mended is None:
+            replaced += 1
+            if replaced > allowed:
+                return False
+            mended = _replaced(lines, found)
+        lines = mended
+    return False
+
+
+_MOST_REPLACED = 8
+_PYTHON_2 = (
+    (re.compile(r"^([ \t]*|[^\n\"'#]*:[ ]*)(print|exec)\b[ ]*(?:>>|(?=[\"']|[ ]\w))", re.MULTILINE), r"\1\2 = "),
+    (re.compile(r"^([ \t]*except\b[^\n]+?),[ ]*(\w+)[ ]*:", re.MULTILINE), r"\1 as \2:"),
+    (re.compile(r"^([ \t]*raise[ ]+[\w.]+),", re.MULTILINE), r"\1 or "),
+)
+_ONLY_PYTHON = (
+    *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ImportFrom, ast.ExceptHandler, ast.Pass, ast.Yield, ast.Assert),
+    *(ast.comprehension, ast.Lambda, ast.Raise),
+)
+"""What other languages that write blocks with a colon hardly have."""
+
+
+def _parsed(lines: list[str]) -> ast.Module | SyntaxError | None:
+    try:
+        return ast.parse("\n".join(lines) + "\n")
+    except SyntaxError as error:
+        return error
+    except (ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _mended(lines: list[str], error: SyntaxError) -> list[str] | None:
+    """The lines with the colon, bracket or quotes that alone are missing."""
+    at = min(max(error.lineno or 1, 1), len(lines)) - 1
+    line = lines[at]
+    if error.msg == "expected ':'":
+        column = (error.offset or 1) - 1
+        return [*lines[:at], f"{line[:column].rstrip()}: {line[column:]}", *lines[at + 1 :]]
+    if never_closed := re.match(r"'([(\[{])' was never closed", error.msg):
+        closing = ")]}"["([{".index(never_closed[1])]
+        colon = ":" if line.rstrip().endswith(":") else ""
+        here = [*lines[:at], line.rstrip().removesuffix(":") + closing + colon, *lines[at + 1 :]]
+        there = [*lines, closing]
+        return max(here, there, key=_error_line)
+    if error.msg.startswith("unterminated triple-quoted"):
+        return [*lines, "'''" if "'''" in line else '"""']
+    return None
+
+
+def _error_line(lines: list[str]) -> int:
+    """Of the first error; behind the last where there is none."""
+    found = _parsed(lines)
+    return (found.lineno or 0) if isinstance(found, SyntaxError) else len(lines) + 1
+
+
+def _replaced(lines: list[str], error: SyntaxError) -> list[str]:
+    """The lines without the one that is wrong; what it begins stays a block."""
+    at = min(max(error.lineno or 1, 1), len(lines)) - 1
+    if empty := re.search(r"^expected an indented block.* on line (\d+)$", error.msg):
+        header = int(empty[1]) - 1
+        return [*lines[:header], lines[header] + " 0", *lines[header + 1 :]]
+    indents = [len(line) - len(line.lstrip()) if line.strip() else None for line in lines]
+    own = indents[at] or 0
+    below = next((indent for indent in indents[at + 1 :] if indent is not None), 0)
+    block = "def f():" if re.match(r"\s*(?:async )?def \w+.*:\s*$", lines[at]) else "if 0:"
+    return [*lines[:at], " " * own + (block if below > own else "0"), *lines[at + 1 :]]

@@ -24,7 +24,7 @@ from mltrack.data.records import Record
 from mltrack.data.stdlib_source import STDLIB
 from mltrack.data.table import files_of
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 """Part of the cache's name; whatever changes the answer raises it."""
 
 MOST_PARSED = 5000
