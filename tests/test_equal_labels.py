@@ -12,6 +12,7 @@ import pytest
 
 from mltrack import DatasetLoader
 from mltrack.config import TrainModelRequest
+from mltrack.data.records import label_value
 from mltrack.data.requested import EarlierLabels, requested_records
 from mltrack.errors import DatasetError
 from mltrack.journal import RunDirectory
@@ -43,6 +44,7 @@ def kept(folder: Path, labels: list[Any]) -> dict[str, Path]:
         ([1.0, 0.0, 1.0, None], ["0", "1"]),
         ([True, False, True, False], ["False", "True"]),
         ([" y", "x ", "y", "x"], ["x", "y"]),
+        ([1e20, 0.0, 1e20, 0.0], ["0", "100000000000000000000"]),
     ],
     ids=str,
 )
@@ -53,6 +55,19 @@ def test_a_table_has_the_same_classes_in_every_format(tmp_path: Path, labels: li
         assert [record.label for record in loader.records] == [classes[1], classes[0], classes[1], classes[0]][
             : len(loader.records)
         ]
+
+
+def test_a_fraction_is_refused_in_every_format_unless_it_is_named(tmp_path: Path) -> None:
+    for name, path in kept(tmp_path, [0.5, 1.5, 0.5, 1.5]).items():
+        with pytest.raises(DatasetError, match=r"field 'label': seen '?0\.5.*accepted: text, a whole number"):
+            DatasetLoader(path).label_mapping  # noqa: B018
+        assert list(DatasetLoader(path, labels="0.5=low,1.5=high").label_mapping) == ["high", "low"], name
+
+
+@pytest.mark.parametrize("text", ["0e0", "0.0", "-0.0", "0.00E+5"])
+def test_every_spelling_of_a_whole_number_is_that_number(text: str) -> None:
+    assert label_value(text) == label_value("0")
+    assert (label_value("1.152921504606847e+18"), label_value("1e999")) == ("1152921504606846976", "1e999")
 
 
 @pytest.mark.parametrize(

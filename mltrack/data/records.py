@@ -35,8 +35,8 @@ into memory as tokens.
 MAX_LABEL_CHARACTERS = 200
 """Longer ones are no class names."""
 
-_WHOLE = re.compile(r"\A(-?[0-9]{1,18})\.0+\Z")
-"""A whole number as pandas writes one of a column in which another is missing."""
+_FLOAT = re.compile(r"-?[0-9]+(?:\.[0-9]*(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)")
+"""A number as pandas writes one of a column of floats: also whole ones, where another is missing."""
 
 _SHOWN = 40
 _PLAIN = (str, int, float, bool, type(None))
@@ -184,7 +184,8 @@ def label_value(label: str) -> str:
 
 
 def _as_whole(label: str) -> str:
-    return _WHOLE.sub(lambda found: str(int(found[1])), label)
+    """Read as a float, as JSON Lines and Parquet hold it, so that a class is the same in every format."""
+    return str(int(float(label))) if _FLOAT.fullmatch(label) and float(label).is_integer() else label
 
 
 def label_outside(record: Record, accepted: Iterable[str], column: str = "label") -> DatasetError:
@@ -245,7 +246,10 @@ def _checked_label(
         isinstance(value, (float, Decimal)) and value == value // 1
     ):  # a column of whole numbers in which one is missing is read as one of floats
         value = int(value)
-    if not isinstance(value, (str, int)):
+    if isinstance(value, (float, Decimal)) and labels and str(value) in labels:
+        value = str(value)
+    is_fraction = isinstance(value, str) and _FLOAT.fullmatch(_as_whole(value.strip())) is not None
+    if not isinstance(value, (str, int)) or (is_fraction and str(value).strip() not in (labels or {})):
         raise DatasetError(
             f"seen {_shown(value)}; accepted: text, a whole number, true or false", path=file, record=number, field=name
         )
