@@ -57,10 +57,14 @@ def test_a_table_has_the_same_classes_in_every_format(tmp_path: Path, labels: li
         ]
 
 
-def test_a_fraction_is_refused_in_every_format_unless_it_is_named(tmp_path: Path) -> None:
+def test_a_number_with_a_fraction_is_no_class_unless_it_is_named(tmp_path: Path) -> None:
+    """A CSV file holds text alone: 3.10 may be the name of a version there."""
     for name, path in kept(tmp_path, [0.5, 1.5, 0.5, 1.5]).items():
-        with pytest.raises(DatasetError, match=r"field 'label': seen '?0\.5.*accepted: text, a whole number"):
-            DatasetLoader(path).label_mapping  # noqa: B018
+        if name == "csv":
+            assert list(DatasetLoader(path).label_mapping) == ["0.5", "1.5"]
+        else:
+            with pytest.raises(DatasetError, match=r"field 'label': seen 0\.5.*accepted: text, a whole number"):
+                DatasetLoader(path).label_mapping  # noqa: B018
         assert list(DatasetLoader(path, labels="0.5=low,1.5=high").label_mapping) == ["high", "low"], name
 
 

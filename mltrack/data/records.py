@@ -248,8 +248,7 @@ def _checked_label(
         value = int(value)
     if isinstance(value, (float, Decimal)) and labels and str(value) in labels:
         value = str(value)
-    is_fraction = isinstance(value, str) and _FLOAT.fullmatch(_as_whole(value.strip())) is not None
-    if not isinstance(value, (str, int)) or (is_fraction and str(value).strip() not in (labels or {})):
+    if not isinstance(value, (str, int)):
         raise DatasetError(
             f"seen {_shown(value)}; accepted: text, a whole number, true or false", path=file, record=number, field=name
         )
