@@ -135,7 +135,8 @@ def _mended(lines: list[str], error: SyntaxError) -> list[str] | None:
         return [*lines[:at], f"{line[:column].rstrip()}: {line[column:]}", *lines[at + 1 :]]
     if never_closed := re.match(r"'([(\[{])' was never closed", error.msg):
         closing = ")]}"["([{".index(never_closed[1])]
-        colon = ":" if line.rstrip().endswith(":") else ""
+        is_header = line.rstrip().endswith(":") or re.match(r"[ ]*(?:async[ ]+def|def|class)\b", line)
+        colon = ":" if is_header else ""
         here = [*lines[:at], line.rstrip().removesuffix(":") + closing + colon, *lines[at + 1 :]]
         there = [*lines, closing]
         return max(here, there, key=_error_line)
