@@ -48,8 +48,6 @@ def without_secrets(address: str) -> str:
     scheme, slashes, rest = parts.groups()
     info, rest, _ = _user_info(scheme, slashes, rest)
     user = info.partition(":")[0] if _is_database(scheme) else ""
-    if scheme.lower() == "databricks":
-        rest = rest.partition(":")[0]
     marks = "?#;" if scheme.lower().startswith("http") else "?"
     if found := re.search(f"[{marks}]", rest):
         kept = _open_values(rest[found.end() :])

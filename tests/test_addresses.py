@@ -50,7 +50,6 @@ SHOWN = {
     "http://host/?x=1&y=http://u:S3cr@other&b=2": "http://host/?x=1&y=http://other&b=2",
     "http://host/?b=2&x=http%3A%2F%2Fu%3AS3cr%40other": "http://host/?b=2",
     "http://host/a;x=1?code=S3cr": "http://host/a;x=1",
-    "databricks://prof:S3cr": "databricks://prof",
     "redshift+psycopg2://me:S3/cr@host": "redshift+psycopg2://me@host",
     **{f"http://host/?{name}=S3cr": "http://host/" for name in ("pat", "sas", "code", "access", "sessionid", "cookie")},
     "s3://S3crKey:S3cr@bucket/x@y": "s3://bucket/x@y",
@@ -68,6 +67,7 @@ AS_THEY_ARE = [
     "hf://datasets/user/name@main/x.jsonl",
     "abfss://container@account.dfs.core.windows.net/x",
     "databricks://profile",
+    "databricks://scope:prefix",
     "databricks",
 ]
 

@@ -279,7 +279,7 @@ def test_a_trainer_in_another_container_is_seen_to_live(tmp_path: Path) -> None:
         pytest.skip("no pid namespaces here")
     stream = start_stream(tmp_path / "run", uri, count=10**6, pause_s=0.05, wrapped_in=wrapped)
     try:
-        until(lambda: recorded(stream.directory) > 0, "the first points")
+        until(lambda: stream.directory.run_file.exists() and recorded(stream.directory) > 0, "the first points")
         trainer = trainer_of(stream.directory)
         assert trainer.machine is not None
         assert (trainer.machine.host, trainer.life()) == (socket.gethostname(), Life.ELSEWHERE)
