@@ -19,6 +19,7 @@ import pytest
 import tiny
 from faulty_proxy import faulty_proxy
 from mlflow import MlflowClient
+from ready_store import ready_store
 from servers import mlflow_server
 from tracked_runs import kill, recorded, start_stream, until
 
@@ -327,6 +328,32 @@ def test_a_second_training_in_one_active_run_is_its_child(tmp_path: Path, record
         assert run.data.params["max_steps"] == str(steps)
         assert [point.step for point in client.get_metric_history(run_id, "train_loss")] == list(range(1, steps + 1))
         assert run.outputs.model_outputs
+
+
+@pytest.mark.long
+def test_of_two_trainings_at_once_in_one_mlflow_run_one_is_refused(tmp_path: Path, records_file) -> None:
+    uri = ready_store(tmp_path)
+    client = MlflowClient(uri)
+    run_id = client.create_run("0").info.run_id
+    words = ("train", "--task", "text_classification", "--dataset-path", records_file("text_classification"))
+    started = {
+        seed: commands.start(
+            *(*words, *commands.TINY, "--max-steps", "3", "--seed", seed, "--output-dir", seed, "--output", "json"),
+            cwd=tmp_path,
+            MLFLOW_RUN_ID=run_id,
+            MLFLOW_TRACKING_URI=uri,
+        )
+        for seed in ("1", "2")
+    }
+    answers = {seed: tiny.last_json_line(process.communicate()[0]) for seed, process in started.items()}
+    assert sorted(process.returncode for process in started.values()) == [0, 1], answers
+    (winner,), (loser,) = ([seed for seed, one in started.items() if one.returncode == code] for code in (0, 1))
+    (line,) = answers[loser]["errors"]
+    assert line.startswith(f"run {run_id} is that of another training (process {started[winner].pid} on ")
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.params["seed"]) == ("FINISHED", winner)
+    assert [point.step for point in client.get_metric_history(run_id, "train_loss")] == [1, 2, 3]
+    assert len(client.search_model_versions()) == 1
 
 
 @pytest.mark.parametrize("variable", ["WORLD_SIZE", "OMPI_COMM_WORLD_SIZE"])

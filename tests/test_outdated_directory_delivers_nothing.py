@@ -11,10 +11,14 @@ import shutil
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import commands
+import psutil
 import pytest
 from artifact_stores import ArtifactStore, artifact_store
 from hf_folders import encoder_folder
@@ -33,10 +37,15 @@ from tracked_runs import (
     until,
 )
 
-from mltrack.journal import JournalWriter, RunDirectory, records
-from mltrack.relay import WentOnElsewhere, sync
-from mltrack.relay.liveness import HOST_TAG, PID_TAG, STARTED_TAG
+from mltrack.journal import JournalWriter, Machine, RunDirectory, heartbeat, records
+from mltrack.relay import OthersRun, WentOnElsewhere, sync
+from mltrack.relay.heartbeat_tag import beating
+from mltrack.relay.liveness import HEARTBEAT_TAG, HOST_TAG, PID_TAG, STARTED_TAG, Trainer
+from mltrack.relay.projection import Projection
 from mltrack.runs.provenance import undelivered
+from mltrack.store import connect
+
+OTHER = Machine("another-host", "another-boot", "pid:[1]")
 
 
 @pytest.fixture(scope="module")
@@ -219,6 +228,74 @@ def test_of_two_that_do_not_know_of_each_other_the_later_one_is_the_run(
         with pytest.raises(WentOnElsewhere):
             sync(second.directory)
         first.assert_store_holds(1)
+
+
+def begun(
+    folder: Path, there: ArtifactStore, encoder: Path, run_id: str, trainer: Trainer
+) -> tuple[KeptRun, dict[str, Any]]:
+    """A training that was given the run by its id, with all that it has recorded so far; and what MLflow held then."""
+    run = KeptRun(folder, there, encoder)
+    info = run.directory.read_run()
+    info.run_id, info.trainer_pid, info.trainer_started = run_id, trainer.pid, trainer.started
+    run.directory.write_run(info)
+    run.directory.journal.unlink()
+    run.record(records.tags(trainer.tags), records.params({"given": folder.name}), records.tags({folder.name: "here"}))
+    run.keep(1)
+    return run, held(there, run_id)
+
+
+def process(pid: int) -> Trainer:
+    return Trainer(pid, psutil.Process(pid).create_time(), Machine.here())
+
+
+@pytest.mark.parametrize("state", ["alive", "finished", "alive elsewhere"])
+def test_nothing_is_added_to_the_run_of_a_training_that_lives_or_has_finished(
+    state: str, there: ArtifactStore, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT_S", 0.05)
+    monkeypatch.setattr("mltrack.relay.trainers.NOW_AND_THEN_S", 0.05)
+    run_id = MlflowClient(there.uri).create_run("0").info.run_id
+    gone = Trainer(2**22 + 1, 1.0, Machine.here())
+    trainer = {"alive": process(os.getppid()), "finished": gone, "alive elsewhere": replace(gone, machine=OTHER)}[state]
+    first, _ = begun(tmp_path / "first", there, encoder, run_id, trainer)
+    if state == "finished":
+        first.end()
+        sync(first.directory)
+    else:
+        Projection(first.directory, connect(there.uri)).deliver()
+    second, before = begun(tmp_path / "second", there, encoder, run_id, process(os.getpid()))
+    with beating(there.uri, run_id) if state == "alive elsewhere" else nullcontext():
+        if state == "alive elsewhere":
+            until(lambda: HEARTBEAT_TAG in MlflowClient(there.uri).get_run(run_id).data.tags, "the first beat")
+        with pytest.raises(OthersRun) as error:
+            sync(second.directory)
+    assert f"run {run_id} is that of another training ({trainer.place}, " in str(error.value)
+    after = held(there, run_id)
+    after["tags"].pop(HEARTBEAT_TAG, None)
+    assert after == before
+    assert first.directory.read_delivery()["run_id"] == run_id
+    assert second.directory.is_settled(), "nobody tries again by himself"
+
+
+def test_of_two_that_find_the_run_free_at_the_same_moment_one_has_it(
+    there: ArtifactStore, encoder: Path, tmp_path: Path
+) -> None:
+    run_id = MlflowClient(there.uri).create_run("0").info.run_id
+    both = {
+        name: begun(tmp_path / name, there, encoder, run_id, process(pid))[0]
+        for name, pid in (("one", os.getpid()), ("two", os.getppid()))
+    }
+    opened = {name: Projection(run.directory, connect(there.uri)) for name, run in both.items()}
+    with ThreadPoolExecutor() as pool:
+        started = {name: pool.submit(projection.deliver) for name, projection in opened.items()}
+        ends = {name: one.exception() for name, one in started.items()}
+    refused = [name for name, error in ends.items() if isinstance(error, OthersRun)]
+    (winner,) = ends.keys() - refused
+    assert ends[winner] is None
+    run = MlflowClient(there.uri).get_run(run_id)
+    assert run.data.params == {"given": winner}
+    assert run.data.tags.keys() & both == {winner}
+    assert run.data.tags[STARTED_TAG] == str(both[winner].directory.read_run().trainer_started)
 
 
 LOOP = """

@@ -14,13 +14,14 @@ from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.reaper import Orphan, orphans, reap, stand_still
 from mltrack.relay.sync import DeliveredElsewhere, follow, run, sync
-from mltrack.relay.trainers import Settled, WentOnElsewhere, trainer_tags
+from mltrack.relay.trainers import OthersRun, Settled, WentOnElsewhere, trainer_tags
 from mltrack.relay.verdict import verdict_on
 
 __all__ = [
     "DeliveredElsewhere",
     "Life",
     "Orphan",
+    "OthersRun",
     "Progress",
     "Settled",
     "TrainedElsewhere",

@@ -405,16 +405,16 @@ class Projection:
             runs.set_tags(self.store, self._run_id, {"mltrack.param_differences": shown})
 
     def _apply_tags(self, record: Mapping[str, Any]) -> None:
-        if (
-            STARTED_TAG in record["values"] and self.info.owns_status
-        ):  # a trainer begins: whatever became of an earlier one, the run is open
-            runs.reopen_run(self.store, self._run_id)
         self._send_values(
             "tag",
             record["values"],
             runs.MAX_TAG_LENGTH,
             lambda some: runs.set_tags(self.store, self._run_id, dict(some)),
         )
+        if STARTED_TAG in record["values"]:  # a trainer begins
+            self._claim.confirm()
+            if self.info.owns_status:  # whatever became of an earlier one, the run is open
+                runs.reopen_run(self.store, self._run_id)
 
     def _send_values(
         self, kind: str, values: Mapping[str, str], limit: int, send: Callable[[Sequence[tuple[str, str]]], None]

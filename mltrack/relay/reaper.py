@@ -45,7 +45,7 @@ def orphans(store: Store, output_dir: Path | str) -> list[Orphan]:
         if directory is not None and not only_own([directory]):
             continue
         if directory is not None and OwnTrainers(directory).fell_behind(
-            run.tags, Progress.read(directory, store.tracking_uri).offset
+            run, Progress.read(directory, store.tracking_uri).offset
         ):
             directory = None
         trainer = Trainer.of_tags(run.tags) if directory is None else trainer_of(directory)

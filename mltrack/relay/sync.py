@@ -25,7 +25,7 @@ from mltrack.relay.process import WatchedProcess
 from mltrack.relay.progress import Progress
 from mltrack.relay.projection import Projection
 from mltrack.relay.system_metrics import SystemMetricsFeed
-from mltrack.relay.trainers import RunDeleted, Settled
+from mltrack.relay.trainers import OthersRun, RunDeleted, Settled
 from mltrack.store import StoreDenied, StoreRejected, StoreUnavailable, connect
 from mltrack.store.refusal import StoreSlow
 
@@ -122,7 +122,8 @@ def run(directory: RunDirectory) -> None:
     except (Settled, StoreRejected) as error:
         log.error("%s", error)
         info, progress = directory.read_run(), Progress.read(directory, tracking_uri_of(directory))
-        if isinstance(error, StoreRejected | RunDeleted) and progress.opened_for != info.trainer_started:
+        is_unopened = progress.opened_for != info.trainer_started
+        if isinstance(error, OthersRun) or (isinstance(error, StoreRejected | RunDeleted) and is_unopened):
             progress.rejected = str(error)
             progress.write(directory, acknowledged=False)
         elif isinstance(error, StoreRejected):  # it took this trainer's records before

@@ -4,10 +4,14 @@ elsewhere.
 Invariant: out of a directory that fell behind nothing is delivered. Somebody resumed the run from what MLflow held and
 has trained on since: what this journal says of models, status and steps is no longer true of the run. MLflow has no
 compare-and-set, so a directory that has just been asked may fall behind before its next request arrives; what deletes
-something asks right before."""
+something asks right before.
+
+A run that was given by its id is the one training's that names itself there first. Of two that find it free at the same
+moment the later name stays, and each looks again before it sends anything else."""
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import time
@@ -17,7 +21,7 @@ import psutil
 
 from mltrack.errors import TrackingError
 from mltrack.journal import JournalReader, Machine, RunDirectory
-from mltrack.relay.liveness import HOST_TAG, STARTED_TAG, Trainer
+from mltrack.relay.liveness import HEARTBEAT_TAG, HOST_TAG, STARTED_TAG, Life, Trainer, moves
 from mltrack.relay.progress import Progress
 from mltrack.store import Store, StoreRejected, runs
 from mltrack.store.refusal import is_missing
@@ -26,6 +30,10 @@ VERSION_TAG = "mltrack.version"
 """Beside them in the journal of every training."""
 NOW_AND_THEN_S = 5.0
 """How old an answer may be where nothing is deleted."""
+BOTH_ARE_NAMED_S = 1.0
+"""After a trainer has named itself in a run that was given by its id, until another one that had found the run free at
+the same moment has done so too."""
+log = logging.getLogger("mltrack.relay")
 
 
 class Settled(TrackingError):
@@ -75,6 +83,25 @@ class WentOnElsewhere(Settled):
         )
 
 
+class OthersRun(WentOnElsewhere):
+    """The run that a training was given by its id is that of another training, and nothing of this one is in it.
+
+    Args:
+        directory: of the training that is refused.
+        run: whose tags name the other one.
+    """
+
+    def __init__(self, directory: RunDirectory, run: runs.RunInfo):
+        trainer = Trainer.of_tags(run.tags)
+        Settled.__init__(
+            self,
+            f"run {run.run_id} is that of another training ({trainer.place}, {run.status}), so nothing of this one is"
+            f" added to it, and all of it stays in {directory.path}; accepted: another MLFLOW_RUN_ID or none, mltrack"
+            f" train --resume {run.run_id} once that one has ended, or mltrack sync {directory.path} --tracking-uri URI"
+            " of another store, which keeps this one as a run of its own",
+        )
+
+
 def trainer_tags() -> dict[str, str]:
     """Tags that name this process as the trainer of a run."""
     return Trainer(os.getpid(), psutil.Process().create_time(), Machine.here()).tags
@@ -90,23 +117,34 @@ class OwnTrainers:
         """Byte of the journal behind the first of them."""
         self._started: set[str | None] = set()
 
-    def fell_behind(self, tags: Mapping[str, str], delivered: int) -> bool:
-        """True where the run's tags name a trainer that came after all of these.
+    def fell_behind(self, run: runs.RunInfo, delivered: int) -> bool:
+        """True where the run's tags name a trainer that came after all of these, or whose run it is.
 
-        A directory of which nothing has arrived yet is the newest where its trainer started last: somebody began the
-        run once more without knowing what MLflow held (`mlflow run` under the same id while the server was away).
+        A directory of which nothing has arrived yet is the newest where its trainer started last, and the one before
+        is gone and has not finished: somebody began the run once more without knowing what MLflow held (`mlflow run`
+        under the same id while the server was away).
 
         Args:
-            tags: of the MLflow run.
+            run: of MLflow.
             delivered: bytes of the journal that it has acknowledged.
         """
+        if not self.are_others_in(run.tags):
+            return False
+        is_newest = self.are_new(delivered) and max(map(_seconds, self._started)) > _seconds(run.tags[STARTED_TAG])
+        return not is_newest or is_held(run)
+
+    def are_others_in(self, tags: Mapping[str, str]) -> bool:
+        """True where the run's tags name a trainer that is none of these."""
         newest = tags.get(STARTED_TAG)
         if newest is None or newest == str(self._directory.read_run().trainer_started):
             return False
+        self._read_on()  # the journal of somebody's own loop names none
+        return bool(self._started) and newest not in self._started
+
+    def are_new(self, delivered: int) -> bool:
+        """True where none of them has named itself in the run yet."""
         self._read_on()
-        if not self._started or newest in self._started:  # the journal of somebody's own loop names none
-            return False
-        return not (delivered < self._first_end and max(map(_seconds, self._started)) > _seconds(newest))
+        return delivered < self._first_end
 
     def _read_on(self) -> None:
         for record in self._reader.read_new():
@@ -135,13 +173,25 @@ class Claim:
         )
         self._own = OwnTrainers(directory)
         self._asked_s = 0.0
+        self._still: set[Trainer] = set()
+        """Those elsewhere that were seen to be gone."""
+
+    def confirm(self) -> None:
+        """Ask again after a trainer of this directory has named itself in the run, before more of it is sent: where the
+        run was given by its id somebody else may have done so in the same moment. Raises as `check`.
+        """
+        run = runs.get_run(self._store, self._run_id)
+        was_given = run.tags.get(runs.LOCAL_ID_TAG) != self._directory.read_run().local_id
+        if was_given and self._own.are_new(self._progress.offset):
+            time.sleep(BOTH_ARE_NAMED_S)
+            self.check()
 
     def check(self, within_s: float = 0.0) -> None:
         """Ask MLflow who trains the run, unless that was asked within so many seconds by the clock on the wall: a
         machine may have slept.
 
         Raises:
-            WentOnElsewhere: somebody else does.
+            WentOnElsewhere: somebody else does; OthersRun where nothing of this directory is in it yet.
             RunDeleted: nobody does, it is deleted.
             StoreUnavailable: the server does not answer.
         """
@@ -166,9 +216,33 @@ class Claim:
             raise
         if run.is_deleted:
             return RunDeleted(self._directory, self._run_id, runs.restore_command(self._store, run))
-        if self._own.fell_behind(run.tags, self._progress.offset):
-            return WentOnElsewhere(self._directory, self._run_id, run.tags.get(HOST_TAG))
+        if self._own.are_others_in(run.tags):
+            if self._own.are_new(self._progress.offset) and (is_held(run) or self._is_seen_to_live(run)):
+                return OthersRun(self._directory, run)
+            if self._own.fell_behind(run, self._progress.offset):
+                return WentOnElsewhere(self._directory, self._run_id, run.tags.get(HOST_TAG))
         return None
+
+    def _is_seen_to_live(self, run: runs.RunInfo) -> bool:
+        """True where the trainer that the run names cannot be looked up from here, and its heartbeat moves; each is
+        watched once, before this directory's own relay writes the same tag.
+        """
+        trainer = Trainer.of_tags(run.tags)
+        if run.status != "RUNNING" or HEARTBEAT_TAG not in run.tags or trainer.life() is not Life.ELSEWHERE:
+            return False
+        if trainer not in self._still:
+            log.info("watching whether %s still trains run %s", trainer.place, run.run_id)
+            if moves(lambda: runs.get_run(self._store, self._run_id).tags.get(HEARTBEAT_TAG), NOW_AND_THEN_S):
+                return True
+            self._still.add(trainer)
+        return False
+
+
+def is_held(run: runs.RunInfo) -> bool:
+    """True where the trainer that the tags name has finished the run, or can be seen from here to train it."""
+    if "FINISHED" in (run.status, run.tags.get("mltrack.status")):
+        return True
+    return run.status == "RUNNING" and Trainer.of_tags(run.tags).life() is Life.ALIVE
 
 
 def _seconds(started: str | None) -> float:

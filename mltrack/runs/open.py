@@ -81,8 +81,7 @@ def open_run(tracked: TrackedRun) -> OpenRun:
 def _log_what_is_known(tracked: TrackedRun) -> None:
     """Params, tags, data sets, the report on the data and the baselines, before the first step."""
     prepared, tracker, folder = tracked.prepared, tracked.tracker, tracked.directory.path
-    tracker.log_params(params_of(prepared.request))
-    tracker.set_tags(
+    tracker.set_tags(  # first of all: by them the relay finds out whether the run is another training's
         {
             "mltrack.version": mltrack.__version__,
             "mltrack.data_digest": prepared.train_dataset.digest,
@@ -90,6 +89,7 @@ def _log_what_is_known(tracked: TrackedRun) -> None:
             **trainer_tags(),
         }
     )
+    tracker.log_params(params_of(prepared.request))
     if prepared.continued is None:
         tracker.set_tags(tracked.info.tags)
     if prepared.parent is not None:

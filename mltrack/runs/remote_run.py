@@ -154,10 +154,10 @@ def set_aside_if_outdated(directory: RunDirectory, tracking_uri: str) -> bool:
         return False
     try:
         store = connect_existing(tracking_uri, f"run {info.run_id}")
-        tags = runs.get_run(store, info.run_id).tags
+        run = runs.get_run(store, info.run_id)
     except TrackingError:
         return False
-    if not OwnTrainers(directory).fell_behind(tags, Progress.read(directory, store.tracking_uri).offset):
+    if not OwnTrainers(directory).fell_behind(run, Progress.read(directory, store.tracking_uri).offset):
         return False
     number = 1
     while (aside := directory.path.with_name(f"{directory.path.name}.earlier-{number}")).exists():
