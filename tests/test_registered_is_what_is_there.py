@@ -14,6 +14,7 @@ import tiny
 from artifact_stores import ArtifactStore, artifact_store
 from hf_folders import encoder_folder
 from kept_checkpoints import KeptRun
+from ready_store import ready_store
 
 from mltrack import registry
 from mltrack.journal import records
@@ -40,9 +41,9 @@ def finished(there: ArtifactStore, tmp_path: Path) -> KeptRun:
     return run
 
 
-def ends(run: KeptRun, name: str) -> None:
+def ends(run: KeptRun, name: str, step: int = 1) -> None:
     fields = {"registered_name": name, "promote": "auto", "metrics": {}, "tags": {}, "description": ""}
-    run.record(records.model(step=1, path=f"checkpoints/{run.folder(1).name}", **fields))
+    run.record(records.model(step=step, path=f"checkpoints/{run.folder(step).name}", **fields))
     run.end()
 
 
@@ -75,6 +76,18 @@ def test_a_registration_that_failed_is_not_an_earlier_one(finished: KeptRun, tmp
     progress = sync(run.directory)
     assert progress.failed == ["model of step 1: its checkpoint was not delivered"]
     assert (progress.registered, progress.best_model_id) == (None, None)
+
+
+def test_in_a_new_place_only_the_model_that_the_run_ended_with_is_registered(finished: KeptRun, tmp_path: Path) -> None:
+    """The one of the training that was resumed is superseded, whether its checkpoint is still here or not."""
+    run = finished
+    run.record(records.resumed(2, 0))
+    run.keep(3, best=3)
+    ends(run, tmp_path.name, step=3)
+    progress = sync(run.directory, ready_store(tmp_path, "new.db"))
+    assert (progress.failed, progress.complete) == ([], True)
+    assert progress.registered is not None
+    assert progress.registered["version"] == "1"
 
 
 @pytest.mark.long

@@ -443,6 +443,9 @@ class Projection:
     _apply_checkpoints_changed = _apply_checkpoints
 
     def _apply_model(self, record: Mapping[str, Any]) -> None:
+        later = JournalReader(self.directory.journal, self._applied).read_new()
+        if any(one["type"] == "model" for one in later):  # the training that was resumed ended with that one
+            return
         self.progress.registered = None  # what an earlier attempt has registered may be gone
         if self._kept.forget_missing() or str(record["step"]) not in self.progress.models:
             self._kept.reconcile(self._applied)
