@@ -295,7 +295,7 @@ def test_of_two_that_find_the_run_free_at_the_same_moment_one_has_it(
     run = MlflowClient(there.uri).get_run(run_id)
     assert run.data.params == {"given": winner}
     assert run.data.tags.keys() & both == {winner}
-    assert run.data.tags[STARTED_TAG] == str(both[winner].directory.read_run().trainer_started)
+    assert run.data.tags[PID_TAG] == str(both[winner].directory.read_run().trainer_pid)
 
 
 LOOP = """

@@ -21,7 +21,7 @@ import psutil
 
 from mltrack.errors import TrackingError
 from mltrack.journal import JournalReader, Machine, RunDirectory
-from mltrack.relay.liveness import HEARTBEAT_TAG, HOST_TAG, STARTED_TAG, Life, Trainer, moves
+from mltrack.relay.liveness import HEARTBEAT_TAG, HOST_TAG, PID_TAG, STARTED_TAG, Life, Trainer, moves
 from mltrack.relay.progress import Progress
 from mltrack.store import Store, StoreRejected, runs
 from mltrack.store.refusal import is_missing
@@ -115,7 +115,8 @@ class OwnTrainers:
         self._reader = JournalReader(directory.journal)
         self._first_end = 0
         """Byte of the journal behind the first of them."""
-        self._started: set[str | None] = set()
+        self._named: set[tuple[str | None, str | None]] = set()
+        """Start and process id of each: two that one shell begins start within one tick of the clock."""
 
     def fell_behind(self, run: runs.RunInfo, delivered: int) -> bool:
         """True where the run's tags name a trainer that came after all of these, or whose run it is.
@@ -130,16 +131,18 @@ class OwnTrainers:
         """
         if not self.are_others_in(run.tags):
             return False
-        is_newest = self.are_new(delivered) and max(map(_seconds, self._started)) > _seconds(run.tags[STARTED_TAG])
+        is_newest = self.are_new(delivered) and max(_seconds(started) for started, _ in self._named) > _seconds(
+            run.tags[STARTED_TAG]
+        )
         return not is_newest or is_held(run)
 
     def are_others_in(self, tags: Mapping[str, str]) -> bool:
         """True where the run's tags name a trainer that is none of these."""
-        newest = tags.get(STARTED_TAG)
-        if newest is None or newest == str(self._directory.read_run().trainer_started):
+        newest, info = _name_in(tags), self._directory.read_run()
+        if newest[0] is None or newest == (str(info.trainer_started), str(info.trainer_pid)):
             return False
         self._read_on()  # the journal of somebody's own loop names none
-        return bool(self._started) and newest not in self._started
+        return bool(self._named) and newest not in self._named
 
     def are_new(self, delivered: int) -> bool:
         """True where none of them has named itself in the run yet."""
@@ -150,7 +153,7 @@ class OwnTrainers:
         for record in self._reader.read_new():
             if record["type"] == "tags" and not record["values"].keys().isdisjoint((STARTED_TAG, VERSION_TAG)):
                 self._first_end = self._first_end or self._reader.offset
-                self._started.add(record["values"].get(STARTED_TAG))
+                self._named.add(_name_in(record["values"]))
 
 
 class Claim:
@@ -243,6 +246,10 @@ def is_held(run: runs.RunInfo) -> bool:
     if "FINISHED" in (run.status, run.tags.get("mltrack.status")):
         return True
     return run.status == "RUNNING" and Trainer.of_tags(run.tags).life() is Life.ALIVE
+
+
+def _name_in(tags: Mapping[str, str]) -> tuple[str | None, str | None]:
+    return tags.get(STARTED_TAG), tags.get(PID_TAG)
 
 
 def _seconds(started: str | None) -> float:
