@@ -114,7 +114,7 @@ def test_the_command_lines_tracking_uri_wins(moved: tuple[Path, Path]) -> None:
         "--max-steps",
         6,
         "--exit-wait",
-        1,
+        8,
         "--output",
         "json",
     )
