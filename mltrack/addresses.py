@@ -29,7 +29,8 @@ _WHOLE = re.compile(r"(?!.*://.*://)(?:[a-z][\w+.-]*:)?//[^\s:/@]*:.*@\S*", re.I
 _HOST_CERTAIN = re.compile(r"(?:localhost|\[[^\]@]*\]|[\w-]+(?:\.[\w-]+)+\.?)(?::\d*)?")
 _HOST_POSSIBLE = re.compile(r"[\w.%-]*(?::\d*)?(?:,[\w.%-]*(?::\d*)?)*")
 _SECRET_NAME = re.compile(
-    r"token|secret|passw|passphrase|pwd|credential|signature|jwt|bearer|auth(?!or)|odbc_connect|cookie|session_?id|^pat$|^sas$|^code$|^access$|^pass$|^pw$|^x-(?:amz|goog)-|(?:^|[_.-])sig(?:$|[_.-])"
+    r"token|secret|passw|passphrase|pwd|credential|signature|jwt|bearer|auth(?!or)|odbc_connect"
+    r"|cookie|session_?id|^pat$|^sas$|^code$|^access$|^pass$|^pw$|^x-(?:amz|goog)-|(?:^|[_.-])sig(?:$|[_.-])"
     r"|(?:^|[_.-]|api|access|account|private|shared|encryption|subscription)key(?:$|[_.-]?id$)",
     re.IGNORECASE,
 )
