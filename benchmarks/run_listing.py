@@ -10,12 +10,15 @@ import argparse
 import json
 import os
 import resource
+import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 from mltrack.journal import JournalWriter, RunDirectory, RunInfo, find_run_directory, records
@@ -25,7 +28,23 @@ POINTS = 1000
 LONG_AGO = time.time() - 86400
 
 
-def make_runs(root: Path, count: int) -> list[str]:
+def make_store(folder: Path, count: int) -> str:
+    """The URI of the embedded database there, with as many runs that have ended."""
+    from mlflow import MlflowClient
+
+    uri = f"sqlite:///{folder}/mlflow.db"
+    MlflowClient(uri).search_experiments()
+    rows = [(f"{number:032x}", "FINISHED", "active", number) for number in range(count)]
+    with closing(sqlite3.connect(folder / "mlflow.db")) as database:
+        database.executemany(
+            "INSERT INTO runs (run_uuid, status, lifecycle_stage, start_time, experiment_id) VALUES (?, ?, ?, ?, 0)",
+            rows,
+        )
+        database.commit()
+    return uri
+
+
+def make_runs(root: Path, count: int, tracking_uri: str) -> list[str]:
     """Ended and delivered runs, each with run.json, delivery.json and a journal of 1,000 records (one file, linked);
     their ids.
     """
@@ -54,7 +73,7 @@ def make_runs(root: Path, count: int) -> list[str]:
             local_id=directory.path.name,
             run_id=run_id,
             task="code_generation",
-            tracking_uri="http://127.0.0.1:9",
+            tracking_uri=tracking_uri,
             created_ms=number,
         )
         directory.run_file.write_text(json.dumps(vars(info)))
@@ -92,14 +111,13 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "mltrack-runs"
-        ids = make_runs(root, given.runs)
-        command = [sys.executable, "-m", "mltrack", "runs", "--output-dir", str(root), "--output", "json"]
+        ids = make_runs(root, given.runs, make_store(Path(folder), given.runs))
+        command = [sys.executable, "-m", "mltrack", "runs", "--output-dir", str(root), "--output"]
         for again in ("nothing is known yet", "again"):
             print(again)
-            print(
-                "  mltrack runs                  ",
-                cost(lambda: subprocess.run(command, check=True, capture_output=True, cwd=folder)),
-            )
+            for output in ("json", "text"):
+                listing = partial(subprocess.run, [*command, output], check=True, capture_output=True, cwd=folder)
+                print(f"  mltrack runs --output {output}    ", cost(listing))
             print("  what is undelivered           ", cost(lambda: undelivered(root)))
             print("  a run by its directory's name ", cost(lambda: find_run_directory(root, ids[-2])))
             print("  a run by its other id         ", cost(lambda: find_run_directory(root, ids[-1])))

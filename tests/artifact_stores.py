@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,6 @@ from ready_store import ready_store
 from servers import mlflow_server
 
 KINDS = ("local", "proxied", "s3", "proxied_s3")
-BUCKET = "mltrack-tests"
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,16 @@ def artifact_store(kind: str, folder: Path) -> Iterator[ArtifactStore]:
     root = folder / "artifacts"
     with ExitStack() as stack:
         client = stack.enter_context(_s3()) if "s3" in kind else None
+        bucket = f"mltrack-{uuid.uuid4().hex}"  # the S3 servers of a process share what they hold
+        if client is not None:
+            client.create_bucket(Bucket=bucket)
         if kind.startswith("proxied"):
-            destination = f"s3://{BUCKET}/root" if client is not None else str(root)
+            destination = f"s3://{bucket}/root" if client is not None else str(root)
             uri = stack.enter_context(mlflow_server(folder / "server", destination=destination))
             location = None
         else:
             uri = ready_store(folder)
-            location = f"s3://{BUCKET}/root" if client is not None else root.as_uri()
+            location = f"s3://{bucket}/root" if client is not None else root.as_uri()
         MlflowClient(uri).create_experiment("kept", artifact_location=location)
         if client is None:
             yield ArtifactStore(kind, uri, "kept", lambda: _on_disk(root), lambda path: (root / path).read_bytes())
@@ -62,8 +65,8 @@ def artifact_store(kind: str, folder: Path) -> Iterator[ArtifactStore]:
                 kind,
                 uri,
                 "kept",
-                lambda: _in_bucket(client),
-                lambda path: client.get_object(Bucket=BUCKET, Key=path)["Body"].read(),
+                lambda: _in_bucket(client, bucket),
+                lambda path: client.get_object(Bucket=bucket, Key=path)["Body"].read(),
             )
 
 
@@ -85,9 +88,7 @@ def _s3() -> Iterator[Any]:
     before = {name: os.environ.get(name) for name in names}
     os.environ.update(names)
     try:
-        client = boto3.client("s3", endpoint_url=names["MLFLOW_S3_ENDPOINT_URL"])
-        client.create_bucket(Bucket=BUCKET)
-        yield client
+        yield boto3.client("s3", endpoint_url=names["MLFLOW_S3_ENDPOINT_URL"])
     finally:
         for name, value in before.items():
             if value is None:
@@ -101,6 +102,6 @@ def _on_disk(root: Path) -> dict[str, int]:
     return {path.relative_to(root).as_posix(): path.stat().st_size for path in root.rglob("*") if path.is_file()}
 
 
-def _in_bucket(client: Any) -> dict[str, int]:
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET)
+def _in_bucket(client: Any, bucket: str) -> dict[str, int]:
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket)
     return {held["Key"]: held["Size"] for page in pages for held in page.get("Contents", [])}

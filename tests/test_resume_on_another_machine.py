@@ -190,8 +190,8 @@ def test_a_directory_that_fell_behind_takes_nothing_from_the_run_that_went_on(tm
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
     records, uri = _records(tmp_path), f"sqlite:///{tmp_path}/mlflow.db"
-    seldom = ("--save-every", 150, "--eval-every", 150)  # the relay has to keep up with what is kept
-    process = commands.start(*_words(records, "--tracking-uri", uri, "--max-steps", 10_000, *seldom), cwd=one)
+    saves = ("--save-every", 150, "--eval-every", 150, "--keep-every", 150)  # however slow the relay, it finds them all
+    process = commands.start(*_words(records, "--tracking-uri", uri, "--max-steps", 10_000, *saves), cwd=one)
     threading.Thread(
         target=process.stderr.read, daemon=True
     ).start()  # a line for each evaluation: a pipe that nobody reads would stop the trainer

@@ -38,6 +38,7 @@ def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None,
     OPTIONS["output"].check(output)
     reaps, most = as_bool(reap), _number(limit)
     _print_local(output_dir, output, most)
+    sys.stdout.flush()
     if output == "json" and not reaps:
         return
     for uri in _tracking_uris(output_dir, tracking_uri):
@@ -70,14 +71,20 @@ def _print_orphans(uri: str, output_dir: str, reap: bool, file: TextIO) -> None:
 
 
 def _tracking_uris(output_dir: str, given: str | None) -> list[str]:
-    """The servers to ask: the one that was given; else the default one and those of the local runs."""
+    """The servers to ask: the one that was given; else the default one and those of the local runs; no database in
+    which nothing says RUNNING.
+    """
     uris = [store.default_tracking_uri(given)]
     if given is None:
         one_of_each = {run.tracking_uri: run.name for run in known_runs(output_dir) if run.run_id}
         uris += [
             relay.tracking_uri_of(RunDirectory(Path(output_dir).absolute() / name)) for name in one_of_each.values()
         ]
-    there = [uri for uri in uris if (file := store.database_file(uri)) is None or file.exists()]
+    there = [
+        uri
+        for uri in uris
+        if (file := store.database_file(uri)) is None or (file.exists() and store.has_running_runs(file))
+    ]
     return list({without_secrets(uri): uri for uri in reversed(there)}.values())[::-1]
 
 

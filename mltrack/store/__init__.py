@@ -17,7 +17,7 @@ from mltrack.store.connection import (
     ping,
     served_uri,
 )
-from mltrack.store.database import database_file
+from mltrack.store.database import database_file, has_running_runs
 from mltrack.store.light_model import write_model_folder
 from mltrack.store.logged_models import models_of_run, prune, publish
 from mltrack.store.params import log_params, same_meaning
@@ -65,6 +65,7 @@ __all__ = [
     "finish_run",
     "get_alias",
     "get_run",
+    "has_running_runs",
     "import_client",
     "light_model",
     "list_models",
