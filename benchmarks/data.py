@@ -109,7 +109,7 @@ def measure(path: Path, tokenizer_folder: Path, splits: bool) -> None:
 
     from mltrack.config import TrainingConfig
     from mltrack.data import DatasetLoader
-    from mltrack.training.batches import TrainingBatches
+    from mltrack.data.batches import TrainingBatches
 
     tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_folder)
     tokenizer("x")
@@ -166,8 +166,8 @@ def main() -> None:
     print(f"| {' | '.join(COLUMNS)} |\n" + "|---" * len(COLUMNS) + "|")
     with tempfile.TemporaryDirectory(prefix="mltrack-data-") as folder:
         tokenizer = Path(folder) / "tokenizer"
-        from mltrack.data.readers.sources import SETTLED_S
         from mltrack.models.tokenizers import train_tokenizer
+        from mltrack.records.readers.sources import SETTLED_S
 
         train_tokenizer([function(number)["code"] for number in range(2000)], 8000, "decoder").save_pretrained(
             tokenizer

@@ -175,8 +175,8 @@ def mltrack_trainer(sides: Sides, output_dir: Path, **options: Any) -> Any:
 
 
 def mltrack_eval_losses(sides: Sides) -> list[float]:
-    from mltrack.training import evaluate
-    from mltrack.training.precision import Precision
+    from mltrack.evaluation.evaluate import evaluate
+    from mltrack.hardware.precision import Precision
 
     cpu, model = torch.device("cpu"), sides.model()
     return [

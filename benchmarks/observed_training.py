@@ -248,7 +248,7 @@ def _whole_mask(module: Any) -> None:
 
 def _unsorted_evaluation(_: Any) -> None:
     """Evaluation batches as the records come."""
-    holder: Any = sys.modules["mltrack.training.evaluate"]
+    holder: Any = sys.modules["mltrack.evaluation.evaluate"]
 
     def in_turn(lengths: Any, *_: Any, batch_size: int, **__: Any) -> list[list[int]]:
         return [

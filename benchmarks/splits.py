@@ -44,7 +44,7 @@ def split(records: Any, how: str, group: str, test_size: float, seed: int) -> tu
     """Positions of the records in training and evaluation."""
     from sklearn.model_selection import train_test_split
 
-    from mltrack.data.splits import split_indices
+    from mltrack.records.splits import split_indices
 
     if how == "random":
         labels = [record.label for record in records]
@@ -59,8 +59,8 @@ def split(records: Any, how: str, group: str, test_size: float, seed: int) -> tu
 
 def twins(records: Any, train: Any, test: Any, group: str) -> tuple[int, int]:
     """Evaluation records with a near-duplicate in training, and with a record of their group there."""
-    from mltrack.data.near_duplicates import duplicate_groups
-    from mltrack.data.splits import group_numbers
+    from mltrack.records.similar.near_duplicates import duplicate_groups
+    from mltrack.records.splits import group_numbers
 
     near, groups = duplicate_groups(records).near, group_numbers(records, group)
     return int(np.isin(near[test], near[train]).sum()), int(

@@ -90,7 +90,8 @@ def evaluated(job: Job, model: Any) -> float:
     """Mean loss per target of the evaluation records, in fp32."""
     import torch
 
-    from mltrack.training import Precision, evaluate
+    from mltrack.evaluation.evaluate import evaluate
+    from mltrack.hardware.precision import Precision
 
     _, valid, _ = datasets_of(job)
     device = torch.device(job.device)

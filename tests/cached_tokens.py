@@ -14,9 +14,9 @@ from pathlib import Path
 
 from mltrack.config import TaskType
 from mltrack.data.encoding import Encoder
-from mltrack.data.records import Record
 from mltrack.data.token_cache import FEWEST_RECORDS, token_rows
 from mltrack.models.tokenizers import train_tokenizer
+from mltrack.records.record import Record
 
 
 def records(count: int = FEWEST_RECORDS + 500) -> list[Record]:

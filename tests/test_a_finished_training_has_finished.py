@@ -20,8 +20,8 @@ from tracked_runs import assert_complete, complete, start_script, until
 
 from mltrack import TrainModelRequest, TrainModelUseCase
 from mltrack.cli.summary import print_summary
-from mltrack.evaluation import outcome
 from mltrack.journal import RunDirectory
+from mltrack.runs import outcome
 
 
 def test_reports_pictures_and_exports_fail_alone(here, records_file, monkeypatch, capsys):
@@ -65,7 +65,7 @@ def test_reports_pictures_and_exports_fail_alone(here, records_file, monkeypatch
 KILLED = """
 import os, sys
 from mltrack import TrainModelRequest, TrainModelUseCase
-from mltrack.evaluation import outcome
+from mltrack.runs import outcome
 
 records, uri, runs, number = sys.argv[1:]
 outcome.learning_curves_figure = lambda *_: os.kill(os.getpid(), int(number))

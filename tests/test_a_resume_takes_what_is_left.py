@@ -20,10 +20,10 @@ from test_resume_is_exact import StopAfter, _trainer
 from mltrack.checkpoints import CheckpointManager
 from mltrack.config import TrainingConfig, TrainModelRequest
 from mltrack.data import CodeDataset, Sampler
+from mltrack.data.batches import MicroBatch, TrainingBatches
 from mltrack.errors import Interrupted
 from mltrack.journal.kept_checkpoints import KeptCheckpoints
 from mltrack.runs.use_case import TrainModelUseCase
-from mltrack.training.batches import MicroBatch, TrainingBatches
 
 TASK = "code_generation"
 

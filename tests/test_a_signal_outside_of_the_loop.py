@@ -72,7 +72,7 @@ BEFORE_THE_RUN = {
     "the weights' file": "mltrack.models.loading:ModelSource.build",
     "a file of records": "mltrack.data.loader:iterate_records",
     "the tokenizer": "mltrack.models.loading:ModelSource.train_tokenizer",
-    "near-duplicates": "mltrack.data.near_duplicates:_signatures",
+    "near-duplicates": "mltrack.records.similar.near_duplicates:_signatures",
     "token ids": "mltrack.data.encoding:Encoder.rows",
 }
 
@@ -95,7 +95,7 @@ def test_real_work_is_cut_off_in_the_middle(warm, job, tmp_path):
     """Records that take seconds to compare: the process ends before they are."""
     records = write_records(tmp_path / "records.jsonl", "text_classification", 10_000)
     words = job.words(output_dir="runs", dataset_path=records)
-    hook = prelude("mltrack.data.near_duplicates:_grouped", SAY)
+    hook = prelude("mltrack.records.similar.near_duplicates:_grouped", SAY)
     process = warm.start(*words, cwd=tmp_path, prelude=hook, MLTRACK_CACHE_DIR=str(tmp_path / "cache"))
     process.until(lambda: "MARK" in process.errors, "the comparison")
     sent = time.monotonic()

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 
 from mltrack import DatasetLoader
 from mltrack.cli import run as run_command
-from mltrack.data.readers import read_records, sources
 from mltrack.errors import ConfigurationError, DatasetError
+from mltrack.records.readers import read_records, sources
 
 FILES = sources.ACCEPTED
 LEVELS = "accepted: safe, low, medium, high, critical"
@@ -908,7 +908,7 @@ def test_memory_is_bounded_whatever_comes(tmp_path: Path, kind: str) -> None:
         for _ in range(500):
             stream.write(b"x" * (1 << 20) + (b"\n" if kind == "a quote without an end" else b""))
     program = (
-        "import sys, resource; from mltrack.data.readers import read_records; from mltrack.errors import DatasetError;"
+        "import sys, resource; from mltrack.records.readers import read_records; from mltrack.errors import DatasetError;"
         " import pyarrow\nbefore = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\ntry: read_records(sys.argv[1],"
         " 'text_classification')\nexcept DatasetError as error:"
         " print(error)\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
@@ -928,7 +928,7 @@ def test_memory_is_bounded_whatever_comes(tmp_path: Path, kind: str) -> None:
 WIDE = """
 import sys
 import pyarrow, pyarrow.parquet, datasets
-from mltrack.data.readers import iterate_records
+from mltrack.records.readers import iterate_records
 from watched_memory import watched
 
 with watched() as samples:

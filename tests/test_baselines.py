@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mltrack.data.dataset import CodeDataset
-from mltrack.data.records import Record
 from mltrack.evaluation import classification_baselines, unigram_loss
 from mltrack.models import resolve_model
+from mltrack.records.record import Record
 from mltrack.tasks import task_for
 
 MAPPING = {"safe": 0, "unsafe": 1}

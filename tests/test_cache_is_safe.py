@@ -24,8 +24,8 @@ from transformers import PreTrainedTokenizer
 from mltrack.config import TaskType
 from mltrack.data import token_cache
 from mltrack.data.encoding import Encoder
-from mltrack.data.records import Record
 from mltrack.data.token_cache import TokenRows, token_rows
+from mltrack.records.record import Record
 
 
 class Built:

@@ -11,10 +11,10 @@ from planted_copies import function, recommented, renamed, with_other_literals
 
 from mltrack import TrainModelRequest, TrainModelUseCase
 from mltrack.cli import run
-from mltrack.data.check import THRESHOLDS, check_data
-from mltrack.data.records import Record
 from mltrack.errors import ConfigurationError, DatasetError
 from mltrack.journal import read_journal
+from mltrack.records.check import THRESHOLDS, check_data
+from mltrack.records.record import Record
 
 
 def records(texts: list[str], labels: str, file: str = "train.jsonl", **extra: list[object]) -> list[Record]:

@@ -16,9 +16,9 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from mltrack.config import TaskType
 from mltrack.data import encoding
 from mltrack.data.encoding import EncodedRows, Encoder, prompt_ids
-from mltrack.data.records import PROMPT_TEMPLATE, Record
 from mltrack.errors import DatasetError
 from mltrack.models import train_tokenizer
+from mltrack.records.record import PROMPT_TEMPLATE, Record
 
 TEXTS = [
     "def f(x):\n    return x",

@@ -12,10 +12,10 @@ import pytest
 
 from mltrack import DatasetLoader
 from mltrack.config import TrainModelRequest
-from mltrack.data.records import label_value
 from mltrack.data.requested import EarlierLabels, requested_records
 from mltrack.errors import DatasetError
 from mltrack.journal import RunDirectory
+from mltrack.records.record import label_value
 from mltrack.runs.provenance import earlier_labels
 
 CODE = ["a = 1", "eval(b)", "c = len(d)", "exec(e)"]

@@ -9,7 +9,8 @@ import tiny
 import torch
 
 from mltrack.errors import Interrupted
-from mltrack.training import Precision, evaluate
+from mltrack.evaluation.evaluate import evaluate
+from mltrack.hardware.precision import Precision
 from mltrack.training.preparation import sped_up
 
 pytestmark = pytest.mark.device

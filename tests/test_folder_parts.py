@@ -10,11 +10,11 @@ import pytest
 
 from mltrack.config import TrainModelRequest
 from mltrack.data import DatasetLoader
-from mltrack.data.readers import find_sources
-from mltrack.data.readers.parts import Parts, parts_of
 from mltrack.data.requested import checked_paths, one_part, requested_records
 from mltrack.errors import ConfigurationError, DatasetError
 from mltrack.journal import RunDirectory
+from mltrack.records.readers import find_sources
+from mltrack.records.readers.parts import Parts, parts_of
 from mltrack.runs.provenance import saved_options
 
 

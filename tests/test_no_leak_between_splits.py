@@ -15,12 +15,12 @@ from planted_copies import COPIES, function, java_method, renamed
 from sklearn.model_selection import train_test_split
 
 from mltrack import DatasetLoader
-from mltrack.data import near_duplicates
-from mltrack.data.near_duplicates import duplicate_groups
-from mltrack.data.records import Record
-from mltrack.data.splits import group_numbers, split_indices, split_records
-from mltrack.data.table import RecordTable, TableWriter
 from mltrack.errors import DatasetError
+from mltrack.records.record import Record
+from mltrack.records.similar import near_duplicates
+from mltrack.records.similar.near_duplicates import duplicate_groups
+from mltrack.records.splits import group_numbers, split_indices, split_records
+from mltrack.records.table import RecordTable, TableWriter
 
 ORIGINALS = 60
 

@@ -13,7 +13,7 @@ from renamed_copies import FUNCTIONS
 from renamed_copies import renamed as other_names
 
 import mltrack
-from mltrack.data.normalize import LONGEST_CHARACTERS, looks_like_python, normalize
+from mltrack.records.similar.normalize import LONGEST_CHARACTERS, looks_like_python, normalize
 
 C = """
 static int copy(const char *source, int count, struct buffer *target) {

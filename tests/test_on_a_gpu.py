@@ -14,8 +14,8 @@ from mlflow import MlflowClient
 from safetensors.torch import load_file
 
 import mltrack
+from mltrack.data.batches import MicroBatch
 from mltrack.hardware import choose_precision
-from mltrack.training.batches import MicroBatch
 
 pytestmark = [
     pytest.mark.device,

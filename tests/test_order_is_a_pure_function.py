@@ -19,8 +19,8 @@ from test_resume_is_exact import StopAfter, _assert_equal, _finished, _trainer
 
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset, Sampler
+from mltrack.data.batches import MicroBatch, TrainingBatches
 from mltrack.errors import ConfigurationError, Interrupted
-from mltrack.training.batches import MicroBatch, TrainingBatches
 
 LENGTHS = np.random.default_rng(0).integers(5, 500, size=103)
 

@@ -89,7 +89,7 @@ def test_each_project_fixes_its_task_and_nothing_else(task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_each_projects_sample_is_good(task: str) -> None:
-    from mltrack.data.readers import read_records
+    from mltrack.records.readers import read_records
 
     path = ROOT / "projects" / task / "data" / "sample.jsonl"
     records = read_records(path, task)

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mltrack import DatasetLoader
-from mltrack.data.readers import find_sources, json_files, read_records
 from mltrack.errors import DatasetError
+from mltrack.records.readers import find_sources, json_files, read_records
 
 ROWS = [
     {"code": "def f():\n    return 'a, \"b\"'\n", "label": "safe", "origin": "x"},
@@ -337,7 +337,7 @@ def test_a_hub_name_is_loaded_by_the_library(saved: Path, tmp_path: Path) -> Non
     import commands
 
     program = (
-        "import sys; from mltrack.data.readers import read_records; print(len(read_records(sys.argv[1],"
+        "import sys; from mltrack.records.readers import read_records; print(len(read_records(sys.argv[1],"
         " 'text_classification', columns='code=func')))"
     )
     for name, expected in ((f"hf:{saved / 'hub'}:test", "600"), (f"hf:{saved / 'hub'}:trian", None)):

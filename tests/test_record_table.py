@@ -18,11 +18,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from mltrack import DatasetLoader
-from mltrack.data import record_cache
-from mltrack.data.readers import sources
-from mltrack.data.records import Record, content_digest
-from mltrack.data.table import RecordTable, TableWriter, digest_of, keys_of, labels_of, select
 from mltrack.errors import DatasetError
+from mltrack.records import record_cache
+from mltrack.records.readers import sources
+from mltrack.records.record import Record, content_digest
+from mltrack.records.table import RecordTable, TableWriter, digest_of, keys_of, labels_of, select
 
 
 def written(path: Path, records: list[Record]) -> RecordTable:
@@ -142,8 +142,8 @@ def test_reading_and_keeping_import_neither_datasets_nor_pandas(tmp_path: Path) 
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"code": f"code {n}", "label": "xy"[n % 2]}) + "\n" for n in range(300)))
     program = (
-        "import sys\nfrom mltrack.data import record_cache\nfrom mltrack.data.loader import DatasetLoader\nfrom"
-        " mltrack.data.table import RecordTable\nrecord_cache.LIST_BYTES = 1000\nfor _ in range(2):\n    loader ="
+        "import sys\nfrom mltrack.records import record_cache\nfrom mltrack.data.loader import DatasetLoader\nfrom"
+        " mltrack.records.table import RecordTable\nrecord_cache.LIST_BYTES = 1000\nfor _ in range(2):\n    loader ="
         " DatasetLoader(sys.argv[1])\n    assert isinstance(loader.records, RecordTable)\n    loader.get_info(),"
         " list(loader.records)\nprint({'datasets', 'pandas'} & set(sys.modules))"
     )
@@ -246,7 +246,7 @@ def test_a_bad_record_far_behind_leaves_nothing(spills: Path, tmp_path: Path) ->
 def test_what_a_killed_reader_left_is_removed(spills: Path, tmp_path: Path) -> None:
     """A process is killed while it writes; a later one removes its file once it is old."""
     program = (
-        "import sys\nfrom mltrack.data import record_cache\nfrom mltrack.data.records import"
+        "import sys\nfrom mltrack.records import record_cache\nfrom mltrack.records.record import"
         " Record\nrecord_cache.LIST_BYTES = 1000\ndef forever():\n    n = 0\n    while True:\n        n += 1\n       "
         " if n == 9000: print('writes', flush=True)\n        yield Record(f'code {n}', 'x', None, 'a',"
         " n)\nrecord_cache.gather(forever(), 'records-a-b-f1.arrow')"
@@ -283,7 +283,7 @@ def test_a_cache_folder_that_cannot_be_written_costs_the_table_only(
 FULL = """
 import resource, signal, sys
 from mltrack import DatasetLoader
-from mltrack.data import record_cache
+from mltrack.records import record_cache
 from mltrack.errors import DatasetError
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -319,7 +319,7 @@ MEASURED = """
 import sys
 import numpy as np, pyarrow.parquet
 from mltrack import DatasetLoader
-from mltrack.data.table import RecordTable
+from mltrack.records.table import RecordTable
 from watched_memory import watched
 
 for path in sys.argv[1:]:

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from mltrack.data.dataset import CodeDataset, prompt_ids
-from mltrack.data.records import PROMPT_TEMPLATE, Record
 from mltrack.evaluation import fixed_prompts, generate_samples, syntax_valid_share
 from mltrack.evaluation.samples import Sample, _prompt, is_valid_python
 from mltrack.models import resolve_model
+from mltrack.records.record import PROMPT_TEMPLATE, Record
 from mltrack.tasks import task_for
 
 NAMES = ["add", "remove", "open", "close", "sort", "merge", "split", "parse"]

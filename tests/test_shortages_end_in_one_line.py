@@ -22,10 +22,10 @@ import torch
 from mltrack import TrainModelRequest, TrainModelUseCase
 from mltrack.cli import run as command_line
 from mltrack.config import TrainingConfig
+from mltrack.data.batches import TrainingBatches, load_batches
 from mltrack.errors import TrainingError
 from mltrack.models.foreign_errors import one_line
 from mltrack.shortage import shortage_of
-from mltrack.training.batches import TrainingBatches, load_batches
 
 pytestmark = [
     pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning"),

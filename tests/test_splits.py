@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from mltrack.data.records import Record
-from mltrack.data.splits import split_records
 from mltrack.errors import ConfigurationError, DatasetError
+from mltrack.records.record import Record
+from mltrack.records.splits import split_records
 
 
 def made(labels: str) -> list[Record]:

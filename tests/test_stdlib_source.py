@@ -14,17 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from mltrack.data import SECURITY_LEVELS, Record, bandit_labels
-from mltrack.data.bandit_labels import Finding, scan
-from mltrack.data.cache import cached_rows
-from mltrack.data.stdlib_functions import functions_of, library_files, library_folder
-from mltrack.data.stdlib_source import MIN_DESCRIPTION_WORDS, SAFE_PER_FINDING, stdlib_records
+from mltrack.data import SECURITY_LEVELS, Record
 from mltrack.errors import DatasetError
+from mltrack.records.builtin import bandit_labels
+from mltrack.records.builtin.bandit_labels import Finding, scan
+from mltrack.records.builtin.stdlib_functions import functions_of, library_files, library_folder
+from mltrack.records.builtin.stdlib_source import MIN_DESCRIPTION_WORDS, SAFE_PER_FINDING, stdlib_records
+from mltrack.records.row_cache import cached_rows
 
 ASK = """
 import json, sys
-from mltrack.data.records import content_digest
-from mltrack.data.stdlib_source import stdlib_records
+from mltrack.records.record import content_digest
+from mltrack.records.builtin.stdlib_source import stdlib_records
 calls = []
 records = stdlib_records(sys.argv[1], progress=lambda *call: calls.append(call))
 loaded = [name for name in ("torch", "transformers", "mlflow", "bandit") if name in sys.modules]
@@ -239,7 +240,7 @@ def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, monkeypa
 
 def test_a_killed_builder_leaves_no_lock_and_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "import sys, time\nfrom mltrack.data.cache import cached_rows\ncached_rows('x', lambda: (print('building',"
+        "import sys, time\nfrom mltrack.records.row_cache import cached_rows\ncached_rows('x', lambda: (print('building',"
         " flush=True), time.sleep(600)))"
     )
     environment = {**os.environ, "MLTRACK_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from mltrack.config import OPTIONS, TaskType
 from mltrack.data.collate import collate
 from mltrack.errors import ConfigurationError
+from mltrack.evaluation.metrics import classification_metrics, metric_mode
 from mltrack.models import resolve_model
 from mltrack.tasks import task_for
 from mltrack.tasks.defaults import defaults_for
-from mltrack.tasks.metrics import classification_metrics, metric_mode
 
 LABELS = {"safe": 0, "low": 1, "medium": 2}
 TEXTS = [f"def f{i}(x):\n    return x + {i}\n" for i in range(50)]
@@ -279,7 +279,7 @@ def test_defaults_fill_every_option_that_the_task_decides(task: TaskType, model_
 
 def test_names_and_defaults_need_no_torch():
     code = (
-        "import sys, json, mltrack.tasks.metrics, mltrack.tasks.defaults, mltrack.evaluation;"
+        "import sys, json, mltrack.evaluation.metrics, mltrack.tasks.defaults, mltrack.evaluation;"
         " print(json.dumps(list(sys.modules)))"
     )
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)

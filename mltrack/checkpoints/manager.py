@@ -29,9 +29,9 @@ from mltrack.checkpoints.shards import MAX_SHARD_BYTES, model_files, weight_file
 from mltrack.checkpoints.snapshot import Content, HostBuffers
 from mltrack.checkpoints.tensor_file import TensorFile, Tensors, read_tensors
 from mltrack.errors import CheckpointError, ConfigurationError
+from mltrack.evaluation.metrics import metric_mode
 from mltrack.journal.records import now_ms
 from mltrack.store import active_run
-from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking import TrainingMetricsTracker
 from mltrack.tracking.values import as_number, checked_name, whole_number
 

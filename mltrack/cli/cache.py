@@ -8,7 +8,7 @@ from datetime import datetime
 
 from mltrack.cache import Cached, cache_folder
 from mltrack.config import OPTIONS, Option
-from mltrack.data import cache as data_cache
+from mltrack.records import row_cache as data_cache
 from mltrack.store import model_cache
 
 KIND = Option(name="kind", kind="text", choices=("all", "model", "tokens", "records", "rows"), help="")

@@ -75,9 +75,9 @@ def guessed_task(path: str, columns: str | None) -> TaskType:
         DatasetError: the first records have neither a label nor a description.
     """
     from mltrack.config.pairs import parse_pairs
-    from mltrack.data.readers import find_sources
-    from mltrack.data.records import listed
-    from mltrack.data.stdlib_source import STDLIB
+    from mltrack.records.builtin.stdlib_source import STDLIB
+    from mltrack.records.readers import find_sources
+    from mltrack.records.record import listed
 
     if path == STDLIB:
         return TaskType.CODE_GENERATION

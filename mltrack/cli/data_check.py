@@ -13,8 +13,8 @@ from mltrack.config import OPTIONS, Option, TaskType
 from mltrack.config.pairs import parse_pairs
 
 if TYPE_CHECKING:
-    from mltrack.data.check import DataReport
     from mltrack.data.loader import DatasetLoader
+    from mltrack.records.check import DataReport
 
 
 def check(train: str, valid: str | None, words: Mapping[str, str | None], thresholds: str | None = None) -> int:
@@ -29,9 +29,9 @@ def check(train: str, valid: str | None, words: Mapping[str, str | None], thresh
         thresholds: `name=number,name=number`, instead of the defaults of these names.
     """
     from mltrack.cli.data import guessed_task
-    from mltrack.data.check import THRESHOLDS, check_data
     from mltrack.data.loader import DatasetLoader
-    from mltrack.data.readers import find_parts
+    from mltrack.records.check import THRESHOLDS, check_data
+    from mltrack.records.readers import find_parts
 
     values = {
         name: OPTIONS[name].default if word is None else OPTIONS[name].parse(word) for name, word in words.items()
@@ -70,7 +70,7 @@ def check(train: str, valid: str | None, words: Mapping[str, str | None], thresh
 
 
 def _limits(thresholds: str | None) -> dict[str, float]:
-    from mltrack.data.check import THRESHOLDS
+    from mltrack.records.check import THRESHOLDS
 
     if thresholds is None:
         return {}

@@ -23,7 +23,7 @@ def split(words: Mapping[str, str]) -> None:
         ConfigurationError: they are not those that `digests` names; nothing is written.
     """
     from mltrack.data.requested import requested_records
-    from mltrack.data.table import digest_of
+    from mltrack.records.table import digest_of
 
     options = split_options()
     values = {name: options[name].parse(word) for name, word in words.items()}

@@ -118,7 +118,7 @@ def _texts(text: str | None, input_path: str | None) -> list[str]:
 
 def _json_records(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
     """(number, value) of each; many .json files are JSON Lines."""
-    from mltrack.data.readers import json_files
+    from mltrack.records.readers import json_files
 
     head = file.read(1 << 16)
     file.seek(0)
@@ -147,7 +147,7 @@ def _typed(word: str) -> str:
 
 
 def _decoded(data: bytes, name: str, number: int | None = None) -> str:
-    from mltrack.data.readers.raw import not_utf8
+    from mltrack.records.readers.raw import not_utf8
 
     try:
         return data.decode()
@@ -156,7 +156,7 @@ def _decoded(data: bytes, name: str, number: int | None = None) -> str:
 
 
 def _checked(text: str, name: str, number: int | None = None, field: str | None = None) -> str:
-    from mltrack.data.records import num_bytes
+    from mltrack.records.record import num_bytes
 
     num_bytes(text, name, number, field)
     return text

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mltrack.data.dataset import CodeDataset
     from mltrack.data.loader import DatasetLoader
-    from mltrack.data.records import PROMPT_TEMPLATE, SECURITY_LEVELS, Record
     from mltrack.data.sampler import Sampler
+    from mltrack.records.record import PROMPT_TEMPLATE, SECURITY_LEVELS, Record
 
 _HOME = {
-    "PROMPT_TEMPLATE": "records",
-    "SECURITY_LEVELS": "records",
-    "Record": "records",
-    "CodeDataset": "dataset",
-    "DatasetLoader": "loader",
-    "Sampler": "sampler",
+    "PROMPT_TEMPLATE": "records.record",
+    "SECURITY_LEVELS": "records.record",
+    "Record": "records.record",
+    "CodeDataset": "data.dataset",
+    "DatasetLoader": "data.loader",
+    "Sampler": "data.sampler",
 }
 
 __all__ = ["PROMPT_TEMPLATE", "SECURITY_LEVELS", "CodeDataset", "DatasetLoader", "Record", "Sampler"]
@@ -30,4 +30,4 @@ __all__ = ["PROMPT_TEMPLATE", "SECURITY_LEVELS", "CodeDataset", "DatasetLoader",
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'mltrack.data' has no attribute '{name}'")
-    return getattr(import_module(f"mltrack.data.{_HOME[name]}"), name)
+    return getattr(import_module(f"mltrack.{_HOME[name]}"), name)

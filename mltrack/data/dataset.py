@@ -21,12 +21,12 @@ import torch.utils.data
 
 from mltrack.data.collate import IGNORED, collate
 from mltrack.data.encoding import Encoder, Progress, cut_prompt, end_token_id, pad_token_id, prompt_ids
-from mltrack.data.labels import in_index_order, make_label_mapping
-from mltrack.data.records import Record, as_task, label_outside
 from mltrack.data.special_tokens import read_as_text
-from mltrack.data.table import digest_of, files_of, labels_of, select
 from mltrack.data.token_cache import token_rows
 from mltrack.errors import ConfigurationError, DatasetError
+from mltrack.records.labels import in_index_order, make_label_mapping
+from mltrack.records.record import Record, as_task, label_outside
+from mltrack.records.table import digest_of, files_of, labels_of, select
 
 __all__ = ["CodeDataset", "cut_prompt", "end_token_id", "pad_token_id", "prompt_ids"]
 

@@ -25,9 +25,9 @@ import numpy as np
 
 from mltrack.config import OPTIONS, TaskType
 from mltrack.data.ahead import ahead
-from mltrack.data.records import PROMPT_TEMPLATE, Record
 from mltrack.data.special_tokens import KEPT
 from mltrack.errors import ConfigurationError, DatasetError
+from mltrack.records.record import PROMPT_TEMPLATE, Record
 
 TRUNCATIONS = OPTIONS["truncation"].choices
 MOST_RECORDS_AT_ONCE = 1000  # enough for the tokenizer's threads

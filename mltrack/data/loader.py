@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from mltrack.data.bad_records import BadRecords
 from mltrack.data.dataset import CodeDataset
-from mltrack.data.labels import (
+from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
+from mltrack.records.bad_records import BadRecords
+from mltrack.records.builtin.stdlib_source import STDLIB, stdlib_records
+from mltrack.records.labels import (
     MAX_CLASSES,
     check_classes,
     count_labels,
@@ -29,14 +31,12 @@ from mltrack.data.labels import (
     make_label_mapping,
     one_spelling,
 )
-from mltrack.data.readers import find_parts, find_sources, iterate_records, state_of
-from mltrack.data.readers.reading import Pairs, as_pairs
-from mltrack.data.record_cache import gather, kept_table, table_name
-from mltrack.data.records import Record, as_task, label_outside, wanted_fields
-from mltrack.data.splits import split_records
-from mltrack.data.stdlib_source import STDLIB, stdlib_records
-from mltrack.data.table import digest_of, keys_of, labels_of, select
-from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
+from mltrack.records.readers import find_parts, find_sources, iterate_records, state_of
+from mltrack.records.readers.reading import Pairs, as_pairs
+from mltrack.records.record import Record, as_task, label_outside, wanted_fields
+from mltrack.records.record_cache import gather, kept_table, table_name
+from mltrack.records.splits import split_records
+from mltrack.records.table import digest_of, keys_of, labels_of, select
 
 _LABELS = 2
 """Version of how labels are read: part of the name of a table that is kept."""
@@ -48,9 +48,9 @@ class DatasetLoader:
     """Reads records once, when they are first needed.
 
     Args:
-        data_path: a file, a folder, a glob or a Hugging Face data set, as `mltrack.data.readers.find_sources` accepts
-            it, or `stdlib`; of a folder with training files beside validation or test files (`train.jsonl`, `test/...`)
-            the training files, with a warning.
+        data_path: a file, a folder, a glob or a Hugging Face data set, as `mltrack.records.readers.find_sources`
+            accepts it, or `stdlib`; of a folder with training files beside validation or test files (`train.jsonl`,
+            `test/...`) the training files, with a warning.
         tokenizer: a Hugging Face tokenizer; needed for data sets, not for records.
         task: a `TaskType` or its name.
         max_length: tokens of the longest example.

@@ -17,10 +17,10 @@ from typing import Any
 
 from mltrack.config import DATA_OPTIONS, OPTIONS, TrainModelRequest
 from mltrack.data.loader import DatasetLoader
-from mltrack.data.readers import Parts, absolute, find_parts, find_sources
-from mltrack.data.records import Record, as_task
-from mltrack.data.stdlib_source import STDLIB
 from mltrack.errors import ConfigurationError, DatasetError
+from mltrack.records.builtin.stdlib_source import STDLIB
+from mltrack.records.readers import Parts, absolute, find_parts, find_sources
+from mltrack.records.record import Record, as_task
 
 WORKING_DIRECTORY = "mltrack.working_directory"
 """Tag of a run: what its relative paths are relative to."""

@@ -29,10 +29,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mltrack.cache import cache_folder, is_locked, locked
-from mltrack.data.cache import written_whole
 from mltrack.data.encoding import EncodedRows, Encoder, Progress
-from mltrack.data.records import Record
-from mltrack.data.table import keys_of
+from mltrack.records.record import Record
+from mltrack.records.row_cache import written_whole
+from mltrack.records.table import keys_of
 
 FORMAT_VERSION = 1
 FEWEST_RECORDS = 2000

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from mltrack.data.records import Record
-from mltrack.tasks.metrics import classification_metrics
+from mltrack.evaluation.metrics import classification_metrics
+from mltrack.records.record import Record
 
 _TOKENS = r"\w+|[^\w\s]"
 _LONGEST_CHARACTERS = 20_000

@@ -10,9 +10,10 @@ from typing import Any
 from mltrack.data import DatasetLoader
 from mltrack.data.encoding import kept_of_long_texts
 from mltrack.data.requested import one_part
+from mltrack.evaluation.evaluate import evaluate
 from mltrack.hardware import allow_planned_attention, choose_device, choose_precision
+from mltrack.hardware.precision import Precision
 from mltrack.models import resolve_model
-from mltrack.training import Precision, evaluate
 
 
 def evaluate_folder(

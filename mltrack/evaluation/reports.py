@@ -25,7 +25,7 @@ def classification_report(
     """
     from sklearn.metrics import precision_recall_fscore_support
 
-    from mltrack.tasks.metrics import classification_metrics
+    from mltrack.evaluation.metrics import classification_metrics
 
     indices = list(range(len(label_names)))
     confusions = _confusions(labels, predictions, label_names)

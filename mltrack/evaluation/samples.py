@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from mltrack.data.dataset import cut_prompt
-from mltrack.data.records import PROMPT_TEMPLATE, Record
+from mltrack.records.record import PROMPT_TEMPLATE, Record
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from mltrack.config import TaskType
-from mltrack.data.records import PROMPT_TEMPLATE
 from mltrack.data.special_tokens import keep_as_tokens, read_as_text
 from mltrack.errors import CheckpointError, ConfigurationError
 from mltrack.models import presets
@@ -26,6 +25,7 @@ from mltrack.models.inspection import inspect_folder
 from mltrack.models.other_formats import WHOLE, content_of, other_file
 from mltrack.models.tokenizers import train_tokenizer
 from mltrack.models.weights import find_weights
+from mltrack.records.record import PROMPT_TEMPLATE
 
 _LOG = logging.getLogger("mltrack.models")
 # learned positions that start behind the padding id, so the table is that much longer than a sequence may be

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from mltrack.config import TrainModelRequest
 from mltrack.data.encoding import tokenizer_digest
-from mltrack.data.readers import absolute
 from mltrack.errors import ConfigurationError
+from mltrack.records.readers import absolute
 from mltrack.registry import gate
 
 if TYPE_CHECKING:  # they load torch, which `mltrack models` does without

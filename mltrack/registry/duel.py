@@ -127,9 +127,10 @@ def _evaluate(
     (task,) = tasks
     from mltrack.data import DatasetLoader
     from mltrack.data.encoding import kept_of_long_texts
+    from mltrack.evaluation.evaluate import evaluate
     from mltrack.hardware import allow_planned_attention, choose_device, choose_precision
+    from mltrack.hardware.precision import Precision
     from mltrack.models import resolve_model
-    from mltrack.training import Precision, evaluate
 
     sources = {one: resolve_model(folder, task, as_trained=True) for one, folder in folders.items()}
     generates = task == "code_generation"

@@ -13,10 +13,10 @@ from mltrack import registry
 from mltrack.checkpoints import CheckpointMetadata
 from mltrack.checkpoints.state import load_model
 from mltrack.errors import Interrupted, TrainingError, alone, described
-from mltrack.evaluation.outcome import outcome_parts
 from mltrack.hardware import give_back_freed_memory
 from mltrack.models import save_pretrained
 from mltrack.runs.open import OpenRun
+from mltrack.runs.outcome import outcome_parts
 
 
 def fit(run: OpenRun) -> None:

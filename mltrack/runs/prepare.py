@@ -18,20 +18,21 @@ from mltrack.addresses import has_secrets, is_same
 from mltrack.checkpoints import CheckpointManager
 from mltrack.config import TaskType, TrainModelRequest
 from mltrack.data import CodeDataset
-from mltrack.data.check import DataReport, check_data
 from mltrack.data.encoding import check_truncation
 from mltrack.data.requested import RequestedRecords, checked_paths, requested_records
 from mltrack.errors import ConfigurationError
+from mltrack.evaluation.evaluate import check_metric_name
 from mltrack.hardware import choose_device, choose_precision, prepare_to_repeat
 from mltrack.journal import JournalLock, RunDirectory, make_output_dir
 from mltrack.models import ModelSource, resolve_model
+from mltrack.records.check import DataReport, check_data
 from mltrack.relay import tracking_uri_of
 from mltrack.runs.frontend import Frontend
 from mltrack.runs.provenance import earlier_labels, find_resumed, reads_as_tokens, saved_options
 from mltrack.runs.record import data_figures, long_text_warnings
 from mltrack.store import credentials_place, served_uri
 from mltrack.tasks import task_for
-from mltrack.training import check_metric_name, choose_parallel, compare_decisive, decisive, narrows, use_attention
+from mltrack.training import choose_parallel, compare_decisive, decisive, narrows, use_attention
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mltrack.config import OPTIONS, TrainModelRequest, checked_options
-from mltrack.data.readers import every_file
 from mltrack.data.requested import EarlierLabels
 from mltrack.data.special_tokens import was_read_as_text
 from mltrack.errors import ConfigurationError, printable
@@ -27,6 +26,7 @@ from mltrack.journal import (
     read_json,
 )
 from mltrack.journal.run_index import only_own
+from mltrack.records.readers import every_file
 from mltrack.relay import Life, TrainedElsewhere, has_ended, refuse_trained_elsewhere, tracking_uri_of, trainer_of
 from mltrack.runs.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 

@@ -19,8 +19,8 @@ from mltrack.addresses import is_same, without_secrets
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.data import CodeDataset
 from mltrack.data.requested import WORKING_DIRECTORY
-from mltrack.data.stdlib_source import STDLIB
 from mltrack.journal import RunDirectory, RunInfo, records
+from mltrack.records.builtin.stdlib_source import STDLIB
 from mltrack.relay import tracking_uri_of
 from mltrack.runs.provenance import git_facts, is_taken
 from mltrack.store import StoreRejected, active_run, database_file, default_tracking_uri

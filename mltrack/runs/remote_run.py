@@ -25,6 +25,7 @@ from mltrack import store as stores
 from mltrack.addresses import redacted
 from mltrack.config import checked_options
 from mltrack.errors import CheckpointError, ConfigurationError, TrackingError
+from mltrack.evaluation.metrics import metric_mode
 from mltrack.journal import (
     JournalWriter,
     RunDirectory,
@@ -50,7 +51,6 @@ from mltrack.relay.liveness import (
 from mltrack.relay.progress import Progress
 from mltrack.relay.trainers import VERSION_TAG, OwnTrainers
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, fetching, history, runs
-from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking.tracker import TIMING_WORDS
 
 if TYPE_CHECKING:  # loads torch, which `mltrack runs` does without

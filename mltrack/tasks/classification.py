@@ -14,9 +14,9 @@ import torch
 from torch.nn import functional as F
 
 from mltrack.config import TaskType
+from mltrack.evaluation.metrics import classification_metrics
 from mltrack.tasks.contract import Batch
 from mltrack.tasks.defaults import defaults_for
-from mltrack.tasks.metrics import classification_metrics
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from typing import Any
 import mltrack
 from mltrack.addresses import redacted
 from mltrack.errors import ConfigurationError, TrackingError
+from mltrack.evaluation.metrics import metric_mode
 from mltrack.journal import (
     DiskFullError,
     Heartbeat,
@@ -44,7 +45,6 @@ from mltrack.journal.run_directory import COPIES
 from mltrack.journal.shape import LARGEST
 from mltrack.store import StoreUnavailable, active_run, artifacts, default_tracking_uri, placement
 from mltrack.store.copies import copy_each
-from mltrack.tasks.metrics import metric_mode
 from mltrack.tracking.delivery import Delivery, deliver_earlier
 from mltrack.tracking.earlier import forget_moved, set_aside
 from mltrack.tracking.ending import Ending, leave_exit_code, uncaught

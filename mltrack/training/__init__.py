@@ -3,10 +3,8 @@
 from mltrack.training.attention import use_attention
 from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.early_stopping import EarlyStopping
-from mltrack.training.evaluate import check_metric_name, evaluate, label_names
 from mltrack.training.listener import Listener
 from mltrack.training.parallel import choose_parallel
-from mltrack.training.precision import Precision
 from mltrack.training.preparation import narrows
 from mltrack.training.schedule import Plan
 from mltrack.training.state import TrainingState
@@ -17,14 +15,10 @@ __all__ = [
     "EarlyStopping",
     "Listener",
     "Plan",
-    "Precision",
     "TrainingState",
-    "check_metric_name",
     "choose_parallel",
     "compare_decisive",
     "decisive",
-    "evaluate",
-    "label_names",
     "narrows",
     "use_attention",
 ]

@@ -14,11 +14,11 @@ from torch import nn
 from mltrack.checkpoints.state import unwrapped
 from mltrack.config import OPTIONS, TrainingConfig
 from mltrack.data import CodeDataset
+from mltrack.data.batches import order_of
 from mltrack.data.collate import PADDED_TO
 from mltrack.data.encoding import tokenizer_digest
 from mltrack.errors import ConfigurationError
 from mltrack.hardware import visible_gpus
-from mltrack.training.batches import order_of
 
 
 def decisive(

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from mltrack.checkpoints.state import restore_rng
+from mltrack.data.batches import MicroBatch
 from mltrack.errors import TrainingError, text_of
+from mltrack.hardware.memory import make_room
+from mltrack.hardware.precision import Precision
 from mltrack.shortage import is_out_of_memory
-from mltrack.training.batches import MicroBatch
-from mltrack.training.memory import make_room
 from mltrack.training.parallel import Parallel
-from mltrack.training.precision import Precision
 
 NO_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 """What torch names where cuBLAS was in use before it was set up to repeat its results, or by another value."""

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 
+from mltrack.data.batches import MicroBatch
 from mltrack.errors import NonFiniteLossError
-from mltrack.training.batches import MicroBatch
 
 
 def non_finite_error(

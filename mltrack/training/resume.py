@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mltrack.checkpoints import CheckpointMetadata
 from mltrack.config import TrainingConfig
-from mltrack.training.batches import TrainingBatches
+from mltrack.data.batches import TrainingBatches
 from mltrack.training.early_stopping import EarlyStopping
 from mltrack.training.schedule import Plan, apply_options, describe_change
 from mltrack.training.state import TrainingState

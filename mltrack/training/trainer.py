@@ -30,21 +30,21 @@ from mltrack.checkpoints.state import capture_rng, load_model, load_optimizer, r
 from mltrack.collector import collect_between_epochs
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
+from mltrack.data.batches import MicroBatch, TrainingBatches, check_budget
 from mltrack.errors import DatasetError, Interrupted
+from mltrack.evaluation.evaluate import OnBatch, check_metric_name, evaluate
+from mltrack.evaluation.metrics import metric_mode, without_many_classes
 from mltrack.hardware import choose_device, choose_precision
+from mltrack.hardware.precision import Precision, steps_on_condition
 from mltrack.shortage import shortages_named
-from mltrack.tasks.metrics import metric_mode, without_many_classes
 from mltrack.tracking import TrainingMetricsTracker
-from mltrack.training.batches import MicroBatch, TrainingBatches, check_budget
 from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.defaults import configure, local_checkpoints, local_tracker
 from mltrack.training.early_stopping import EarlyStopping
-from mltrack.training.evaluate import OnBatch, check_metric_name, evaluate
 from mltrack.training.gradient import GradientOfGroup, StepGradient
 from mltrack.training.listener import Listener
 from mltrack.training.non_finite import non_finite_error, save_group
 from mltrack.training.parallel import Parallel, choose_parallel
-from mltrack.training.precision import Precision, steps_on_condition
 from mltrack.training.preparation import narrows, objective_of, prepared, sped_up
 from mltrack.training.resume import Metric, continue_from
 from mltrack.training.saving import Saving
@@ -330,8 +330,8 @@ class AdvancedTrainer:
             self._last_settled += self.saving.save(taken_in, metrics, required=must_stay)
 
     def evaluated(self, dataset: CodeDataset, on_batch: OnBatch | None = None) -> tuple[dict[str, float], Any]:
-        """`mltrack.training.evaluate` of the model as it is now, with this training's device, precision and bounds of a
-        batch.
+        """`mltrack.evaluation.evaluate` of the model as it is now, with this training's device, precision and bounds of
+        a batch.
         """
         return evaluate(
             self.model,

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from mltrack.data.near_duplicates import DuplicateGroups, Progress, distinct_keys, duplicate_groups
-from mltrack.data.records import Record
-from mltrack.data.splits import group_numbers
-from mltrack.data.syntax import parsed
-from mltrack.data.table import keys_of, labels_of
 from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
+from mltrack.records.record import Record
+from mltrack.records.similar.near_duplicates import DuplicateGroups, Progress, distinct_keys, duplicate_groups
+from mltrack.records.similar.syntax import parsed
+from mltrack.records.splits import group_numbers
+from mltrack.records.table import keys_of, labels_of
 
 THRESHOLDS: Mapping[str, float] = {
     "exact_overlap": 0.0,

@@ -10,8 +10,8 @@ import ast
 import keyword
 import re
 
-from mltrack.data.normalize import without_comments_and_strings
-from mltrack.data.records import Record
+from mltrack.records.record import Record
+from mltrack.records.similar.normalize import without_comments_and_strings
 
 _LANGUAGE_FIELDS = ("language", "lang", "programming_language")
 _FILE_FIELDS = ("path", "file", "filename", "file_name", "file_path", "filepath")

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from mltrack.config import TaskType
-from mltrack.data.records import SECURITY_LEVELS, Record, as_task, label_value
-from mltrack.data.table import RecordTable, labels_of
 from mltrack.errors import DatasetError
+from mltrack.records.record import SECURITY_LEVELS, Record, as_task, label_value
+from mltrack.records.table import RecordTable, labels_of
 
 MAX_CLASSES = 1000
 """More labels than that are taken for a mistake, unless `num_labels` says that there are so many."""

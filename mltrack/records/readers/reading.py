@@ -10,11 +10,11 @@ from contextlib import closing
 from pathlib import Path
 
 from mltrack.config.pairs import parse_pairs
-from mltrack.data.readers.class_names import Names, shared_names
-from mltrack.data.readers.raw import SKIPPABLE, Raw
-from mltrack.data.readers.sources import Source, find_sources
-from mltrack.data.records import Record, as_task, check_record
 from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
+from mltrack.records.readers.class_names import Names, shared_names
+from mltrack.records.readers.raw import SKIPPABLE, Raw
+from mltrack.records.readers.sources import Source, find_sources
+from mltrack.records.record import Record, as_task, check_record
 
 OnSkip = Callable[[DatasetError, object], None]
 """Told of a record that is left out: why, and what stood there (the object, or the beginning of its text)."""

@@ -2,7 +2,8 @@
 
 One lexer for all languages: it needs no parser, so a fragment, an indented method, Python 2 or half a file is read like
 the rest, and two versions of a function are always read the same way. A language matters for two things only: what
-begins a comment, and which names the code itself gives (`mltrack.data.given_names`); the names of what it calls stay.
+begins a comment, and which names the code itself gives (`mltrack.records.similar.given_names`); the names of what it
+calls stay.
 
 Invariant: `normalize` takes any text, never fails, and is a pure function of it; its time is linear in the text.
 
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from itertools import zip_longest
 
-from mltrack.data.given_names import PYTHON_KEYWORDS, WORD, names_in_braces, names_in_python
+from mltrack.records.similar.given_names import PYTHON_KEYWORDS, WORD, names_in_braces, names_in_python
 
 NAME, TEXT, NUMBER = "\x01name", "\x01text", "\x01number"
 """What stands for a name that the code gives, for a string and for a number."""

@@ -28,8 +28,8 @@ from typing import Any, overload
 
 import numpy as np
 
-from mltrack.data.records import Record
 from mltrack.errors import DatasetError
+from mltrack.records.record import Record
 
 FORMAT_VERSION = 1
 """Of the file; another one is not opened."""

@@ -21,8 +21,8 @@ from mltrack.data import CodeDataset, Sampler
 from mltrack.data.ahead import ahead
 from mltrack.data.collate import IGNORED, PADDED_TO, padded_width
 from mltrack.data.packing import pack
+from mltrack.data.workers import AsArrays, Collate, from_workers, leave_signals_to_the_trainer
 from mltrack.errors import ConfigurationError
-from mltrack.training.workers import AsArrays, Collate, from_workers, leave_signals_to_the_trainer
 
 NOT_FOR_THE_MODEL = ("index", "row")
 

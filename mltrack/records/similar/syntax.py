@@ -17,12 +17,12 @@ from hashlib import sha256
 
 import numpy as np
 
-from mltrack.data.cache import cached_rows
-from mltrack.data.language import must_be_python, said_language
-from mltrack.data.normalize import looks_like_python
-from mltrack.data.records import Record
-from mltrack.data.stdlib_source import STDLIB
-from mltrack.data.table import files_of
+from mltrack.records.builtin.stdlib_source import STDLIB
+from mltrack.records.record import Record
+from mltrack.records.row_cache import cached_rows
+from mltrack.records.similar.language import must_be_python, said_language
+from mltrack.records.similar.normalize import looks_like_python
+from mltrack.records.table import files_of
 
 FORMAT_VERSION = 3
 """Part of the cache's name; whatever changes the answer raises it."""

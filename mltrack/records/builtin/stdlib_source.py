@@ -20,9 +20,9 @@ from importlib.metadata import version
 from typing import Any
 
 from mltrack.config import TaskType
-from mltrack.data.cache import cached_rows
-from mltrack.data.records import SECURITY_LEVELS, Record, as_task
-from mltrack.data.stdlib_functions import SourceFunction, functions_of, library_files, library_folder
+from mltrack.records.builtin.stdlib_functions import SourceFunction, functions_of, library_files, library_folder
+from mltrack.records.record import SECURITY_LEVELS, Record, as_task
+from mltrack.records.row_cache import cached_rows
 
 STDLIB = "stdlib"
 """The data path that names this source."""
@@ -91,7 +91,7 @@ def _pairs(report: Progress) -> list[Any]:
 
 def _leveled(report: Progress) -> list[Any]:
     """Rows [level, code, module, function, test ids]; safe ones sampled down."""
-    from mltrack.data.bandit_labels import Finding, scan
+    from mltrack.records.builtin.bandit_labels import Finding, scan
 
     files = library_files()
     total = 2 * len(files)  # each is read and scanned

@@ -16,10 +16,11 @@ from typing import Any
 
 from mltrack.data import CodeDataset
 from mltrack.errors import Interrupted
+from mltrack.evaluation.evaluate import label_names
 from mltrack.evaluation.figures import confusion_matrix_figure, learning_curves_figure, token_lengths_figure
 from mltrack.evaluation.reports import classification_report
 from mltrack.evaluation.samples import Sample, fixed_prompts, generate_samples, syntax_valid_share
-from mltrack.training import AdvancedTrainer, label_names
+from mltrack.training import AdvancedTrainer
 
 Written = list[tuple[Path, str]]
 """(file, folder in the run's artifacts)."""

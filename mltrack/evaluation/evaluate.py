@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from mltrack.data import CodeDataset, Sampler
+from mltrack.data.batches import MicroBatch, load_batches
 from mltrack.data.collate import PADDED_TO
 from mltrack.errors import ConfigurationError, did_you_mean
+from mltrack.hardware.memory import make_room
+from mltrack.hardware.precision import Precision
 from mltrack.shortage import is_out_of_memory
 from mltrack.tasks import task_for
-from mltrack.training.batches import MicroBatch, load_batches
-from mltrack.training.memory import make_room
-from mltrack.training.precision import Precision
 
 OnBatch = Callable[[int, int], None]
 

@@ -10,9 +10,9 @@ import io
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from mltrack.data.readers.json_files import BOM
-from mltrack.data.readers.raw import MAX_RECORD_BYTES, Raw, check_once, not_utf8, one_line, too_long, unparsed
 from mltrack.errors import DatasetError
+from mltrack.records.readers.json_files import BOM
+from mltrack.records.readers.raw import MAX_RECORD_BYTES, Raw, check_once, not_utf8, one_line, too_long, unparsed
 
 
 def csv_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:

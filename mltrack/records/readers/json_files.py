@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from mltrack.data.readers.raw import MAX_RECORD_BYTES, Raw, not_utf8, one_line, too_long, unparsed
 from mltrack.errors import DatasetError
+from mltrack.records.readers.raw import MAX_RECORD_BYTES, Raw, not_utf8, one_line, too_long, unparsed
 
 BOM = b"\xef\xbb\xbf"
 _BLANK = re.compile(r"[ \t\n\r]*")

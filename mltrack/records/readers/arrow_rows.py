@@ -9,8 +9,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from mltrack.data.readers.raw import MAX_RECORD_BYTES, SHOWN_BYTES, Raw, one_line
 from mltrack.errors import DatasetError
+from mltrack.records.readers.raw import MAX_RECORD_BYTES, SHOWN_BYTES, Raw, one_line
 
 SLICE_BYTES = 8 << 20
 """Of Arrow's memory that becomes Python objects at once."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-from mltrack.data.readers.arrow_rows import batch_rows, rows_at_once
-from mltrack.data.readers.class_names import Names, named, names_of
-from mltrack.data.readers.raw import Raw, check_once, one_line
 from mltrack.errors import DatasetError
+from mltrack.records.readers.arrow_rows import batch_rows, rows_at_once
+from mltrack.records.readers.class_names import Names, named, names_of
+from mltrack.records.readers.raw import Raw, check_once, one_line
 
 
 def parquet_names(stream: BinaryIO) -> tuple[Names, list[str]]:

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mltrack.data.readers.arrow_rows import batch_rows, rows_at_once
-from mltrack.data.readers.class_names import named
-from mltrack.data.readers.raw import Raw, one_line
 from mltrack.errors import DatasetError, did_you_mean
+from mltrack.records.readers.arrow_rows import batch_rows, rows_at_once
+from mltrack.records.readers.class_names import named
+from mltrack.records.readers.raw import Raw, one_line
 
 HUB = "hf:"
 """What a name of the hub begins with: `hf:name:split`, or `hf:name:configuration:split`."""

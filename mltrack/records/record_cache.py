@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from mltrack.cache import cache_folder
-from mltrack.data.records import Record
-from mltrack.data.table import FORMAT_VERSION, RecordTable, TableWriter
 from mltrack.errors import DatasetError
+from mltrack.records.record import Record
+from mltrack.records.table import FORMAT_VERSION, RecordTable, TableWriter
 
 LIST_BYTES = 32 << 20
 """Records of so much text, as Python counts it, are a list."""

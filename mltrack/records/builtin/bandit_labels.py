@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from mltrack.data import bandit_scan
 from mltrack.errors import DatasetError
 from mltrack.hardware.cpu import usable_cores
+from mltrack.records.builtin import bandit_scan
 
 _RANKS = {"LOW": 0, "MEDIUM": 1, "HIGH": 2}
 _MATRIX = (  # rows: impact low, medium, high; columns: likelihood low, medium, high

@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from mltrack.data.near_duplicates import Progress, distinct_keys, duplicate_groups, joined
-from mltrack.data.records import Record
-from mltrack.data.table import keys_of, labels_of, select
 from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
+from mltrack.records.record import Record
+from mltrack.records.similar.near_duplicates import Progress, distinct_keys, duplicate_groups, joined
+from mltrack.records.table import keys_of, labels_of, select
 
 
 def split_records(

@@ -1,9 +1,10 @@
 """Which records are the same code, and which nearly.
 
-Two records are near-duplicates where their normalised tokens (`mltrack.data.normalize`) are alike: the sets of their
-runs of 5 tokens have a Jaccard similarity of 0.8 or more. MinHash finds the candidates, the sets themselves decide; who
-is alike to somebody who is alike is in the same group. Code of less than 16 different runs is too short to be told from
-other code by its shape: there literals count, and its names do by their place (for a completion its description, too).
+Two records are near-duplicates where their normalised tokens (`mltrack.records.similar.normalize`) are alike: the sets
+of their runs of 5 tokens have a Jaccard similarity of 0.8 or more. MinHash finds the candidates, the sets themselves
+decide; who is alike to somebody who is alike is in the same group. Code of less than 16 different runs is too short to
+be told from other code by its shape: there literals count, and its names do by their place (for a completion its
+description, too).
 
 Invariant: the groups are a pure function of the set of contents, whatever the records' order, the process and the
 machine.
@@ -21,10 +22,10 @@ from hashlib import blake2b, sha256
 
 import numpy as np
 
-from mltrack.data.cache import cached_rows
-from mltrack.data.normalize import normalize
-from mltrack.data.records import Record
-from mltrack.data.table import keys_of
+from mltrack.records.record import Record
+from mltrack.records.row_cache import cached_rows
+from mltrack.records.similar.normalize import normalize
+from mltrack.records.table import keys_of
 
 FORMAT_VERSION = 3
 """Part of the cache's name; whatever changes the groups raises it."""

@@ -10,8 +10,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from mltrack.data.readers.raw import Raw
 from mltrack.errors import DatasetError
+from mltrack.records.readers.raw import Raw
 
 Names = dict[str, list[str]]
 """Class names by column, in the order of their numbers."""

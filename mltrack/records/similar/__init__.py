@@ -1,0 +1,1 @@
+"""Which records are copies of each other, names and layout apart."""
