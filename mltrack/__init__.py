@@ -11,7 +11,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "TaskType": "config",
+    "TaskType": "tasks",
     "TrainingConfig": "config",
     "TrainModelRequest": "config",
     "TrainModelResponse": "config",

@@ -12,11 +12,11 @@ import sys
 import time
 from pathlib import Path
 
-from mltrack.config import TaskType
 from mltrack.data.encoding import Encoder
 from mltrack.data.token_cache import FEWEST_RECORDS, token_rows
 from mltrack.models.tokenizers import train_tokenizer
 from mltrack.records.record import Record
+from mltrack.tasks import TaskType, task_named
 
 
 def records(count: int = FEWEST_RECORDS + 500) -> list[Record]:
@@ -31,7 +31,7 @@ def encoder(
 ) -> Encoder:
     """Of a tokenizer that is trained on some of the records."""
     tokenizer = train_tokenizer(
-        [record.text for record in records(200)], vocab_size, "encoder" if task.is_classification else "decoder"
+        [record.text for record in records(200)], vocab_size, "encoder" if task_named(task).has_classes else "decoder"
     )
     return Encoder(tokenizer, task, max_length, truncation)
 

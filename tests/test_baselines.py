@@ -13,7 +13,7 @@ from mltrack.data.dataset import CodeDataset
 from mltrack.evaluation import classification_baselines, unigram_loss
 from mltrack.models import resolve_model
 from mltrack.records.record import Record
-from mltrack.tasks import task_for
+from mltrack.tasks import task_named
 
 MAPPING = {"safe": 0, "unsafe": 1}
 
@@ -108,7 +108,7 @@ def test_unigram_loss_counts_the_targets_of_eval_loss(pairs: tuple[CodeDataset, 
 
             return SimpleNamespace(logits=self.logits.expand(*input_ids.shape, vocabulary))
 
-    evaluator = task_for("code_generation").evaluator()
+    evaluator = task_named("code_generation").evaluator()
     evaluator.update(Frequencies(), held_out.collate([held_out[i] for i in range(len(held_out))]))
     assert math.isclose(
         evaluator.compute()["loss"], unigram_loss(train, held_out, vocabulary)["unigram_loss"], rel_tol=1e-5

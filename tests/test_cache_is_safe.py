@@ -21,11 +21,11 @@ from cached_tokens import encoder, records
 from tracked_runs import kill, until
 from transformers import PreTrainedTokenizer
 
-from mltrack.config import TaskType
 from mltrack.data import token_cache
 from mltrack.data.encoding import Encoder
 from mltrack.data.token_cache import TokenRows, token_rows
 from mltrack.records.record import Record
+from mltrack.tasks import TaskType
 
 
 class Built:

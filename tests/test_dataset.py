@@ -12,12 +12,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset, DatasetLoader, Record
 from mltrack.data.collate import collate
 from mltrack.errors import ConfigurationError, DatasetError
 from mltrack.runs.record import data_figures, long_text_warnings
-from mltrack.tasks import task_for
-from mltrack.tasks.class_weights import weighted
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 VOCABULARY = {
@@ -160,7 +159,7 @@ def test_a_mapping_in_another_order_than_that_of_its_indices_means_the_same_clas
     ):
         assert list(mapping) == list(in_order)
     assert dataset.class_counts == counts
-    weights = weighted(task_for("text_classification"), "balanced", dataset).weights
+    weights = dataset.task.objective(TrainingConfig(class_weights="balanced"), dataset).weights
     assert min(weights) == weights[2]
     assert weights == pytest.approx([27 / (12 * count) for count in counts.values()])
 
@@ -219,10 +218,7 @@ def test_a_completion_keeps_its_beginning() -> None:
     for truncation in ("tail", "both"):
         with pytest.raises(ConfigurationError) as caught:
             CodeDataset([pair("T", "x")], plain(), "code_generation", truncation=truncation)
-        expected = (
-            f"truncation: seen '{truncation}' for code_generation, whose completions can only lose their tail;"
-            " accepted: head, drop"
-        )
+        expected = f"truncation: seen '{truncation}' for code_generation; accepted: head, drop"
         assert str(caught.value) == expected
     with pytest.raises(
         ConfigurationError, match=r"truncation: seen 'heads'; accepted: head, tail, both, drop .did you mean 'head'"
@@ -348,9 +344,7 @@ def test_what_cannot_be_a_data_set() -> None:
     with pytest.raises(DatasetError) as caught:
         CodeDataset([record], plain(), "text_classification", label_mapping={"x": 0, "y": 1})
     assert str(caught.value) == "a.jsonl, record 3, field 'label': seen 'z'; accepted: x, y"
-    with pytest.raises(
-        ConfigurationError, match="has no end token; accepted for code_generation: one with an eos_token"
-    ):
+    with pytest.raises(ConfigurationError, match="has no end token, so a completion could not end; accepted: one with"):
         CodeDataset([pair("T", "x")], byte_tokenizer(), "code_generation")
     with pytest.raises(ConfigurationError, match="max_length: seen 4; accepted: a whole number >= 8"):
         CodeDataset([record], plain(), "text_classification", max_length=4)

@@ -188,14 +188,14 @@ def test_under_each_make_command_stand_the_lines_that_it_runs() -> None:
 
 @pytest.mark.parametrize("task", ["code_generation", "text_classification", "security_classification"])
 def test_a_projects_table_of_defaults_is_the_codes(task: str) -> None:
-    from mltrack.tasks.defaults import defaults_for
+    from mltrack.tasks import task_named
 
     text = (ROOT / "projects" / task / "README.md").read_text(encoding="utf-8")
     for name in ("epochs", "batch_size", "learning_rate", "max_length"):
         row = re.search(rf"^\| `{name}` \| (\S+) \| (\S+) \|", text, re.MULTILINE)
         assert row is not None, name
         assert [float(cell) for cell in row.groups()] == [
-            float(defaults_for(task, model)[name]) for model in ("scratch:small", "some/model")
+            float(task_named(task).defaults(model)[name]) for model in ("scratch:small", "some/model")
         ]
 
 

@@ -13,12 +13,12 @@ import pytest
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from mltrack.config import TaskType
 from mltrack.data import encoding
 from mltrack.data.encoding import EncodedRows, Encoder, prompt_ids
 from mltrack.errors import DatasetError
 from mltrack.models import train_tokenizer
 from mltrack.records.record import PROMPT_TEMPLATE, Record
+from mltrack.tasks import TaskType
 
 TEXTS = [
     "def f(x):\n    return x",

@@ -12,7 +12,7 @@ import torch
 
 from mltrack import hardware
 from mltrack.errors import ConfigurationError
-from mltrack.tasks.generation import keeps_apart
+from mltrack.tasks.token_loss import keeps_apart
 
 CPU = torch.device("cpu")
 

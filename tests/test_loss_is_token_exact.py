@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from mltrack.checkpoints.state import capture_rng
 from mltrack.data import Sampler
 from mltrack.errors import ConfigurationError
-from mltrack.tasks import task_for
-from mltrack.tasks.class_weights import balanced
+from mltrack.tasks import task_named
+from mltrack.tasks.class_loss import balanced
 from mltrack.training.parallel import DataParallelReplicas
 
 pytestmark = pytest.mark.device
@@ -72,7 +72,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(trainer, task):
     for record in (record for batch in group for record in batch.records):
         example = made.train_dataset[record]
         row, labels = (torch.as_tensor(example[name], device=made.device) for name in ("input_ids", "labels"))
-        if made.train_dataset.task.is_classification:
+        if made.train_dataset.task.has_classes:
             total = total + F.cross_entropy(made.model(row[None]).logits, labels[None], reduction="sum")
         else:
             total = total + F.cross_entropy(
@@ -181,7 +181,7 @@ def test_replicas_give_the_gradients_of_one_device(trainer, task):
     for name in ("one", "two"):
         made = trainer(task, dropout=0.0, name=name)
         if name == "two":
-            made.parallel = DataParallelReplicas(task_for(task), wrap=SplitRunGather)
+            made.parallel = DataParallelReplicas(task_named(task), wrap=SplitRunGather)
         made.train()
         losses.append(
             (

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mltrack.config.options import TASKS
+from mltrack.tasks import TaskType
 
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = (ROOT / "requirements.lock").read_text(encoding="utf-8")
@@ -79,7 +79,7 @@ def test_main_declares_the_task_alone() -> None:
     assert list(entries["main"]["parameters"]) == ["task"]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", TaskType)
 def test_each_project_fixes_its_task_and_nothing_else(task: str) -> None:
     folder = ROOT / "projects" / task
     main = project_file(folder)["entry_points"]["main"]
@@ -87,7 +87,7 @@ def test_each_project_fixes_its_task_and_nothing_else(task: str) -> None:
     assert not main.get("parameters")
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", TaskType)
 def test_each_projects_sample_is_good(task: str) -> None:
     from mltrack.records.readers import read_records
 
@@ -114,8 +114,8 @@ def test_ci_runs_the_readmes_test_command() -> None:
 def test_the_package_ships_what_it_needs() -> None:
     assert PROJECT["project"]["requires-python"] == ">=3.11,<3.14"
     assert PROJECT["project"]["scripts"] == {"mltrack": "mltrack.cli:main"}
-    assert "store/shipped/*.py" in PROJECT["tool"]["setuptools"]["package-data"]["mltrack"]
-    assert list((ROOT / "mltrack" / "store" / "shipped").glob("*.py"))
+    assert "tasks/shipped/*.py" in PROJECT["tool"]["setuptools"]["package-data"]["mltrack"]
+    assert list((ROOT / "mltrack" / "tasks" / "shipped").glob("*.py"))
 
 
 def test_versions_agree() -> None:

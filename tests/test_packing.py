@@ -16,7 +16,7 @@ from mltrack.data import DatasetLoader, Sampler
 from mltrack.data.collate import IGNORED, padded_width
 from mltrack.data.packing import pack
 from mltrack.errors import ConfigurationError
-from mltrack.tasks.generation import keeps_apart
+from mltrack.tasks.token_loss import keeps_apart
 
 pytestmark = pytest.mark.device
 

@@ -7,7 +7,7 @@ import warnings
 import pytest
 import torch
 
-from mltrack.tasks import task_for
+from mltrack.tasks import task_named
 from mltrack.training import parallel
 from mltrack.training.parallel import DataParallelReplicas, SingleDevice, choose_parallel
 
@@ -26,7 +26,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 def _lines(name: str, device: torch.device, *, compiled: bool = False) -> tuple[object, list[str]]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        chosen = [choose_parallel(name, device, task_for("code_generation"), compiled=compiled) for _ in range(3)]
+        chosen = [choose_parallel(name, device, task_named("code_generation"), compiled=compiled) for _ in range(3)]
     return chosen[0], [str(one.message) for one in caught]
 
 

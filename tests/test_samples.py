@@ -13,7 +13,7 @@ from mltrack.evaluation import fixed_prompts, generate_samples, syntax_valid_sha
 from mltrack.evaluation.samples import Sample, _prompt, is_valid_python
 from mltrack.models import resolve_model
 from mltrack.records.record import PROMPT_TEMPLATE, Record
-from mltrack.tasks import task_for
+from mltrack.tasks import task_named
 
 NAMES = ["add", "remove", "open", "close", "sort", "merge", "split", "parse"]
 RECORDS = [
@@ -40,7 +40,7 @@ def learned() -> tuple[Any, Any, CodeDataset]:
     optimizer = torch.optim.AdamW(model.parameters(), lr=4e-3, weight_decay=0.0)
     batch = dataset.collate([dataset[i] for i in range(len(dataset))])
     for _ in range(150):
-        loss_sum, count = task_for("code_generation").sums(model, batch)
+        loss_sum, count = task_named("code_generation").sums(model, batch)
         (loss_sum / count).backward()
         optimizer.step()
         optimizer.zero_grad()

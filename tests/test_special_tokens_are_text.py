@@ -12,13 +12,13 @@ from test_encoding import Marked, words
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from mltrack.config import TaskType
 from mltrack.data import CodeDataset, Record
 from mltrack.data.encoding import Encoder, prompt_ids, tokenizer_digest
 from mltrack.data.special_tokens import keep_as_tokens, was_read_as_text
 from mltrack.evaluation.samples import _prompt
 from mltrack.models import resolve_model, save_pretrained, train_tokenizer
-from mltrack.store.shipped.mltrack_pyfunc import Classifier, Generator
+from mltrack.tasks import TaskType
+from mltrack.tasks.shipped.mltrack_pyfunc import Classifier, Generator
 
 CODE = "html += '</s>'\nprint(html, '<s> a<s>b', '[SEP]', '<pad>')\n"
 

@@ -19,15 +19,16 @@ from mltrack.errors import DatasetError
 from mltrack.records.builtin import bandit_labels
 from mltrack.records.builtin.bandit_labels import Finding, scan
 from mltrack.records.builtin.stdlib_functions import functions_of, library_files, library_folder
-from mltrack.records.builtin.stdlib_source import MIN_DESCRIPTION_WORDS, SAFE_PER_FINDING, stdlib_records
+from mltrack.records.builtin.stdlib_source import MIN_DESCRIPTION_WORDS, SAFE_PER_FINDING
 from mltrack.records.row_cache import cached_rows
+from mltrack.tasks import task_named
 
 ASK = """
 import json, sys
 from mltrack.records.record import content_digest
-from mltrack.records.builtin.stdlib_source import stdlib_records
+from mltrack.tasks import task_named
 calls = []
-records = stdlib_records(sys.argv[1], progress=lambda *call: calls.append(call))
+records = task_named(sys.argv[1]).builtin_records(lambda *call: calls.append(call))
 loaded = [name for name in ("torch", "transformers", "mlflow", "bandit") if name in sys.modules]
 print(json.dumps([content_digest(records), calls, [record.number for record in records] == list(range(1, len(records) + 1)), loaded]))
 """
@@ -70,7 +71,7 @@ def untouched(done: int, total: int) -> None:
 
 
 def test_pairs(kept: Path) -> None:
-    records = stdlib_records("code_generation", progress=untouched)
+    records = task_named("code_generation").builtin_records(untouched)
     assert 4000 < len(records) < 8000
     assert len({r.text for r in records}) == len(records)
     for record in records:
@@ -89,7 +90,7 @@ def test_pairs(kept: Path) -> None:
 
 
 def test_levels(kept: Path) -> None:
-    records = stdlib_records("security_classification", progress=untouched)
+    records = task_named("security_classification").builtin_records(untouched)
     counts = Counter(r.label for r in records)
     assert set(counts) == set(SECURITY_LEVELS)
     assert counts["safe"] == SAFE_PER_FINDING * (len(records) - counts["safe"])
@@ -102,7 +103,7 @@ def test_levels(kept: Path) -> None:
 
 def test_safe_and_unsafe_are_the_same_records(kept: Path) -> None:
     levels, binary = (
-        stdlib_records(task, progress=untouched) for task in ("security_classification", "text_classification")
+        task_named(task).builtin_records(untouched) for task in ("security_classification", "text_classification")
     )
 
     def rest(records: list[Record]) -> list[tuple[str, str, int]]:

@@ -14,13 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mltrack.config import OPTIONS, TaskType
+from mltrack.config import OPTIONS
 from mltrack.data.collate import collate
 from mltrack.errors import ConfigurationError
 from mltrack.evaluation.metrics import classification_metrics, metric_mode
 from mltrack.models import resolve_model
-from mltrack.tasks import task_for
-from mltrack.tasks.defaults import defaults_for
+from mltrack.tasks import TaskType, task_named
 
 LABELS = {"safe": 0, "low": 1, "medium": 2}
 TEXTS = [f"def f{i}(x):\n    return x + {i}\n" for i in range(50)]
@@ -30,7 +29,7 @@ CLASSIFY, GENERATE = TaskType.TEXT_CLASSIFICATION, TaskType.CODE_GENERATION
 def build(task: TaskType) -> nn.Module:
     source = resolve_model("scratch:tiny", task)
     source.train_tokenizer(TEXTS)
-    return source.build(label_mapping=LABELS if task.is_classification else None, max_length=64, seed=1).eval()
+    return source.build(label_mapping=LABELS if task_named(task).has_classes else None, max_length=64, seed=1).eval()
 
 
 def examples(task: TaskType, count: int = 29) -> list[dict]:
@@ -40,7 +39,7 @@ def examples(task: TaskType, count: int = 29) -> list[dict]:
     for i in range(count):
         ids = [draw.randrange(10, 200) for _ in range(draw.randrange(4, 60))]
         prompt = draw.randrange(1, len(ids))
-        labels = i % 3 if task.is_classification else [-100] * prompt + ids[prompt:]
+        labels = i % 3 if task_named(task).has_classes else [-100] * prompt + ids[prompt:]
         made.append({"input_ids": ids, "labels": labels, "index": i})
     return made
 
@@ -58,10 +57,10 @@ def test_sums_are_what_torch_says(task_and_model: tuple[TaskType, nn.Module]):
     task, model = task_and_model
     made = examples(task)
     batch = batches(made, len(made))[0]
-    loss_sum, count = task_for(task).sums(model, batch)
+    loss_sum, count = task_named(task).sums(model, batch)
     assert (loss_sum.shape, loss_sum.dtype, count.shape, count.dtype) == ((), torch.float32, (), torch.int64)
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    if task.is_classification:
+    if task_named(task).has_classes:
         expected, number = F.cross_entropy(logits, batch["labels"], reduction="sum"), len(made)
     else:
         shifted, targets = logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
@@ -84,7 +83,7 @@ def test_accumulated_gradients_do_not_depend_on_the_micro_batch(task_and_model: 
         model.zero_grad()
         total = 0
         for batch in batches(examples(task, 13), size):  # 13: the tail is ragged
-            loss_sum, count = task_for(task).sums(model, batch)
+            loss_sum, count = task_named(task).sums(model, batch)
             loss_sum.backward()
             total += int(count)
         return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]) / total
@@ -100,7 +99,7 @@ def test_evaluation_does_not_depend_on_the_batch_size_or_the_order(
     task, model = task_and_model
 
     def evaluate(size: int, made: list[dict]) -> dict[str, float]:
-        evaluator = task_for(task).evaluator(list(LABELS))
+        evaluator = task_named(task).evaluator(list(LABELS))
         with torch.inference_mode():
             for batch in batches(made, size):
                 evaluator.update(model, batch)
@@ -116,7 +115,7 @@ def test_evaluation_does_not_depend_on_the_batch_size_or_the_order(
 
 def test_evaluators_of_ranks_merge_to_the_whole(task_and_model: tuple[TaskType, nn.Module]):
     task, model = task_and_model
-    whole, one, other = (task_for(task).evaluator(list(LABELS)) for _ in range(3))
+    whole, one, other = (task_named(task).evaluator(list(LABELS)) for _ in range(3))
     with torch.inference_mode():
         for evaluator, batch in zip(itertools.cycle((one, other)), batches(examples(task), 4), strict=False):
             evaluator.update(model, batch)
@@ -128,21 +127,21 @@ def test_evaluators_of_ranks_merge_to_the_whole(task_and_model: tuple[TaskType, 
 def test_the_evaluated_loss_is_the_sum_over_the_count(task_and_model: tuple[TaskType, nn.Module]):
     task, model = task_and_model
     batch = batches(examples(task), 64)[0]
-    evaluator = task_for(task).evaluator(list(LABELS))
+    evaluator = task_named(task).evaluator(list(LABELS))
     with torch.inference_mode():
-        loss_sum, count = task_for(task).sums(model, batch)
+        loss_sum, count = task_named(task).sums(model, batch)
         evaluator.update(model, batch)
     assert math.isclose(evaluator.compute()["loss"], loss_sum.item() / int(count), rel_tol=1e-5)
 
 
 def test_an_evaluator_without_records_says_nan(task_and_model: tuple[TaskType, nn.Module]):
     task, _ = task_and_model
-    assert all(math.isnan(value) for value in task_for(task).evaluator(list(LABELS)).compute().values())
+    assert all(math.isnan(value) for value in task_named(task).evaluator(list(LABELS)).compute().values())
 
 
 def test_generation_metrics():
     model, made = build(GENERATE), examples(GENERATE)
-    evaluator = task_for(GENERATE).evaluator()
+    evaluator = task_named(GENERATE).evaluator()
     with torch.inference_mode():
         evaluator.update(model, batches(made, 64)[0])
         hits, total = 0, 0
@@ -158,7 +157,7 @@ def test_generation_metrics():
 def test_a_batch_without_targets_adds_nothing():
     model = build(GENERATE)
     batch = collate([{"input_ids": [5, 6, 7], "labels": [-100] * 3, "index": 0}], 1)
-    loss_sum, count = task_for(GENERATE).sums(model, batch)
+    loss_sum, count = task_named(GENERATE).sums(model, batch)
     loss_sum.backward()
     assert (loss_sum.item(), int(count)) == (0.0, 0)
 
@@ -176,7 +175,7 @@ class _Plain(nn.Module):
 
 def test_a_model_without_logits_to_keep_gives_the_same_sums():
     model, batch = build(GENERATE), batches(examples(GENERATE), 64)[0]
-    one, other = (task_for(GENERATE).sums(m, batch) for m in (model, _Plain(model)))
+    one, other = (task_named(GENERATE).sums(m, batch) for m in (model, _Plain(model)))
     assert torch.allclose(one[0], other[0], rtol=1e-5)
     assert one[1] == other[1]
 
@@ -203,8 +202,8 @@ def test_families_that_padding_could_touch_ignore_it(family: str):
     config = AutoConfig.for_model(family, **small, **special.get(family, {}))
     model = AutoModelForCausalLM.from_config(config).eval()
     made = examples(GENERATE, 9)
-    whole = task_for(GENERATE).sums(model, batches(made, 9)[0])[0].item()
-    alone = sum(task_for(GENERATE).sums(model, batch)[0].item() for batch in batches(made, 1))
+    whole = task_named(GENERATE).sums(model, batches(made, 9)[0])[0].item()
+    alone = sum(task_named(GENERATE).sums(model, batch)[0].item() for batch in batches(made, 1))
     assert math.isclose(whole, alone, rel_tol=1e-5)
 
 
@@ -212,7 +211,7 @@ def _overfit(task: TaskType) -> float:
     model, batch = build(task).train(), batches(examples(task, 12), 12)[0]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(60):
-        loss_sum, count = task_for(task).sums(model, batch)
+        loss_sum, count = task_named(task).sums(model, batch)
         (loss_sum / count).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -270,16 +269,15 @@ def test_a_name_that_does_not_tell_asks_for_the_mode(name: str):
 @pytest.mark.parametrize("task", list(TaskType))
 @pytest.mark.parametrize("model_name", ["scratch:tiny", "scratch:small", "scratch:base", "microsoft/codebert-base"])
 def test_defaults_fill_every_option_that_the_task_decides(task: TaskType, model_name: str):
-    defaults = defaults_for(task, model_name)
+    defaults = task_named(task).defaults(model_name)
     assert set(defaults) == {name for name, option in OPTIONS.items() if option.by_task}
     assert all(OPTIONS[name].check(value) == value for name, value in defaults.items())
-    assert task_for(task).defaults(model_name) == defaults
-    assert task_for(task).type is task
+    assert task_named(task) == task
 
 
 def test_names_and_defaults_need_no_torch():
     code = (
-        "import sys, json, mltrack.evaluation.metrics, mltrack.tasks.defaults, mltrack.evaluation;"
+        "import sys, json, mltrack.evaluation.metrics, mltrack.tasks.classification, mltrack.tasks.generation, mltrack.evaluation;"
         " print(json.dumps(list(sys.modules)))"
     )
     loaded = json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)

@@ -13,7 +13,7 @@ import torch
 from mltrack.data import CodeDataset
 from mltrack.data.encoding import kept_of_long_texts
 from mltrack.models import save_pretrained
-from mltrack.store.shipped.mltrack_pyfunc import _load_pyfunc
+from mltrack.tasks.shipped.mltrack_pyfunc import _load_pyfunc
 
 WORDS = [
     "alpha",

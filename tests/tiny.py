@@ -27,7 +27,7 @@ def data(path: Path, task: str, *, test_size: float = 0.25, max_length: int = 64
 
 def model(source: Any, dataset: Any, *, dropout: float | None = None, seed: int = 0) -> torch.nn.Module:
     """A seeded tiny model; with `dropout`, every dropout probability of the configuration is that."""
-    mapping = dataset.label_mapping if dataset.task.is_classification else None
+    mapping = dataset.label_mapping if dataset.task.has_classes else None
     made = source.build(label_mapping=mapping, max_length=64, seed=seed)
     if dropout is not None:
         for module in made.modules():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
-from mltrack.cli.command import BOOL, Command
+from mltrack.cli.command import BOOL, Command, task_options
 from mltrack.cli.options import completion, spellings, split_options, takes_options, train_options
 from mltrack.config import OPTIONS
 
@@ -54,7 +56,20 @@ def _train(words: dict[str, str]) -> None:
     raise typer.Exit(train(words))
 
 
-app.command("train", cls=Command, short_help="Train a model.")(takes_options(train_options(), _train))
+class _TrainCommand(Command):
+    """Takes the options of an installed package's task beside its own."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words of a command line."""
+        if further := task_options(args):
+            made = typer.Typer(add_completion=False)
+            made.command()(takes_options(train_options() | further, _train))
+            whole = typer.main.get_command(made)
+            self.params, self.callback = whole.params, whole.callback
+        return super().parse_args(ctx, args)
+
+
+app.command("train", cls=_TrainCommand, short_help="Train a model.")(takes_options(train_options(), _train))
 
 
 @app.command("predict", cls=Command)

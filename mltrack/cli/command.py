@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from typing import Any
 
 from typer.core import TyperCommand
 
+from mltrack.config import Option
 from mltrack.config.option import TRUTHS
+from mltrack.config.options import own_options
+from mltrack.errors import ConfigurationError
+from mltrack.tasks import task_names
 
 BOOL = "BOOL"
 """Metavar of an option that takes true or false."""
@@ -61,3 +66,16 @@ class Command(TyperCommand):
         for heading, records in shown.items():
             with formatter.section(heading.capitalize()):
                 formatter.write_dl(records)
+
+
+def task_options(args: list[str]) -> dict[str, Option]:
+    """Options of the installed package's task that a command line names; for its help those of every installed one."""
+    if "--help" in args:
+        names = task_names()
+    else:
+        joined = [word.removeprefix("--task=") for word in args if word.startswith("--task=")]
+        names = joined + [value for word, value in pairwise(args) if word == "--task"]
+    try:
+        return {option.name: option for name in names for option in own_options(name).values()}
+    except ConfigurationError:  # there is no such task, which is said where the options are checked
+        return {}

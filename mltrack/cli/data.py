@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from mltrack.config import OPTIONS, TaskType
+from mltrack.config import OPTIONS
 from mltrack.errors import DatasetError
-from mltrack.tasks.defaults import defaults_for
+from mltrack.tasks import all_tasks, task_named
+from mltrack.tasks.contract import Task
 
 if TYPE_CHECKING:
     from mltrack.data.inspection import Inspection
@@ -35,9 +36,9 @@ def inspect(path: str, words: Mapping[str, str | None]) -> None:
     values = {
         name: OPTIONS[name].default if word is None else OPTIONS[name].parse(word) for name, word in words.items()
     }
-    task = TaskType(values["task"] if words["task"] is not None else guessed_task(path, values["columns"]))
+    task = task_named(values["task"]) if words["task"] is not None else guessed_task(path, values["columns"])
     name = values["model_name"]
-    max_length = values["max_length"] or defaults_for(task, name)["max_length"]
+    max_length = values["max_length"] or task.defaults(name)["max_length"]
     from mltrack.data.inspection import evenly, inspect_records
     from mltrack.data.loader import DatasetLoader
 
@@ -68,37 +69,39 @@ def inspect(path: str, words: Mapping[str, str | None]) -> None:
     _print(found, loader, tokenizer, told_task=words["task"] is not None)
 
 
-def guessed_task(path: str, columns: str | None) -> TaskType:
-    """The task that the first record can serve: the one with a label, where it has one.
+def guessed_task(path: str, columns: str | None) -> Task:
+    """The first task whose fields the first record has; the default one for the built-in source.
 
     Raises:
-        DatasetError: the first records have neither a label nor a description.
+        DatasetError: the first records have the fields of none.
     """
     from mltrack.config.pairs import parse_pairs
     from mltrack.records.builtin.stdlib_source import STDLIB
     from mltrack.records.readers import find_sources
     from mltrack.records.record import listed
 
+    default, names = task_named(OPTIONS["task"].default), parse_pairs(columns) if columns else {}
     if path == STDLIB:
-        return TaskType.CODE_GENERATION
-    names = parse_pairs(columns) if columns else {}
-    label, description = (names.get(field, field) for field in ("label", "description"))
+        return default
     first: DatasetError | None = None
     for source in find_sources(path):
         for raw in islice(source.raw_records(), _GUESSED_FROM):
             if not isinstance(raw.value, Mapping):
                 continue
-            if label in raw.value or description in raw.value:
-                return TaskType.TEXT_CLASSIFICATION if label in raw.value else TaskType.CODE_GENERATION
+            tasks = all_tasks()
+            telling = [task.fields[-1] if task.has_classes else task.fields[0] for task in tasks]
+            for task, field in zip(tasks, telling, strict=True):
+                if names.get(field, field) in raw.value:
+                    return task
             if first is None:
-                seen = f"seen the fields {listed(raw.value)}, neither '{label}' nor '{description}'"
-                accepted = (
-                    "accepted: code and label, or description and code (--columns label=COLUMN names another column)"
-                )
+                shown = [f"'{names.get(field, field)}'" for field in dict.fromkeys(telling)]
+                seen = f"seen the fields {listed(raw.value)}, neither {' nor '.join(shown)}"
+                wanted = ", or ".join(dict.fromkeys(" and ".join(task.fields) for task in tasks))
+                accepted = f"accepted: {wanted} (--columns label=COLUMN names another column)"
                 first = DatasetError(f"{seen}; {accepted}", path=source.name, record=raw.number)
     if first is not None:
         raise first
-    return TaskType.CODE_GENERATION
+    return default
 
 
 def _print(found: Inspection, loader: DatasetLoader, tokenizer: str, *, told_task: bool) -> None:

@@ -9,8 +9,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from mltrack.config import OPTIONS, Option, TaskType
+from mltrack.config import OPTIONS, Option
 from mltrack.config.pairs import parse_pairs
+from mltrack.tasks import task_named
 
 if TYPE_CHECKING:
     from mltrack.data.loader import DatasetLoader
@@ -42,10 +43,10 @@ def check(train: str, valid: str | None, words: Mapping[str, str | None], thresh
         used = ["train"] + ["validation"] * bool(parts.validation and valid is None)
         print(parts.line(train, used), file=sys.stderr if values["output"] == "json" else sys.stdout)
         train, valid = f"{train}:train", valid if len(used) < 2 else f"{train}:validation"
-    task = TaskType(values["task"] if words["task"] is not None else guessed_task(train, values["columns"]))
+    task = task_named(values["task"]) if words["task"] is not None else guessed_task(train, values["columns"])
     reading = {"task": task, **{name: values[name] for name in ("columns", "labels", "on_bad_record")}}
     loader = DatasetLoader(train, **reading)
-    mapping = loader.label_mapping if task.is_classification else None
+    mapping = loader.label_mapping if task.has_classes else None
     loaders = {"training": loader} | (
         {"evaluation": DatasetLoader(valid, label_mapping=mapping, **reading)} if valid is not None else {}
     )

@@ -11,6 +11,7 @@ from mltrack.addresses import redacted
 from mltrack.cli.options import split_options
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError, printable
+from mltrack.tasks.contract import Task
 
 _DIGITS = 8
 """Fewest of a digest that say which data set is meant."""
@@ -36,7 +37,7 @@ def split(words: Mapping[str, str]) -> None:
         _compare([row["digest"] for row in rows], digests)
     if folder is not None:
         for row, records in zip(rows, (found.train, found.evaluation), strict=True):
-            row["path"] = str(_written(records, Path(folder), row["set"], found.loader.task.is_classification))
+            row["path"] = str(_written(records, Path(folder), row["set"], found.loader.task))
     if output == "json":
         print(json.dumps(rows))
         return
@@ -160,18 +161,13 @@ def _lines(one: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _written(records: Sequence[Any], folder: Path, name: str, classifies: bool) -> Path:
+def _written(records: Sequence[Any], folder: Path, name: str, task: Task) -> Path:
     path = folder / f"{name}.jsonl"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8", newline="\n") as file:
             for record in records:
-                fields = (
-                    {"code": record.text, "label": record.label}
-                    if classifies
-                    else {"description": record.description, "code": record.text}
-                )
-                file.write(json.dumps({**record.extra, **fields}) + "\n")
+                file.write(json.dumps({**record.extra, **task.columns(record)}) + "\n")
     except OSError as error:
         raise ConfigurationError(
             f"output_dir: {path} cannot be written ({error.strerror}); accepted: a folder that can"

@@ -49,8 +49,10 @@ def predict(
         print(json.dumps(found))
         return
     for answer in found:
-        if isinstance(answer, dict):
+        if isinstance(answer, dict) and {"label", "score"} <= answer.keys():
             print(f"{printable(answer['label'])}  {answer['score']:.4f}")
+        elif not isinstance(answer, str):
+            print(printable(json.dumps(answer)))
         else:  # into a file or a pipe as it is
             print(printable(answer, but="\n\t") if sys.stdout.isatty() else answer)
 

@@ -11,6 +11,8 @@ from typing import TextIO
 from mltrack.config import OPTIONS, TrainModelRequest, TrainModelResponse
 from mltrack.errors import printable
 from mltrack.journal import RunDirectory, RunInfo, read_json
+from mltrack.records.builtin.stdlib_source import STDLIB
+from mltrack.tasks import task_named
 
 SAMPLES_SHOWN = 3
 
@@ -57,8 +59,9 @@ def _result(request: TrainModelRequest, response: TrainModelResponse) -> list[st
     lines += [
         f"           {line}" for line in _beside_baselines(response) if not line.startswith(f"{request.metric_name} ")
     ]
-    if request.task != "code_generation" and request.dataset_path == "stdlib":
-        lines.append("           the labels are Bandit's opinions, not verified flaws")
+    about = task_named(request.task).card.about_builtin
+    if about and request.dataset_path == STDLIB:
+        lines.append(f"           {about}")
     early = ", stopped early" if response.stopped_early else ""
     rate = f", {response.tokens_per_second:,.0f} tokens/s" if response.tokens_per_second else ""
     lines.append(
@@ -138,7 +141,7 @@ def _commands(
         lines.append(f"open       {_command('mlflow', 'ui', '--backend-store-uri', info.address)}")
     if response.registered_model:
         uri = f"models:/{response.registered_model['name']}/{response.registered_model['version']}"
-        text = "Reverse a string" if request.task == "code_generation" else "eval(user_input)"
+        text = task_named(request.task).serving.example
         lines.append(
             "load      "
             f" {_command('mltrack', 'predict', '--tracking-uri', info.address, '--model-uri', uri, '--text', text)}"

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from mltrack.addresses import redact
 from mltrack.cli.stop_flag import StopFlag
-from mltrack.config import OPTIONS, TrainModelRequest, TrainModelResponse
+from mltrack.config import OPTIONS, TrainModelRequest, TrainModelResponse, options_of
 from mltrack.errors import ConfigurationError, described, printable
 
 
@@ -60,10 +60,10 @@ def _tell(request: TrainModelRequest, response: TrainModelResponse) -> None:
 
 
 def _request(words: Mapping[str, str]) -> TrainModelRequest:
-    problems = []
+    problems, options = [], options_of(words.get("task") or OPTIONS["task"].default)
     for name, word in words.items():
         try:
-            OPTIONS[name].parse(word)
+            options[name].parse(word)
         except ConfigurationError as error:
             problems.append(str(error))
     if problems:

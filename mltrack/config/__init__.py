@@ -1,17 +1,18 @@
 """The options of a training, declared once, and the request, configuration and response made of them."""
 
-from mltrack.config.option import Option
-from mltrack.config.options import DATA_OPTIONS, GROUPS, OPTIONS
-from mltrack.config.request import TaskType, TrainingConfig, TrainModelRequest, TrainModelResponse, checked_options
+from mltrack.config.option import Option, option
+from mltrack.config.options import DATA_OPTIONS, GROUPS, OPTIONS, options_of
+from mltrack.config.request import TrainingConfig, TrainModelRequest, TrainModelResponse, checked_options
 
 __all__ = [
     "DATA_OPTIONS",
     "GROUPS",
     "OPTIONS",
     "Option",
-    "TaskType",
     "TrainModelRequest",
     "TrainModelResponse",
     "TrainingConfig",
     "checked_options",
+    "option",
+    "options_of",
 ]

@@ -8,7 +8,7 @@ Invariant: `Option.parse(text)` and `Option.check(value)` accept the same values
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,8 @@ class Option:
     """Of an option by task: what `TrainingConfig` takes, which knows no task."""
     choices: tuple[str, ...] = ()
     """Accepted words, or names of pairs. Empty: any."""
+    more_choices: Callable[[], Sequence[str]] | None = None
+    """What is accepted beside `choices`, where it takes time to find out."""
     values: tuple[str, ...] = ()
     """Accepted values of pairs. Empty: any."""
     minimum: float | None = None
@@ -189,9 +191,9 @@ class Option:
         if not self.choices:
             return str(value)
         word = self.aliases.get(value.lower(), value.lower())
-        if word not in self.choices:
-            raise self._refused(value)
-        return word
+        if word in self.choices or (self.more_choices is not None and word in self.more_choices()):
+            return word
+        raise self._refused(value)
 
     def _in_range(self, value: float) -> float:
         too_low = (self.minimum is not None and value < self.minimum) or (
@@ -206,7 +208,8 @@ class Option:
 
     def _refused(self, value: Any) -> ConfigurationError:
         seen = _shown(value)
-        accepted = did_you_mean(seen.strip("'"), self.choices) if self.choices else f"accepted: {self.accepted}"
+        choices = self.choices if self.more_choices is None else self.more_choices()
+        accepted = did_you_mean(seen.strip("'"), choices) if choices else f"accepted: {self.accepted}"
         return ConfigurationError(f"{self.name}: seen {seen}; {accepted}")
 
 

@@ -8,26 +8,29 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, asdict, dataclass, field, fields
-from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mltrack.addresses import redacted, without_secrets
-from mltrack.config.options import OPTIONS, Checkpoints, Data, Duration, Model, Optimization, Performance, Run, Tracking
+from mltrack.config.option import Option
+from mltrack.config.options import (
+    OPTIONS,
+    Checkpoints,
+    Data,
+    Duration,
+    Model,
+    Optimization,
+    Performance,
+    Run,
+    Tracking,
+    options_of,
+    own_options,
+)
 from mltrack.config.speedups import Speedups
-from mltrack.errors import ConfigurationError, printable
+from mltrack.errors import ConfigurationError, did_you_mean, printable
+from mltrack.tasks.names import task_named
 
-
-class TaskType(StrEnum):
-    """The three tasks."""
-
-    TEXT_CLASSIFICATION = "text_classification"
-    CODE_GENERATION = "code_generation"
-    SECURITY_CLASSIFICATION = "security_classification"
-
-    @property
-    def is_classification(self) -> bool:
-        """True where a record has a label, False where it has a completion."""
-        return self is not TaskType.CODE_GENERATION
+if TYPE_CHECKING:
+    from mltrack.tasks.contract import Task
 
 
 @dataclass(kw_only=True)
@@ -64,6 +67,8 @@ class TrainingConfig(Optimization, Performance, Checkpoints):
 class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkpoints, Tracking, Run):
     """One training, as the user asks for it: the options of `mltrack train`. None stands for the task's default."""
 
+    task_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options of an installed package's task, by name; `options()` and MLflow's params hold them beside the others."""
     as_typed: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """The words of the command line by option name: MLflow params keep the form that the user typed."""
 
@@ -75,7 +80,14 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
             ConfigurationError: the first word that is not accepted.
         """
         typed = {name: word for name, word in words.items() if word}
-        return cls(**{name: OPTIONS[name].parse(word) for name, word in typed.items()}, as_typed=typed)
+        options = options_of(typed.get("task", OPTIONS["task"].default))
+        return cls.of({name: options[name].parse(word) for name, word in typed.items()}, as_typed=typed)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], **others: Any) -> TrainModelRequest:
+        """A request of these options by name, those of its task among them."""
+        own = {name: value for name, value in options.items() if name not in OPTIONS}
+        return cls(**{name: value for name, value in options.items() if name in OPTIONS}, task_options=own, **others)
 
     def validate(self) -> list[str]:
         """All problems of the options themselves, one line each; empty where there is none. Values become canonical."""
@@ -85,6 +97,10 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
                 setattr(self, name, option.check(getattr(self, name)))
             except ConfigurationError as error:
                 problems.append(str(error))
+        try:
+            self.task_options = _checked(self.task_options, own_options(self.task))
+        except ConfigurationError as error:
+            problems += [] if str(error) in problems else [str(error)]
         if self.upload == "none" and self.register != "never":
             problems.append(
                 f"upload=none leaves no model to register, but register is {self.register}; use --register never, or"
@@ -111,13 +127,29 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
         """
         return {
             **{name: getattr(self, name) for name in OPTIONS},
+            **self.task_options,
             "tracking_uri": self.tracking_uri and without_secrets(self.tracking_uri),
         }
+
+    def chosen_task(self) -> Task:
+        """The task with its options.
+
+        Raises:
+            ConfigurationError: there is none of that name.
+        """
+        return task_named(self.task).configured(self.task_options)
 
     def training_config(self) -> TrainingConfig:
         """The trainer's part. Every default by task must have been filled in."""
         names = {f.name for f in fields(TrainingConfig)} - {"num_epochs"}
         return TrainingConfig(num_epochs=self.epochs, **{name: getattr(self, name) for name in names})
+
+
+def _checked(values: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
+    unknown = next((name for name in values if name not in options), None)
+    if unknown is not None:
+        raise ConfigurationError(f"task_options: seen the name {unknown!r}; {did_you_mean(unknown, options)}")
+    return {name: option.check(values.get(name, option.default)) for name, option in options.items()}
 
 
 def checked_options(content: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -128,7 +160,8 @@ def checked_options(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         ConfigurationError: the first value that is not accepted; `where` names the file.
     """
     try:
-        return {name: option.check(content[name]) for name, option in OPTIONS.items() if name in content}
+        options = options_of(OPTIONS["task"].check(content.get("task", OPTIONS["task"].default)))
+        return {name: option.check(content[name]) for name, option in options.items() if name in content}
     except (ConfigurationError, ValueError, OverflowError) as error:
         raise ConfigurationError(printable(f"{where}: {error}")) from None
 

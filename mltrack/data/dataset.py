@@ -10,7 +10,6 @@ set is large.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -19,14 +18,16 @@ import numpy as np
 import torch
 import torch.utils.data
 
-from mltrack.data.collate import IGNORED, collate
+from mltrack.data.collate import collate
 from mltrack.data.encoding import Encoder, Progress, cut_prompt, end_token_id, pad_token_id, prompt_ids
 from mltrack.data.special_tokens import read_as_text
 from mltrack.data.token_cache import token_rows
 from mltrack.errors import ConfigurationError, DatasetError
-from mltrack.records.labels import in_index_order, make_label_mapping
-from mltrack.records.record import Record, as_task, label_outside
-from mltrack.records.table import digest_of, files_of, labels_of, select
+from mltrack.records.labels import in_index_order
+from mltrack.records.record import Record
+from mltrack.records.table import digest_of, files_of, select
+from mltrack.tasks.contract import Task
+from mltrack.tasks.names import task_named
 
 __all__ = ["CodeDataset", "cut_prompt", "end_token_id", "pad_token_id", "prompt_ids"]
 
@@ -34,16 +35,11 @@ __all__ = ["CodeDataset", "cut_prompt", "end_token_id", "pad_token_id", "prompt_
 class CodeDataset(torch.utils.data.Dataset):
     """Tokenized records of one task.
 
-    Classification: the tokenizer's own special tokens around the code. Generation: the prompt (the tokenizer's start
-    token where it adds one, then the description in `PROMPT_TEMPLATE`), the code, the end token. Where that is too long
-    the prompt keeps its end: at least half of `max_length`, more where the code leaves room; the code loses its tail,
-    and with it the end token.
-
     Args:
         records: what `read_records` or `DatasetLoader` returned.
         tokenizer: a Hugging Face tokenizer. One without a pad token pads with its end token. It is switched to read
             special tokens in a text (`</s>` in a program) as text, and is saved so.
-        task: a `TaskType` or its name.
+        task: a task or its name.
         max_length: tokens of the longest example.
         label_mapping: class index per label, in any order; not given: made of the records.
         truncation: what is kept of a text that is too long: head, tail, both; drop leaves the record out. Generation:
@@ -62,7 +58,7 @@ class CodeDataset(torch.utils.data.Dataset):
         self,
         records: Sequence[Record],
         tokenizer: Any,
-        task: str,
+        task: str | Task,
         *,
         max_length: int = 512,
         label_mapping: Mapping[str, int] | None = None,
@@ -70,7 +66,7 @@ class CodeDataset(torch.utils.data.Dataset):
         cache: bool = True,
         progress: Progress | None = None,
     ):
-        self.task = as_task(task)
+        self.task = task_named(task)
         if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 8:
             raise ConfigurationError(f"max_length: seen {max_length!r}; accepted: a whole number >= 8")
         self._given = list(records) if isinstance(records, list) else records
@@ -79,25 +75,22 @@ class CodeDataset(torch.utils.data.Dataset):
         self.tokenizer = tokenizer
         self.max_length, self.truncation = max_length, truncation
         self.label_mapping = in_index_order(
-            make_label_mapping(self.records, self.task) if label_mapping is None else label_mapping
+            self.task.label_mapping(self.records) if label_mapping is None else label_mapping
         )
         """Class index per label, in index order."""
         self.pad_token_id = pad_token_id(tokenizer)
         read_as_text(tokenizer)
-        if self.task.is_classification:
-            self._classes = _classes(self.records, self.label_mapping)
         self._rows = token_rows(
             self.records, Encoder(tokenizer, self.task, max_length, truncation), cache=cache, progress=progress
         )
         if truncation == "drop":
             self._drop()
+        self._targets = self.task.targets(self.records, self._rows, self.label_mapping)
         self.lengths: np.ndarray = self._rows.lengths
         """Tokens of each example, int32 [N]."""
         self.uncut_lengths: np.ndarray = self._rows.uncut
         """Tokens that each example would have without `max_length`, int32 [N]."""
-        self.target_counts = (
-            np.ones(len(self), dtype=np.int32) if self.task.is_classification else self.lengths - self._rows.num_prompt
-        )
+        self.target_counts: np.ndarray = self._targets.counts
         """What each example adds to the count that its loss is divided by: target tokens, or 1; int32 [N]."""
 
     def __len__(self) -> int:
@@ -107,11 +100,7 @@ class CodeDataset(torch.utils.data.Dataset):
         """`input_ids` int64 [T], `labels` (the class index, or int64 [T] with -100 on the prompt) and `index`."""
         index = range(len(self))[index]
         input_ids = self._rows.row(index)
-        if self.task.is_classification:
-            return {"input_ids": input_ids, "labels": int(self._classes[index]), "index": index}
-        labels = input_ids.copy()
-        labels[: self._rows.num_prompt[index]] = IGNORED
-        return {"input_ids": input_ids, "labels": labels, "index": index}
+        return {"input_ids": input_ids, "labels": self._targets.of(index, input_ids), "index": index}
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -126,18 +115,12 @@ class CodeDataset(torch.utils.data.Dataset):
     @cached_property
     def class_counts(self) -> dict[str, int]:
         """Examples per class, in index order; empty for generation."""
-        if not self.task.is_classification:
-            return {}
-        counts = np.bincount(self._classes, minlength=max(self.label_mapping.values(), default=-1) + 1)
-        return {label: int(counts[index]) for label, index in self.label_mapping.items()}
+        return self.task.class_counts(self.records, self.label_mapping)
 
     @cached_property
     def record_counts(self) -> dict[str, int]:
         """Records per class, in index order, those that `drop` leaves out too; empty for generation."""
-        if not self.dropped:
-            return self.class_counts
-        counts = Counter(labels_of(self._given))
-        return {label: counts[label] for label in self.label_mapping}
+        return self.task.class_counts(self._given, self.label_mapping) if self.dropped else self.class_counts
 
     @property
     def truncated(self) -> int:
@@ -185,15 +168,3 @@ class CodeDataset(torch.utils.data.Dataset):
                 path=self.source,
             )
         self._rows, self.records = self._rows.select(kept), select(self.records, kept)
-        if self.task.is_classification:
-            self._classes = self._classes[kept]
-
-
-def _classes(records: Sequence[Record], label_mapping: Mapping[str, int]) -> np.ndarray:
-    """Class index of each record, int64 [N]."""
-    labels = labels_of(records)
-    found = np.fromiter((label_mapping.get(label, -1) for label in labels), dtype=np.int64, count=len(labels))
-    outside = np.flatnonzero(found < 0)
-    if len(outside):
-        raise label_outside(records[int(outside[0])], label_mapping)
-    return found

@@ -23,11 +23,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mltrack.config import OPTIONS, TaskType
+from mltrack.config import OPTIONS
 from mltrack.data.ahead import ahead
 from mltrack.data.special_tokens import KEPT
 from mltrack.errors import ConfigurationError, DatasetError
 from mltrack.records.record import PROMPT_TEMPLATE, Record
+from mltrack.tasks.contract import Task
+from mltrack.tasks.names import task_named
 
 TRUNCATIONS = OPTIONS["truncation"].choices
 MOST_RECORDS_AT_ONCE = 1000  # enough for the tokenizer's threads
@@ -49,6 +51,10 @@ class EncodedRows(NamedTuple):
     """Leading tokens of each record that are no target, int32 [records]."""
     uncut: np.ndarray
     """Tokens that each record had before `max_length`, int32 [records]."""
+    marks: np.ndarray | None = None
+    """For each token the number of the word that it stands for, from 1; 0 for none: uint32 [all tokens]. None where the
+    task looks at no words.
+    """
 
 
 class Encoder:
@@ -56,19 +62,20 @@ class Encoder:
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        task: decides between texts and pairs of prompt and completion.
+        task: says which tokens a record becomes, and what of them is cut.
         max_length: tokens of the longest row.
         truncation: see the module; a record that `drop` leaves out is encoded as by `head`, and told by its `uncut`.
 
     Raises:
-        ConfigurationError: generation with a tokenizer that has no end token or with a truncation other than head and
-            drop.
+        ConfigurationError: a tokenizer or a truncation that does not serve the task.
     """
 
-    def __init__(self, tokenizer: Any, task: TaskType, max_length: int, truncation: str = "head"):
-        check_truncation(truncation, task)
-        self._tokenizer, self._task, self._max_length, self._truncation = tokenizer, task, max_length, truncation
-        self._end = -1 if task.is_classification else end_token_id(tokenizer)
+    def __init__(self, tokenizer: Any, task: str | Task, max_length: int, truncation: str = "head"):
+        OPTIONS["truncation"].check(truncation)
+        task = task_named(task)
+        task.check_truncation(truncation)
+        self._tokenizer, self._max_length, self._truncation = tokenizer, max_length, truncation
+        self._encoding = task.encoding(tokenizer, max_length, truncation)
 
     def facts(self) -> dict[str, Any]:
         """Everything but the records that decides the ids, as JSON values."""
@@ -81,10 +88,15 @@ class Encoder:
                 bool(getattr(self._tokenizer, "split_special_tokens", False)),
             ],
             "tokenizers": version("tokenizers"),
-            "task": "classification" if self._task.is_classification else f"generation {PROMPT_TEMPLATE}",
+            **self._encoding.facts(),
             "max_length": self._max_length,
             "truncation": "head" if self._truncation == "drop" else self._truncation,
         }
+
+    @property
+    def marks_words(self) -> bool:
+        """Its rows say which token stands for which word."""
+        return self._encoding.marks_words
 
     def largest_id(self) -> int:
         """The largest id that a row can have."""
@@ -96,14 +108,15 @@ class Encoder:
         Raises:
             DatasetError: the tokenizer makes no token of a record.
         """
-        cut = self._cut_texts() if self._task.is_classification else self._cut_pairs()
         done = 0
-        with closing(ahead((part, self._tokens(part)) for part in _parts(records))) as made:
+        with closing(ahead((part, self._encoding.tokens(part)) for part in _parts(records))) as made:
             for part, tokens in made:
-                ids, counts = array("I"), array("i")
-                for row, num_prompt, uncut in map(cut, *tokens):
+                ids, counts, marks = array("I"), array("i"), array("I")
+                for row, num_prompt, uncut, *marked in map(self._encoding.row, *tokens):
                     ids.extend(row)
                     counts.extend((len(row), num_prompt, uncut))
+                    for one in marked:
+                        marks.extend(one)
                 lengths, num_prompts, uncuts = np.array(counts, dtype=np.int32).reshape(-1, 3).T
                 if not lengths.all():
                     at = part[int(np.argmin(lengths))]
@@ -113,56 +126,68 @@ class Encoder:
                         record=at.number,
                         field="code",
                     )
-                yield EncodedRows(np.frombuffer(ids, dtype=np.uint32), lengths, num_prompts, uncuts)
+                of_words = np.frombuffer(marks, dtype=np.uint32) if self._encoding.marks_words else None
+                yield EncodedRows(np.frombuffer(ids, dtype=np.uint32), lengths, num_prompts, uncuts, of_words)
                 done += len(part)
                 if progress is not None:
                     progress(done, len(records))
 
-    def _tokens(self, part: Sequence[Record]) -> tuple[list[list[int]], ...]:
-        """What `cut` takes of each record: its text's tokens, for a pair behind its prompt's."""
-        texts = [record.text for record in part]
-        if self._task.is_classification:
-            return (_plain_ids(self._tokenizer, texts),)
-        both = _plain_ids(
-            self._tokenizer, [PROMPT_TEMPLATE.format(description=record.description or "") for record in part] + texts
-        )
-        return both[: len(part)], both[len(part) :]
 
-    def _cut_texts(self) -> Callable[..., tuple[list[int], int, int]]:
-        before, behind = special_tokens_around(self._tokenizer)
-        room = max(0, self._max_length - len(before) - len(behind))
-        from_end = {"tail": room, "both": room // 2}.get(self._truncation, 0)
+class TextEncoding:
+    """The tokenizer's own special tokens around the text."""
 
-        def cut(row: list[int]) -> tuple[list[int], int, int]:
-            kept = row if len(row) <= room else row[: room - from_end] + row[len(row) - from_end :]
-            return [*before, *kept, *behind], 0, len(before) + len(row) + len(behind)
+    marks_words = False
 
-        return cut
+    def __init__(self, tokenizer: Any, max_length: int, truncation: str):
+        self._tokenizer = tokenizer
+        self._before, self._behind = special_tokens_around(tokenizer)
+        self._room = max(0, max_length - len(self._before) - len(self._behind))
+        self._from_end = {"tail": self._room, "both": self._room // 2}.get(truncation, 0)
 
-    def _cut_pairs(self) -> Callable[..., tuple[list[int], int, int]]:
-        start = start_ids(self._tokenizer)
+    def facts(self) -> dict[str, Any]:
+        """See `mltrack.tasks.contract.Encoding`."""
+        return {"task": "classification"}
 
-        def cut(prompt: list[int], code: list[int]) -> tuple[list[int], int, int]:
-            prompt, completion = [*start, *prompt], [*code, self._end]
-            room = max(self._max_length // 2, self._max_length - len(completion))
-            kept = prompt if len(prompt) <= room else _end_of_prompt(prompt, room, len(start))
-            return [*kept, *completion][: self._max_length], len(kept), len(prompt) + len(completion)
+    def tokens(self, records: Sequence[Record]) -> tuple[list[list[int]], ...]:
+        """The texts' ids."""
+        return (plain_ids(self._tokenizer, [record.text for record in records]),)
 
-        return cut
+    def row(self, text: list[int]) -> tuple[list[int], int, int]:
+        """Beginning, end or half of each, between the special tokens."""
+        room, before, behind = self._room, self._before, self._behind
+        kept = text if len(text) <= room else text[: room - self._from_end] + text[len(text) - self._from_end :]
+        return [*before, *kept, *behind], 0, len(before) + len(text) + len(behind)
 
 
-def check_truncation(truncation: str, task: TaskType) -> None:
-    """Refuse what the task cannot do.
+class PairEncoding:
+    """The prompt (the tokenizer's start token where it adds one, then the description in `PROMPT_TEMPLATE`), the code,
+    the end token.
 
-    Raises:
-        ConfigurationError: an unknown truncation, or a completion without its beginning.
+    Where that is too long the prompt keeps its end: at least half of `max_length`, more where the code leaves room.
     """
-    OPTIONS["truncation"].check(truncation)
-    if truncation in ("tail", "both") and not task.is_classification:
-        raise ConfigurationError(
-            f"truncation: seen '{truncation}' for {task}, whose completions can only lose their tail; accepted: head,"
-            " drop"
-        )
+
+    marks_words = False
+
+    def __init__(self, tokenizer: Any, max_length: int, truncation: str):
+        self._tokenizer, self._max_length = tokenizer, max_length
+        self._start, self._end = start_ids(tokenizer), end_token_id(tokenizer)
+
+    def facts(self) -> dict[str, Any]:
+        """See `mltrack.tasks.contract.Encoding`."""
+        return {"task": f"generation {PROMPT_TEMPLATE}"}
+
+    def tokens(self, records: Sequence[Record]) -> tuple[list[list[int]], ...]:
+        """The prompts' ids and the codes'."""
+        prompts = [PROMPT_TEMPLATE.format(description=record.description or "") for record in records]
+        both = plain_ids(self._tokenizer, prompts + [record.text for record in records])
+        return both[: len(records)], both[len(records) :]
+
+    def row(self, prompt: list[int], code: list[int]) -> tuple[list[int], int, int]:
+        """The end of the prompt and the beginning of the code."""
+        prompt, completion = [*self._start, *prompt], [*code, self._end]
+        room = max(self._max_length // 2, self._max_length - len(completion))
+        kept = prompt if len(prompt) <= room else _end_of_prompt(prompt, room, len(self._start))
+        return [*kept, *completion][: self._max_length], len(kept), len(prompt) + len(completion)
 
 
 def kept_of_long_texts(settings: Mapping[str, Any]) -> str:
@@ -181,7 +206,7 @@ def prompt_ids(tokenizer: Any, descriptions: Sequence[str]) -> list[list[int]]:
     start = start_ids(tokenizer)
     return [
         [*start, *row]
-        for row in _plain_ids(tokenizer, [PROMPT_TEMPLATE.format(description=text) for text in descriptions])
+        for row in plain_ids(tokenizer, [PROMPT_TEMPLATE.format(description=text) for text in descriptions])
     ]
 
 
@@ -202,8 +227,8 @@ def end_token_id(tokenizer: Any) -> int:
     """
     if tokenizer.eos_token_id is None:
         raise ConfigurationError(
-            f"the tokenizer {type(tokenizer).__name__} has no end token; accepted for code_generation: one with an"
-            " eos_token"
+            f"the tokenizer {type(tokenizer).__name__} has no end token, so a completion could not end; accepted: one"
+            " with an eos_token"
         )
     return int(tokenizer.eos_token_id)
 
@@ -278,7 +303,7 @@ def start_ids(tokenizer: Any) -> list[int]:
     return [tokenizer.bos_token_id] if len(row) > 0 and row[0] == tokenizer.bos_token_id else []
 
 
-def _plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+def plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
     """What `tokenizer(texts, add_special_tokens=False)` gives as ids, without the masks and offsets that nobody asks
     for.
     """

@@ -16,7 +16,6 @@ import numpy as np
 
 from mltrack.data.encoding import Encoder
 from mltrack.data.loader import DatasetLoader, percentiles
-from mltrack.records.labels import count_labels
 from mltrack.records.record import Record
 from mltrack.records.table import digest_of, keys_of, labels_of, select
 
@@ -67,13 +66,13 @@ def inspect_records(
     lengths = token_lengths(evenly(records, MOST_TOKENIZED), tokenizer, loader, progress)
     statistics = {
         "source": loader.data_path,
-        "task": loader.task.value,
+        "task": loader.task.name,
         "digest": digest_of(records),
         "records": len(records),
         "distinct": len(np.unique(keys_of(records))),
         "read": loader.num_read,
         "skipped": loader.num_skipped,
-        "classes": count_labels(records, loader.label_mapping),
+        "classes": loader.task.class_counts(records, loader.label_mapping),
         "characters": percentiles(
             np.fromiter((len(record.text) + len(record.description or "") for record in records), np.int64)
         ),

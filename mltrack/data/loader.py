@@ -21,22 +21,16 @@ import numpy as np
 from mltrack.data.dataset import CodeDataset
 from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
 from mltrack.records.bad_records import BadRecords
-from mltrack.records.builtin.stdlib_source import STDLIB, stdlib_records
-from mltrack.records.labels import (
-    MAX_CLASSES,
-    check_classes,
-    count_labels,
-    few_labels,
-    in_index_order,
-    make_label_mapping,
-    one_spelling,
-)
+from mltrack.records.builtin.stdlib_source import STDLIB
+from mltrack.records.labels import MAX_CLASSES, in_index_order
 from mltrack.records.readers import find_parts, find_sources, iterate_records, state_of
 from mltrack.records.readers.reading import Pairs, as_pairs
-from mltrack.records.record import Record, as_task, label_outside, wanted_fields
+from mltrack.records.record import Record, label_outside
 from mltrack.records.record_cache import gather, kept_table, table_name
 from mltrack.records.splits import split_records
-from mltrack.records.table import digest_of, keys_of, labels_of, select
+from mltrack.records.table import digest_of, keys_of, select
+from mltrack.tasks.contract import Task
+from mltrack.tasks.names import TaskType, task_named
 
 _LABELS = 2
 """Version of how labels are read: part of the name of a table that is kept."""
@@ -52,7 +46,7 @@ class DatasetLoader:
             accepts it, or `stdlib`; of a folder with training files beside validation or test files (`train.jsonl`,
             `test/...`) the training files, with a warning.
         tokenizer: a Hugging Face tokenizer; needed for data sets, not for records.
-        task: a `TaskType` or its name.
+        task: a task or its name.
         max_length: tokens of the longest example.
         columns: the columns of the fields that have another name: {"code": "func"}, or "code=func,label=target".
         labels: the classes that the data's labels mean: {"0": "safe"}, or "0=safe,1=unsafe".
@@ -80,7 +74,7 @@ class DatasetLoader:
         self,
         data_path: str | Path,
         tokenizer: Any = None,
-        task: str = "text_classification",
+        task: str | Task = TaskType.TEXT_CLASSIFICATION,
         max_length: int = 512,
         *,
         columns: Pairs = None,
@@ -96,12 +90,12 @@ class DatasetLoader:
         spelled_like: Iterable[str] = (),
         class_names: bool = True,
     ):
-        self.task = as_task(task)
+        self.task = task_named(task)
         if on_bad_record not in ("stop", "skip"):
             raise ConfigurationError(
                 f"on_bad_record: seen {on_bad_record!r}; {did_you_mean(str(on_bad_record), ('stop', 'skip'))}"
             )
-        if num_labels is not None and not self.task.is_classification:
+        if num_labels is not None and not self.task.has_classes:
             raise ConfigurationError(
                 f"num_labels: seen {num_labels}, but {self.task} has no classes; accepted: leave it out"
             )
@@ -112,12 +106,11 @@ class DatasetLoader:
         self.seed = seed
         self.group = group
         self.columns, self.labels = as_pairs("columns", columns), as_pairs("labels", labels)
-        unknown = next((field for field in self.columns if field not in ("code", "label", "description")), None)
+        fields = dict.fromkeys(("code", "label", "description", *self.task.fields))
+        unknown = next((field for field in self.columns if field not in fields), None)
         if unknown is not None:
-            raise ConfigurationError(
-                f"columns: seen the name {unknown!r}; {did_you_mean(unknown, ('code', 'label', 'description'))}"
-            )
-        if self.task.is_classification and self._column("code") == self._column("label"):
+            raise ConfigurationError(f"columns: seen the name {unknown!r}; {did_you_mean(unknown, fields)}")
+        if "label" in self.task.fields and self._column("code") == self._column("label"):
             raise ConfigurationError(
                 f"columns: seen {self._column('code')!r} for both code and label; accepted: two columns, or the label"
                 " stands in what is read"
@@ -147,17 +140,17 @@ class DatasetLoader:
     def records(self) -> Sequence[Record]:
         """All good records, in the order of the files: a list, or a `RecordTable` where they are many."""
         records: Sequence[Record] = (
-            stdlib_records(self.task, progress=self._progress) if self.data_path == STDLIB else self._read()
+            self.task.builtin_records(self._progress) if self.data_path == STDLIB else self._read()
         )
         self.num_read = len(records) + self.num_skipped
-        return self._checked(records) if self.task.is_classification else records
+        return self._checked(records)
 
     @cached_property
     def label_mapping(self) -> dict[str, int]:
         """Class index per label, in index order; empty for generation."""
         if self._given_mapping is not None:
             return dict(self._given_mapping)
-        return make_label_mapping(self.records, self.task)
+        return self.task.label_mapping(self.records)
 
     def split_records(self, test_size: float = 0.2) -> tuple[Sequence[Record], Sequence[Record]]:
         """(train, test) records, stratified by label; needs no tokenizer."""
@@ -165,7 +158,7 @@ class DatasetLoader:
             self.records,
             test_size,
             self.seed,
-            stratify=self.task.is_classification,
+            stratify=self.task.stratified,
             group=self.group,
             progress=self._progress,
         )
@@ -214,7 +207,7 @@ class DatasetLoader:
             "records": len(self.records),
             "distinct": len(np.unique(keys_of(self.records))),
             "skipped": self.num_skipped,
-            "classes": count_labels(self.records, self.label_mapping),
+            "classes": self.task.class_counts(self.records, self.label_mapping),
             "characters": percentiles(characters),
             "tokens": None,
             "truncated": None,
@@ -230,7 +223,7 @@ class DatasetLoader:
         return {
             "source": self.data_path,
             "digest": digest_of(self.records),
-            "task": self.task.value,
+            "task": self.task.name,
             "max_length": self.max_length,
             "records": len(self.records),
             "label_mapping": dict(self.label_mapping),
@@ -248,21 +241,20 @@ class DatasetLoader:
         sources = find_sources(path)
         state = state_of(sources)
         most = (
-            max(MAX_CLASSES, self._num_labels or 0)
-            if self.task.is_classification and self._given_mapping is None
-            else None
+            max(MAX_CLASSES, self._num_labels or 0) if self.task.has_classes and self._given_mapping is None else None
         )
         what = repr(
             (
                 os.path.abspath(self.data_path),
                 self.data_path,
-                self.task.value,
+                self.task.name,
                 self.columns,
                 self.labels,
                 most,
                 self._known,
                 self.class_names,
                 _LABELS,
+                *sorted(self.task.given.items()),
             )
         )
         name = None if state is None else table_name(what, state)
@@ -278,10 +270,9 @@ class DatasetLoader:
             on_skip=self.bad_records.add,
             class_names=self.class_names,
         )
-        if self.task.is_classification:
-            records = one_spelling(records, self._known)
-        if most is not None:
-            records = few_labels(records, most, self.data_path, self._column("label"))
+        records = self.task.read_labels(
+            records, known=self._known, most=most, source=self.data_path, column=self._column("label")
+        )
         return gather(records, name, whole=lambda: not self.num_skipped and state_of(sources) == state)
 
     def _column(self, field: str) -> str:
@@ -289,10 +280,9 @@ class DatasetLoader:
 
     def _checked(self, records: Sequence[Record]) -> Sequence[Record]:
         if self._given_mapping is None:
-            mapping = make_label_mapping(records, self.task)
-            check_classes(records, mapping, self._num_labels, self.data_path)
+            self.task.check_classes(records, self.task.label_mapping(records), self._num_labels, self.data_path)
             return records
-        known = np.array([label in self._given_mapping for label in labels_of(records)], dtype=bool)
+        known = self.task.known(records, self._given_mapping)
         first_bad = None
         for index in np.flatnonzero(~known):
             record = records[int(index)]
@@ -300,10 +290,8 @@ class DatasetLoader:
             if self._on_bad_record == "stop":
                 raise error
             first_bad = first_bad or error
-            fields = wanted_fields(self.task)
-            self.bad_records.add(
-                error, {self._column(fields[0]): record.text, self._column(fields[1]): record.label, **record.extra}
-            )
+            values = {self._column(field): value for field, value in self.task.columns(record).items()}
+            self.bad_records.add(error, values | record.extra)
         if not known.any():
             raise DatasetError(
                 f"none of the {len(records)} records has a known label; the first: {first_bad}", path=self.data_path

@@ -20,7 +20,7 @@ from mltrack.data.loader import DatasetLoader
 from mltrack.errors import ConfigurationError, DatasetError
 from mltrack.records.builtin.stdlib_source import STDLIB
 from mltrack.records.readers import Parts, absolute, find_parts, find_sources
-from mltrack.records.record import Record, as_task
+from mltrack.records.record import Record
 
 WORKING_DIRECTORY = "mltrack.working_directory"
 """Tag of a run: what its relative paths are relative to."""
@@ -104,17 +104,18 @@ def requested_records(
     """
     request, parts = with_parts(request)
     options: dict[str, Any] = {
-        name: getattr(request, name)
-        for name in ("task", "columns", "labels", "on_bad_record", "seed", "group", "truncation")
+        name: getattr(request, name) for name in ("columns", "labels", "on_bad_record", "seed", "group", "truncation")
     }
-    options |= {"progress": progress} | ({} if request.max_length is None else {"max_length": request.max_length})
+    options |= {"task": request.chosen_task(), "progress": progress} | (
+        {} if request.max_length is None else {"max_length": request.max_length}
+    )
     if earlier is not None:
         options |= {"spelled_like": earlier.classes, "class_names": earlier.class_names}
     loader = DatasetLoader(request.dataset_path, tokenizer, num_labels=request.num_labels, **options)
     if request.validation_path is None:
         train, evaluation = loader.split_records(request.validation_split)
         return RequestedRecords(loader, None, train, evaluation, parts)
-    mapping = loader.label_mapping if as_task(request.task).is_classification else None
+    mapping = loader.label_mapping if loader.task.has_classes else None
     eval_loader = DatasetLoader(request.validation_path, tokenizer, label_mapping=mapping, **options)
     return RequestedRecords(loader, eval_loader, loader.records, eval_loader.records, parts)
 

@@ -61,6 +61,8 @@ class TokenRows:
     """Leading tokens that are no target, int32 [rows]."""
     uncut: np.ndarray
     """Tokens before `max_length` was applied, int32 [rows]."""
+    marks: np.ndarray | None = None
+    """For each token the number of its word, uint32 [all tokens]."""
     path: Path | None = None
     """The file that `ids` are mapped from."""
 
@@ -68,6 +70,13 @@ class TokenRows:
         """A copy of one row, int64 [its length]."""
         start = int(self.starts[index])
         return self.ids[start : start + int(self.lengths[index])].astype(np.int64)
+
+    def marks_of(self, index: int) -> np.ndarray:
+        """For each token of a row the number of its word, from 1; 0 for none: int64 [its length]."""
+        if self.marks is None:
+            raise ValueError("the task's encoding marks no words")
+        start = int(self.starts[index])
+        return self.marks[start : start + int(self.lengths[index])].astype(np.int64)
 
     def select(self, indices: np.ndarray) -> TokenRows:
         """Some of the rows; the ids are shared."""
@@ -102,7 +111,7 @@ def token_rows(
     """
     if len(records) < FEWEST_RECORDS:
         return _in_memory(encoder.rows(records), encoder)
-    if not cache:
+    if not cache or encoder.marks_words:
         return _in_memory(encoder.rows(records, progress), encoder)
     key = {"format_version": FORMAT_VERSION, "contents": _ordered_digest(records), **encoder.facts()}
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:32]
@@ -148,7 +157,8 @@ def _in_memory(parts: Iterable[EncodedRows], encoder: Encoder) -> TokenRows:
         np.concatenate([getattr(part, name) for part in made] or [np.empty(0, np.int32)]) for name in _COLUMNS
     )
     ids = np.concatenate([part.ids.astype(dtype) for part in made] or [np.empty(0, dtype)])
-    return TokenRows(ids, _starts(lengths), lengths, num_prompt, uncut)
+    marks = np.concatenate([part.marks for part in made if part.marks is not None]) if encoder.marks_words else None
+    return TokenRows(ids, _starts(lengths), lengths, num_prompt, uncut, marks)
 
 
 def _dtype(encoder: Encoder) -> np.dtype[Any]:
@@ -215,7 +225,7 @@ def _read(path: Path, key: dict[str, Any]) -> TokenRows | None:
         np.frombuffer(held, dtype="<i4", count=rows, offset=first + 4 * rows * number)
         for number in range(len(_COLUMNS))
     )
-    return TokenRows(ids, _starts(lengths), lengths, num_prompt, uncut, path)
+    return TokenRows(ids, _starts(lengths), lengths, num_prompt, uncut, path=path)
 
 
 def _checked_footer(stream: BinaryIO, key: dict[str, Any]) -> dict[str, Any] | None:

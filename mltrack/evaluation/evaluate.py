@@ -15,7 +15,6 @@ from mltrack.errors import ConfigurationError, did_you_mean
 from mltrack.hardware.memory import make_room
 from mltrack.hardware.precision import Precision
 from mltrack.shortage import is_out_of_memory
-from mltrack.tasks import task_for
 
 OnBatch = Callable[[int, int], None]
 
@@ -42,7 +41,7 @@ def evaluate(
     Returns:
         The metrics by name, `loss` first, and the task's evaluator with its predictions.
     """
-    evaluator = task_for(dataset.task).evaluator(label_names(dataset))
+    evaluator = dataset.task.evaluator(label_names(dataset))
     order = list(
         Sampler(
             dataset.lengths,
@@ -101,13 +100,11 @@ def check_metric_name(dataset: CodeDataset, name: str) -> None:
     Raises:
         ConfigurationError: with those that it gives.
     """
-    given = [f"eval_{metric}" for metric in task_for(dataset.task).evaluator(label_names(dataset)).compute()]
+    given = [f"eval_{metric}" for metric in dataset.task.evaluator(label_names(dataset)).compute()]
     if name not in given:
         raise ConfigurationError(f"metric_name: seen '{name}'; {did_you_mean(name, given)}")
 
 
 def label_names(dataset: CodeDataset) -> list[str] | None:
-    """The classes in the order of their numbers; None for generation."""
-    if not dataset.task.is_classification:
-        return None
-    return [name for name, _ in sorted(dataset.label_mapping.items(), key=lambda item: item[1])]
+    """The classes in the order of their indices; None for a task without classes."""
+    return list(dataset.label_mapping) if dataset.task.has_classes else None

@@ -39,7 +39,7 @@ def evaluate_folder(
     source = resolve_model(str(folder), task, as_trained=True)
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
     max_length = int(config["mltrack"]["max_length"])
-    mapping = dict(config["label2id"]) if task != "code_generation" else None
+    mapping = dict(config["label2id"]) if source.task.has_classes else None
     options: dict[str, Any] = {
         "max_length": max_length,
         "label_mapping": mapping,

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from mltrack.config import TaskType
 from mltrack.data.special_tokens import keep_as_tokens, read_as_text
 from mltrack.errors import CheckpointError, ConfigurationError
 from mltrack.models import presets
@@ -25,7 +24,8 @@ from mltrack.models.inspection import inspect_folder
 from mltrack.models.other_formats import WHOLE, content_of, other_file
 from mltrack.models.tokenizers import train_tokenizer
 from mltrack.models.weights import find_weights
-from mltrack.records.record import PROMPT_TEMPLATE
+from mltrack.tasks.contract import Task
+from mltrack.tasks.names import task_named
 
 _LOG = logging.getLogger("mltrack.models")
 # learned positions that start behind the padding id, so the table is that much longer than a sequence may be
@@ -57,7 +57,7 @@ class ModelSource:
         self,
         name: str,
         kind: str,
-        task: TaskType,
+        task: Task,
         *,
         location: str = "",
         config: Any = None,
@@ -94,7 +94,7 @@ class ModelSource:
     def train_tokenizer(self, texts: Iterable[str]) -> Any:
         """Train and keep the tokenizer of a scratch model, on the texts of the training split only."""
         assert self._preset is not None, f"{self.name} brings its own tokenizer"
-        kind = "encoder" if self.task.is_classification else "decoder"
+        kind = "decoder" if self.task.head.causal else "encoder"
         self.tokenizer = train_tokenizer(texts, self._preset.vocab_size, kind)
         return self.tokenizer
 
@@ -104,7 +104,7 @@ class ModelSource:
         """The model in fp32 on the CPU, in training mode; of the base model's generation settings it keeps none.
 
         Args:
-            label_mapping: class -> index for the classifications, None for generation.
+            label_mapping: class -> index; None for a task without classes.
             max_length: longest sequence in tokens, kept in `config.mltrack`.
             seed: of a scratch model's weights and of a new classification head.
             whole: the weights must be all there, the head's too: a model that is judged, not one that is to be trained.
@@ -120,7 +120,7 @@ class ModelSource:
             raise ConfigurationError(
                 f"model_name: {self.name} has no tokenizer yet; train it on the training split first (train_tokenizer)"
             )
-        assert (label_mapping is not None) == self.task.is_classification, (self.task, label_mapping)
+        assert (label_mapping is not None) == self.task.has_classes, (self.task, label_mapping)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = (
@@ -135,15 +135,19 @@ class ModelSource:
         return model.float().train()
 
     def _from_preset(self, label_mapping: Mapping[str, int] | None) -> Any:
-        from transformers import LlamaForCausalLM, RobertaForSequenceClassification
+        import transformers
 
         assert self._preset is not None
-        if label_mapping is not None:
-            return RobertaForSequenceClassification(presets.encoder_config(self._preset, self.tokenizer, label_mapping))
-        return LlamaForCausalLM(presets.decoder_config(self._preset, self.tokenizer))
+        head = self.task.head
+        if head.causal:
+            config: Any = presets.decoder_config(self._preset, self.tokenizer)
+        else:
+            config = presets.encoder_config(self._preset, self.tokenizer, label_mapping or {})
+        return getattr(transformers, head.scratch_class)(config)
 
     def _from_weights(self, label_mapping: Mapping[str, int] | None, whole: bool) -> Any:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
+        import transformers
+        from transformers import AutoConfig, GenerationConfig
 
         safetensors = find_weights(self.name, self._files(), self._location)
         options = self._options | {
@@ -156,16 +160,16 @@ class ModelSource:
             True  # they are told below; transformers would do so in a report of several lines
         )
         loaded: Any
+        head = self.task.head
         with one_line(f"model_name: {self.name}"):
             config = AutoConfig.from_pretrained(self._location, **self._options)
-            if label_mapping is None:
+            if head.causal:
                 options["generation_config"] = GenerationConfig()  # that of the base model is not read
-                loaded = AutoModelForCausalLM.from_pretrained(self._location, config=config, **options)
-            else:
+            if label_mapping is not None:
                 config.id2label = {index: label for label, index in label_mapping.items()}
                 config.label2id = dict(label_mapping)
-                config.problem_type = "single_label_classification"
-                loaded = AutoModelForSequenceClassification.from_pretrained(self._location, config=config, **options)
+                config.problem_type = head.problem_type
+            loaded = getattr(transformers, head.auto_class).from_pretrained(self._location, config=config, **options)
         model, info = loaded
         if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
             raise ConfigurationError(
@@ -188,7 +192,7 @@ class ModelSource:
             )
         if new:
             _LOG.info("%s: new weights, seeded: %s", self.name, ", ".join(new[:8]))
-        if label_mapping is None:
+        if head.causal:
             _check_causal(model, self.name)
         return model
 
@@ -210,12 +214,12 @@ class ModelSource:
         for name in ("bos_token_id", "eos_token_id"):
             if getattr(self.tokenizer, name) is not None:
                 setattr(config, name, getattr(self.tokenizer, name))
-        config.mltrack = {"task": str(self.task), "prompt_template": PROMPT_TEMPLATE, "max_length": max_length}
+        config.mltrack = {"task": self.task.name, **self.task.settings(), "max_length": max_length}
 
 
 def resolve_model(
     model_name: str,
-    task: TaskType | str,
+    task: str | Task,
     *,
     trust_remote_code: bool = False,
     registry_resolver: Callable[[str], str] | None = None,
@@ -225,7 +229,7 @@ def resolve_model(
 
     Args:
         model_name: scratch:tiny|small|base, a hub name, a local folder, or models:/name@alias.
-        task: decides which head it must be able to have.
+        task: or its name; says which head it must be able to have.
         trust_remote_code: let the model run Python code of its own.
         registry_resolver: models:/ URI -> local folder.
         as_trained: read texts as the model's tokenizer was saved to; else special tokens in a text are text.
@@ -234,7 +238,7 @@ def resolve_model(
         ConfigurationError: one line; a name that means nothing here, a folder that is no model, a model that cannot do
             the task.
     """
-    task = TaskType(task)
+    task = task_named(task)
     if model_name.startswith("scratch:"):
         presets.preset_named(model_name)
         return ModelSource(model_name, "scratch", task)
@@ -244,7 +248,7 @@ def resolve_model(
 
 
 def _found(
-    model_name: str, task: TaskType, trust_remote_code: bool, registry_resolver: Callable[[str], str] | None
+    model_name: str, task: Task, trust_remote_code: bool, registry_resolver: Callable[[str], str] | None
 ) -> ModelSource:
     if model_name.startswith("models:/"):
         if registry_resolver is None:
@@ -297,11 +301,9 @@ def _folder(name: str, path: Path) -> str:
     return str(found)
 
 
-def _open(
-    kind: str, name: str, location: str, task: TaskType, trust_remote_code: bool, *, local_only: bool
-) -> ModelSource:
+def _open(kind: str, name: str, location: str, task: Task, trust_remote_code: bool, *, local_only: bool) -> ModelSource:
+    import transformers
     from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
-    from transformers.models.auto import modeling_auto
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     options = {"trust_remote_code": trust_remote_code, "local_files_only": local_only}
@@ -329,13 +331,8 @@ def _open(
                 f"{where}: its tokenizer cannot be loaded ({first_line(error)}); accepted: tokenizer.json beside"
                 " config.json"
             ) from None
-    head = "AutoModelForSequenceClassification" if task.is_classification else "AutoModelForCausalLM"
-    heads = (
-        modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
-        if task.is_classification
-        else modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING
-    )
-    if type(config) not in heads and not (trust_remote_code and head in own_code):
+    head = task.head.auto_class
+    if type(config) not in getattr(transformers, head)._model_mapping and not (trust_remote_code and head in own_code):
         raise ConfigurationError(
             f"{where} is a {config.model_type}, which {head} does not know; accepted for {task}: a model that it can"
             " load"
@@ -356,7 +353,7 @@ def _open(
         tokenizer.pad_token = (
             tokenizer.eos_token
         )  # the attention mask and the labels tell padding from an end; the vocabulary stays as it is
-    if not task.is_classification and tokenizer.eos_token_id is None:
+    if task.head.causal and tokenizer.eos_token_id is None:
         raise ConfigurationError(
             f"{where}: its tokenizer has no end token, so a completion could not end; accepted: one with eos_token"
         )
@@ -394,6 +391,5 @@ def _check_causal(model: Any, name: str) -> None:
         moved = (model(input_ids=ids).logits[0] - model(input_ids=changed).logits[0]).float().abs().amax(dim=-1)
     if moved[:-1].max() > 1e-4 * moved[-1]:
         raise ConfigurationError(
-            f"model_name: {name} sees the tokens that it should predict (it is an encoder); accepted for"
-            " code_generation: a decoder"
+            f"model_name: {name} sees the tokens that it should predict (it is an encoder); accepted: a decoder"
         )

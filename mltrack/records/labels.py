@@ -1,7 +1,6 @@
 """Which label is which class index.
 
-Invariant: the mapping is a pure function of the set of labels: sorted, numbers as numbers; the five security classes
-always in their order."""
+Invariant: the mapping is a pure function of the set of labels: sorted, numbers as numbers."""
 
 from __future__ import annotations
 
@@ -10,22 +9,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
-from mltrack.config import TaskType
 from mltrack.errors import DatasetError
-from mltrack.records.record import SECURITY_LEVELS, Record, as_task, label_value
+from mltrack.records.record import Record, label_value
 from mltrack.records.table import RecordTable, labels_of
 
 MAX_CLASSES = 1000
 """More labels than that are taken for a mistake, unless `num_labels` says that there are so many."""
 
 
-def make_label_mapping(records: Iterable[Record], task: str) -> dict[str, int]:
-    """Class index per label, in index order; empty for code_generation."""
-    kind = as_task(task)
-    if not kind.is_classification:
-        return {}
-    if kind is TaskType.SECURITY_CLASSIFICATION:
-        return {level: index for index, level in enumerate(SECURITY_LEVELS)}
+def make_label_mapping(records: Iterable[Record]) -> dict[str, int]:
+    """Class index per label, in index order."""
     labels = {str(label) for label in _each_label(records)}
     return {label: index for index, label in enumerate(sorted(labels, key=_sort_key(labels)))}
 

@@ -3,7 +3,7 @@
 Invariant: a `Record` that exists is good: its text is not blank and can be encoded, its label (or its description) is
 there.
 
-    record = check_record({"code": "eval(x)", "label": "high"}, "security_classification", "data.jsonl", 1)
+    record = check_record({"code": "eval(x)", "label": "high"}, task, "data.jsonl", 1)
     record.place        # "data.jsonl: record 1"
 """
 
@@ -16,16 +16,15 @@ import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any
+from typing import Any, Protocol
 
-from mltrack.config import TaskType
-from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
+from mltrack.errors import DatasetError, did_you_mean
 
 SECURITY_LEVELS = ("safe", "low", "medium", "high", "critical")
-"""The classes of security_classification, in the order of their indices."""
+"""How dangerous code is, the least first."""
 
 PROMPT_TEMPLATE = '"""{description}"""\n'
-"""What stands before the completion in code_generation."""
+"""What stands before a completion."""
 
 MAX_TEXT_BYTES = 8 << 20
 """Of a code or a description in UTF-8: a record is a function or a file; what is longer is a mistake, and would not fit
@@ -49,9 +48,9 @@ class Record:
     text: str
     """The code: what is classified, or the completion that is learned."""
     label: str | None
-    """The class; None for code_generation."""
+    """The class, or what else is to be predicted, as text; None where it is the code."""
     description: str | None
-    """What the code does; None for the classifications."""
+    """What the code does; None where the task has no use for it."""
     file: str
     """The file as the user named it, or `stdlib`."""
     number: int
@@ -76,28 +75,76 @@ def content_digest(records: Iterable[Record]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def as_task(task: str) -> TaskType:
-    """The task of that name.
+class Parser(Protocol):
+    """The part of a task that says what the columns of a record mean."""
 
-    Raises:
-        ConfigurationError: there is none; the message lists those that are.
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Columns that a record must have."""
+
+    def parse(self, raw: RawRecord) -> Record:
+        """The record."""
+
+
+class RawRecord:
+    """One object of a data file whose fields are there; a task takes them out of it, checked.
+
+    Args:
+        values: column names to values.
+        names: the column of each field.
+        labels: the class that a label means. Where it is given, a label must be one of its keys or of its classes.
     """
-    try:
-        return TaskType(task)
-    except ValueError:
-        raise ConfigurationError(
-            f"task: seen {task!r}; {did_you_mean(str(task), [t.value for t in TaskType])}"
-        ) from None
 
+    def __init__(
+        self, values: Mapping[Any, Any], names: Mapping[str, str], labels: Mapping[str, str], file: str, number: int
+    ):
+        self._values, self._names, self._labels, self._file, self._number = values, names, labels, file, number
 
-def wanted_fields(task: str) -> tuple[str, str]:
-    """The fields of a record that the task reads."""
-    return ("code", "label") if as_task(task).is_classification else ("description", "code")
+    def value(self, field: str) -> Any:
+        """A field as the file has it."""
+        return self._values[self._names[field]]
+
+    def text(self, field: str) -> str:
+        """A field that is text and not blank.
+
+        Raises:
+            DatasetError: it is not.
+        """
+        return _checked_text(self.value(field), self._names[field], self._file, self._number)
+
+    def label(self, field: str, classes: tuple[str, ...] = ()) -> str:
+        """A field that names a class: text, a whole number, true or false.
+
+        Args:
+            classes: those that there are; none: any.
+
+        Raises:
+            DatasetError: it names none.
+        """
+        name = self._names[field]
+        label = _checked_label(self.value(field), name, classes, self._file, self._number, self._labels)
+        if classes and label not in classes:
+            raise _label_refused(label, classes, self._file, self._number, name)
+        return label
+
+    def refused(self, field: str, problem: str) -> DatasetError:
+        """The error for a field that cannot be used; `problem` says what was seen and what would be accepted."""
+        return DatasetError(problem, path=self._file, record=self._number, field=self._names[field])
+
+    def record(self, text: str, *, label: str | None = None, description: str | None = None) -> Record:
+        """The record, with the columns that are no fields of the task as its `extra`."""
+        used = set(self._names.values())
+        extra = {
+            str(key): _kept(value, str(key), self._file, self._number)
+            for key, value in self._values.items()
+            if key not in used
+        }
+        return Record(text, label, description, self._file, self._number, extra)
 
 
 def check_record(
     raw: object,
-    task: str,
+    task: Parser,
     file: str,
     number: int,
     *,
@@ -108,19 +155,16 @@ def check_record(
 
     Args:
         raw: a mapping of column names to values.
-        task: a `TaskType` or its name; it decides which fields are read.
+        task: says which fields are read, and what they mean.
         file: the file's name, for messages.
         number: the record's number in it; the first is 1.
         columns: the column that holds a field, where it has another name; messages say the column's.
-        labels: the class that a label means. Where it is given, a label must be one of its keys, one of its classes, or
-            a class of the task.
+        labels: the class that a label means.
 
     Raises:
         DatasetError: a field is missing, blank, too long or of a wrong type, or the label is none of the task's.
     """
-    kind = as_task(task)
-    wanted = wanted_fields(kind)
-    names = {field: (columns or {}).get(field, field) for field in wanted}
+    names = {field: (columns or {}).get(field, field) for field in task.fields}
     if not isinstance(raw, Mapping):
         raise DatasetError(
             f"seen {_shown(raw)}; accepted: an object with the fields {' and '.join(names.values())}",
@@ -137,24 +181,7 @@ def check_record(
                 else ""
             )
             raise DatasetError(f"{seen}; accepted: {accepted}{renamed}", path=file, record=number, field=name)
-    text = _checked_text(raw[names["code"]], names["code"], file, number)
-    label = (
-        _checked_label(raw[names["label"]], names["label"], kind, file, number, labels)
-        if kind.is_classification
-        else None
-    )
-    description = (
-        None if kind.is_classification else _checked_text(raw[names["description"]], names["description"], file, number)
-    )
-    used = set(names.values())
-    return Record(
-        text,
-        label,
-        description,
-        file,
-        number,
-        {str(key): _kept(value, str(key), file, number) for key, value in raw.items() if key not in used},
-    )
+    return task.parse(RawRecord(raw, names, labels or {}, file, number))
 
 
 def _kept(value: object, name: str, file: str, number: int) -> Any:
@@ -240,7 +267,7 @@ def _checked_text(value: object, name: str, file: str, number: int) -> str:
 
 
 def _checked_label(
-    value: object, name: str, kind: TaskType, file: str, number: int, labels: Mapping[str, str] | None
+    value: object, name: str, classes: tuple[str, ...], file: str, number: int, labels: Mapping[str, str]
 ) -> str:
     if (
         isinstance(value, (float, Decimal)) and value == value // 1
@@ -269,20 +296,18 @@ def _checked_label(
         raise DatasetError(problem, path=file, record=number, field=name)
     if labels:
         label = _meant(
-            written if written in labels else label, isinstance(value, bool), labels, kind, name, file, number
+            written if written in labels else label, isinstance(value, bool), labels, classes, name, file, number
         )
-    if kind is TaskType.SECURITY_CLASSIFICATION and label not in SECURITY_LEVELS:
-        raise _label_refused(label, SECURITY_LEVELS, file, number, name)
     return label
 
 
 def _meant(
-    label: str, is_bool: bool, labels: Mapping[str, str], kind: TaskType, name: str, file: str, number: int
+    label: str, is_bool: bool, labels: Mapping[str, str], classes: tuple[str, ...], name: str, file: str, number: int
 ) -> str:
     for spelling in (label, label.lower()) if is_bool else (label,):  # True as Python writes it, true as JSON does
         if spelling in labels:
             return labels[spelling]
-    classes = SECURITY_LEVELS if kind is TaskType.SECURITY_CLASSIFICATION else tuple(labels.values())
+    classes = classes or tuple(labels.values())
     if label in classes:
         return label
     raise _label_refused(label, dict.fromkeys([*labels, *classes]), file, number, name)

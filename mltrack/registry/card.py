@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mltrack.config import TrainModelRequest
 from mltrack.data.encoding import tokenizer_digest
 from mltrack.errors import ConfigurationError
+from mltrack.records.builtin.stdlib_source import STDLIB
 from mltrack.records.readers import absolute
 from mltrack.registry import gate
 
@@ -24,12 +25,6 @@ if TYPE_CHECKING:  # they load torch, which `mltrack models` does without
 
 MAX_NAME_LENGTH = 200
 MAX_CLASSES_SHOWN, MAX_CLASSES_CHARACTERS = 50, 2000
-CANNOT = {
-    True: (
-        "It has seen labels, not proofs: it ranks code for a person to read and finds neither all flaws nor only flaws."
-    ),
-    False: "It completes in the style of its training data; what it writes may not run and must be read by a person.",
-}
 
 
 def version_tags(
@@ -61,7 +56,7 @@ def version_tags(
     }
     if request.validation_path:
         tags[gate.EVAL_PATH] = absolute(request.validation_path, os.getcwd())
-    if not eval_dataset.task.is_classification:
+    if eval_dataset.task.counts_tokens:
         tags[gate.TOKENS] = f"{tokenizer_digest(eval_dataset.tokenizer)[:16]}/{eval_dataset.max_length}"
     return tags
 
@@ -81,22 +76,16 @@ def model_card(
 
     "{version}" in it stands for the number that the registry will give.
     """
-    is_classification = train_dataset.task.is_classification
-    classes = list(train_dataset.label_mapping)
-    named_classes = f"\n\nClasses: {listed_classes(classes)}." if is_classification else ""
-    labels = (
-        " The labels of this source are Bandit's opinions, not verified flaws."
-        if is_classification and request.dataset_path == "stdlib"
-        else ""
-    )
+    card, classes = train_dataset.task.card, list(train_dataset.label_mapping)
+    named_classes = f"\n\nClasses: {listed_classes(classes)}." if classes else ""
+    about = f" Note: {card.about_builtin}." if card.about_builtin and request.dataset_path == STDLIB else ""
     origin = f" That one was made by run `{parent.run_id}`." if parent is not None and parent.run_id else ""
     uri = f"models:/{name}/{{version}}"
-    params = ', params={"max_new_tokens": 64, "temperature": 0.0, "stop": ["\\n\\n"]}' if not is_classification else ""
     return (
         f"# {name}\n\n"
         f"Task `{request.task}`, trained from `{parent.uri if parent is not None else request.model_name}` on"
         f" {len(train_dataset):,} records of "
-        f"`{request.dataset_path}` (digest `{train_dataset.digest[:12]}`).{origin}{labels}{named_classes}\n\n"
+        f"`{request.dataset_path}` (digest `{train_dataset.digest[:12]}`).{origin}{about}{named_classes}\n\n"
         f"Evaluated on {len(eval_dataset):,} records (digest `{eval_dataset.digest[:12]}`); the best of the run by"
         f" `{request.metric_name}`.\n\n"
         f"{_figures(checkpoint.metrics, baselines)}\n\n"
@@ -105,9 +94,10 @@ def model_card(
         f"{f' and {request.max_steps} steps' if request.max_steps else ''}, {request.max_length} tokens, seed"
         f" {request.seed}; "
         f"the weights are those of step {checkpoint.step}.\n\n"
-        f'```python\nimport mlflow\nmodel = mlflow.pyfunc.load_model("{uri}")\nmodel.predict(["..."]{params})\n'
+        f'```python\nimport mlflow\nmodel = mlflow.pyfunc.load_model("{uri}")\n'
+        f'model.predict(["..."]{card.predict_params})\n'
         f'pipeline = mlflow.transformers.load_model("{uri}")\n```\n\n'
-        f"{CANNOT[is_classification]}\n"
+        f"{card.cannot}\n"
     )
 
 

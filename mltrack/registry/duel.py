@@ -19,6 +19,7 @@ from mltrack.registry import gate
 from mltrack.registry.champion import CHALLENGER, CHAMPION, decide, existing_model, existing_version, versions_there
 from mltrack.registry.loading import connect_existing
 from mltrack.store import model_tags
+from mltrack.tasks import task_named
 
 PER_CHARACTER = "eval_loss_per_character"
 
@@ -133,12 +134,14 @@ def _evaluate(
     from mltrack.models import resolve_model
 
     sources = {one: resolve_model(folder, task, as_trained=True) for one, folder in folders.items()}
-    generates = task == "code_generation"
+    kind = task_named(task)
     shortest = min(int(held.get("max_length", 512)) for held in settings.values())
-    lengths = {one: shortest if generates else int(held.get("max_length", 512)) for one, held in settings.items()}
+    lengths = {
+        one: shortest if kind.counts_tokens else int(held.get("max_length", 512)) for one, held in settings.items()
+    }
     configs = {one: read_object(Path(folder) / "config.json", f"version {one}") for one, folder in folders.items()}
     mappings: dict[int, dict[str, int] | None] = {
-        one: None if generates else dict(config.get("label2id") or {}) for one, config in configs.items()
+        one: dict(config.get("label2id") or {}) if kind.has_classes else None for one, config in configs.items()
     }
     options: dict[int, dict[str, Any]] = {
         one: {
@@ -162,7 +165,7 @@ def _evaluate(
             " records that both can"
         )
     per_character = (
-        generates
+        kind.counts_tokens
         and metric == "eval_loss"
         and len({tokenizer_digest(source.tokenizer) for source in sources.values()}) > 1
     )

@@ -15,6 +15,7 @@ from mltrack.errors import ConfigurationError, TrackingError
 from mltrack.journal import read_json
 from mltrack.store import Store, model_tags
 from mltrack.store import registry as verbs
+from mltrack.tasks import task_named
 
 PARENT, PARENT_MODEL, PARENT_RUN = "mltrack.parent", "mltrack.parent_model_id", "mltrack.parent_run_id"
 
@@ -134,9 +135,9 @@ def load(uri: str, tracking_uri: str | None = None) -> Any:
     from mltrack.models.foreign_errors import one_line
     from mltrack.models.inspection import inspect_trained
 
-    inspect_trained(uri, folder)
+    task = task_named(inspect_trained(uri, folder)["task"])
     with one_line(f"model_uri: {uri}"):
-        return store.load_folder(folder)
+        return store.load_folder(folder, task.serving.file)
 
 
 def predict(

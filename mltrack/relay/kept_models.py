@@ -21,6 +21,7 @@ from mltrack.journal import JournalReader, KeptCheckpoints, RunDirectory
 from mltrack.relay.progress import Progress
 from mltrack.store import Store, StoreRejected, artifacts, light_model, logged_models, translated
 from mltrack.store.connection import ServersOwnFolder
+from mltrack.tasks import TaskType, task_named
 
 CHECKPOINTS = "checkpoints"
 """Folder of the run's artifacts: `index.json`, and `<step>/state/` with what a logged model does not hold of that
@@ -258,10 +259,12 @@ class KeptModels:
     def _write_model(self, folder: Path, staged: Path, step: int) -> None:
         hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         ours = hf_config.get("mltrack", {})
+        task = task_named(ours.get("task", TaskType.TEXT_CLASSIFICATION.value))
         light_model.write_model_folder(
             folder,
             staged,
-            task=ours.get("task", "text_classification"),
+            task=task.name,
+            serving=task.serving,
             hf_config=hf_config,
             requirements=[f"{name}=={metadata.version(name).split('+')[0]}" for name in REQUIRED],
             source_model_name=ours.get("source_model_name") or hf_config.get("_name_or_path") or "scratch",

@@ -9,7 +9,6 @@ import mltrack
 from mltrack.checkpoints import CheckpointManager, CheckpointMetadata
 from mltrack.config import TrainModelResponse
 from mltrack.errors import ConfigurationError
-from mltrack.evaluation import baselines
 from mltrack.hardware import facts
 from mltrack.journal import write_json
 from mltrack.relay import trainer_tags
@@ -110,12 +109,7 @@ def _log_what_is_known(tracked: TrackedRun) -> None:
 def _baselines(tracked: TrackedRun) -> dict[str, float]:
     train_dataset, eval_dataset = tracked.prepared.train_dataset, tracked.prepared.eval_dataset
     with tracked.frontend.at_once(), without_autologging():
-        if train_dataset.task.is_classification:
-            values = baselines.classification_baselines(
-                train_dataset.records, eval_dataset.records, train_dataset.label_mapping
-            )
-        else:
-            values = baselines.unigram_loss(train_dataset, eval_dataset, len(train_dataset.tokenizer))
+        values = train_dataset.task.baselines(train_dataset, eval_dataset, len(train_dataset.tokenizer))
     return {f"baseline_{name}": value for name, value in values.items()}
 
 

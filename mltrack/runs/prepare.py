@@ -16,9 +16,8 @@ from typing import Any
 from mltrack import registry
 from mltrack.addresses import has_secrets, is_same
 from mltrack.checkpoints import CheckpointManager
-from mltrack.config import TaskType, TrainModelRequest
+from mltrack.config import TrainModelRequest
 from mltrack.data import CodeDataset
-from mltrack.data.encoding import check_truncation
 from mltrack.data.requested import RequestedRecords, checked_paths, requested_records
 from mltrack.errors import ConfigurationError
 from mltrack.evaluation.evaluate import check_metric_name
@@ -31,7 +30,6 @@ from mltrack.runs.frontend import Frontend
 from mltrack.runs.provenance import earlier_labels, find_resumed, reads_as_tokens, saved_options
 from mltrack.runs.record import data_figures, long_text_warnings
 from mltrack.store import credentials_place, served_uri
-from mltrack.tasks import task_for
 from mltrack.training import choose_parallel, compare_decisive, decisive, narrows, use_attention
 
 
@@ -63,10 +61,6 @@ class Prepared:
     data_check: DataReport
     data_figures: Mapping[str, float]
     """What is logged of the data at step 0."""
-
-    @property
-    def task(self) -> TaskType:
-        return TaskType(self.request.task)
 
     @property
     def continued(self) -> Resumed | None:
@@ -134,9 +128,9 @@ def _validated(
         request = saved_options(directory, request, frontend.notice)
         _refuse_problems(request)
     prepare_to_repeat(request.deterministic)
-    task = task_for(TaskType(request.task))
+    task = request.chosen_task()
     request = request.with_defaults(task.defaults(request.model_name))
-    check_truncation(request.truncation, TaskType(request.task))
+    task.check_truncation(request.truncation)
     choose_parallel(request.parallel, choose_device(request.device), task, compiled=request.compile)
     make_output_dir(request.output_dir)
     registry.check_name(request.registered_model_name)
@@ -167,7 +161,7 @@ def _model_source(
     parent = registry.find_parent(request.model_name, uri, None if resumed is None else resumed.path / "config.json")
     source = resolve_model(
         request.model_name,
-        TaskType(request.task),
+        request.chosen_task(),
         trust_remote_code=request.trust_remote_code,
         as_trained=reads_as_tokens(resumed, frontend.notice),
         registry_resolver=None if parent is None else lambda _: parent.folder,
@@ -197,7 +191,7 @@ def _datasets(
 
 
 def _model(request: TrainModelRequest, source: ModelSource, train_dataset: CodeDataset) -> Any:
-    mapping = train_dataset.label_mapping if train_dataset.task.is_classification else None
+    mapping = train_dataset.label_mapping if train_dataset.task.has_classes else None
     model: Any = source.build(label_mapping=mapping, max_length=request.max_length, seed=request.seed)
     model.config.mltrack["truncation"] = request.truncation
     device = choose_device(request.device)
@@ -223,7 +217,7 @@ def _checkpoint(
             f"resume: {resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never"
         )
     device, config = choose_device(request.device), request.training_config()
-    task = task_for(TaskType(request.task))
+    task = train_dataset.task
     replicated = choose_parallel(request.parallel, device, task, compiled=request.compile).replicates
     precision = choose_precision(request.use_mixed_precision, device)
     narrow = narrows(model, config, replicated=replicated)

@@ -7,11 +7,10 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
-from mltrack.config import OPTIONS, TrainModelRequest, checked_options
+from mltrack.config import TrainModelRequest, checked_options, options_of
 from mltrack.data.requested import EarlierLabels
 from mltrack.data.special_tokens import was_read_as_text
 from mltrack.errors import ConfigurationError, printable
@@ -243,7 +242,8 @@ def saved_options(
             f"cannot resume: {where} is missing or is no JSON object; resume a run of `mltrack train`"
         )
     saved = checked_options(content, where)
-    values = {f.name: getattr(request, f.name) for f in fields(request)}
+    values = request.options() | {"tracking_uri": request.tracking_uri}
+    options = options_of(saved.get("task", request.task))
     for name in (
         "dataset_path",
         "validation_path",
@@ -254,7 +254,9 @@ def saved_options(
     inherited = {
         name
         for name in saved
-        if OPTIONS[name].inherited and name not in request.as_typed and values[name] == OPTIONS[name].default
+        if options[name].inherited
+        and name not in request.as_typed
+        and values.get(name, options[name].default) == options[name].default
     }
     values |= {name: saved[name] for name in inherited}
     if named := [f"{name}={values[name]}" for name in _NAMED if name in inherited and values[name] is not None]:
@@ -264,7 +266,7 @@ def saved_options(
             f"{where} says trust_remote_code=true, which is not inherited; if you trust the model's code, add"
             " --trust-remote-code true"
         )
-    return TrainModelRequest(**values)
+    return TrainModelRequest.of(values, as_typed=request.as_typed)
 
 
 def earlier_labels(resumed: RunDirectory | None) -> EarlierLabels | None:

@@ -10,13 +10,12 @@ import os
 import platform
 import uuid
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mltrack
 from mltrack.addresses import is_same, without_secrets
-from mltrack.config import OPTIONS, TrainModelRequest
+from mltrack.config import TrainModelRequest, options_of
 from mltrack.data import CodeDataset
 from mltrack.data.requested import WORKING_DIRECTORY
 from mltrack.journal import RunDirectory, RunInfo, records
@@ -117,10 +116,11 @@ def _found_again(resumed: RunDirectory, given_uri: str | None, notice: Callable[
 
 def params_of(request: TrainModelRequest) -> dict[str, str]:
     """The effective options that decide a result, each in the form that the user typed it."""
+    options = options_of(request.task)
     return {
         name: request.as_typed.get(name, _written(value))
         for name, value in request.options().items()
-        if value is not None and OPTIONS[name].is_param
+        if value is not None and options[name].is_param
     }
 
 
@@ -141,23 +141,18 @@ def _described(dataset: CodeDataset, path: str, context: str, split: str) -> Map
     """A data set as an input of the run."""
     number = len(dataset) + dataset.dropped
     profile: dict[str, Any] = {"num_rows": number, "records": number, "digest": dataset.digest}
-    columns = ["code", "label"] if dataset.task.is_classification else ["description", "code"]
-    if dataset.task.is_classification:
+    if dataset.record_counts:
         profile["classes"] = dataset.record_counts
     source: str | dict[str, str] = path
     if path == STDLIB:  # another interpreter has another library, and another Bandit other opinions
-        source = {
-            "uri": STDLIB,
-            "python": platform.python_version(),
-            **({"bandit": version("bandit")} if dataset.task.is_classification else {}),
-        }
+        source = {"uri": STDLIB, "python": platform.python_version(), **dataset.task.builtin_facts()}
     return {
         "name": f"{Path(path).name}-{split}",
         "digest": dataset.digest[:36],
         "source": source,
         "context": context,
         "schema": json.dumps(
-            {"mlflow_colspec": [{"name": name, "type": "string", "required": True} for name in columns]}
+            {"mlflow_colspec": [{"name": name, "type": "string", "required": True} for name in dataset.task.fields]}
         ),
         "profile": json.dumps(profile),
     }

@@ -3,8 +3,8 @@
 Invariant: neither torch nor transformers nor mlflow is imported and nothing is inferred, so it takes milliseconds; no
 training state gets into the model; what was read is never written to.
 
-The folder loads with mlflow.transformers.load_model, with mlflow.pyfunc.load_model (by mltrack_pyfunc.py, shipped in
-`code/`, which needs no mltrack), and with Transformers' own from_pretrained."""
+The folder loads with mlflow.transformers.load_model, with mlflow.pyfunc.load_model (by the task's serving
+file in `code/`, which needs no mltrack), and with Transformers' own from_pretrained."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata as distributions
 from pathlib import Path
@@ -26,8 +27,27 @@ _STATE_STEMS = ("optimizer", "state", "metadata")
 """What a training needs to go on, and a model does not: files whose names are these, up to the first '.' or '-'."""
 _MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.vocab", "*.jinja")
 _NOT_TOKENIZER = ("model", "config.json", "generation_config.json")
-_CODE = Path(__file__).parent / "shipped" / "mltrack_pyfunc.py"
-_GENERATION = {"max_new_tokens": 128, "temperature": 0.0}
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How a saved model answers where mltrack is not installed: plain JSON values and a file.
+
+    The file is copied beside the model. `mlflow.pyfunc.load_model` imports it and calls its `_load_pyfunc(path)`.
+    """
+
+    file: Path
+    """A Python module that imports neither mltrack nor what is beside it."""
+    inputs: Sequence[Mapping[str, Any]]
+    """Of MLflow's signature: one unnamed string; MLflow refuses a list of plain strings where the column has a name."""
+    outputs: Sequence[Mapping[str, Any]]
+    params: Sequence[Mapping[str, Any]] | None
+    example: str
+    """A text that the model can be asked."""
+    pipeline: str
+    """The class of transformers' pipeline."""
+    pipeline_task: str
+    """The name of that pipeline."""
 
 
 def write_model_folder(
@@ -35,6 +55,7 @@ def write_model_folder(
     out_dir: str | Path,
     *,
     task: str,
+    serving: Serving,
     hf_config: Mapping[str, Any],
     requirements: Sequence[str],
     model_type: str | None = None,
@@ -47,7 +68,8 @@ def write_model_folder(
 
     Args:
         checkpoint_dir: model.safetensors, config.json and tokenizer files; training state beside them is left out.
-        task: code_generation, or one of the classifications.
+        task: its name.
+        serving: how it answers.
         hf_config: laid over the folder's config.json; its key "mltrack" ({"task", "max_length", "prompt_template"}) is
             what the loader reads.
         requirements: pip requirements of a process that loads the model, pinned by the caller.
@@ -89,19 +111,19 @@ def write_model_folder(
         raise CheckpointError(f"{source}: config.json names no architecture and no model_type was given")
     _write_json(out / "config.json", config)
     (out / "code").mkdir()
-    shutil.copyfile(_CODE, out / "code" / _CODE.name)
+    shutil.copyfile(serving.file, out / "code" / serving.file.name)
     _write_environment(out, requirements)
-    example = _write_example(out, task)
+    example = _write_example(out, serving.example)
     model = {
         "flavors": {
             "python_function": {
-                "loader_module": _CODE.stem,
+                "loader_module": serving.file.stem,
                 "code": "code",
                 "env": {"conda": "conda.yaml", "virtualenv": "python_env.yaml"},
                 "python_version": platform.python_version(),
             },
             "transformers": _transformers_flavor(
-                task, model_type, tokenizer_type or "AutoTokenizer", source_model_name
+                serving, model_type, tokenizer_type or "AutoTokenizer", source_model_name
             ),
         },
         "is_signature_from_type_hint": False,
@@ -110,7 +132,10 @@ def write_model_folder(
         "model_size_bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
         "model_uuid": uuid.uuid4().hex,
         "saved_input_example_info": example,
-        "signature": _signature(task),
+        "signature": {
+            name: None if columns is None else json.dumps(columns)
+            for name, columns in (("inputs", serving.inputs), ("outputs", serving.outputs), ("params", serving.params))
+        },
         "utc_time_created": str(datetime.now(UTC).replace(tzinfo=None)),
     }
     if metadata:
@@ -151,45 +176,26 @@ def _model_files(source: Path) -> list[Path]:
     return sorted(path for path in files if re.split(r"[.-]", path.name)[0] not in _STATE_STEMS)
 
 
-def _transformers_flavor(task: str, model_type: str, tokenizer_type: str, source_model_name: str) -> dict[str, Any]:
-    generates = task == "code_generation"
+def _transformers_flavor(
+    serving: Serving, model_type: str, tokenizer_type: str, source_model_name: str
+) -> dict[str, Any]:
     return {
         "code": None,
         "components": ["tokenizer"],
-        "instance_type": "TextGenerationPipeline" if generates else "TextClassificationPipeline",
+        "instance_type": serving.pipeline,
         "model_binary": ".",
         "pipeline_model_type": model_type,
         "source_model_name": source_model_name,
-        "task": "text-generation" if generates else "text-classification",
+        "task": serving.pipeline_task,
         "tokenizer_type": tokenizer_type,
         "torch_dtype": None,
         "transformers_version": distributions.version("transformers"),
     }
 
 
-def _signature(task: str) -> dict[str, str | None]:
-    """One unnamed string in; MLflow refuses a list of plain strings where the column has a name."""
-    signature: dict[str, str | None] = {"inputs": json.dumps([{"type": "string", "required": True}]), "params": None}
-    if task == "code_generation":
-        signature["outputs"] = json.dumps([{"type": "string", "required": True}])
-        kinds = {"max_new_tokens": "long", "temperature": "double"}
-        params = [
-            {"name": name, "default": _GENERATION[name], "shape": None, "type": kind} for name, kind in kinds.items()
-        ]
-        signature["params"] = json.dumps([*params, {"name": "stop", "default": [], "shape": [-1], "type": "string"}])
-    else:
-        columns: list[dict[str, Any]] = [{"type": "string", "name": "label"}, {"type": "double", "name": "score"}]
-        scores: dict[str, Any] = {"type": "map", "values": {"type": "double", "required": True}, "name": "scores"}
-        signature["outputs"] = json.dumps([{**column, "required": True} for column in (*columns, scores)])
-    return signature
-
-
-def _write_example(out: Path, task: str) -> dict[str, Any]:
-    texts = (
-        ["Return the absolute path of a file"] if task == "code_generation" else ["def add(a, b):\n    return a + b\n"]
-    )
-    _write_json(out / "input_example.json", texts)
-    _write_json(out / "serving_input_example.json", {"inputs": texts})
+def _write_example(out: Path, text: str) -> dict[str, Any]:
+    _write_json(out / "input_example.json", [text])
+    _write_json(out / "serving_input_example.json", {"inputs": [text]})
     return {
         "artifact_path": "input_example.json",
         "serving_input_path": "serving_input_example.json",

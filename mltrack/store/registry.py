@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -332,13 +333,19 @@ def load_pyfunc(store: Store, uri: str) -> Any:
         return mlflow.pyfunc.load_model(str(folder))
 
 
-def load_folder(folder: str | Path) -> Any:
+def load_folder(folder: str | Path, serving_file: Path) -> Any:
     """A Hugging Face folder that mltrack trained, as what its registered version would answer with: .predict(["..."],
     params).
-    """
-    from mltrack.store.shipped import mltrack_pyfunc
 
-    return mltrack_pyfunc._load_pyfunc(str(folder))
+    Args:
+        serving_file: of the task's `Serving`.
+    """
+    spec = spec_from_file_location(serving_file.stem, serving_file)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{serving_file} is no Python file")
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module._load_pyfunc(str(folder))
 
 
 def _location(store: Store, wanted: ModelUri) -> tuple[str, str | None]:

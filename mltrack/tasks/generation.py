@@ -1,143 +1,175 @@
-"""Code generation: cross entropy over the completion's tokens; perplexity and token accuracy.
+"""Code generation: a completion for each description.
 
-Invariant: a target is a label that is not -100 and has a token before it; the same targets are counted in training, in
-evaluation and in the unigram baseline. Batches are padded on the right: a causal model never looks at what comes later,
-so no attention mask is passed, which lets attention take its fast path."""
+Invariant: importing this module loads no torch.
+"""
 
 from __future__ import annotations
 
-import inspect
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, Self
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from torch.nn import functional as F
+import numpy as np
 
-from mltrack.config import TaskType
-from mltrack.hardware import whole_products
-from mltrack.tasks.contract import Batch
-from mltrack.tasks.defaults import defaults_for
+from mltrack.config import TrainingConfig
+from mltrack.errors import Interrupted
+from mltrack.records.builtin.stdlib_source import described_functions
+from mltrack.records.record import PROMPT_TEMPLATE, RawRecord, Record
+from mltrack.tasks.contract import Batch, Card, Encoding, Head, Objective, Part, Progress, Rows, Serving, Task, Trained
+from mltrack.tasks.names import TaskType
+
+if TYPE_CHECKING:
+    import torch
+
+    from mltrack.tasks.token_loss import GenerationEvaluator
+
+SAMPLE_TOKENS = 128
+# A scratch model is small and learns from a few thousand records: the rate of a small transformer (5e-4 to 1e-3),
+# 256 tokens (78 % of the stdlib pairs fit). Pretrained: a decoder takes 5e-5.
+_SCRATCH = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-3, "max_length": 256}
+_PRETRAINED = {"epochs": 3, "batch_size": 4, "learning_rate": 5e-5, "max_length": 512}
 
 
-@dataclass(frozen=True)
-class Generation:
+@dataclass(frozen=True, eq=False)
+class Generation(Task):
     """A completion for each description."""
 
-    type: TaskType = TaskType.CODE_GENERATION
-    target_logits: bool = True
-    """Logits where a token is predicted, nowhere else."""
+    fields: ClassVar = ("description", "code")
+    counts_tokens: ClassVar = True
+    packs: ClassVar = True
+    truncations: ClassVar = ("head", "drop")
+    """A completion can only lose its tail: one that began in the middle, or had a hole, would be learned as it is."""
+    head: ClassVar = Head("AutoModelForCausalLM", "LlamaForCausalLM", causal=True)
+    card: ClassVar = Card(
+        "It completes in the style of its training data; what it writes may not run and must be read by a person.",
+        predict_params=', params={"max_new_tokens": 64, "temperature": 0.0, "stop": ["\\n\\n"]}',
+    )
+    serving: ClassVar = Serving(
+        file=Path(__file__).parent / "shipped" / "mltrack_pyfunc.py",
+        inputs=({"type": "string", "required": True},),
+        outputs=({"type": "string", "required": True},),
+        params=(
+            {"name": "max_new_tokens", "default": 128, "shape": None, "type": "long"},
+            {"name": "temperature", "default": 0.0, "shape": None, "type": "double"},
+            {"name": "stop", "default": [], "shape": [-1], "type": "string"},
+        ),
+        example="Return the absolute path of a file",
+        pipeline="TextGenerationPipeline",
+        pipeline_task="text-generation",
+    )
+
+    def parse(self, raw: RawRecord) -> Record:
+        """`description` and `code`."""
+        return raw.record(raw.text("code"), description=raw.text("description"))
+
+    def columns(self, record: Record) -> dict[str, Any]:
+        """`description` and `code`."""
+        return {"description": record.description, "code": record.text}
+
+    def builtin_records(self, progress: Progress | None = None) -> list[Record]:
+        """Functions of the standard library with their docstrings."""
+        return described_functions(progress)
+
+    def encoding(self, tokenizer: Any, max_length: int, truncation: str) -> Encoding:
+        """The description in a prompt, the code, the end token."""
+        from mltrack.data.encoding import PairEncoding
+
+        return PairEncoding(tokenizer, max_length, truncation)
+
+    def targets(self, records: Sequence[Record], rows: Rows, label_mapping: Mapping[str, int]) -> TokensBehindPrompt:
+        """The tokens of the completion."""
+        return TokensBehindPrompt(rows)
+
+    def settings(self) -> dict[str, Any]:
+        """How a description is asked for."""
+        return {"prompt_template": PROMPT_TEMPLATE}
 
     def defaults(self, model_name: str) -> dict[str, Any]:
-        """Options that the user left open, by name."""
-        return defaults_for(self.type, model_name)
+        """A folder or a registered model that was once trained from scratch counts as pretrained."""
+        return dict(_SCRATCH if model_name.startswith("scratch:") else _PRETRAINED)
 
     def sums(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(summed cross entropy in nats, number of target tokens)."""
-        logits, targets = _target_logits(model, batch, nowhere_else=self.target_logits)
-        return F.cross_entropy(logits, targets, reduction="sum"), torch.full((), len(targets), device=targets.device)
+        from mltrack.tasks.token_loss import token_loss
+
+        return token_loss(model, batch)
+
+    def objective(self, config: TrainingConfig, dataset: Any) -> Objective:
+        """With logits where a token is predicted, nowhere else, unless that is switched off."""
+        from mltrack.tasks.token_loss import AllLogits
+
+        super().objective(config, dataset)
+        return self if config.effective_speedups.target_logits else AllLogits()
+
+    def fingerprint(self, config: TrainingConfig) -> dict[str, Any]:
+        """Where logits are computed."""
+        at_targets = config.effective_speedups.target_logits
+        return super().fingerprint(config) | ({"logits": "where a loss is taken"} if at_targets else {})
 
     def evaluator(self, label_names: Sequence[str] | None = None) -> GenerationEvaluator:
-        """A new, empty evaluator; there are no classes to name."""
+        """Loss, perplexity and token accuracy; there are no classes to name."""
+        from mltrack.tasks.token_loss import GenerationEvaluator
+
         return GenerationEvaluator()
 
+    def baselines(self, train_dataset: Any, eval_dataset: Any, vocab_size: int) -> dict[str, float]:
+        """The frequencies of the tokens."""
+        from mltrack.evaluation.baselines import unigram_loss
 
-class GenerationEvaluator:
-    """Keeps three numbers a batch: loss sum, hits, targets."""
+        return unigram_loss(train_dataset, eval_dataset, vocab_size)
 
-    def __init__(self) -> None:
-        self._losses: list[torch.Tensor] = []
-        self._hits: list[torch.Tensor] = []
-        self._count = 0
-
-    def update(self, model: torch.nn.Module, batch: Batch) -> None:
-        """Add a batch."""
-        logits, targets = _target_logits(model, batch)
-        losses = F.cross_entropy(logits, targets, reduction="none")
-        loss = (losses.cpu() if losses.device.type == "mps" else losses).double().sum()  # mps has no float64
-        hits = (logits.argmax(dim=-1) == targets).sum()
-        self._losses.append(
-            loss
-        )  # nothing is added before all of it is computed: a batch that runs out of memory leaves no trace
-        self._hits.append(hits)
-        self._count += len(targets)
-
-    def merge(self, other: Self) -> None:
-        """Add what another evaluator has seen."""
-        self._losses += other._losses
-        self._hits += other._hits
-        self._count += other._count
-
-    def compute(self) -> dict[str, float]:
-        """loss in nats per target token, perplexity = exp(loss), token_accuracy = share of targets that the model ranks
-        first.
-        """
-        if not self._count:
-            return dict.fromkeys(("loss", "perplexity", "token_accuracy"), math.nan)
-        loss = math.fsum(value.item() for value in self._losses) / self._count
-        hits = sum(int(value) for value in self._hits)
-        return {
-            "loss": loss,
-            "perplexity": math.exp(loss) if loss < 700 else math.inf,
-            "token_accuracy": hits / self._count,
-        }
+    def report(self, trained: Trained) -> list[Part]:
+        """Completions of a few descriptions of the evaluation set."""
+        return [("samples", lambda: _samples(trained))]
 
 
-def _target_logits(
-    model: torch.nn.Module, batch: Batch, *, nowhere_else: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32 logits [N, vocabulary] and targets [N] of the N target tokens; the largest matrix of the model is
-    multiplied for these alone.
-    """
-    input_ids, labels = batch["input_ids"], batch["labels"]
-    inner: Any = getattr(model, "module", model)
-    forward: Any = inner.__class__.forward
-    names = _argument_names(forward)
-    options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
-    if "position_ids" in batch:
-        options["position_ids"] = batch["position_ids"]
-    mask = torch.zeros_like(
-        labels, dtype=torch.bool
-    )  # a position that predicts a target; the length stays the multiple that collate made it
-    mask[:, :-1] = labels[:, 1:] != -100
-    targets = labels[:, 1:][mask[:, :-1]]
-    if nowhere_else and "logits_to_keep" in names and _takes_mask(forward):
-        return model(input_ids=input_ids, logits_to_keep=mask, **options).logits.float(), targets
-    return model(input_ids=input_ids, **options).logits[mask].float(), targets
+class TokensBehindPrompt:
+    """The token ids themselves, -100 on the prompt."""
+
+    def __init__(self, rows: Rows):
+        self._num_prompt = rows.num_prompt
+        self.counts: np.ndarray = rows.lengths - rows.num_prompt
+
+    def of(self, index: int, input_ids: np.ndarray) -> np.ndarray:
+        """int64 [T]."""
+        labels = input_ids.copy()
+        labels[: self._num_prompt[index]] = -100
+        return labels
 
 
-def keeps_apart(model: torch.nn.Module) -> bool:
-    """True where the model computes two examples in one row, told apart by their positions alone, as it computes each
-    in a row of its own.
-    """
-    device = next(model.parameters()).device
-    inner: Any = getattr(model, "module", model)
-    if "position_ids" not in _argument_names(inner.__class__.forward):
-        return False
-    ids = torch.arange(24, device=device).reshape(2, 12) % inner.get_input_embeddings().num_embeddings
-    positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1).to(device)
-    was_training = model.training
-    model.eval()
+def _samples(trained: Trained) -> list[tuple[Path, str]]:
+    from mltrack.evaluation.samples import Sample, fixed_prompts, generate_samples, syntax_valid_share
+
+    trained.check_stop()
+    dataset, folder = trained.dataset, trained.folder
+    chosen = fixed_prompts(dataset.records)
+    with trained.autocast():
+        samples = generate_samples(
+            trained.model,
+            dataset.tokenizer,
+            [record.description or "" for record in chosen],
+            max_new_tokens=min(SAMPLE_TOKENS, dataset.max_length // 2),
+            references=[record.text for record in chosen],
+            stop_requested=lambda: _stopped(trained),
+        )
+    trained.check_stop()
+    trained.log_metrics({"eval_syntax_valid": syntax_valid_share(samples)})
+    (folder / "samples.json").write_text(json.dumps([asdict(one) for one in samples], indent=1), encoding="utf-8")
+    columns = [field.name for field in fields(Sample)]
+    table = {"columns": columns, "data": [[getattr(one, column) for column in columns] for one in samples]}
+    (folder / "samples_table.json").write_text(json.dumps(table), encoding="utf-8")
+    trained.show_table(folder / "samples_table.json")
+    return [(folder / "samples.json", "evaluation"), (folder / "samples_table.json", "evaluation")]
+
+
+def _stopped(trained: Trained) -> bool:
     try:
-        with torch.no_grad(), whole_products():
-            packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 5:].float()
-            alone = model(input_ids=ids[:, 5:], use_cache=False).logits.float()
-    finally:
-        model.train(was_training)
-    return bool((packed - alone).abs().max() <= 1e-3 * alone.abs().max())
+        trained.check_stop()
+    except Interrupted:
+        return True
+    return False
 
 
-@lru_cache
-def _argument_names(forward: Callable[..., Any]) -> frozenset[str]:
-    """Names of the arguments of a model's forward."""
-    return frozenset(inspect.signature(forward).parameters)
-
-
-@lru_cache
-def _takes_mask(forward: Callable[..., Any]) -> bool:
-    """True where `logits_to_keep` may be a boolean mask [B, T]: the model goes through transformers' own slicing
-    function for it.
-    """
-    return "slice_logits_to_keep" in inspect.unwrap(forward).__code__.co_names
+GENERATION = Generation(TaskType.CODE_GENERATION.value)

@@ -49,11 +49,7 @@ def decisive(
         "padding": f"to multiples of {PADDED_TO}",
         "packing": "rows filled, or one each" if config.packing else False,
         "dropout masks": "cheap" if config.effective_speedups.dropout_masks else "torch's",
-        "logits": (
-            "where a loss is taken"
-            if config.effective_speedups.target_logits and not dataset.task.is_classification
-            else "everywhere"
-        ),
+        **dataset.task.fingerprint(config),
         "last layer": "for its first token" if narrow else "whole",
         "compiled": "layer by layer" if config.compile else False,
         "model": shape_of(inner),

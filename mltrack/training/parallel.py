@@ -17,17 +17,12 @@ from torch import nn
 
 from mltrack.errors import ConfigurationError
 from mltrack.hardware import visible_gpus
+from mltrack.tasks.contract import Objective
 
 Batch = dict[str, torch.Tensor]
 
 RANKS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
 """Environment variables in which launchers tell a process how many of it they have started."""
-
-
-class Objective(Protocol):
-    """The part of a task that a strategy needs."""
-
-    def sums(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]: ...
 
 
 class Parallel(Protocol):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,16 +15,12 @@ from torch import nn
 from mltrack.checkpoints.state import unwrapped
 from mltrack.collector import frozen
 from mltrack.config import TrainingConfig
-from mltrack.data import CodeDataset
 from mltrack.errors import ConfigurationError
 from mltrack.hardware import allow_planned_attention, allow_tf32, choose_precision, repeating_exactly
-from mltrack.tasks import task_for
-from mltrack.tasks.class_weights import weighted
-from mltrack.tasks.generation import Generation, keeps_apart
+from mltrack.tasks.token_loss import keeps_apart
 from mltrack.training.compiled import check_compiler, compiled_layers
 from mltrack.training.dropout import cheap_masks
 from mltrack.training.first_token import last_layer, only_first_token, reads_first_token
-from mltrack.training.parallel import Objective
 
 
 def prepared(model: nn.Module, config: TrainingConfig, device: torch.device) -> nn.Module:
@@ -61,22 +56,6 @@ def choose_kernels(config: TrainingConfig, device: torch.device) -> None:
     on = config.effective_speedups
     allow_tf32(device, choose_precision(config.use_mixed_precision, device), on.tf32)
     allow_planned_attention(device, not on.any_shape_attention)
-
-
-def objective_of(config: TrainingConfig, dataset: CodeDataset) -> Objective:
-    """The task's objective, weighted by class or without the shortcut of generation where the configuration says so.
-
-    Raises:
-        ConfigurationError: class weights or packing for a task that has none.
-    """
-    task = task_for(dataset.task)
-    if isinstance(task, Generation):
-        task = replace(task, target_logits=config.effective_speedups.target_logits)
-    elif config.packing:
-        raise ConfigurationError(
-            f"packing: seen true, but a batch of {dataset.task} has one label a row; accepted: false"
-        )
-    return weighted(task, config.class_weights, dataset)
 
 
 def narrows(model: nn.Module, config: TrainingConfig, *, replicated: bool) -> bool:

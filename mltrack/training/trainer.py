@@ -45,7 +45,7 @@ from mltrack.training.gradient import GradientOfGroup, StepGradient
 from mltrack.training.listener import Listener
 from mltrack.training.non_finite import non_finite_error, save_group
 from mltrack.training.parallel import Parallel, choose_parallel
-from mltrack.training.preparation import narrows, objective_of, prepared, sped_up
+from mltrack.training.preparation import narrows, prepared, sped_up
 from mltrack.training.resume import Metric, continue_from
 from mltrack.training.saving import Saving
 from mltrack.training.schedule import Every, Plan, adamw, linear_warmup_decay
@@ -101,8 +101,9 @@ class AdvancedTrainer:
         self.config = configure(config, options)
         self.device = choose_device(self.config.device)
         self.precision = Precision(choose_precision(self.config.use_mixed_precision, self.device), self.device)
+        objective = train_dataset.task.objective(self.config, train_dataset)
         self.parallel = parallel or choose_parallel(
-            self.config.parallel, self.device, objective_of(self.config, train_dataset), compiled=self.config.compile
+            self.config.parallel, self.device, objective, compiled=self.config.compile
         )
         self.model = prepared(model, self.config, self.device)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset

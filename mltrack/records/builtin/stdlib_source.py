@@ -1,13 +1,10 @@
 """The built-in source `stdlib`: records from the running interpreter's own standard library.
 
-- code_generation: the docstring's first paragraph is the description, the function without its docstring the code.
-- security_classification: the same functions, with or without docstring, each at the highest level of Bandit's findings
-  in its lines, or safe. text_classification: the same records, safe or unsafe.
-
 Invariant: for one interpreter and one Bandit the records, their order and their numbers are always the same; no two
 have the same code. The labels are Bandit's opinions: a model that learns them learns to imitate Bandit.
 
-    records = stdlib_records("code_generation")
+    described_functions()[0].description
+    rated_functions()[0].label                  # safe, low, medium, high or critical
 """
 
 from __future__ import annotations
@@ -19,9 +16,8 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
-from mltrack.config import TaskType
 from mltrack.records.builtin.stdlib_functions import SourceFunction, functions_of, library_files, library_folder
-from mltrack.records.record import SECURITY_LEVELS, Record, as_task
+from mltrack.records.record import SECURITY_LEVELS, Record
 from mltrack.records.row_cache import cached_rows
 
 STDLIB = "stdlib"
@@ -37,33 +33,44 @@ Progress = Callable[[int, int], None]
 """Called with (done, total)."""
 
 
-def stdlib_records(task: str, *, progress: Progress | None = None) -> list[Record]:
-    """All records of the built-in source for a task.
+def described_functions(progress: Progress | None = None) -> list[Record]:
+    """Functions without their docstring, each with its docstring's first paragraph as the description.
 
-    The first call for an interpreter reads its library (seconds; half a minute of CPU, on all cores, for the
-    classifications) and keeps the outcome in the cache folder.
+    The first call for an interpreter reads its library, which takes seconds, and keeps the outcome in the cache folder.
 
     Args:
-        task: a `TaskType` or its name.
         progress: called while there is nothing in the cache.
+
+    Raises:
+        DatasetError: the interpreter has no source files.
+    """
+    pairs = cached_rows(f"stdlib-pairs-{_interpreter()}", lambda: _pairs(progress or _silent))
+    return [
+        Record(code, None, description, STDLIB, number, {"module": module, "function": name})
+        for number, (description, code, module, name) in enumerate(pairs, start=1)
+    ]
+
+
+def rated_functions(progress: Progress | None = None, *, unsafe: str | None = None) -> list[Record]:
+    """Functions with or without docstring, each labelled with the highest level of Bandit's findings in its lines, or
+    safe.
+
+    The first call for an interpreter takes half a minute of CPU on all cores.
+
+    Args:
+        progress: called while there is nothing in the cache.
+        unsafe: the one label of all levels but safe.
 
     Raises:
         DatasetError: the interpreter has no source files, or Bandit fails.
     """
-    kind = as_task(task)
-    report: Progress = progress if progress is not None else lambda done, total: None
-    if kind is TaskType.CODE_GENERATION:
-        pairs = cached_rows(f"stdlib-pairs-{_interpreter()}", lambda: _pairs(report))
-        return [
-            Record(code, None, description, STDLIB, number, {"module": module, "function": name})
-            for number, (description, code, module, name) in enumerate(pairs, start=1)
-        ]
-    rows = cached_rows(f"stdlib-levels-{_interpreter()}-bandit-{version('bandit')}", lambda: _leveled(report))
-    binary = kind is TaskType.TEXT_CLASSIFICATION
+    rows = cached_rows(
+        f"stdlib-levels-{_interpreter()}-bandit-{version('bandit')}", lambda: _leveled(progress or _silent)
+    )
     return [
         Record(
             code,
-            "unsafe" if binary and level != "safe" else level,
+            unsafe if unsafe is not None and level != "safe" else level,
             None,
             STDLIB,
             number,
@@ -71,6 +78,10 @@ def stdlib_records(task: str, *, progress: Progress | None = None) -> list[Recor
         )
         for number, (level, code, module, name, tests) in enumerate(rows, start=1)
     ]
+
+
+def _silent(done: int, total: int) -> None:
+    """Nobody is told."""
 
 
 def _pairs(report: Progress) -> list[Any]:

@@ -8,13 +8,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mltrack.config.pairs import parse_pairs
 from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
 from mltrack.records.readers.class_names import Names, shared_names
 from mltrack.records.readers.raw import SKIPPABLE, Raw
 from mltrack.records.readers.sources import Source, find_sources
-from mltrack.records.record import Record, as_task, check_record
+from mltrack.records.record import Record, check_record
+from mltrack.tasks.names import task_named
+
+if TYPE_CHECKING:
+    from mltrack.tasks.contract import Task
 
 OnSkip = Callable[[DatasetError, object], None]
 """Told of a record that is left out: why, and what stood there (the object, or the beginning of its text)."""
@@ -24,7 +29,7 @@ Pairs = Mapping[str, str] | str | None
 
 def read_records(
     path: str | Path,
-    task: str,
+    task: str | Task,
     *,
     columns: Pairs = None,
     labels: Pairs = None,
@@ -39,7 +44,7 @@ def read_records(
 
 def iterate_records(
     path: str | Path,
-    task: str,
+    task: str | Task,
     *,
     columns: Pairs = None,
     labels: Pairs = None,
@@ -51,7 +56,7 @@ def iterate_records(
 
     Args:
         path: what `find_sources` accepts; the extensions tell the formats.
-        task: a `TaskType` or its name.
+        task: a task or its name.
         columns: the columns of the fields that have another name, {"code": "func"} or "code=func".
         labels: the classes that the data's labels mean, {"0": "safe"} or "0=safe"; see `check_record`.
         on_bad_record: "stop" raises at the first bad record, "skip" leaves it out.
@@ -63,7 +68,7 @@ def iterate_records(
         DatasetError: a file cannot be read or parsed, holds no records, or holds a bad one.
         ConfigurationError: an unknown task or `on_bad_record`, or pairs that are none.
     """
-    kind = as_task(task)
+    kind = task_named(task)
     if on_bad_record not in SKIPPABLE:
         raise ConfigurationError(
             f"on_bad_record: seen {on_bad_record!r}; {did_you_mean(str(on_bad_record), SKIPPABLE)}"
@@ -73,7 +78,7 @@ def iterate_records(
     first_bad: DatasetError | None = None
     sources = find_sources(path)
     shared = (
-        _shared_names(sources, names.get("label", "label"), classes) if class_names and kind.is_classification else None
+        _shared_names(sources, names.get("label", "label"), classes) if class_names and "label" in kind.fields else None
     )
     for source in sources:
         with closing(

@@ -9,12 +9,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mltrack.tasks import TaskType
+
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mltrack"
 PAGE = ROOT / "docs" / "architecture.md"
 ENTRY = {"__init__", "__main__"}
 """The package's lazy names and `python -m mltrack`: they stand outside of the order."""
-SHIPPED = PACKAGE / "store" / "shipped"
+HANDED_OUT = "mltrack.tasks.contract."
+"""What `task_named` returns: every layer may name its type."""
+SHIPPED = PACKAGE / "tasks" / "shipped"
 """Plain Python that travels with a model; it is loaded by MLflow where mltrack may not be installed."""
 
 
@@ -29,10 +33,16 @@ def modules() -> list[tuple[Path, str]]:
     """(file, layer) of every module of the package that is part of the order."""
     found = []
     for path in sorted(PACKAGE.rglob("*.py")):
-        layer = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        if layer not in ENTRY and SHIPPED not in path.parents:
+        name = path.relative_to(PACKAGE).with_suffix("").as_posix()
+        layer = layer_of(name.removesuffix("/__init__"))
+        if name not in ENTRY and SHIPPED not in path.parents:
             found.append((path, layer))
     return found
+
+
+def layer_of(name: str) -> str:
+    """The layer of a module, named like a path: a module of a folder may be a layer of its own."""
+    return name if name in layers() else name.split("/")[0]
 
 
 def imports(path: Path, package: Path = PACKAGE) -> Iterator[tuple[int, str]]:
@@ -48,15 +58,25 @@ def imports(path: Path, package: Path = PACKAGE) -> Iterator[tuple[int, str]]:
             yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
 
 
+def for_types_alone(path: Path) -> set[int]:
+    """The lines that only a type checker reads."""
+    tree = ast.parse(path.read_text(encoding="utf-8"), str(path))
+    guarded = [node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    return {line for node in guarded for line in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+
+
 def violations(path: Path, layer: str, order: list[str], package: Path = PACKAGE) -> list[str]:
     """What a file imports and may not, one line each."""
-    problems = []
+    problems, types_alone = [], for_types_alone(path)
     for line, name in imports(path, package):
+        if line in types_alone and name.startswith(HANDED_OUT):
+            continue
         head, _, rest = name.partition(".")
         where = f"{path.relative_to(package.parent)}:{line} imports {name}"
         if head == "mlflow" and layer != "store":
             problems.append(f"{where}; only mltrack.store may import mlflow")
-        target = rest.split(".")[0]
+        parts = rest.split(".")
+        target = "/".join(parts[:2]) if "/".join(parts[:2]) in order else parts[0]
         if head == package.name and target in order and target != layer and order.index(target) > order.index(layer):
             problems.append(f"{where}, which stands below {layer}")
     return problems
@@ -70,7 +90,7 @@ def test_the_page_lists_what_the_package_holds() -> None:
 def test_a_name_with_a_slash_is_a_folder() -> None:
     block = PAGE.read_text(encoding="utf-8").split("## Layout")[1]
     for layer in layers():
-        written_as_folder = re.search(rf"^{layer}/", block, re.MULTILINE) is not None
+        written_as_folder = re.search(rf"^{layer}/ ", block, re.MULTILINE) is not None
         assert written_as_folder == (PACKAGE / layer).is_dir(), layer
 
 
@@ -109,3 +129,19 @@ def test_a_stage_of_a_run_takes_what_it_needs_and_asserts_nothing() -> None:
         if isinstance(node, ast.Assert)
     ]
     assert asserts == []
+
+
+def test_nothing_outside_of_the_tasks_asks_which_task_it_is() -> None:
+    """No literal, no `TaskType` but as the default of an option: everything else asks the object."""
+    names = {task.value for task in TaskType}
+    askers = []
+    for path, _ in modules():
+        if "tasks" in path.relative_to(PACKAGE).parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            asks = (isinstance(node, ast.Constant) and node.value in names) or (
+                isinstance(node, ast.Attribute) and node.attr == "is_classification"
+            )
+            if asks:
+                askers.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert askers == []

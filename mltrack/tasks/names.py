@@ -1,0 +1,88 @@
+"""Which tasks there are: the three of mltrack, and those that installed packages bring.
+
+Invariant: a task's own module is imported when the task is first asked for, and the entry points of installed packages
+are read only for a name that is none of the three. No other module decides anything by a task's name.
+
+    [project.entry-points."mltrack.tasks"]
+    token_classification = "my_package:TASK"
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from functools import cache
+from importlib import import_module, metadata
+from typing import TYPE_CHECKING
+
+from mltrack.errors import ConfigurationError, described, did_you_mean
+
+if TYPE_CHECKING:
+    from mltrack.tasks.contract import Task
+
+GROUP = "mltrack.tasks"
+"""The entry point group of tasks that other packages bring."""
+
+
+class TaskType(StrEnum):
+    """The three tasks of mltrack."""
+
+    TEXT_CLASSIFICATION = "text_classification"
+    CODE_GENERATION = "code_generation"
+    SECURITY_CLASSIFICATION = "security_classification"
+
+
+_HOME = {
+    TaskType.TEXT_CLASSIFICATION: ("classification", "TEXT"),
+    TaskType.CODE_GENERATION: ("generation", "GENERATION"),
+    TaskType.SECURITY_CLASSIFICATION: ("classification", "SECURITY"),
+}
+
+
+def task_named(task: str | Task) -> Task:
+    """The task of that name; a task is returned as it is.
+
+    Raises:
+        ConfigurationError: there is none; the message lists those that are. Or the package that brings it fails.
+    """
+    if not isinstance(task, str):
+        return task
+    if task in _HOME:
+        module, name = _HOME[TaskType(task)]
+        found: Task = getattr(import_module(f"mltrack.tasks.{module}"), name)
+        return found
+    if task not in _installed():
+        raise ConfigurationError(f"task: seen {task!r}; {did_you_mean(task, task_names())}")
+    return _loaded(task)
+
+
+def task_names() -> list[str]:
+    """The names of the three, and of those that installed packages bring."""
+    return [*TaskType, *_installed()]
+
+
+def all_tasks() -> list[Task]:
+    """Every task, the three first; one whose package fails is left out."""
+    found = []
+    for name in task_names():
+        try:
+            found.append(task_named(name))
+        except ConfigurationError:
+            continue
+    return found
+
+
+@cache
+def _installed() -> dict[str, metadata.EntryPoint]:
+    return {one.name: one for one in metadata.entry_points(group=GROUP) if one.name not in _HOME}
+
+
+@cache
+def _loaded(name: str) -> Task:
+    entry = _installed()[name]
+    try:
+        task: Task = entry.load()
+    except Exception as error:
+        raise ConfigurationError(
+            f"task: {name} cannot be loaded from {entry.value}: {described(error)}; repair or uninstall its package"
+        ) from error
+    return task

@@ -1,0 +1,140 @@
+"""A completion: cross entropy over its tokens; perplexity and token accuracy.
+
+Invariant: a target is a label that is not -100 and has a token before it; the same targets are counted in training, in
+evaluation and in the unigram baseline. Batches are padded on the right: a causal model never looks at what comes later,
+so no attention mask is passed, which lets attention take its fast path."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Self
+
+import torch
+from torch.nn import functional as F
+
+from mltrack.hardware import whole_products
+from mltrack.tasks.contract import Batch
+
+
+def token_loss(
+    model: torch.nn.Module, batch: Batch, *, target_logits: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(summed cross entropy in nats, number of target tokens).
+
+    Args:
+        target_logits: logits where a token is predicted, nowhere else.
+    """
+    logits, targets = _target_logits(model, batch, nowhere_else=target_logits)
+    return F.cross_entropy(logits, targets, reduction="sum"), torch.full((), len(targets), device=targets.device)
+
+
+@dataclass(frozen=True)
+class AllLogits:
+    """The objective with the logits of every position: the matrix is larger, the loss the same but for rounding."""
+
+    def sums(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `token_loss`."""
+        return token_loss(model, batch, target_logits=False)
+
+
+class GenerationEvaluator:
+    """Keeps three numbers a batch: loss sum, hits, targets."""
+
+    def __init__(self) -> None:
+        self._losses: list[torch.Tensor] = []
+        self._hits: list[torch.Tensor] = []
+        self._count = 0
+
+    def update(self, model: torch.nn.Module, batch: Batch) -> None:
+        """Add a batch."""
+        logits, targets = _target_logits(model, batch)
+        losses = F.cross_entropy(logits, targets, reduction="none")
+        loss = (losses.cpu() if losses.device.type == "mps" else losses).double().sum()  # mps has no float64
+        hits = (logits.argmax(dim=-1) == targets).sum()
+        self._losses.append(
+            loss
+        )  # nothing is added before all of it is computed: a batch that runs out of memory leaves no trace
+        self._hits.append(hits)
+        self._count += len(targets)
+
+    def merge(self, other: Self) -> None:
+        """Add what another evaluator has seen."""
+        self._losses += other._losses
+        self._hits += other._hits
+        self._count += other._count
+
+    def compute(self) -> dict[str, float]:
+        """loss in nats per target token, perplexity = exp(loss), token_accuracy = share of targets that the model ranks
+        first.
+        """
+        if not self._count:
+            return dict.fromkeys(("loss", "perplexity", "token_accuracy"), math.nan)
+        loss = math.fsum(value.item() for value in self._losses) / self._count
+        hits = sum(int(value) for value in self._hits)
+        return {
+            "loss": loss,
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "token_accuracy": hits / self._count,
+        }
+
+
+def _target_logits(
+    model: torch.nn.Module, batch: Batch, *, nowhere_else: bool = True
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """float32 logits [N, vocabulary] and targets [N] of the N target tokens; the largest matrix of the model is
+    multiplied for these alone.
+    """
+    input_ids, labels = batch["input_ids"], batch["labels"]
+    inner: Any = getattr(model, "module", model)
+    forward: Any = inner.__class__.forward
+    names = _argument_names(forward)
+    options: dict[str, Any] = {"use_cache": False} if "use_cache" in names else {}
+    if "position_ids" in batch:
+        options["position_ids"] = batch["position_ids"]
+    mask = torch.zeros_like(
+        labels, dtype=torch.bool
+    )  # a position that predicts a target; the length stays the multiple that collate made it
+    mask[:, :-1] = labels[:, 1:] != -100
+    targets = labels[:, 1:][mask[:, :-1]]
+    if nowhere_else and "logits_to_keep" in names and _takes_mask(forward):
+        return model(input_ids=input_ids, logits_to_keep=mask, **options).logits.float(), targets
+    return model(input_ids=input_ids, **options).logits[mask].float(), targets
+
+
+def keeps_apart(model: torch.nn.Module) -> bool:
+    """True where the model computes two examples in one row, told apart by their positions alone, as it computes each
+    in a row of its own.
+    """
+    device = next(model.parameters()).device
+    inner: Any = getattr(model, "module", model)
+    if "position_ids" not in _argument_names(inner.__class__.forward):
+        return False
+    ids = torch.arange(24, device=device).reshape(2, 12) % inner.get_input_embeddings().num_embeddings
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1).to(device)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), whole_products():
+            packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 5:].float()
+            alone = model(input_ids=ids[:, 5:], use_cache=False).logits.float()
+    finally:
+        model.train(was_training)
+    return bool((packed - alone).abs().max() <= 1e-3 * alone.abs().max())
+
+
+@lru_cache
+def _argument_names(forward: Callable[..., Any]) -> frozenset[str]:
+    """Names of the arguments of a model's forward."""
+    return frozenset(inspect.signature(forward).parameters)
+
+
+@lru_cache
+def _takes_mask(forward: Callable[..., Any]) -> bool:
+    """True where `logits_to_keep` may be a boolean mask [B, T]: the model goes through transformers' own slicing
+    function for it.
+    """
+    return "slice_logits_to_keep" in inspect.unwrap(forward).__code__.co_names
