@@ -96,33 +96,37 @@ def distinct_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def joined(count: int, groupings: Sequence[np.ndarray]) -> np.ndarray:
-    """One numbering of `count` records in which whoever has a number in common in any of the groupings has the same:
-    int64 [count].
+    """One numbering of `count` records in which records that share a number in any of the groupings share one: [count].
 
     Args:
-        groupings: int64 [count] each; a negative number is in common with nobody.
+        groupings: int64 [count] each; a negative number is shared with no other record.
     """
-    sets = _DisjointSets(count)
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    edges = [np.zeros((2, 0), dtype=np.int64)]
     for numbers in groupings:
         order = np.argsort(numbers, kind="stable")
         ordered = numbers[order]
-        for i in np.flatnonzero((ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)):
-            sets.join(int(order[i]), int(order[i + 1]))
-    return sets.numbers()
+        same = (ordered[1:] == ordered[:-1]) & (ordered[1:] >= 0)
+        edges.append(np.stack([order[:-1][same], order[1:][same]]))
+    ends = np.concatenate(edges, axis=1)
+    graph = coo_array((np.ones(ends.shape[1], dtype=bool), tuple(ends)), shape=(count, count))
+    return np.asarray(connected_components(graph, directed=False)[1], dtype=np.int64)
 
 
 def _grouped(records: Sequence[Record], order: np.ndarray, report: Progress) -> list[list[int]]:
     """[near, same]: a group's number for each of the distinct records at these positions, which are in the order of
     their keys.
     """
+    from scipy.cluster.hierarchy import DisjointSet
+
     count = len(order)
-    sets = _DisjointSets(count)
-    same: dict[bytes, int] = {}
-    short: dict[bytes, int] = {}
-    shapes: dict[bytes, int] = {}
+    same: list[int] = []
+    near: list[int] = []
+    first_of: dict[bytes, int] = {}  # of the records with the same code, and of those with the same shape
     compared: list[int] = []
     runs: list[np.ndarray] = []
-    same_numbers = []
     by_similarity = count <= MOST_COMPARED
     if not by_similarity:
         warnings.warn(
@@ -133,27 +137,26 @@ def _grouped(records: Sequence[Record], order: np.ndarray, report: Progress) -> 
     codes = _TokenCodes()
     for index, record in enumerate(records[int(position)] for position in order):
         code = normalize(record.text)
-        same_numbers.append(same.setdefault(code.same_code, index))
+        same.append(first_of.setdefault(b"code" + code.same_code, index))
         found = _runs(np.fromiter(map(codes.__getitem__, code.tokens), dtype=np.uint64, count=len(code.tokens)))
         if len(found) < FEWEST_RUNS:
-            sets.join(
-                index,
-                short.setdefault(code.same_code + (record.description or "").encode("utf-8", "surrogatepass"), index),
-            )
+            shape = b"short" + code.same_code + (record.description or "").encode("utf-8", "surrogatepass")
         else:
-            shape = found.tobytes() if by_similarity else "\0".join(code.tokens).encode("utf-8", "surrogatepass")
-            first = shapes.setdefault(blake2b(shape, digest_size=16).digest(), index)
-            sets.join(index, first)
-            if first == index and by_similarity:
+            whole = found.tobytes() if by_similarity else "\0".join(code.tokens).encode("utf-8", "surrogatepass")
+            shape = b"shape" + blake2b(whole, digest_size=16).digest()
+            if by_similarity and shape not in first_of:
                 compared.append(index)
                 runs.append(found)
+        near.append(first_of.setdefault(shape, index))
         if index % _REPORT_EVERY == 0:
             report(index, count)
+    alike = DisjointSet(range(len(runs)))
     for a, b in _candidates(runs):
-        if sets.find(compared[a]) != sets.find(compared[b]) and _similarity(runs[a], runs[b]) >= SIMILARITY:
-            sets.join(compared[a], compared[b])
+        if not alike.connected(a, b) and _similarity(runs[a], runs[b]) >= SIMILARITY:
+            alike.merge(a, b)
+    groups = {index: compared[alike[position]] for position, index in enumerate(compared)}
     report(count, count)
-    return [sets.numbers().tolist(), same_numbers]
+    return [[groups.get(index, index) for index in near], same]
 
 
 class _TokenCodes(dict[str, int]):
@@ -217,31 +220,5 @@ def _signatures(runs: Sequence[np.ndarray]) -> np.ndarray:
     """MinHash signatures [N, bands x rows]."""
     from datasketch import MinHash
 
-    empty = MinHash(num_perm=_BANDS * _ROWS, hashfunc=int)
-    made = np.empty((len(runs), _BANDS * _ROWS), dtype=empty.hashvalues.dtype)
-    for row, found in enumerate(runs):
-        sketch = empty.copy()
-        sketch.update_batch(found.tolist())
-        made[row] = sketch.hashvalues
-    return made
-
-
-class _DisjointSets:
-    """Union-find; a set is named by its smallest member."""
-
-    def __init__(self, count: int):
-        self._parents = list(range(count))
-
-    def find(self, member: int) -> int:
-        parents = self._parents
-        while parents[member] != member:
-            parents[member] = parents[parents[member]]
-            member = parents[member]
-        return member
-
-    def join(self, a: int, b: int) -> None:
-        low, high = sorted((self.find(a), self.find(b)))
-        self._parents[high] = low
-
-    def numbers(self) -> np.ndarray:
-        return np.array([self.find(member) for member in range(len(self._parents))], dtype=np.int64)
+    made = MinHash.generator((found.tolist() for found in runs), num_perm=_BANDS * _ROWS, hashfunc=int)
+    return np.array([sketch.hashvalues for sketch in made])
