@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import commands
 import numpy as np
 import pytest
 from cached_tokens import encoder, records
+from mltrack.data.cache import num_bytes
 from tracked_runs import kill, until
 from transformers import PreTrainedTokenizer
 
@@ -51,8 +53,8 @@ def same(found: TokenRows, expected: TokenRows) -> bool:
     )
 
 
-def files(cache: Path, pattern: str = "tokens-*.bin") -> list[Path]:
-    return sorted(cache.glob(pattern))
+def kept(cache: Path, pattern: str = "tokens-*") -> list[Path]:
+    return sorted(path for path in cache.glob(pattern) if path.suffix != ".lock")
 
 
 def built_by(make: Callable[[Built], TokenRows]) -> tuple[TokenRows, bool]:
@@ -84,8 +86,8 @@ def test_two_builders_at_once_make_it_once(cache: Path, tmp_path: Path) -> None:
     assert [answer(first), answer(second)] == [
         {"built": built, "sum": int(expected.ids.sum()), "mapped": True, "readers": []} for built in (True, False)
     ]
-    assert len(files(cache)) == 1
-    assert files(cache, ".tokens-*") == []
+    assert len(kept(cache)) == 1
+    assert kept(cache, ".tokens-*") == []
     # "readers": a start, cached or not, imports neither datasets nor pyarrow nor pandas
 
 
@@ -94,23 +96,23 @@ def test_a_builder_that_is_killed_leaves_nothing_in_the_way(cache: Path, tmp_pat
     until((tmp_path / "killed-builds").exists, "the builder")
     kill(builder.pid)
     builder.communicate()
-    assert (files(cache), len(files(cache, ".tokens-*"))) == ([], 1), "half a file under another name"
+    assert (kept(cache), len(kept(cache, ".tokens-*"))) == ([], 1), "half a file under another name"
     rows, built = built_by(lambda built: token_rows(records(), encoder(), progress=built))
     assert built
     assert same(rows, token_rows(records(), encoder(), cache=False))
-    assert (len(files(cache)), files(cache, ".tokens-*")) == (1, [])
+    assert (len(kept(cache)), kept(cache, ".tokens-*")) == (1, [])
 
 
 def test_what_another_builder_left_is_removed_but_not_while_it_builds(cache: Path, tmp_path: Path) -> None:
     builder = start_builder(tmp_path, "other")
     until((tmp_path / "other-builds").exists, "the builder")
-    left = files(cache, ".tokens-*")
+    left = kept(cache, ".tokens-*")
     token_rows(records(), encoder(max_length=16))
-    assert files(cache, ".tokens-*") == left != [], "it is being written"
+    assert kept(cache, ".tokens-*") == left != [], "it is being written"
     kill(builder.pid)
     builder.communicate()
     token_rows(records(), encoder(max_length=24))
-    assert files(cache, ".tokens-*") == []
+    assert kept(cache, ".tokens-*") == []
 
 
 def test_any_damage_is_seen_and_the_file_made_anew(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,19 +120,24 @@ def test_any_damage_is_seen_and_the_file_made_anew(cache: Path, monkeypatch: pyt
     some, made_by = records(20), encoder()
     expected = token_rows(some, made_by, cache=False)
     token_rows(some, made_by)
-    (path,) = files(cache)
-    whole = path.read_bytes()
-    damages = [
-        whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), max(1, len(whole) // 150))
-    ]
-    damages += [whole[:at] + bytes([whole[at] ^ 128]) + whole[at + 1 :] for at in range(len(whole) - 20, len(whole))]
-    damages += [b"", whole[:1], whole[: len(whole) // 2], whole[:-1], whole + b"\0", b"\0" * len(whole)]
-    for damaged in damages:
-        path.write_bytes(damaged)
-        rows, built = built_by(lambda built: token_rows(some, made_by, progress=built))
-        assert built
-        assert same(rows, expected)
-        assert path.read_bytes() == whole
+    (folder,) = kept(cache)
+    names = ["checksums.json", "ids.npy", "lengths.npy", "num_prompt.npy", "uncut.npy"]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    for name in names:
+        path = folder / name
+        whole = path.read_bytes()
+        damages = [
+            whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :]
+            for bit in (1, 128)
+            for at in range(0, len(whole), max(1, len(whole) // 20))
+        ]
+        damages += [b"", whole[:1], whole[: len(whole) // 2], whole[:-1], b"\0" * len(whole)]
+        for damaged in [*damages, None]:
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            rows, built = built_by(lambda built: token_rows(some, made_by, progress=built))
+            assert built
+            assert same(rows, expected)
+            assert path.read_bytes() == whole
     assert not built_by(lambda built: token_rows(some, made_by, progress=built))[1]
 
 
@@ -151,11 +158,11 @@ def test_each_of_what_decides_the_ids_has_a_file_of_its_own(cache: Path, monkeyp
         )
         assert built, name
         assert same(rows, token_rows(chosen, made_by, cache=False)), name
-        assert len(files(cache)) == number, name
+        assert len(kept(cache)) == number, name
     classifies = [encoder(12, way, task=TaskType.TEXT_CLASSIFICATION) for way in ("head", "tail", "both")]
     for made_by in classifies:
         assert same(token_rows(some, made_by), token_rows(some, made_by, cache=False))
-    assert len(files(cache)) == len(ways) + 3
+    assert len(kept(cache)) == len(ways) + 3
     for chosen, made_by in [*ways.values(), *((some, one) for one in classifies)]:
         rows, built = built_by(
             lambda built, chosen=chosen, made_by=made_by: token_rows(chosen, made_by, progress=built)
@@ -228,21 +235,21 @@ def test_the_folder_is_bounded_and_what_was_used_last_stays(cache: Path, monkeyp
     assert not built_by(lambda built: token_rows(some, encoder(max_length=24), progress=built))[
         1
     ]  # and now it was used
-    monkeypatch.setattr(token_cache, "MOST_BYTES", sum(path.stat().st_size for path in files(cache)))
+    monkeypatch.setattr(token_cache, "MOST_BYTES", sum(num_bytes(path) for path in kept(cache)))
     newest = token_rows(some, encoder(max_length=20, vocab_size=290))
-    left = set(files(cache))
+    left = set(kept(cache))
     assert {newest.path, held[2].path} <= left
     assert held[1].path not in left, "the one that was used longest ago"
     assert same(held[1], token_rows(some, encoder(max_length=20), cache=False)), "who has it mapped still reads it"
     monkeypatch.setattr(token_cache, "MOST_BYTES", 0)
     alone = token_rows(some, encoder(max_length=28))
-    assert files(cache) == [alone.path]
+    assert kept(cache) == [alone.path]
 
 
 def test_a_folder_that_cannot_be_written_costs_time_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLTRACK_CACHE_DIR", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="cannot be written .* token ids are made each time"):
+    with pytest.warns(UserWarning, match="token ids are not kept .* set MLTRACK_CACHE_DIR to a folder that can"):
         rows = token_rows(records(), encoder())
     assert same(rows, token_rows(records(), encoder(), cache=False))
 
@@ -279,13 +286,13 @@ def test_a_disk_without_room_costs_time_alone(cache: Path) -> None:
     found = json.loads(ended.stdout)
     assert found["sum"] == int(token_rows(records(), encoder(), cache=False).ids.sum())
     (line,) = found["told"]
-    assert line.endswith("not kept (File too large); token ids are held in memory")
-    assert (found["path"], files(cache), files(cache, ".tokens-*")) == (None, [], [])
+    assert "token ids are not kept (File too large) but held in memory" in line
+    assert (found["path"], kept(cache), kept(cache, ".tokens-*")) == (None, [], [])
 
 
 def test_few_records_need_no_file(cache: Path) -> None:
     assert token_rows(records(100), encoder()).path is None
-    assert files(cache) == []
+    assert kept(cache) == []
 
 
 def test_a_worker_process_maps_the_file_again(cache: Path) -> None:
@@ -294,5 +301,5 @@ def test_a_worker_process_maps_the_file_again(cache: Path) -> None:
     assert len(packed) < rows.lengths.nbytes * 6 + 2000, "no ids in it"
     assert same(pickle.loads(packed), rows)
     assert rows.path is not None
-    rows.path.unlink()
+    shutil.rmtree(rows.path)
     assert same(pickle.loads(pickle.dumps(rows)), rows), "of a file that is gone, a copy"

@@ -256,7 +256,7 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_a_cache_that_cannot_be_written_costs_time_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLTRACK_CACHE_DIR", str(tmp_path / "file" / "cache"))
-    with pytest.warns(UserWarning, match="cannot be written .* set MLTRACK_CACHE_DIR to a folder that can"):
+    with pytest.warns(UserWarning, match="not kept .* set MLTRACK_CACHE_DIR to a folder that can"):
         assert cached_rows("x", lambda: rows(3)) == rows(3)
 
 

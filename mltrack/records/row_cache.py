@@ -1,27 +1,31 @@
 """What took long to make, kept in the user's cache folder.
 
-Invariant: a reader sees a whole file or none: it is written under a temporary name, synced and renamed; of several
-processes that need the same file one makes it while the others wait, and a damaged or half-written one is made anew.
-Where the folder cannot be written the work is done each time, with a warning."""
+Invariant: a reader sees a whole file or none: it is written under a temporary name and renamed; of several processes
+that need the same file one makes it while the others wait, and a damaged or half-written one is made anew. Where the
+folder cannot be written the work is done each time, with a warning."""
 
 from __future__ import annotations
 
 import contextlib
 import gzip
+import hashlib
 import json
 import os
+import shutil
 import tempfile
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
+
+import xxhash
 
 from mltrack.cache import Cached, cache_folder, is_locked, locked
 
 FORMAT_VERSION = 1
 """Part of every file's name: another version never reads it. Whatever changes the rows that are made raises it."""
-_PATTERNS = {"tokens": "tokens-*.bin", "records": "records-*.arrow", "rows": "*-f[0-9]*.jsonl.gz"}
+_PATTERNS = {"tokens": "tokens-*", "records": "records-*.arrow", "rows": "*-f[0-9]*.jsonl.gz"}
 """{kind: names} of what is kept of data sets."""
 
 
@@ -36,25 +40,30 @@ def cached_rows(name: str, build: Callable[[], list[Any]]) -> list[Any]:
     rows = _read(path)
     if rows is not None:
         return rows
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock_file = path.with_suffix(".lock").open("ab")
-    except OSError as error:
-        warnings.warn(
-            f"{path.parent}: cannot be written ({error.strerror}), so the built-in source is scanned each time; set"
-            " MLTRACK_CACHE_DIR to a folder that can",
-            stacklevel=2,
-        )
-        return build()
-    with lock_file, locked(lock_file.fileno()):
+    with only_builder(path):
         rows = _read(path)  # another process may have made it while this one waited
         if rows is None:
             rows = build()
             try:
                 _write(path, rows)
             except OSError as error:
-                warnings.warn(f"{path}: not kept ({error.strerror})", stacklevel=2)
+                warnings.warn(
+                    f"{path}: not kept ({error.strerror}), so it is made each time; set MLTRACK_CACHE_DIR to a folder"
+                    " that can be written",
+                    stacklevel=2,
+                )
     return rows
+
+
+@contextlib.contextmanager
+def only_builder(path: Path) -> Iterator[None]:
+    """Wait until no other process makes `path`, and let others wait; where the folder cannot be written, do nothing."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(path.with_suffix(".lock").open("ab"))
+            stack.enter_context(locked(lock.fileno()))
+        yield
 
 
 def _read(path: Path) -> list[Any] | None:
@@ -68,26 +77,31 @@ def _read(path: Path) -> list[Any] | None:
 
 def _write(path: Path, rows: list[Any]) -> None:
     lines = [json.dumps({"rows": len(rows)}), *(json.dumps(row) for row in rows)]
-    with written_whole(path) as stream:
-        stream.write(gzip.compress("\n".join(lines).encode(), mtime=0))
-
-
-@contextlib.contextmanager
-def written_whole(path: Path) -> Iterator[BinaryIO]:
-    """A stream whose bytes are `path` once they are all on the disk; whatever ends the writing, no half file is
-    left.
-    """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.")
     try:
         with os.fdopen(handle, "wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
+            stream.write(gzip.compress("\n".join(lines).encode(), mtime=0))
         os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise
+    finally:
+        remove(Path(temporary))
+
+
+def checksum(path: Path) -> str:
+    """XXH3 (hex) of a file, which is read: mapped pages would count as this process's memory."""
+    with path.open("rb", buffering=0) as stream:
+        return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
+
+
+def num_bytes(path: Path) -> int:
+    """Of a file, or of the files in a folder."""
+    return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder, or what of it can be deleted; a process that has mapped it still reads it."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def kept_files() -> list[Cached]:
@@ -96,18 +110,18 @@ def kept_files() -> list[Cached]:
         Cached(
             kind=kind,
             name=path.name,
-            num_bytes=found.st_size,
-            used=found.st_mtime,
+            num_bytes=num_bytes(path),
+            used=path.stat().st_mtime,
             in_use=is_locked(path.with_suffix(".lock")),
         )
         for kind, pattern in _PATTERNS.items()
         for path in sorted(cache_folder().glob(pattern))
-        if (found := path.stat())
+        if path.suffix != ".lock"
     ]
 
 
 def remove_file(name: str) -> None:
-    """Remove one of `kept_files`, with its lock and its seal; a process that has mapped it still reads it."""
+    """Remove one of `kept_files`, with its lock and its seal."""
     path = cache_folder() / name
     for one in (path, path.with_suffix(".lock"), path.with_name(f"{name}.json")):
-        one.unlink(missing_ok=True)
+        remove(one)
