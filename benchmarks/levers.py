@@ -65,16 +65,11 @@ def _switch(name: str, what: str, *, off: Mapping[str, str] | None = None, **mor
 LEVERS = dict(
     (
         _switch("allocator", "glibc keeps freed memory", devices=("cpu",)),
-        _switch("threads", "as many threads as cores and quota allow", devices=("cpu",)),
         _switch("buckets", "batches of like length"),
         _switch("dropout_masks", "cheap dropout masks", devices=("cpu",), tasks=("text_classification",)),
-        _switch("gc_freeze", "garbage collector frozen before the first step"),
-        _switch("prefetch", "batches collated ahead of the step"),
         _switch(
             "fused_adamw", "AdamW in one kernel, against torch's default; on a GPU with the late loss, which needs it"
         ),
-        _switch("late_loss", "loss read when the next step is under way", devices=("cuda",)),
-        _switch("pinned_memory", "batches in memory that a GPU copies by itself", devices=("cuda",)),
         _switch("any_shape_attention", "attention without cuDNN, which plans each shape", devices=("cuda",)),
         _switch(
             "tf32",

@@ -22,11 +22,11 @@ those all.
 """
 
 
-def collect_rarely(wanted: bool = True) -> None:
+def collect_rarely() -> None:
     """Look for garbage a hundred times less often, until `collect_as_before`; thresholds that somebody else has set
     stay.
     """
-    if wanted and gc.get_threshold() == _AS_STARTED:
+    if gc.get_threshold() == _AS_STARTED:
         gc.set_threshold(*_RARELY)
 
 
@@ -37,18 +37,18 @@ def collect_as_before() -> None:
 
 
 @contextmanager
-def frozen(wanted: bool = True) -> Iterator[None]:
+def frozen() -> Iterator[None]:
     """Inside, what exists at the beginning is not visited, and `collect_rarely` is over; what somebody else has frozen
     already stays so.
     """
     collect_as_before()
-    wanted = wanted and gc.get_freeze_count() == 0
-    if wanted:
+    thawed = gc.get_freeze_count() == 0
+    if thawed:
         gc.freeze()  # with what garbage there is: to look for it first would take 0.2 s before the first step
     try:
         yield
     finally:
-        if wanted:
+        if thawed:
             gc.unfreeze()
 
 
@@ -60,9 +60,3 @@ def collect_all() -> None:
     gc.collect()
     if thawed:
         gc.freeze()
-
-
-def collect_between_epochs(wanted: bool = True) -> None:
-    """Collect at a moment at which nothing is waiting for the next step."""
-    if wanted:
-        gc.collect()

@@ -19,7 +19,6 @@ import commands
 import numpy as np
 import pytest
 from cached_tokens import encoder, records
-from mltrack.data.cache import num_bytes
 from tracked_runs import kill, until
 from transformers import PreTrainedTokenizer
 
@@ -27,6 +26,7 @@ from mltrack.data import token_cache
 from mltrack.data.encoding import Encoder
 from mltrack.data.token_cache import TokenRows, token_rows
 from mltrack.records.record import Record
+from mltrack.records.row_cache import num_bytes
 from mltrack.tasks import TaskType
 
 

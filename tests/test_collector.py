@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from mltrack.collector import collect_between_epochs, collect_rarely, frozen
+from mltrack.collector import collect_rarely, frozen
 
 
 class Knot:
@@ -27,7 +27,7 @@ def test_what_was_there_is_frozen_and_what_comes_is_collected():
         assert alive() == 0, "frozen objects are in no generation"
         for _ in range(10):
             Knot()
-        collect_between_epochs()
+        gc.collect()
         assert alive() == 0
     assert gc.get_freeze_count() == 0
     assert alive() == 1
@@ -43,8 +43,6 @@ def test_what_somebody_else_has_frozen_stays_frozen():
         assert gc.get_freeze_count() > count / 2, "a frozen object may be freed, but none is visited again"
     finally:
         gc.unfreeze()
-    with frozen(wanted=False):
-        assert gc.get_freeze_count() == 0
 
 
 @pytest.fixture
@@ -71,6 +69,3 @@ def test_thresholds_of_somebody_else_stay(thresholds):
     collect_rarely()
     with frozen():
         assert gc.get_threshold() == (5_000, 20, 20)
-    gc.set_threshold(*thresholds)
-    collect_rarely(wanted=False)
-    assert gc.get_threshold() == thresholds

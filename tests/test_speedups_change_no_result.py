@@ -4,6 +4,7 @@ draws says so at a resume.
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from mltrack.config import TrainingConfig, checked_options
 from mltrack.config.speedups import NAMES
 from mltrack.errors import ConfigurationError
 from mltrack.training import decisive, narrows
@@ -22,9 +24,9 @@ from mltrack.training.compiled import compiled_layers, repeated_layers
 
 pytestmark = pytest.mark.device
 
-COMPUTES_THE_SAME = ("target_logits", "prefetch", "gc_freeze", "fused_adamw")
-OF_A_PROCESS = ("allocator", "threads")
-ON_A_GPU_ALONE = ("late_loss", "pinned_memory", "tf32", "any_shape_attention")
+COMPUTES_THE_SAME = ("target_logits", "fused_adamw")
+OF_A_PROCESS = ("allocator",)
+ON_A_GPU_ALONE = ("tf32", "any_shape_attention")
 DRAWS_OTHERWISE = ("dropout_masks", "first_token")
 TASKS = ("text_classification", "code_generation")
 
@@ -74,8 +76,18 @@ def test_every_speedup_is_looked_at():
     assert {*COMPUTES_THE_SAME, *DRAWS_OTHERWISE, *OF_A_PROCESS, *ON_A_GPU_ALONE, "buckets"} == set(NAMES)
 
 
+@pytest.mark.parametrize("given", ["prefetch=off", {"prefetch": "off", "gc_freeze": "on"}, "late_loss=off,tf32=off"])
+def test_switches_of_0_1_that_change_no_bit_are_left_out_wherever_they_stand(given):
+    """In Python, and in the config.json of a run that is resumed."""
+    expected = "tf32=off" if "tf32" in given else None
+    with pytest.warns(UserWarning, match=r"speedups: .* always on"):
+        assert TrainingConfig(speedups=given).speedups == expected
+    with pytest.warns(UserWarning, match=r"speedups: .* always on"):
+        assert checked_options({"speedups": given}, "config.json") == {"speedups": expected}
+
+
 def test_a_process_that_is_not_sped_up_trains_to_the_same_weights(tmp_path: Path, records_file):
-    """The command as a user types it, once as it is and once without."""
+    """The command as a user types it, once as it is and once without; switches of 0.1 are accepted and named."""
     made = {}
     for word in ("on", "off"):
         options = {
@@ -86,13 +98,16 @@ def test_a_process_that_is_not_sped_up_trains_to_the_same_weights(tmp_path: Path
             "batch_size": 4,
             "offline": "true",
             "output_dir": tmp_path / word,
-            "speedups": f"allocator={word},threads={word},gc_freeze={word}",
+            "speedups": f"allocator={word},threads={word},late_loss={word}",
         }
         words = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         ended = subprocess.run(
             [sys.executable, "-m", "mltrack", "train", *words], capture_output=True, text=True, cwd=tmp_path
         )
         assert ended.returncode == 0, ended.stderr[-2000:]
+        assert ended.stderr.count("threads, late_loss") == 1
+        (config,) = (tmp_path / word).glob("*/config.json")
+        assert json.loads(config.read_text())["speedups"] == f"allocator={word}"
         (weights,) = (tmp_path / word).glob("*/model/model.safetensors")
         made[word] = load_file(weights)
     assert made["on"].keys() == made["off"].keys()

@@ -8,6 +8,7 @@ Invariant: `Option.parse(text)` and `Option.check(value)` accept the same values
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -47,6 +48,8 @@ class Option:
     """What is accepted beside `choices`, where it takes time to find out."""
     values: tuple[str, ...] = ()
     """Accepted values of pairs. Empty: any."""
+    ignored: tuple[str, ...] = ()
+    """Names of pairs that an earlier version accepted. They are left out with a warning."""
     minimum: float | None = None
     """Smallest accepted number."""
     maximum: float | None = None
@@ -158,7 +161,7 @@ class Option:
             raise self._refused(value)
         return str(value)
 
-    def _check_pairs(self, value: Any) -> str:
+    def _check_pairs(self, value: Any) -> str | None:
         if not isinstance(value, (str, Mapping)):
             raise self._refused(value)
         try:
@@ -171,6 +174,11 @@ class Option:
             raise ConfigurationError(
                 f"{self.name}: seen {_shown(value)} ({error}); accepted: {self.accepted}"
             ) from None
+        if outdated := [name for name in pairs if name in self.ignored]:
+            warnings.warn(f"{self.name}: {', '.join(outdated)} always on; the switch is left out", stacklevel=2)
+            value = pairs = {name: meant for name, meant in pairs.items() if name not in outdated}
+            if not pairs:
+                return None
         unknown = next((name for name in pairs if self.choices and name not in self.choices), None)
         if unknown is not None:
             raise ConfigurationError(

@@ -220,6 +220,7 @@ class Performance:
         kind="pairs",
         choices=speedups.NAMES,
         values=(speedups.ON, speedups.OFF),
+        ignored=speedups.ALWAYS_ON,
         help="Which of the speed-ups that are on by default are off: `buckets=off`.",
     )
     num_workers: int = option(0, minimum=0, help="Worker processes that collate batches. 0: a thread of this process.")

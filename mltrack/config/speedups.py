@@ -1,4 +1,5 @@
-"""The speed-ups that are on unless switched off, each with its own switch: `speedups=buckets=off,dropout_masks=off`.
+"""The speed-ups that may be switched off: `speedups=buckets=off,dropout_masks=off`. Those that change neither a bit nor
+what the process keeps of the machine are always on and have no switch.
 
 Invariant: none of them changes what a training computes beyond rounding; `buckets` decides the order of the records,
 `dropout_masks` and `first_token` which random numbers are drawn, `any_shape_attention` which of a GPU's kernels compute
@@ -20,8 +21,6 @@ class Speedups:
 
     allocator: bool = True
     """glibc keeps the memory of freed tensors for the next ones."""
-    threads: bool = True
-    """As many threads as the container's quota has cores; waiting ones sleep soon."""
     buckets: bool = True
     """The records of a batch are of like length."""
     dropout_masks: bool = True
@@ -30,16 +29,8 @@ class Speedups:
     """In generation the logits are computed where a token is predicted, nowhere else."""
     first_token: bool = True
     """In classification an encoder's last layer is computed for the one token that the head reads, where it is one."""
-    prefetch: bool = True
-    """The next step's batches are put together while this one is computed."""
-    gc_freeze: bool = True
-    """Python's garbage collector hardly looks while code is imported, and not at what was there before the training."""
     fused_adamw: bool = True
     """AdamW in one kernel, instead of as torch does it by default."""
-    late_loss: bool = True
-    """On a GPU a step's loss is read when the next one is under way."""
-    pinned_memory: bool = True
-    """A GPU copies batches by itself, from memory that stays where it is."""
     any_shape_attention: bool = True
     """On a GPU attention is computed by kernels that take every shape as it comes; cuDNN's are planned anew for
     each.
@@ -55,3 +46,5 @@ class Speedups:
 
 
 NAMES = tuple(f.name for f in fields(Speedups))
+ALWAYS_ON = ("threads", "prefetch", "gc_freeze", "late_loss", "pinned_memory")
+"""Switches of mltrack 0.1: still accepted, and without effect."""

@@ -142,7 +142,6 @@ class TrainingBatches:
     def __init__(self, dataset: CodeDataset, config: TrainingConfig, *, rank: int, world: int, pin: bool):
         self.dataset, self.accumulation = dataset, config.gradient_accumulation_steps
         self._config, self._rank, self._world, self._pin = config, rank, world, pin
-        self._ahead = config.effective_speedups.prefetch and not config.num_workers  # workers are ahead by themselves
         self._collate = (
             partial(pack, pad_token_id=dataset.pad_token_id, row_length=dataset.max_length) if config.packing else None
         )
@@ -166,7 +165,7 @@ class TrainingBatches:
         """The groups of an epoch from the given number of examples on; to be closed by who stops early."""
         self._current = (epoch, self._sampler(epoch, position))
         groups = self._groups(self._current[1])
-        return ahead(groups) if self._ahead else groups
+        return groups if self._config.num_workers else ahead(groups)  # workers are ahead by themselves
 
     def _groups(self, order: Sampler) -> Generator[list[MicroBatch], None, None]:
         workers = self._config.num_workers

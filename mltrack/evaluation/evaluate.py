@@ -27,7 +27,6 @@ def evaluate(
     device: torch.device,
     precision: Precision,
     max_batch_tokens: int | None = None,
-    pin: bool = True,
     on_batch: OnBatch | None = None,
 ) -> tuple[dict[str, float], Any]:
     """Evaluate without dropout and without gradients; the model's mode is as before afterwards.
@@ -35,7 +34,6 @@ def evaluate(
     Args:
         batch_size: examples at once; fewer where `max_batch_tokens`, padding included, or the memory does not hold
             them.
-        pin: a GPU copies batches by itself.
         on_batch: called before each batch with (batches done, all batches); what it raises ends the evaluation.
 
     Returns:
@@ -58,7 +56,7 @@ def evaluate(
     model.eval()
     try:
         with torch.inference_mode():
-            for done, batch in enumerate(load_batches(dataset, order, pin=pin and device.type == "cuda")):
+            for done, batch in enumerate(load_batches(dataset, order, pin=device.type == "cuda")):
                 if on_batch is not None:
                     on_batch(done, len(order))
                 with precision.autocast():

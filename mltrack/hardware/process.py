@@ -23,12 +23,10 @@ def prepare_process(speedups: str | Mapping[str, str] | None = None) -> None:
     import.
 
     Args:
-        speedups: a value of the option of that name; `threads`, `allocator` and `gc_freeze` are what concerns it.
+        speedups: a value of the option of that name, of which `allocator` counts here.
     """
-    on = Speedups.of(speedups)
-    if on.threads:
-        yield_idle_cores()
-        fit_threads()
-    if on.allocator:
+    yield_idle_cores()
+    fit_threads()
+    if Speedups.of(speedups).allocator:
         keep_freed_memory()
-    collect_rarely(on.gc_freeze)
+    collect_rarely()

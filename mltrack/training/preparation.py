@@ -74,14 +74,14 @@ def sped_up(model: nn.Module, config: TrainingConfig, device: torch.device, *, n
         narrow: what `narrows` says of the model.
     """
     choose_kernels(config, device)  # again: another trainer may have been made in between
-    on, inner = config.effective_speedups, unwrapped(model)
-    masks = on.dropout_masks and device.type == "cpu" and not config.compile
+    inner = unwrapped(model)
+    masks = config.effective_speedups.dropout_masks and device.type == "cpu" and not config.compile
     layers = compiled_layers(inner, config.compile, without=last_layer(inner) if narrow else None)
     with (
         repeating_exactly(config.deterministic),
         cheap_masks(model, masks),
         only_first_token(inner, narrow),
         layers,
-        frozen(on.gc_freeze),
+        frozen(),
     ):
         yield

@@ -13,6 +13,7 @@ value that is not finite never reaches the weights.
 
 from __future__ import annotations
 
+import gc
 import math
 import random
 import time
@@ -27,7 +28,6 @@ from torch import nn
 
 from mltrack.checkpoints import CheckpointManager
 from mltrack.checkpoints.state import capture_rng, load_model, load_optimizer, restore_rng
-from mltrack.collector import collect_between_epochs
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.data.batches import MicroBatch, TrainingBatches, check_budget
@@ -107,13 +107,13 @@ class AdvancedTrainer:
         )
         self.model = prepared(model, self.config, self.device)
         self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
-        on, on_gpu = self.config.effective_speedups, self.device.type == "cuda"
+        on_gpu = self.device.type == "cuda"
         self.batches = TrainingBatches(
             train_dataset,
             self.config,
             rank=self.parallel.rank,
             world=self.parallel.world,
-            pin=on_gpu and on.pinned_memory,
+            pin=on_gpu,
         )
         if not len(train_dataset):
             raise DatasetError("the training set is empty; accepted: at least one record", path=train_dataset.source)
@@ -159,7 +159,7 @@ class AdvancedTrainer:
             place=train_dataset.place,
             on_halved=self._remember_micro_batch_size,
         )
-        self.reads_late = on_gpu and on.late_loss and steps_on_condition(self.optimizer)
+        self.reads_late = on_gpu and steps_on_condition(self.optimizer)
         """A step's loss is read when the next gradient is under way, so that a GPU never waits for the host."""
         self._in_flight: Step | None = None
         self._rng: dict[str, Any] | None = None
@@ -321,7 +321,7 @@ class AdvancedTrainer:
         if epoch_over:
             self.tracker.log_epoch_metrics({**state.epoch_aggregates(), **metrics}, epoch=state.epoch)
             state.next_epoch()
-            collect_between_epochs(self.config.effective_speedups.gc_freeze)
+            gc.collect()  # while nothing is waiting for the next step
             self._groups = self._groups_from_here()
         state.closed_step = state.step
         state.stopped_early = self.early_stopping.should_stop and not last
@@ -341,7 +341,6 @@ class AdvancedTrainer:
             device=self.device,
             precision=self.precision,
             max_batch_tokens=self.config.max_batch_tokens,
-            pin=self.config.effective_speedups.pinned_memory,
             on_batch=on_batch,
         )
 
