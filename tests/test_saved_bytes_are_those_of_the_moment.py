@@ -17,6 +17,7 @@ from torch import nn
 
 from mltrack import CheckpointManager, TrainingMetricsTracker
 from mltrack.checkpoints.snapshot import HostBuffers
+from mltrack.checkpoints.tensor_file import write_tensors
 from mltrack.errors import CheckpointError
 from mltrack.training.saving import Saving
 
@@ -201,13 +202,14 @@ def test_the_memory_is_used_again_and_is_one_copy():
     }
     buffers = HostBuffers()
     first, again = (buffers.take({"file": tensors}).content["file"] for _ in range(2))
-    places = [[np.asarray(view).ctypes.data for view in taken.data()] for taken in (first, again)]
+    places = [{name: held.data_ptr() for name, held in taken.items()} for taken in (first, again)]
     assert places[0] == places[1]
-    assert sum(len(view) for view in first.data()) == sum(tensor.nbytes for tensor in tensors.values())
+    assert sum(held.nbytes for held in first.values()) == sum(tensor.nbytes for tensor in tensors.values())
+    assert len({held.untyped_storage().data_ptr() for held in first.values()}) == 1
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_tensors_of_a_kind_are_copied_together_and_keep_their_values(threads):
+def test_tensors_of_a_kind_are_copied_together_and_keep_their_values(threads, tmp_path):
     """Lengths, strides, conjugates, scalars and nothing at all, among others of the same type; then the same names in
     other types and shapes.
     """
@@ -233,8 +235,8 @@ def test_tensors_of_a_kind_are_copied_together_and_keep_their_values(threads):
     torch.set_num_threads(threads)
     try:
         for tensors in (odd, odd, changed, odd):
-            taken = buffers.take({"file": tensors}).content["file"]
-            held = safetensors.torch.load(taken.header + b"".join(taken.data()))
+            write_tensors(buffers.take({"file": tensors}).content["file"], tmp_path / "file")
+            held = safetensors.torch.load_file(tmp_path / "file")
             for name, tensor in tensors.items():
                 assert (held[name].dtype, held[name].shape) == (tensor.dtype, tensor.shape), name
                 plain = tensor.detach().resolve_conj().contiguous().view(-1)

@@ -14,14 +14,14 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import psutil
 
 from mltrack.checkpoints.metadata import FORMAT_VERSION, CheckpointMetadata, from_json, is_inside
 from mltrack.checkpoints.shards import weight_files
 from mltrack.checkpoints.snapshot import Content
-from mltrack.checkpoints.tensor_file import TensorFile
+from mltrack.checkpoints.tensor_file import Tensors, file_bytes, write_tensors
 from mltrack.errors import CheckpointError
 
 METADATA, OPTIMIZER, OPTIMIZER_JSON, STATE, STATE_TENSORS = (
@@ -36,9 +36,6 @@ DELETING_PREFIX = ".deleting-"
 DAMAGED_PREFIX = "damaged-"
 _METADATA_BYTES = 4096
 """More than `metadata.json` takes beside its list of files."""
-
-_BUFFER_BYTES = 1 << 16
-"""Small tensors go to the file system together."""
 
 _in_work: set[Path] = set()
 """Temporary folders that a thread of this process fills."""
@@ -58,7 +55,7 @@ def write_directory(target: Path, content: Content, metadata: CheckpointMetadata
             under either name.
     """
     needed = _METADATA_BYTES + sum(
-        len(held) if isinstance(held, bytes) else held.num_bytes for held in content.values()
+        len(held) if isinstance(held, bytes) else file_bytes(held) for held in content.values()
     )
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{target.name}-{os.getpid()}")
     with _in_work_lock:
@@ -260,16 +257,13 @@ def _check_room(target: Path, needed: int) -> None:
         )
 
 
-def _write(path: Path, held: TensorFile | bytes) -> dict[str, Any]:
+def _write(path: Path, held: Tensors | bytes) -> dict[str, Any]:
     path.parent.mkdir(exist_ok=True)
-    with path.open("wb", buffering=_BUFFER_BYTES) as file:
-        sha256 = _write_bytes(file, held) if isinstance(held, bytes) else held.write(file)
-        return {"bytes": file.tell(), "sha256": sha256}
-
-
-def _write_bytes(file: BinaryIO, held: bytes) -> str:
-    file.write(held)
-    return hashlib.sha256(held).hexdigest()
+    if isinstance(held, bytes):
+        path.write_bytes(held)
+    else:
+        write_tensors(held, path)
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
 def _sha256(path: Path) -> str:

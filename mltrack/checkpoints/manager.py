@@ -27,7 +27,7 @@ from mltrack.checkpoints.metadata import CheckpointMetadata, best_first, judged_
 from mltrack.checkpoints.model_folder import ModelFolder
 from mltrack.checkpoints.shards import MAX_SHARD_BYTES, model_files, weight_files
 from mltrack.checkpoints.snapshot import Content, HostBuffers
-from mltrack.checkpoints.tensor_file import TensorFile, Tensors, read_tensors
+from mltrack.checkpoints.tensor_file import Tensors, read_tensors
 from mltrack.errors import CheckpointError, ConfigurationError
 from mltrack.evaluation.metrics import metric_mode
 from mltrack.journal.records import now_ms
@@ -202,8 +202,7 @@ class CheckpointManager:
             aliases=aliases,
         )
         if self._buffers is None:
-            files = {name: held if isinstance(held, bytes) else TensorFile.of(held) for name, held in content.items()}
-            return self._write(metadata, files, documents)
+            return self._write(metadata, content, documents)
         snapshot = self._buffers.take(content)
         # Letting go of tensors gives the interpreter's lock away: once the thread runs, that would be a wait of
         # milliseconds.

@@ -14,10 +14,10 @@ from itertools import groupby
 
 import torch
 
-from mltrack.checkpoints.tensor_file import TensorFile, Tensors, bytes_of, data_bytes, header_of, in_file_order, kind_of
+from mltrack.checkpoints.tensor_file import Tensors, check_tensors, data_bytes
 from mltrack.errors import CheckpointError
 
-Content = Mapping[str, TensorFile | bytes]
+Content = Mapping[str, Tensors | bytes]
 """{file name: what will be in it}"""
 
 Layout = tuple[list[str], list[torch.dtype], list[torch.Size], list[torch.device]]
@@ -39,7 +39,7 @@ class HostBuffers:
     def __init__(self) -> None:
         self._held: dict[str, _Buffer] = {}
 
-    def take(self, content: Mapping[str, Tensors | bytes]) -> Snapshot:
+    def take(self, content: Content) -> Snapshot:
         """Copy all tensors. A GPU's copies are queued behind the work that computes the values, and before what changes
         them next.
 
@@ -48,7 +48,7 @@ class HostBuffers:
         """
         for name in [name for name in self._held if name not in content]:
             del self._held[name]
-        copied: dict[str, TensorFile | bytes] = {}
+        copied: dict[str, Tensors | bytes] = {}
         devices: set[torch.device] = set()
         for name, held in content.items():
             if isinstance(held, bytes):
@@ -64,7 +64,7 @@ class HostBuffers:
 
         return Snapshot(copied, wait)
 
-    def _copy(self, name: str, tensors: Tensors) -> TensorFile:
+    def _copy(self, name: str, tensors: Tensors) -> Tensors:
         given = list(tensors.values())
         layout = (
             list(tensors),
@@ -78,16 +78,17 @@ class HostBuffers:
             del held  # the old memory is free before the new one is taken
             held = self._held[name] = _Buffer(layout, tensors)
         held.fill(given)
-        return held.file
+        return held.tensors
 
 
 class _Buffer:
-    """Memory of exactly the tensors' size, in which they lie as in their file."""
+    """Memory of exactly the tensors' size, in which they lie widest type first, so that each is aligned."""
 
     def __init__(self, layout: Layout, tensors: Tensors):
+        check_tensors(tensors)
         self.layout = layout
         self.gpus = {device for device in layout[3] if device.type == "cuda"}
-        ordered = in_file_order(tensors)
+        ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, _kind_of(item[1])))
         size = sum(data_bytes(tensor) for _, tensor in ordered)
         try:
             # a GPU wants pages that nothing else lies on
@@ -104,8 +105,6 @@ class _Buffer:
         if self.gpus:
             self._pin(memory)
         self._place(ordered, memory)
-        header, data = header_of(ordered), bytes_of(memory)
-        self.file = TensorFile(header, lambda: iter((data,)), len(header) + size)
 
     @torch.no_grad()
     def fill(self, given: list[torch.Tensor]) -> None:
@@ -124,25 +123,29 @@ class _Buffer:
         self._runs: list[tuple[Callable[..., torch.Tensor], list[int], torch.Tensor]] = []
         self._alone: list[int] = []
         self._targets: list[torch.Tensor] = []
+        self.tensors: dict[str, torch.Tensor] = {}
         begin = 0
-        for _, run in groupby(ordered, key=lambda item: kind_of(item[1])):
-            places, tensors = zip(*((place_of[name], tensor) for name, tensor in run), strict=True)
+        for _, run in groupby(ordered, key=lambda item: _kind_of(item[1])):
+            names, tensors = zip(*run, strict=True)
+            places = [place_of[name] for name in names]
             first, sizes = tensors[0], [data_bytes(tensor) for tensor in tensors]
             part = memory[begin : begin + sum(sizes)]
             begin += part.numel()
+            pieces = [
+                piece.view(first.dtype).view(tensor.shape)
+                for piece, tensor in zip(part.split(sizes), tensors, strict=True)
+            ]
+            self.tensors.update(zip(names, pieces, strict=True))
             if on_cpu and len(tensors) > 1:
                 shape = (
                     (sum(tensor.shape[0] for tensor in tensors), *first.shape[1:]) if first.dim() else (len(tensors),)
                 )
                 self._runs.append(
-                    (torch.cat if first.dim() else torch.stack, list(places), part.view(first.dtype).view(shape))
+                    (torch.cat if first.dim() else torch.stack, places, part.view(first.dtype).view(shape))
                 )
             else:
                 self._alone += places
-                self._targets += [
-                    piece.view(first.dtype).view(tensor.shape)
-                    for piece, tensor in zip(part.split(sizes), tensors, strict=True)
-                ]
+                self._targets += pieces
 
     def _pin(self, memory: torch.Tensor) -> None:
         """Lock the memory in place for the GPU; PyTorch's own pinned allocator would round its size up to a power of
@@ -158,6 +161,13 @@ class _Buffer:
             RuntimeError
         ):  # the copies are only slower; but CUDA remembers the error, and would report it of whatever is computed next
             torch.zeros(1, device=next(iter(self.gpus)))
+
+
+def _kind_of(tensor: torch.Tensor) -> tuple[str, int, torch.Size]:
+    """Tensors of one kind lie next to each other, so that one call can copy them all: the same type and, but for the
+    length, the same shape.
+    """
+    return str(tensor.dtype), tensor.dim(), tensor.shape[1:]
 
 
 def _event_on(device: torch.device) -> torch.cuda.Event:
