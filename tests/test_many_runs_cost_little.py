@@ -143,9 +143,10 @@ def test_runs_lists_the_newest_and_opens_no_other_journal(
         b"",
         b"\xff\x00",
         b"[]",
-        b'{"format_version": 2, "runs": []}',
+        b'{"format_version": 3, "runs": []}',
         b'{"format_version": 1, "runs": [["../../elsewhere", 0, 0, "", null, "", true]]}',
-        b'{"format_version": 1, "runs": [[1, "x"], null]}',
+        b'{"format_version": 2, "runs": [["../../elsewhere", 0, 0, "", null, "", true]]}',
+        b'{"format_version": 2, "runs": [[1, "x"], null]}',
         None,
     ],
 )

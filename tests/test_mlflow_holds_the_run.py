@@ -103,6 +103,7 @@ def test_the_run_is_finished_with_params_tags_inputs_and_artifacts(trained):
     assert "output" not in run.data.params
     assert run.data.tags["mltrack.status"] == "FINISHED"
     assert run.data.tags["mltrack.task"] == "text_classification"
+    assert run.data.tags["mltrack.kind"] == "train"
     assert {held.dataset.name for held in run.inputs.dataset_inputs} == {"records.jsonl-train", "records.jsonl-eval"}
     names = {file.path for file in client.list_artifacts(response["run_id"])}
     assert {"config.json", "metrics.json", "metrics.csv", "figures", "evaluation", "checkpoints"} <= names

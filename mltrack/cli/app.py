@@ -142,12 +142,15 @@ def _runs(
     output: str | None = _option("output", "text or json.", "text"),
     reap: str | None = _flag("reap", "Set MLflow runs right that say RUNNING though their trainer is gone."),
     limit: str | None = _option("limit", "How many of the newest runs are listed; 0: all.", "50"),
+    kind: str | None = _option("kind", "Only runs of this kind, such as train. Not set: all."),
     tracking_uri: str | None = URI,
 ) -> None:
     """List the local runs: state, steps, delivery; and runs in MLflow that nobody trains any more."""
     from mltrack.cli.runs import list_runs
 
-    list_runs(output_dir or "mltrack-runs", output or "text", reap or "false", tracking_uri, limit or "50")
+    list_runs(
+        output_dir or "mltrack-runs", output or "text", reap or "false", tracking_uri, limit or "50", kind or None
+    )
 
 
 @app.command("doctor", cls=Command)

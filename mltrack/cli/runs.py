@@ -13,8 +13,9 @@ from mltrack import relay, store
 from mltrack.addresses import is_same, without_secrets
 from mltrack.cli.options import as_bool
 from mltrack.config import OPTIONS
-from mltrack.errors import ConfigurationError, MltrackError, printable
+from mltrack.errors import ConfigurationError, MltrackError, did_you_mean, printable
 from mltrack.journal import (
+    KINDS,
     RunDirectory,
     find_run_directories,
     find_run_directory,
@@ -31,13 +32,20 @@ _TAIL_BYTES = 8192
 _MOST_DIGITS = 18
 
 
-def list_runs(output_dir: str, output: str, reap: str, tracking_uri: str | None, limit: str = "50") -> None:
+def list_runs(
+    output_dir: str, output: str, reap: str, tracking_uri: str | None, limit: str = "50", kind: str | None = None
+) -> None:
     """Print the newest local runs, the oldest of them first, then the MLflow runs that say RUNNING without a
     trainer.
+
+    Raises:
+        ConfigurationError: an output, limit or kind that is not accepted.
     """
+    if kind is not None and kind not in KINDS:
+        raise ConfigurationError(f"kind: seen '{kind}'; {did_you_mean(kind, KINDS)}")
     OPTIONS["output"].check(output)
     reaps, most = as_bool(reap), _number(limit)
-    _print_local(output_dir, output, most)
+    _print_local(output_dir, output, most, kind)
     sys.stdout.flush()
     if output == "json" and not reaps:
         return
@@ -88,8 +96,8 @@ def _tracking_uris(output_dir: str, given: str | None) -> list[str]:
     return list({without_secrets(uri): uri for uri in reversed(there)}.values())[::-1]
 
 
-def _print_local(output_dir: str, output: str, most: int) -> None:
-    directories = find_run_directories(output_dir)
+def _print_local(output_dir: str, output: str, most: int, kind: str | None) -> None:
+    directories = find_run_directories(output_dir, kind)
     rows = [_row(directory) for directory in directories[-most:]]
     left_out = (
         f"the newest {len(rows):,} of {len(directories):,} runs; --limit 0 lists all"
@@ -101,7 +109,7 @@ def _print_local(output_dir: str, output: str, most: int) -> None:
         print(left_out, end="\n" if left_out else "", file=sys.stderr)
         return
     if not rows:
-        print(f"no runs in {Path(output_dir).absolute()}")
+        print(f"no runs{f' of the kind {kind}' if kind else ''} in {Path(output_dir).absolute()}")
         return
     from rich.console import Console
     from rich.table import Table
@@ -207,6 +215,7 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
     return {
         "run": info.run_id if info.run_id and directory.path.name == info.local_id else directory.name,
         "task": info.task,
+        "kind": info.kind,
         "state": relay.verdict_on(last, directory).status if life is relay.Life.GONE else _UNENDED[life],
         "steps": step,
         "delivery": state if state == "complete" else f"{state} ({undelivered:,} bytes)",

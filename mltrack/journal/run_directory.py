@@ -24,6 +24,8 @@ MAX_JSON_BYTES = 64 << 20
 FORMAT_VERSION = 1
 EARLIER = "earlier-run-"
 """A folder of this name and a number, in a run directory, is one itself: of a run that lay there before."""
+KINDS = ("train", "sweep", "trial", "lr_find", "data_build", "evaluation", "comparison", "export")
+"""What a run may be; a run that says nothing is a training, as all runs of mltrack 0.1 are."""
 COPIES = "artifacts/copies-"
 """Begins the folder, in a run directory, of what one tracker has copied from elsewhere."""
 DELIVERY = {
@@ -53,6 +55,8 @@ class RunInfo:
     directory: str = ""
     """Where this folder lay when its trainer began; a project may be moved, and its database with it."""
     task: str | None = None
+    kind: str = KINDS[0]
+    """One of `KINDS`; the tag `mltrack.kind` of the MLflow run."""
     created_ms: int = 0
     owns_status: bool = True
     """False where somebody else ends the MLflow run, such as a user's own `with mlflow.start_run()`."""

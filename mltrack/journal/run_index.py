@@ -21,7 +21,8 @@ from mltrack.journal.reader import JournalReader
 from mltrack.journal.run_directory import EARLIER, RunDirectory, read_json
 
 NAME = ".runs.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2 has the kind of each run."""
 WORTH_IT = 200
 """With fewer runs than these, reading them all takes milliseconds, and no cache is written."""
 YOUNG_S = 60.0
@@ -46,9 +47,11 @@ class KnownRun(NamedTuple):
     """True where a delivery in the background has nothing to do: all is delivered, or the run is offline on purpose, or
     went on elsewhere.
     """
+    kind: str
+    """One of `mltrack.journal.KINDS`, or that of a later mltrack."""
 
 
-_KINDS = ((str,), (int,), (int,), (str,), (str, type(None)), (str,), (bool,))
+_KINDS = ((str,), (int,), (int,), (str,), (str, type(None)), (str,), (bool,), (str,))
 
 
 def known_runs(output_dir: Path | str) -> list[KnownRun]:
@@ -65,10 +68,14 @@ def known_runs(output_dir: Path | str) -> list[KnownRun]:
     return sorted(runs, key=lambda run: (run.created_ms, run.name))
 
 
-def find_run_directories(output_dir: Path | str) -> list[RunDirectory]:
-    """The run directories in a folder, the oldest first."""
+def find_run_directories(output_dir: Path | str, kind: str | None = None) -> list[RunDirectory]:
+    """The run directories in a folder, the oldest first.
+
+    Args:
+        kind: one of `KINDS`; None: of any kind.
+    """
     root = Path(output_dir).absolute()
-    return [RunDirectory(root / run.name) for run in known_runs(root)]
+    return [RunDirectory(root / run.name) for run in known_runs(root) if kind is None or run.kind == kind]
 
 
 def own_run_directories(output_dir: Path | str) -> list[RunDirectory]:
@@ -164,6 +171,7 @@ def _look(path: str, name: str, changed_ns: int) -> KnownRun | None:
         info.run_id,
         info.tracking_uri,
         info.offline or _is_delivered(path),
+        info.kind,
     )
 
 

@@ -216,7 +216,7 @@ class Projection:
                 self.store,
                 experiment_name=info.experiment_name,
                 run_name=info.run_name,
-                tags=info.tags,
+                tags={runs.KIND_TAG: info.kind, **info.tags},
                 idempotency_key=info.local_id,
                 start_time_ms=info.created_ms,
                 experiment_id=info.experiment_id if info.run_id is None else None,
@@ -253,6 +253,8 @@ class Projection:
         """
         run = runs.get_run(self.store, self._run_id)
         self.progress.exposed = exposed_secrets(run)
+        if runs.KIND_TAG not in run.tags:  # somebody else made it, or mltrack 0.1
+            runs.set_tags(self.store, self._run_id, {runs.KIND_TAG: self.info.kind})
         if self.progress.opened_for != self.info.trainer_started:
             self.progress.notices = opening_notices(self.store, run)
         for line in (*self.progress.exposed, *self.progress.notices):

@@ -27,6 +27,7 @@ from mltrack.config import checked_options
 from mltrack.errors import CheckpointError, ConfigurationError, TrackingError
 from mltrack.evaluation.metrics import metric_mode
 from mltrack.journal import (
+    KINDS,
     JournalWriter,
     RunDirectory,
     RunInfo,
@@ -287,6 +288,7 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
             run_name=run.run_name or None,
             tracking_uri=store.tracking_uri,
             task=run.tags.get("mltrack.task"),
+            kind=run.tags.get(runs.KIND_TAG, KINDS[0]),
             created_ms=run.start_time_ms,
             under_mlflow_run=run.tags.get("mlflow.source.type") == "PROJECT",
             mltrack_version=mltrack.__version__,
