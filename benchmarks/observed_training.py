@@ -104,7 +104,7 @@ class Watch:
         trainer.tracker.log_metrics = clocks["tracking"].around(trainer.tracker.log_metrics)
         trainer._evaluate = clocks["evaluation"].around(trainer._evaluate)
         trainer.saving.save = clocks["saving"].around(trainer.saving.save)
-        trainer.listeners.append(self)
+        trainer.callbacks.append(self)
 
     def _end(self, seconds: float) -> None:
         """What comes later, such as the evaluation of the best weights, is no part of the training."""
@@ -145,11 +145,12 @@ class Watch:
 
     # -- as a listener
 
-    def on_start(self, *_: Any) -> None:
+    def on_train_begin(self, *_: Any) -> None:
         say("start")
         self._last = time.perf_counter()
 
-    def on_step(self, state: Any, metrics: Any) -> None:
+    def on_step(self, trainer: Any, metrics: Any) -> None:
+        state = trainer.state
         now = time.perf_counter()
         between = {name: self._clocks[name].read() for name in self.between}
         parts = {name: self._clocks[name].read() for name in self.PARTS}
@@ -162,9 +163,11 @@ class Watch:
         if self.job.profile:
             self._profile(state.step)
 
-    def on_evaluation_batch(self, *_: Any) -> None: ...
-
-    def on_evaluation(self, *_: Any) -> None: ...
+    def __getattr__(self, name: str) -> Any:
+        """The other methods of a callback do nothing."""
+        if not name.startswith("on_"):
+            raise AttributeError(name)
+        return lambda *_: None
 
     def _profile(self, step: int) -> None:
         from torch import profiler

@@ -23,6 +23,7 @@ _HOME = {
     "CheckpointManager": "checkpoints",
     "CheckpointMetadata": "checkpoints",
     "AdvancedTrainer": "training",
+    "Callback": "training.callback",
     "TrainingState": "training",
     "TrainModelUseCase": "runs.use_case",
 }

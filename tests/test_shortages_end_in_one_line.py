@@ -19,7 +19,7 @@ import pytest
 import tiny
 import torch
 
-from mltrack import TrainModelRequest, TrainModelUseCase
+from mltrack import Callback, TrainModelRequest, TrainModelUseCase
 from mltrack.cli import run as command_line
 from mltrack.config import TrainingConfig
 from mltrack.data.batches import TrainingBatches, load_batches
@@ -137,29 +137,26 @@ def test_a_worker_that_is_killed(dataset, number, reason):
     assert "--num-workers 0" in line
 
 
-class Killer:
+class Killer(Callback):
     """Has another process send a signal to the workers at the third step."""
 
     def __init__(self, number: int):
         self.number = number
 
-    def on_step(self, state, metrics):
-        if state.step == 3:
+    def on_step(self, trainer, metrics):
+        if trainer.state.step == 3:
             for worker in multiprocessing.active_children():
                 subprocess.run(["kill", f"-{int(self.number)}", str(worker.pid)], check=True)
 
-    def __getattr__(self, name):
-        return lambda *_: None
-
 
 def test_a_worker_that_is_killed_while_the_trainer_computes(trainer):
-    made = trainer(batch_size=1, num_epochs=3, num_workers=1, listeners=[Killer(signal.SIGKILL)])
+    made = trainer(batch_size=1, num_epochs=3, num_workers=1, callbacks=[Killer(signal.SIGKILL)])
     assert "a worker process of the data loader (pid " in raised(made.train)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
 def test_a_signal_to_the_whole_group_costs_no_worker(trainer, number):
-    made = trainer(batch_size=4, num_epochs=2, num_workers=1, listeners=[Killer(number)])
+    made = trainer(batch_size=4, num_epochs=2, num_workers=1, callbacks=[Killer(number)])
     made.train()
     assert made.state.step == made.plan.total_steps
     assert multiprocessing.active_children() == []

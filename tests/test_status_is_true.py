@@ -287,7 +287,7 @@ def test_a_training_that_diverges_and_cannot_write_its_exports_has_failed(tmp_pa
 
 HANDLER_FAILS = """
 import sys
-from mltrack import CheckpointManager, TrainModelRequest, TrainModelUseCase, TrainingMetricsTracker
+from mltrack import Callback, CheckpointManager, TrainModelRequest, TrainModelUseCase, TrainingMetricsTracker
 
 records, uri, runs, name, what = sys.argv[1:]
 error = {"cuda": RuntimeError("CUDA error: an illegal memory access was encountered"), "memory": MemoryError(), "keyboard": KeyboardInterrupt()}[what]
@@ -295,19 +295,16 @@ error = {"cuda": RuntimeError("CUDA error: an illegal memory access was encounte
 def fails(*args, **kwargs):
     raise error
 
-class Diverges:
-    def on_start(self, state, plan): pass
-    def on_evaluation_batch(self, done, total): pass
-    def on_evaluation(self, state, metrics): pass
-    def on_step(self, state, metrics):
-        if state.step == 3:
+class Diverges(Callback):
+    def on_step(self, trainer, metrics):
+        if trainer.state.step == 3:
             raise error
 
 for whose, names in {CheckpointManager: ["close", "list_checkpoints"], TrainingMetricsTracker: ["export_to_json", "set_tags"]}.items():
     for one in names if what != "keyboard" or whose is CheckpointManager else []:
         setattr(whose, one, fails if one != "set_tags" else (lambda self, values, real=whose.set_tags: fails() if "mltrack.failure" in values else real(self, values)))
 request = TrainModelRequest(task="text_classification", dataset_path=records, model_name="scratch:tiny", max_length=64, tracking_uri=uri, output_dir=runs)
-response = TrainModelUseCase(listeners=[Diverges()]).execute(request)
+response = TrainModelUseCase(callbacks=[Diverges()]).execute(request)
 print(response.status, response.exit_code, response.run_id)
 """
 
@@ -327,16 +324,13 @@ def test_every_step_of_the_failure_handler_may_fail_itself(tmp_path, uri, record
 
 FULL = """
 import os, sys
-from mltrack import TrainModelRequest, TrainModelUseCase
+from mltrack import Callback, TrainModelRequest, TrainModelUseCase
 
 records, uri, disk = sys.argv[1:]
 
-class Fills:
-    def on_start(self, state, plan): pass
-    def on_evaluation_batch(self, done, total): pass
-    def on_evaluation(self, state, metrics): pass
-    def on_step(self, state, metrics):
-        if state.step == 3:
+class Fills(Callback):
+    def on_step(self, trainer, metrics):
+        if trainer.state.step == 3:
             with open(os.path.join(disk, "fill"), "wb", buffering=0) as file:
                 try:
                     while file.write(bytes(1 << 16)):
@@ -346,7 +340,7 @@ class Fills:
 
 request = TrainModelRequest(task="text_classification", dataset_path=records, model_name="scratch:tiny", max_length=64, learning_rate=2e-3, epochs=50,
                             save_every=1000000, tracking_uri=uri, output_dir=os.path.join(disk, "runs"))
-response = TrainModelUseCase(listeners=[Fills()]).execute(request)
+response = TrainModelUseCase(callbacks=[Fills()]).execute(request)
 print(response.status, response.exit_code, response.success, response.run_id)
 """
 

@@ -200,14 +200,11 @@ def test_a_forked_child_does_not_end_the_run_of_its_parent(tmp_path, leaves, who
 
 FORKED_IN_A_LISTENER = """
 import os, sys
-from mltrack import TrainModelRequest, TrainModelUseCase
+from mltrack import Callback, TrainModelRequest, TrainModelUseCase
 
-class Forks:
-    def on_start(self, state, plan): pass
-    def on_evaluation_batch(self, done, total): pass
-    def on_evaluation(self, state, metrics): pass
-    def on_step(self, state, metrics):
-        if state.step == 1:
+class Forks(Callback):
+    def on_step(self, trainer, metrics):
+        if trainer.state.step == 1:
             child = os.fork()
             if child == 0:
                 sys.exit(3)
@@ -215,7 +212,7 @@ class Forks:
 
 request = TrainModelRequest(task="text_classification", dataset_path=sys.argv[1], output_dir=sys.argv[2],
                             model_name="scratch:tiny", max_length=64, max_steps=2, offline=True)
-response = TrainModelUseCase(listeners=[Forks()]).execute(request)
+response = TrainModelUseCase(callbacks=[Forks()]).execute(request)
 print(response.status, response.run_id)
 """
 

@@ -17,17 +17,13 @@ from rich.live import Live
 from rich.text import Text
 
 from mltrack.errors import printable
-from mltrack.training import Plan, TrainingState
+from mltrack.training import AdvancedTrainer, Callback, Plan, TrainingState
 
 LIVE_INTERVAL_S, PLAIN_INTERVAL_S = 0.2, 15.0
 
 
-class TrainingProgress:
-    """A listener of the trainer that writes to stderr.
-
-    Args:
-        mode: is told nothing; `best so far` comes from the state.
-    """
+class TrainingProgress(Callback):
+    """Writes to stderr how a training goes."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -52,27 +48,28 @@ class TrainingProgress:
         """Something long before the training."""
         self._show(f"{what}: {done:,} of {total:,}", finished=done >= total)
 
-    def on_start(self, state: TrainingState, plan: Plan) -> None:
+    def on_train_begin(self, trainer: AdvancedTrainer) -> None:
         """The loop begins."""
-        self._plan = plan
+        self._plan = plan = trainer.plan
         self.notice(f"training: {plan.total_steps:,} optimizer steps, {plan.steps_per_epoch:,} an epoch")
 
-    def on_step(self, state: TrainingState, metrics: Mapping[str, float]) -> None:
+    def on_step(self, trainer: AdvancedTrainer, metrics: Mapping[str, float]) -> None:
         """An optimizer step was taken."""
         rate = metrics["tokens_per_second"]
         self._rate = rate if not self._rate else 0.95 * self._rate + 0.05 * rate
         now = time.monotonic()
         if now - self._shown_at < self._interval_s:
             return
-        self._show(self._step_line(state, metrics))
+        self._show(self._step_line(trainer.state, metrics))
 
-    def on_evaluation_batch(self, done: int, total: int) -> None:
+    def on_evaluation_batch(self, trainer: AdvancedTrainer, done: int, total: int) -> None:
         """An evaluation goes on."""
         if self._console.is_terminal and time.monotonic() - self._shown_at >= LIVE_INTERVAL_S:
             self._show(f"evaluating: batch {done + 1:,} of {total:,}")
 
-    def on_evaluation(self, state: TrainingState, metrics: Mapping[str, float]) -> None:
+    def on_evaluation(self, trainer: AdvancedTrainer, metrics: Mapping[str, float]) -> None:
         """An evaluation is done."""
+        state = trainer.state
         shown = [(name, value) for name, value in metrics.items() if not name.startswith("eval_f1_")]
         figures = ", ".join(f"{name} {_short(value)}" for name, value in shown)
         star = " (best)" if state.best_step == state.step else ""

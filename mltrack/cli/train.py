@@ -30,7 +30,7 @@ def train(words: Mapping[str, str]) -> int:
 
     progress = TrainingProgress()
     use_case = TrainModelUseCase(
-        listeners=[progress],
+        callbacks=[progress],
         notice=progress.notice,
         progress=progress.preparing,
         on_delivery=progress.delivering,

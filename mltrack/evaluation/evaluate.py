@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from mltrack.hardware.precision import Precision
 from mltrack.shortage import is_out_of_memory
 
 OnBatch = Callable[[int, int], None]
+Metrics = Mapping[str, Callable[[list[int], list[int]], float]]
+"""Own metrics by name: of predictions and labels, both class indices (one a record) or token ids (one a target)."""
 
 
 def evaluate(
@@ -27,6 +29,7 @@ def evaluate(
     device: torch.device,
     precision: Precision,
     max_batch_tokens: int | None = None,
+    metrics: Metrics | None = None,
     on_batch: OnBatch | None = None,
 ) -> tuple[dict[str, float], Any]:
     """Evaluate without dropout and without gradients; the model's mode is as before afterwards.
@@ -34,12 +37,14 @@ def evaluate(
     Args:
         batch_size: examples at once; fewer where `max_batch_tokens`, padding included, or the memory does not hold
             them.
+        metrics: own ones: each is called once with all predictions and all labels, in the order of the records of a
+            batch, the shortest batches first.
         on_batch: called before each batch with (batches done, all batches); what it raises ends the evaluation.
 
     Returns:
         The metrics by name, `loss` first, and the task's evaluator with its predictions.
     """
-    evaluator = dataset.task.evaluator(label_names(dataset))
+    evaluator = _evaluator(dataset, metrics)
     order = list(
         Sampler(
             dataset.lengths,
@@ -63,7 +68,29 @@ def evaluate(
                     room = _add(evaluator, model, batch, device, room)
     finally:
         model.train(was_training)
-    return evaluator.compute(), evaluator
+    return evaluator.compute() | _own(metrics, evaluator), evaluator
+
+
+def _evaluator(dataset: CodeDataset, metrics: Metrics | None) -> Any:
+    if not metrics:
+        return dataset.task.evaluator(label_names(dataset))
+    evaluator = dataset.task.evaluator(label_names(dataset), keeps_predictions=True)
+    if not hasattr(evaluator, "predictions"):
+        raise ConfigurationError(f"metrics: {dataset.task} hands out no predictions; leave metrics out")
+    return evaluator
+
+
+def _own(metrics: Metrics | None, evaluator: Any) -> dict[str, float]:
+    values = {}
+    for name, function in (metrics or {}).items():
+        value = function(evaluator.predictions, evaluator.labels)
+        try:
+            values[name] = float(value)
+        except (TypeError, ValueError):
+            raise ConfigurationError(
+                f"metrics: {name} gives {type(value).__name__} {str(value)[:40]!r}; return a number"
+            ) from None
+    return values
 
 
 def _add(evaluator: Any, model: nn.Module, batch: MicroBatch, device: torch.device, room: int | None) -> int | None:
@@ -92,13 +119,16 @@ def _parts(batch: MicroBatch, room: int | None) -> list[MicroBatch]:
     return batch.split(None if room is None else max(1, room // batch.width))
 
 
-def check_metric_name(dataset: CodeDataset, name: str) -> None:
-    """Refuse a metric that an evaluation on this data set does not give.
+def check_metric_name(dataset: CodeDataset, name: str, metrics: Metrics | None = None) -> None:
+    """Refuse a metric that an evaluation on this data set does not give, and own metrics that hide one.
 
     Raises:
         ConfigurationError: with those that it gives.
     """
-    given = [f"eval_{metric}" for metric in dataset.task.evaluator(label_names(dataset)).compute()]
+    own = dataset.task.evaluator(label_names(dataset)).compute()
+    if taken := sorted(own.keys() & (metrics or {}).keys()):
+        raise ConfigurationError(f"metrics: seen the name '{taken[0]}', which {dataset.task} has; choose another one")
+    given = [f"eval_{metric}" for metric in (*own, *(metrics or {}))]
     if name not in given:
         raise ConfigurationError(f"metric_name: seen '{name}'; {did_you_mean(name, given)}")
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mltrack.errors import Interrupted
-from mltrack.training import Listener
+from mltrack.evaluation.evaluate import Metrics
+from mltrack.training import Callback
 
 log = logging.getLogger("mltrack")
 
@@ -32,7 +33,8 @@ _LAST_THAT_IS_CHECKED = "build_trainer"
 class Frontend:
     """The callbacks of a training; see `TrainModelUseCase`."""
 
-    listeners: Sequence[Listener] = ()
+    callbacks: Sequence[Callback] = ()
+    metrics: Metrics | None = None
     notice: Callable[[str], None] = log.info
     progress: Callable[[str, int, int], None] | None = None
     on_delivery: Callable[[dict[str, Any]], None] | None = None

@@ -57,7 +57,8 @@ def open_run(tracked: TrackedRun) -> OpenRun:
         config=request.training_config(),
         tracker=tracker,
         checkpoint_manager=checkpoints,
-        listeners=tracked.frontend.listeners,
+        callbacks=tracked.frontend.callbacks,
+        metrics=tracked.frontend.metrics,
         stop_requested=tracked.stop_requested,
     )
     tracked.results.insert(0, partial(_tell_results, trainer))

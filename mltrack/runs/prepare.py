@@ -87,7 +87,7 @@ def prepare(request: TrainModelRequest, frontend: Frontend) -> Prepared:
         )
         for finding in data_check.findings:
             frontend.notice(finding.line)
-        check_metric_name(eval_dataset, request.metric_name)
+        check_metric_name(eval_dataset, request.metric_name, frontend.metrics)
         model = _model(request, source, train_dataset)
         resumed = None
         if directory is not None:

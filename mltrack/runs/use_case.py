@@ -15,12 +15,13 @@ from typing import Any
 
 from mltrack.config import TrainModelRequest, TrainModelResponse
 from mltrack.errors import alone
+from mltrack.evaluation.evaluate import Metrics
 from mltrack.runs.fit import fit
 from mltrack.runs.frontend import Frontend
 from mltrack.runs.open import open_run
 from mltrack.runs.prepare import prepare
 from mltrack.runs.tracked import explain, show_traceback, track
-from mltrack.training import Listener
+from mltrack.training import Callback
 
 log = logging.getLogger("mltrack")
 
@@ -29,7 +30,8 @@ class TrainModelUseCase:
     """Trains a model as a request says and keeps the run in MLflow.
 
     Args:
-        listeners: are told of steps and evaluations.
+        callbacks: are told how the training goes; see `Callback`.
+        metrics: own metrics of an evaluation, by name: `function(predictions, labels)` gives a number.
         notice: takes one line for the user at a time: steps, warnings.
         progress: called with (what, done, total) while something long is prepared.
         on_delivery: called with delivery.json's content while the end waits for MLflow.
@@ -41,7 +43,8 @@ class TrainModelUseCase:
     def __init__(
         self,
         *,
-        listeners: Sequence[Listener] = (),
+        callbacks: Sequence[Callback] = (),
+        metrics: Metrics | None = None,
         notice: Callable[[str], None] = log.info,
         progress: Callable[[str, int, int], None] | None = None,
         on_delivery: Callable[[dict[str, Any]], None] | None = None,
@@ -49,7 +52,8 @@ class TrainModelUseCase:
         at_once: Callable[[], AbstractContextManager[None]] = nullcontext,
     ):
         self._frontend = Frontend(
-            listeners=listeners,
+            callbacks=callbacks,
+            metrics=metrics,
             notice=notice,
             progress=progress,
             on_delivery=on_delivery,

@@ -147,7 +147,9 @@ class Classification(Task):
         in_order = sorted(dataset.label_mapping, key=dataset.label_mapping.__getitem__)
         return WeightedClasses(balanced({label: dataset.class_counts[label] for label in in_order}))
 
-    def evaluator(self, label_names: Sequence[str] | None = None) -> ClassificationEvaluator:
+    def evaluator(
+        self, label_names: Sequence[str] | None = None, *, keeps_predictions: bool = False
+    ) -> ClassificationEvaluator:
         """Loss, accuracy, F1, precision and recall."""
         from mltrack.tasks.class_loss import ClassificationEvaluator
 

@@ -346,8 +346,13 @@ class Task(ABC):
     # evaluation
 
     @abstractmethod
-    def evaluator(self, label_names: Sequence[str] | None = None) -> Evaluator:
-        """A new, empty evaluator; `label_names` in the order of their indices name the classes in the metrics."""
+    def evaluator(self, label_names: Sequence[str] | None = None, *, keeps_predictions: bool = False) -> Evaluator:
+        """A new, empty evaluator.
+
+        Args:
+            label_names: the classes in the order of their indices, for the metrics' names.
+            keeps_predictions: it has `predictions` and `labels`, lists of numbers that own metrics are computed from.
+        """
 
     def baselines(self, train_dataset: Any, eval_dataset: Any, vocab_size: int) -> dict[str, float]:
         """Figures that a model must beat, by name, learned on one data set and measured on the other."""

@@ -108,11 +108,13 @@ class Generation(Task):
         at_targets = config.effective_speedups.target_logits
         return super().fingerprint(config) | ({"logits": "where a loss is taken"} if at_targets else {})
 
-    def evaluator(self, label_names: Sequence[str] | None = None) -> GenerationEvaluator:
+    def evaluator(
+        self, label_names: Sequence[str] | None = None, *, keeps_predictions: bool = False
+    ) -> GenerationEvaluator:
         """Loss, perplexity and token accuracy; there are no classes to name."""
         from mltrack.tasks.token_loss import GenerationEvaluator
 
-        return GenerationEvaluator()
+        return GenerationEvaluator(keeps_predictions=keeps_predictions)
 
     def baselines(self, train_dataset: Any, eval_dataset: Any, vocab_size: int) -> dict[str, float]:
         """The frequencies of the tokens."""

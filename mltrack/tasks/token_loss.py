@@ -42,9 +42,16 @@ class AllLogits:
 
 
 class GenerationEvaluator:
-    """Keeps three numbers a batch: loss sum, hits, targets."""
+    """Keeps three numbers a batch: loss sum, hits, targets.
 
-    def __init__(self) -> None:
+    Args:
+        keeps_predictions: and the token ids.
+    """
+
+    def __init__(self, *, keeps_predictions: bool = False) -> None:
+        self._keeps = keeps_predictions
+        self._predictions: list[torch.Tensor] = []
+        self._targets: list[torch.Tensor] = []
         self._losses: list[torch.Tensor] = []
         self._hits: list[torch.Tensor] = []
         self._count = 0
@@ -54,18 +61,34 @@ class GenerationEvaluator:
         logits, targets = _target_logits(model, batch)
         losses = F.cross_entropy(logits, targets, reduction="none")
         loss = (losses.cpu() if losses.device.type == "mps" else losses).double().sum()  # mps has no float64
-        hits = (logits.argmax(dim=-1) == targets).sum()
+        predictions = logits.argmax(dim=-1)
+        hits = (predictions == targets).sum()
         self._losses.append(
             loss
         )  # nothing is added before all of it is computed: a batch that runs out of memory leaves no trace
         self._hits.append(hits)
         self._count += len(targets)
+        if self._keeps:
+            self._predictions.append(predictions.int().cpu())
+            self._targets.append(targets.int().cpu())
 
     def merge(self, other: Self) -> None:
         """Add what another evaluator has seen."""
         self._losses += other._losses
         self._hits += other._hits
         self._count += other._count
+        self._predictions += other._predictions
+        self._targets += other._targets
+
+    @property
+    def predictions(self) -> list[int]:
+        """The likeliest token at each target, where they are kept."""
+        return [token for batch in self._predictions for token in batch.tolist()]
+
+    @property
+    def labels(self) -> list[int]:
+        """The target tokens, in the same order."""
+        return [token for batch in self._targets for token in batch.tolist()]
 
     def compute(self) -> dict[str, float]:
         """loss in nats per target token, perplexity = exp(loss), token_accuracy = share of targets that the model ranks

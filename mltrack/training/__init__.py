@@ -1,9 +1,9 @@
 """Training: the loop (trainer) and the small parts that it calls."""
 
 from mltrack.training.attention import use_attention
+from mltrack.training.callback import Callback
 from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.early_stopping import EarlyStopping
-from mltrack.training.listener import Listener
 from mltrack.training.parallel import choose_parallel
 from mltrack.training.preparation import narrows
 from mltrack.training.schedule import Plan
@@ -12,8 +12,8 @@ from mltrack.training.trainer import AdvancedTrainer
 
 __all__ = [
     "AdvancedTrainer",
+    "Callback",
     "EarlyStopping",
-    "Listener",
     "Plan",
     "TrainingState",
     "choose_parallel",

@@ -32,17 +32,17 @@ from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset
 from mltrack.data.batches import MicroBatch, TrainingBatches, check_budget
 from mltrack.errors import DatasetError, Interrupted
-from mltrack.evaluation.evaluate import OnBatch, check_metric_name, evaluate
+from mltrack.evaluation.evaluate import Metrics, OnBatch, check_metric_name, evaluate
 from mltrack.evaluation.metrics import metric_mode, without_many_classes
 from mltrack.hardware import choose_device, choose_precision
 from mltrack.hardware.precision import Precision, steps_on_condition
 from mltrack.shortage import shortages_named
 from mltrack.tracking import TrainingMetricsTracker
+from mltrack.training.callback import Callback
 from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.defaults import configure, local_checkpoints, local_tracker
 from mltrack.training.early_stopping import EarlyStopping
 from mltrack.training.gradient import GradientOfGroup, StepGradient
-from mltrack.training.listener import Listener
 from mltrack.training.non_finite import non_finite_error, save_group
 from mltrack.training.parallel import Parallel, choose_parallel
 from mltrack.training.preparation import narrows, prepared, sped_up
@@ -75,7 +75,9 @@ class AdvancedTrainer:
         checkpoint_manager: where checkpoints go; default: a local one in `output_dir`.
         parallel: how a micro-batch is computed; default: as `config.parallel` says.
         output_dir: folder of the default tracker and checkpoint manager.
-        listeners: are told of every step and evaluation.
+        callbacks: are told how the training goes; see `Callback`.
+        metrics: of an evaluation, by name: `function(predictions, labels)` gives a number; see `evaluate`. Logged as
+            `eval_<name>`, which may be `metric_name`.
         stop_requested: asked between micro-batches and evaluation batches; a signal number ends the training with a
             checkpoint.
 
@@ -94,7 +96,8 @@ class AdvancedTrainer:
         checkpoint_manager: CheckpointManager | None = None,
         parallel: Parallel | None = None,
         output_dir: str | Path | None = None,
-        listeners: Sequence[Listener] = (),
+        callbacks: Sequence[Callback] = (),
+        metrics: Metrics | None = None,
         stop_requested: Callable[[], int | None] = lambda: None,
         **options: Any,
     ):
@@ -126,7 +129,7 @@ class AdvancedTrainer:
         self.optimizer = adamw(self.model, self.config)
         self.scheduler = linear_warmup_decay(self.optimizer, self.plan)
         if eval_dataset is not None:
-            check_metric_name(eval_dataset, self.config.metric_name)
+            check_metric_name(eval_dataset, self.config.metric_name, metrics)
             check_budget(eval_dataset, self.config)
         self.metric = Metric(self.config.metric_name, self.config.metric_mode or metric_mode(self.config.metric_name))
         self.early_stopping = EarlyStopping(
@@ -146,7 +149,8 @@ class AdvancedTrainer:
             metric_name=self.metric.name,
             on_disk_full=on_disk_full,
         )
-        self.listeners = list(listeners)
+        self.callbacks, self.metrics = list(callbacks), dict(metrics or {})
+        self._stop_asked = False
         self._owns_tracker = tracker is None
         self._stop_requested = stop_requested
         self.gradient = GradientOfGroup(
@@ -192,6 +196,8 @@ class AdvancedTrainer:
                         break
                     self._take_step(self._next_group())
             self.saving.finish()
+            for callback in self.callbacks:
+                callback.on_train_end(self)
         except Interrupted:
             self._save_where_it_stands()
             raise
@@ -237,6 +243,12 @@ class AdvancedTrainer:
         self._rng = extra["rng"]
         return changed
 
+    def stop(self) -> None:
+        """End the training after the step that was taken last, with a checkpoint, as early stopping does. For
+        callbacks.
+        """
+        self._stop_asked = True
+
     def forget_best(self) -> None:
         """Judge from here on: a fork's best is among its own checkpoints, not its parent's."""
         self.state.forget_best()
@@ -256,8 +268,8 @@ class AdvancedTrainer:
         self.model.train()
         self._groups = self._groups_from_here()
         self._last_settled = time.perf_counter()
-        for listener in self.listeners:
-            listener.on_start(self.state, self.plan)
+        for callback in self.callbacks:
+            callback.on_train_begin(self)
 
     def _next_group(self) -> list[MicroBatch]:
         """The micro-batches of the next step, and how long they were waited for."""
@@ -303,8 +315,8 @@ class AdvancedTrainer:
             state.count_skipped(gradient.examples, gradient.tokens, seconds)
             metrics["skipped_steps"] = state.skipped_steps
         self.tracker.log_metrics(metrics, step=state.step, epoch=state.epoch)
-        for listener in self.listeners:
-            listener.on_step(state, metrics)
+        for callback in self.callbacks:
+            callback.on_step(self, metrics)
 
     def _close_step(self) -> None:
         """Do what is due after the step that was taken last, unless it has been done: evaluate, end the epoch, save."""
@@ -319,16 +331,21 @@ class AdvancedTrainer:
             metrics = self._evaluate(self.eval_dataset)
         taken_in = state.epoch
         if epoch_over:
-            self.tracker.log_epoch_metrics({**state.epoch_aggregates(), **metrics}, epoch=state.epoch)
+            of_epoch = {**state.epoch_aggregates(), **metrics}
+            self.tracker.log_epoch_metrics(of_epoch, epoch=state.epoch)
+            for callback in self.callbacks:
+                callback.on_epoch(self, of_epoch)
             state.next_epoch()
             gc.collect()  # while nothing is waiting for the next step
             self._groups = self._groups_from_here()
         state.closed_step = state.step
-        state.stopped_early = self.early_stopping.should_stop and not last
+        state.stopped_early = (self.early_stopping.should_stop or self._stop_asked) and not last
         improved = state.best_step != best_before
         must_stay = last or improved or state.stopped_early
         if must_stay or self.save_every.due(state.step, epoch_over):
             self._last_settled += self.saving.save(taken_in, metrics, required=must_stay)
+            for callback in self.callbacks:
+                callback.on_save(self)
 
     def evaluated(self, dataset: CodeDataset, on_batch: OnBatch | None = None) -> tuple[dict[str, float], Any]:
         """`mltrack.evaluation.evaluate` of the model as it is now, with this training's device, precision and bounds of
@@ -341,6 +358,7 @@ class AdvancedTrainer:
             device=self.device,
             precision=self.precision,
             max_batch_tokens=self.config.max_batch_tokens,
+            metrics=self.metrics,
             on_batch=on_batch,
         )
 
@@ -349,8 +367,8 @@ class AdvancedTrainer:
 
         def on_batch(done: int, total: int) -> None:
             self._poll()
-            for listener in self.listeners:
-                listener.on_evaluation_batch(done, total)
+            for callback in self.callbacks:
+                callback.on_evaluation_batch(self, done, total)
 
         started = time.perf_counter()
         values, _ = self.evaluated(dataset, on_batch)
@@ -365,8 +383,8 @@ class AdvancedTrainer:
         self.early_stopping.update(metrics[name])
         train_loss = state.epoch_aggregates().get("train_loss")
         state.history.append({"epoch": state.epoch, "step": state.step, "train_loss": train_loss, **metrics})
-        for listener in self.listeners:
-            listener.on_evaluation(state, metrics)
+        for callback in self.callbacks:
+            callback.on_evaluation(self, metrics)
         return metrics
 
     # -- what the steps are made of
