@@ -78,6 +78,12 @@ def test_training(parts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> 
     assert list(Path("models/checkpoints").glob("**/step-*/metadata.json"))
 
 
+def test_callbacks_and_own_metrics(parts: dict[str, Any]) -> None:
+    trainer = run_snippet("Callbacks and own metrics", parts)["trainer"]
+    assert trainer.state.history[-1]["eval_kappa"] <= 1.0
+    assert trainer.state.best_metric == max(entry["eval_kappa"] for entry in trainer.state.history)
+
+
 def test_metrics(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = run_snippet("Metrics", {})
     assert capsys.readouterr().out == "Best eval loss: 0.3500\n"
