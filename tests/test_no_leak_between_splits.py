@@ -20,7 +20,7 @@ from mltrack.records.record import Record
 from mltrack.records.similar import near_duplicates
 from mltrack.records.similar.near_duplicates import duplicate_groups
 from mltrack.records.splits import group_numbers, split_indices, split_records
-from mltrack.records.table import RecordTable, TableWriter
+from mltrack.records.table import RecordTable, write_table
 
 ORIGINALS = 60
 
@@ -239,10 +239,7 @@ def test_the_order_of_the_file_changes_nothing(data: st.DataObject) -> None:
 
 def test_a_table_is_split_as_a_list_is(tmp_path: Path) -> None:
     records = made(COPIES[0])
-    with TableWriter(tmp_path / "t.arrow") as writer:
-        for record in records:
-            writer.add(record)
-    table = RecordTable.open(tmp_path / "t.arrow")
+    table = write_table(tmp_path / "t.arrow", records)
     listed, mapped = (split_indices(one, 0.2, 3, stratify=True, group="origin") for one in (records, table))
     assert all(np.array_equal(a, b) for a, b in zip(listed, mapped, strict=True))
     assert isinstance(split_records(table, 0.2, 3, stratify=True)[0], RecordTable)

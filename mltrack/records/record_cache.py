@@ -12,12 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 
 from mltrack.cache import cache_folder
 from mltrack.errors import DatasetError
 from mltrack.records.record import Record
-from mltrack.records.table import FORMAT_VERSION, RecordTable, TableWriter
+from mltrack.records.row_cache import remove
+from mltrack.records.table import FORMAT_VERSION, RecordTable, write_table
 
 LIST_BYTES = 32 << 20
 """Records of so much text, as Python counts it, are a list."""
@@ -80,31 +82,24 @@ def _spilled(
     path = Path(unfinished)
     seal = path.with_name(path.name + ".json")
     try:
-        with TableWriter(path) as writer:
-            for record in held:
-                writer.add(record)
-            held.clear()
-            for record in arriving:
-                writer.add(record)
+        table = write_table(path, chain(held, arriving))
         if name is None or not whole():
-            return RecordTable.open(path)  # what is mapped stays readable when its name is gone
+            return table  # what is mapped stays readable when its name is gone
         kept = folder / name
-        for old in folder.glob(
-            f"{name.rpartition('-f')[0].rpartition('-')[0]}-*"
-        ):  # of another state of the same files
-            old.unlink(missing_ok=True)
+        for old in folder.glob(f"{name.rpartition('-f')[0].rpartition('-')[0]}-*"):  # of another state of the files
+            remove(old)
         path.replace(kept)
         seal.replace(kept.with_name(kept.name + ".json"))
-        return RecordTable.open(kept)
+        table.path = kept
+        return table
     except OSError as error:
         remedy = "accepted: room in it, or another folder in MLTRACK_CACHE_DIR"
         raise DatasetError(
             f"the records cannot be kept there: {error.strerror or error}; {remedy}", path=folder
         ) from None
     finally:
-        for left in (path, seal):
-            with suppress(OSError):
-                left.unlink(missing_ok=True)
+        remove(path)
+        remove(seal)
 
 
 def _folder() -> Path:
