@@ -18,7 +18,7 @@ from mltrack.errors import TrackingError
 from mltrack.registry.champion import SETTLED_AT_ONCE, read_standing, settle
 from mltrack.registry.history import SETTLED, Settled
 from mltrack.store import Store, connect, model_tags, register, resolve
-from mltrack.store.registry import is_registered
+from mltrack.store.registered import is_registered
 
 
 @pytest.fixture(scope="module")

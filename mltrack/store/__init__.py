@@ -29,7 +29,6 @@ from mltrack.store.registry import (
     load_folder,
     load_pyfunc,
     register,
-    registered_model_ids,
     resolve,
     set_alias,
 )
@@ -85,7 +84,6 @@ __all__ = [
     "prune",
     "publish",
     "register",
-    "registered_model_ids",
     "registry",
     "reopen_run",
     "resolve",

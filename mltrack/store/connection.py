@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -272,6 +272,17 @@ def as_default(store: Store) -> Iterator[None]:
     """
     with own_settings(tracking_uri=store.client.tracking_uri):
         yield
+
+
+def all_pages(request: Callable[[str | None], Any]) -> Iterator[Any]:
+    """What all pages hold of a search that takes the token of a page and returns it."""
+    token = None
+    while True:
+        page = request(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
 def local_path(store: Store, uri: str) -> Path | None:

@@ -18,10 +18,10 @@ from typing import Any
 
 from mltrack.store import placement
 from mltrack.store.artifacts import delete_tree, send_tree, writable_root
-from mltrack.store.connection import Store, local_path
+from mltrack.store.connection import Store, all_pages, local_path
 from mltrack.store.light_model import identified
 from mltrack.store.refusal import StoreRejected, is_missing, translated
-from mltrack.store.registry import is_registered
+from mltrack.store.registered import is_registered
 from mltrack.store.runs import CUT_MARK, MAX_DIGEST_LENGTH, cut, legal_name
 
 RUN_TAG = "mltrack.run_id"
@@ -251,14 +251,8 @@ def _find(store: Store, experiment_id: str, run_id: str, step: int) -> Any:
 
 
 def _search(store: Store, experiment_id: str, where: str) -> list[Any]:
-    models: list[Any] = []
-    token = None
-    while True:
-        page = store.client.search_logged_models([experiment_id], filter_string=where, page_token=token)
-        models.extend(page)
-        token = page.token
-        if not token:
-            return models
+    search = store.client.search_logged_models
+    return list(all_pages(lambda token: search([experiment_id], filter_string=where, page_token=token)))
 
 
 def _step(text: str) -> int:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 from mltrack.errors import TrackingError
 from mltrack.store import fetching, model_cache
 from mltrack.store.artifacts import writable_root
-from mltrack.store.connection import Store, as_default, local_path
-from mltrack.store.refusal import StoreRejected, already_exists, is_denied, is_missing, translated
+from mltrack.store.connection import Store, all_pages, as_default, local_path
+from mltrack.store.refusal import StoreRejected, already_exists, is_missing, translated
 from mltrack.store.runs import cut, legal_name, parsed
 
 MAX_RACES = 5
@@ -30,15 +30,9 @@ PAGE = 200
 MAX_DESCRIPTION_LENGTH = 5000
 """What MLflow's tables hold of it; sqlite takes more, the others refuse the version."""
 _MAX_TAG_LENGTH = 8000
-_VERSIONS_TAG = "mlflow.modelVersions"
-_MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
-_COPIES, _COPY = "models:/%/%", re.compile(r"models:/[^/]+/")
-"""The source of a version that MLflow has copied from another one, models:/name/3; as MLflow's filters and as Python
-match it.
-"""
+VERSIONS_TAG = "mlflow.modelVersions"
+MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
 _SOURCE = re.compile(r"models:/(m-[^/]+)$")
-_CLOCKS_MS = 86_400_000
-"""By how much the clocks of two machines that write to one database may differ."""
 
 
 class ModelUri(NamedTuple):
@@ -117,14 +111,14 @@ def _link_back(store: Store, model_id: str, name: str, number: str) -> None:
     it, an embedded database does not.
     """
     try:
-        known = parsed(store.client.get_logged_model(model_id).tags.get(_VERSIONS_TAG, "[]"), list)
+        known = parsed(store.client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"), list)
     except Exception as error:
         if is_missing(error):  # deleted by somebody, after it was registered
             return
         raise
     mine = {"name": name, "version": number}
     if mine not in known:
-        store.client.set_logged_model_tags(model_id, {_VERSIONS_TAG: json.dumps([*known, mine])})
+        store.client.set_logged_model_tags(model_id, {VERSIONS_TAG: json.dumps([*known, mine])})
 
 
 def set_alias(store: Store, name: str, alias: str, version: str | int) -> None:
@@ -176,24 +170,17 @@ def get_alias(store: Store, name: str, alias: str) -> str | None:
 def list_models(store: Store) -> list[dict[str, Any]]:
     """The registered models: name, aliases {alias: version}, description, tags, created_ms, updated_ms."""
     with translated(store, "listing the registered models"):
-        rows: list[dict[str, Any]] = []
-        token = None
-        while True:
-            page = store.client.search_registered_models(page_token=token)
-            for model in page:
-                rows.append(
-                    {
-                        "name": model.name,
-                        "aliases": {alias: str(version) for alias, version in dict(model.aliases).items()},
-                        "description": model.description or "",
-                        "tags": dict(model.tags),
-                        "created_ms": model.creation_timestamp,
-                        "updated_ms": model.last_updated_timestamp,
-                    }
-                )
-            token = page.token
-            if not token:
-                return rows
+        return [
+            {
+                "name": model.name,
+                "aliases": {alias: str(version) for alias, version in dict(model.aliases).items()},
+                "description": model.description or "",
+                "tags": dict(model.tags),
+                "created_ms": model.creation_timestamp,
+                "updated_ms": model.last_updated_timestamp,
+            }
+            for model in all_pages(lambda token: store.client.search_registered_models(page_token=token))
+        ]
 
 
 def list_versions(store: Store, name: str) -> list[dict[str, Any]]:
@@ -223,76 +210,6 @@ def list_versions(store: Store, name: str) -> list[dict[str, Any]]:
                 }
             )
         return sorted(rows, key=lambda row: -int(row["version"]))
-
-
-def registered_model_ids(store: Store) -> set[str]:
-    """The logged models whose bytes a registered version loads: never to be deleted."""
-    with translated(store, "listing the registered versions"):
-        return {
-            model_id for version in search_versions(store, "") for model_id in _model_ids_in(_source(store, version))
-        }
-
-
-def is_registered(store: Store, model_id: str) -> bool:
-    """True where a registered version loads the bytes of this logged model: one made from it, from its folder, or a
-    copy of such a version.
-    """
-    with translated(store, f"asking who uses {model_id}"):
-        if store.client.search_model_versions(f"source_path LIKE '%{model_id}%'", max_results=1):
-            return True
-        made_ms = None
-        for copy in _pages(store, f"source_path LIKE '{_COPIES}'", "creation_timestamp DESC"):
-            made_ms = _made_ms(store, model_id) if made_ms is None else made_ms
-            if int(copy.creation_timestamp or 0) < made_ms - _CLOCKS_MS:
-                break  # a copy is newer than what it is a copy of
-            if model_id in _model_ids_in(_source(store, copy)):
-                return True
-        return _is_registered_unseen(store, model_id)
-
-
-def _made_ms(store: Store, model_id: str) -> int:
-    """When a logged model was made; 0 where it is gone."""
-    try:
-        return int(store.client.get_logged_model(model_id).creation_timestamp or 0)
-    except Exception as error:
-        if is_missing(error):
-            return 0
-        raise
-
-
-def _is_registered_unseen(store: Store, model_id: str) -> bool:
-    """True where the model's tag names a version that this user may not read: a search leaves those out."""
-    try:
-        versions = parsed(store.client.get_logged_model(model_id).tags.get(_VERSIONS_TAG, "[]"), list)
-    except Exception as error:
-        if is_missing(error):
-            return False
-        raise
-    for one in versions:
-        try:
-            store.client.get_model_version(str(one["name"]), str(one["version"]))
-        except (KeyError, TypeError):
-            continue
-        except Exception as error:
-            if is_denied(error):
-                return True
-            if not is_missing(error):
-                raise
-    return False
-
-
-def _source(store: Store, version: Any) -> str:
-    """Where a version's bytes come from; a copy's source is a version that may be deleted by now, so the store is asked
-    where that had them.
-    """
-    source = version.source or ""
-    if _COPY.match(source):
-        source = store.client.get_model_version_download_uri(version.name, str(version.version)) or ""
-    return str(source)
-
-
-def _model_ids_in(source: str) -> list[str]:
-    return _MODEL_ID.findall(source)
 
 
 def resolve(store: Store, uri: str, dst: str | Path | None = None) -> Path:
@@ -367,7 +284,7 @@ def _location(store: Store, wanted: ModelUri) -> tuple[str, str | None]:
     model_id = model_id_of(version)
     if model_id:
         return str(store.client.get_logged_model(model_id).artifact_location), (
-            model_id if _MODEL_ID.fullmatch(model_id) else None
+            model_id if MODEL_ID.fullmatch(model_id) else None
         )
     return str(store.client.get_model_version_download_uri(wanted.name, number)), None
 
@@ -389,7 +306,7 @@ def _aliases(store: Store, name: str, *, must_exist: bool = False) -> dict[str, 
 
 def search_versions(store: Store, where: str) -> list[Any]:
     """MLflow's own entities, all pages."""
-    return list(_pages(store, where, "version_number ASC"))
+    return list(pages(store, where, "version_number ASC"))
 
 
 def newest_versions(store: Store, name: str, count: int) -> list[Any]:
@@ -397,14 +314,10 @@ def newest_versions(store: Store, name: str, count: int) -> list[Any]:
     return list(store.client.search_model_versions(named(name), max_results=count, order_by=["version_number DESC"]))
 
 
-def _pages(store: Store, where: str, order: str) -> Iterator[Any]:
-    token = None
-    while True:
-        page = store.client.search_model_versions(where, max_results=PAGE, order_by=[order], page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
+def pages(store: Store, where: str, order: str) -> Iterator[Any]:
+    """MLflow's own entities, page by page."""
+    search = store.client.search_model_versions
+    return all_pages(lambda token: search(where, max_results=PAGE, order_by=[order], page_token=token))
 
 
 def model_id_of(version: Any) -> str | None:

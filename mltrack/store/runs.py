@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from mltrack.addresses import is_same, redact
 from mltrack.errors import printable
-from mltrack.store.connection import Store, default_tracking_uri
+from mltrack.store.connection import Store, all_pages, default_tracking_uri
 from mltrack.store.database import own_artifact_root
 from mltrack.store.refusal import StoreRejected, already_exists, translated
 
@@ -279,7 +279,7 @@ def list_runs(
         if experiment_name is None:
             experiment_ids = [
                 experiment.experiment_id
-                for experiment in _pages(lambda token: store.client.search_experiments(page_token=token))
+                for experiment in all_pages(lambda token: store.client.search_experiments(page_token=token))
             ]
         else:
             experiment = store.client.get_experiment_by_name(experiment_name)
@@ -375,16 +375,6 @@ def _info(store: Store, run: Any) -> RunInfo:
         end_time_ms=run.info.end_time,
         metrics=dict(run.data.metrics),
     )
-
-
-def _pages(request: Any) -> Iterable[Any]:
-    token = None
-    while True:
-        page = request(token)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _storable(text: str) -> str:
