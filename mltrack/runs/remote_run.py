@@ -52,7 +52,7 @@ from mltrack.relay.liveness import (
 from mltrack.relay.progress import Progress
 from mltrack.relay.trainers import VERSION_TAG, OwnTrainers
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, fetching, history, runs
-from mltrack.tracking.tracker import TIMING_WORDS
+from mltrack.tracking.metric_table import TIMING_WORDS
 
 if TYPE_CHECKING:  # loads torch, which `mltrack runs` does without
     from mltrack.checkpoints import CheckpointMetadata

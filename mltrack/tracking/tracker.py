@@ -13,20 +13,15 @@ from __future__ import annotations
 
 import atexit
 import logging
-import math
-import os
-import uuid
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import mltrack
 from mltrack.addresses import redacted
 from mltrack.errors import ConfigurationError, TrackingError
-from mltrack.evaluation.metrics import metric_mode
 from mltrack.journal import (
     DiskFullError,
     Heartbeat,
@@ -34,21 +29,20 @@ from mltrack.journal import (
     JournalReader,
     JournalWriter,
     KeptCheckpoints,
-    Machine,
     RunDirectory,
     RunInfo,
     records,
-    shown,
 )
 from mltrack.journal.records import json_number
-from mltrack.journal.run_directory import COPIES
 from mltrack.journal.shape import LARGEST
-from mltrack.store import StoreUnavailable, active_run, artifacts, default_tracking_uri, placement
-from mltrack.store.copies import copy_each
 from mltrack.tracking.delivery import Delivery, deliver_earlier
 from mltrack.tracking.earlier import forget_moved, set_aside
 from mltrack.tracking.ending import Ending, leave_exit_code, uncaught
 from mltrack.tracking.export import entries_of, write_csv_export, write_json_export
+from mltrack.tracking.logged_files import LoggedFiles
+from mltrack.tracking.metric_table import MetricTable
+from mltrack.tracking.recorded import Recorded
+from mltrack.tracking.run_here import name_trainer, run_here
 from mltrack.tracking.statistics import MetricSeries, MetricStatistics
 from mltrack.tracking.values import (
     as_number,
@@ -61,18 +55,8 @@ from mltrack.tracking.values import (
     whole_number,
 )
 
-RARE = 1000
-"""A metric with no more points than this is kept whole in memory after a resume."""
-
-TIMING_WORDS = ("seconds", "per_second", "_ms", "_bytes", "system/", "stall", "utilization")
-"""A metric whose name holds one of these depends on the machine's speed and is never compared after a resume."""
 LONGEST_EXIT_WAIT_S = 600.0
 log = logging.getLogger("mltrack")
-LARGEST_STEP = 2**63 - 1
-SUPERSEDED_TAG = "mltrack.superseded_steps"
-"""Tag of a run that finished after fewer steps than an earlier trainer of it had recorded: MLflow keeps those points,
-which are not this training's.
-"""
 
 
 class TrainingMetricsTracker:
@@ -126,24 +110,17 @@ class TrainingMetricsTracker:
         self.delivery: Delivery | None = None
         self._on_disk_full, self.lost_records = on_disk_full, 0
         self._auto_save_interval = auto_save_interval
-        self._timing = frozenset(timing)
-        self._directions = dict(directions or {})
-        self._series: dict[str, MetricSeries] = {}
+        self._metrics = MetricTable(directions or {}, timing)
         self._calls = 0
-        self._already: dict[tuple[str, int], float] = {}
-        self._newest_step = 0
-        """The last step since a resume, as long as something is recorded already that may come again."""
-        self._drifted: set[str] = set()
-        self._copies = self.directory.path / f"{COPIES}{uuid.uuid4().hex[:8]}"
-        """Of files from elsewhere that this tracker logs: nothing of another run lies there."""
+        self._recorded = Recorded()
+        self._files = LoggedFiles(self.directory)
         self._kept = KeptCheckpoints()
         """Of this tracker's own records: the first one is a whole set."""
         if not resume and lock is None:
             set_aside(self.directory)
         for record in JournalReader(self.directory.journal).read_new():
             for entry in entries_of(record):
-                series = self._series.get(entry.name) or self._new_series(entry.name)
-                series.add(entry.value, entry.step, entry.epoch, entry.time_ms)
+                self._metrics.series(entry.name).add(entry.value, entry.step, entry.epoch, entry.time_ms)
         self._journal = JournalWriter(self.directory.journal, mltrack_version=mltrack.__version__, lock=lock)
         self.directory.exit_code_file.unlink(missing_ok=True)  # of the process before this one
         self._ending = Ending(self._journal, ("FAILED", 1) if presumed_failed else None)
@@ -153,7 +130,7 @@ class TrainingMetricsTracker:
             forget_moved(self.directory)
         if run is not None:
             self._describe(run)
-        elif (found := self._run_here(run_id, tracking_uri)) is not None:
+        elif (found := run_here(run_id, tracking_uri, experiment_name)) is not None:
             self._describe(found)
             self.start_delivery()
         deliver_earlier(self.directory, self._tracking_uri)
@@ -181,9 +158,11 @@ class TrainingMetricsTracker:
         points: list[tuple[MetricSeries, float]] = []
         for name, value in values.items():
             number = value if type(value) is float else as_number(name, value)
-            points.append((self._series.get(name) or self._new_series(name), number))
-        if self._already:
-            points = self._not_recorded_yet(step, points)
+            points.append((self._metrics.series(name), number))
+        if self._recorded.values:
+            points, differing = self._recorded.leave_out(step, points)
+            if differing:
+                self._append(records.drift(step, differing))
             if not points:
                 return
         time_ms = records.now_ms()
@@ -238,28 +217,14 @@ class TrainingMetricsTracker:
             TrackingError: there is no such file or folder, it cannot be read or is the run directory itself,
                 there is no room for a copy, or `artifact_path` is no relative path.
         """
-        if not isinstance(path, str | os.PathLike) or not (os.path.isfile(path) or os.path.isdir(path)):
-            raise TrackingError(f"log_artifact needs a file or folder that exists, not {shown(path)}")
+        source = self._files.existing(path)
         artifact_path = folder_name("artifact_path", artifact_path)
-        source = Path(path).absolute()
-        if source.name in ("", ".."):
-            source = source.resolve()
-        if source.resolve() == self.directory.path.resolve():
-            raise TrackingError(f"log_artifact: {source} is the run directory itself; name a file or folder in it")
-        self._append(records.artifact(self._relative(self._brought_inside(source, artifact_path)), artifact_path))
+        self._append(records.artifact(self._files.relative(self._files.inside(source, artifact_path)), artifact_path))
 
     def log_checkpoints(self, kept: Sequence[Mapping[str, Any]], best_step: int | None) -> None:
         """Record which checkpoints stay, and force everything so far to the disk."""
         named = [checked_mapping("checkpoint", one) for one in checked_list("checkpoint", kept)]
-        kept = [
-            {
-                **one,
-                "path": (
-                    self._relative(one["path"]) if isinstance(one.get("path"), str | os.PathLike) else one.get("path")
-                ),
-            }
-            for one in named
-        ]
+        kept = [{**one, "path": self._files.relative(one.get("path"))} for one in named]
         checked(records.checkpoints(kept, best_step))
         record, lost = self._kept.record_of(kept, best_step), self.lost_records
         self._append(record)
@@ -293,15 +258,8 @@ class TrainingMetricsTracker:
             epoch: epochs finished in it.
         """
         step, epoch = whole_number("step", step), whole_number("epoch", epoch)
-        self._already, self._newest_step = {}, step
-        for record in JournalReader(self.directory.journal).read_new():
-            for entry in entries_of(record):
-                behind = entry.step >= (epoch if entry.name.startswith(records.EPOCH_PREFIX) else step)
-                if behind or self._series[entry.name].count <= RARE:
-                    self._already.setdefault((entry.name, entry.step), entry.value)
+        self._recorded = Recorded.behind(self.directory.journal, self._metrics.by_name, step, epoch)
         self._append(records.resumed(step, epoch))
-
-    # -- reading
 
     def get_statistics(self, name: str) -> MetricStatistics:
         """Statistics of a metric; `epoch/` may be left out.
@@ -309,26 +267,11 @@ class TrainingMetricsTracker:
         Raises:
             TrackingError: no such metric was logged.
         """
-        key = name if name in self._series else records.EPOCH_PREFIX + name
-        if key not in self._series:
-            known = sorted(self._series)
-            raise TrackingError(
-                f"metric: seen '{name}'; accepted: {', '.join(known) if known else 'nothing was logged yet'}"
-            )
-        return self._series[key].snapshot()
+        return self._metrics.statistics(name)
 
     def get_summary(self) -> dict[str, Any]:
         """`best_metrics` {name: {value, step, epoch}}, `statistics` {name: {mean, ...}}, `totals`."""
-        logged = {self._shown(name): series for name, series in self._series.items() if series.count}
-        best = {name: series.best.shown() for name, series in logged.items() if series.best is not None}
-        statistics = {name: asdict(series.snapshot()) for name, series in logged.items()}
-        totals = {"metrics": len(logged), "points": sum(series.count for series in logged.values())}
-        return {
-            "experiment_name": self.experiment_name,
-            "best_metrics": best,
-            "statistics": statistics,
-            "totals": totals,
-        }
+        return {"experiment_name": self.experiment_name, **self._metrics.summary()}
 
     def export_to_json(self, path: str | Path = "metrics.json") -> Path:
         """Summary and every point; a relative path is under `output_dir`. Returns where it was written."""
@@ -342,8 +285,6 @@ class TrainingMetricsTracker:
         write_csv_export(self.directory.journal, target)
         return target
 
-    # -- delivery
-
     def start_delivery(self) -> None:
         """Start the relay, which ends with this process."""
         self.delivery = Delivery(self.directory, self._tracking_uri)
@@ -352,8 +293,6 @@ class TrainingMetricsTracker:
     def rejected(self) -> str | None:
         """Why MLflow refuses the run itself, once that is known."""
         return None if self.delivery is None else self.delivery.rejected
-
-    # -- end
 
     def settle(self, status: str, exit_code: int) -> None:
         """Record how the run has turned out, while something still follows: that outcome holds, also where the process
@@ -373,21 +312,9 @@ class TrainingMetricsTracker:
         """
         if status is not None:
             checked(records.end(status, exit_code))
-        superseded = [
-            step
-            for name, step in self._already
-            if step > self._newest_step and not name.startswith(records.EPOCH_PREFIX)
-        ]
-        tags = {
-            **({"mltrack.resume_drift": ", ".join(sorted(self._drifted))} if self._drifted else {}),
-            **(
-                {SUPERSEDED_TAG: f"{self._newest_step + 1}-{max(superseded)}"}
-                if superseded and (status or self._ending.status) == "FINISHED"
-                else {}
-            ),
-        }
+        tags = self._recorded.tags(finished=(status or self._ending.status) == "FINISHED")
         if tags and self._ending.is_ours:
-            self._drifted, self._already = set(), {}
+            self._recorded = Recorded()
             with suppress(DiskFullError):
                 self.set_tags(tags)
         self._ending.end(None if status is None else (status, exit_code))
@@ -464,109 +391,10 @@ class TrainingMetricsTracker:
                 warnings.warn(f"{error}; going on without it, as on_disk_full=continue says", stacklevel=3)
             self.lost_records += 1
 
-    def _brought_inside(self, path: Path, artifact_path: str) -> Path:
-        """`path`, or its copy in the run directory where it lies elsewhere."""
-        with suppress(TrackingError):
-            return self.directory.inside(path)
-        run = self.directory.path.resolve()
-        target = self.directory.inside(self._copies / artifact_path / path.name)
-
-        def check(entry: Path) -> None:
-            if entry.is_dir() and entry.resolve().is_relative_to(run):
-                raise TrackingError(f"{entry}: lies in the directory of this run")
-
-        try:
-            if path.is_dir():
-                copy_each(path, target, lambda line: log.warning("log_artifact left out %s", line), check=check)
-            else:
-                with artifacts.reading(path):
-                    placement.place_file(path, target)
-        except (OSError, StoreUnavailable) as error:
-            raise TrackingError(
-                f"{path} cannot be copied into the run directory: {getattr(error, 'strerror', None) or error}; make"
-                f" room in {self.directory.path}"
-            ) from error
-        return target
-
-    def _relative(self, path: str | Path) -> str:
-        return Path(os.path.relpath(Path(path).absolute(), self.directory.path)).as_posix()
-
-    def _new_series(self, name: str) -> MetricSeries:
-        checked_name("metric", name)
-        timing = name in self._timing or any(word in name for word in TIMING_WORDS)
-        series = self._series[name] = MetricSeries(
-            name, timing=timing, mode=self._mode_of(name.removeprefix(records.EPOCH_PREFIX))
-        )
-        return series
-
-    def _mode_of(self, name: str) -> str | None:
-        if name in self._directions:
-            return self._directions[name]
-        try:
-            return metric_mode(name)
-        except ConfigurationError:
-            return None
-
-    def _not_recorded_yet(
-        self, step: int, points: list[tuple[MetricSeries, float]]
-    ) -> list[tuple[MetricSeries, float]]:
-        """Leave out what is recorded for this step already; note where a deterministic value differs."""
-        self._newest_step = max(self._newest_step, step)
-        new: list[tuple[MetricSeries, float]] = []
-        differing: dict[str, tuple[float, float]] = {}
-        for series, later in points:
-            first = self._already.pop((series.name, step), None)
-            if first is None:
-                new.append((series, later))
-            elif not series.timing and first != later and not (math.isnan(first) and math.isnan(later)):
-                differing[series.name] = (first, later)
-        if differing:
-            self._drifted.update(differing)
-            self._append(records.drift(step, differing))
-        return new
-
-    def _shown(self, key: str) -> str:
-        """`eval_loss` for `epoch/eval_loss`, unless there is an `eval_loss` by step too."""
-        name = key.removeprefix(records.EPOCH_PREFIX)
-        return key if name in self._series else name
-
-    def _run_here(self, run_id: str | None, tracking_uri: str | None) -> RunInfo | None:
-        """The MLflow run that was named, or that is active in this process."""
-        active = active_run()
-        if run_id is None and active is not None:
-            run_id, tracking_uri = active.run_id, active.tracking_uri
-        if run_id is None:
-            return None
-        return RunInfo(
-            local_id=uuid.uuid4().hex,
-            run_id=run_id,
-            experiment_name=self.experiment_name,
-            tracking_uri=default_tracking_uri(tracking_uri),
-            created_ms=records.now_ms(),
-            owns_status=active is None or active.run_id != run_id,  # an active run is ended by whoever started it
-            mltrack_version=mltrack.__version__,
-        )
-
     def _describe(self, info: RunInfo) -> None:
         """Write run.json, with this process as the trainer, and begin its heartbeat."""
-        here = Machine.here()
-        info.trainer_pid, info.trainer_started = os.getpid(), process_started(os.getpid())
-        info.trainer_host, info.trainer_boot_id, info.trainer_pid_namespace = (
-            here.host,
-            here.boot_id,
-            here.pid_namespace,
-        )
+        name_trainer(info)
         self._tracking_uri = info.tracking_uri
         info.directory = str(self.directory.path)
         self.directory.write_run(info)
         self._heartbeat = Heartbeat(self.directory.heartbeat)
-
-
-def process_started(pid: int) -> float:
-    """When a process was started, seconds since 1970; 0 where it is gone."""
-    import psutil
-
-    try:
-        return psutil.Process(pid).create_time()
-    except psutil.NoSuchProcess:
-        return 0.0
