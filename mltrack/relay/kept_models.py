@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from mltrack.errors import CheckpointError
+from mltrack.errors import CheckpointError, ConfigurationError
 from mltrack.journal import JournalReader, KeptCheckpoints, RunDirectory
 from mltrack.relay.progress import Progress
 from mltrack.store import Store, StoreRejected, artifacts, light_model, logged_models, translated
@@ -259,7 +259,10 @@ class KeptModels:
     def _write_model(self, folder: Path, staged: Path, step: int) -> None:
         hf_config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         ours = hf_config.get("mltrack", {})
-        task = task_named(ours.get("task", TaskType.TEXT_CLASSIFICATION.value))
+        try:
+            task = task_named(ours.get("task", TaskType.TEXT_CLASSIFICATION.value))
+        except ConfigurationError as error:  # of a package that is not installed here
+            raise CheckpointError(f"{error}; install the task's package and deliver the run again") from None
         light_model.write_model_folder(
             folder,
             staged,
