@@ -64,7 +64,7 @@ class Arithmetic:
         """Read from a transformers model."""
         from torch import nn
 
-        from mltrack.training.first_token import reads_first_token
+        from mltrack.training.speed.first_token import reads_first_token
 
         inner, config = model.base_model, model.config
         embedded = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mltrack.training.dropout import CheapDropout, cheap_masks
+from mltrack.training.speed.dropout import CheapDropout, cheap_masks
 
 
 @pytest.mark.parametrize("p", [0.1, 0.25, 0.5, 0.9])
@@ -28,7 +28,7 @@ def test_in_bf16_too_what_is_kept_is_scaled_by_the_inverse_of_how_much_is_kept()
     """The comparison in bf16 keeps 7 % more than asked for where a hundredth is kept; float64 holds the scale that the
     rounding of a product would hide.
     """
-    from mltrack.training.dropout import _scale
+    from mltrack.training.speed.dropout import _scale
 
     torch.manual_seed(0)
     for p in (0.5, 0.9, 0.99):

@@ -20,7 +20,7 @@ from transformers import (
     XLMRobertaConfig,
 )
 
-from mltrack.training.first_token import only_first_token, reads_first_token
+from mltrack.training.speed.first_token import only_first_token, reads_first_token
 
 SIZES = {
     "vocab_size": 100,

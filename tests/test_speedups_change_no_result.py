@@ -20,7 +20,7 @@ from mltrack.config import TrainingConfig, checked_options
 from mltrack.config.speedups import NAMES
 from mltrack.errors import ConfigurationError
 from mltrack.training import decisive, narrows
-from mltrack.training.compiled import compiled_layers, repeated_layers
+from mltrack.training.speed.compiled import compiled_layers, repeated_layers
 
 pytestmark = pytest.mark.device
 

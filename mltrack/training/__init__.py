@@ -1,12 +1,12 @@
 """Training: the loop (trainer) and the small parts that it calls."""
 
-from mltrack.training.attention import use_attention
 from mltrack.training.callback import Callback
-from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.early_stopping import EarlyStopping
+from mltrack.training.fingerprint import compare_decisive, decisive
 from mltrack.training.parallel import choose_parallel
 from mltrack.training.preparation import narrows
 from mltrack.training.schedule import Plan
+from mltrack.training.speed.attention import use_attention
 from mltrack.training.state import TrainingState
 from mltrack.training.trainer import AdvancedTrainer
 

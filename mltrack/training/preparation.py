@@ -18,9 +18,9 @@ from mltrack.config import TrainingConfig
 from mltrack.errors import ConfigurationError
 from mltrack.hardware import allow_planned_attention, allow_tf32, choose_precision, repeating_exactly
 from mltrack.tasks.token_loss import keeps_apart
-from mltrack.training.compiled import check_compiler, compiled_layers
-from mltrack.training.dropout import cheap_masks
-from mltrack.training.first_token import last_layer, only_first_token, reads_first_token
+from mltrack.training.speed.compiled import check_compiler, compiled_layers
+from mltrack.training.speed.dropout import cheap_masks
+from mltrack.training.speed.first_token import last_layer, only_first_token, reads_first_token
 
 
 def prepared(model: nn.Module, config: TrainingConfig, device: torch.device) -> nn.Module:

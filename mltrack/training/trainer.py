@@ -39,9 +39,9 @@ from mltrack.hardware.precision import Precision, steps_on_condition
 from mltrack.shortage import shortages_named
 from mltrack.tracking import TrainingMetricsTracker
 from mltrack.training.callback import Callback
-from mltrack.training.decisive import compare_decisive, decisive
 from mltrack.training.defaults import configure, local_checkpoints, local_tracker
 from mltrack.training.early_stopping import EarlyStopping
+from mltrack.training.fingerprint import compare_decisive, decisive
 from mltrack.training.gradient import GradientOfGroup, StepGradient
 from mltrack.training.non_finite import non_finite_error, save_group
 from mltrack.training.parallel import Parallel, choose_parallel
