@@ -11,7 +11,7 @@ import torch
 from mltrack.errors import Interrupted
 from mltrack.evaluation.evaluate import evaluate
 from mltrack.hardware.precision import Precision
-from mltrack.training.preparation import sped_up
+from mltrack.training.speed import training_context
 
 pytestmark = pytest.mark.device
 
@@ -62,8 +62,8 @@ def test_a_training_evaluates_the_same_whatever_the_batch(trainer, task, options
     found = []
     for size in (5, 1, 3, 8, 64):
         made = trainer(task, name=str(size), eval_batch_size=size, use_mixed_precision=precision, **options)
-        assert made.narrow == (task != "code_generation")
-        with sped_up(made.model, made.config, made.device, narrow=made.narrow):
+        assert made.cls_only == (task != "code_generation")
+        with training_context(made.model, made.config, made.device, cls_only=made.cls_only):
             metrics, _ = made.evaluated(made.eval_dataset)
         made.tracker.close()
         found.append(metrics if precision == "off" else {"loss": metrics["loss"]})

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from mltrack.errors import NonFiniteLossError
-from mltrack.training.preparation import sped_up
+from mltrack.training.speed import training_context
 
 pytestmark = pytest.mark.device
 
@@ -45,7 +45,7 @@ def poison(made, at_calls, where="loss"):
 
 def weights_after(made, steps):
     """The weights after so many steps of the same plan."""
-    with sped_up(made.model, made.config, made.device, narrow=made.narrow):
+    with training_context(made.model, made.config, made.device, cls_only=made.cls_only):
         made._begin()
         for _ in range(steps):
             made._take_step(next(made._groups))

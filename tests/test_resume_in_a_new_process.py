@@ -18,7 +18,7 @@ import torch
 from mltrack import AdvancedTrainer, TrainingConfig
 from mltrack.errors import ConfigurationError
 from mltrack.journal import read_journal
-from mltrack.training import compare_decisive, decisive
+from mltrack.training import compare_fingerprints, fingerprint_of
 
 sys.path.insert(0, str(commands.ROOT / "benchmarks"))
 from killed_training import Storm
@@ -251,18 +251,18 @@ def test_what_no_option_changes_is_compared_too(tmp_path, records_file, name):
 def test_threads_are_compared_on_a_cpu_alone_and_warmup_wherever_it_was_recorded(tmp_path, records_file):
     source, train, _ = tiny.data(records_file("text_classification", 24), "text_classification")
     model, config = tiny.model(source, train), TrainingConfig(warmup_ratio=0.1)
-    on_cpu, on_gpu = (decisive(config, train, model, torch.device(kind), "off") for kind in ("cpu", "meta"))
+    on_cpu, on_gpu = (fingerprint_of(config, train, model, torch.device(kind), "off") for kind in ("cpu", "meta"))
     assert on_cpu["threads"] == torch.get_num_threads()
     then = {**on_gpu, "threads": on_cpu["threads"] + 1}  # as mltrack 0.1 recorded it of a GPU too
     del then["warmup_ratio"], then["warmup_steps"]
-    assert compare_decisive(then, on_gpu, exact=True) == []
+    assert compare_fingerprints(then, on_gpu, exact=True) == []
     changed = {
         "warmup_ratio is 0.2, was 0.1": {"warmup_ratio": 0.2},
         "warmup_steps is 7, was None": {"warmup_steps": 7},
     }
     for clause, options in changed.items():
-        now = decisive(replace(config, **options), train, model, torch.device("cpu"), "off")
-        assert compare_decisive(on_cpu, now, exact=False) == [clause]
+        now = fingerprint_of(replace(config, **options), train, model, torch.device("cpu"), "off")
+        assert compare_fingerprints(on_cpu, now, exact=False) == [clause]
 
 
 def test_another_attention_implementation_is_seen(tmp_path, records_file):

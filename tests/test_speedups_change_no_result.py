@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from mltrack.config import TrainingConfig, checked_options
 from mltrack.config.speedups import NAMES
 from mltrack.errors import ConfigurationError
-from mltrack.training import decisive, narrows
+from mltrack.training import fingerprint_of, uses_cls_only
 from mltrack.training.speed.compiled import compiled_layers, repeated_layers
 
 pytestmark = pytest.mark.device
@@ -131,13 +131,13 @@ def test_what_decides_the_bits_is_compared_at_a_resume(trainer, option):
     made = trainer(option.get("task", "code_generation"), count=16)
     option = {name: value for name, value in option.items() if name != "task"}
     values = [
-        decisive(
+        fingerprint_of(
             config,
             made.train_dataset,
             made.model,
             made.device,
             "off",
-            narrow=narrows(made.model, config, replicated=False),
+            cls_only=uses_cls_only(made.model, config, replicated=False),
         )
         for config in (
             made.config,

@@ -30,7 +30,7 @@ from mltrack.runs.frontend import Frontend
 from mltrack.runs.provenance import earlier_labels, find_resumed, reads_as_tokens, saved_options
 from mltrack.runs.record import data_figures, long_text_warnings
 from mltrack.store import credentials_place, served_uri
-from mltrack.training import choose_parallel, compare_decisive, decisive, narrows, use_attention
+from mltrack.training import choose_parallel, compare_fingerprints, fingerprint_of, use_attention, uses_cls_only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,7 +220,7 @@ def _checkpoint(
     task = train_dataset.task
     replicated = choose_parallel(request.parallel, device, task, compiled=request.compile).replicates
     precision = choose_precision(request.use_mixed_precision, device)
-    narrow = narrows(model, config, replicated=replicated)
-    now = decisive(config, train_dataset, model, device, precision, replicated=replicated, narrow=narrow)
-    compare_decisive(checkpoint["extra_state"]["decisive"], now, exact=request.exact)
+    cls_only = uses_cls_only(model, config, replicated=replicated)
+    now = fingerprint_of(config, train_dataset, model, device, precision, replicated=replicated, cls_only=cls_only)
+    compare_fingerprints(checkpoint["extra_state"]["decisive"], now, exact=request.exact)
     return checkpoint, held.damaged

@@ -2,10 +2,10 @@
 
 from mltrack.training.callback import Callback
 from mltrack.training.early_stopping import EarlyStopping
-from mltrack.training.fingerprint import compare_decisive, decisive
+from mltrack.training.fingerprint import compare_fingerprints, fingerprint_of
 from mltrack.training.parallel import choose_parallel
-from mltrack.training.preparation import narrows
 from mltrack.training.schedule import Plan
+from mltrack.training.speed import uses_cls_only
 from mltrack.training.speed.attention import use_attention
 from mltrack.training.state import TrainingState
 from mltrack.training.trainer import AdvancedTrainer
@@ -17,8 +17,8 @@ __all__ = [
     "Plan",
     "TrainingState",
     "choose_parallel",
-    "compare_decisive",
-    "decisive",
-    "narrows",
+    "compare_fingerprints",
+    "fingerprint_of",
     "use_attention",
+    "uses_cls_only",
 ]

@@ -19,9 +19,10 @@ from mltrack.data.collate import PADDED_TO
 from mltrack.data.encoding import tokenizer_digest
 from mltrack.errors import ConfigurationError
 from mltrack.hardware import visible_gpus
+from mltrack.training import speed
 
 
-def decisive(
+def fingerprint_of(
     config: TrainingConfig,
     dataset: CodeDataset,
     model: nn.Module,
@@ -30,17 +31,26 @@ def decisive(
     *,
     world: int = 1,
     replicated: bool = False,
-    narrow: bool = False,
+    cls_only: bool = False,
 ) -> dict[str, Any]:
-    """The values by name, as a checkpoint keeps them.
+    """The values by name, as a checkpoint keeps them: each part says its own.
 
     Args:
-        narrow: what `narrows` says of the model.
+        cls_only: what `speed.uses_cls_only` says of the model.
     """
-    inner, on_cpu = unwrapped(model), device.type == "cpu"
     return {
         **{name: getattr(config, name) for name, option in OPTIONS.items() if option.fixes_result},
         **({"warmup_ratio": config.warmup_ratio} if config.warmup_steps is None else {}),
+        **_of_data(config, dataset),
+        **dataset.task.fingerprint(config),
+        **speed.fingerprint(config, model, device, cls_only=cls_only),
+        "model": shape_of(unwrapped(model)),
+        **_of_machine(device, precision, world, replicated),
+    }
+
+
+def _of_data(config: TrainingConfig, dataset: CodeDataset) -> dict[str, Any]:
+    return {
         "training data": dataset.digest[:12],
         "tokenizer": tokenizer_digest(dataset.tokenizer)[:12],
         "max_length": dataset.max_length,
@@ -48,22 +58,15 @@ def decisive(
         "sampler": order_of(config),
         "padding": f"to multiples of {PADDED_TO}",
         "packing": "rows filled, or one each" if config.packing else False,
-        "dropout masks": "cheap" if config.effective_speedups.dropout_masks else "torch's",
-        **dataset.task.fingerprint(config),
-        "last layer": "for its first token" if narrow else "whole",
-        "compiled": "layer by layer" if config.compile else False,
-        "model": shape_of(inner),
-        "attention implementation": str(getattr(getattr(inner, "config", None), "_attn_implementation", None)),
-        "attention kernels": (
-            "for any shape"
-            if config.effective_speedups.any_shape_attention and device.type == "cuda"
-            else "as torch chooses"
-        ),
-        "optimizer": "AdamW" if config.effective_speedups.fused_adamw else "AdamW, not fused",
+    }
+
+
+def _of_machine(device: torch.device, precision: str, world: int, replicated: bool) -> dict[str, Any]:
+    on_cpu = device.type == "cpu"
+    return {
         "world size": world,
         "device": _device(device, replicated=replicated),
         "precision": precision,
-        "fp32 products": "TF32" if config.effective_speedups.tf32 and device.type == "cuda" else "whole",
         **({"threads": torch.get_num_threads()} if on_cpu else {}),
         "instructions": torch.backends.cpu.get_cpu_capability() if on_cpu else "the GPU's",
         "torch": str(torch.__version__),
@@ -87,7 +90,7 @@ def shape_of(model: nn.Module) -> str:
     )
 
 
-def compare_decisive(then: Mapping[str, Any], now: Mapping[str, Any], *, exact: bool) -> list[str]:
+def compare_fingerprints(then: Mapping[str, Any], now: Mapping[str, Any], *, exact: bool) -> list[str]:
     """What is not as it was, one clause each: "batch_size is 8, was 4".
 
     Raises:

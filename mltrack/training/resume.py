@@ -37,7 +37,7 @@ def continue_from(trainer: AdvancedTrainer, checkpoint: Mapping[str, Any]) -> tu
     """
     extra, state, batches, scheduler = checkpoint["extra_state"], trainer.state, trainer.batches, trainer.scheduler
     state.load_state_dict(extra["training"])
-    notices = restore_position(state, batches, extra, trainer.decisive)
+    notices = restore_position(state, batches, extra, trainer.fingerprint)
     then = Plan(**extra["plan"]) if "plan" in extra else None
     plan = resumed_plan(trainer.config, state, batches, then)
     rate_then = float(scheduler.get_last_lr()[0])
@@ -52,14 +52,14 @@ def continue_from(trainer: AdvancedTrainer, checkpoint: Mapping[str, Any]) -> tu
 
 
 def restore_position(
-    state: TrainingState, batches: TrainingBatches, extra: Mapping[str, Any], decisive: Mapping[str, Any]
+    state: TrainingState, batches: TrainingBatches, extra: Mapping[str, Any], fingerprint: Mapping[str, Any]
 ) -> list[str]:
     """Let the epoch go on with the examples that it has not taken; on other records it begins anew.
 
     Args:
         state: loaded from `extra`.
         extra: the checkpoint's `extra_state`.
-        decisive: of the training that goes on.
+        fingerprint: of the training that goes on.
 
     Returns:
         A line where the epoch begins anew.
@@ -67,7 +67,7 @@ def restore_position(
     then, order = extra["decisive"], extra.get("order")
     if order is None:
         order, state.examples = batches.state_of_0_1(then, state.epoch, extra["training"]["position"])
-    same_records = order["records"] == len(batches.dataset) and then["training data"] == decisive["training data"]
+    same_records = order["records"] == len(batches.dataset) and then["training data"] == fingerprint["training data"]
     taken, state.examples = state.examples, state.examples if same_records else 0
     batches.load_state_dict(order if same_records else {"one_window": order["one_window"]}, state.epoch, state.examples)
     return (

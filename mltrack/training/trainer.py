@@ -41,14 +41,15 @@ from mltrack.tracking import TrainingMetricsTracker
 from mltrack.training.callback import Callback
 from mltrack.training.defaults import configure, local_checkpoints, local_tracker
 from mltrack.training.early_stopping import EarlyStopping
-from mltrack.training.fingerprint import compare_decisive, decisive
+from mltrack.training.fingerprint import compare_fingerprints, fingerprint_of
 from mltrack.training.gradient import GradientOfGroup, StepGradient
 from mltrack.training.non_finite import non_finite_error, save_group
 from mltrack.training.parallel import Parallel, choose_parallel
-from mltrack.training.preparation import narrows, prepared, sped_up
+from mltrack.training.preparation import prepared
 from mltrack.training.resume import Metric, continue_from
 from mltrack.training.saving import Saving
 from mltrack.training.schedule import Every, Plan, adamw, linear_warmup_decay
+from mltrack.training.speed import training_context, uses_cls_only
 from mltrack.training.state import TrainingState
 
 MAX_SKIPPED_IN_A_ROW = 10
@@ -121,9 +122,11 @@ class AdvancedTrainer:
         if not len(train_dataset):
             raise DatasetError("the training set is empty; accepted: at least one record", path=train_dataset.source)
         world, replicated = self.parallel.world, self.parallel.replicates
-        self.narrow = narrows(self.model, self.config, replicated=replicated)
-        how: dict[str, Any] = {"world": world, "replicated": replicated, "narrow": self.narrow}
-        self.decisive = decisive(self.config, train_dataset, self.model, self.device, self.precision.mode, **how)
+        self.cls_only = uses_cls_only(self.model, self.config, replicated=replicated)
+        how: dict[str, Any] = {"world": world, "replicated": replicated, "cls_only": self.cls_only}
+        self.fingerprint = fingerprint_of(
+            self.config, train_dataset, self.model, self.device, self.precision.mode, **how
+        )
         """What else than weights, data order and position decides the bits of the result."""
         self.plan = Plan.of(self.config, self.batches.num_batches)
         self.optimizer = adamw(self.model, self.config)
@@ -188,7 +191,7 @@ class AdvancedTrainer:
         try:
             with (
                 shortages_named(lambda: f"step {self.state.step + 1}"),
-                sped_up(self.model, self.config, self.device, narrow=self.narrow),
+                training_context(self.model, self.config, self.device, cls_only=self.cls_only),
             ):
                 while True:
                     self._close_step()
@@ -233,7 +236,7 @@ class AdvancedTrainer:
             CheckpointError: it is not of this model or this optimizer.
         """
         extra = checkpoint["extra_state"]
-        changed = compare_decisive(extra["decisive"], self.decisive, exact=self.config.exact)
+        changed = compare_fingerprints(extra["decisive"], self.fingerprint, exact=self.config.exact)
         load_model(self.model, checkpoint["model_state_dict"])
         load_optimizer(self.optimizer, checkpoint["optimizer_state_dict"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
@@ -446,7 +449,7 @@ class AdvancedTrainer:
             "scaler": self.precision,
             "step": self.state.step,
             "extra_state": {
-                "decisive": self.decisive,
+                "decisive": self.fingerprint,
                 "training": self.state.state_dict(),
                 "early_stopping": self.early_stopping.state_dict(),
                 "order": self.batches.state_dict(self.state.epoch, self.state.examples),

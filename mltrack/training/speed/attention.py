@@ -9,10 +9,23 @@ from typing import Any
 
 import torch
 
+from mltrack.checkpoints.state import unwrapped
+from mltrack.config.speedups import Speedups
 from mltrack.errors import ConfigurationError
 
 _DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
 """What configurations of transformers call the dropout of attention's weights."""
+
+
+def fingerprint(model: Any, on: Speedups, device: torch.device) -> dict[str, Any]:
+    """Which of several ways to round is taken."""
+    config = getattr(unwrapped(model), "config", None)
+    return {
+        "attention implementation": str(getattr(config, "_attn_implementation", None)),
+        "attention kernels": (
+            "for any shape" if on.any_shape_attention and device.type == "cuda" else "as torch chooses"
+        ),
+    }
 
 
 def use_attention(model: Any, word: str, device: torch.device, precision: str) -> None:

@@ -16,10 +16,12 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
+from mltrack.config import TrainingConfig
 from mltrack.errors import ConfigurationError
 
 LIMIT = 64
@@ -28,6 +30,11 @@ warning. All layers of transformers are called by one function: a training has u
 with a mask and without, of one row and of more), and a process may train several models."""
 LEAST_SHARE = 0.1
 """Of a model's parameters that a list of layers holds: shorter ones, of heads or norms, are not worth a compilation."""
+
+
+def fingerprint(config: TrainingConfig) -> dict[str, Any]:
+    """Compiled layers round otherwise."""
+    return {"compiled": "layer by layer" if config.compile else False}
 
 
 def check_compiler(device: torch.device) -> None:

@@ -18,7 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from mltrack.config.speedups import Speedups
+
 _VALUES = 1 << 16
+
+
+def fingerprint(on: Speedups) -> dict[str, Any]:
+    """Which random numbers are drawn."""
+    return {"dropout masks": "cheap" if on.dropout_masks else "torch's"}
 
 
 class _Masked(torch.autograd.Function):

@@ -26,6 +26,11 @@ from torch.nn import functional as F
 from mltrack.hardware import whole_products
 
 
+def fingerprint(*, cls_only: bool) -> dict[str, Any]:
+    """How many tokens draw dropout masks in the last layer."""
+    return {"last layer": "for its first token" if cls_only else "whole"}
+
+
 def reads_first_token(model: Any) -> bool:
     """True where the head of the model reads the first token of the last layer and nothing else, and the layer can be
     computed for it alone.
