@@ -8,6 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mltrack import store
+from mltrack.tasks import task_named
+
 PROMPT = '"""{description}"""\n'
 TEXTS = [
     "def add(a, b):\n    return a + b\n",
@@ -92,3 +95,13 @@ def _save(model: Any, words: Any, path: Path) -> Path:
         (path / name).write_text(json.dumps({"not": "for the model"}))
     (path / "optimizer.safetensors").write_bytes(b"\0" * 4096)
     return path
+
+
+def write_model_folder(source: str | Path, out: str | Path, *, task: str, **others: Any) -> Path:
+    """`mltrack.store.write_model_folder` with the task's own serving."""
+    return store.write_model_folder(source, out, task=task, serving=task_named(task).serving, **others)
+
+
+def load_folder(folder: str | Path) -> Any:
+    """`mltrack.store.load_folder` with the serving file of mltrack's tasks."""
+    return store.load_folder(folder, task_named("code_generation").serving.file)

@@ -12,12 +12,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from hf_folders import encoder_folder
+from hf_folders import encoder_folder, write_model_folder
 
 from mltrack import registry
 from mltrack.registry import gate
 from mltrack.registry.champion import Outcome
-from mltrack.store import Store, create_run, publish, write_model_folder
+from mltrack.store import Store, create_run, publish
 
 DIGEST = "d" * 64
 

@@ -19,13 +19,13 @@ import hf_folders
 import numpy as np
 import pytest
 import torch
+from hf_folders import write_model_folder
 from torch import nn
 
 from mltrack import CheckpointManager, CheckpointMetadata
 from mltrack.checkpoints import state
 from mltrack.checkpoints.tensor_file import DTYPES
 from mltrack.errors import CheckpointError, ConfigurationError
-from mltrack.store import light_model
 
 
 class Tied(nn.Module):
@@ -211,9 +211,7 @@ def test_large_weights_are_in_several_files_that_transformers_and_mlflow_read(tm
     assert ("lm_head.weight" in index["weight_map"]) is not tied
     assert index["metadata"]["total_size"] == sum(parameter.nbytes for parameter in model.parameters())
     assert _equal(manager.load_best_checkpoint()["model_state_dict"], dict(model.state_dict()))
-    light_model.write_model_folder(
-        info.path, tmp_path / "published", task="code_generation", hf_config={}, requirements=[]
-    )
+    write_model_folder(info.path, tmp_path / "published", task="code_generation", hf_config={}, requirements=[])
     for place in (info.path, tmp_path / "published"):
         loaded = AutoModelForCausalLM.from_pretrained(place)
         assert _equal(dict(loaded.state_dict()), dict(model.state_dict()))

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_folders import decoder_folder, encoder_folder
+from hf_folders import decoder_folder, encoder_folder, write_model_folder
 from registered_runs import logged_model
 from safetensors.torch import load_file, save_file
 
@@ -25,7 +25,7 @@ from mltrack import registry
 from mltrack.errors import CheckpointError, ConfigurationError, MltrackError
 from mltrack.evaluation.folder import evaluate_folder
 from mltrack.models import resolve_model
-from mltrack.store import Store, connect, load_pyfunc, set_alias, write_model_folder
+from mltrack.store import Store, connect, load_pyfunc, set_alias
 
 Craft = Callable[[Path, Path], None]
 """(model folder, a file that would be made if code of the folder ran)."""

@@ -16,7 +16,7 @@ import commands
 import pytest
 from artifact_stores import ArtifactStore, artifact_store
 from faulty_proxy import faulty_proxy
-from hf_folders import encoder_folder
+from hf_folders import encoder_folder, write_model_folder
 from servers import mlflow_server
 from tracked_runs import kill
 
@@ -34,7 +34,6 @@ from mltrack.store import (
     publish,
     register,
     resolve,
-    write_model_folder,
 )
 
 LAST = {1: 1000.0, 2: 2000.0, 3: 3000.0}

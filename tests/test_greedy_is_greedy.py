@@ -12,11 +12,11 @@ from typing import Any
 import hf_folders
 import pytest
 import torch
+from hf_folders import load_folder
 
 from mltrack.checkpoints.model_folder import ModelFolder
 from mltrack.evaluation import generate_samples
 from mltrack.models import resolve_model, save_pretrained
-from mltrack.store import load_folder
 
 TOKENS = 14
 DESCRIPTIONS = ["Reverse a string", "Add two numbers", "x"]

@@ -9,12 +9,13 @@ import uuid
 from pathlib import Path
 
 import pytest
+from hf_folders import write_model_folder
 from ready_store import ready_store
 
 from mltrack.errors import TrackingError
 from mltrack.journal import RunInfo, read_journal, records
 from mltrack.relay import sync
-from mltrack.store import Store, artifacts, connect, create_run, placement, publish, write_model_folder
+from mltrack.store import Store, artifacts, connect, create_run, placement, publish
 from mltrack.tracking import TrainingMetricsTracker
 
 SIZE = 2 * placement.LINK_FROM_BYTES

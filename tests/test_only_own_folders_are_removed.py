@@ -12,7 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from hf_folders import encoder_folder
+from hf_folders import encoder_folder, write_model_folder
 
 from mltrack import registry
 from mltrack.store import (
@@ -26,7 +26,6 @@ from mltrack.store import (
     prune,
     publish,
     register,
-    write_model_folder,
 )
 from mltrack.store.light_model import identified
 

@@ -15,14 +15,14 @@ from typing import Any
 import commands
 import pytest
 import tiny
-from hf_folders import decoder_folder
+from hf_folders import decoder_folder, write_model_folder
 
 from mltrack import cli, registry
 from mltrack.errors import ConfigurationError, TrackingError
 from mltrack.registry import gate
 from mltrack.registry.card import listed_classes
 from mltrack.registry.duel import PER_CHARACTER, promote_on
-from mltrack.store import Store, connect, create_run, model_tags, publish, write_model_folder
+from mltrack.store import Store, connect, create_run, model_tags, publish
 
 NAME = "mltrack-text_classification"
 

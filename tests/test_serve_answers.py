@@ -18,12 +18,12 @@ from typing import Any
 
 import commands
 import pytest
-from hf_folders import decoder_folder, encoder_folder
+from hf_folders import decoder_folder, encoder_folder, write_model_folder
 from servers import free_port
 from tracked_runs import until
 
 from mltrack import registry
-from mltrack.store import Store, connect, create_run, publish, set_alias, write_model_folder
+from mltrack.store import Store, connect, create_run, publish, set_alias
 
 WITHOUT_MLTRACK = """
 import sys

@@ -15,7 +15,7 @@ import commands
 import cut_off
 import pytest
 from artifact_stores import KINDS, ArtifactStore, artifact_store
-from hf_folders import decoder_folder, encoder_folder
+from hf_folders import decoder_folder, encoder_folder, write_model_folder
 from kept_checkpoints import EVALUATION_SET, KeptRun
 from mlflow import MlflowClient
 
@@ -176,9 +176,7 @@ def test_what_a_killed_process_left_under_a_temporary_name_goes_and_a_living_one
 
 def test_a_checkpoint_is_in_the_store_once_and_whole(encoder: Path, tmp_path: Path) -> None:
     """What the logged model does not hold byte for byte lies beside it, the list of hashes last."""
-    folder = light_model.write_model_folder(
-        encoder, tmp_path / "model", task="text_classification", hf_config={}, requirements=[]
-    )
+    folder = write_model_folder(encoder, tmp_path / "model", task="text_classification", hf_config={}, requirements=[])
     beside = light_model.files_beside_model(encoder)
     assert beside[-1] == "metadata.json"
     assert set(beside) == {"config.json", "metadata.json", "optimizer.json", "optimizer.safetensors", "state.json"}

@@ -12,7 +12,7 @@ from typing import Any
 
 import mlflow
 import pytest
-from hf_folders import PROMPT, decoder_folder, encoder_folder
+from hf_folders import PROMPT, decoder_folder, encoder_folder, load_folder, write_model_folder
 
 from mltrack.errors import CheckpointError, ConfigurationError, TrackingError
 from mltrack.store import (
@@ -33,7 +33,6 @@ from mltrack.store import (
     register,
     resolve,
     set_alias,
-    write_model_folder,
 )
 from mltrack.store.connection import as_default
 from mltrack.store.registered import is_registered
@@ -392,8 +391,6 @@ def tables() -> dict[str, tuple[Any, bool, bool]]:
 def test_a_table_is_answered_from_the_records_own_column_or_not_at_all(written: dict[str, Path], what: str) -> None:
     import mlflow.pyfunc
 
-    from mltrack.store.registry import load_folder
-
     folder = written["text_classification"]
     data, *answered = tables()[what]
     (expected,) = load_folder(folder).predict([CODE])
@@ -409,8 +406,6 @@ def test_a_table_is_answered_from_the_records_own_column_or_not_at_all(written: 
 def test_tables_of_several_columns_without_names_are_refused_where_they_are_seen(written: dict[str, Path]) -> None:
     import numpy as np
     import pandas as pd
-
-    from mltrack.store.registry import load_folder
 
     for data in (pd.DataFrame([["7", CODE]]), np.array([["7", CODE]])):
         with pytest.raises(ValueError, match=r"seen columns \[0, 1\]; accepted: one named code or text"):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from hf_folders import encoder_folder
+from hf_folders import encoder_folder, write_model_folder
 from servers import mlflow_server
 
 from mltrack.store import (
@@ -33,7 +33,6 @@ from mltrack.store import (
     resolve,
     set_alias,
     set_tags,
-    write_model_folder,
 )
 
 
