@@ -116,7 +116,7 @@ class NonFiniteLossError(TrainingError):
         before = f", after {skipped} skipped steps in a row" if skipped else ""
         super().__init__(
             f"{quantity} is {value} at step {step} ({where}){before}; it did not reach the weights; its records:"
-            f" {shown}; try a lower learning_rate, or use_mixed_precision=off"
+            f" {shown}; try a lower learning_rate, or precision=off"
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from mltrack.cli import run
 from mltrack.cli.app import app
 from mltrack.cli.options import without_empty
-from mltrack.config import OPTIONS, Option, TrainModelRequest
+from mltrack.config import OPTIONS, Option, TrainingConfig, TrainModelRequest, checked_options
 from mltrack.errors import ConfigurationError
+from mltrack.runs.record import params_of
 
 NUMBERS = [option for option in OPTIONS.values() if option.kind in ("int", "float", "interval")]
 WHOLE_NUMBERS = [option for option in NUMBERS if option.kind != "float"]
@@ -117,3 +119,27 @@ def test_a_limit_that_is_no_whole_number_is_one_line(limit: str, capsys: pytest.
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mltrack: limit must be a whole number, 0 for all runs; got '")
     assert len(line) < 100
+
+
+def test_names_of_0_1_are_still_accepted(capsys: pytest.CaptureFixture[str]) -> None:
+    request = TrainModelRequest(use_mixed_precision=False, exact=False, new_run=True)
+    assert (request.precision, request.strict_resume, request.fork) == (False, False, True)
+    assert (request.use_mixed_precision, request.exact, request.new_run) == (False, False, True)
+    request.exact = True
+    assert request.strict_resume is True
+    config = TrainingConfig(use_mixed_precision="bf16")
+    assert (config.precision, config.use_mixed_precision) == ("bf16", "bf16")
+    assert replace(config, use_mixed_precision="off").precision == "off"
+    with pytest.raises(FrozenInstanceError):
+        config.use_mixed_precision = "off"
+    typed = TrainModelRequest.from_words({"use_mixed_precision": "fp16", "exact": "false"})
+    assert (typed.precision, typed.strict_resume) == ("fp16", False)
+    assert checked_options({"use_mixed_precision": "fp16", "new_run": True}, "config.json") == {
+        "precision": "fp16",
+        "fork": True,
+    }
+    assert params_of(typed)["use_mixed_precision"] == "fp16", "old and new runs share a column"
+    assert run(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--precision" in shown
+    assert "mixed-precision" not in shown

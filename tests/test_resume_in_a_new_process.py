@@ -164,15 +164,15 @@ def resumed(storm: Storm, run_id: str, *, prelude: str = "", **changed):
 
 
 CHANGES = {
-    "batch_size is 8, was 4": {"batch_size": 8},
-    "gradient_accumulation_steps is 1, was 2": {"gradient_accumulation_steps": 1},
-    "learning_rate is 0.002, was 0.001": {"learning_rate": 0.002},
-    "weight_decay is 0.5, was 0.01": {"weight_decay": 0.5},
-    "warmup_steps is 3, was 5": {"warmup_steps": 3},
-    "seed is 8, was 7": {"seed": 8},
-    "precision is bf16, was off": {"use_mixed_precision": "bf16"},
-    "max_length is 32, was 64": {"max_length": 32},
-    "threads is 2, was 1": {"prelude": "import torch; torch.set_num_threads(2)"},
+    "batch_size changed from 4 to 8": {"batch_size": 8},
+    "gradient_accumulation_steps changed from 2 to 1": {"gradient_accumulation_steps": 1},
+    "learning_rate changed from 0.001 to 0.002": {"learning_rate": 0.002},
+    "weight_decay changed from 0.01 to 0.5": {"weight_decay": 0.5},
+    "warmup_steps changed from 5 to 3": {"warmup_steps": 3},
+    "seed changed from 7 to 8": {"seed": 8},
+    "precision changed from off to bf16": {"use_mixed_precision": "bf16"},
+    "max_length changed from 64 to 32": {"max_length": 32},
+    "threads changed from 1 to 2": {"prelude": "import torch; torch.set_num_threads(2)"},
     "training data is": {"dataset_path": "other.jsonl"},
     "tokenizer is": {"model_name": "other"},
     "model is": {"model_name": "scratch:small"},
@@ -180,7 +180,7 @@ CHANGES = {
 
 
 def test_what_decides_the_result_is_compared(storm):
-    """One line with the remedy each time; with exact=false the training goes on and a tag says what differs."""
+    """One line with the remedy each time; with strict_resume=false the training goes on and a tag says what differs."""
     write_records(storm.folder / "other.jsonl", "text_classification", 60)
     other = shutil.copytree(storm.job.model, storm.folder / "other")
     definition = (other / "tokenizer.json").read_text()
@@ -195,9 +195,9 @@ def test_what_decides_the_result_is_compared(storm):
     for clause, changed in CHANGES.items():
         refused = resumed(storm, run_id, **changed)
         assert refused.exit_code == 2, (clause, refused.errors)
-        (line,) = (line for line in refused.errors.splitlines() if line.startswith("mltrack: resume:"))
+        (line,) = (line for line in refused.errors.splitlines() if line.startswith("mltrack: cannot resume:"))
         assert clause in line
-        assert line.endswith("accepted: what the checkpoint was made with, or exact=false")
+        assert line.endswith("or --strict-resume false")
         assert "Traceback" not in refused.errors
         assert (directory / "journal").read_bytes() == journal, clause
     inexact = resumed(storm, run_id, exact="false", batch_size=4, learning_rate=0.002)
@@ -207,7 +207,7 @@ def test_what_decides_the_result_is_compared(storm):
         for record in read_journal(directory / "journal")
         if "mltrack.inexact_resume" in record.get("values", ())
     )
-    assert tag == "learning_rate is 0.002, was 0.001"
+    assert tag == "learning_rate changed from 0.001 to 0.002"
 
 
 @pytest.mark.parametrize(
@@ -240,12 +240,11 @@ def test_what_no_option_changes_is_compared_too(tmp_path, records_file, name):
     now, held[name] = held[name], "something else"
     with pytest.raises(ConfigurationError) as refused:
         trainer.load_checkpoint(checkpoint)
-    assert (
-        str(refused.value)
-        == f"resume: {name} is {now}, was something else; accepted: what the checkpoint was made with, or exact=false"
-    )
-    trainer.config = replace(trainer.config, exact=False)
-    assert trainer.load_checkpoint(checkpoint) == [f"{name} is {now}, was something else"]
+    clause = f"{name} changed from something else to {now}"
+    assert clause in str(refused.value)
+    assert "--strict-resume false" in str(refused.value)
+    trainer.config = replace(trainer.config, strict_resume=False)
+    assert trainer.load_checkpoint(checkpoint) == [clause]
 
 
 def test_threads_are_compared_on_a_cpu_alone_and_warmup_wherever_it_was_recorded(tmp_path, records_file):
@@ -255,14 +254,14 @@ def test_threads_are_compared_on_a_cpu_alone_and_warmup_wherever_it_was_recorded
     assert on_cpu["threads"] == torch.get_num_threads()
     then = {**on_gpu, "threads": on_cpu["threads"] + 1}  # as mltrack 0.1 recorded it of a GPU too
     del then["warmup_ratio"], then["warmup_steps"]
-    assert compare_fingerprints(then, on_gpu, exact=True) == []
+    assert compare_fingerprints(then, on_gpu, strict=True) == []
     changed = {
-        "warmup_ratio is 0.2, was 0.1": {"warmup_ratio": 0.2},
-        "warmup_steps is 7, was None": {"warmup_steps": 7},
+        "warmup_ratio changed from 0.1 to 0.2": {"warmup_ratio": 0.2},
+        "warmup_steps changed from None to 7": {"warmup_steps": 7},
     }
     for clause, options in changed.items():
         now = fingerprint_of(replace(config, **options), train, model, torch.device("cpu"), "off")
-        assert compare_fingerprints(on_cpu, now, exact=False) == [clause]
+        assert compare_fingerprints(on_cpu, now, strict=False) == [clause]
 
 
 def test_another_attention_implementation_is_seen(tmp_path, records_file):
@@ -275,5 +274,5 @@ def test_another_attention_implementation_is_seen(tmp_path, records_file):
     model = tiny.model(source, train)
     model.set_attn_implementation("eager")
     second = AdvancedTrainer(model, train, evaluation, output_dir=tmp_path / "other", num_epochs=1, device="cpu")
-    with pytest.raises(ConfigurationError, match="attention implementation is eager, was sdpa"):
+    with pytest.raises(ConfigurationError, match="attention implementation changed from sdpa to eager"):
         second.load_checkpoint(checkpoint)

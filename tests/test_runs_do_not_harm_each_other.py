@@ -60,7 +60,7 @@ def test_a_refused_resume_touches_nothing(trained):
     finished = commands.mltrack("train", "--resume", run_id, "--batch-size", "4", "--epochs", "3", cwd=folder)
     assert finished.returncode == 2
     assert (
-        "resume: batch_size is 4, was 8; accepted: what the checkpoint was made with, or exact=false" in finished.stderr
+        "cannot resume: batch_size changed from 8 to 4; use the old value, or --strict-resume false" in finished.stderr
     )
     assert _snapshot(folder, run_id, client) == before
 

@@ -155,7 +155,7 @@ def test_a_resume_takes_the_kernels_that_it_is_told_and_not_those_of_the_checkpo
     for word in ("on", "off"):
         going_on = trainer(name=word, num_epochs=2, dropout=0.0, exact=False, speedups=f"fused_adamw={word}")
         changed = going_on.load_checkpoint(made.checkpoint_manager.load_latest_checkpoint())
-        assert changed == ([] if word == "on" else ["optimizer is AdamW, not fused, was AdamW"])
+        assert changed == ([] if word == "on" else ["optimizer changed from AdamW to AdamW, not fused"])
         going_on.train()
         assert {bool(group["fused"]) for group in going_on.optimizer.param_groups} == {word == "on"}
         ended[word] = torch.cat([parameter.detach().flatten() for parameter in going_on.model.parameters()])

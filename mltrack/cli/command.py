@@ -16,7 +16,7 @@ from mltrack.tasks import task_names
 
 BOOL = "BOOL"
 """Metavar of an option that takes true or false."""
-_UNDERSCORED = re.compile(r", --\w+_\w+")
+_FURTHER = re.compile(r", --[\w-]+")
 
 
 def as_values(words: list[str], flags: set[str], *, takes_arguments: bool = False) -> list[str]:
@@ -53,13 +53,13 @@ class Command(TyperCommand):
         return super().parse_args(ctx, as_values(args, flags, takes_arguments=takes_arguments))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write arguments and options under their headings; of two spellings of an option the one with hyphens."""
+        """Write arguments and options under their headings; of several spellings of an option the first."""
         shown: dict[str, list[tuple[str, str]]] = {}
         for one in self.get_params(ctx):
             if (record := one.get_help_record(ctx)) is not None:
                 panel = getattr(one, "rich_help_panel", None)
                 heading = panel or ("arguments" if one.param_type_name == "argument" else "options")
-                name = _UNDERSCORED.sub("", record[0])
+                name = _FURTHER.sub("", record[0])
                 if one.metavar == BOOL:
                     name = f"{one.opts[0]} / --no-{one.opts[0].removeprefix('--')}"
                 shown.setdefault(heading, []).append((name, record[1]))

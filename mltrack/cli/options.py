@@ -47,6 +47,7 @@ def takes_options(names: Mapping[str, Option], command: Callable[[dict[str, str]
         declared = typer.Option(
             None,
             *spellings(name),
+            *(spellings(option.formerly) if option.formerly else ()),
             help=described(option),
             metavar=option.kind.upper(),
             show_default=False,

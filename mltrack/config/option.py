@@ -30,6 +30,10 @@ class Option:
 
     name: str = ""
     """As written in Python and after `-P`. The command line accepts `-` for `_`."""
+    formerly: str = ""
+    """The name in 0.1, which is still accepted: as an argument and an attribute, on the command line, in a saved
+    configuration. MLflow's param keeps it, so that old and new runs share a column.
+    """
     kind: str
     """int, float, bool, text, path, pairs (see `mltrack.config.pairs`), or interval (`epoch`, or a number of steps)."""
     help: str
@@ -73,6 +77,11 @@ class Option:
     def flag(self) -> str:
         """The spelling of the command line, such as `--learning-rate`."""
         return "--" + self.name.replace("_", "-")
+
+    @property
+    def param(self) -> str:
+        """The key of its MLflow param."""
+        return self.formerly or self.name
 
     @property
     def accepted(self) -> str:

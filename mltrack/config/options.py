@@ -193,8 +193,9 @@ class Optimization:
 class Performance:
     """Precision and speed."""
 
-    use_mixed_precision: str | bool = option(
+    precision: str | bool = option(
         "auto",
+        formerly="use_mixed_precision",
         kind="text",
         choices=PRECISIONS,
         aliases=PRECISION_ALIASES,
@@ -258,8 +259,9 @@ class Checkpoints:
         choices=("stop", "continue"),
         help="What a full disk does: stop the training, or go on without what cannot be written.",
     )
-    exact: bool = option(
+    strict_resume: bool = option(
         True,
+        formerly="exact",
         is_param=False,
         inherited=False,
         help="Refuse to resume where something that decides the result has changed. false goes on and says so in a"
@@ -332,8 +334,12 @@ class Run:
         help="`never`; `latest`: the newest run directory; a run id; `auto`: only the run that MLFLOW_RUN_ID names, if"
         " it has a checkpoint.",
     )
-    new_run: bool = option(
-        False, is_param=False, inherited=False, help="Continue the resumed run's checkpoint in a new run."
+    fork: bool = option(
+        False,
+        formerly="new_run",
+        is_param=False,
+        inherited=False,
+        help="Continue the resumed run's checkpoint in a new run.",
     )
     force: bool = option(
         False,

@@ -11,6 +11,7 @@ from dataclasses import FrozenInstanceError, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from mltrack.addresses import redacted, without_secrets
+from mltrack.config.former_names import FORMER_NAMES, accepts_former_names, current_names
 from mltrack.config.option import Option
 from mltrack.config.options import (
     OPTIONS,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from mltrack.tasks.contract import Task
 
 
+@accepts_former_names
 @dataclass(kw_only=True)
 class TrainingConfig(Optimization, Performance, Checkpoints):
     """The options of `AdvancedTrainer`; their meanings and ranges are those of `OPTIONS`. They do not change later.
@@ -45,6 +47,7 @@ class TrainingConfig(Optimization, Performance, Checkpoints):
     """`epochs` of the request."""
 
     def __setattr__(self, name: str, value: Any) -> None:
+        name = FORMER_NAMES.get(name, name)
         if name in self.__dict__:
             raise FrozenInstanceError(f"cannot assign to field {name!r}")
         option = OPTIONS["epochs" if name == "num_epochs" else name]
@@ -63,6 +66,7 @@ class TrainingConfig(Optimization, Performance, Checkpoints):
         return self.eval_batch_size or 2 * self.batch_size
 
 
+@accepts_former_names
 @dataclass(kw_only=True)
 class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkpoints, Tracking, Run):
     """One training, as the user asks for it: the options of `mltrack train`. None stands for the task's default."""
@@ -79,13 +83,14 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
         Raises:
             ConfigurationError: the first word that is not accepted.
         """
-        typed = {name: word for name, word in words.items() if word}
+        typed = current_names({name: word for name, word in words.items() if word})
         options = options_of(typed.get("task", OPTIONS["task"].default))
         return cls.of({name: options[name].parse(word) for name, word in typed.items()}, as_typed=typed)
 
     @classmethod
     def of(cls, options: Mapping[str, Any], **others: Any) -> TrainModelRequest:
         """A request of these options by name, those of its task among them."""
+        options = current_names(options)
         own = {name: value for name, value in options.items() if name not in OPTIONS}
         return cls(**{name: value for name, value in options.items() if name in OPTIONS}, task_options=own, **others)
 
@@ -160,6 +165,7 @@ def checked_options(content: Mapping[str, Any], where: str) -> dict[str, Any]:
         ConfigurationError: the first value that is not accepted; `where` names the file.
     """
     try:
+        content = current_names(content)
         options = options_of(OPTIONS["task"].check(content.get("task", OPTIONS["task"].default)))
         return {name: option.check(content[name]) for name, option in options.items() if name in content}
     except (ConfigurationError, ValueError, OverflowError) as error:

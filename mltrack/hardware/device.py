@@ -51,7 +51,7 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
-def choose_precision(use_mixed_precision: str | bool, device: torch.device) -> str:
+def choose_precision(precision: str | bool, device: torch.device) -> str:
     """fp16, bf16 or off. `auto` (and True) is bf16 where the device multiplies it natively, fp16 on older GPUs, else
     off.
 
@@ -60,16 +60,16 @@ def choose_precision(use_mixed_precision: str | bool, device: torch.device) -> s
     """
     import torch
 
-    word = str(OPTIONS["use_mixed_precision"].check(use_mixed_precision))
+    word = str(OPTIONS["precision"].check(precision))
     if device.type == "mps":
         if word not in ("auto", "off"):
             raise ConfigurationError(
-                f"use_mixed_precision: seen {word} with device mps; accepted there: auto|off (both are fp32)"
+                f"precision: seen {word} with device mps; accepted there: auto|off (both are fp32)"
             )
         return "off"
     if word == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8:
         raise ConfigurationError(
-            f"use_mixed_precision: seen bf16, which {torch.cuda.get_device_name(device)} does not multiply itself;"
+            f"precision: seen bf16, which {torch.cuda.get_device_name(device)} does not multiply itself;"
             " accepted there: auto|fp16|off"
         )
     if word != "auto":

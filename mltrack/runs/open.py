@@ -165,7 +165,7 @@ def _go_on_from(resumed: Resumed, run: OpenRun) -> None:
     Raises:
         ConfigurationError: a fork would train nothing.
     """
-    trainer, tracker, is_fork = run.trainer, run.tracked.tracker, run.prepared.request.new_run
+    trainer, tracker, is_fork = run.trainer, run.tracked.tracker, run.prepared.request.fork
     notice = run.tracked.frontend.notice
     changed = trainer.load_checkpoint(resumed.checkpoint)
     if is_fork:

@@ -65,7 +65,7 @@ class Prepared:
     @property
     def continued(self) -> Resumed | None:
         """The resumed run, unless this training is a fork of it."""
-        return None if self.request.new_run else self.resumed
+        return None if self.request.fork else self.resumed
 
 
 def prepare(request: TrainModelRequest, frontend: Frontend) -> Prepared:
@@ -195,7 +195,7 @@ def _model(request: TrainModelRequest, source: ModelSource, train_dataset: CodeD
     model: Any = source.build(label_mapping=mapping, max_length=request.max_length, seed=request.seed)
     model.config.mltrack["truncation"] = request.truncation
     device = choose_device(request.device)
-    use_attention(model, request.attention, device, choose_precision(request.use_mixed_precision, device))
+    use_attention(model, request.attention, device, choose_precision(request.precision, device))
     return model
 
 
@@ -219,8 +219,8 @@ def _checkpoint(
     device, config = choose_device(request.device), request.training_config()
     task = train_dataset.task
     replicated = choose_parallel(request.parallel, device, task, compiled=request.compile).replicates
-    precision = choose_precision(request.use_mixed_precision, device)
+    precision = choose_precision(request.precision, device)
     cls_only = uses_cls_only(model, config, replicated=replicated)
     now = fingerprint_of(config, train_dataset, model, device, precision, replicated=replicated, cls_only=cls_only)
-    compare_fingerprints(checkpoint["extra_state"]["decisive"], now, exact=request.exact)
+    compare_fingerprints(checkpoint["extra_state"]["decisive"], now, strict=request.strict_resume)
     return checkpoint, held.damaged

@@ -125,7 +125,7 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
         if request.offline:
             raise UnknownRunError("with offline=true MLflow is not asked")
         return _taken_over(
-            fetch_run(wanted, request.tracking_uri, request.output_dir, fork=request.new_run, notice=notice),
+            fetch_run(wanted, request.tracking_uri, request.output_dir, fork=request.fork, notice=notice),
             request,
             notice,
         )
@@ -138,7 +138,7 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
 def _taken_over(found: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None]) -> TakenOver:
     """`found`, locked; or what MLflow holds of that run where it went on elsewhere since."""
     found.refuse_foreign()
-    if request.new_run:
+    if request.fork:
         return TakenOver(found, None)
     lock = take_over(found, force=request.force, notice=notice)
     run_id, uri = found.read_run().run_id, tracking_uri_of(found, request.tracking_uri)
@@ -199,9 +199,7 @@ def _refuse_living(directory: RunDirectory, force: bool, notice: Callable[[str],
 
 
 def _being_trained(name: str, who: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"cannot resume {name}: {who} is training it; wait until it has ended, or use --new-run true"
-    )
+    return ConfigurationError(f"cannot resume {name}: {who} is training it; wait until it has ended, or use --fork")
 
 
 def undelivered(output_dir: Path | str) -> list[RunDirectory]:

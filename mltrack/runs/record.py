@@ -42,7 +42,7 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
     Raises:
         StoreRejected: MLFLOW_RUN_ID names a run, and the database that should hold it is not there.
     """
-    if resumed is not None and not request.new_run:
+    if resumed is not None and not request.fork:
         info = _found_again(resumed, request.tracking_uri, notice)
         info.upload = request.upload
         return info
@@ -118,7 +118,7 @@ def params_of(request: TrainModelRequest) -> dict[str, str]:
     """The effective options that decide a result, each in the form that the user typed it."""
     options = options_of(request.task)
     return {
-        name: request.as_typed.get(name, _written(value))
+        options[name].param: request.as_typed.get(name, _written(value))
         for name, value in request.options().items()
         if value is not None and options[name].is_param
     }

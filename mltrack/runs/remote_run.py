@@ -215,8 +215,7 @@ def _refuse_living(store: Store, run: runs.RunInfo, notice: Notice) -> None:
         )
     if life is Life.ALIVE or moves(signs, ASK_AGAIN_S):
         raise ConfigurationError(
-            f"cannot resume {run.run_id}: {trainer.place} is training it; wait until it has ended, or use --new-run"
-            " true"
+            f"cannot resume {run.run_id}: {trainer.place} is training it; wait until it has ended, or use --fork"
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from mltrack.checkpoints import CheckpointManager
 from mltrack.config import TrainingConfig
+from mltrack.config.former_names import current_names
 from mltrack.errors import ConfigurationError, did_you_mean
 from mltrack.hardware import prepare_to_repeat
 from mltrack.tracking import TrainingMetricsTracker
@@ -23,6 +24,7 @@ def configure(config: TrainingConfig | None, options: Mapping[str, Any]) -> Trai
     Raises:
         ConfigurationError: an option of that name does not exist, or its value is not accepted.
     """
+    options = current_names(options)
     known = [f.name for f in fields(TrainingConfig)]
     for name in options:
         if name not in known:

@@ -90,15 +90,15 @@ def shape_of(model: nn.Module) -> str:
     )
 
 
-def compare_fingerprints(then: Mapping[str, Any], now: Mapping[str, Any], *, exact: bool) -> list[str]:
-    """What is not as it was, one clause each: "batch_size is 8, was 4".
+def compare_fingerprints(then: Mapping[str, Any], now: Mapping[str, Any], *, strict: bool) -> list[str]:
+    """What is not as it was, one clause each: "batch_size changed from 4 to 8".
 
     Raises:
-        ConfigurationError: something is not, and `exact` is on.
+        ConfigurationError: something is not, and `strict` is on.
     """
-    changed = [f"{name} is {now[name]}, was {then[name]}" for name in now if name in then and now[name] != then[name]]
-    if changed and exact:
-        raise ConfigurationError(
-            f"resume: {'; '.join(changed)}; accepted: what the checkpoint was made with, or exact=false"
-        )
+    changed = [
+        f"{name} changed from {then[name]} to {now[name]}" for name in now if name in then and now[name] != then[name]
+    ]
+    if changed and strict:
+        raise ConfigurationError(f"cannot resume: {'; '.join(changed)}; use the old value, or --strict-resume false")
     return changed

@@ -104,7 +104,7 @@ class AdvancedTrainer:
     ):
         self.config = configure(config, options)
         self.device = choose_device(self.config.device)
-        self.precision = Precision(choose_precision(self.config.use_mixed_precision, self.device), self.device)
+        self.precision = Precision(choose_precision(self.config.precision, self.device), self.device)
         objective = train_dataset.task.objective(self.config, train_dataset)
         self.parallel = parallel or choose_parallel(
             self.config.parallel, self.device, objective, compiled=self.config.compile
@@ -229,14 +229,14 @@ class AdvancedTrainer:
         """Continue from a checkpoint of such a training when `train` is called.
 
         Returns:
-            What decides the result and has changed since; empty with `exact`.
+            What decides the result and has changed since; empty with `strict_resume`.
 
         Raises:
-            ConfigurationError: something has changed and `exact` is on.
+            ConfigurationError: something has changed and `strict_resume` is on.
             CheckpointError: it is not of this model or this optimizer.
         """
         extra = checkpoint["extra_state"]
-        changed = compare_fingerprints(extra["decisive"], self.fingerprint, exact=self.config.exact)
+        changed = compare_fingerprints(extra["decisive"], self.fingerprint, strict=self.config.strict_resume)
         load_model(self.model, checkpoint["model_state_dict"])
         load_optimizer(self.optimizer, checkpoint["optimizer_state_dict"])
         self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])

@@ -51,7 +51,7 @@ def choose_kernels(config: TrainingConfig, device: torch.device) -> None:
     evaluation of its best weights, computes as it did.
     """
     on = config.effective_speedups
-    allow_tf32(device, choose_precision(config.use_mixed_precision, device), on.tf32)
+    allow_tf32(device, choose_precision(config.precision, device), on.tf32)
     allow_planned_attention(device, not on.any_shape_attention)
 
 

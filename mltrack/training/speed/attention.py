@@ -52,7 +52,7 @@ def use_attention(model: Any, word: str, device: torch.device, precision: str) -
     if word == "flash_attention_2" and precision == "off":
         raise ConfigurationError(
             "attention: seen flash_attention_2 in fp32, which it does not compute; accepted:"
-            " use_mixed_precision=bf16|fp16, or attention=sdpa"
+            " precision=bf16|fp16, or attention=sdpa"
         )
     try:
         model.set_attn_implementation(word)
