@@ -97,7 +97,7 @@ class Watch:
         self.tokens = TokenCount(trainer.model, trainer.train_dataset.pad_token_id)
         self._time_evaluated(trainer.model)
         clocks, gradient = self._clocks, trainer.gradient
-        gradient.of = self._measuring(clocks["gradient"].around(gradient.of))
+        gradient.accumulate = self._measuring(clocks["gradient"].around(gradient.accumulate))
         trainer.precision.step = clocks["optimizer"].around(trainer.precision.step)
         trainer.optimizer.zero_grad = clocks["optimizer"].around(trainer.optimizer.zero_grad)
         trainer._next_group = clocks["data"].around(trainer._next_group)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -39,9 +40,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, s
     """A folder with records, and the environment in which the package is installed."""
     folder = tmp_path_factory.mktemp("tags")
     installed = folder / "site"
+    source = shutil.copytree(PACKAGE, folder / "source")  # building leaves files beside it
     words = ("--quiet", "--no-deps", "--no-build-isolation", "--no-index", "--disable-pip-version-check")
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", *words, "--target", str(installed), str(PACKAGE)],
+        [sys.executable, "-m", "pip", "install", *words, "--target", str(installed), str(source)],
         check=True,
         capture_output=True,
         env=os.environ | {"TMPDIR": str(folder)},

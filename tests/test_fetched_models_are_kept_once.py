@@ -162,7 +162,7 @@ def test_within_the_bound_the_ones_used_longest_ago_go_first_and_none_that_is_us
 def test_a_bound_that_is_none_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch, given: str) -> None:
     monkeypatch.setenv(model_cache.LIMIT_VARIABLE, given)
     with pytest.raises(ConfigurationError, match=f"MLTRACK_MODEL_CACHE_GB is '{given}'; set it to a number of gigaby"):
-        model_cache.make_room(1)
+        model_cache.free_space(1)
 
 
 def test_what_another_process_uses_stays_until_it_is_gone(

@@ -12,7 +12,7 @@ import torch
 
 from mltrack import hardware
 from mltrack.errors import ConfigurationError
-from mltrack.tasks.token_loss import keeps_apart
+from mltrack.tasks.token_loss import supports_packing
 
 CPU = torch.device("cpu")
 
@@ -158,7 +158,7 @@ def test_products_are_whole_inside_and_as_before_afterwards():
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
-        with hardware.whole_products():
+        with hardware.full_fp32_matmul():
             assert torch.get_float32_matmul_precision() == "highest"
         assert torch.get_float32_matmul_precision() == "high"
     finally:
@@ -171,7 +171,7 @@ def test_products_chosen_by_the_newer_switches_are_left_alone():
 import torch
 torch.backends.cuda.matmul.fp32_precision = "tf32"
 from mltrack import hardware
-with hardware.whole_products():
+with hardware.full_fp32_matmul():
     pass
 print(torch.backends.cuda.matmul.fp32_precision)
 """
@@ -189,7 +189,7 @@ def test_models_are_asked_in_whole_products(trainer):
     before = torch.get_float32_matmul_precision()
     try:
         torch.set_float32_matmul_precision("high")
-        assert keeps_apart(made.model)
+        assert supports_packing(made.model)
         assert seen == {"highest"}
     finally:
         torch.set_float32_matmul_precision(before)

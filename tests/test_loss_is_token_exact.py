@@ -85,7 +85,7 @@ def test_the_gradient_is_that_of_the_mean_over_all_targets(trainer, task):
     }
     made.optimizer.zero_grad()
     made.model.train()
-    gradient = made.gradient.of(group, capture_rng())
+    gradient = made.gradient.accumulate(group, capture_rng())
     assert gradient.targets == targets
     assert sum(gradient.measured.wait()[:-1]) == pytest.approx(total.item(), rel=1e-5)
     for name, parameter in made.model.named_parameters():
@@ -107,7 +107,7 @@ def test_with_dropout_the_loss_of_a_step_has_the_same_distribution_however_it_is
         losses = []
         for seed in range(draws):
             torch.manual_seed(1000 * batch_size + seed)
-            gradient = made.gradient.of(group, capture_rng())
+            gradient = made.gradient.accumulate(group, capture_rng())
             made.optimizer.zero_grad()
             losses.append(sum(gradient.measured.wait()[:-1]) / gradient.targets)
         made.tracker.close()

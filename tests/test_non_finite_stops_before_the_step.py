@@ -49,7 +49,7 @@ def weights_after(made, steps):
         made._begin()
         for _ in range(steps):
             made._take_step(next(made._groups))
-        made._settle()
+        made._finish_step()
     made.tracker.close()
     return made.model.state_dict()
 

@@ -16,7 +16,7 @@ from mltrack.data import DatasetLoader, Sampler
 from mltrack.data.collate import IGNORED, padded_width
 from mltrack.data.packing import pack
 from mltrack.errors import ConfigurationError
-from mltrack.tasks.token_loss import keeps_apart
+from mltrack.tasks.token_loss import supports_packing
 
 pytestmark = pytest.mark.device
 
@@ -51,7 +51,7 @@ def test_the_gradient_is_that_of_the_padded_batch(trainer, attention):
         made.model.set_attn_implementation(attention)
         group = next(made.batches.groups(0, 0))
         assert ("row" in group[0].tensors) == packing
-        gradient = made.gradient.of(group, capture_rng())
+        gradient = made.gradient.accumulate(group, capture_rng())
         *losses, norm = gradient.measured.wait()
         found[packing] = (sorted(group[0].records), gradient.targets, gradient.tokens, sum(losses), norm)
         if packing:
@@ -77,17 +77,17 @@ def test_memory_that_runs_out_cuts_packed_rows_and_changes_nothing(trainer):
     assert [record for part in parts for record in part.records] == batch.records
     assert sum(part.targets for part in parts) == batch.targets
     assert all(part.rows == 1 for part in parts)
-    whole = made.gradient.of([batch], capture_rng()).measured.wait()
+    whole = made.gradient.accumulate([batch], capture_rng()).measured.wait()
     made.optimizer.zero_grad()
     made.gradient.micro_batch_size = 1
-    assert made.gradient.of([batch], capture_rng()).measured.wait() == pytest.approx(whole, rel=1e-5)
+    assert made.gradient.accumulate([batch], capture_rng()).measured.wait() == pytest.approx(whole, rel=1e-5)
 
 
 def test_a_model_that_mixes_packed_examples_is_refused(trainer):
     mixing = MambaForCausalLM(MambaConfig(vocab_size=64, hidden_size=16, num_hidden_layers=1, state_size=4))
-    assert not keeps_apart(mixing)
+    assert not supports_packing(mixing)
     made = trainer("code_generation", count=16)
-    assert keeps_apart(made.model)
+    assert supports_packing(made.model)
     with pytest.raises(
         ConfigurationError, match="packing: seen true, but MambaForCausalLM lets the examples of a row see each other"
     ):

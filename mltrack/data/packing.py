@@ -1,8 +1,8 @@
 """Several examples in one row, for a causal model that keeps them apart by their positions.
 
 Invariant: every token has the position that it would have in a row of its own, and the first token of an example is no
-target: so the targets and their losses are those of the padded batch, in a model that `keeps_apart`. No attention mask
-is made; padding is an example of its own at the row's end."""
+target: so the targets and their losses are those of the padded batch, in a model that `supports_packing`. No attention
+mask is made; padding is an example of its own at the row's end."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from mltrack.data import CodeDataset, Sampler
 from mltrack.data.batches import MicroBatch, load_batches
 from mltrack.data.collate import PADDED_TO
 from mltrack.errors import ConfigurationError, did_you_mean
-from mltrack.hardware.memory import make_room
+from mltrack.hardware.memory import free_memory
 from mltrack.hardware.precision import Precision
 from mltrack.shortage import is_out_of_memory
 
@@ -109,7 +109,7 @@ def _add(evaluator: Any, model: nn.Module, batch: MicroBatch, device: torch.devi
         except Exception as error:
             if not is_out_of_memory(error) or part.rows == 1:
                 raise
-        make_room(device)
+        free_memory(device)
         room = (part.rows + 1) // 2 * part.width
         waiting = [smaller for one in (part, *waiting) for smaller in _parts(one, room)]
     return room

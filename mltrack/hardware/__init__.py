@@ -18,10 +18,10 @@ from mltrack.hardware.device import (
     autocast,
     choose_device,
     choose_precision,
+    full_fp32_matmul,
     prepare_to_repeat,
     repeating_exactly,
     visible_gpus,
-    whole_products,
 )
 from mltrack.hardware.facts import describe, facts
 from mltrack.hardware.process import prepare_process
@@ -38,6 +38,7 @@ __all__ = [
     "describe",
     "facts",
     "fit_threads",
+    "full_fp32_matmul",
     "give_back_freed_memory",
     "keep_freed_memory",
     "prepare_process",
@@ -45,6 +46,5 @@ __all__ = [
     "repeating_exactly",
     "usable_cores",
     "visible_gpus",
-    "whole_products",
     "yield_idle_cores",
 ]

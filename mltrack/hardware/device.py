@@ -120,7 +120,7 @@ def allow_planned_attention(device: torch.device, wanted: bool) -> None:
 
 
 @contextmanager
-def whole_products() -> Iterator[None]:
+def full_fp32_matmul() -> Iterator[None]:
     """Inside, fp32 is multiplied in fp32 on a GPU too: what two computations are compared in, whose difference would
     else be TF32's rounding.
     """

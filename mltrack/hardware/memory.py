@@ -7,7 +7,7 @@ import torch
 from mltrack.collector import collect_all
 
 
-def make_room(device: torch.device) -> None:
+def free_memory(device: torch.device) -> None:
     """Give back what nobody holds any more. Not to be called where the error is handled: its traceback keeps the
     tensors alive.
     """

@@ -169,7 +169,7 @@ def _go_on_from(resumed: Resumed, run: OpenRun) -> None:
     notice = run.tracked.frontend.notice
     changed = trainer.load_checkpoint(resumed.checkpoint)
     if is_fork:
-        trainer.forget_best()
+        trainer.reset_best()
     if changed:
         tracker.set_tags({"mltrack.inexact_resume": "; ".join(changed)})
     state, total_steps = trainer.state, trainer.plan.total_steps

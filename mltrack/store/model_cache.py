@@ -73,7 +73,7 @@ def folder_of(store: Store, location: str, source: str, identity: str | None = N
     with _alone(folder):
         if (found := _used(folder)) is None:  # another process may have fetched it while this one waited
             try:
-                make_room(sum(names.values()), but=folder)
+                free_space(sum(names.values()), but=folder)
                 _fetch(store, location, source, names, folder)
             except OSError as error:
                 raise TrackingError(
@@ -122,7 +122,7 @@ def remove_model(name: str) -> bool:
     return free
 
 
-def make_room(num_bytes: int, *, but: Path | None = None) -> None:
+def free_space(num_bytes: int, *, but: Path | None = None) -> None:
     """Remove the models that were used longest ago, until there is room for so many bytes within the limit."""
     for left in _folder().glob(f"{_DELETING}*"):
         shutil.rmtree(left, ignore_errors=True)

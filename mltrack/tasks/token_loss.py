@@ -16,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch.nn import functional as F
 
-from mltrack.hardware import whole_products
+from mltrack.hardware import full_fp32_matmul
 from mltrack.tasks.contract import Batch
 
 
@@ -128,7 +128,7 @@ def _target_logits(
     return model(input_ids=input_ids, **options).logits[mask].float(), targets
 
 
-def keeps_apart(model: torch.nn.Module) -> bool:
+def supports_packing(model: torch.nn.Module) -> bool:
     """True where the model computes two examples in one row, told apart by their positions alone, as it computes each
     in a row of its own.
     """
@@ -141,7 +141,7 @@ def keeps_apart(model: torch.nn.Module) -> bool:
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad(), whole_products():
+        with torch.no_grad(), full_fp32_matmul():
             packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 5:].float()
             alone = model(input_ids=ids[:, 5:], use_cache=False).logits.float()
     finally:

@@ -18,7 +18,7 @@ from torch import nn
 from mltrack.checkpoints.state import restore_rng
 from mltrack.data.batches import MicroBatch
 from mltrack.errors import TrainingError, text_of
-from mltrack.hardware.memory import make_room
+from mltrack.hardware.memory import free_memory
 from mltrack.hardware.precision import Precision
 from mltrack.shortage import is_out_of_memory
 from mltrack.training.parallel import Parallel
@@ -29,7 +29,7 @@ NOT_DETERMINISTIC = "does not have a deterministic implementation"
 """What torch says of an operation that it was forbidden."""
 
 
-class Reading:
+class HostCopy:
     """Numbers that a device has computed, read when they are needed.
 
     Args:
@@ -60,7 +60,7 @@ class StepGradient:
     """Target tokens or examples of the group."""
     tokens: int
     """Real tokens of the group."""
-    measured: Reading
+    measured: HostCopy
     """Loss sum of each micro-batch, then the norm of the whole gradient before it was clipped."""
     not_finite: torch.Tensor
     """float32, 0-dim, on the device: 1 where a loss or the norm is not finite, else 0."""
@@ -71,13 +71,13 @@ class StepGradient:
         return sum(len(batch.records) for batch in self.group)
 
 
-class GradientOfGroup:
+class GradientAccumulator:
     """Computes it.
 
     Args:
         micro_batch_size: most rows (examples, where none are packed) that are computed at once; None: all of a
             micro-batch.
-        poll: called before each part; what it raises ends the step.
+        check_stop: called before each part; what it raises ends the step.
         on_halved: told the new size after memory ran out.
     """
 
@@ -89,17 +89,17 @@ class GradientOfGroup:
         precision: Precision,
         *,
         max_grad_norm: float,
-        poll: Callable[[], None],
+        check_stop: Callable[[], None],
         place: Callable[[int], str],
         on_halved: Callable[[int], None],
     ):
         self.model, self.optimizer, self.parallel, self.precision = model, optimizer, parallel, precision
         self.micro_batch_size: int | None = None
         self._max_grad_norm = max_grad_norm
-        self._poll, self._place, self._on_halved = poll, place, on_halved
+        self._check_stop, self._place, self._on_halved = check_stop, place, on_halved
         self._at: MicroBatch | None = None
 
-    def of(self, group: Sequence[MicroBatch], rng: Mapping[str, Any]) -> StepGradient:
+    def accumulate(self, group: Sequence[MicroBatch], rng: Mapping[str, Any]) -> StepGradient:
         """The gradient of a group of micro-batches.
 
         Args:
@@ -145,13 +145,13 @@ class GradientOfGroup:
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self._max_grad_norm)
         measured = torch.cat([loss_sums, norm.float().reshape(1)])
         not_finite = 1.0 - torch.isfinite(measured).all().float()
-        return StepGradient(group, targets, sum(batch.tokens for batch in group), Reading(measured), not_finite)
+        return StepGradient(group, targets, sum(batch.tokens for batch in group), HostCopy(measured), not_finite)
 
     def _loss_sum(self, batch: MicroBatch, targets: int) -> torch.Tensor:
         """Add the gradient of one micro-batch; returns its loss sum, float32, 0-dim."""
         sums = []
         for part in batch.split(self.micro_batch_size):
-            self._poll()
+            self._check_stop()
             self._at = part
             with self.precision.autocast():
                 part_sum, _ = self.parallel.sums(self.model, part.to(self.precision.device))
@@ -162,7 +162,7 @@ class GradientOfGroup:
     def _halve(self, problem: str) -> None:
         part = self._at
         self.optimizer.zero_grad(set_to_none=True)
-        make_room(self.precision.device)
+        free_memory(self.precision.device)
         if part is None or part.rows == 1:
             single = (
                 "a single record"

@@ -10,7 +10,7 @@ from torch import nn
 from mltrack.checkpoints.state import unwrapped
 from mltrack.config import TrainingConfig
 from mltrack.errors import ConfigurationError
-from mltrack.tasks.token_loss import keeps_apart
+from mltrack.tasks.token_loss import supports_packing
 from mltrack.training.speed import choose_kernels
 from mltrack.training.speed.compiled import check_compiler
 
@@ -29,7 +29,7 @@ def prepared(model: nn.Module, config: TrainingConfig, device: torch.device) -> 
             "packing: seen true with attention flash_attention_2, which tells the examples of one row apart and not"
             " those of several; accepted: attention=sdpa"
         )
-    if config.packing and not keeps_apart(inner):
+    if config.packing and not supports_packing(inner):
         raise ConfigurationError(
             f"packing: seen true, but {type(inner).__name__} lets the examples of a row see each other; accepted for"
             " it: false"

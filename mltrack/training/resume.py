@@ -103,7 +103,7 @@ def judge_by(
     then = Metric(**recorded) if recorded is not None else _metric_of_0_1(checkpoint, state, now)
     if then == now:
         return []
-    state.forget_best()
+    state.reset_best()
     stopping.reset()
     if best is not None and best.is_ranked:
         state.best_metric, state.best_epoch, state.best_step = best.metric_value, best.epoch, best.step

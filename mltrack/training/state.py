@@ -102,7 +102,7 @@ class TrainingState:
             if f.name == "examples" or f.name.startswith("epoch_"):
                 setattr(self, f.name, f.default)
 
-    def forget_best(self) -> None:
+    def reset_best(self) -> None:
         """No evaluation so far counts: the next one is the best."""
         self.best_metric = self.best_epoch = self.best_step = None
         self.stopped_early = False

@@ -42,7 +42,7 @@ from mltrack.training.callback import Callback
 from mltrack.training.defaults import configure, local_checkpoints, local_tracker
 from mltrack.training.early_stopping import EarlyStopping
 from mltrack.training.fingerprint import compare_fingerprints, fingerprint_of
-from mltrack.training.gradient import GradientOfGroup, StepGradient
+from mltrack.training.gradient import GradientAccumulator, StepGradient
 from mltrack.training.non_finite import non_finite_error, save_group
 from mltrack.training.parallel import Parallel, choose_parallel
 from mltrack.training.preparation import prepared
@@ -156,13 +156,13 @@ class AdvancedTrainer:
         self._stop_asked = False
         self._owns_tracker = tracker is None
         self._stop_requested = stop_requested
-        self.gradient = GradientOfGroup(
+        self.gradient = GradientAccumulator(
             self.model,
             self.optimizer,
             self.parallel,
             self.precision,
             max_grad_norm=self.config.max_grad_norm,
-            poll=self._poll,
+            check_stop=self._check_stop,
             place=train_dataset.place,
             on_halved=self._remember_micro_batch_size,
         )
@@ -194,7 +194,7 @@ class AdvancedTrainer:
                 training_context(self.model, self.config, self.device, cls_only=self.cls_only),
             ):
                 while True:
-                    self._close_step()
+                    self._after_step()
                     if self._is_over():
                         break
                     self._take_step(self._next_group())
@@ -252,9 +252,9 @@ class AdvancedTrainer:
         """
         self._stop_asked = True
 
-    def forget_best(self) -> None:
+    def reset_best(self) -> None:
         """Judge from here on: a fork's best is among its own checkpoints, not its parent's."""
-        self.state.forget_best()
+        self.state.reset_best()
         self.early_stopping.reset()
 
     # -- the steps of the loop
@@ -284,17 +284,17 @@ class AdvancedTrainer:
     def _take_step(self, group: Sequence[MicroBatch]) -> None:
         """One optimizer step: the gradient of the group, checked and clipped, moves the weights."""
         self._rng = capture_rng()  # a step that is interrupted is taken again from here
-        gradient = self.gradient.of(group, self._rng)
-        self._settle()
+        gradient = self.gradient.accumulate(group, self._rng)
+        self._finish_step()
         learning_rate = float(self.scheduler.get_last_lr()[0])
         self.precision.step(self.optimizer, gradient.not_finite)
         self.optimizer.zero_grad(set_to_none=True)
         self._rng = None
         self._in_flight = Step(gradient, learning_rate, self._data_wait_ms)
         if not self.reads_late or self._something_is_due(gradient.examples):
-            self._settle()
+            self._finish_step()
 
-    def _settle(self) -> None:
+    def _finish_step(self) -> None:
         """Learn how the step that was taken last came out: count and log it, or refuse it."""
         step, self._in_flight = self._in_flight, None
         if step is None:
@@ -321,7 +321,7 @@ class AdvancedTrainer:
         for callback in self.callbacks:
             callback.on_step(self, metrics)
 
-    def _close_step(self) -> None:
+    def _after_step(self) -> None:
         """Do what is due after the step that was taken last, unless it has been done: evaluate, end the epoch, save."""
         state = self.state
         if state.step == state.closed_step:
@@ -369,7 +369,7 @@ class AdvancedTrainer:
         """Metrics under their `eval_` names, logged, and offered as the best."""
 
         def on_batch(done: int, total: int) -> None:
-            self._poll()
+            self._check_stop()
             for callback in self.callbacks:
                 callback.on_evaluation_batch(self, done, total)
 
@@ -398,7 +398,7 @@ class AdvancedTrainer:
     def _groups_from_here(self) -> Generator[list[MicroBatch], None, None]:
         return self.batches.groups(self.state.epoch, self.state.examples)
 
-    def _poll(self) -> None:
+    def _check_stop(self) -> None:
         if (signal_number := self._stop_requested()) is not None:
             raise Interrupted(signal_number)
 
@@ -461,6 +461,6 @@ class AdvancedTrainer:
 
     def _save_where_it_stands(self) -> None:
         """A checkpoint of the last whole step; the micro-batches after it are computed again."""
-        self._settle()
+        self._finish_step()
         self.optimizer.zero_grad(set_to_none=True)
         self.saving.save_where_it_stands(self.state.epoch, self.state.step)

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from mltrack.hardware import whole_products
+from mltrack.hardware import full_fp32_matmul
 
 
 def fingerprint(*, cls_only: bool) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def reads_first_token(model: Any) -> bool:
     was_training = model.training
     model.eval()
     try:
-        with whole_products():
+        with full_fp32_matmul():
             return _only_first_has_a_gradient(model) and _same_logits(model, attention)
     except Exception:  # a model that is built otherwise than its names say; it is trained as it is
         return False
