@@ -1,6 +1,7 @@
-"""Checkpoints: what stays (manager, metadata), as which values (state), in which bytes (directory)."""
+"""Checkpoints: what stays (manager, metadata), as which values (parts, state), in which bytes (directory)."""
 
-from mltrack.checkpoints.manager import CheckpointManager, load_directory
+from mltrack.checkpoints.manager import CheckpointManager
 from mltrack.checkpoints.metadata import CheckpointMetadata
+from mltrack.checkpoints.parts import load_directory
 
 __all__ = ["CheckpointManager", "CheckpointMetadata", "load_directory"]

@@ -18,16 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
-from mltrack.checkpoints import directory, state
+from mltrack.checkpoints import directory
 from mltrack.checkpoints.background import Background
-from mltrack.checkpoints.metadata import CheckpointMetadata, best_first, judged_by, latest, reasons_to_keep
-from mltrack.checkpoints.model_folder import ModelFolder
-from mltrack.checkpoints.shards import MAX_SHARD_BYTES, model_files, weight_files
+from mltrack.checkpoints.metadata import CheckpointMetadata, best_first, described, judged_by, latest, reasons_to_keep
+from mltrack.checkpoints.parts import Parts, load_directory
+from mltrack.checkpoints.shards import MAX_SHARD_BYTES
 from mltrack.checkpoints.snapshot import Content, HostBuffers
-from mltrack.checkpoints.tensor_file import Tensors, read_tensors
 from mltrack.errors import CheckpointError, ConfigurationError
 from mltrack.evaluation.metrics import metric_mode
 from mltrack.journal.records import now_ms
@@ -113,11 +111,10 @@ class CheckpointManager:
         self.skipped_saves = 0
         self.damaged = []
         self._read_only, self._warned = read_only, False
-        self._skips, self._on_written, self._max_shard_bytes = when_busy == "skip", on_written, max_shard_bytes
+        self._skips, self._on_written = when_busy == "skip", on_written
         self._behind = Background()
         self._buffers = HostBuffers() if background else None
-        self._model_folder = ModelFolder(self.checkpoint_dir)
-        self._optimizer_names = state.OptimizerNames()
+        self._parts = Parts(self.checkpoint_dir, max_shard_bytes)
         self._known: dict[Path, tuple[tuple[int, ...], CheckpointMetadata | None]] = {}
         if not read_only:
             self.checkpoint_dir.mkdir(parents=True, exist_ok=True)
@@ -171,25 +168,14 @@ class CheckpointManager:
             for name, value in (metrics or {}).items()
         }
         self.finish()
-        tensors, aliases = state.split_model(model)
-        content: dict[str, Tensors | bytes] = {
-            **model_files(tensors, self._max_shard_bytes),
-            **self._model_folder.files(state.unwrapped(model), self.tokenizer),
-        }
-        documents: dict[str, Any] = {}
-        if optimizer is not None:
-            documents[directory.OPTIMIZER_JSON], content[directory.OPTIMIZER] = self._optimizer_names.split(
-                optimizer.state_dict()
-            )
         others = {
             "scheduler": scheduler.state_dict() if scheduler is not None else None,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "extra_state": dict(extra_state or {}),
         }
-        state_tensors: state.Tensors = {}
-        documents[directory.STATE] = {name: state.flatten(value, name, state_tensors) for name, value in others.items()}
-        if state_tensors:
-            content[directory.STATE_TENSORS] = state_tensors
+        held = self._parts.split(
+            model, optimizer.state_dict() if optimizer is not None else None, others, self.tokenizer
+        )
         metadata = CheckpointMetadata(
             epoch=epoch,
             step=step,
@@ -199,14 +185,14 @@ class CheckpointManager:
             run_id=self.run_id,
             created_ms=now_ms(),
             metrics=metrics,
-            aliases=aliases,
+            aliases=held.aliases,
         )
         if self._buffers is None:
-            return self._write(metadata, content, documents)
-        snapshot = self._buffers.take(content)
+            return self._write(metadata, held.content, held.documents)
+        snapshot, documents = self._buffers.take(held.content), held.documents
         # Letting go of tensors gives the interpreter's lock away: once the thread runs, that would be a wait of
         # milliseconds.
-        del content, tensors, state_tensors
+        del held
 
         def write_snapshot() -> None:
             snapshot.wait()
@@ -363,7 +349,7 @@ class CheckpointManager:
         kept = [one for one in checkpoints if one.step in reasons]
         ranked = best_first(kept, self.mode)
         for on_change in self._listeners:
-            on_change([_described(one, reasons[one.step]) for one in kept], ranked[0].step if ranked else None)
+            on_change([described(one, reasons[one.step]) for one in kept], ranked[0].step if ranked else None)
         staying = {one.path for one in kept}
         directory.remove_leftovers(self.checkpoint_dir, [directory.DELETING_PREFIX])
         for one in self._all():
@@ -406,51 +392,3 @@ class CheckpointManager:
                 f"{path}: damaged ({problem}); set aside as {directory.set_aside(path).name}, the next one is taken",
                 stacklevel=4,
             )
-
-
-def load_directory(info: CheckpointMetadata, *, weights_only: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint folder that was verified; only the files that its metadata names are read.
-
-    Args:
-        weights_only: nothing but the model's weights is read.
-
-    Raises:
-        CheckpointError: a file that is not what its name says.
-    """
-
-    def tensors_in(name: str) -> dict[str, torch.Tensor]:
-        return read_tensors(info.path / name) if name in info.files else {}
-
-    content = {} if weights_only else directory.read_json(info.path / directory.STATE)
-    tensors = {} if weights_only else tensors_in(directory.STATE_TENSORS)
-    held = {name: state.unflatten(value, tensors) for name, value in content.items()}
-    has_optimizer = not weights_only and directory.OPTIMIZER_JSON in info.files
-    optimizer_content = directory.read_json(info.path / directory.OPTIMIZER_JSON) if has_optimizer else None
-    weights = {name: tensor for file in weight_files(info.files) for name, tensor in tensors_in(file).items()}
-    return {
-        "model_state_dict": state.join_model(weights, info.aliases),
-        "optimizer_state_dict": state.join_optimizer(optimizer_content, tensors_in(directory.OPTIMIZER))
-        if optimizer_content
-        else None,
-        "scheduler_state_dict": held.get("scheduler"),
-        "scaler_state_dict": held.get("scaler"),
-        "epoch": info.epoch,
-        "step": info.step,
-        "metric_name": directory.saved_for(info.path) or info.metric_name,
-        "metric_value": info.metric_value,
-        "extra_state": held.get("extra_state") or {},
-        "metadata": info,
-    }
-
-
-def _described(info: CheckpointMetadata, reasons: Sequence[str]) -> dict[str, Any]:
-    return {
-        "step": info.step,
-        "epoch": info.epoch,
-        "metric_name": info.metric_name,
-        "metric_value": info.metric_value,
-        "metrics": info.metrics,
-        "path": str(info.path),
-        "created_ms": info.created_ms,
-        "reasons": list(reasons),
-    }

@@ -152,3 +152,17 @@ def reasons_to_keep(
         if keep_every is not None and one.step % keep_every == 0:
             reasons.setdefault(one.step, []).append("milestone")
     return reasons
+
+
+def described(info: CheckpointMetadata, reasons: Sequence[str]) -> dict[str, Any]:
+    """A checkpoint that stays, as the journal has it."""
+    return {
+        "step": info.step,
+        "epoch": info.epoch,
+        "metric_name": info.metric_name,
+        "metric_value": info.metric_value,
+        "metrics": info.metrics,
+        "path": str(info.path),
+        "created_ms": info.created_ms,
+        "reasons": list(reasons),
+    }
