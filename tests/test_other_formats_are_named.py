@@ -72,7 +72,7 @@ OTHERS: dict[str, tuple[dict[str, object], list[str]]] = {
     ),
     "an adapter of half a character": ({"adapter_config.json": {"base_model_name_or_path": "\ud800x"}}, [r"\ud800x"]),
     "an adapter's weights": ({"adapter_model.safetensors": ""}, ["adapter (adapter_model.safetensors)"]),
-    "a GGUF file": ({"model.Q4_K_M.gguf": "GGUF", "README.md": ""}, ["GGUF", "model.Q4_K_M.gguf", "safetensors"]),
+    "a GGUF file": ({"model.Q4_K_M.gguf": "GGUF", "README.md": ""}, ["GGUF", "use the file, ", "model.Q4_K_M.gguf"]),
     "a GGUF file with a configuration": ({"model.gguf": "GGUF", "config.json": CONFIG}, ["GGUF", "model.gguf"]),
     "ONNX": ({"model.onnx": "", "config.json": CONFIG, "tokenizer.json": {}}, ["ONNX", "model.onnx"]),
     "ONNX in a folder of its own": (

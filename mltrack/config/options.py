@@ -95,7 +95,13 @@ class Model:
 
     model_name: str = option(
         "scratch:small",
-        help="`scratch:tiny|small|base`, a Hugging Face hub name, a local folder, or `models:/name@alias`.",
+        help="`scratch:tiny|small|base`, a Hugging Face hub name, a local folder, a `.gguf` file, or"
+        " `models:/name@alias`.",
+    )
+    model_revision: str | None = option(
+        kind="text",
+        help="Branch, tag or commit of a hub model. Not set: `main`. The commit is recorded, and a resumed run loads"
+        " that one.",
     )
     attention: str = option(
         "auto",

@@ -1,5 +1,5 @@
-"""A model name -> model and tokenizer: scratch preset, hub name, local folder, or models:/ through a resolver that is
-handed in.
+"""A model name -> model and tokenizer: scratch preset, hub name, local folder, GGUF file, or models:/ through a
+resolver that is handed in.
 
 Synopsis:
     source = resolve_model("scratch:small", task)
@@ -10,11 +10,12 @@ Synopsis:
 
 from __future__ import annotations
 
-from mltrack.models.loading import ModelSource, resolve_model, save_pretrained
+from mltrack.models.loading import ModelSource, save_pretrained
 from mltrack.models.presets import PRESETS
 from mltrack.models.scan import read_once
+from mltrack.models.sources import SOURCES, resolve_model
 from mltrack.models.tokenizers import train_tokenizer
 
 read_once()
 
-__all__ = ["PRESETS", "ModelSource", "resolve_model", "save_pretrained", "train_tokenizer"]
+__all__ = ["PRESETS", "SOURCES", "ModelSource", "resolve_model", "save_pretrained", "train_tokenizer"]

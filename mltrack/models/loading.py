@@ -1,4 +1,4 @@
-"""`resolve_model`: what a model name means, checked before anything is trained; `ModelSource.build`: the model itself,
+"""`open_pretrained`: a folder or hub model, checked before anything is trained; `ModelSource.build`: the model itself,
 in fp32.
 
 Invariant: nothing of a model is executed unless `trust_remote_code` says so. Weights are safetensors, or a `.bin` that
@@ -8,24 +8,22 @@ it was."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from mltrack.data.special_tokens import keep_as_tokens, read_as_text
 from mltrack.errors import CheckpointError, ConfigurationError
 from mltrack.models import presets
 from mltrack.models.foreign_errors import first_line, one_line, quiet
-from mltrack.models.hub import content_on_hub, find_on_hub, hub_files
+from mltrack.models.hub import hub_files
 from mltrack.models.inspection import inspect_folder
 from mltrack.models.other_formats import WHOLE, content_of, other_file
 from mltrack.models.tokenizers import train_tokenizer
 from mltrack.models.weights import find_weights
 from mltrack.tasks.contract import Task
-from mltrack.tasks.names import task_named
 
 _LOG = logging.getLogger("mltrack.models")
 # learned positions that start behind the padding id, so the table is that much longer than a sequence may be
@@ -48,7 +46,8 @@ class ModelSource:
 
     Attributes:
         name: as the user wrote it.
-        kind: scratch, hub, folder or registry.
+        kind: which of `mltrack.models.sources` has found it: scratch, registry, gguf, folder, hub.
+        origin: what exactly the name meant: `model_commit` of a hub model, `model_digest` of a GGUF file.
         task: what it is for.
         tokenizer: None for a scratch model until `train_tokenizer`.
     """
@@ -63,9 +62,11 @@ class ModelSource:
         config: Any = None,
         tokenizer: Any = None,
         options: dict[str, Any] | None = None,
+        origin: Mapping[str, str] | None = None,
     ):
         self.name, self.kind, self.task, self.tokenizer = name, kind, task, tokenizer
         self._location, self._config, self._options = location, config, options or {}
+        self.origin = dict(origin or {})
         self._preset = presets.preset_named(name) if kind == "scratch" else None
 
     @property
@@ -200,7 +201,9 @@ class ModelSource:
         if self.kind == "hub":
             return [
                 file
-                for file in hub_files(self._location, local_only=self._options["local_files_only"])
+                for file in hub_files(
+                    self._location, self._options.get("revision"), local_only=self._options["local_files_only"]
+                )
                 if "/" not in file
             ]
         return [file.name for file in Path(self._location).iterdir() if file.is_file()]
@@ -214,63 +217,11 @@ class ModelSource:
         for name in ("bos_token_id", "eos_token_id"):
             if getattr(self.tokenizer, name) is not None:
                 setattr(config, name, getattr(self.tokenizer, name))
-        config.mltrack = {"task": self.task.name, **self.task.settings(), "max_length": max_length}
-
-
-def resolve_model(
-    model_name: str,
-    task: str | Task,
-    *,
-    trust_remote_code: bool = False,
-    registry_resolver: Callable[[str], str] | None = None,
-    as_trained: bool = False,
-) -> ModelSource:
-    """Look a model name up, without reading its weights.
-
-    Args:
-        model_name: scratch:tiny|small|base, a hub name, a local folder, or models:/name@alias.
-        task: or its name; says which head it must be able to have.
-        trust_remote_code: let the model run Python code of its own.
-        registry_resolver: models:/ URI -> local folder.
-        as_trained: read texts as the model's tokenizer was saved to; else special tokens in a text are text.
-
-    Raises:
-        ConfigurationError: one line; a name that means nothing here, a folder that is no model, a model that cannot do
-            the task.
-    """
-    task = task_named(task)
-    if model_name.startswith("scratch:"):
-        presets.preset_named(model_name)
-        return ModelSource(model_name, "scratch", task)
-    source = _found(model_name, task, trust_remote_code, registry_resolver)
-    (keep_as_tokens if as_trained else read_as_text)(source.tokenizer)
-    return source
-
-
-def _found(
-    model_name: str, task: Task, trust_remote_code: bool, registry_resolver: Callable[[str], str] | None
-) -> ModelSource:
-    if model_name.startswith("models:/"):
-        if registry_resolver is None:
-            raise ConfigurationError(
-                f"model_name: seen {model_name}, but there is no registry to look in; accepted here:"
-                " scratch:tiny|small|base, a hub name, a local folder"
-            )
-        return _open(
-            "registry",
-            model_name,
-            _folder(model_name, Path(registry_resolver(model_name))),
-            task,
-            trust_remote_code,
-            local_only=True,
-        )
-    path = Path(model_name).expanduser()
-    if path.exists():
-        return _open("folder", model_name, _folder(model_name, path), task, trust_remote_code, local_only=True)
-    local_only = find_on_hub(model_name)
-    if not local_only and (said := content_on_hub(model_name)):
-        raise ConfigurationError(f"model_name: {model_name} {said}")
-    return _open("hub", model_name, model_name, task, trust_remote_code, local_only=local_only)
+        config.mltrack = {
+            "task": self.task.name,
+            **self.task.settings(),
+            "max_length": max_length,
+        } | self.origin
 
 
 def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
@@ -282,7 +233,7 @@ def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> Non
             tokenizer.save_pretrained(folder)
 
 
-def _folder(name: str, path: Path) -> str:
+def model_folder(name: str, path: Path) -> str:
     """The folder that has config.json: the one given, or `model/` in it, where MLflow puts what it saved itself."""
     if not path.is_dir():
         raise ConfigurationError(f"model_name: {name} {other_file(path)}")
@@ -301,17 +252,40 @@ def _folder(name: str, path: Path) -> str:
     return str(found)
 
 
-def _open(kind: str, name: str, location: str, task: Task, trust_remote_code: bool, *, local_only: bool) -> ModelSource:
+def open_pretrained(
+    kind: str,
+    name: str,
+    location: str,
+    task: Task,
+    *,
+    trust_remote_code: bool,
+    local_only: bool = True,
+    revision: str | None = None,
+    origin: Mapping[str, str] | None = None,
+) -> ModelSource:
+    """A pretrained model whose configuration and tokenizer fit the task.
+
+    Args:
+        kind, name: of the source.
+        location: the folder, or the repository on the hub.
+        local_only: the hub is not asked.
+        revision: of a repository.
+        origin: see `ModelSource`.
+
+    Raises:
+        ConfigurationError, CheckpointError: one line; what is damaged, missing or of another task.
+    """
     import transformers
     from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    options = {"trust_remote_code": trust_remote_code, "local_files_only": local_only}
+    pinned = {} if revision is None else {"revision": revision}
+    options: dict[str, Any] = {"trust_remote_code": trust_remote_code, "local_files_only": local_only, **pinned}
     if kind != "hub":
         inspect_folder(f"model_name: {name}", location, trust_remote_code=trust_remote_code)
     where = f"model_name: {name}"
     with one_line(where):
-        raw, _ = PretrainedConfig.get_config_dict(location, local_files_only=local_only)
+        raw, _ = PretrainedConfig.get_config_dict(location, local_files_only=local_only, **pinned)
     if not isinstance(raw, dict) or not ("model_type" in raw or "auto_map" in raw):
         raise ConfigurationError(
             f"{where}: its config.json has no model_type; accepted: the config.json of a Hugging Face model"
@@ -358,7 +332,9 @@ def _open(kind: str, name: str, location: str, task: Task, trust_remote_code: bo
             f"{where}: its tokenizer has no end token, so a completion could not end; accepted: one with eos_token"
         )
     tokenizer.padding_side = "right"
-    return ModelSource(name, kind, task, location=location, config=config, tokenizer=tokenizer, options=options)
+    return ModelSource(
+        name, kind, task, location=location, config=config, tokenizer=tokenizer, options=options, origin=origin
+    )
 
 
 def _tokenizer_folder(location: str) -> str:

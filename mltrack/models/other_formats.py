@@ -21,8 +21,9 @@ _ADAPTERS = (
     "adapter_model.bin",
     "pytorch_lora_weights.safetensors",
 )
+_GGUF = "*.gguf"
 _FORMATS = {
-    "*.gguf": "GGUF (llama.cpp)",
+    _GGUF: "GGUF (llama.cpp)",
     "*.ggml": "GGML (llama.cpp)",
     "*.onnx": "ONNX",
     "openvino_model.xml": "OpenVINO",
@@ -37,7 +38,7 @@ _FORMATS = {
     "model.bin": "CTranslate2",
     "consolidated.*": "original Llama or Mistral",
 }
-"""Weights that nothing here can train, by the names of their files."""
+"""Weights that cannot be trained from such a folder, by the names of their files; a GGUF file itself can."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _ORIGINAL = "the model that they were made from, in safetensors"
 _MAX_JSON_BYTES = 1 << 20
@@ -83,6 +84,8 @@ def other_content(names: Iterable[str], read: Callable[[str], bytes], path_of: C
         return "is a diffusers pipeline (model_index.json), which makes pictures; use a text model"
     for pattern, kind in _FORMATS.items():
         if file := next((name for name in there if fnmatch(name, pattern) or fnmatch(name, f"o*/{pattern}")), None):
+            if pattern == _GGUF:
+                return f"holds {kind} weights alone; use the file, {printable(path_of(file))}"
             return f"holds {kind} weights alone ({printable(file)}), which cannot be trained here; use {_ORIGINAL}"
     if "config.json" not in there and (found := [name for name in _TOKENIZERS if name in there]):
         return f"holds a tokenizer alone ({found[0]}), no model; use the folder that holds config.json and weights too"

@@ -70,20 +70,22 @@ def model_card(
     baselines: Mapping[str, float],
     *,
     parent: Parent | None = None,
+    base: Mapping[str, str] | None = None,
 ) -> str:
     """The description of a version, in Markdown: task, data, classes, configuration, figures beside the baselines, how
     to load, what it cannot do.
 
-    "{version}" in it stands for the number that the registry will give.
+    "{version}" in it stands for the number that the registry will give. `base` is `ModelSource.origin`.
     """
     card, classes = train_dataset.task.card, list(train_dataset.label_mapping)
     named_classes = f"\n\nClasses: {listed_classes(classes)}." if classes else ""
     about = f" Note: {card.about_builtin}." if card.about_builtin and request.dataset_path == STDLIB else ""
     origin = f" That one was made by run `{parent.run_id}`." if parent is not None and parent.run_id else ""
+    exactly = "".join(f" ({word.removeprefix('model_')} `{value}`)" for word, value in (base or {}).items())
     uri = f"models:/{name}/{{version}}"
     return (
         f"# {name}\n\n"
-        f"Task `{request.task}`, trained from `{parent.uri if parent is not None else request.model_name}` on"
+        f"Task `{request.task}`, trained from `{parent.uri if parent is not None else request.model_name}`{exactly} on"
         f" {len(train_dataset):,} records of "
         f"`{request.dataset_path}` (digest `{train_dataset.digest[:12]}`).{origin}{about}{named_classes}\n\n"
         f"Evaluated on {len(eval_dataset):,} records (digest `{eval_dataset.digest[:12]}`); the best of the run by"

@@ -77,11 +77,19 @@ def _register(run: OpenRun, info: CheckpointMetadata) -> None:
             promote=request.promote,
             promote_margin=request.promote_margin,
             metrics=info.metrics,
-            tags=registry.version_tags(
+            tags=prepared.origin_tags
+            | registry.version_tags(
                 request, train_dataset, eval_dataset, info, mode=run.checkpoints.mode, parent=prepared.parent
             ),
             description=registry.model_card(
-                request, name, train_dataset, eval_dataset, info, response.baselines, parent=prepared.parent
+                request,
+                name,
+                train_dataset,
+                eval_dataset,
+                info,
+                response.baselines,
+                parent=prepared.parent,
+                base=prepared.source.origin,
             ),
         )
     tracker.settle("FINISHED", 0)

@@ -92,6 +92,7 @@ def _log_what_is_known(tracked: TrackedRun) -> None:
     tracker.log_params(params_of(prepared.request))
     if prepared.continued is None:
         tracker.set_tags(tracked.info.tags)
+    tracker.set_tags(prepared.origin_tags)
     if prepared.parent is not None:
         tracker.set_tags(prepared.parent.tags)
     tracker.log_inputs(inputs_of(prepared.request, prepared.train_dataset, prepared.eval_dataset))

@@ -27,7 +27,7 @@ from mltrack.models import ModelSource, resolve_model
 from mltrack.records.check import DataReport, check_data
 from mltrack.relay import tracking_uri_of
 from mltrack.runs.frontend import Frontend
-from mltrack.runs.provenance import earlier_labels, find_resumed, reads_as_tokens, saved_options
+from mltrack.runs.provenance import earlier_labels, find_resumed, pinned_revision, reads_as_tokens, saved_options
 from mltrack.runs.record import data_figures, long_text_warnings
 from mltrack.store import credentials_place, served_uri
 from mltrack.training import choose_parallel, compare_fingerprints, fingerprint_of, use_attention, uses_cls_only
@@ -61,6 +61,11 @@ class Prepared:
     data_check: DataReport
     data_figures: Mapping[str, float]
     """What is logged of the data at step 0."""
+
+    @property
+    def origin_tags(self) -> dict[str, str]:
+        """What exactly the model's name meant, as tags of run and version."""
+        return {f"mltrack.{name}": value for name, value in self.source.origin.items()}
 
     @property
     def continued(self) -> Resumed | None:
@@ -162,6 +167,7 @@ def _model_source(
     source = resolve_model(
         request.model_name,
         request.chosen_task(),
+        revision=pinned_revision(request, resumed),
         trust_remote_code=request.trust_remote_code,
         as_trained=reads_as_tokens(resumed, frontend.notice),
         registry_resolver=None if parent is None else lambda _: parent.folder,

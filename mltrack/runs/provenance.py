@@ -29,7 +29,7 @@ from mltrack.records.readers import every_file
 from mltrack.relay import Life, TrainedElsewhere, has_ended, refuse_trained_elsewhere, tracking_uri_of, trainer_of
 from mltrack.runs.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 
-_NAMED = ("model_name", "dataset_path", "validation_path")
+_NAMED = ("model_name", "model_revision", "dataset_path", "validation_path")
 """Inherited options that are said before they are used."""
 
 _TRAINED_HERE: set[str] = set()
@@ -256,6 +256,8 @@ def saved_options(
         and name not in request.as_typed
         and values.get(name, options[name].default) == options[name].default
     }
+    if "model_name" not in inherited and values["model_name"] != saved.get("model_name"):
+        inherited.discard("model_revision")  # it is that of another model
     values |= {name: saved[name] for name in inherited}
     if named := [f"{name}={values[name]}" for name in _NAMED if name in inherited and values[name] is not None]:
         notice(printable(f"from {where}: {', '.join(named)}"))
@@ -265,6 +267,14 @@ def saved_options(
             " --trust-remote-code true"
         )
     return TrainModelRequest.of(values, as_typed=request.as_typed)
+
+
+def pinned_revision(request: TrainModelRequest, resumed: RunDirectory | None) -> str | None:
+    """The revision to load: of a resumed run the commit that it began with, unless the request names another one."""
+    saved = (read_json(resumed.path / "config.json") or {}) if resumed is not None else {}
+    commit = saved.get("model_commit")
+    is_same = all(saved.get(name) == getattr(request, name) for name in ("model_name", "model_revision"))
+    return commit if is_same and isinstance(commit, str) else request.model_revision
 
 
 def earlier_labels(resumed: RunDirectory | None) -> EarlierLabels | None:

@@ -65,6 +65,8 @@ class UnknownRunError(ConfigurationError):
 ASK_AGAIN_S = 5.0
 """Between two looks at the heartbeat of a run in MLflow."""
 
+_MADE = ("mltrack_version", "parent", "model_commit", "model_digest")
+"""What config.json holds beside the options."""
 FETCHES = 2
 """How often a file is fetched whose bytes are not those that its checkpoint records."""
 
@@ -323,7 +325,7 @@ def _config(store: Store, run: runs.RunInfo) -> dict[str, Any]:
         content = read_json(artifacts.download(store, run.run_id, "config.json", folder))
     if content is None:
         raise ConfigurationError(f"cannot resume: {where} is no JSON object; resume a run of `mltrack train`")
-    made = {name: content[name] for name in ("mltrack_version", "parent") if isinstance(content.get(name), str)}
+    made = {name: content[name] for name in _MADE if isinstance(content.get(name), str)}
     return {**made, **checked_options(content, where)}
 
 

@@ -183,6 +183,7 @@ def track(prepared: Prepared, frontend: Frontend, response: TrainModelResponse) 
             "mltrack_version": mltrack.__version__,
             "parent": prepared.parent.uri if prepared.parent else None,
             "class_names": prepared.records.loader.class_names,
+            **prepared.source.origin,
         }
         write_json(directory.path / "config.json", {**made, **request.options()})
         tracker = TrainingMetricsTracker(

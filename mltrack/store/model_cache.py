@@ -1,4 +1,4 @@
-"""Models fetched from a store, kept in the user's cache folder.
+"""Models fetched from a store or made of a GGUF file, kept in the user's cache folder.
 
 Invariant: a model is there whole or not at all (fetched under another name, then renamed), and each use compares all
 its bytes with the hashes that were noted when it was fetched: a damaged one is fetched anew. All together stay within
@@ -23,7 +23,7 @@ import shutil
 import tempfile
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,21 +60,68 @@ def folder_of(store: Store, location: str, source: str, identity: str | None = N
     folder = _folder() / key
     if (found := _used(folder)) is not None:
         return found
-    names = names or _listed(store, location, source)
+    listed = names or _listed(store, location, source)
     if not _is_writable(folder.parent):
-        warnings.warn(
-            f"{folder.parent}: cannot be written, so {source} is fetched each time; set MLTRACK_CACHE_DIR to a folder"
-            " that can",
-            stacklevel=2,
-        )
-        _temporary.append(tempfile.TemporaryDirectory(prefix="mltrack-model-"))
-        fetching.fetch(store, location, names, Path(_temporary[-1].name))
-        return Path(_temporary[-1].name)
+        fetching.fetch(store, location, listed, temporary := _not_kept(folder.parent, source, "fetched"))
+        return temporary
+
+    def fetch() -> None:
+        free_space(sum(listed.values()), but=folder)
+        _fetch(store, location, source, listed, folder)
+
+    return _kept(folder, source, fetch)
+
+
+def made_once(key: str, source: str, make: Callable[[Path, Callable[[int], None]], None]) -> Path:
+    """A folder with what `make` writes: from the cache, else made into it.
+
+    Args:
+        key: names these very bytes for ever, and is a file name.
+        source: what they were made of, for people.
+        make: called with an empty folder, and with a function that makes room for so many bytes in the cache.
+
+    Raises:
+        TrackingError: there is no room.
+    """
+    folder = _folder() / key
+    if (found := _used(folder)) is not None:
+        return found
+    if not _is_writable(folder.parent):
+        make(temporary := _not_kept(folder.parent, source, "made"), lambda num_bytes: None)
+        return temporary
+
+    def fill() -> None:
+        making = folder.with_name(f"{_FETCHING}{folder.name}")
+        shutil.rmtree(making, ignore_errors=True)
+        (making / _MODEL).mkdir(parents=True)
+        make(making / _MODEL, lambda num_bytes: free_space(num_bytes, but=folder))
+        files = [path for path in sorted((making / _MODEL).rglob("*")) if path.is_file()]
+        held = {
+            path.relative_to(making / _MODEL).as_posix(): {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+            for path in files
+        }
+        _write(making / _FILES, {"source": source, "files": held})
+        _put_in_place(making, folder)
+
+    return _kept(folder, source, fill)
+
+
+def _not_kept(folder: Path, source: str, done: str) -> Path:
+    """A temporary folder for what the cache folder cannot take."""
+    warnings.warn(
+        f"{folder}: cannot be written, so {source} is {done} each time; set MLTRACK_CACHE_DIR to a folder that can",
+        stacklevel=3,
+    )
+    _temporary.append(tempfile.TemporaryDirectory(prefix="mltrack-model-"))
+    return Path(_temporary[-1].name)
+
+
+def _kept(folder: Path, source: str, fill: Callable[[], None]) -> Path:
+    """The model that `fill` puts into `folder`, while no other process does the same."""
     with _alone(folder):
-        if (found := _used(folder)) is None:  # another process may have fetched it while this one waited
+        if (found := _used(folder)) is None:  # another process may have filled it while this one waited
             try:
-                free_space(sum(names.values()), but=folder)
-                _fetch(store, location, source, names, folder)
+                fill()
             except OSError as error:
                 raise TrackingError(
                     f"{folder.parent}: {source} cannot be kept there: {error.strerror or error}; make room, or set"
@@ -83,7 +130,7 @@ def folder_of(store: Store, location: str, source: str, identity: str | None = N
             found = _used(folder)
     if found is None:
         raise TrackingError(
-            f"{folder}: {source} was damaged right after it was fetched; check the disk, or set MLTRACK_CACHE_DIR to"
+            f"{folder}: {source} was damaged right after it was written; check the disk, or set MLTRACK_CACHE_DIR to"
             " another one"
         )
     return found
@@ -138,6 +185,10 @@ def _fetch(store: Store, location: str, source: str, names: Mapping[str, int], f
     making = folder.with_name(f"{_FETCHING}{folder.name}")
     making.mkdir(exist_ok=True)
     fetching.persistently(lambda: _fetch_files(store, location, source, names, making), making, log.warning)
+    _put_in_place(making, folder)
+
+
+def _put_in_place(making: Path, folder: Path) -> None:
     if folder.exists():
         _delete(folder)
     making.rename(folder)

@@ -45,6 +45,7 @@ def fingerprint_of(
         **dataset.task.fingerprint(config),
         **speed.fingerprint(config, model, device, cls_only=cls_only),
         "model": shape_of(unwrapped(model)),
+        "base model": _origin_of(unwrapped(model)),
         **_of_machine(device, precision, world, replicated),
     }
 
@@ -78,6 +79,12 @@ def _device(device: torch.device, *, replicated: bool) -> str:
     if device.type != "cuda":
         return device.type
     return f"{visible_gpus() if replicated else 1} x {torch.cuda.get_device_name(device)}"
+
+
+def _origin_of(model: nn.Module) -> str | None:
+    """The commit or digest of what the weights came from, where the model says it."""
+    said = getattr(getattr(model, "config", None), "mltrack", None) or {}
+    return said.get("model_commit") or said.get("model_digest")
 
 
 def shape_of(model: nn.Module) -> str:
