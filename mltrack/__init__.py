@@ -17,6 +17,7 @@ _HOME = {
     "TrainModelResponse": "config",
     "CodeDataset": "data",
     "DatasetLoader": "data",
+    "TrainingDataset": "data",
     "MetricEntry": "tracking",
     "MetricStatistics": "tracking",
     "TrainingMetricsTracker": "tracking",

@@ -22,19 +22,19 @@ def substitutions() -> dict[str, str]:
     return dict(rows)
 
 
-def snippet(title: str) -> str:
-    """The block under a heading, with the substitutions, each of which is one whole expression or argument."""
-    block = re.search(rf"^## {title}\n.*?^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
-    assert block is not None, title
-    code = block[1]
+def snippet(title: str, number: int = 0) -> str:
+    """A block under a heading, with the substitutions, each of which is one whole expression or argument."""
+    section = re.search(rf"^## {title}\n(.*?)(?=^## )", TEXT, re.MULTILINE | re.DOTALL)
+    assert section is not None, title
+    code = re.findall(r"^```python\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)[number]
     for here, there in substitutions().items():
         code = re.sub(rf"(?<![\w/]){re.escape(here)}(?![\w.])", there, code)
     return code
 
 
-def run_snippet(title: str, names: dict[str, Any]) -> dict[str, Any]:
+def run_snippet(title: str, names: dict[str, Any], number: int = 0) -> dict[str, Any]:
     """Run a block with these names known; returns all names afterwards."""
-    exec(compile(snippet(title), f"{PAGE.name}: {title}", "exec"), names)
+    exec(compile(snippet(title, number), f"{PAGE.name}: {title}", "exec"), names)
     return names
 
 
@@ -76,6 +76,34 @@ def test_training(parts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> 
     assert results["steps_run"] == 4  # 32 records, 8 x 2 examples a step
     assert {"best_epoch", "best_step", "training_time", "stopped_early", "history"} <= set(results)
     assert list(Path("models/checkpoints").glob("**/step-*/metadata.json"))
+
+
+def test_resume(parts: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
+    names = run_snippet("Training", parts)
+    capsys.readouterr()
+    results = run_snippet("Resume", names)["results"]
+    assert capsys.readouterr().out == "Goes on after step 4\n"
+    assert (results["steps_run"], results["epochs_run"]) == (6, 3)
+
+
+def test_a_data_set_of_your_own_and_a_run_that_is_resumed(parts: dict[str, Any], here: Path) -> None:
+    from mltrack.models import save_pretrained
+
+    save_pretrained(parts["model"], parts["tokenizer"], here / "base")
+    names = run_snippet("A data set of your own", parts)
+    assert names["results"]["steps_run"] == 10  # 40 examples, 8 a step, 2 epochs
+    assert names["results"]["best_metric"] is not None
+    response = run_snippet("A data set of your own", names, 1)["response"]
+    assert response.success, response.errors
+    assert response.epochs_run == 2
+    assert not response.baselines
+
+
+def test_a_run_is_resumed(samples: Path) -> None:
+    first = run_snippet("A whole training", {})["response"]
+    response = run_snippet("Resume", {}, 1)["response"]
+    assert response.success, response.errors
+    assert (response.run_id, response.epochs_run) == (first.run_id, 3)
 
 
 def test_callbacks_and_own_metrics(parts: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mltrack.data.dataset import CodeDataset
     from mltrack.data.loader import DatasetLoader
     from mltrack.data.sampler import Sampler
+    from mltrack.data.training_dataset import TrainingDataset
     from mltrack.records.record import PROMPT_TEMPLATE, SECURITY_LEVELS, Record
 
 _HOME = {
@@ -20,11 +21,12 @@ _HOME = {
     "SECURITY_LEVELS": "records.record",
     "Record": "records.record",
     "CodeDataset": "data.dataset",
+    "TrainingDataset": "data.training_dataset",
     "DatasetLoader": "data.loader",
     "Sampler": "data.sampler",
 }
 
-__all__ = ["PROMPT_TEMPLATE", "SECURITY_LEVELS", "CodeDataset", "DatasetLoader", "Record", "Sampler"]
+__all__ = ["PROMPT_TEMPLATE", "SECURITY_LEVELS", "CodeDataset", "DatasetLoader", "Record", "Sampler", "TrainingDataset"]
 
 
 def __getattr__(name: str) -> Any:

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+from mltrack.config import TrainModelRequest
+from mltrack.data import TrainingDataset
 from mltrack.errors import Interrupted
 from mltrack.evaluation.evaluate import Metrics
 from mltrack.training import Callback
@@ -25,6 +27,8 @@ STEPS = (
     "save_results",
     "respond",
 )
+MakeDatasets = Callable[[Any, TrainModelRequest], tuple[TrainingDataset, TrainingDataset]]
+"""(the model's tokenizer or None, the request) -> the data sets to train and to evaluate on."""
 _LAST_THAT_IS_CHECKED = "build_trainer"
 """From then on the loop, the reports and the wait for MLflow ask for a signal themselves."""
 
@@ -40,6 +44,7 @@ class Frontend:
     on_delivery: Callable[[dict[str, Any]], None] | None = None
     stop_requested: Callable[[], int | None] = lambda: None
     at_once: Callable[[], AbstractContextManager[None]] = nullcontext
+    datasets: MakeDatasets | None = None
 
     def begin(self, step: str) -> None:
         """Log one of the nine steps.

@@ -97,11 +97,12 @@ def _log_what_is_known(tracked: TrackedRun) -> None:
         tracker.set_tags(prepared.parent.tags)
     tracker.log_inputs(inputs_of(prepared.request, prepared.train_dataset, prepared.eval_dataset))
     tracker.log_artifact(folder / "config.json")
-    write_json(folder / "data_check.json", prepared.data_check.to_dict())
-    tracker.log_artifact(folder / "data_check.json", "data")
-    findings = ", ".join(finding.name for finding in prepared.data_check.findings)
-    tracker.set_tags({"mltrack.data_check": findings or "ok"})
-    for path in prepared.records.keep_bad_records(folder):
+    if prepared.data_check is not None:
+        write_json(folder / "data_check.json", prepared.data_check.to_dict())
+        tracker.log_artifact(folder / "data_check.json", "data")
+        findings = ", ".join(finding.name for finding in prepared.data_check.findings)
+        tracker.set_tags({"mltrack.data_check": findings or "ok"})
+    for path in prepared.records.keep_bad_records(folder) if prepared.records is not None else ():
         tracker.log_artifact(path, "data")
     tracked.response.baselines = _baselines(tracked)
     if prepared.continued is None:
@@ -109,6 +110,8 @@ def _log_what_is_known(tracked: TrackedRun) -> None:
 
 
 def _baselines(tracked: TrackedRun) -> dict[str, float]:
+    if tracked.prepared.records is None:  # a baseline reads records
+        return {}
     train_dataset, eval_dataset = tracked.prepared.train_dataset, tracked.prepared.eval_dataset
     with tracked.frontend.at_once(), without_autologging():
         values = train_dataset.task.baselines(train_dataset, eval_dataset, len(train_dataset.tokenizer))

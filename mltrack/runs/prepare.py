@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 from mltrack import registry
 from mltrack.addresses import has_secrets, is_same
 from mltrack.checkpoints import CheckpointManager
-from mltrack.config import TrainModelRequest
+from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.data import CodeDataset
 from mltrack.data.requested import RequestedRecords, checked_paths, requested_records
 from mltrack.errors import ConfigurationError
@@ -27,6 +27,7 @@ from mltrack.models import ModelSource, resolve_model
 from mltrack.records.check import DataReport, check_data
 from mltrack.relay import tracking_uri_of
 from mltrack.runs.frontend import Frontend
+from mltrack.runs.own_data import made_datasets
 from mltrack.runs.provenance import earlier_labels, find_resumed, pinned_revision, reads_as_tokens, saved_options
 from mltrack.runs.record import data_figures, long_text_warnings
 from mltrack.store import credentials_place, served_uri
@@ -55,10 +56,12 @@ class Prepared:
     parent: registry.Parent | None
     source: ModelSource
     model: Any
-    records: RequestedRecords
+    records: RequestedRecords | None
+    """None where the caller has made the data sets."""
     train_dataset: CodeDataset
     eval_dataset: CodeDataset
-    data_check: DataReport
+    data_check: DataReport | None
+    """Of the records, where there are some."""
     data_figures: Mapping[str, float]
     """What is logged of the data at step 0."""
 
@@ -86,12 +89,17 @@ def prepare(request: TrainModelRequest, frontend: Frontend) -> Prepared:
         frontend.begin("load_model")
         source, parent = _model_source(request, directory, frontend)
         frontend.begin("load_data")
-        records, train_dataset, eval_dataset = _datasets(request, source, directory, frontend)
-        data_check = check_data(
-            records.train, records.evaluation, group=request.group, progress=partial(frontend.report, "comparing")
-        )
-        for finding in data_check.findings:
-            frontend.notice(finding.line)
+        records, data_check = None, None
+        if frontend.datasets is None:
+            records, train_dataset, eval_dataset = _datasets(request, source, directory, frontend)
+            data_check = check_data(
+                records.train, records.evaluation, group=request.group, progress=partial(frontend.report, "comparing")
+            )
+            for finding in data_check.findings:
+                frontend.notice(finding.line)
+        else:
+            train_dataset, eval_dataset = made_datasets(frontend.datasets, request, source)
+            request = replace(request, dataset_path=train_dataset.source, max_length=train_dataset.max_length)
         check_metric_name(eval_dataset, request.metric_name, frontend.metrics)
         model = _model(request, source, train_dataset)
         resumed = None
@@ -114,7 +122,9 @@ def prepare(request: TrainModelRequest, frontend: Frontend) -> Prepared:
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_check=data_check,
-            data_figures=records.counts | data_check.metrics() | data_figures(train_dataset, eval_dataset),
+            data_figures=(records.counts if records is not None else {})
+            | (data_check.metrics() if data_check is not None else {})
+            | data_figures(train_dataset, eval_dataset),
         )
         held.pop_all()
     return prepared
@@ -139,9 +149,12 @@ def _validated(
     choose_parallel(request.parallel, choose_device(request.device), task, compiled=request.compile)
     make_output_dir(request.output_dir)
     registry.check_name(request.registered_model_name)
-    request, lines = checked_paths(request)
-    for line in lines:
-        frontend.notice(line)
+    if frontend.datasets is None:
+        request, lines = checked_paths(request)
+        for line in lines:
+            frontend.notice(line)
+    elif "dataset_path" in request.as_typed or request.dataset_path != OPTIONS["dataset_path"].default:
+        frontend.notice(f"dataset_path={request.dataset_path} is not read: the caller makes the data sets")
     if not request.offline and has_secrets(uri := served_uri(request.tracking_uri)):
         frontend.notice(
             "the tracking URI holds credentials, which are not recorded; a later sync or resume reads"

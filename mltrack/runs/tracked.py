@@ -182,7 +182,7 @@ def track(prepared: Prepared, frontend: Frontend, response: TrainModelResponse) 
         made = {
             "mltrack_version": mltrack.__version__,
             "parent": prepared.parent.uri if prepared.parent else None,
-            "class_names": prepared.records.loader.class_names,
+            "class_names": prepared.records is not None and prepared.records.loader.class_names,
             **prepared.source.origin,
         }
         write_json(directory.path / "config.json", {**made, **request.options()})

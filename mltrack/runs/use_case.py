@@ -17,7 +17,7 @@ from mltrack.config import TrainModelRequest, TrainModelResponse
 from mltrack.errors import alone
 from mltrack.evaluation.evaluate import Metrics
 from mltrack.runs.fit import fit
-from mltrack.runs.frontend import Frontend
+from mltrack.runs.frontend import Frontend, MakeDatasets
 from mltrack.runs.open import open_run
 from mltrack.runs.prepare import prepare
 from mltrack.runs.tracked import explain, show_traceback, track
@@ -37,6 +37,8 @@ class TrainModelUseCase:
         on_delivery: called with delivery.json's content while the end waits for MLflow.
         stop_requested: asked between steps and in what takes long; a signal number ends the training, in the loop with
             a checkpoint.
+        datasets: makes the data sets of the training, instead of those that `dataset_path` names: called with the
+            model's tokenizer (None for a scratch model, which takes that of the training set) and the request.
         at_once: inside it KeyboardInterrupt may be raised at any point: nothing is open that it would leave half done.
     """
 
@@ -50,6 +52,7 @@ class TrainModelUseCase:
         on_delivery: Callable[[dict[str, Any]], None] | None = None,
         stop_requested: Callable[[], int | None] = lambda: None,
         at_once: Callable[[], AbstractContextManager[None]] = nullcontext,
+        datasets: MakeDatasets | None = None,
     ):
         self._frontend = Frontend(
             callbacks=callbacks,
@@ -59,6 +62,7 @@ class TrainModelUseCase:
             on_delivery=on_delivery,
             stop_requested=stop_requested,
             at_once=at_once,
+            datasets=datasets,
         )
 
     def execute(self, request: TrainModelRequest) -> TrainModelResponse:

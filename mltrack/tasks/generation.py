@@ -124,6 +124,8 @@ class Generation(Task):
 
     def report(self, trained: Trained) -> list[Part]:
         """Completions of a few descriptions of the evaluation set."""
+        if not len(trained.dataset.records):  # a data set of the caller's own, which has no prompts
+            return []
         return [("samples", lambda: _samples(trained))]
 
 

@@ -34,16 +34,16 @@ def configure(config: TrainingConfig | None, options: Mapping[str, Any]) -> Trai
     return made
 
 
-def local_tracker(output_dir: str | Path | None) -> TrainingMetricsTracker:
+def local_tracker(output_dir: str | Path | None, *, resume: bool = False) -> TrainingMetricsTracker:
     """A tracker in `output_dir`."""
-    return TrainingMetricsTracker(output_dir or OUTPUT_DIR)
+    return TrainingMetricsTracker(output_dir or OUTPUT_DIR, resume=resume)
 
 
 def local_checkpoints(
-    output_dir: str | Path | None, config: TrainingConfig, mode: str, tokenizer: Any
+    output_dir: str | Path | None, config: TrainingConfig, mode: str, tokenizer: Any, *, resume: bool = False
 ) -> CheckpointManager:
-    """Checkpoints in `output_dir` itself, beside the tracker's journal; those of an earlier training there are set
-    aside as its journal is.
+    """Checkpoints in `output_dir` itself, beside the tracker's journal; without `resume` those of an earlier training
+    there are set aside as its journal is.
     """
     manager = CheckpointManager(
         Path(output_dir or OUTPUT_DIR),
@@ -53,5 +53,6 @@ def local_checkpoints(
         keep_every=config.keep_every,
         tokenizer=tokenizer,
     )
-    manager.set_aside_all()
+    if not resume:
+        manager.set_aside_all()
     return manager

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from mltrack.checkpoints import CheckpointMetadata
+from mltrack.checkpoints import CheckpointManager, CheckpointMetadata
 from mltrack.config import TrainingConfig
 from mltrack.data.batches import TrainingBatches
+from mltrack.errors import ConfigurationError
 from mltrack.training.early_stopping import EarlyStopping
+from mltrack.training.fingerprint import compare_fingerprints
 from mltrack.training.schedule import Plan, apply_options, describe_change
 from mltrack.training.state import TrainingState
 
@@ -119,3 +121,30 @@ def _metric_of_0_1(checkpoint: Mapping[str, Any], state: TrainingState, now: Met
     extremes = {"min": min(values, default=None), "max": max(values, default=None)}
     modes = [mode for mode, value in extremes.items() if value is not None and value == state.best_metric]
     return Metric(name, modes[0] if len(modes) == 1 else now.mode)
+
+
+def newest_checkpoint(manager: CheckpointManager, now: Mapping[str, Any], *, strict: bool) -> Mapping[str, Any]:
+    """The newest checkpoint of a manager, compared with what decides the result now.
+
+    Raises:
+        ConfigurationError: there is none, or something has changed and `strict` is on.
+    """
+    checkpoint = manager.load_latest_checkpoint()
+    if checkpoint is None:
+        raise ConfigurationError(
+            f"cannot resume: {manager.checkpoint_dir} holds no complete checkpoint; leave resume out to start anew"
+        )
+    if not {"decisive", "training", "rng"} <= checkpoint["extra_state"].keys():
+        raise ConfigurationError(
+            f"cannot resume: {checkpoint['metadata'].path} is no checkpoint of an AdvancedTrainer; load its parts"
+            " yourself"
+        )
+    compare_fingerprints(checkpoint["extra_state"]["decisive"], now, strict=strict)
+    return checkpoint
+
+
+def resume_from(trainer: AdvancedTrainer, checkpoint: Mapping[str, Any]) -> None:
+    """Let a trainer, its tracker and its checkpoints continue from a checkpoint of `newest_checkpoint`."""
+    trainer.load_checkpoint(checkpoint)
+    trainer.tracker.resume_from(trainer.state.step, trainer.state.epoch)
+    trainer.checkpoint_manager.settle()

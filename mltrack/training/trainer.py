@@ -29,8 +29,9 @@ from torch import nn
 from mltrack.checkpoints import CheckpointManager
 from mltrack.checkpoints.state import capture_rng, load_model, load_optimizer, restore_rng
 from mltrack.config import TrainingConfig
-from mltrack.data import CodeDataset
+from mltrack.data import CodeDataset, TrainingDataset
 from mltrack.data.batches import MicroBatch, TrainingBatches, check_budget
+from mltrack.data.own_dataset import completed
 from mltrack.errors import DatasetError, Interrupted
 from mltrack.evaluation.evaluate import Metrics, OnBatch, check_metric_name, evaluate
 from mltrack.evaluation.metrics import metric_mode, without_many_classes
@@ -46,7 +47,7 @@ from mltrack.training.gradient import GradientAccumulator, StepGradient
 from mltrack.training.non_finite import non_finite_error, save_group
 from mltrack.training.parallel import Parallel, choose_parallel
 from mltrack.training.preparation import prepared
-from mltrack.training.resume import Metric, continue_from
+from mltrack.training.resume import Metric, continue_from, newest_checkpoint, resume_from
 from mltrack.training.saving import Saving
 from mltrack.training.schedule import Every, Plan, adamw, linear_warmup_decay
 from mltrack.training.speed import training_context, uses_cls_only
@@ -69,13 +70,15 @@ class AdvancedTrainer:
 
     Args:
         model: gives logits for input_ids and attention_mask; it is moved to the device and trained in place.
-        train_dataset: its task decides the loss.
+        train_dataset: a `CodeDataset`, or whatever has what `TrainingDataset` asks for; its task decides the loss.
         eval_dataset: None: no evaluation, no best checkpoint, no early stopping.
         config: all options; `options` are its fields by name, and win.
         tracker: where metrics go; default: a local one in `output_dir`.
         checkpoint_manager: where checkpoints go; default: a local one in `output_dir`.
         parallel: how a micro-batch is computed; default: as `config.parallel` says.
         output_dir: folder of the default tracker and checkpoint manager.
+        resume: continue from the newest checkpoint there, or of `checkpoint_manager`; a tracker that is handed in must
+            have been opened with `resume=True`.
         callbacks: are told how the training goes; see `Callback`.
         metrics: of an evaluation, by name: `function(predictions, labels)` gives a number; see `evaluate`. Logged as
             `eval_<name>`, which may be `metric_name`.
@@ -83,26 +86,30 @@ class AdvancedTrainer:
             checkpoint.
 
     Raises:
-        ConfigurationError: an option that is not accepted, or a device that is not there.
+        ConfigurationError: an option that is not accepted, a device that is not there, a data set without something
+            that is needed, or nothing to resume.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        train_dataset: CodeDataset,
-        eval_dataset: CodeDataset | None = None,
+        train_dataset: TrainingDataset,
+        eval_dataset: TrainingDataset | None = None,
         *,
         config: TrainingConfig | None = None,
         tracker: TrainingMetricsTracker | None = None,
         checkpoint_manager: CheckpointManager | None = None,
         parallel: Parallel | None = None,
         output_dir: str | Path | None = None,
+        resume: bool = False,
         callbacks: Sequence[Callback] = (),
         metrics: Metrics | None = None,
         stop_requested: Callable[[], int | None] = lambda: None,
         **options: Any,
     ):
         self.config = configure(config, options)
+        train_dataset = completed(train_dataset)
+        eval_dataset = None if eval_dataset is None else completed(eval_dataset)
         self.device = choose_device(self.config.device)
         self.precision = Precision(choose_precision(self.config.precision, self.device), self.device)
         objective = train_dataset.task.objective(self.config, train_dataset)
@@ -140,10 +147,13 @@ class AdvancedTrainer:
         )
         self.eval_every, self.save_every = Every(self.config.eval_every), Every(self.config.save_every)
         self.state = TrainingState()
-        self.tracker = tracker or local_tracker(output_dir)
-        self.checkpoint_manager = checkpoint_manager or local_checkpoints(
-            output_dir, self.config, self.metric.mode, train_dataset.tokenizer
-        )
+        local = (output_dir, self.config, self.metric.mode, train_dataset.tokenizer)
+        checkpoint = None
+        if resume:  # refused before anything is written
+            checkpoint_manager = checkpoint_manager or local_checkpoints(*local, resume=True)
+            checkpoint = newest_checkpoint(checkpoint_manager, self.fingerprint, strict=self.config.strict_resume)
+        self.tracker = tracker or local_tracker(output_dir, resume=resume)
+        self.checkpoint_manager = checkpoint_manager or local_checkpoints(*local)
         on_disk_full = self.config.on_disk_full
         self.saving = Saving(
             self.checkpoint_manager,
@@ -173,6 +183,8 @@ class AdvancedTrainer:
         self.resume_notices: list[str] = []  # what goes on otherwise than it began, one line each
         self._data_wait_ms = 0.0
         self._last_settled = time.perf_counter()
+        if checkpoint is not None:
+            resume_from(self, checkpoint)
 
     def train(self) -> dict[str, Any]:
         """Train to the end.
@@ -350,13 +362,13 @@ class AdvancedTrainer:
             for callback in self.callbacks:
                 callback.on_save(self)
 
-    def evaluated(self, dataset: CodeDataset, on_batch: OnBatch | None = None) -> tuple[dict[str, float], Any]:
+    def evaluated(self, dataset: TrainingDataset, on_batch: OnBatch | None = None) -> tuple[dict[str, float], Any]:
         """`mltrack.evaluation.evaluate` of the model as it is now, with this training's device, precision and bounds of
         a batch.
         """
         return evaluate(
             self.model,
-            dataset,
+            completed(dataset),
             batch_size=self.config.effective_eval_batch_size,
             device=self.device,
             precision=self.precision,

@@ -1,0 +1,37 @@
+"""A training on data sets that the caller has made, instead of on records that a request names."""
+
+from __future__ import annotations
+
+from mltrack.config import TrainModelRequest
+from mltrack.data import CodeDataset
+from mltrack.data.own_dataset import completed
+from mltrack.errors import ConfigurationError
+from mltrack.models import ModelSource
+from mltrack.runs.frontend import MakeDatasets
+
+
+def made_datasets(
+    make: MakeDatasets, request: TrainModelRequest, source: ModelSource
+) -> tuple[CodeDataset, CodeDataset]:
+    """Both data sets; a scratch model gets the tokenizer of the training set.
+
+    Raises:
+        ConfigurationError: there are not two, something of `TrainingDataset` is missing, or they are not for the task
+            or the tokenizer of the request.
+    """
+    made = make(source.tokenizer, request)
+    if not isinstance(made, tuple) or len(made) != 2:
+        raise ConfigurationError(
+            f"datasets must return (training set, evaluation set); it returned a {type(made).__name__}"
+        )
+    train, evaluation = completed(made[0]), completed(made[1])
+    for dataset in (train, evaluation):
+        if dataset.task != request.task:
+            raise ConfigurationError(
+                f"data set {dataset.source} is for {dataset.task}, but the request says task={request.task}; make both"
+                " the same"
+            )
+    if source.tokenizer is None:
+        source.tokenizer = train.tokenizer
+    source.check_max_length(train.max_length)
+    return train, evaluation
