@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from mltrack.tasks.contract import Task
+
 
 class TrainingDataset(Protocol):
     """Examples of one task as token ids.
@@ -19,8 +21,8 @@ class TrainingDataset(Protocol):
     """
 
     @property
-    def task(self) -> str:
-        """A `TaskType` or its name: it decides the loss and the metrics."""
+    def task(self) -> str | Task:
+        """A task or its name: it decides the loss and the metrics."""
 
     @property
     def tokenizer(self) -> Any:

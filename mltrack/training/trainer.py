@@ -108,46 +108,44 @@ class AdvancedTrainer:
         **options: Any,
     ):
         self.config = configure(config, options)
-        train_dataset = completed(train_dataset)
-        eval_dataset = None if eval_dataset is None else completed(eval_dataset)
+        training = completed(train_dataset)
+        evaluation = None if eval_dataset is None else completed(eval_dataset)
         self.device = choose_device(self.config.device)
         self.precision = Precision(choose_precision(self.config.precision, self.device), self.device)
-        objective = train_dataset.task.objective(self.config, train_dataset)
+        objective = training.task.objective(self.config, training)
         self.parallel = parallel or choose_parallel(
             self.config.parallel, self.device, objective, compiled=self.config.compile
         )
         self.model = prepared(model, self.config, self.device)
-        self.train_dataset, self.eval_dataset = train_dataset, eval_dataset
+        self.train_dataset, self.eval_dataset = training, evaluation
         on_gpu = self.device.type == "cuda"
         self.batches = TrainingBatches(
-            train_dataset,
+            training,
             self.config,
             rank=self.parallel.rank,
             world=self.parallel.world,
             pin=on_gpu,
         )
-        if not len(train_dataset):
-            raise DatasetError("the training set is empty; accepted: at least one record", path=train_dataset.source)
+        if not len(training):
+            raise DatasetError("the training set is empty; accepted: at least one record", path=training.source)
         world, replicated = self.parallel.world, self.parallel.replicates
         self.cls_only = uses_cls_only(self.model, self.config, replicated=replicated)
         how: dict[str, Any] = {"world": world, "replicated": replicated, "cls_only": self.cls_only}
-        self.fingerprint = fingerprint_of(
-            self.config, train_dataset, self.model, self.device, self.precision.mode, **how
-        )
+        self.fingerprint = fingerprint_of(self.config, training, self.model, self.device, self.precision.mode, **how)
         """What else than weights, data order and position decides the bits of the result."""
         self.plan = Plan.of(self.config, self.batches.num_batches)
         self.optimizer = adamw(self.model, self.config)
         self.scheduler = linear_warmup_decay(self.optimizer, self.plan)
-        if eval_dataset is not None:
-            check_metric_name(eval_dataset, self.config.metric_name, metrics)
-            check_budget(eval_dataset, self.config)
+        if evaluation is not None:
+            check_metric_name(evaluation, self.config.metric_name, metrics)
+            check_budget(evaluation, self.config)
         self.metric = Metric(self.config.metric_name, self.config.metric_mode or metric_mode(self.config.metric_name))
         self.early_stopping = EarlyStopping(
             self.config.early_stopping_patience, self.config.early_stopping_min_delta, self.metric.mode
         )
         self.eval_every, self.save_every = Every(self.config.eval_every), Every(self.config.save_every)
         self.state = TrainingState()
-        local = (output_dir, self.config, self.metric.mode, train_dataset.tokenizer)
+        local = (output_dir, self.config, self.metric.mode, training.tokenizer)
         checkpoint = None
         if resume:  # refused before anything is written
             checkpoint_manager = checkpoint_manager or local_checkpoints(*local, resume=True)
@@ -173,7 +171,7 @@ class AdvancedTrainer:
             self.precision,
             max_grad_norm=self.config.max_grad_norm,
             check_stop=self._check_stop,
-            place=train_dataset.place,
+            place=training.place,
             on_halved=self._remember_micro_batch_size,
         )
         self.reads_late = on_gpu and steps_on_condition(self.optimizer)
