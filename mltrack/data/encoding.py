@@ -31,7 +31,6 @@ from mltrack.records.record import PROMPT_TEMPLATE, Record
 from mltrack.tasks.contract import Task
 from mltrack.tasks.names import task_named
 
-TRUNCATIONS = OPTIONS["truncation"].choices
 MOST_RECORDS_AT_ONCE = 1000  # enough for the tokenizer's threads
 MOST_CHARACTERS_AT_ONCE = 2_000_000  # a token in the making takes about a hundred bytes, and two parts are under way
 _NOT_OF_THE_TEXT = {"name_or_path", "model_max_length", "padding_side", "truncation_side", "verbose", KEPT}

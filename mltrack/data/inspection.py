@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from mltrack.data.encoding import Encoder
-from mltrack.data.loader import DatasetLoader, percentiles
+from mltrack.data.loader import DatasetLoader
 from mltrack.records.record import Record
-from mltrack.records.table import digest_of, keys_of, labels_of, select
+from mltrack.records.table import digest_of, keys_of, labels_of, percentiles, select
 
 MOST_TOKENIZED = 20_000
 """Records whose tokens are counted; of more, as many evenly spread ones."""

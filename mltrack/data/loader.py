@@ -28,14 +28,13 @@ from mltrack.records.readers.reading import Pairs, as_pairs
 from mltrack.records.record import Record, label_outside
 from mltrack.records.record_cache import gather, kept_table, table_name
 from mltrack.records.splits import split_records
-from mltrack.records.table import digest_of, keys_of, select
+from mltrack.records.table import digest_of, keys_of, percentiles, select
 from mltrack.tasks.contract import Task
 from mltrack.tasks.names import TaskType, task_named
 
 _LABELS = 2
 """Version of how labels are read: part of the name of a table that is kept."""
 _LOG = logging.getLogger("mltrack.data")
-_PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 
 
 class DatasetLoader:
@@ -297,12 +296,3 @@ class DatasetLoader:
                 f"none of the {len(records)} records has a known label; the first: {first_bad}", path=self.data_path
             )
         return records if first_bad is None else select(records, np.flatnonzero(known))
-
-
-def percentiles(values: Sequence[int] | np.ndarray) -> dict[str, int]:
-    """Some percentiles by name, min and max included; each is one of the values."""
-    found = np.percentile(np.asarray(values), _PERCENTILES, method="higher")
-    return {
-        "min" if p == 0 else "max" if p == 100 else f"p{p}": int(value)
-        for p, value in zip(_PERCENTILES, found, strict=True)
-    }

@@ -23,7 +23,7 @@ from mltrack.records.record import Record
 from mltrack.records.similar.near_duplicates import DuplicateGroups, Progress, distinct_keys, duplicate_groups
 from mltrack.records.similar.syntax import parsed
 from mltrack.records.splits import group_numbers
-from mltrack.records.table import keys_of, labels_of
+from mltrack.records.table import keys_of, labels_of, percentiles
 
 THRESHOLDS: Mapping[str, float] = {
     "exact_overlap": 0.0,
@@ -40,7 +40,6 @@ does not parse of the records (the larger of both sets). `imbalance`: records of
 smallest."""
 
 _SHOWN = 5  # places named per finding
-_PERCENTILES = (5, 25, 50, 75, 95)
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,11 +206,8 @@ def _set_report(records: Sequence[Record], keys: np.ndarray, content: np.ndarray
     labels = labels_of(records)
     sizes = np.unique(groups.near, return_counts=True)[1]
     distinct = len(np.unique(content))
-    classes = dict(
-        sorted(
-            Counter(str(label) for label in labels if label is not None).items(), key=lambda item: (-item[1], item[0])
-        )
-    )
+    counts = Counter(str(label) for label in labels if label is not None)
+    classes = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
     conflicts = _conflicts(groups.same, labels) if classes else []
     python, unparsable = parsed(records, keys)
     return SetReport(
@@ -223,7 +219,7 @@ def _set_report(records: Sequence[Record], keys: np.ndarray, content: np.ndarray
         label_conflicts=len(conflicts),
         classes=classes,
         imbalance=max(classes.values()) / min(classes.values()) if classes else None,
-        characters=_percentiles([len(record.text) for record in records]),
+        characters=percentiles([len(record.text) for record in records]),
         python=python,
         unparsable=len(unparsable),
         examples={
@@ -253,12 +249,6 @@ def _conflicts_across(same: np.ndarray, labels: np.ndarray, cut: int) -> np.ndar
     return np.array(
         [label is not None and bool(words.get(number, {label}) - {label}) for number, label in later], dtype=bool
     )
-
-
-def _percentiles(lengths: Sequence[int]) -> dict[str, int]:
-    found = np.percentile(lengths, _PERCENTILES, method="higher")
-    between = {f"p{p}": int(value) for p, value in zip(_PERCENTILES, found, strict=True)}
-    return {"min": min(lengths), **between, "max": max(lengths)}
 
 
 def _overlap_examples(both: Sequence[Record], cut: int, numbers: np.ndarray, overlapping: np.ndarray) -> list[str]:

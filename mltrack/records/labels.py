@@ -11,15 +11,15 @@ from dataclasses import replace
 
 from mltrack.errors import DatasetError
 from mltrack.records.record import Record, label_value
-from mltrack.records.table import RecordTable, labels_of
+from mltrack.records.table import labels_of
 
 MAX_CLASSES = 1000
 """More labels than that are taken for a mistake, unless `num_labels` says that there are so many."""
 
 
-def make_label_mapping(records: Iterable[Record]) -> dict[str, int]:
+def make_label_mapping(records: Sequence[Record]) -> dict[str, int]:
     """Class index per label, in index order."""
-    labels = {str(label) for label in _each_label(records)}
+    labels = {str(label) for label in labels_of(records)}
     return {label: index for index, label in enumerate(sorted(labels, key=_sort_key(labels)))}
 
 
@@ -28,9 +28,9 @@ def in_index_order(label_mapping: Mapping[str, int]) -> dict[str, int]:
     return dict(sorted(label_mapping.items(), key=lambda item: item[1]))
 
 
-def count_labels(records: Iterable[Record], label_mapping: Mapping[str, int]) -> dict[str, int]:
+def count_labels(records: Sequence[Record], label_mapping: Mapping[str, int]) -> dict[str, int]:
     """Records per class, in index order; a class without records counts 0."""
-    seen = Counter(_each_label(records))
+    seen = Counter(labels_of(records))
     return {label: seen.get(label, 0) for label in label_mapping}
 
 
@@ -96,10 +96,6 @@ def check_classes(
             path=source,
             field="label",
         )
-
-
-def _each_label(records: Iterable[Record]) -> Iterable[str | None]:
-    return labels_of(records) if isinstance(records, RecordTable) else (record.label for record in records)
 
 
 def _sort_key(labels: set[str]) -> Callable[[str], tuple[int, str]]:

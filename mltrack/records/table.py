@@ -30,6 +30,7 @@ FORMAT_VERSION = 2
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 8 << 20
 _KEY_BYTES = 32
+_PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 
 
 class RecordTable(Sequence[Record]):
@@ -235,3 +236,12 @@ def digest_of(records: Sequence[Record]) -> str:
 def _listed_keys(records: Sequence[Record]) -> np.ndarray:
     joined = b"".join(bytes.fromhex(record.content_key) for record in records)
     return np.frombuffer(joined, np.uint8).reshape(-1, _KEY_BYTES)
+
+
+def percentiles(values: Sequence[int] | np.ndarray) -> dict[str, int]:
+    """Some percentiles by name, min and max included; each is one of the values."""
+    found = np.percentile(np.asarray(values), _PERCENTILES, method="higher")
+    return {
+        "min" if p == 0 else "max" if p == 100 else f"p{p}": int(value)
+        for p, value in zip(_PERCENTILES, found, strict=True)
+    }

@@ -7,7 +7,7 @@ there and in their order. Importing this module loads no torch.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -88,7 +88,7 @@ class Classification(Task):
         """Another Bandit has other opinions."""
         return {"bandit": version("bandit")}
 
-    def label_mapping(self, records: Iterable[Record]) -> dict[str, int]:
+    def label_mapping(self, records: Sequence[Record]) -> dict[str, int]:
         """Class index per class, in index order."""
         if self.classes:
             return {name: index for index, name in enumerate(self.classes)}

@@ -15,7 +15,7 @@ adds them up decides what they are divided by. Importing this module loads no to
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
@@ -239,7 +239,7 @@ class Task(ABC):
 
     # classes
 
-    def label_mapping(self, records: Iterable[Record]) -> dict[str, int]:
+    def label_mapping(self, records: Sequence[Record]) -> dict[str, int]:
         """Class index per class, in index order; empty where there are no classes."""
         return {}
 

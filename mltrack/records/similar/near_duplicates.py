@@ -2,8 +2,8 @@
 
 Two records are near-duplicates where their normalised tokens (`mltrack.records.similar.normalize`) are alike: the sets
 of their runs of 5 tokens have a Jaccard similarity of 0.8 or more. MinHash finds the candidates, the sets themselves
-decide; who is alike to somebody who is alike is in the same group. Code of less than 16 different runs is too short to
-be told from other code by its shape: there literals count, and its names do by their place (for a completion its
+decide. A group also holds what is similar through other records of it. Code of less than 16 different runs is too short
+to be told from other code by its shape: there literals count, and its names do by their place (for a completion its
 description, too).
 
 Invariant: the groups are a pure function of the set of contents, whatever the records' order, the process and the

@@ -60,7 +60,7 @@ class TokenClassification(Task):
     def columns(self, record: Record) -> dict[str, Any]:
         return {"words": record.text.split(" "), "tags": str(record.label).split(" ")}
 
-    def label_mapping(self, records: Iterable[Record]) -> dict[str, int]:
+    def label_mapping(self, records: Sequence[Record]) -> dict[str, int]:
         tags = sorted({tag for record in records for tag in str(record.label).split(" ")})
         return {tag: index for index, tag in enumerate(tags)}
 
