@@ -140,7 +140,7 @@ def test_a_run_records_the_commit_and_goes_on_with_it(
     (cached / "refs" / "dev").write_text(OLD)  # the branch has moved
     moved = train(resume=first.run_id, max_steps=3, model_revision="v1")
     assert (moved.success, moved.exit_code) == (False, 2)
-    assert f"base model is {OLD}, was {NEW}" in moved.errors[0]
+    assert f"base model changed from {NEW} to {OLD}" in moved.errors[0]
     for steps, options in ((3, {}), (4, {"model_revision": "dev"})):
         more = train(resume=first.run_id, max_steps=steps, **options)
         assert more.success, more.errors

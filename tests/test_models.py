@@ -59,7 +59,8 @@ def test_a_saved_folder_comes_back_as_it_was(folders: dict[str, Path], task: str
     assert loaded.training
     assert {value.dtype for value in loaded.parameters()} == {torch.float32}
     saved = json.loads((folders[task] / "config.json").read_text())
-    assert saved["mltrack"] == {"task": task, "prompt_template": '"""{description}"""\n', "max_length": 64}
+    prompt = {} if labels else {"prompt_template": '"""{description}"""\n'}
+    assert saved["mltrack"] == {"task": task, "max_length": 64, **prompt}
     assert saved["pad_token_id"] == source.tokenizer.pad_token_id
     if labels:
         assert saved["id2label"] == {"0": "safe", "1": "unsafe"}

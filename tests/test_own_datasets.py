@@ -37,7 +37,7 @@ class Own:
         self._rows = [
             {
                 "input_ids": like[number]["input_ids"].tolist(),
-                "labels": like[number]["labels"] if like.task.is_classification else like[number]["labels"].tolist(),
+                "labels": like[number]["labels"] if like.task.has_classes else like[number]["labels"].tolist(),
             }
             for number in range(len(like))
         ]

@@ -6,7 +6,7 @@ A record is {"words": ["def", "f"], "tags": ["keyword", "name"]}.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
