@@ -72,6 +72,14 @@ def _nothing_stays_in_the_process():
         os.environ["MLFLOW_TRACKING_URI"] = before
 
 
+@pytest.fixture(scope="session")
+def warm():
+    """`mltrack` in processes that start in milliseconds; its imports take seconds, once."""
+    import commands
+
+    return commands.warm_process()
+
+
 @pytest.fixture
 def records_file(tmp_path: Path):
     """records_file(task, count) -> path of a JSON Lines file."""

@@ -19,7 +19,6 @@ from mltrack.journal import find_run_directories, read_journal
 
 sys.path.insert(0, str(commands.ROOT / "benchmarks"))
 from small_job import SmallJob, small_job, write_records
-from warm_process import WarmProcess
 
 pytestmark = pytest.mark.long
 
@@ -41,12 +40,6 @@ setattr(_holder, "{name}", _marked)
 """Something happens when a function is called for the first time."""
 KILL = "os.kill(os.getpid(), {number})"
 SAY = 'os.write(2, b"MARK\\n")'
-
-
-@pytest.fixture(scope="module")
-def warm():
-    with WarmProcess() as process:
-        yield process
 
 
 @pytest.fixture(scope="module")

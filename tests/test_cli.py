@@ -29,7 +29,7 @@ def test_help_loads_nothing_heavy(tmp_path):
 
 
 def test_the_help_of_train_can_be_scanned(tmp_path):
-    finished = commands.mltrack("train", "--help", cwd=tmp_path, COLUMNS="200")
+    finished = commands.cold_mltrack("train", "--help", cwd=tmp_path, COLUMNS="200")
     lines = finished.stdout.splitlines()
     assert max(map(len, lines)) <= 100
     headings = [line.removesuffix(":") for line in lines if line.endswith(":") and not line.startswith(" ")]

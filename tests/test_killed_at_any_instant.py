@@ -13,15 +13,8 @@ import pytest
 sys.path.insert(0, str(commands.ROOT / "benchmarks"))
 from killed_training import Storm, equal
 from small_job import small_job
-from warm_process import WarmProcess
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module")
-def warm():
-    with WarmProcess() as process:
-        yield process
 
 
 @pytest.mark.parametrize(

@@ -23,18 +23,11 @@ from mltrack.training import compare_fingerprints, fingerprint_of
 sys.path.insert(0, str(commands.ROOT / "benchmarks"))
 from killed_training import Storm
 from small_job import small_job, write_records
-from warm_process import WarmProcess
 
 pytestmark = pytest.mark.long
 
 STEPS_PER_EPOCH = 6
 """12 micro-batches of 45 records, two a step; the last one has a single record."""
-
-
-@pytest.fixture(scope="module")
-def warm():
-    with WarmProcess() as process:
-        yield process
 
 
 def make_storm(folder, warm, *, offline: bool = True, **options) -> Storm:

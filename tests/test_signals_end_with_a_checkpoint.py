@@ -23,15 +23,8 @@ from mltrack.journal import RunDirectory, find_run_directories, read_journal
 sys.path.insert(0, str(commands.ROOT / "benchmarks"))
 from killed_training import Storm
 from small_job import small_job
-from warm_process import WarmProcess
 
 pytestmark = pytest.mark.long
-
-
-@pytest.fixture(scope="module")
-def warm():
-    with WarmProcess() as process:
-        yield process
 
 
 @pytest.fixture(scope="module", params=["text_classification", "code_generation"])

@@ -18,7 +18,6 @@ from mltrack.journal import RunDirectory, find_run_directories, read_journal
 
 sys.path.insert(0, str(commands.ROOT / "benchmarks"))
 from small_job import SmallJob, small_job
-from warm_process import WarmProcess
 
 pytestmark = pytest.mark.long
 
@@ -35,12 +34,6 @@ def _marked(self, group):
 
 AdvancedTrainer._take_step = _marked
 """
-
-
-@pytest.fixture(scope="module")
-def warm():
-    with WarmProcess() as process:
-        yield process
 
 
 @pytest.fixture(scope="module")
