@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-from warm_process import WarmProcess
+from warm_process import Forked, WarmProcess
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -91,10 +91,20 @@ def cold_mltrack(*words: object, cwd: Path, timeout_s: float = 240, **extra: str
     return run(sys.executable, "-m", "mltrack", *words, cwd=cwd, timeout_s=timeout_s, **extra)
 
 
+class Frozen(WarmProcess):
+    """Of its processes, the collector leaves alone what was imported: to look at it in the end, where each page is
+    shared until it is written to, takes longer than a small training.
+    """
+
+    def start(self, *words: object, cwd: Path, prelude: str = "", **variables: str) -> Forked:
+        """As `WarmProcess.start`."""
+        return super().start(*words, cwd=cwd, prelude=f"import gc; gc.freeze()\n{prelude}", **variables)
+
+
 @cache
 def warm_process() -> WarmProcess:
     """The one that forks the commands of all tests."""
-    process = WarmProcess(environment())
+    process = Frozen(environment())
     atexit.register(process.close)
     return process
 
@@ -102,9 +112,8 @@ def warm_process() -> WarmProcess:
 _one_at_a_time = threading.Lock()
 
 ENTER = """
-import atexit, gc, os, sys, threading
+import atexit, os, sys, threading
 from mltrack.cli import main
-gc.freeze()
 os.chdir({cwd!r})
 try:
     main()
@@ -114,9 +123,7 @@ except SystemExit as ended:
     sys.stdout.flush(), sys.stderr.flush()
     os._exit(ended.code)
 """
-"""Enters as `python -m mltrack` does, and ends as it does but for taking apart what was imported, which costs seconds
-where its pages are shared: the collector leaves it alone too.
-"""
+"""Enters as `python -m mltrack` does, and ends as it does but for taking apart what was imported."""
 
 
 def start(*words: object, cwd: Path, **extra: str) -> subprocess.Popen[str]:
