@@ -164,3 +164,8 @@ def on_terminal(*words: object, cwd: Path, **extra: str) -> tuple[int, str]:
 
 TINY = ("--model-name", "scratch:tiny", "--max-length", "64", "--batch-size", "8", "--learning-rate", "2e-3")
 """Options of a training that takes seconds."""
+
+
+def training(records: Path, *more: object, task: str = "text_classification") -> tuple[object, ...]:
+    """The words of one."""
+    return ("train", "--task", task, "--dataset-path", records, *TINY, *more)

@@ -58,6 +58,12 @@ def _records(task: str, count: int) -> list[dict[str, str]]:
     return made
 
 
+def write_records(path: Path, task: str = "text_classification", count: int = 40) -> Path:
+    """A JSON Lines file of them."""
+    path.write_text("".join(json.dumps(record) + "\n" for record in _records(task, count)), encoding="utf-8")
+    return path
+
+
 @pytest.fixture(autouse=True)
 def _nothing_stays_in_the_process():
     """MLflow notes a tracking URI in the environment, and the loader of a model that it loaded among the modules: the
@@ -85,9 +91,7 @@ def records_file(tmp_path: Path):
     """records_file(task, count) -> path of a JSON Lines file."""
 
     def write(task: str, count: int = 40, name: str | None = None) -> Path:
-        path = tmp_path / (name or f"{task}.jsonl")
-        path.write_text("".join(json.dumps(record) + "\n" for record in _records(task, count)), encoding="utf-8")
-        return path
+        return write_records(tmp_path / (name or f"{task}.jsonl"), task, count)
 
     return write
 

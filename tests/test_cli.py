@@ -195,16 +195,7 @@ def test_a_contradicting_num_labels_says_both_numbers(tmp_path, records_file):
 
 
 def test_json_output_is_the_last_line_and_whole(tmp_path, records_file):
-    words = (
-        "train",
-        "--task",
-        "text_classification",
-        "--dataset-path",
-        records_file("text_classification"),
-        *commands.TINY,
-        "--epochs",
-        "1",
-    )
+    words = commands.training(records_file("text_classification"), "--epochs", "1")
     finished = commands.mltrack(*words, "--output", "json", "--offline", "true", cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     from dataclasses import fields
@@ -215,16 +206,7 @@ def test_json_output_is_the_last_line_and_whole(tmp_path, records_file):
 
 
 def test_no_control_characters_when_piped(tmp_path, records_file):
-    words = (
-        "train",
-        "--task",
-        "text_classification",
-        "--dataset-path",
-        records_file("text_classification"),
-        *commands.TINY,
-        "--epochs",
-        "1",
-    )
+    words = commands.training(records_file("text_classification"), "--epochs", "1")
     finished = commands.mltrack(*words, "--offline", "true", cwd=tmp_path)
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", finished.stdout + finished.stderr)
     for part in (
@@ -290,16 +272,7 @@ def test_doctor_says_one_line_each(tmp_path):
 
 
 def test_an_unreachable_server_costs_the_delivery_not_the_run(tmp_path, records_file):
-    words = (
-        "train",
-        "--task",
-        "text_classification",
-        "--dataset-path",
-        records_file("text_classification"),
-        *commands.TINY,
-        "--epochs",
-        "1",
-    )
+    words = commands.training(records_file("text_classification"), "--epochs", "1")
     finished = commands.mltrack(
         *words, "--tracking-uri", "http://127.0.0.1:9", "--exit-wait", "1", "--output", "json", cwd=tmp_path
     )

@@ -12,11 +12,13 @@ from pathlib import Path
 import commands
 import pytest
 import tiny
+from conftest import write_records
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
-from tracked_runs import delivered, until
+from ready_store import ready_store
+from tracked_runs import delivered, kill, start_training, until
 
-from mltrack.journal import RunDirectory, read_journal
+from mltrack.journal import read_journal
 
 OPTIONS = ("--epochs", "4", "--max-checkpoints", "1", "--eval-every", "2", "--seed", "3")
 
@@ -24,25 +26,12 @@ OPTIONS = ("--epochs", "4", "--max-checkpoints", "1", "--eval-every", "2", "--se
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """(folder, response, client, records file) of a text classification that `mltrack train` ran."""
-    from conftest import _records
-
     folder = tmp_path_factory.mktemp("held")
-    records = folder / "records.jsonl"
-    records.write_text("".join(json.dumps(record) + "\n" for record in _records("text_classification", 48)))
-    words = (
-        "train",
-        "--task",
-        "text_classification",
-        "--dataset-path",
-        records,
-        *commands.TINY,
-        *OPTIONS,
-        "--output",
-        "json",
-    )
+    uri, records = ready_store(folder), write_records(folder / "records.jsonl", count=48)
+    words = commands.training(records, *OPTIONS, "--output", "json")
     finished = commands.mltrack(*words, cwd=folder)
     assert finished.returncode == 0, finished.stderr
-    return folder, tiny.last_json_line(finished.stdout), MlflowClient(f"sqlite:///{folder}/mlflow.db"), records
+    return folder, tiny.last_json_line(finished.stdout), MlflowClient(uri), records
 
 
 def _journal_points(folder, run_id):
@@ -243,18 +232,7 @@ def test_predict_from_another_folder_says_where_it_looked(trained, tmp_path):
 
 def test_models_list_show_and_promote(trained):
     folder, _, client, records = trained
-    words = (
-        "train",
-        "--task",
-        "text_classification",
-        "--dataset-path",
-        records,
-        *commands.TINY,
-        "--epochs",
-        "1",
-        "--output",
-        "json",
-    )
+    words = commands.training(records, "--epochs", "1", "--output", "json")
     second = tiny.last_json_line(commands.mltrack(*words, cwd=folder).stdout)
     assert second["registered_model"]["aliases"] == ["challenger"], "there is a champion already"
     name = "mltrack-text_classification"
@@ -315,20 +293,7 @@ def test_sync_again_sends_nothing_twice(trained):
 
 def test_offline_then_sync_makes_one_run(tmp_path, records_file):
     records = records_file("code_generation", 24)
-    words = (
-        "train",
-        "--task",
-        "code_generation",
-        "--dataset-path",
-        records,
-        *commands.TINY,
-        "--epochs",
-        "1",
-        "--offline",
-        "true",
-        "--output",
-        "json",
-    )
+    words = commands.training(records, "--epochs", "1", "--offline", "true", "--output", "json", task="code_generation")
     response = tiny.last_json_line(commands.mltrack(*words, cwd=tmp_path).stdout)
     assert (response["success"], response["delivery"]) == (True, "pending")
     assert not (tmp_path / "mlflow.db").exists()
@@ -343,56 +308,28 @@ def test_offline_then_sync_makes_one_run(tmp_path, records_file):
 
 def test_a_killed_trainer_leaves_a_failed_run_with_every_point(tmp_path, records_file):
     """SIGKILL in the middle of an endless training: the relay notices, delivers and tells the truth."""
-    import os
-    import signal
-    import time
-
-    records = records_file("text_classification", 40)
-    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "10000")
-    process = commands.start(*words, cwd=tmp_path)
-    try:
-        deadline = time.monotonic() + 120
-        journal = None
-        while time.monotonic() < deadline and (journal is None or len(tiny.points(journal, "train_loss")) < 30):
-            journal = next(iter(tmp_path.glob("mltrack-runs/*/journal")), None)
-            assert process.poll() is None, process.stderr.read()
-            time.sleep(0.2)
-        os.kill(process.pid, signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
-    until(lambda: RunDirectory(journal.parent).read_run().run_id, "the run in MLflow")
-    run_id = RunDirectory(journal.parent).read_run().run_id
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    while client.get_run(run_id).info.status == "RUNNING":
-        assert time.monotonic() < deadline + 60
-        time.sleep(0.2)
+    client = MlflowClient(ready_store(tmp_path))
+    process, directory = start_training(records_file("text_classification", 40), cwd=tmp_path, steps=30)
+    kill(process.pid)
+    run_id = until(lambda: directory.read_run().run_id, "the run in MLflow")
+    until(lambda: client.get_run(run_id).info.status != "RUNNING", "the end of the run")
     assert client.get_run(run_id).info.status == "FAILED"
     steps = [metric.step for metric in client.get_metric_history(run_id, "train_loss")]
-    assert steps == list(tiny.points(journal, "train_loss"))
+    assert steps == list(tiny.points(directory.journal, "train_loss"))
     listed = json.loads(commands.mltrack("runs", "--output", "json", cwd=tmp_path).stdout)
     assert [(row["run"], row["state"], row["delivery"]) for row in listed] == [(run_id, "FAILED", "complete")]
 
 
 def test_sigterm_ends_with_a_checkpoint_and_resume_continues_the_run(tmp_path, records_file):
-    records = records_file("text_classification", 40)
-    words = ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, "--epochs", "10000")
-    process = commands.start(*words, cwd=tmp_path)
-    import time
-
-    journal = None
-    while journal is None or len(tiny.points(journal, "train_loss")) < 10:
-        journal = next(iter(tmp_path.glob("mltrack-runs/*/journal")), None)
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.2)
+    client = MlflowClient(ready_store(tmp_path))
+    process, directory = start_training(records_file("text_classification", 40), cwd=tmp_path, steps=10)
     process.terminate()
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 143, errors
-    until(lambda: delivered(RunDirectory(journal.parent)), "the delivery, for which a signal leaves little time")
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
-    run_id = RunDirectory(journal.parent).read_run().run_id
+    until(lambda: delivered(directory), "the delivery, for which a signal leaves little time")
+    run_id = directory.read_run().run_id
     assert client.get_run(run_id).info.status == "KILLED"
-    stopped_at = max(tiny.points(journal, "train_loss"))
+    stopped_at = max(tiny.points(directory.journal, "train_loss"))
     words = ("train", "--resume", run_id, "--epochs", "10000", "--max-steps", stopped_at + 5, "--output", "json")
     finished = commands.mltrack(*words, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr

@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from mlflow import MlflowClient
 from registered_runs import intent, logged_model, model_folder
 from servers import free_port, mlflow_server
 from sqlalchemy import create_engine, text
-from tracked_runs import delivered, recorded_run, sent, until
+from tracked_runs import delivered, kill, recorded_run, sent, start_training, until
 
 from mltrack import registry, relay
 from mltrack.journal import RunDirectory
@@ -107,18 +106,7 @@ def _assert_all_delivered(client, journal, run_id):
 
 def test_a_training_is_there_once_with_its_model(server, tmp_path, records_file):
     records = records_file("text_classification", 40)
-    words = (
-        "train",
-        "--task",
-        "text_classification",
-        "--dataset-path",
-        records,
-        *commands.TINY,
-        "--epochs",
-        "2",
-        "--output",
-        "json",
-    )
+    words = commands.training(records, "--epochs", "2", "--output", "json")
     finished = commands.mltrack(*words, "--tracking-uri", server, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     response = tiny.last_json_line(finished.stdout)
@@ -140,35 +128,12 @@ def test_a_description_that_its_column_cannot_hold_is_cut(server, tmp_path):
 
 def test_a_killed_trainer_is_failed_with_every_point(server, tmp_path, records_file):
     records = records_file("text_classification", 40)
-    process = commands.start(
-        "train",
-        "--task",
-        "text_classification",
-        "--dataset-path",
-        records,
-        *commands.TINY,
-        "--epochs",
-        "9999",
-        "--tracking-uri",
-        server,
-        cwd=tmp_path,
-    )
-    journal, deadline = None, time.monotonic() + 120
-    while journal is None or len(tiny.points(journal, "train_loss")) < 40:
-        journal = next(iter(tmp_path.glob("mltrack-runs/*/journal")), None)
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    process.kill()
-    process.wait()
-    until(lambda: RunDirectory(journal.parent).read_run().run_id, "the run in MLflow")
-    client, run_id = MlflowClient(server), RunDirectory(journal.parent).read_run().run_id
-    deadline = time.monotonic() + 180
-    while client.get_run(run_id).info.status == "RUNNING":
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    process, directory = start_training(records, "--tracking-uri", server, cwd=tmp_path, steps=40)
+    kill(process.pid)
+    client, run_id = MlflowClient(server), until(lambda: directory.read_run().run_id, "the run in MLflow")
+    until(lambda: client.get_run(run_id).info.status != "RUNNING", "the end of the run", 180)
     assert client.get_run(run_id).info.status == "FAILED"
-    _assert_all_delivered(client, journal, run_id)
+    _assert_all_delivered(client, directory.journal, run_id)
 
 
 @pytest.fixture(scope="module")
@@ -222,20 +187,7 @@ def test_given_directly_and_away_at_the_start_it_gets_everything_when_it_is_back
     once more.
     """
     records = records_file("text_classification", 40)
-    words = (
-        "train",
-        "--task",
-        "text_classification",
-        "--dataset-path",
-        records,
-        *commands.TINY,
-        "--epochs",
-        "9999",
-        "--max-steps",
-        "200",
-        "--output",
-        "json",
-    )
+    words = commands.training(records, "--epochs", "9999", "--max-steps", "200", "--output", "json")
     engine = create_engine(cluster.uri, isolation_level="AUTOCOMMIT")
     with engine.connect() as connection:
         connection.execute(text("CREATE DATABASE direct"))  # of no server, which would keep the files itself

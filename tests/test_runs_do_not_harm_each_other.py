@@ -11,7 +11,9 @@ import sys
 import commands
 import pytest
 import tiny
+from conftest import write_records
 from mlflow import MlflowClient
+from ready_store import ready_store
 
 from mltrack import AdvancedTrainer, CheckpointManager
 from mltrack.checkpoints import directory
@@ -20,26 +22,12 @@ from mltrack.checkpoints import directory
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """(folder, run id, client, words) of a finished training of two epochs."""
-    from conftest import _records
-
     folder = tmp_path_factory.mktemp("runs")
-    records = folder / "records.jsonl"
-    records.write_text("".join(json.dumps(record) + "\n" for record in _records("text_classification", 40)))
-    words = (
-        "train",
-        "--task",
-        "text_classification",
-        "--dataset-path",
-        records,
-        *commands.TINY,
-        "--epochs",
-        "2",
-        "--output",
-        "json",
-    )
+    uri, records = ready_store(folder), write_records(folder / "records.jsonl")
+    words = commands.training(records, "--epochs", "2", "--output", "json")
     finished = commands.mltrack(*words, cwd=folder)
     assert finished.returncode == 0, finished.stderr
-    return folder, tiny.last_json_line(finished.stdout)["run_id"], MlflowClient(f"sqlite:///{folder}/mlflow.db"), words
+    return folder, tiny.last_json_line(finished.stdout)["run_id"], MlflowClient(uri), words
 
 
 def _snapshot(folder, run_id, client):
@@ -113,22 +101,11 @@ def test_a_run_that_is_being_trained_cannot_be_resumed(trained):
 
 
 def test_the_same_mlflow_run_started_twice_has_each_number_once(tmp_path, records_file):
-    client = MlflowClient(f"sqlite:///{tmp_path}/mlflow.db")
+    uri = ready_store(tmp_path)
+    client = MlflowClient(uri)
     run_id = client.create_run("0").info.run_id
     records = records_file("text_classification", 40)
-    words = (
-        "train",
-        "--task",
-        "text_classification",
-        "--dataset-path",
-        records,
-        *commands.TINY,
-        "--epochs",
-        "1",
-        "--save-every",
-        "1000",
-    )
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    words = commands.training(records, "--epochs", "1", "--save-every", "1000")
     for steps in ("2", "4"):
         finished = commands.mltrack(
             *words, "--max-steps", steps, cwd=tmp_path, MLFLOW_RUN_ID=run_id, MLFLOW_TRACKING_URI=uri
@@ -183,7 +160,7 @@ with mlflow.start_run() as run:
 
 
 def test_a_script_that_never_closes_its_tracker_keeps_its_own_status(tmp_path):
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = ready_store(tmp_path)
     finished = commands.run(sys.executable, "-c", SCRIPT, cwd=tmp_path, MLFLOW_TRACKING_URI=uri)
     assert finished.returncode == 0, finished.stderr
     run_id, client = finished.stdout.strip().splitlines()[-1], MlflowClient(uri)

@@ -28,6 +28,7 @@ from typing import Any
 
 import commands
 import psutil
+import tiny
 from mlflow import MlflowClient
 
 from mltrack import TrainingMetricsTracker
@@ -101,6 +102,21 @@ def start_stream(
     """
     words = json.dumps([str(folder), uri, count, pause_s, uuid.uuid4().hex, offline, ends_with and str(ends_with)])
     return Stream(RunDirectory(folder), start_script(STREAM, words, wrapped_in=wrapped_in))
+
+
+def start_training(
+    records_file: Path, *words: object, cwd: Path, steps: int
+) -> tuple[subprocess.Popen[str], RunDirectory]:
+    """Start a training that ends only when it is ended, and wait for so many steps."""
+    training = commands.training(records_file, "--epochs", "10000", *words)
+    process = commands.start(*training, cwd=cwd)
+
+    def journal() -> Path | None:
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        found = next(iter(cwd.glob("mltrack-runs/*/journal")), None)
+        return found if found is not None and len(tiny.points(found, "train_loss")) >= steps else None
+
+    return process, RunDirectory(until(journal, f"step {steps}").parent)
 
 
 def recorded_run(path: Path, uri: str) -> RunDirectory:
