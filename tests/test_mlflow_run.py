@@ -3,34 +3,35 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import commands
 import pytest
+from conftest import write_records
 from mlflow import MlflowClient
+from mlflow.entities import Run
+from ready_store import ready_store
 from tracked_runs import delivered, until
 
 from mltrack.journal import find_run_directories
 
 pytestmark = pytest.mark.long
 
-LITTLE = (
-    "-P",
-    "model_name=scratch:tiny",
-    "-P",
-    "max_length=64",
-    "-P",
-    "batch_size=8",
-    "-P",
-    "epochs=1",
-    "-P",
-    "max_steps=4",
-)
+TASKS = ("text_classification", "code_generation", "security_classification")
+LITTLE = {"model_name": "scratch:tiny", "max_steps": "4"}
 
 
-def mlflow_run(project, *words, folder, **extra):
-    """Run a project into a database of the test's own; returns (finished process, client)."""
-    uri = f"sqlite:///{folder}/mlflow.db"
-    output = ("-P", f"output_dir={folder}/runs")
+def given(**options: object) -> list[str]:
+    """The words of `mlflow run` for them."""
+    return [word for name, value in options.items() for word in ("-P", f"{name}={value}")]
+
+
+def mlflow_run(project, *words, folder):
+    """Run a project into a database of the folder's own; returns (finished process, client)."""
+    uri = ready_store(folder)
     finished = commands.run(
         "mlflow",
         "run",
@@ -38,10 +39,9 @@ def mlflow_run(project, *words, folder, **extra):
         "--env-manager",
         "local",
         *words,
-        *output,
+        *given(output_dir=folder / "runs"),
         cwd=folder,
         MLFLOW_TRACKING_URI=uri,
-        **extra,
     )
     all_delivered(folder / "runs")
     return finished, MlflowClient(uri)
@@ -58,68 +58,70 @@ def only_run(client):
     return run
 
 
-@pytest.mark.parametrize("task", ["text_classification", "code_generation", "security_classification"])
-def test_each_task_by_the_top_level_project(tmp_path, records_file, task):
-    records = records_file(task, 40)
-    words = (
-        "-P",
-        f"task={task}",
-        "-P",
-        f"dataset_path={records}",
-        "-P",
-        "learning_rate=2e-4",
-        "-P",
-        "use_mixed_precision=false",
-        *LITTLE,
-    )
-    finished, client = mlflow_run(commands.ROOT, *words, folder=tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    run = only_run(client)
-    assert run.info.status == "FINISHED"
-    assert run.data.params["learning_rate"] == "2e-4", "as typed"
-    assert run.data.params["use_mixed_precision"] == "false"
-    assert "mltrack.param_differences" not in run.data.tags
-    assert [metric.step for metric in client.get_metric_history(run.info.run_id, "train_loss")] == [1, 2, 3, 4]
-    assert client.get_model_version_by_alias(f"mltrack-{task}", "champion").run_id == run.info.run_id
+def config_of(folder, run):
+    """What the training was made with, but for where it lies."""
+    held = json.loads((folder / "runs" / run.info.run_id / "config.json").read_text())
+    return {name: value for name, value in held.items() if name != "output_dir"}
 
 
-@pytest.mark.parametrize("task", ["text_classification", "code_generation", "security_classification"])
-def test_the_tasks_own_project_has_the_same_effective_configuration(tmp_path, records_file, task):
-    records = records_file(task, 40)
-    configs = []
-    for number, (project, words) in enumerate(
-        [(commands.ROOT, ("-P", f"task={task}")), (commands.ROOT / "projects" / task, ())]
-    ):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        finished, client = mlflow_run(
-            project,
-            *words,
-            "-P",
-            f"dataset_path={records}",
-            "-P",
-            "model_name=scratch:tiny",
-            "-P",
-            "max_steps=1",
-            folder=folder,
-        )
+@dataclass(frozen=True)
+class Trained:
+    """A run of the top-level project, as it was when it had ended."""
+
+    folder: Path
+    records: Path
+    run: Run
+    steps: list[int]
+    champion: str
+    """The run whose model it is."""
+    config: Mapping[str, object]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """trained(task) -> a run of it, which is made once."""
+
+    @cache
+    def train(task: str) -> Trained:
+        folder = tmp_path_factory.mktemp(task)
+        records = write_records(folder / f"{task}.jsonl", task)
+        words = given(task=task, dataset_path=records, **LITTLE)
+        finished, client = mlflow_run(commands.ROOT, *words, folder=folder)
         assert finished.returncode == 0, finished.stderr
-        config = json.loads((folder / "runs" / only_run(client).info.run_id / "config.json").read_text())
-        configs.append({name: value for name, value in config.items() if name != "output_dir"})
-    assert configs[0] == configs[1]
+        run = only_run(client)
+        return Trained(
+            folder,
+            records,
+            run,
+            [metric.step for metric in client.get_metric_history(run.info.run_id, "train_loss")],
+            client.get_model_version_by_alias(f"mltrack-{task}", "champion").run_id,
+            config_of(folder, run),
+        )
+
+    return train
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_task_by_the_top_level_project(trained, task):
+    made = trained(task)
+    assert made.run.info.status == "FINISHED"
+    assert made.run.data.params["max_steps"] == "4"
+    assert "mltrack.param_differences" not in made.run.data.tags
+    assert made.steps == [1, 2, 3, 4]
+    assert made.champion == made.run.info.run_id
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_tasks_own_project_has_the_same_effective_configuration(tmp_path, trained, task):
+    made, project = trained(task), commands.ROOT / "projects" / task
+    finished, client = mlflow_run(project, *given(dataset_path=made.records, **LITTLE), folder=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    assert config_of(tmp_path, only_run(client)) == made.config
 
 
 def test_a_failed_training_is_a_failed_run(tmp_path, records_file):
     records = records_file("text_classification", 40)
-    words = (
-        "-P",
-        "task=text_classification",
-        "-P",
-        f"dataset_path={records}",
-        "-P",
-        "metric_name=eval_nonsense",
-        *LITTLE,
-    )
+    words = given(task="text_classification", dataset_path=records, metric_name="eval_nonsense", **LITTLE)
     finished, client = mlflow_run(commands.ROOT, *words, folder=tmp_path)
     assert finished.returncode != 0
     assert "metric_name: seen 'eval_nonsense'; accepted: eval_loss" in finished.stderr
@@ -132,14 +134,19 @@ def test_both_ways_stand_in_one_experiment_with_the_same_metrics_and_params(tmp_
     options = {
         "dataset_path": str(records),
         "learning_rate": "2e-4",
+        "use_mixed_precision": "false",
         "model_name": "scratch:tiny",
         "max_length": "64",
         "max_steps": "4",
         "epochs": "1",
     }
-    words = [word for name, value in options.items() for word in ("-P", f"{name}={value}")]
-    finished, client = mlflow_run(commands.ROOT, "-P", "task=code_generation", *words, folder=tmp_path)
+    words = given(task="code_generation", **options)
+    finished, client = mlflow_run(commands.ROOT, *words, folder=tmp_path)
     assert finished.returncode == 0, finished.stderr
+    run = only_run(client)
+    assert run.data.params["learning_rate"] == "2e-4", "as typed"
+    assert run.data.params["use_mixed_precision"] == "false"
+    assert "mltrack.param_differences" not in run.data.tags
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     finished = commands.mltrack("train", "--task", "code_generation", *words, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
@@ -154,14 +161,11 @@ def test_both_ways_stand_in_one_experiment_with_the_same_metrics_and_params(tmp_
     assert by_name[0] == by_name[1]
 
 
-def test_predict_and_evaluate_are_entry_points(tmp_path, records_file):
-    records = records_file("code_generation", 40)
-    finished, _ = mlflow_run(commands.ROOT, "-P", f"dataset_path={records}", *LITTLE, folder=tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+def test_predict_and_evaluate_are_entry_points(trained):
+    made = trained("code_generation")
     for entry, words in (
-        ("predict", ("-P", "text=Add the value", "-P", "max_new_tokens=4")),
-        ("evaluate", ("-P", f"dataset_path={records}")),
+        ("predict", given(text="Add the value", max_new_tokens=4)),
+        ("evaluate", given(dataset_path=made.records)),
     ):
         finished = commands.run(
             "mlflow",
@@ -172,21 +176,18 @@ def test_predict_and_evaluate_are_entry_points(tmp_path, records_file):
             "--env-manager",
             "local",
             *words,
-            cwd=tmp_path,
-            MLFLOW_TRACKING_URI=uri,
+            cwd=made.folder,
+            MLFLOW_TRACKING_URI=ready_store(made.folder),
         )
         assert finished.returncode == 0, finished.stderr
     assert "perplexity" in finished.stdout
 
 
-def test_resume_under_mlflow_run_continues_the_run(tmp_path, records_file):
-    records = records_file("text_classification", 40)
-    words = ("-P", "task=text_classification", "-P", f"dataset_path={records}", *LITTLE)
-    finished, client = mlflow_run(commands.ROOT, *words, folder=tmp_path)
-    assert finished.returncode == 0, finished.stderr
-    run_id = only_run(client).info.run_id
-    words = ("--run-id", run_id, "-P", "task=text_classification", "-P", "max_steps=7", "-P", "epochs=2")
-    finished, client = mlflow_run(commands.ROOT, *words, folder=tmp_path)
+def test_resume_under_mlflow_run_continues_the_run(trained):
+    made = trained("text_classification")
+    run_id = made.run.info.run_id
+    words = ("--run-id", run_id, *given(task="text_classification", max_steps=7))
+    finished, client = mlflow_run(commands.ROOT, *words, folder=made.folder)
     assert finished.returncode == 0, finished.stderr
     run = only_run(client)
     assert run.info.status == "FINISHED"
@@ -194,18 +195,14 @@ def test_resume_under_mlflow_run_continues_the_run(tmp_path, records_file):
     assert [metric.step for metric in client.get_metric_history(run_id, "train_loss")] == list(range(1, 8))
 
 
-def test_the_samples_are_a_table_of_the_ui(tmp_path, records_file):
+def test_the_samples_are_a_table_of_the_ui(trained):
     import mlflow
 
-    finished, client = mlflow_run(
-        commands.ROOT, "-P", f"dataset_path={records_file('code_generation', 40)}", *LITTLE, folder=tmp_path
-    )
-    assert finished.returncode == 0, finished.stderr
-    run_id = only_run(client).info.run_id
+    made = trained("code_generation")
     before = mlflow.get_tracking_uri()
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    mlflow.set_tracking_uri(ready_store(made.folder))
     try:
-        table = mlflow.load_table("evaluation/samples_table.json", run_ids=[run_id])
+        table = mlflow.load_table("evaluation/samples_table.json", run_ids=[made.run.info.run_id])
     finally:
         mlflow.set_tracking_uri(before)
     assert list(table.columns) == ["description", "completion", "reference", "valid"]
