@@ -16,7 +16,9 @@ import commands
 import pytest
 import tiny
 import torch
+from conftest import write_records
 from mlflow import MlflowClient
+from ready_store import ready_store
 from safetensors.torch import load_file
 from servers import mlflow_server
 from tracked_runs import is_running, kill, relay_pid, until
@@ -52,17 +54,11 @@ DETERMINISTIC = (
 
 
 def _records(folder: Path) -> Path:
-    from conftest import _records
-
-    path = folder / "records.jsonl"
-    path.write_text(
-        "".join(json.dumps(record) + "\n" for record in _records("text_classification", 48)), encoding="utf-8"
-    )
-    return path
+    return write_records(folder / "records.jsonl", count=48)
 
 
 def _words(records: Path, *more: object) -> tuple[object, ...]:
-    return ("train", "--task", "text_classification", "--dataset-path", records, *commands.TINY, *OPTIONS, *more)
+    return commands.training(records, *OPTIONS, *more)
 
 
 def _ended(finished: Any) -> dict[str, Any]:
@@ -75,11 +71,13 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[st
     """(folder, records, response) of a run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole")
     records = _records(folder)
+    ready_store(folder)
     return folder, records, _ended(commands.mltrack(*_words(records), cwd=folder))
 
 
 def _killed(folder: Path, records: Path, *more: object, after_step: int = 22) -> RunDirectory:
     """The directory of a run whose trainer was killed in the middle and whose relay has told MLflow so."""
+    ready_store(folder)
     process = commands.start(*_words(records, *more), cwd=folder)
 
     def journal() -> Path | None:
@@ -189,7 +187,7 @@ def test_a_directory_that_fell_behind_takes_nothing_from_the_run_that_went_on(tm
     """
     one, two = tmp_path / "one", tmp_path / "two"
     one.mkdir(), two.mkdir()
-    records, uri = _records(tmp_path), f"sqlite:///{tmp_path}/mlflow.db"
+    records, uri = _records(tmp_path), ready_store(tmp_path)
     saves = ("--save-every", 150, "--eval-every", 150, "--keep-every", 150)  # however slow the relay, it finds them all
     process = commands.start(*_words(records, "--tracking-uri", uri, "--max-steps", 10_000, *saves), cwd=one)
     threading.Thread(
@@ -263,8 +261,7 @@ def test_a_directory_that_fell_behind_takes_nothing_from_the_run_that_went_on(tm
         f"{delivered + 7}-{furthest}" if furthest > delivered + 6 else None
     )
     assert len(before[3]) == len(response["checkpoints"])
-    short = (*commands.TINY, "--max-steps", "1", "--offline", "true")
-    unrelated = ("train", "--task", "text_classification", "--dataset-path", records, *short)
+    unrelated = commands.training(records, "--max-steps", "1", "--offline", "true")
     assert commands.mltrack(*unrelated, cwd=one).returncode == 0
     until(lambda: directory.read_delivery().get("elsewhere"), "the word of the delivery in the background")
     background = int((directory.path / "relay.lock").read_text())

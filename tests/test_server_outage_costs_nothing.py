@@ -12,6 +12,7 @@ import commands
 import pytest
 import tiny
 from faulty_proxy import FaultyProxy, faulty_proxy
+from ready_store import ready_store
 from servers import free_port, mlflow_server
 from tracked_runs import (
     PER_STEP,
@@ -129,13 +130,13 @@ def test_recording_is_as_fast_without_a_server(tmp_path: Path, proxy: FaultyProx
 
 @pytest.mark.long
 def test_a_server_that_is_slow_with_many_points_gets_smaller_requests(tmp_path: Path, proxy: FaultyProxy, server: str):
-    """A request of 1,000 points would take it 25 s, which nobody waits for."""
-    proxy.delay_per_point_s = 0.025
-    stream = start_stream(tmp_path / "run", proxy.uri, count=400, pause_s=0, offline=True)
+    """A request of 1,000 points would take it 21 s, which nobody waits for."""
+    proxy.delay_per_point_s = 0.021
+    stream = start_stream(tmp_path / "run", proxy.uri, count=334, pause_s=0, offline=True)
     stream.finish()
     finished = sync(stream.directory)
     assert finished.returncode == 0, finished.stderr
-    assert_everything_is_there(stream.directory, 400, server)
+    assert_everything_is_there(stream.directory, 334, server)
 
 
 POISON = """
@@ -201,17 +202,9 @@ def test_a_training_without_a_server_keeps_its_exit_code(
     tmp_path: Path, records_file, learning_rate: str, exit_code: int
 ):
     dead = f"http://127.0.0.1:{free_port()}"
-    words = (
-        "--task",
-        "code_generation",
-        "--dataset-path",
-        records_file("code_generation", 24),
-        *commands.TINY,
-        "--epochs",
-        "2",
-    )
+    words = commands.training(records_file("code_generation", 24), "--epochs", "2", task="code_generation")
     finished = commands.mltrack(
-        "train", *words, "--learning-rate", learning_rate, "--tracking-uri", dead, "--output", "json", cwd=tmp_path
+        *words, "--learning-rate", learning_rate, "--tracking-uri", dead, "--output", "json", cwd=tmp_path
     )
     assert finished.returncode == exit_code, finished.stderr
     response = tiny.last_json_line(finished.stdout)
@@ -219,7 +212,7 @@ def test_a_training_without_a_server_keeps_its_exit_code(
     directory = RunDirectory(tmp_path / "mltrack-runs" / response["run_id"])
     assert "mltrack sync" in finished.stderr
     stop_relay(directory)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = ready_store(tmp_path)
     synced = sync(directory, "--tracking-uri", uri)
     assert synced.returncode == 0, synced.stderr
     assert_complete(directory, uri, status="FAILED" if exit_code else "FINISHED")
