@@ -25,7 +25,7 @@ from mltrack.runs import outcome
 
 
 def test_reports_pictures_and_exports_fail_alone(here, records_file, monkeypatch, capsys):
-    uri = f"sqlite:///{here}/mlflow.db"
+    uri = ready_store(here)
 
     def fails(error: BaseException):
         def figure(*_):

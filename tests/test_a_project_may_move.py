@@ -4,7 +4,6 @@ folder is not made again.
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import subprocess
@@ -15,8 +14,9 @@ from typing import Any
 import commands
 import pytest
 import tiny
-from conftest import _records
+from conftest import write_records
 from mlflow import MlflowClient
+from ready_store import ready_store
 from tracked_runs import delivered, kill, until
 
 from mltrack.journal import RunDirectory
@@ -47,9 +47,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project with one run; each test moves a copy of it, whose database names a folder that is gone."""
     folder = tmp_path_factory.mktemp("trained") / "proj"
     folder.mkdir()
-    (folder / "records.jsonl").write_text(
-        "".join(json.dumps(record) + "\n" for record in _records("text_classification", 24)), encoding="utf-8"
-    )
+    write_records(folder / "records.jsonl", count=24)
+    ready_store(folder)
     response, _ = train(folder, *TRAIN, "--max-steps", 4, "--save-every", 2)
     assert commands.mltrack("sync", response["run_id"], cwd=folder).returncode == 0  # a slow relay may still be at it
     aliases = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_registered_model("mltrack-text_classification").aliases

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 import torch
 from hf_folders import decoder_folder, encoder_folder, write_model_folder
+from ready_store import ready_store
 from registered_runs import logged_model
 from safetensors.torch import load_file, save_file
 
@@ -413,7 +414,7 @@ def test_a_body_of_another_shape_is_refused_and_a_head_of_other_classes_is_new(
 
 def test_a_registered_models_own_loader_does_not_run(encoder: Path, here: Path) -> None:
     """What travels with a model is for MLflow's loader; mltrack's own commands read its files."""
-    store = connect("sqlite:///mlflow.db")
+    store = connect(ready_store(here))
     settings = {"mltrack": json.loads((encoder / "config.json").read_text())["mltrack"]}
     written = write_model_folder(
         encoder, here / "written", task="text_classification", hf_config=settings, requirements=["mlflow"]
@@ -449,7 +450,7 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Store:
     before = os.getcwd()
     os.chdir(folder)
     try:
-        return connect("sqlite:///mlflow.db")
+        return connect(ready_store(folder))
     finally:
         os.chdir(before)
 

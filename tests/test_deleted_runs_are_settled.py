@@ -13,6 +13,7 @@ from artifact_stores import ArtifactStore, artifact_store
 from hf_folders import encoder_folder
 from kept_checkpoints import KeptRun
 from mlflow import MlflowClient
+from ready_store import ready_store
 
 from mltrack.errors import TrackingError
 from mltrack.relay import sync
@@ -92,7 +93,7 @@ def test_a_run_that_is_gone_for_good_is_settled_too(run: tuple[KeptRun, Artifact
         with pytest.raises(TrackingError, match=f"run {run_id} is gone"):
             sync(one.directory)
     assert undelivered(tmp_path / "runs") == []
-    other = f"sqlite:///{tmp_path}/other.db"
+    other = ready_store(tmp_path, "other.db")
     assert sync(one.directory, other).run_id != run_id
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import commands
 import pytest
 import tiny
+from ready_store import ready_store
 from tracked_runs import client
 
 from mltrack.data import DatasetLoader
@@ -63,15 +64,14 @@ def write(path: Path, given: list[dict[str, Any]]) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> SimpleNamespace:
     folder = tmp_path_factory.mktemp("lineage")
+    uri = ready_store(folder)
     write(folder / "my data.jsonl", rows())
     ran = commands.mltrack(
         "train", "--task", "text_classification", "--dataset-path", "my data.jsonl", *GIVEN, *OPTIONS, cwd=folder
     )
     assert ran.returncode == 0, ran.stderr
     response = tiny.last_json_line(ran.stdout)
-    return SimpleNamespace(
-        folder=folder, response=response, run_id=response["run_id"], client=client(f"sqlite:///{folder}/mlflow.db")
-    )
+    return SimpleNamespace(folder=folder, response=response, run_id=response["run_id"], client=client(uri))
 
 
 def show(trained: SimpleNamespace, *words: object) -> dict[str, Any]:

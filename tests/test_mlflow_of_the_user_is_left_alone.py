@@ -19,6 +19,7 @@ import mlflow
 import pytest
 from faulty_proxy import faulty_proxy
 from mlflow import environment_variables as variables
+from ready_store import ready_store
 from registered_runs import finish, model_folder
 from servers import mlflow_server
 
@@ -165,7 +166,7 @@ def test_during_a_training_in_the_users_process(tmp_path: Path, records_file: Ca
         "-c",
         TRAIN,
         records_file("text_classification", 24),
-        f"sqlite:///{tmp_path}/mlflow.db",
+        ready_store(tmp_path),
         Path(__file__).parent,
     )
     finished = commands.run(*words, cwd=tmp_path)

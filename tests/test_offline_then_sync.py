@@ -15,6 +15,7 @@ from pathlib import Path
 import commands
 import psutil
 import pytest
+from ready_store import ready_store
 from servers import free_port
 from tracked_runs import (
     PER_STEP,
@@ -160,7 +161,7 @@ def test_a_run_that_still_goes_on_is_synced_and_not_ended(tmp_path: Path, uri: s
 def test_another_server_gets_everything_too(offline: RunDirectory, uri: str, tmp_path: Path):
     assert sync(offline).returncode == 0
     first = assert_complete(offline, uri, status="FINISHED")
-    other = f"sqlite:///{tmp_path}/other.db"
+    other = ready_store(tmp_path, "other.db")
     finished = sync(offline, "--tracking-uri", other)
     assert finished.returncode == 0, finished.stderr
     assert "9,000 points sent, 0 already there, 0 failed" in finished.stdout
@@ -178,7 +179,7 @@ def test_no_server_at_the_start(tmp_path: Path):
     assert refused.returncode == 1
     assert dead in refused.stderr
     assert "Traceback" not in refused.stderr
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = ready_store(tmp_path)
     finished = sync(stream.directory, "--tracking-uri", uri)
     assert finished.returncode == 0, finished.stderr
     assert [assert_complete(stream.directory, uri, status="FINISHED")] == run_ids(uri)

@@ -165,17 +165,8 @@ def test_the_journal_of_the_first_release_names_the_host(tmp_path: Path) -> None
 
 def test_a_directory_is_locked_before_anything_of_its_run_is_touched(tmp_path: Path, records_file) -> None:
     """The other one has just begun: it holds the lock, and run.json still names the trainer before it."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    words = (
-        "train",
-        "--task",
-        "text_classification",
-        "--dataset-path",
-        records_file("text_classification"),
-        *commands.TINY,
-        "--output",
-        "json",
-    )
+    uri = ready_store(tmp_path)
+    words = commands.training(records_file("text_classification"), "--output", "json")
     run_id = tiny.last_json_line(commands.mltrack(*words, "--max-steps", "2", cwd=tmp_path).stdout)["run_id"]
     path = (tmp_path / "mltrack-runs" / run_id).resolve()
     held = (path / "config.json").read_bytes(), MlflowClient(uri).get_run(run_id).data.tags
@@ -201,7 +192,7 @@ def test_a_reaper_leaves_a_run_whose_heartbeat_moves_in_mlflow(
     tmp_path: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mltrack.relay.reaper.ASK_AGAIN_S", 0.05)
-    uri = f"sqlite:///{tmp_path}/m.db"
+    uri = ready_store(tmp_path)
     store = connect(uri)
 
     def run(machine: Machine) -> str:
@@ -274,7 +265,7 @@ def test_a_run_elsewhere_is_delivered_by_who_can_watch_it(tmp_path: Path) -> Non
 @pytest.mark.skipif(os.geteuid() != 0, reason="a pid namespace of its own needs root")
 def test_a_trainer_in_another_container_is_seen_to_live(tmp_path: Path) -> None:
     """A real one, in a pid namespace of its own: its process id is that of another process here."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = ready_store(tmp_path)
     wrapped = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"]
     if subprocess.run([*wrapped, "true"], check=False, capture_output=True).returncode:
         pytest.skip("no pid namespaces here")
@@ -310,12 +301,13 @@ print(json.dumps([parent.info.run_id, found]))
 
 
 def test_a_second_training_in_one_active_run_is_its_child(tmp_path: Path, records_file) -> None:
+    uri = ready_store(tmp_path, "nest.db")
     finished = commands.run(
         sys.executable, "-c", NESTED.format(path=str(records_file("text_classification"))), cwd=tmp_path
     )
     assert finished.returncode == 0, finished.stderr
     parent, ((first, version), (second, next_version)) = json.loads(finished.stdout.splitlines()[-1])
-    client = MlflowClient(f"sqlite:///{tmp_path}/nest.db")
+    client = MlflowClient(uri)
     child = client.get_run(second)
     assert (first, version, next_version) == (parent, "1", "2")
     assert (child.data.tags["mlflow.parentRunId"], child.info.experiment_id) == (

@@ -140,7 +140,7 @@ def test_nothing_arrives_and_one_line_says_what_can_be_done(
     assert undelivered(tmp_path / "runs") == [], "nobody tries again by himself"
     listed = commands.mltrack("runs", "--output-dir", tmp_path / "runs", "--output", "json", cwd=tmp_path)
     assert json.loads(listed.stdout)[0]["delivery"].startswith("went on elsewhere (")
-    other = f"sqlite:///{tmp_path}/other.db"
+    other = ready_store(tmp_path, "other.db")
     finished = commands.mltrack("sync", one.directory.path, "--tracking-uri", other, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert [step for _, _, step in held_points(other, one.run_id)["eval_loss"]] == [1, 2, 3]

@@ -15,6 +15,7 @@ from typing import Any
 
 import commands
 import pytest
+from ready_store import ready_store
 from registered_runs import DIGEST, finish, intent, logged_model, model_folder
 from servers import mlflow_server
 
@@ -33,10 +34,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    before = os.getcwd()
-    os.chdir(tmp_path_factory.mktemp("gate"))
+    before, folder = os.getcwd(), tmp_path_factory.mktemp("gate")
+    os.chdir(folder)
     try:
-        return connect("sqlite:///mlflow.db")
+        return connect(ready_store(folder))
     finally:
         os.chdir(before)
 

@@ -92,19 +92,8 @@ def test_in_a_new_place_only_the_model_that_the_run_ended_with_is_registered(fin
 
 @pytest.mark.long
 def test_a_resumed_training_reports_the_version_that_is_there(tmp_path: Path, records_file) -> None:
-    records_path, name = records_file("text_classification", 40), "mltrack-text_classification"
-    words = (
-        "train",
-        "--task",
-        "text_classification",
-        "--dataset-path",
-        records_path,
-        *commands.TINY,
-        "--max-steps",
-        "4",
-        "--output",
-        "json",
-    )
+    uri, name = ready_store(tmp_path), "mltrack-text_classification"
+    words = commands.training(records_file("text_classification", 40), "--max-steps", "4", "--output", "json")
     first = commands.mltrack(*words, cwd=tmp_path)
     assert first.returncode == 0, first.stderr
     run_id = tiny.last_json_line(first.stdout)["run_id"]
@@ -113,7 +102,7 @@ def test_a_resumed_training_reports_the_version_that_is_there(tmp_path: Path, re
     resumed = commands.mltrack("train", "--resume", run_id, "--max-steps", "8", "--output", "json", cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert "refused" not in resumed.stderr
-    response, uri = tiny.last_json_line(resumed.stdout), f"sqlite:///{tmp_path}/mlflow.db"
+    response = tiny.last_json_line(resumed.stdout)
     registered = response["registered_model"]
     assert response["delivery"] == "complete"
     for model in (f"models:/{registered['name']}/{registered['version']}", response["model_uri"]):

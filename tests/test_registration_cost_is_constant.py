@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ready_store import ready_store
 from registered_runs import add_versions, finish, intent, logged_model, model_folder
 
 from mltrack import registry
@@ -28,10 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    with chdir(
-        tmp_path_factory.mktemp("cost")
-    ):  # the artifacts lie in the working directory of whoever makes the database
-        return connect("sqlite:///mlflow.db")
+    folder = tmp_path_factory.mktemp("cost")
+    with chdir(folder):  # the artifacts lie in the working directory of whoever makes the database
+        return connect(ready_store(folder))
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import commands
 import pytest
 import tiny
 from hf_folders import decoder_folder, write_model_folder
+from ready_store import ready_store
 
 from mltrack import cli, registry
 from mltrack.errors import ConfigurationError, TrackingError
@@ -66,6 +67,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     from conftest import _records
 
     folder = tmp_path_factory.mktemp("registered")
+    ready_store(folder)
     records = _records("text_classification", 60)
     for name, part in (("train", records[:40]), ("one", records[40:50]), ("other", records[50:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in part))
@@ -279,7 +281,7 @@ def published(store: Store, folder: Path, name: str, out: Path, value: float) ->
 
 def test_losses_of_different_tokenizers_are_compared_a_character(here: Path) -> None:
     """A loss a token falls when the tokens get shorter; the model is not better for it."""
-    store = connect("sqlite:///mlflow.db")
+    store = connect(ready_store(here))
     first = decoder_folder(here / "a", hidden_size=16)
     other = decoder_folder(here / "b", hidden_size=32)
     held = json.loads((other / "tokenizer.json").read_text())

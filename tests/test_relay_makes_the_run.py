@@ -12,7 +12,7 @@ from pathlib import Path
 import commands
 import pytest
 import tiny
-from mlflow import MlflowClient
+from ready_store import ready_store
 from tracked_runs import assert_complete
 
 from mltrack.journal import RunDirectory, find_run_directories, find_run_directory
@@ -22,11 +22,12 @@ TRAIN = ("train", "--task", "text_classification", *commands.TINY, "--output", "
 
 def test_a_trainer_never_imports_mlflow(tmp_path: Path, records_file) -> None:
     """The whole training, with its run in MLflow."""
+    uri = ready_store(tmp_path)
     script = (
         "import sys\nfrom mltrack import TrainModelRequest, TrainModelUseCase\nr ="
         " TrainModelUseCase().execute(TrainModelRequest(task='text_classification',"
         f" dataset_path={str(records_file('text_classification'))!r}, model_name='scratch:tiny', max_steps=2,"
-        f" batch_size=4, tracking_uri='sqlite:///{tmp_path}/m.db', output_dir={str(tmp_path / 'runs')!r}))\nassert"
+        f" batch_size=4, tracking_uri={uri!r}, output_dir={str(tmp_path / 'runs')!r}))\nassert"
         " r.success, r.errors\nassert r.delivery == 'complete'\nprint(sorted(name for name in sys.modules if"
         " name.split('.')[0] in ('mlflow', 'sqlalchemy')))"
     )
@@ -36,6 +37,7 @@ def test_a_trainer_never_imports_mlflow(tmp_path: Path, records_file) -> None:
 
 
 def test_a_run_is_found_by_the_id_that_mlflow_gave_it_and_listed_once(tmp_path: Path, records_file) -> None:
+    uri = ready_store(tmp_path)
     finished = commands.mltrack(
         *TRAIN, "--dataset-path", records_file("text_classification"), "--max-steps", "2", cwd=tmp_path
     )
@@ -45,7 +47,7 @@ def test_a_run_is_found_by_the_id_that_mlflow_gave_it_and_listed_once(tmp_path: 
     assert info.run_id == response["run_id"] != info.local_id == directory.path.name
     assert find_run_directory(tmp_path / "mltrack-runs", response["run_id"]) == directory
     assert find_run_directory(tmp_path, str(tmp_path / "mltrack-runs" / response["run_id"])) == directory
-    assert assert_complete(directory, f"sqlite:///{tmp_path}/mlflow.db", status="FINISHED") == response["run_id"]
+    assert assert_complete(directory, uri, status="FINISHED") == response["run_id"]
     listed = commands.mltrack("runs", cwd=tmp_path).stdout
     assert listed.count(response["run_id"]) == 1
     assert info.local_id not in listed
@@ -55,8 +57,7 @@ def test_a_run_is_found_by_the_id_that_mlflow_gave_it_and_listed_once(tmp_path: 
 def test_a_run_that_mlflow_does_not_hold_ends_the_training_in_one_line(
     tmp_path: Path, records_file, steps: int
 ) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    MlflowClient(uri).search_experiments()
+    uri = ready_store(tmp_path)
     words = (
         "--dataset-path",
         records_file("text_classification"),

@@ -104,7 +104,7 @@ def test_without_a_run_directory_the_tags_tell_host_and_process(tmp_path: Path, 
 
 
 def test_runs_of_another_store_than_the_default_are_found_and_json_stays_json(tmp_path: Path, uri: str):
-    other = f"sqlite:///{tmp_path}/other.db"
+    other = ready_store(tmp_path, "other.db")
     dead = dead_stream(tmp_path / "runs" / "dead", other)
     run_id = dead.directory.read_delivery()["run_id"]
     finished = listed(tmp_path, "--reap", "true", "--output", "json")

@@ -19,6 +19,7 @@ from typing import Any
 import commands
 import pytest
 from hf_folders import decoder_folder, encoder_folder, write_model_folder
+from ready_store import ready_store
 from servers import free_port
 from tracked_runs import until
 
@@ -46,7 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     before = os.getcwd()
     os.chdir(folder)
     try:
-        held = connect("sqlite:///mlflow.db")
+        held = connect(ready_store(folder))
     finally:
         os.chdir(before)
     for name, task, make in (

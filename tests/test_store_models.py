@@ -13,6 +13,7 @@ from typing import Any
 import mlflow
 import pytest
 from hf_folders import PROMPT, decoder_folder, encoder_folder, load_folder, write_model_folder
+from ready_store import ready_store
 
 from mltrack.errors import CheckpointError, ConfigurationError, TrackingError
 from mltrack.store import (
@@ -46,7 +47,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     before = os.getcwd()
     os.chdir(folder)
     try:
-        return connect("sqlite:///mlflow.db")
+        return connect(ready_store(folder))
     finally:
         os.chdir(before)
 

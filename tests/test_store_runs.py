@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ready_store import ready_store
 
 from mltrack.store import (
     RunInfo,
@@ -39,7 +40,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     before = os.getcwd()
     os.chdir(folder)  # MLflow puts the artifacts of a new database beside the caller
     try:
-        return connect("sqlite:///mlflow.db")
+        return connect(ready_store(folder))
     finally:
         os.chdir(before)
 

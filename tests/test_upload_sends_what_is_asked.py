@@ -4,7 +4,6 @@ cut off.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -17,11 +16,13 @@ import commands
 import pytest
 import tiny
 from artifact_stores import ArtifactStore, artifact_store
+from conftest import write_records
 from faulty_proxy import FaultyProxy, faulty_proxy
 from hf_folders import encoder_folder
 from kept_checkpoints import KeptRun
 from mlflow import MlflowClient
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
+from ready_store import ready_store
 
 from mltrack.journal import read_journal, records
 from mltrack.relay import sync
@@ -210,30 +211,15 @@ def test_a_large_file_goes_in_parts_right_to_the_storage_and_where_that_is_out_o
 
 @pytest.mark.long
 def test_without_its_state_a_run_goes_on_here_alone_and_without_a_version_none_is_made(tmp_path: Path) -> None:
-    from conftest import _records
-
     here, there = tmp_path / "here", tmp_path / "there"
     here.mkdir(), there.mkdir()
-    data = tmp_path / "records.jsonl"
-    data.write_text("".join(json.dumps(record) + "\n" for record in _records("text_classification", 32)))
-    words = (
-        "train",
-        "--task",
-        "text_classification",
-        "--dataset-path",
-        data,
-        *commands.TINY,
-        "--max-steps",
-        "3",
-        "--output",
-        "json",
-    )
+    data, uri = write_records(tmp_path / "records.jsonl", count=32), ready_store(here)
+    words = commands.training(data, "--max-steps", "3", "--output", "json")
     first = commands.mltrack(*words, "--upload", "model", "--register", "never", cwd=here)
     assert first.returncode == 0, first.stderr
     response = tiny.last_json_line(first.stdout)
     assert (response["registered_model"], response["delivery"]) == (None, "complete")
     assert response["model_uri"].startswith("models:/m-")
-    uri = f"sqlite:///{here}/mlflow.db"
     client = MlflowClient(uri)
     assert client.search_registered_models() == []
     assert {"register": "never"}.items() <= client.get_run(response["run_id"]).data.params.items()
