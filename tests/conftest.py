@@ -86,6 +86,15 @@ def warm():
     return commands.warm_process()
 
 
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory):
+    """The URI of a tracking server that all tests share which ask nothing of it but their own runs."""
+    from servers import mlflow_server
+
+    with mlflow_server(tmp_path_factory.mktemp("server")) as uri:
+        yield uri
+
+
 @pytest.fixture
 def records_file(tmp_path: Path):
     """records_file(task, count) -> path of a JSON Lines file."""

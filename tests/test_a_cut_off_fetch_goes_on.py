@@ -16,7 +16,6 @@ import pytest
 from artifact_stores import artifact_store
 from faulty_proxy import FaultyProxy, faulty_proxy
 from hf_folders import encoder_folder
-from servers import mlflow_server
 from tracked_runs import until
 
 from mltrack.checkpoints import CheckpointMetadata, directory
@@ -87,12 +86,6 @@ def assert_fetched(fetched: RunDirectory, run: RunDirectory) -> None:
     assert hashes(fetched.checkpoints) == hashes(run.checkpoints)
     assert not list(fetched.path.parent.glob(".fetching*"))
     assert not (fetched.path / ".lock").exists()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with mlflow_server(tmp_path_factory.mktemp("server")) as uri:
-        yield uri
 
 
 @pytest.fixture(scope="module")

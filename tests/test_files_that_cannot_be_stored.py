@@ -10,14 +10,13 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from artifact_stores import artifact_store
 from faulty_proxy import faulty_proxy
 from ready_store import ready_store
-from servers import mlflow_server
 from test_uploads_survive_outages import CHECKPOINT, assert_everything_is_there_once, ended_run, kept_checkpoint
 from tracked_runs import assert_complete, client, complete, kill, relay_pid, start_script, until
 
@@ -167,12 +166,6 @@ def test_a_file_that_the_disk_does_not_give_back_is_known_by_reading_it() -> Non
     artifacts.check_readable(memory)
     with pytest.raises(artifacts.UnreadableFile, match="cannot be read"), artifacts.reading(memory):
         memory.read_bytes()
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with mlflow_server(tmp_path_factory.mktemp("server")) as at:
-        yield at
 
 
 def assert_nothing_is_given_up(directory: RunDirectory, word: str) -> None:

@@ -17,7 +17,6 @@ import commands
 import pytest
 from ready_store import ready_store
 from registered_runs import DIGEST, finish, intent, logged_model, model_folder
-from servers import mlflow_server
 
 from mltrack import registry
 from mltrack.errors import TrackingError
@@ -487,6 +486,5 @@ def test_two_relays_at_the_same_time_on_one_database(store: Store, folder: Path,
 
 
 @pytest.mark.long
-def test_two_relays_at_the_same_time_on_one_server(folder: Path, tmp_path: Path) -> None:
-    with mlflow_server(tmp_path / "server") as uri:
-        race(connect(uri), folder, tmp_path / "meeting", 12)
+def test_two_relays_at_the_same_time_on_one_server(server: str, folder: Path, tmp_path: Path) -> None:
+    race(connect(server), folder, tmp_path / "meeting", 12)

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from faulty_proxy import FaultyProxy, faulty_proxy
 from ready_store import ready_store
-from servers import mlflow_server
 from tracked_runs import assert_complete, sent, until
 
 from mltrack.journal import RunInfo, records
@@ -97,8 +96,8 @@ def test_in_an_old_run_points_wait_and_are_there_once_something_is_decided_or_it
 
 
 @pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultyProxy]:
-    with mlflow_server(tmp_path_factory.mktemp("server")) as uri, faulty_proxy(uri) as proxy:
+def proxy(server: str) -> Iterator[FaultyProxy]:
+    with faulty_proxy(server) as proxy:
         yield proxy
 
 

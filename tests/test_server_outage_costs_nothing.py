@@ -13,7 +13,7 @@ import pytest
 import tiny
 from faulty_proxy import FaultyProxy, faulty_proxy
 from ready_store import ready_store
-from servers import free_port, mlflow_server
+from servers import free_port
 from tracked_runs import (
     PER_STEP,
     assert_complete,
@@ -37,12 +37,6 @@ EXIT_S = 10.0 + 5.0
 """From the end of the loop to the end of the process: what waiting for a server may cost, and what a busy machine takes
 to end one.
 """
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with mlflow_server(tmp_path_factory.mktemp("server")) as uri:
-        yield uri
 
 
 @pytest.fixture

@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from faulty_proxy import FaultyProxy, faulty_proxy
 from hf_folders import encoder_folder
-from servers import mlflow_server
 from tracked_runs import (
     assert_complete,
     client,
@@ -36,12 +35,6 @@ from mltrack.tracking import TrainingMetricsTracker
 
 STEPS = (1, 2)
 WEIGHTS = "model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with mlflow_server(tmp_path_factory.mktemp("server")) as uri:
-        yield uri
 
 
 def proxied(server: str, matching: str = "") -> Iterator[FaultyProxy]:
