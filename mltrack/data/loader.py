@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from mltrack.config import OPTIONS
 from mltrack.data.dataset import CodeDataset
 from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
 from mltrack.records.bad_records import BadRecords
@@ -90,10 +91,6 @@ class DatasetLoader:
         class_names: bool = True,
     ):
         self.task = task_named(task)
-        if on_bad_record not in ("stop", "skip"):
-            raise ConfigurationError(
-                f"on_bad_record: seen {on_bad_record!r}; {did_you_mean(str(on_bad_record), ('stop', 'skip'))}"
-            )
         if num_labels is not None and not self.task.has_classes:
             raise ConfigurationError(
                 f"num_labels: seen {num_labels}, but {self.task} has no classes; accepted: leave it out"
@@ -118,7 +115,7 @@ class DatasetLoader:
         """What was left out."""
         self.num_read = 0
         """Records that were read, bad ones included; 0 before they are."""
-        self._on_bad_record = on_bad_record
+        self._on_bad_record = OPTIONS["on_bad_record"].check(on_bad_record)
         self._num_labels = num_labels
         self.class_names = class_names
         self._progress = progress

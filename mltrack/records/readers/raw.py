@@ -12,9 +12,6 @@ MAX_RECORD_BYTES = 32 << 20
 SHOWN_BYTES = 1 << 20
 """Of a record that cannot be parsed, kept for the file of bad records."""
 
-SKIPPABLE = ("stop", "skip")
-"""What `on_bad_record` may say."""
-
 
 class Raw(NamedTuple):
     """An object to check, or the error of a record that is none."""

@@ -10,10 +10,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mltrack.config import OPTIONS
 from mltrack.config.pairs import parse_pairs
-from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
+from mltrack.errors import ConfigurationError, DatasetError
 from mltrack.records.readers.class_names import Names, shared_names
-from mltrack.records.readers.raw import SKIPPABLE, Raw
+from mltrack.records.readers.raw import Raw
 from mltrack.records.readers.sources import Source, find_sources
 from mltrack.records.record import Record, check_record
 from mltrack.tasks.names import task_named
@@ -69,10 +70,7 @@ def iterate_records(
         ConfigurationError: an unknown task or `on_bad_record`, or pairs that are none.
     """
     kind = task_named(task)
-    if on_bad_record not in SKIPPABLE:
-        raise ConfigurationError(
-            f"on_bad_record: seen {on_bad_record!r}; {did_you_mean(str(on_bad_record), SKIPPABLE)}"
-        )
+    on_bad_record = OPTIONS["on_bad_record"].check(on_bad_record)
     names, classes = as_pairs("columns", columns), as_pairs("labels", labels)
     num_good, num_bad = 0, 0
     first_bad: DatasetError | None = None
