@@ -9,28 +9,3 @@ from mltrack.journal.run_directory import KINDS, RunDirectory, RunInfo, make_out
 from mltrack.journal.run_index import find_run_directories, find_run_directory, known_runs, own_run_directories
 from mltrack.journal.shape import shown
 from mltrack.journal.writer import DiskFullError, JournalInUse, JournalLock, JournalWriter
-
-__all__ = [
-    "KINDS",
-    "DiskFullError",
-    "Heartbeat",
-    "JournalInUse",
-    "JournalLock",
-    "JournalReader",
-    "JournalWriter",
-    "KeptCheckpoints",
-    "Machine",
-    "RunDirectory",
-    "RunInfo",
-    "find_run_directories",
-    "find_run_directory",
-    "known_runs",
-    "make_output_dir",
-    "own_run_directories",
-    "read_journal",
-    "read_json",
-    "read_tail",
-    "records",
-    "shown",
-    "write_json",
-]

@@ -16,29 +16,3 @@ from mltrack.relay.reaper import Orphan, orphans, reap, stand_still
 from mltrack.relay.sync import DeliveredElsewhere, follow, run, sync
 from mltrack.relay.trainers import OthersRun, Settled, WentOnElsewhere, trainer_tags
 from mltrack.relay.verdict import verdict_on
-
-__all__ = [
-    "DeliveredElsewhere",
-    "Life",
-    "Orphan",
-    "OthersRun",
-    "Progress",
-    "Settled",
-    "TrainedElsewhere",
-    "Trainer",
-    "WatchedProcess",
-    "WentOnElsewhere",
-    "follow",
-    "has_ended",
-    "moves",
-    "orphans",
-    "reap",
-    "refuse_trained_elsewhere",
-    "run",
-    "stand_still",
-    "sync",
-    "tracking_uri_of",
-    "trainer_of",
-    "trainer_tags",
-    "verdict_on",
-]
