@@ -63,7 +63,8 @@ def with_models(uri: str, folder: Path, experiment: str | None = None) -> Store:
         register(
             store, "m", publish(store, run.run_id, written, name="m", step=step, tags={}, metrics={}, timestamp_ms=1)
         )
-    artifacts.put_folder(store, run.run_id, written, "by-hand")
+    for file in (path for path in written.rglob("*") if path.is_file()):
+        artifacts.put_file(store, run.run_id, file, (Path("by-hand") / file.relative_to(written).parent).as_posix())
     store.client.create_registered_model("no-id")
     store.client.create_model_version("no-id", source=f"{run.artifact_uri}/by-hand", run_id=run.run_id)
     return store

@@ -54,13 +54,13 @@ def test_a_file_that_a_tracker_logged_and_its_owner_rewrote(store: Store, tmp_pa
     assert artifacts.download(store, progress.run_id, "big.log", tmp_path / "back").read_bytes() == BEFORE
 
 
-def test_a_file_and_a_folder_put_by_hand(store: Store, run_id: str, tmp_path: Path) -> None:
+def test_a_file_put_by_hand(store: Store, run_id: str, tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     file = folder / "plot.bin"
     file.write_bytes(BEFORE)
     artifacts.put_file(store, run_id, file)
-    artifacts.put_folder(store, run_id, folder, "whole")
+    artifacts.put_file(store, run_id, file, "whole")
     rewrite(file)
     assert artifacts.download(store, run_id, "plot.bin", tmp_path / "back").read_bytes() == BEFORE
     assert (artifacts.download(store, run_id, "whole", tmp_path / "back") / "plot.bin").read_bytes() == BEFORE

@@ -121,7 +121,6 @@ def test_a_run_whose_folder_is_somebodys_house(here: Path, store: Store, run: Ru
         lambda: artifacts.delete(store, run.run_id, "checkpoints/1"),
         lambda: artifacts.put_file(store, run.run_id, here / "config.json"),
         lambda: artifacts.put_text(store, run.run_id, "text", "thesis.txt"),
-        lambda: artifacts.put_folder(store, run.run_id, here / "house" / "checkpoints", "checkpoints"),
         lambda: artifacts.download(store, run.run_id, "thesis.txt", here / "fetched"),
         lambda: artifacts.list_files(store, run.run_id),
     ):

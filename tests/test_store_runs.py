@@ -230,14 +230,15 @@ def test_files_are_put_listed_fetched_and_deleted_and_immutable_ones_are_links(
     (state / "deep" / "small.json").write_text("{}")
     for _ in range(2):
         artifacts.put_file(store, run.run_id, large, "checkpoints/1/state", immutable=True)
-        artifacts.put_folder(store, run.run_id, state, "whole")
+        artifacts.put_file(store, run.run_id, large, "whole")
+        artifacts.put_file(store, run.run_id, state / "deep" / "small.json", "whole/deep")
         artifacts.put_file(store, run.run_id, state / "deep" / "small.json")
-        artifacts.put_json(store, run.run_id, {"step": 1}, "checkpoints/index.json")
+        artifacts.put_text(store, run.run_id, '{"step": 1}\n', "checkpoints/index.json")
         artifacts.put_text(store, run.run_id, "hello", "note.txt")
     size = placement.LINK_FROM_BYTES
     expected = {
         "checkpoints/1/state/optimizer.safetensors": size,
-        "checkpoints/index.json": 16,
+        "checkpoints/index.json": 12,
         "note.txt": 5,
         "small.json": 2,
         "whole/deep/small.json": 2,

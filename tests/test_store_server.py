@@ -70,8 +70,8 @@ def test_a_run_its_files_and_its_models_through_the_proxy_and_the_bytes_after_pr
         root = tmp_path / "server" / "artifacts"
         for _ in range(2):
             artifacts.put_file(store, run.run_id, checkpoint / "optimizer.safetensors", "checkpoints/1/state")
-            artifacts.put_folder(store, run.run_id, checkpoint, "whole")
-            artifacts.put_json(store, run.run_id, [1], "checkpoints/index.json")
+            artifacts.put_file(store, run.run_id, checkpoint / "config.json", "whole")
+            artifacts.put_text(store, run.run_id, "[1]", "checkpoints/index.json")
         listed = artifacts.list_files(store, run.run_id)
         assert listed["checkpoints/1/state/optimizer.safetensors"] == 4096
         assert {"checkpoints/index.json", "whole/config.json"} < set(listed)

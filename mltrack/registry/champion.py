@@ -10,12 +10,12 @@ lock: an older one, written late, makes others read more and decide the same."""
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mltrack.errors import TrackingError
+from mltrack.journal.records import now_ms
 from mltrack.registry import gate
 from mltrack.registry.history import (
     SETTLED,
@@ -89,7 +89,7 @@ class Standing:
         """As far as all versions are judged and have their decision, or have none after so long that nobody is about to
         write it.
         """
-        number, since = self.read_above, _now_ms() - IN_FLIGHT_MS
+        number, since = self.read_above, now_ms() - IN_FLIGHT_MS
         for version in sorted(self.model.versions.values(), key=lambda one: one.number):
             if _is_open(version) and version.created_ms > since:
                 break
@@ -250,7 +250,7 @@ def decide(connected: Store, name: str, version: int | None, *, kind: str, why: 
     if kind != OUTSIDE:
         _adopt(connected, name)
     standing = read_standing(connected, name)
-    at_ms = max(_now_ms(), *(change.at_ms + 1 for change in standing.history), 0)
+    at_ms = max(now_ms(), *(change.at_ms + 1 for change in standing.history), 0)
     before = standing.champion if kind == OUTSIDE else standing.model.aliases.get(CHAMPION)
     change = Change(
         version=version, before=before, why=why, kind=kind, barrier=standing.newest, at_ms=at_ms, mark=new_mark(at_ms)
@@ -312,9 +312,9 @@ def _adopt(connected: Store, name: str) -> None:
     if held is not None and model_tags.read_version(connected, name, held) is None:
         return
     decided = last_decision(standing.history)
-    if decided is not None and held == decided.before and decided.at_ms > _now_ms() - SETTLING_MS:
+    if decided is not None and held == decided.before and decided.at_ms > now_ms() - SETTLING_MS:
         return  # whoever decided is about to move it
-    since = _now_ms() - IN_FLIGHT_MS
+    since = now_ms() - IN_FLIGHT_MS
     registering = any(_is_open(one) and one.created_ms > since for one in standing.model.versions.values())
     lately = {
         version
@@ -373,7 +373,3 @@ def _version_there(connected: Store, name: str, number: int) -> RegisteredVersio
 def _is_open(version: RegisteredVersion) -> bool:
     """True where a run registered it and has not written down yet what became of it."""
     return gate.POLICY in version.tags and gate.DECISION not in version.tags
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

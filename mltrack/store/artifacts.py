@@ -7,7 +7,6 @@ UnreadableFile, whatever the store does; a store that cannot take a file that ca
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
 import shlex
@@ -111,21 +110,6 @@ def put_file(
                 _send(store, root, source, _checked(artifact_path))
 
 
-def put_folder(store: Store, run_id: str, path: str | os.PathLike[str], artifact_path: str) -> None:
-    """The folder's contents as the folder `artifact_path`; on a local root what is there is replaced as a whole."""
-    source = Path(path)
-    if not source.is_dir():
-        raise StoreRejected(f"{source} is not a folder")
-    with translated(store, f"storing the folder {source.name}"):
-        root, local = _place(store, run_id, to_write=True)
-        if local is not None:
-            target = _inside(local, _named(artifact_path))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            placement.place_tree(source, target)
-        else:
-            send_tree(store, root, source, _named(artifact_path))
-
-
 def put_text(store: Store, run_id: str, text: str, artifact_file: str) -> None:
     """A text file at `artifact_file`, as "checkpoints/index.json"."""
     name = _named(artifact_file)
@@ -138,11 +122,6 @@ def put_text(store: Store, run_id: str, text: str, artifact_file: str) -> None:
             file = Path(folder) / Path(name).name
             file.write_text(text, encoding="utf-8")
             _send(store, root, file, _folder_of(name))
-
-
-def put_json(store: Store, run_id: str, value: Any, artifact_file: str) -> None:
-    """A value as JSON at `artifact_file`."""
-    put_text(store, run_id, json.dumps(value, indent=2, ensure_ascii=False) + "\n", artifact_file)
 
 
 def delete(store: Store, run_id: str, artifact_path: str) -> None:
