@@ -266,6 +266,7 @@ def _data_inspect(
     path: str = typer.Argument(..., help="Records, as --dataset-path of train takes them, or stdlib."),
     task: str | None = _option("task", "The task; not set: told by the fields of the first record."),
     model_name: str | None = _option("model_name", "Whose tokenizer counts, as for train.", None),
+    model_revision: str | None = _option("model_revision", "Branch, tag or commit of a hub model."),
     max_length: str | None = _option("max_length", "Tokens from which a record is cut; not set: by task."),
     columns: str | None = _option("columns", "Which columns of the data hold what: code=func,label=target."),
     labels: str | None = _option("labels", "Which class each label of the data means: 0=safe,1=unsafe."),
@@ -278,7 +279,7 @@ def _data_inspect(
     from mltrack.cli.data import inspect
 
     given = {"task": task, "model_name": model_name, "max_length": max_length, "columns": columns, "labels": labels}
-    inspect(path, {**given, "on_bad_record": on_bad_record, "output": output})
+    inspect(path, {**given, "model_revision": model_revision, "on_bad_record": on_bad_record, "output": output})
 
 
 @data.command("check", cls=Command, short_help="Leaks, copies, contradictions, imbalance, lengths.")

@@ -51,7 +51,7 @@ def inspect(path: str, words: Mapping[str, str | None]) -> None:
     records = loader.records  # what is wrong with them is said before a model is looked up
     from mltrack.models import resolve_model
 
-    source = resolve_model(name, task)
+    source = resolve_model(name, task, revision=values["model_revision"])
     if source.kind == "scratch":
         source.train_tokenizer(
             text for record in evenly(records, _TRAINED_ON) for text in (record.description, record.text) if text
