@@ -103,7 +103,9 @@ def test_a_run_is_resumed(samples: Path) -> None:
     first = run_snippet("A whole training", {})["response"]
     response = run_snippet("Resume", {}, 1)["response"]
     assert response.success, response.errors
-    assert (response.run_id, response.epochs_run) == (first.run_id, 3)
+    assert response.epochs_run == 3
+    same = {Path(one.model_path).resolve() for one in (first, response)}
+    assert len(same) == 1, "the run has one directory; its MLflow id may not be known yet when a response is made"
 
 
 def test_callbacks_and_own_metrics(parts: dict[str, Any]) -> None:
