@@ -6,6 +6,7 @@ and counts together with it alone."""
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import math
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from mltrack.addresses import is_same, redacted, without_secrets
 from mltrack.journal import RunDirectory, read_json, write_json
 from mltrack.journal.records import now_ms
 from mltrack.journal.shape import without_misfits
+from mltrack.store.runs import MAX_TAG_LENGTH, legal_name
 
 FORMAT_VERSION = 1
 _OF_MODELS = ("models", "saved_ms", "index_is_stored")
@@ -24,6 +26,7 @@ _KEY = ("tracking_uri", "run_id")
 """By these the two files know that they belong together."""
 log = logging.getLogger("mltrack.relay")
 MAX_INFINITIES_NAMED = 50
+MAX_RENAMED_TOLD = 100
 
 
 @dataclass
@@ -117,6 +120,20 @@ class Progress:
         for name, value in {**record["values"], **record["timing"]}.items():
             if math.isinf(value) and len(self.infinite) < MAX_INFINITIES_NAMED:
                 self.infinite.append(f"{name} at step {record['step']}: {value}")
+
+    def name_in_mlflow(self, name: str) -> str:
+        """The name that MLflow takes of a metric, param or tag."""
+        shown = legal_name(name)
+        if shown != name and len(self.renamed) < MAX_RENAMED_TOLD:
+            self.renamed[shown] = name
+        return shown
+
+    def renamed_json(self) -> str:
+        """As many names as a tag holds; full_values.json has all."""
+        told = dict(self.renamed)
+        while len(json.dumps(told)) > MAX_TAG_LENGTH:
+            told.popitem()
+        return json.dumps(told)
 
     def is_whole(self, directory: RunDirectory) -> bool:
         """True where nothing of the journal is left to deliver, and the run was given its status."""

@@ -9,37 +9,33 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from mltrack import registry
-from mltrack.addresses import is_same
 from mltrack.errors import MltrackError, described
 from mltrack.journal import JournalReader, RunDirectory, records
 from mltrack.relay.artifact import upload
-from mltrack.relay.exposed import exposed_secrets
 from mltrack.relay.full_values import full_values, is_shortened
 from mltrack.relay.isolation import send_isolated
 from mltrack.relay.kept_models import KeptModels
 from mltrack.relay.liveness import STARTED_TAG, Life, trainer_of
-from mltrack.relay.notices import opening_notices
+from mltrack.relay.opening import look_at_run, open_run
 from mltrack.relay.pace import Pace
 from mltrack.relay.progress import Progress
+from mltrack.relay.registration import registered
 from mltrack.relay.trainers import NOW_AND_THEN_S, Claim, Settled
-from mltrack.relay.verdict import verdict_on
-from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, params, ping, runs
+from mltrack.relay.verdict import closing_tags, verdict_on
+from mltrack.store import Store, StoreUnavailable, artifacts, params, ping, runs
 from mltrack.store.connection import ServersOwnFolder
 
 WITH_FILES = ("artifact", "checkpoints", "checkpoints_changed", "model")
 """Types of records that need the artifact store, and each the ones before it."""
+TAKING_OVER = ("checkpoints", "checkpoints_changed", "model", "resumed")
+"""Types of records after which something of an earlier trainer's may be gone."""
 DEFERRED_PAUSE_S, LONGEST_DEFERRED_PAUSE_S = 15.0, 300.0
 """Before the second attempt to store what the artifact store did not take, and at most; doubled after each."""
-MAX_RENAMED_TOLD = 100
 log = logging.getLogger("mltrack.relay")
-
 Point = tuple[str, float, int, int]
 
 
@@ -65,9 +61,8 @@ class Projection:
     ):
         self.directory, self.store = directory, store
         self._pace = pace or Pace()
-        self._missing: StoreUnavailable | None = (
-            None  # what the artifact store said last, which is asked again when that is due
-        )
+        self._missing: StoreUnavailable | None = None
+        """What the artifact store said last, which is asked again when that is due."""
         self._deferred_due, self._deferred_pause_s = 0.0, DEFERRED_PAUSE_S
         self._listeners = [on_progress] if on_progress is not None else []
         self.info = directory.read_run()
@@ -80,20 +75,12 @@ class Projection:
         self._points: list[Point] = []
         self.progress.connected_ms, self.progress.complete = records.now_ms(), False
         self._save(acknowledged=False)
-        self._run_id = self._open_run()
+        self._run_id = self.progress.run_id = open_run(directory, store, self.info)
         self._claim = Claim(directory, store, self._run_id, self.progress, self._save)
         self._claim.check()
-        self._look_at_run()
-        self._kept = KeptModels(
-            store,
-            self._run_id,
-            directory,
-            self.progress,
-            self._save_models,
-            self._claim.check,
-            self._report,
-            self.info.upload,
-        )
+        look_at_run(store, self._run_id, self.info, self.progress)
+        told = (self._save_models, self._claim.check, self._report)
+        self._kept = KeptModels(store, self._run_id, directory, self.progress, *told, self.info.upload)
         self.progress.opened_for = self.info.trainer_started
         self._save(acknowledged=False)
 
@@ -117,7 +104,7 @@ class Projection:
         for record in self._reader.read_new():
             count += 1
             if record["type"] == "metrics":
-                self._points.extend(self._named(_points(record)))
+                self._points.extend(self._points_of(record))
                 self.progress.note_infinities(record)
                 self._behind = self._reader.offset
                 if len(self._points) >= self._pace.batch:
@@ -134,13 +121,15 @@ class Projection:
         self._apply_deferred()
         return count
 
+    def _points_of(self, record: records.Record) -> Iterator[Point]:
+        for name, value in {**record["values"], **record["timing"]}.items():
+            yield self.progress.name_in_mlflow(name), value, record["time_ms"], record["step"]
+
     def _name_odd(self) -> None:
         """Say what the reader has skipped, each once."""
         if self._reader.unknown:
-            log.warning(
-                "records of types that a later mltrack has added are left out: %s",
-                ", ".join(sorted(self._reader.unknown)),
-            )
+            types = ", ".join(sorted(self._reader.unknown))
+            log.warning("records of types that a later mltrack has added are left out: %s", types)
             self._reader.unknown.clear()
         if self._reader.odd:
             odd, self._reader.odd = self._reader.odd, []
@@ -159,20 +148,15 @@ class Projection:
         """
         missing = self._apply_deferred() or self._stored({"type": "index"}) or self._stored({"type": "full_values"})
         recorded = self.progress.end
-        if self._is_taken_over() or (recorded is None and trainer_of(self.directory).life() is Life.ALIVE):
+        now = self.directory.read_run()
+        is_taken_over = (now.trainer_pid, now.trainer_started) != (self.info.trainer_pid, self.info.trainer_started)
+        if is_taken_over or (recorded is None and trainer_of(self.directory).life() is Life.ALIVE):
             return
         last = verdict_on(self.progress, self.directory)
         status = last.status
         ends = not self.directory.is_succeeded()
         tags = {"mltrack.status": status, "mltrack.delivery": "pending" if missing else "complete"} if ends else {}
-        if ends and last.failure is not None:
-            tags["mltrack.failure"] = last.failure
-        if self.progress.infinite:
-            tags["mltrack.infinite_values"] = "; ".join(self.progress.infinite)
-        if self.progress.renamed:
-            tags["mltrack.renamed"] = self._renamed_json()
-        if self._reader.damaged:
-            tags["mltrack.journal_damage"] = ", ".join(f"bytes {start}-{stop}" for start, stop in self._reader.damaged)
+        tags |= closing_tags(self.progress, last.failure if ends else None, self._reader.damaged)
         self._claim.check()
         runs.set_tags(self.store, self._run_id, tags)
         if ends and status == "FINISHED":  # whatever ended an earlier attempt
@@ -187,95 +171,6 @@ class Projection:
             raise missing
         self.progress.complete, self.progress.waiting = True, None
         self._save()
-
-    def _is_taken_over(self) -> bool:
-        """True where run.json names another trainer than when this delivery began."""
-        now = self.directory.read_run()
-        return (now.trainer_pid, now.trainer_started) != (self.info.trainer_pid, self.info.trainer_started)
-
-    def _named(self, points: list[Point]) -> list[Point]:
-        return [(self._name(name), value, time_ms, step) for name, value, time_ms, step in points]
-
-    def _name(self, name: str) -> str:
-        shown = runs.legal_name(name)
-        if shown != name and len(self.progress.renamed) < MAX_RENAMED_TOLD:
-            self.progress.renamed[shown] = name
-        return shown
-
-    def _renamed_json(self) -> str:
-        """As many names as a tag holds; full_values.json has all."""
-        told = dict(self.progress.renamed)
-        while len(json.dumps(told)) > runs.MAX_TAG_LENGTH:
-            told.popitem()
-        return json.dumps(told)
-
-    def _open_run(self) -> str:
-        info = self.info
-        if info.run_id is None or not self._is_here(info.run_id):
-            run = runs.create_run(
-                self.store,
-                experiment_name=info.experiment_name,
-                run_name=info.run_name,
-                tags={runs.KIND_TAG: info.kind, **info.tags},
-                idempotency_key=info.local_id,
-                start_time_ms=info.created_ms,
-                experiment_id=info.experiment_id if info.run_id is None else None,
-            )
-            belongs_elsewhere = info.run_id is not None
-            info.run_id, info.experiment_id, info.tracking_uri = run.run_id, run.experiment_id, self.store.tracking_uri
-            if not belongs_elsewhere:
-                self._write_run(run_id=info.run_id, experiment_id=info.experiment_id, tracking_uri=info.tracking_uri)
-                if self.directory.path.name == info.local_id:
-                    self.directory.link(info.run_id)
-        elif info.experiment_id is None:  # a run that the trainer was given by its id
-            run = self._given_run(info.run_id)
-            info.experiment_id, info.under_mlflow_run = (
-                run.experiment_id,
-                info.under_mlflow_run or run.tags.get("mlflow.source.type") == "PROJECT",
-            )
-            self._write_run(experiment_id=info.experiment_id, under_mlflow_run=info.under_mlflow_run)
-        assert info.run_id is not None
-        self.progress.run_id = info.run_id
-        return info.run_id
-
-    def _given_run(self, run_id: str) -> runs.RunInfo:
-        """Raises StoreRejected where it cannot be written; the message says who named it."""
-        try:
-            return runs.get_active_run(self.store, run_id)
-        except StoreRejected as error:
-            if os.environ.get("MLFLOW_RUN_ID") == run_id:
-                raise StoreRejected(f"MLFLOW_RUN_ID names run {run_id}: {error}") from error
-            raise
-
-    def _look_at_run(self) -> None:
-        """Note what the user should know of the run: secrets that others wrote there, and what it is where this trainer
-        is the first to use it.
-        """
-        run = runs.get_run(self.store, self._run_id)
-        self.progress.exposed = exposed_secrets(run)
-        if runs.KIND_TAG not in run.tags:  # somebody else made it, or mltrack 0.1
-            runs.set_tags(self.store, self._run_id, {runs.KIND_TAG: self.info.kind})
-        if self.progress.opened_for != self.info.trainer_started:
-            self.progress.notices = opening_notices(self.store, run)
-        for line in (*self.progress.exposed, *self.progress.notices):
-            log.warning("%s", line)
-
-    def _write_run(self, **known: Any) -> None:
-        """Note in run.json what MLflow has told; read anew, since somebody may have resumed the run meanwhile."""
-        try:
-            self.directory.write_run(replace(self.directory.read_run(), **known))
-        except OSError as error:  # a full disk: another relay finds the run by its local id
-            log.error("%s: not written: %s", self.directory.run_file, error.strerror)
-
-    def _is_here(self, run_id: str) -> bool:
-        """False where this is another store than the run's own and does not hold it."""
-        if is_same(self.store.tracking_uri, self.info.tracking_uri):
-            return True
-        try:
-            runs.get_run(self.store, run_id)
-        except StoreRejected:
-            return False
-        return True
 
     def _flush(self) -> None:
         """Send the points that wait, in requests of at most the pace's batch."""
@@ -316,12 +211,7 @@ class Projection:
             self._handle(record)
 
     def _handle(self, record: records.Record) -> None:
-        takes_over = record["type"] in (
-            "checkpoints",
-            "checkpoints_changed",
-            "model",
-            "resumed",
-        ) or STARTED_TAG in record.get("values", {})
+        takes_over = record["type"] in TAKING_OVER or STARTED_TAG in record.get("values", {})
         self._claim.check(within_s=0.0 if takes_over else NOW_AND_THEN_S)
         try:
             handler = getattr(self, f"_apply_{record['type']}", None)
@@ -422,7 +312,9 @@ class Projection:
         self, kind: str, values: Mapping[str, str], limit: int, send: Callable[[Sequence[tuple[str, str]]], None]
     ) -> None:
         self.progress.shortened |= any(is_shortened(text, limit) for text in values.values())
-        refused = send_isolated([(self._name(name), value) for name, value in values.items()], send, self._takes_tags)
+        refused = send_isolated(
+            [(self.progress.name_in_mlflow(name), value) for name, value in values.items()], send, self._takes_tags
+        )
         self._give_up([f"{kind} {name}: {error}" for (name, _), error in refused])
 
     def _apply_inputs(self, record: Mapping[str, Any]) -> None:
@@ -439,7 +331,7 @@ class Projection:
 
     def _apply_checkpoints(self, _: Mapping[str, Any]) -> None:
         if self.progress.renamed:  # whoever goes on from this checkpoint without the journal needs them
-            runs.set_tags(self.store, self._run_id, {"mltrack.renamed": self._renamed_json()})
+            runs.set_tags(self.store, self._run_id, {"mltrack.renamed": self.progress.renamed_json()})
         self._kept.reconcile(self._applied)
 
     _apply_checkpoints_changed = _apply_checkpoints
@@ -455,20 +347,12 @@ class Projection:
         if model_id is None:
             self._report(f"model of step {record['step']}: its checkpoint was not delivered")
             return
-        name = record["registered_name"]
-        commit = runs.get_run(self.store, self._run_id).tags.get("mlflow.source.git.commit")
-        tags = {
-            "mltrack.promote": record["promote"],
-            **({"mltrack.git_commit": commit} if commit else {}),
-            **record["tags"],
-        }
-        self.progress.uploading = f"version of {name}"
+        self.progress.uploading = f"version of {record['registered_name']}"
         self._save(acknowledged=False)
         try:
-            outcome = registry.register(self.store, name, model_id, tags, record["description"])
+            self.progress.registered = registered(self.store, self._run_id, model_id, record)
         finally:
             self.progress.uploading = None
-        self.progress.registered = {"name": name, **asdict(outcome), "version": str(outcome.version)}
 
     def _apply_resumed(self, record: Mapping[str, Any]) -> None:
         self.progress.outcome = self.progress.end = self.progress.registered = None
@@ -497,9 +381,7 @@ class Projection:
             self._report(line)
 
     def _report(self, line: str) -> None:
-        line = line.encode(
-            "utf-8", "backslashreplace"
-        ).decode()  # a file name may be half a character, which no terminal takes
+        line = line.encode("utf-8", "backslashreplace").decode()  # a file name may be half a character
         if line not in self.progress.failed:
             log.error("refused: %s", line)
             self.progress.failed.append(line)
@@ -516,8 +398,3 @@ class Projection:
         self.progress.write(self.directory, acknowledged=acknowledged)
         for on_progress in self._listeners:
             on_progress(self.progress)
-
-
-def _points(record: Mapping[str, Any]) -> list[Point]:
-    values = {**record["values"], **record["timing"]}
-    return [(name, value, record["time_ms"], record["step"]) for name, value in values.items()]

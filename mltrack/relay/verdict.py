@@ -5,6 +5,7 @@ its process."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mltrack.journal import RunDirectory, RunInfo, records
@@ -49,3 +50,19 @@ def verdict_on(progress: Progress, directory: RunDirectory) -> Verdict:
             failure=f"the process ended with exit code {exit_code}, and nothing had closed its tracker",
         )
     return Verdict("FINISHED", records.now_ms())
+
+
+def closing_tags(progress: Progress, failure: str | None, damaged: Sequence[tuple[int, int]]) -> dict[str, str]:
+    """What the run's tags say of its delivery once it is over.
+
+    Args:
+        failure: of the verdict, where this delivery ends the run.
+        damaged: (first, last) bytes of the journal that hold no records.
+    """
+    ranges = ", ".join(f"bytes {start}-{stop}" for start, stop in damaged)
+    return {
+        **({"mltrack.failure": failure} if failure is not None else {}),
+        **({"mltrack.infinite_values": "; ".join(progress.infinite)} if progress.infinite else {}),
+        **({"mltrack.renamed": progress.renamed_json()} if progress.renamed else {}),
+        **({"mltrack.journal_damage": ranges} if damaged else {}),
+    }

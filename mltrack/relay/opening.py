@@ -1,0 +1,92 @@
+"""The MLflow run of a run directory: found, or made.
+
+Invariant: a run that a directory names is looked for, never made again where it belongs; what MLflow has told is in
+run.json before anything is sent."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import replace
+from typing import Any
+
+from mltrack.addresses import is_same
+from mltrack.journal import RunDirectory, RunInfo
+from mltrack.relay.exposed import exposed_secrets
+from mltrack.relay.notices import opening_notices
+from mltrack.relay.progress import Progress
+from mltrack.store import Store, StoreRejected, runs
+
+log = logging.getLogger("mltrack.relay")
+
+
+def open_run(directory: RunDirectory, store: Store, info: RunInfo) -> str:
+    """The id of its MLflow run; `info`, as run.json had it, learns what was not known.
+
+    Raises:
+        StoreRejected: the run cannot be written; the message says who named it.
+    """
+    if info.run_id is None or not _is_here(store, info, info.run_id):
+        run = runs.create_run(
+            store,
+            experiment_name=info.experiment_name,
+            run_name=info.run_name,
+            tags={runs.KIND_TAG: info.kind, **info.tags},
+            idempotency_key=info.local_id,
+            start_time_ms=info.created_ms,
+            experiment_id=info.experiment_id if info.run_id is None else None,
+        )
+        belongs_elsewhere = info.run_id is not None
+        info.run_id, info.experiment_id, info.tracking_uri = run.run_id, run.experiment_id, store.tracking_uri
+        if not belongs_elsewhere:
+            _note(directory, run_id=info.run_id, experiment_id=info.experiment_id, tracking_uri=info.tracking_uri)
+            if directory.path.name == info.local_id:
+                directory.link(info.run_id)
+    elif info.experiment_id is None:  # a run that the trainer was given by its id
+        run = _given_run(store, info.run_id)
+        info.experiment_id = run.experiment_id
+        info.under_mlflow_run = info.under_mlflow_run or run.tags.get("mlflow.source.type") == "PROJECT"
+        _note(directory, experiment_id=info.experiment_id, under_mlflow_run=info.under_mlflow_run)
+    return info.run_id
+
+
+def look_at_run(store: Store, run_id: str, info: RunInfo, progress: Progress) -> None:
+    """Note what the user should know of the run: secrets that others wrote there, and what it is where this trainer is
+    the first to use it.
+    """
+    run = runs.get_run(store, run_id)
+    progress.exposed = exposed_secrets(run)
+    if runs.KIND_TAG not in run.tags:  # somebody else made it, or mltrack 0.1
+        runs.set_tags(store, run_id, {runs.KIND_TAG: info.kind})
+    if progress.opened_for != info.trainer_started:
+        progress.notices = opening_notices(store, run)
+    for line in (*progress.exposed, *progress.notices):
+        log.warning("%s", line)
+
+
+def _given_run(store: Store, run_id: str) -> runs.RunInfo:
+    try:
+        return runs.get_active_run(store, run_id)
+    except StoreRejected as error:
+        if os.environ.get("MLFLOW_RUN_ID") == run_id:
+            raise StoreRejected(f"MLFLOW_RUN_ID names run {run_id}: {error}") from error
+        raise
+
+
+def _note(directory: RunDirectory, **known: Any) -> None:
+    """Note in run.json what MLflow has told; read anew, since somebody may have resumed the run meanwhile."""
+    try:
+        directory.write_run(replace(directory.read_run(), **known))
+    except OSError as error:  # a full disk: another relay finds the run by its local id
+        log.error("%s: not written: %s", directory.run_file, error.strerror)
+
+
+def _is_here(store: Store, info: RunInfo, run_id: str) -> bool:
+    """False where this is another store than the run's own and does not hold it."""
+    if is_same(store.tracking_uri, info.tracking_uri):
+        return True
+    try:
+        runs.get_run(store, run_id)
+    except StoreRejected:
+        return False
+    return True
