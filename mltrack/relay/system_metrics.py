@@ -13,14 +13,13 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import psutil
 
 from mltrack.errors import TrackingError
 from mltrack.journal.records import now_ms
-from mltrack.store import Store, StoreRejected, runs
+from mltrack.store import Store, StoreRejected, machine, runs
 
 PREFIX = "system/"
 TRAINER_MEMORY, TRAINER_CPU = "system/trainer_memory_megabytes", "system/trainer_cpu_percentage"
@@ -53,11 +52,8 @@ class SystemMetrics:
 
     def __init__(self, pid: int | None, *, machine_wide: bool = True):
         self._trainer = _process(pid)
-        self._machine_wide = machine_wide
-        self._gpus = _Gpus() if machine_wide else None
+        self._monitors = machine.machine_monitors() if machine_wide else []
         psutil.cpu_percent()  # the share is that since the last call
-        network = psutil.net_io_counters()
-        self._network_start = (network.bytes_recv, network.bytes_sent) if network else (0, 0)
         self._memory = _TreeMemory()
         self._cpu_seconds = {process: _cpu_seconds(process) or 0.0 for process in self._tree()}
         self._sampled = time.monotonic()
@@ -66,31 +62,8 @@ class SystemMetrics:
         """{metric name: value}; shares and rates are those since the last sample, the network counts from the first
         one.
         """
-        values = self._machine() if self._machine_wide else {}
-        values.update(self._trainer_tree())
-        return values
-
-    def _machine(self) -> dict[str, float]:
-        memory = psutil.virtual_memory()
-        values = {
-            "cpu_utilization_percentage": psutil.cpu_percent(),
-            "system_memory_usage_megabytes": memory.used / 1e6,
-            "system_memory_usage_percentage": memory.used / memory.total * 100,
-        }
-        disk = psutil.disk_usage(os.sep)
-        values |= {
-            "disk_usage_percentage": disk.percent,
-            "disk_usage_megabytes": disk.used / 1e6,
-            "disk_available_megabytes": disk.free / 1e6,
-        }
-        network = psutil.net_io_counters()
-        if network is not None:
-            received, sent = self._network_start
-            values["network_receive_megabytes"] = (network.bytes_recv - received) / 1e6
-            values["network_transmit_megabytes"] = (network.bytes_sent - sent) / 1e6
-        if self._gpus is not None:
-            values.update(self._gpus.sample())
-        return {PREFIX + name: round(value, 3) for name, value in values.items()}
+        values = {PREFIX + name: value for name, value in machine.measured(self._monitors).items()}
+        return {**values, **self._trainer_tree()}
 
     def _trainer_tree(self) -> dict[str, float]:
         """Memory: pages shared by the tree count once; CPU: 100 is one core, as `top` shows it."""
@@ -215,40 +188,6 @@ class _TreeMemory:
         if resident > LARGE_BYTES:
             self._seconds_per_byte = max(ASSUMED_SECONDS_PER_BYTE, taken / resident)
         self._read_of, self._share = set(tree), proportional / max(1, resident)
-
-
-class _Gpus:
-    """NVIDIA GPUs through nvidia-ml-py, where it is installed and a driver answers; else none."""
-
-    def __init__(self) -> None:
-        self._handles: list[Any] = []
-        try:
-            import pynvml
-
-            self._nvml = pynvml
-            pynvml.nvmlInit()
-            self._handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        except (
-            Exception
-        ) as error:  # not installed, no driver, a driver without permission: a machine without GPUs for us
-            log.debug("no GPU metrics: %s", error)
-
-    def sample(self) -> dict[str, float]:
-        """MLflow's names `gpu_<i>_...`; what a driver does not tell is left out."""
-        return {f"gpu_{i}_{name}": value for i, handle in enumerate(self._handles) for name, value in self._of(handle)}
-
-    def _of(self, handle: Any) -> Iterator[tuple[str, float]]:
-        nvml = self._nvml
-        try:
-            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-            yield "memory_usage_percentage", memory.used / memory.total * 100
-            yield "memory_usage_megabytes", memory.used / 1e6
-            yield "utilization_percentage", float(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-            watts = nvml.nvmlDeviceGetPowerUsage(handle) / 1000
-            yield "power_usage_watts", watts
-            yield "power_usage_percentage", watts / (nvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000) * 100
-        except nvml.NVMLError as error:
-            log.debug("GPU metrics: %s", error)
 
 
 def _process(pid: int | None) -> psutil.Process | None:
