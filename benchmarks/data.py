@@ -167,7 +167,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mltrack-data-") as folder:
         tokenizer = Path(folder) / "tokenizer"
         from mltrack.models.tokenizers import train_tokenizer
-        from mltrack.records.readers.sources import SETTLED_S
+        from mltrack.records.readers.paths import SETTLED_S
 
         train_tokenizer([function(number)["code"] for number in range(2000)], 8000, "decoder").save_pretrained(
             tokenizer

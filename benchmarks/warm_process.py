@@ -33,7 +33,7 @@ IMPORTED = (
     "mlflow.store.db.utils",
     "mltrack.cli.app",
     "mltrack.cli.train",
-    "mltrack.cli.progress",
+    "mltrack.cli.training_progress",
     "mltrack.cli.summary",
     "mltrack.runs.use_case",
     "sklearn.metrics",

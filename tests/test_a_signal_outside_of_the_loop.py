@@ -62,9 +62,9 @@ def interrupted_line(process, number: int) -> None:
 
 BEFORE_THE_RUN = {
     "the imports": "mltrack.runs.use_case:TrainModelUseCase.__init__",
-    "the weights' file": "mltrack.models.loading:ModelSource.build",
+    "the weights' file": "mltrack.models.pretrained:ModelSource.build",
     "a file of records": "mltrack.data.loader:iterate_records",
-    "the tokenizer": "mltrack.models.loading:ModelSource.train_tokenizer",
+    "the tokenizer": "mltrack.models.pretrained:ModelSource.train_tokenizer",
     "near-duplicates": "mltrack.records.similar.near_duplicates:_signatures",
     "token ids": "mltrack.data.encoding:Encoder.rows",
 }

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from mltrack import DatasetLoader
 from mltrack.cli import run as run_command
 from mltrack.errors import ConfigurationError, DatasetError
-from mltrack.records.readers import read_records, sources
+from mltrack.records.readers import paths as sources
+from mltrack.records.readers import read_records
 
 FILES = sources.ACCEPTED
 LEVELS = "accepted: safe, low, medium, high, critical"

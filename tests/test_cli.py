@@ -104,7 +104,7 @@ def test_a_training_config_is_valid_and_stays_as_it_is():
 
 
 def test_both_spellings_of_every_option():
-    from mltrack.cli.options import spellings
+    from mltrack.cli.parameters import spellings
 
     assert spellings("learning_rate") == ["--learning-rate", "--learning_rate"]
     assert spellings("task") == ["--task"]

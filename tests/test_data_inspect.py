@@ -13,8 +13,8 @@ import pytest
 
 from mltrack import DatasetLoader, TrainModelRequest, TrainModelUseCase
 from mltrack.cli import run
-from mltrack.data import inspection
-from mltrack.data.inspection import histogram, inspect_records
+from mltrack.data import overview as inspection
+from mltrack.data.overview import histogram, inspect_records
 from mltrack.data.token_cache import FEWEST_RECORDS
 from mltrack.journal import read_journal
 from mltrack.models import resolve_model

@@ -16,7 +16,7 @@ from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset, DatasetLoader, Record
 from mltrack.data.collate import collate
 from mltrack.errors import ConfigurationError, DatasetError
-from mltrack.runs.record import data_figures, long_text_warnings
+from mltrack.runs.description import data_figures, long_text_warnings
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 VOCABULARY = {

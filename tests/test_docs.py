@@ -28,7 +28,7 @@ BEGIN, END = "<!-- options -->", "<!-- /options -->"
 
 def with_table(text: str) -> str:
     """The page with the table of options as the code has it."""
-    from mltrack.cli.options import markdown_table
+    from mltrack.cli.parameters import markdown_table
 
     head, rest = text.split(BEGIN)
     return f"{head}{BEGIN}\n{markdown_table()}\n{END}{rest.split(END)[1]}"

@@ -15,7 +15,7 @@ from mltrack import TrainingMetricsTracker
 from mltrack.config import TrainModelRequest
 from mltrack.journal import RunDirectory
 from mltrack.relay import sync
-from mltrack.runs.record import describe_run
+from mltrack.runs.description import describe_run
 from mltrack.store import StoreRejected, connect
 from mltrack.store.runs import find_experiment
 

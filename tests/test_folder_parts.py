@@ -14,7 +14,7 @@ from mltrack.data.requested import checked_paths, one_part, requested_records
 from mltrack.errors import ConfigurationError, DatasetError
 from mltrack.journal import RunDirectory
 from mltrack.records.readers import find_sources
-from mltrack.records.readers.parts import Parts, parts_of
+from mltrack.records.readers.folder_parts import Parts, parts_of
 from mltrack.runs.provenance import saved_options
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mltrack.cli.runs import list_runs
+from mltrack.cli.runs_and_sync import list_runs
 from mltrack.errors import ConfigurationError
 from mltrack.journal import (
     JournalWriter,

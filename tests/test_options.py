@@ -10,10 +10,10 @@ import pytest
 
 from mltrack.cli import run
 from mltrack.cli.app import app
-from mltrack.cli.options import without_empty
+from mltrack.cli.parameters import without_empty
 from mltrack.config import OPTIONS, Option, TrainingConfig, TrainModelRequest, checked_options
 from mltrack.errors import ConfigurationError
-from mltrack.runs.record import params_of
+from mltrack.runs.description import params_of
 
 NUMBERS = [option for option in OPTIONS.values() if option.kind in ("int", "float", "interval")]
 WHOLE_NUMBERS = [option for option in NUMBERS if option.kind != "float"]

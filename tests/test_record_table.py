@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from mltrack import DatasetLoader
 from mltrack.errors import DatasetError
 from mltrack.records import record_cache
-from mltrack.records.readers import sources
+from mltrack.records.readers import paths as sources
 from mltrack.records.record import Record, content_digest
 from mltrack.records.table import RecordTable, digest_of, keys_of, labels_of, select, write_table
 
@@ -140,7 +140,7 @@ def test_a_start_with_kept_records_imports_neither_datasets_nor_pandas(tmp_path:
     path = tmp_path / "a.jsonl"
     path.write_text("".join(json.dumps({"code": f"code {n}", "label": "xy"[n % 2]}) + "\n" for n in range(300)))
     program = (
-        "import sys\nfrom mltrack.records import record_cache\nfrom mltrack.records.readers import sources\nfrom mltrack.data.loader import DatasetLoader\nfrom"
+        "import sys\nfrom mltrack.records import record_cache\nfrom mltrack.records.readers import paths as sources\nfrom mltrack.data.loader import DatasetLoader\nfrom"
         " mltrack.records.table import RecordTable\nrecord_cache.LIST_BYTES = 1000\nsources.SETTLED_S = 0.0\nloader = DatasetLoader(sys.argv[1])\n"
         "assert isinstance(loader.records, RecordTable)\nloader.get_info(), list(loader.records)\n"
         "print({'datasets', 'pandas'} & set(sys.modules))"

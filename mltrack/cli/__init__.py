@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> int:
     import typer
 
     from mltrack.cli.app import app
-    from mltrack.cli.options import without_empty
+    from mltrack.cli.parameters import without_empty
 
     codecs.register_error(_SHOWN, _shown)
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 
 from mltrack.cli.command import BOOL, Command, task_options
-from mltrack.cli.options import completion, spellings, split_options, takes_options, train_options
+from mltrack.cli.parameters import completion, spellings, split_options, takes_options, train_options
 from mltrack.config import OPTIONS
 
 app = typer.Typer(
@@ -131,7 +131,7 @@ def _sync(
     tracking_uri: str | None = URI,
 ) -> None:
     """Complete the delivery of runs to MLflow."""
-    from mltrack.cli.runs import sync_runs
+    from mltrack.cli.runs_and_sync import sync_runs
 
     raise typer.Exit(sync_runs(run or [], follow, all_runs, output_dir or "mltrack-runs", tracking_uri))
 
@@ -146,7 +146,7 @@ def _runs(
     tracking_uri: str | None = URI,
 ) -> None:
     """List the local runs: state, steps, delivery; and runs in MLflow that nobody trains any more."""
-    from mltrack.cli.runs import list_runs
+    from mltrack.cli.runs_and_sync import list_runs
 
     list_runs(
         output_dir or "mltrack-runs", output or "text", reap or "false", tracking_uri, limit or "50", kind or None
@@ -248,7 +248,7 @@ KIND = typer.Option("all", "--kind", help="all, model, tokens, records or rows (
 @cache.command("list", cls=Command)
 def _cache_list(kind: str = KIND, output: str | None = _option("output", "text or json.", "text")) -> None:
     """What is there: kind, size, when it was used last."""
-    from mltrack.cli.cache import list_cache
+    from mltrack.cli.cache_commands import list_cache
 
     list_cache(kind, output or "text")
 
@@ -256,7 +256,7 @@ def _cache_list(kind: str = KIND, output: str | None = _option("output", "text o
 @cache.command("clear", cls=Command, short_help="Remove what no process uses.")
 def _cache_clear(kind: str = KIND, output: str | None = _option("output", "text or json.", "text")) -> None:
     """Remove what no process uses; it is fetched or made again when it is needed."""
-    from mltrack.cli.cache import clear_cache
+    from mltrack.cli.cache_commands import clear_cache
 
     clear_cache(kind, output or "text")
 

@@ -14,8 +14,8 @@ from mltrack.tasks import all_tasks, task_named
 from mltrack.tasks.contract import Task
 
 if TYPE_CHECKING:
-    from mltrack.data.inspection import Inspection
     from mltrack.data.loader import DatasetLoader
+    from mltrack.data.overview import Inspection
 
 _TRAINED_ON = 2000
 """Records that a scratch model's tokenizer is trained on here; a training takes all of its training split."""
@@ -39,8 +39,8 @@ def inspect(path: str, words: Mapping[str, str | None]) -> None:
     task = task_named(values["task"]) if words["task"] is not None else guessed_task(path, values["columns"])
     name = values["model_name"]
     max_length = values["max_length"] or task.defaults(name)["max_length"]
-    from mltrack.data.inspection import evenly, inspect_records
     from mltrack.data.loader import DatasetLoader
+    from mltrack.data.overview import evenly, inspect_records
 
     loader = DatasetLoader(
         path,

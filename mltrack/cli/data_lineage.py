@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrack.addresses import redacted
-from mltrack.cli.options import split_options
+from mltrack.cli.parameters import split_options
 from mltrack.config import OPTIONS, TrainModelRequest
 from mltrack.errors import ConfigurationError, printable
 from mltrack.tasks.contract import Task

@@ -8,7 +8,7 @@ from typing import Any
 
 from mltrack import registry, store
 from mltrack.addresses import redacted
-from mltrack.cli.options import as_bool, reading_options
+from mltrack.cli.parameters import as_bool, reading_options
 from mltrack.config import OPTIONS, Option
 from mltrack.errors import ConfigurationError, printable
 from mltrack.registry import gate, history, loading

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mltrack.cli.options import reading_options
+from mltrack.cli.parameters import reading_options
 from mltrack.config import OPTIONS, Option
 from mltrack.errors import ConfigurationError, DatasetError, printable
 

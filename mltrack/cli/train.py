@@ -25,7 +25,7 @@ def train(words: Mapping[str, str]) -> int:
     from mltrack.hardware import prepare_process
 
     prepare_process(request.speedups)
-    from mltrack.cli.progress import TrainingProgress
+    from mltrack.cli.training_progress import TrainingProgress
     from mltrack.runs.use_case import TrainModelUseCase
 
     progress = TrainingProgress()

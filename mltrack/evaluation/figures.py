@@ -120,7 +120,7 @@ def token_lengths_figure(lengths: Mapping[str, Any], max_length: int, path: str 
     """
     import numpy as np
 
-    from mltrack.data.inspection import histogram
+    from mltrack.data.overview import histogram
 
     figure, grid = _figure(6.4, 2.6 * len(lengths), len(lengths), 1)
     for axes, colour, (name, tokens) in zip(np.ravel(grid), _LINES, lengths.items(), strict=False):

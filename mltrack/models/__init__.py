@@ -10,8 +10,8 @@ Synopsis:
 
 from __future__ import annotations
 
-from mltrack.models.loading import ModelSource, save_pretrained
 from mltrack.models.presets import PRESETS
+from mltrack.models.pretrained import ModelSource, save_pretrained
 from mltrack.models.scan import read_once
 from mltrack.models.sources import SOURCES, resolve_model
 from mltrack.models.tokenizers import train_tokenizer

@@ -19,7 +19,7 @@ from mltrack.errors import ConfigurationError, printable
 from mltrack.models import presets
 from mltrack.models.gguf_file import dequantized, is_gguf
 from mltrack.models.hub import content_on_hub, find_on_hub
-from mltrack.models.loading import ModelSource, model_folder, open_pretrained
+from mltrack.models.pretrained import ModelSource, model_folder, open_pretrained
 from mltrack.tasks.contract import Task
 from mltrack.tasks.names import task_named
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from mltrack.errors import CheckpointError, ConfigurationError
 from mltrack.journal import JournalReader, KeptCheckpoints, RunDirectory
-from mltrack.relay.progress import Progress
+from mltrack.relay.delivery_state import Progress
 from mltrack.store import Store, StoreRejected, artifacts, light_model, logged_models, translated
 from mltrack.store.connection import ServersOwnFolder
 from mltrack.tasks import TaskType, task_named

@@ -14,7 +14,7 @@ from enum import Enum
 
 from mltrack.errors import TrackingError
 from mltrack.journal import JournalReader, Machine, RunDirectory, RunInfo, heartbeat
-from mltrack.relay.process import WatchedProcess
+from mltrack.relay.relay_process import WatchedProcess
 
 HOST_TAG, PID_TAG, STARTED_TAG = "mltrack.host", "mltrack.trainer_pid", "mltrack.trainer_started"
 BOOT_TAG, NAMESPACE_TAG = "mltrack.boot_id", "mltrack.pid_namespace"

@@ -12,9 +12,9 @@ from typing import Any
 
 from mltrack.addresses import is_same
 from mltrack.journal import RunDirectory, RunInfo
+from mltrack.relay.delivery_state import Progress
 from mltrack.relay.exposed import exposed_secrets
 from mltrack.relay.notices import opening_notices
-from mltrack.relay.progress import Progress
 from mltrack.store import Store, StoreRejected, runs
 
 log = logging.getLogger("mltrack.relay")

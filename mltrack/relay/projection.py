@@ -16,13 +16,13 @@ from typing import Any
 from mltrack.errors import MltrackError, described
 from mltrack.journal import JournalReader, RunDirectory, records
 from mltrack.relay.artifact import upload
+from mltrack.relay.delivery_state import Progress
 from mltrack.relay.full_values import full_values, is_shortened
 from mltrack.relay.isolation import send_isolated
 from mltrack.relay.kept_models import KeptModels
 from mltrack.relay.liveness import STARTED_TAG, Life, trainer_of
 from mltrack.relay.opening import look_at_run, open_run
 from mltrack.relay.pace import Pace
-from mltrack.relay.progress import Progress
 from mltrack.relay.registration import registered
 from mltrack.relay.trainers import NOW_AND_THEN_S, Claim, Settled
 from mltrack.relay.verdict import closing_tags, verdict_on

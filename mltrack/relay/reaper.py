@@ -13,8 +13,8 @@ from pathlib import Path
 from mltrack.errors import MltrackError
 from mltrack.journal import RunDirectory, known_runs
 from mltrack.journal.run_index import only_own
+from mltrack.relay.delivery_state import Progress
 from mltrack.relay.liveness import HEARTBEAT_TAG, Life, TrainedElsewhere, Trainer, has_ended, moves, trainer_of
-from mltrack.relay.progress import Progress
 from mltrack.relay.sync import DeliveredElsewhere, delivering_process, sync
 from mltrack.relay.trainers import OwnTrainers, Settled
 from mltrack.store import Store, StoreUnavailable, runs

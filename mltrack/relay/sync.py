@@ -18,12 +18,12 @@ from contextlib import contextmanager, suppress
 from mltrack.errors import TrackingError
 from mltrack.journal import RunDirectory
 from mltrack.relay.address import may_be_made, tracking_uri_of
+from mltrack.relay.delivery_state import Progress
 from mltrack.relay.heartbeat_tag import beating
 from mltrack.relay.liveness import Life, Notice, Trainer, refuse_trained_elsewhere, trainer_of
 from mltrack.relay.pace import Pace
-from mltrack.relay.process import WatchedProcess
-from mltrack.relay.progress import Progress
 from mltrack.relay.projection import Projection
+from mltrack.relay.relay_process import WatchedProcess
 from mltrack.relay.system_metrics import SystemMetricsFeed
 from mltrack.relay.trainers import OthersRun, RunDeleted, Settled
 from mltrack.store import StoreDenied, StoreRejected, StoreUnavailable, connect

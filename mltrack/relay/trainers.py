@@ -21,8 +21,8 @@ import psutil
 
 from mltrack.errors import TrackingError
 from mltrack.journal import JournalReader, Machine, RunDirectory
+from mltrack.relay.delivery_state import Progress
 from mltrack.relay.liveness import HEARTBEAT_TAG, HOST_TAG, PID_TAG, STARTED_TAG, Life, Trainer, moves
-from mltrack.relay.progress import Progress
 from mltrack.store import Store, StoreRejected, runs
 from mltrack.store.refusal import is_missing
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mltrack.journal import RunDirectory, RunInfo, records
-from mltrack.relay.progress import Progress
+from mltrack.relay.delivery_state import Progress
 
 
 @dataclass(frozen=True)

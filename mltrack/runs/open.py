@@ -12,9 +12,9 @@ from mltrack.errors import ConfigurationError
 from mltrack.hardware import facts
 from mltrack.journal import write_json
 from mltrack.relay import trainer_tags
+from mltrack.runs.description import inputs_of, params_of
 from mltrack.runs.prepare import Prepared, Resumed
 from mltrack.runs.provenance import undelivered
-from mltrack.runs.record import inputs_of, params_of
 from mltrack.runs.tracked import TrackedRun
 from mltrack.store.connection import without_autologging
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background

@@ -26,10 +26,10 @@ from mltrack.journal import JournalLock, RunDirectory, make_output_dir
 from mltrack.models import ModelSource, resolve_model
 from mltrack.records.check import DataReport, check_data
 from mltrack.relay import tracking_uri_of
+from mltrack.runs.description import data_figures, long_text_warnings
 from mltrack.runs.frontend import Frontend
 from mltrack.runs.own_data import made_datasets
 from mltrack.runs.provenance import earlier_labels, find_resumed, pinned_revision, reads_as_tokens, saved_options
-from mltrack.runs.record import data_figures, long_text_warnings
 from mltrack.store import credentials_place, served_uri
 from mltrack.training import choose_parallel, compare_fingerprints, fingerprint_of, use_attention, uses_cls_only
 

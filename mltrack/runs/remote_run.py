@@ -38,6 +38,7 @@ from mltrack.journal import (
     write_json,
 )
 from mltrack.registry import connect_existing
+from mltrack.relay.delivery_state import Progress
 from mltrack.relay.liveness import (
     BOOT_TAG,
     HEARTBEAT_TAG,
@@ -49,9 +50,9 @@ from mltrack.relay.liveness import (
     Trainer,
     moves,
 )
-from mltrack.relay.progress import Progress
 from mltrack.relay.trainers import VERSION_TAG, OwnTrainers
-from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, fetching, history, runs
+from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, fetching, runs
+from mltrack.store import metric_history as history
 from mltrack.tracking.metric_table import TIMING_WORDS
 
 if TYPE_CHECKING:  # loads torch, which `mltrack runs` does without

@@ -24,10 +24,10 @@ from mltrack.addresses import redact
 from mltrack.config import TrainModelResponse
 from mltrack.errors import Interrupted, MltrackError, TrackingError, alone, described
 from mltrack.journal import RunDirectory, RunInfo, write_json
+from mltrack.runs.description import describe_run
 from mltrack.runs.frontend import Frontend
 from mltrack.runs.prepare import Prepared
 from mltrack.runs.provenance import take, take_over
-from mltrack.runs.record import describe_run
 from mltrack.shortage import shortage_of
 from mltrack.tracking import TrainingMetricsTracker
 

@@ -7,8 +7,8 @@ from mltrack.training.parallel import choose_parallel
 from mltrack.training.schedule import Plan
 from mltrack.training.speed import uses_cls_only
 from mltrack.training.speed.attention import use_attention
-from mltrack.training.state import TrainingState
 from mltrack.training.trainer import AdvancedTrainer
+from mltrack.training.training_state import TrainingState
 
 __all__ = [
     "AdvancedTrainer",

@@ -15,7 +15,7 @@ from mltrack.errors import ConfigurationError
 from mltrack.training.early_stopping import EarlyStopping
 from mltrack.training.fingerprint import compare_fingerprints
 from mltrack.training.schedule import Plan, apply_options, describe_change
-from mltrack.training.state import TrainingState
+from mltrack.training.training_state import TrainingState
 
 if TYPE_CHECKING:
     from mltrack.training.trainer import AdvancedTrainer

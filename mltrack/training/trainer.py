@@ -51,7 +51,7 @@ from mltrack.training.resume import Metric, continue_from, newest_checkpoint, re
 from mltrack.training.saving import Saving
 from mltrack.training.schedule import Every, Plan, adamw, linear_warmup_decay
 from mltrack.training.speed import training_context, uses_cls_only
-from mltrack.training.state import TrainingState
+from mltrack.training.training_state import TrainingState
 
 MAX_SKIPPED_IN_A_ROW = 10
 

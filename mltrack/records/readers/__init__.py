@@ -9,7 +9,7 @@ record is at fault, its number and field. One record at a time is held in its ra
         ...
 """
 
-from mltrack.records.readers.parts import Parts
+from mltrack.records.readers.folder_parts import Parts
+from mltrack.records.readers.paths import SUFFIXES, Source, absolute, every_file, find_parts, find_sources, state_of
 from mltrack.records.readers.raw import MAX_RECORD_BYTES, Raw
 from mltrack.records.readers.reading import OnSkip, iterate_records, read_records
-from mltrack.records.readers.sources import SUFFIXES, Source, absolute, every_file, find_parts, find_sources, state_of

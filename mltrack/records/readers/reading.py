@@ -14,8 +14,8 @@ from mltrack.config import OPTIONS
 from mltrack.config.pairs import parse_pairs
 from mltrack.errors import ConfigurationError, DatasetError
 from mltrack.records.readers.class_names import Names, shared_names
+from mltrack.records.readers.paths import Source, find_sources
 from mltrack.records.readers.raw import Raw
-from mltrack.records.readers.sources import Source, find_sources
 from mltrack.records.record import Record, check_record
 from mltrack.tasks.names import task_named
 

@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 from mltrack import relay, store
 from mltrack.addresses import is_same, without_secrets
-from mltrack.cli.options import as_bool
+from mltrack.cli.parameters import as_bool
 from mltrack.config import OPTIONS
 from mltrack.errors import ConfigurationError, MltrackError, did_you_mean, printable
 from mltrack.journal import (

@@ -3,8 +3,8 @@
 Accepted are a file, a folder, a glob, a Hugging Face data set's folder (`folder` or `folder:split`) and
 `hf:name:split`. Invariant: every file that a folder or a glob holds is read or named in the error; a folder that a glob
 matches is read as if it were given by itself. `folder:train`, `folder:validation` and `folder:test` are those whose
-names say so (`mltrack.records.readers.parts`), `folder:all` is every one. Hidden files and folders (`.name`, `_name`)
-are passed over, unless the glob names them (`_*.jsonl`)."""
+names say so (`mltrack.records.readers.folder_parts`), `folder:all` is every one. Hidden files and folders (`.name`,
+`_name`) are passed over, unless the glob names them (`_*.jsonl`)."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from mltrack.errors import DatasetError, did_you_mean
 from mltrack.records.builtin.stdlib_source import STDLIB
 from mltrack.records.readers.class_names import Names
 from mltrack.records.readers.csv_files import csv_rows
+from mltrack.records.readers.folder_parts import ALL, PARTS, Parts, parts_of
 from mltrack.records.readers.hugging_face import HUB, hub_parts, hub_rows, is_saved, saved_rows
 from mltrack.records.readers.json_files import holds_lines, json_array, json_lines
 from mltrack.records.readers.parquet_files import parquet_names, parquet_rows
-from mltrack.records.readers.parts import ALL, PARTS, Parts, parts_of
 from mltrack.records.readers.raw import Raw, one_line
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
