@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from mltrack.config import GROUPS, OPTIONS, TrainingConfig, TrainModelRequest
 from mltrack.tasks import TaskType
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -16,6 +17,8 @@ PACKAGE = ROOT / "mltrack"
 PAGE = ROOT / "docs" / "architecture.md"
 ENTRY = {"__init__", "__main__"}
 """The package's lazy names and `python -m mltrack`: they stand outside of the order."""
+MOST_LINES = 400
+"""Of a module."""
 HANDED_OUT = "mltrack.tasks.contract."
 """What `task_named` returns: every layer may name its type."""
 SHIPPED = PACKAGE / "tasks" / "shipped"
@@ -145,3 +148,21 @@ def test_nothing_outside_of_the_tasks_asks_which_task_it_is() -> None:
             if asks:
                 askers.append(f"{path.relative_to(ROOT)}:{node.lineno}")
     assert askers == []
+
+
+def test_a_module_can_be_read_at_a_sitting() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.rglob("*.py")}
+    assert [f"{path.relative_to(ROOT)}: {length}" for path, length in lengths.items() if length > MOST_LINES] == []
+
+
+def test_no_two_modules_have_one_name() -> None:
+    names = [path.name for path, _ in modules() if path.stem != "__init__"]
+    assert sorted({name for name in names if names.count(name) > 1}) == []
+
+
+def test_an_option_is_declared_once() -> None:
+    """A name of an option stands as a dataclass field in one class of `config/options.py`, and in no other."""
+    declared = [name for classes in GROUPS.values() for kind in classes for name in kind.__annotations__]
+    assert sorted(declared) == sorted(OPTIONS)
+    for kind in (TrainModelRequest, TrainingConfig):
+        assert not set(OPTIONS) & set(kind.__annotations__), kind.__name__

@@ -10,7 +10,7 @@ from typer.core import TyperCommand
 
 from mltrack.config import Option
 from mltrack.config.option import TRUTHS
-from mltrack.config.options import own_options
+from mltrack.config.task_options import own_options
 from mltrack.errors import ConfigurationError
 from mltrack.tasks import task_names
 

@@ -1,8 +1,9 @@
 """The options of a training, declared once, and the request, configuration and response made of them."""
 
 from mltrack.config.option import Option, option
-from mltrack.config.options import DATA_OPTIONS, GROUPS, OPTIONS, options_of
+from mltrack.config.options import DATA_OPTIONS, GROUPS, OPTIONS
 from mltrack.config.request import TrainingConfig, TrainModelRequest, TrainModelResponse, checked_options
+from mltrack.config.task_options import options_of
 
 __all__ = [
     "DATA_OPTIONS",

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from mltrack.config import speedups
 from mltrack.config.option import Option, declared, option
-from mltrack.errors import ConfigurationError
-from mltrack.tasks.names import TaskType, task_named, task_names
+from mltrack.tasks.names import TaskType, task_names
 
 PRECISIONS = ("auto", "fp16", "bf16", "off")
 PRECISION_ALIASES = {"true": "auto", "false": "off", "fp32": "off", "no": "off"}
@@ -384,25 +383,6 @@ GROUPS: dict[str, tuple[type, ...]] = {
 OPTIONS: dict[str, Option] = {
     one.name: one for group, classes in GROUPS.items() for kind in classes for one in declared(kind, group)
 }
-
-
-def options_of(task: str) -> dict[str, Option]:
-    """`OPTIONS`, and those of an installed package's task.
-
-    Raises:
-        ConfigurationError: there is no such task, or one of its options has the name of another.
-    """
-    own = own_options(task)
-    if taken := sorted(own.keys() & OPTIONS.keys()):
-        raise ConfigurationError(f"task: {task} declares {taken[0]}, which is an option of mltrack; rename it there")
-    return OPTIONS | own
-
-
-def own_options(task: str) -> dict[str, Option]:
-    """The options that a task declares; the three of mltrack declare none."""
-    kind = None if task in tuple(TaskType) else task_named(task).options
-    return {} if kind is None else {one.name: one for one in declared(kind, f"task {task}")}
-
 
 DATA_OPTIONS = {name: one for name, one in OPTIONS.items() if one.fixes_data}
 """Those that decide which records are trained on and which are evaluated on."""

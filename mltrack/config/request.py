@@ -23,10 +23,9 @@ from mltrack.config.options import (
     Performance,
     Run,
     Tracking,
-    options_of,
-    own_options,
 )
 from mltrack.config.speedups import Speedups
+from mltrack.config.task_options import options_of, own_options
 from mltrack.errors import ConfigurationError, did_you_mean, printable
 from mltrack.tasks.names import task_named
 

@@ -19,7 +19,7 @@ import psutil
 
 from mltrack.errors import TrackingError
 from mltrack.journal.records import now_ms
-from mltrack.store import Store, StoreRejected, machine, runs
+from mltrack.store import Store, StoreRejected, machine_metrics, runs
 
 PREFIX = "system/"
 TRAINER_MEMORY, TRAINER_CPU = "system/trainer_memory_megabytes", "system/trainer_cpu_percentage"
@@ -52,7 +52,7 @@ class SystemMetrics:
 
     def __init__(self, pid: int | None, *, machine_wide: bool = True):
         self._trainer = _process(pid)
-        self._monitors = machine.machine_monitors() if machine_wide else []
+        self._monitors = machine_metrics.machine_monitors() if machine_wide else []
         psutil.cpu_percent()  # the share is that since the last call
         self._memory = _TreeMemory()
         self._cpu_seconds = {process: _cpu_seconds(process) or 0.0 for process in self._tree()}
@@ -62,7 +62,7 @@ class SystemMetrics:
         """{metric name: value}; shares and rates are those since the last sample, the network counts from the first
         one.
         """
-        values = {PREFIX + name: value for name, value in machine.measured(self._monitors).items()}
+        values = {PREFIX + name: value for name, value in machine_metrics.measured(self._monitors).items()}
         return {**values, **self._trainer_tree()}
 
     def _trainer_tree(self) -> dict[str, float]:

@@ -15,16 +15,15 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mltrack
-from mltrack import store as stores
 from mltrack.addresses import redacted
 from mltrack.config import checked_options
-from mltrack.errors import CheckpointError, ConfigurationError, TrackingError
+from mltrack.errors import ConfigurationError, TrackingError
 from mltrack.evaluation.metrics import metric_mode
 from mltrack.journal import (
     KINDS,
@@ -51,8 +50,8 @@ from mltrack.relay.liveness import (
     moves,
 )
 from mltrack.relay.trainers import VERSION_TAG, OwnTrainers
-from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, fetching, runs
-from mltrack.store import metric_history as history
+from mltrack.runs.remote_checkpoints import Notice, fetch_checkpoints, ready_models
+from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, fetching, metric_history, runs
 from mltrack.tracking.metric_table import TIMING_WORDS
 
 if TYPE_CHECKING:  # loads torch, which `mltrack runs` does without
@@ -68,10 +67,6 @@ ASK_AGAIN_S = 5.0
 
 _MADE = ("mltrack_version", "parent", "model_commit", "model_digest")
 """What config.json holds beside the options."""
-FETCHES = 2
-"""How often a file is fetched whose bytes are not those that its checkpoint records."""
-
-Notice = Callable[[str], None]
 
 
 def fetch_run(
@@ -183,7 +178,7 @@ def look_up(run_id: str, tracking_uri: str | None) -> tuple[Store, runs.RunInfo]
         try:
             return store, runs.get_run(store, run_id)
         except StoreRejected:
-            run = history.run_of_local_id(store, run_id)
+            run = metric_history.run_of_local_id(store, run_id)
     except StoreUnavailable:
         raise
     except TrackingError as error:
@@ -210,7 +205,7 @@ def _refuse_living(store: Store, run: runs.RunInfo, notice: Notice) -> None:
 
     def signs() -> object:
         now = runs.get_run(store, run.run_id)
-        return now.status, now.tags.get(HEARTBEAT_TAG) or history.newest_point_ms(store, run.run_id)
+        return now.status, now.tags.get(HEARTBEAT_TAG) or metric_history.newest_point_ms(store, run.run_id)
 
     if life is Life.ELSEWHERE:
         notice(
@@ -250,7 +245,7 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
     notice(f"fetching run {run.run_id} from {store.shown_uri}")
     config = redacted(_config(store, run))
     write_json(making / "config.json", config)
-    fetched = _fetch_checkpoints(store, run, directory.checkpoints, notice)
+    fetched = fetch_checkpoints(store, run, directory.checkpoints, notice)
     if any_checkpoint and not fetched and (upload := config.get("upload", "all")) != "all":
         raise ConfigurationError(
             f"cannot resume: the training state of run {run.run_id} is not in {store.shown_uri} because of --upload"
@@ -261,14 +256,14 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
         for key, name in runs.parsed(run.tags.get("mltrack.renamed", "{}"), dict).items()
         if isinstance(name, str)
     }
-    points = history.points_of(store, run.run_id)
+    points = metric_history.points_of(store, run.run_id)
     trainer = {
         name: run.tags[name] for name in (HOST_TAG, BOOT_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG) if name in run.tags
     }
     directory.journal.unlink(missing_ok=True)  # of an earlier try
     _write_journal(directory.journal, points, renamed, trainer)
     best = _best(fetched.values(), config)
-    models = _ready_models(store, run.run_id)
+    models = ready_models(store, run.run_id)
     Progress(
         tracking_uri=store.shown_uri,
         run_id=run.run_id,
@@ -328,87 +323,6 @@ def _config(store: Store, run: runs.RunInfo) -> dict[str, Any]:
         raise ConfigurationError(f"cannot resume: {where} is no JSON object; resume a run of `mltrack train`")
     made = {name: content[name] for name in _MADE if isinstance(content.get(name), str)}
     return {**made, **checked_options(content, where)}
-
-
-def _fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: Notice) -> dict[int, CheckpointMetadata]:
-    """{step: checkpoint} of those that are complete there; of the others a line says what is wrong."""
-    models = _ready_models(store, run.run_id)
-    folder.mkdir(exist_ok=True)
-    steps = {
-        f"step-{int(name):08d}": name
-        for name in artifacts.list_names(store, run.run_id, "checkpoints")
-        if re.fullmatch(r"[0-9]{1,18}", name)
-    }
-    for left in folder.iterdir():  # demoted since an earlier try
-        if left.name not in steps:
-            shutil.rmtree(left)
-    fetched = {}
-    for target, name in steps.items():
-        try:
-            one = _fetch_checkpoint(store, run, int(name), models.get(int(name)), folder / target)
-        except (StoreRejected, CheckpointError) as error:
-            notice(f"left out: the checkpoint of step {name}: {error}")
-            shutil.rmtree(folder / target, ignore_errors=True)
-            continue
-        if one.run_id not in (run.run_id, run.tags.get(runs.LOCAL_ID_TAG)):
-            raise ConfigurationError(
-                f"resume: the checkpoint of step {name} belongs to run {one.run_id}, not to {run.run_id}; accepted: a"
-                " run's own"
-            )
-        fetched[one.step] = one
-    return fetched
-
-
-def _ready_models(store: Store, run_id: str) -> dict[int, dict[str, Any]]:
-    return {row["step"]: row for row in stores.models_of_run(store, run_id) if row["status"] == "READY"}
-
-
-def _fetch_checkpoint(
-    store: Store, run: runs.RunInfo, step: int, model: Mapping[str, Any] | None, target: Path
-) -> CheckpointMetadata:
-    """One checkpoint put together from the run's artifacts and its logged model; what is there of an earlier try and
-    agrees with its hash is kept.
-
-    Raises:
-        CheckpointError: it is not complete there.
-    """
-    from mltrack.checkpoints import directory
-
-    target.mkdir(exist_ok=True)
-    state = f"checkpoints/{step}/state"
-    beside = fetching.listed(store, run.artifact_uri, state)
-    if directory.METADATA not in beside:
-        raise CheckpointError(
-            f"{state} in {store.shown_uri} has no {directory.METADATA}, it was not uploaded to its end"
-        )
-    (target / directory.METADATA).unlink(missing_ok=True)
-    fetching.fetch(store, run.artifact_uri, {directory.METADATA: beside[directory.METADATA]}, target, path=state)
-    info = directory.read_metadata(target)
-    if info is None or info.step != step:
-        raise CheckpointError(f"{state}/{directory.METADATA} in {store.shown_uri} cannot be read")
-    wrong = directory.damaged(info, info.files)
-    for _ in range(FETCHES):
-        names = [name for name in wrong if directory.is_inside(name)]
-        for name in names:
-            (target / name).unlink(missing_ok=True)
-        fetching.fetch(
-            store, run.artifact_uri, {name: beside[name] for name in names if name in beside}, target, path=state
-        )
-        if model is not None and set(names) - set(beside):
-            held = fetching.listed(store, model["artifact_location"])
-            weights = {
-                name: held[name] for name in names if name in held and name not in beside and Path(name).name == name
-            }
-            fetching.fetch(store, model["artifact_location"], weights, target)
-        wrong = directory.damaged(info, wrong)
-    for path in target.iterdir():  # no hash vouches for it, and what lies in a checkpoint is uploaded with it
-        if path.name != directory.METADATA and not any(Path(name).parts[0] == path.name for name in info.files):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    fetching.drop_parts(target)
-    problems = [*directory.what_is_not_named(info), *wrong.values()]
-    if problems:
-        raise CheckpointError("; ".join(problems))
-    return info
 
 
 def _number(text: str | None, kind: type[int] | type[float]) -> Any:

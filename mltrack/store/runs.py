@@ -26,7 +26,6 @@ from mltrack.store.refusal import StoreRejected, already_exists, translated
 
 LOCAL_ID_TAG = "mltrack.local_id"
 KIND_TAG = "mltrack.kind"
-"""What a run is, such as train; see `mltrack.journal.KINDS`."""
 MAX_POINTS = 1000
 MAX_TAGS = 100
 MAX_TAG_LENGTH = 8000

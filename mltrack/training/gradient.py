@@ -71,6 +71,15 @@ class StepGradient:
         return sum(len(batch.records) for batch in self.group)
 
 
+@dataclass(frozen=True)
+class Step:
+    """A step that was taken and whose outcome nobody has looked at yet."""
+
+    gradient: StepGradient
+    learning_rate: float
+    data_wait_ms: float
+
+
 class GradientAccumulator:
     """Computes it.
 

@@ -6,11 +6,45 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import save_file
 
 from mltrack.data.batches import MicroBatch
 from mltrack.errors import NonFiniteLossError
+
+if TYPE_CHECKING:
+    from mltrack.training.gradient import StepGradient
+    from mltrack.training.trainer import AdvancedTrainer
+
+
+MAX_SKIPPED_IN_A_ROW = 10
+
+
+def refuse_or_skip(trainer: AdvancedTrainer, gradient: StepGradient, losses: Sequence[float], grad_norm: float) -> None:
+    """Let a step go that was skipped as asked for, or where fp16 finds its scale; raise for any other, and keep its
+    batch as an artifact.
+
+    Raises:
+        NonFiniteLossError: with step, epoch, micro-batch and records.
+    """
+    state, tracker = trainer.state, trainer.tracker
+    if trainer.precision.skips() or (
+        trainer.config.on_non_finite == "skip" and state.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW
+    ):
+        return
+    error = non_finite_error(
+        gradient.group,
+        losses,
+        grad_norm,
+        step=state.step + 1,
+        epoch=state.epoch,
+        place=trainer.train_dataset.place,
+        skipped=state.skipped_in_a_row,
+    )
+    for path in save_group(tracker.directory.path / "non_finite", gradient.group, error, losses, grad_norm):
+        tracker.log_artifact(path, "non_finite")
+    raise error
 
 
 def non_finite_error(

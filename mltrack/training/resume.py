@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mltrack.checkpoints import CheckpointManager, CheckpointMetadata
+from mltrack.checkpoints.state import load_model, load_optimizer
 from mltrack.config import TrainingConfig
 from mltrack.data.batches import TrainingBatches
 from mltrack.errors import ConfigurationError
@@ -29,14 +30,16 @@ class Metric(NamedTuple):
 
 
 def continue_from(trainer: AdvancedTrainer, checkpoint: Mapping[str, Any]) -> tuple[Plan, list[str]]:
-    """Let the state, the order, the schedule and the early stopping of a trainer go on from a checkpoint.
-
-    Args:
-        trainer: its optimizer and scheduler are loaded.
+    """Let the weights, the optimizer, the state, the order, the schedule and the early stopping of a trainer go on from
+    a checkpoint.
 
     Returns:
         The plan from here on, and a line for each thing that goes on otherwise than it began.
     """
+    load_model(trainer.model, checkpoint["model_state_dict"])
+    load_optimizer(trainer.optimizer, checkpoint["optimizer_state_dict"])
+    trainer.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
+    trainer.precision.load_state_dict(checkpoint["scaler_state_dict"] or {})
     extra, state, batches, scheduler = checkpoint["extra_state"], trainer.state, trainer.batches, trainer.scheduler
     state.load_state_dict(extra["training"])
     notices = restore_position(state, batches, extra, trainer.fingerprint)

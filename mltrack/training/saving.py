@@ -8,11 +8,36 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from mltrack.checkpoints import CheckpointManager
 from mltrack.errors import CheckpointError
 from mltrack.tracking import TrainingMetricsTracker
+
+if TYPE_CHECKING:
+    from mltrack.training.trainer import AdvancedTrainer
+
+
+def whole_state(trainer: AdvancedTrainer) -> dict[str, Any]:
+    """Everything that a training which goes on from here must have."""
+    state = trainer.state
+    return {
+        "model": trainer.model,
+        "optimizer": trainer.optimizer,
+        "scheduler": trainer.scheduler,
+        "scaler": trainer.precision,
+        "step": state.step,
+        "extra_state": {
+            "decisive": trainer.fingerprint,
+            "training": state.state_dict(),
+            "early_stopping": trainer.early_stopping.state_dict(),
+            "order": trainer.batches.state_dict(state.epoch, state.examples),
+            "plan": asdict(trainer.plan),
+            "metric": trainer.metric._asdict(),
+            "rng": trainer.random_state(),
+        },
+    }
 
 
 class Saving:

@@ -18,7 +18,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,14 @@ import torch
 from torch import nn
 
 from mltrack.checkpoints import CheckpointManager
-from mltrack.checkpoints.state import capture_rng, load_model, load_optimizer, restore_rng
+from mltrack.checkpoints.state import capture_rng, restore_rng
 from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset, TrainingDataset
 from mltrack.data.batches import MicroBatch, TrainingBatches, check_budget
 from mltrack.data.own_dataset import completed
 from mltrack.errors import DatasetError, Interrupted
 from mltrack.evaluation.evaluate import Metrics, OnBatch, check_metric_name, evaluate
-from mltrack.evaluation.metrics import metric_mode, without_many_classes
+from mltrack.evaluation.metrics import metric_mode
 from mltrack.hardware import choose_device, choose_precision
 from mltrack.hardware.precision import Precision, steps_on_condition
 from mltrack.shortage import shortages_named
@@ -42,27 +42,17 @@ from mltrack.tracking import TrainingMetricsTracker
 from mltrack.training.callback import Callback
 from mltrack.training.defaults import configure, local_checkpoints, local_tracker
 from mltrack.training.early_stopping import EarlyStopping
+from mltrack.training.evaluating import evaluate_and_judge
 from mltrack.training.fingerprint import compare_fingerprints, fingerprint_of
-from mltrack.training.gradient import GradientAccumulator, StepGradient
-from mltrack.training.non_finite import non_finite_error, save_group
+from mltrack.training.gradient import GradientAccumulator, Step
+from mltrack.training.non_finite import refuse_or_skip
 from mltrack.training.parallel import Parallel, choose_parallel
 from mltrack.training.preparation import prepared
 from mltrack.training.resume import Metric, continue_from, newest_checkpoint, resume_from
-from mltrack.training.saving import Saving
+from mltrack.training.saving import Saving, whole_state
 from mltrack.training.schedule import Every, Plan, adamw, linear_warmup_decay
 from mltrack.training.speed import training_context, uses_cls_only
 from mltrack.training.training_state import TrainingState
-
-MAX_SKIPPED_IN_A_ROW = 10
-
-
-@dataclass(frozen=True)
-class Step:
-    """A step that was taken and whose outcome nobody has looked at yet."""
-
-    gradient: StepGradient
-    learning_rate: float
-    data_wait_ms: float
 
 
 class AdvancedTrainer:
@@ -156,7 +146,7 @@ class AdvancedTrainer:
         self.saving = Saving(
             self.checkpoint_manager,
             self.tracker,
-            self._whole_state,
+            partial(whole_state, self),
             metric_name=self.metric.name,
             on_disk_full=on_disk_full,
         )
@@ -170,7 +160,7 @@ class AdvancedTrainer:
             self.parallel,
             self.precision,
             max_grad_norm=self.config.max_grad_norm,
-            check_stop=self._check_stop,
+            check_stop=self.check_stop,
             place=training.place,
             on_halved=self._remember_micro_batch_size,
         )
@@ -222,18 +212,7 @@ class AdvancedTrainer:
 
     def results(self) -> dict[str, Any]:
         """What `train` returns, so far."""
-        state = self.state
-        return {
-            "best_metric": state.best_metric,
-            "best_epoch": state.best_epoch,
-            "best_step": state.best_step,
-            "epochs_run": state.epoch + (1 if state.examples else 0),
-            "steps_run": state.step,
-            "training_time": state.seconds,
-            "tokens_per_second": state.tokens / state.seconds if state.seconds else None,
-            "stopped_early": state.stopped_early,
-            "history": state.history,
-        }
+        return self.state.results()
 
     def load_checkpoint(self, checkpoint: Mapping[str, Any]) -> list[str]:
         """Continue from a checkpoint of such a training when `train` is called.
@@ -245,15 +224,12 @@ class AdvancedTrainer:
             ConfigurationError: something has changed and `strict_resume` is on.
             CheckpointError: it is not of this model or this optimizer.
         """
-        extra = checkpoint["extra_state"]
-        changed = compare_fingerprints(extra["decisive"], self.fingerprint, strict=self.config.strict_resume)
-        load_model(self.model, checkpoint["model_state_dict"])
-        load_optimizer(self.optimizer, checkpoint["optimizer_state_dict"])
-        self.scheduler.load_state_dict(checkpoint["scheduler_state_dict"])
-        self.precision.load_state_dict(checkpoint["scaler_state_dict"] or {})
+        changed = compare_fingerprints(
+            checkpoint["extra_state"]["decisive"], self.fingerprint, strict=self.config.strict_resume
+        )
         self.plan, self.resume_notices = continue_from(self, checkpoint)
         self.gradient.micro_batch_size = self.state.micro_batch_size
-        self._rng = extra["rng"]
+        self._rng = checkpoint["extra_state"]["rng"]
         return changed
 
     def stop(self) -> None:
@@ -324,7 +300,7 @@ class AdvancedTrainer:
             state.count_step(total, gradient.targets, gradient.examples, gradient.tokens, seconds)
             metrics = {"train_loss": total / gradient.targets, "grad_norm": grad_norm, **metrics}
         else:
-            self._refuse_or_skip(gradient, losses, grad_norm)
+            refuse_or_skip(self, gradient, losses, grad_norm)
             state.count_skipped(gradient.examples, gradient.tokens, seconds)
             metrics["skipped_steps"] = state.skipped_steps
         self.tracker.log_metrics(metrics, step=state.step, epoch=state.epoch)
@@ -377,27 +353,8 @@ class AdvancedTrainer:
 
     def _evaluate(self, dataset: CodeDataset) -> dict[str, float]:
         """Metrics under their `eval_` names, logged, and offered as the best."""
-
-        def on_batch(done: int, total: int) -> None:
-            self._check_stop()
-            for callback in self.callbacks:
-                callback.on_evaluation_batch(self, done, total)
-
-        started = time.perf_counter()
-        values, _ = self.evaluated(dataset, on_batch)
-        metrics = without_many_classes(
-            {f"eval_{name}": value for name, value in values.items()}, self.config.metric_name
-        )
-        name, state = self.metric.name, self.state
-        seconds = time.perf_counter() - started
+        metrics, seconds = evaluate_and_judge(self, dataset)
         self._last_settled += seconds
-        self.tracker.log_metrics({**metrics, "eval_seconds": seconds}, step=state.step, epoch=state.epoch)
-        state.offer_best(metrics[name], self.metric.mode)
-        self.early_stopping.update(metrics[name])
-        train_loss = state.epoch_aggregates().get("train_loss")
-        state.history.append({"epoch": state.epoch, "step": state.step, "train_loss": train_loss, **metrics})
-        for callback in self.callbacks:
-            callback.on_evaluation(self, metrics)
         return metrics
 
     # -- what the steps are made of
@@ -408,7 +365,8 @@ class AdvancedTrainer:
     def _groups_from_here(self) -> Generator[list[MicroBatch], None, None]:
         return self.batches.groups(self.state.epoch, self.state.examples)
 
-    def _check_stop(self) -> None:
+    def check_stop(self) -> None:
+        """Raise Interrupted where a stop was asked for."""
         if (signal_number := self._stop_requested()) is not None:
             raise Interrupted(signal_number)
 
@@ -424,50 +382,13 @@ class AdvancedTrainer:
             or self.save_every.due(step, epoch_over)
         )
 
-    def _refuse_or_skip(self, gradient: StepGradient, losses: Sequence[float], grad_norm: float) -> None:
-        """Let a step go that was skipped as asked for, or where fp16 finds its scale; raise for any other, and keep its
-        batch.
-        """
-        state = self.state
-        if self.precision.skips() or (
-            self.config.on_non_finite == "skip" and state.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW
-        ):
-            return
-        error = non_finite_error(
-            gradient.group,
-            losses,
-            grad_norm,
-            step=state.step + 1,
-            epoch=state.epoch,
-            place=self.train_dataset.place,
-            skipped=state.skipped_in_a_row,
-        )
-        for path in save_group(self.tracker.directory.path / "non_finite", gradient.group, error, losses, grad_norm):
-            self.tracker.log_artifact(path, "non_finite")
-        raise error
-
     def _remember_micro_batch_size(self, size: int) -> None:
         self.state.micro_batch_size = size
         self.tracker.set_tags({"mltrack.micro_batch_size": size})
 
-    def _whole_state(self) -> dict[str, Any]:
-        """Everything that a training which goes on from here must have."""
-        return {
-            "model": self.model,
-            "optimizer": self.optimizer,
-            "scheduler": self.scheduler,
-            "scaler": self.precision,
-            "step": self.state.step,
-            "extra_state": {
-                "decisive": self.fingerprint,
-                "training": self.state.state_dict(),
-                "early_stopping": self.early_stopping.state_dict(),
-                "order": self.batches.state_dict(self.state.epoch, self.state.examples),
-                "plan": asdict(self.plan),
-                "metric": self.metric._asdict(),
-                "rng": self._rng or capture_rng(),
-            },
-        }
+    def random_state(self) -> dict[str, Any]:
+        """Of all generators, as the next step finds them."""
+        return self._rng or capture_rng()
 
     def _save_where_it_stands(self) -> None:
         """A checkpoint of the last whole step; the micro-batches after it are computed again."""

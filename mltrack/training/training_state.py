@@ -107,6 +107,20 @@ class TrainingState:
         self.best_metric = self.best_epoch = self.best_step = None
         self.stopped_early = False
 
+    def results(self) -> dict[str, Any]:
+        """What a training returns, so far."""
+        return {
+            "best_metric": self.best_metric,
+            "best_epoch": self.best_epoch,
+            "best_step": self.best_step,
+            "epochs_run": self.epoch + (1 if self.examples else 0),
+            "steps_run": self.step,
+            "training_time": self.seconds,
+            "tokens_per_second": self.tokens / self.seconds if self.seconds else None,
+            "stopped_early": self.stopped_early,
+            "history": self.history,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         """All of it, as JSON values."""
         return asdict(self)

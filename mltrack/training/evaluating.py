@@ -1,0 +1,34 @@
+"""An evaluation within a training: logged, and judged."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from mltrack.data import CodeDataset
+from mltrack.evaluation.metrics import without_many_classes
+
+if TYPE_CHECKING:
+    from mltrack.training.trainer import AdvancedTrainer
+
+
+def evaluate_and_judge(trainer: AdvancedTrainer, dataset: CodeDataset) -> tuple[dict[str, float], float]:
+    """(metrics under their `eval_` names, seconds that they took); offered as the best and to early stopping."""
+
+    def on_batch(done: int, total: int) -> None:
+        trainer.check_stop()
+        for callback in trainer.callbacks:
+            callback.on_evaluation_batch(trainer, done, total)
+
+    started, state, metric = time.perf_counter(), trainer.state, trainer.metric
+    values, _ = trainer.evaluated(dataset, on_batch)
+    metrics = without_many_classes({f"eval_{name}": value for name, value in values.items()}, metric.name)
+    seconds = time.perf_counter() - started
+    trainer.tracker.log_metrics({**metrics, "eval_seconds": seconds}, step=state.step, epoch=state.epoch)
+    state.offer_best(metrics[metric.name], metric.mode)
+    trainer.early_stopping.update(metrics[metric.name])
+    train_loss = state.epoch_aggregates().get("train_loss")
+    state.history.append({"epoch": state.epoch, "step": state.step, "train_loss": train_loss, **metrics})
+    for callback in trainer.callbacks:
+        callback.on_evaluation(trainer, metrics)
+    return metrics, seconds
