@@ -20,6 +20,7 @@ from tracked_runs import assert_complete, complete, start_script, until
 
 from mltrack import TrainModelRequest, TrainModelUseCase
 from mltrack.cli.summary import print_summary
+from mltrack.evaluation import figures
 from mltrack.journal import RunDirectory
 from mltrack.runs import outcome
 
@@ -36,7 +37,7 @@ def test_reports_pictures_and_exports_fail_alone(here, records_file, monkeypatch
 
     monkeypatch.setattr(outcome, "learning_curves_figure", fails(OSError(28, "No space left on device")))
     monkeypatch.setattr(outcome, "token_lengths_figure", fails(SystemExit(3)))
-    monkeypatch.setattr(outcome, "confusion_matrix_figure", fails(MemoryError()))
+    monkeypatch.setattr(figures, "confusion_matrix_figure", fails(MemoryError()))
     request = TrainModelRequest(
         task="text_classification", dataset_path=str(records_file("text_classification")), model_name="scratch:tiny", epochs=1, max_length=64,
         tracking_uri=uri, output_dir="runs",
