@@ -49,7 +49,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def same(found: TokenRows, expected: TokenRows) -> bool:
     return all(
         np.array_equal(getattr(found, name), getattr(expected, name))
-        for name in ("ids", "starts", "lengths", "num_prompt", "uncut")
+        for name in ("ids", "starts", "lengths", "num_prompt", "full_lengths")
     )
 
 
@@ -121,7 +121,7 @@ def test_any_damage_is_seen_and_the_file_made_anew(cache: Path, monkeypatch: pyt
     expected = token_rows(some, made_by, cache=False)
     token_rows(some, made_by)
     (folder,) = kept(cache)
-    names = ["checksums.json", "ids.npy", "lengths.npy", "num_prompt.npy", "uncut.npy"]
+    names = ["checksums.json", "full_lengths.npy", "ids.npy", "lengths.npy", "num_prompt.npy"]
     assert sorted(path.name for path in folder.iterdir()) == names
     for name in names:
         path = folder / name

@@ -131,7 +131,7 @@ def test_the_lengths_are_those_of_training(tmp_path: Path, monkeypatch: pytest.M
     dataset = loader.load()
     assert found.statistics["tokens"] == loader.get_statistics()["tokens"]
     assert found.statistics["truncated"] == dataset.truncated / len(dataset)
-    assert found.histogram == histogram(dataset.uncut_lengths)
+    assert found.histogram == histogram(dataset.full_lengths)
     monkeypatch.setattr(inspection, "MOST_TOKENIZED", 50)
     assert inspect_records(loader, source.tokenizer).statistics["tokenized"] == 50
 

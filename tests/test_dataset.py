@@ -110,7 +110,7 @@ def test_what_is_cut_when_too_long(
     assert tokenizer.decode(example["input_ids"]) == prompt[len(prompt) - kept_prompt :] + "c" * kept_code + (
         "</s>" if ends else ""
     )
-    assert dataset.uncut_lengths.tolist() == [prompt_chars + code_chars + 1]
+    assert dataset.full_lengths.tolist() == [prompt_chars + code_chars + 1]
     assert dataset.truncated == (prompt_chars + code_chars + 1 > 32)
 
 
@@ -134,7 +134,7 @@ def test_classification_keeps_the_special_tokens_when_cut() -> None:
         "<s>dddddddd</s>",
     ]
     assert [dataset[i]["labels"] for i in range(3)] == [0, 1, 1]
-    assert (dataset.uncut_lengths.tolist(), dataset.truncated) == ([5, 22, 10], 1)
+    assert (dataset.full_lengths.tolist(), dataset.truncated) == ([5, 22, 10], 1)
     assert dataset.target_counts.tolist() == [1, 1, 1]
     assert (dataset.num_labels, dataset.id2label, dataset.class_counts) == (2, {0: "x", 1: "y"}, {"x": 1, "y": 2})
 
@@ -173,7 +173,7 @@ def test_what_is_kept_of_a_long_text(truncation: str, kept: str) -> None:
     records = [Record("abcdefghijklmnopqrst", "x", None, "a", 1), Record("abcdefgh", "y", None, "a", 2)]
     dataset = CodeDataset(records, tokenizer, "text_classification", max_length=10, truncation=truncation)
     assert [tokenizer.decode(dataset[i]["input_ids"]) for i in range(2)] == [kept, "<s>abcdefgh</s>"]
-    assert (dataset.uncut_lengths.tolist(), dataset.truncated, dataset.truncated_share) == ([22, 10], 1, 0.5)
+    assert (dataset.full_lengths.tolist(), dataset.truncated, dataset.truncated_share) == ([22, 10], 1, 0.5)
     odd = CodeDataset(records, tokenizer, "text_classification", max_length=9, truncation=truncation)
     assert odd.lengths.tolist() == [9, 9]
 
@@ -189,7 +189,7 @@ def test_what_is_too_long_can_be_left_out_and_is_counted() -> None:
         '"""T"""\ncccccc</s>',
     ], "each completion is whole"
     assert [dataset[i]["index"] for i in range(2)] == [0, 1]
-    assert dataset.place(1) == "a.jsonl: record 4"
+    assert dataset.location(1) == "a.jsonl: record 4"
     assert dataset.target_counts.tolist() == [6, 7]
     head = CodeDataset(records, tokenizer, "code_generation", max_length=16)
     assert (dataset.digest, head.dropped, head.truncated) == (
@@ -326,7 +326,7 @@ def test_many_records_keep_their_own_tokens() -> None:
         number = index % 2100 + 1
         assert tokenizer.decode(dataset[index]["input_ids"]) == f'"""number {number}"""\nx = {number}</s>'
         assert dataset[index]["index"] == number - 1
-    assert dataset.place(999) == "a.jsonl: record 1000"
+    assert dataset.location(999) == "a.jsonl: record 1000"
     with pytest.raises(IndexError):
         dataset[2100]
     again = pickle.loads(pickle.dumps(dataset))

@@ -99,7 +99,7 @@ def test_the_ids_are_those_of_the_tokenizers_own_call(kind: str) -> None:
     (rows,) = Encoder(tokenizer, TaskType.TEXT_CLASSIFICATION, 512).rows(records)
     before, behind = encoding.special_tokens_around(tokenizer)
     assert split(rows) == [[*before, *row, *behind] for row in plain]
-    assert rows.uncut.tolist() == rows.lengths.tolist()
+    assert rows.full_lengths.tolist() == rows.lengths.tolist()
 
     prompts = [
         list(row)
@@ -134,7 +134,7 @@ def test_many_parts_come_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None
         Encoder(tokenizer, TaskType.TEXT_CLASSIFICATION, 12).rows(numbered(500), lambda *done: told.append(done))
     )
     assert len(parts) == 72
-    for name in ("ids", "lengths", "num_prompt", "uncut"):
+    for name in ("ids", "lengths", "num_prompt", "full_lengths"):
         assert np.array_equal(np.concatenate([getattr(part, name) for part in parts]), getattr(whole, name)), name
     assert told == [(min(7 * n, 500), 500) for n in range(1, 73)]
     monkeypatch.setattr(encoding, "MOST_RECORDS_AT_ONCE", 1000)

@@ -157,4 +157,4 @@ def test_the_sample_of_each_project(task: str, tokenizer: PreTrainedTokenizerFas
     assert statistics["truncated"] == 0
     assert all(count >= 8 for count in statistics["classes"].values())
     for record in loader.records:
-        compile(record.text, record.place, "exec")
+        compile(record.text, record.location, "exec")

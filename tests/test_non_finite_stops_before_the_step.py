@@ -105,7 +105,7 @@ def test_the_records_of_packed_rows_are_named_and_kept(trainer):
     poison(made, {2})
     with pytest.raises(NonFiniteLossError, match=r"step 1 \(epoch 1, micro-batch 2 of 2\)") as caught:
         made.train()
-    assert sorted(caught.value.records) == sorted(made.train_dataset.place(record) for record in batch.records)
+    assert sorted(caught.value.records) == sorted(made.train_dataset.location(record) for record in batch.records)
     tensors = load_file(made.tracker.directory.path / "non_finite" / "step-00000001.safetensors")
     for record, row in zip(batch.records, tensors["1.row"].tolist(), strict=True):
         ids, kept = made.train_dataset[record]["input_ids"].tolist(), tensors["1.input_ids"][row].tolist()

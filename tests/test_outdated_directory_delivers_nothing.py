@@ -38,7 +38,7 @@ from tracked_runs import (
 )
 
 from mltrack.journal import JournalWriter, Machine, RunDirectory, heartbeat, records
-from mltrack.relay import OthersRun, WentOnElsewhere, sync
+from mltrack.relay import OthersRun, StaleRunDirectory, sync
 from mltrack.relay.heartbeat_tag import beating
 from mltrack.relay.liveness import HEARTBEAT_TAG, HOST_TAG, PID_TAG, STARTED_TAG, Trainer
 from mltrack.relay.projection import Projection
@@ -144,7 +144,7 @@ def test_nothing_arrives_and_one_line_says_what_can_be_done(
     finished = commands.mltrack("sync", one.directory.path, "--tracking-uri", other, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert [step for _, _, step in held_points(other, one.run_id)["eval_loss"]] == [1, 2, 3]
-    with pytest.raises(WentOnElsewhere):
+    with pytest.raises(StaleRunDirectory):
         sync(one.directory)
     assert held(there, two.run_id) == before
 
@@ -225,7 +225,7 @@ def test_of_two_that_do_not_know_of_each_other_the_later_one_is_the_run(
         assert sync(second.directory).complete
         second.assert_store_holds(5)
     else:
-        with pytest.raises(WentOnElsewhere):
+        with pytest.raises(StaleRunDirectory):
             sync(second.directory)
         first.assert_store_holds(1)
 

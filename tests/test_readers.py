@@ -60,7 +60,7 @@ def test_formats_give_the_same_records(tmp_path: Path, name: str) -> None:
     assert [(r.text, r.label, r.extra) for r in records] == [
         (row["code"], row["label"], {"origin": row["origin"]}) for row in ROWS
     ]
-    assert [r.place for r in records] == [f"{path}: record {n}" for n in (1, 2, 3)]
+    assert [r.location for r in records] == [f"{path}: record {n}" for n in (1, 2, 3)]
 
 
 @pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv"])
@@ -297,7 +297,7 @@ def test_a_hugging_face_folder(saved: Path) -> None:
         ("train 0", "safe", 1),
         ("train 1", "unsafe", 2),
     ]
-    assert (len(records), records[-1].place) == (600, f"{saved / 'one'}: record 600")
+    assert (len(records), records[-1].location) == (600, f"{saved / 'one'}: record 600")
 
 
 def test_saved_data_sets_of_a_glob_and_of_a_folder(saved: Path) -> None:
@@ -311,7 +311,7 @@ def test_saved_data_sets_of_a_glob_and_of_a_folder(saved: Path) -> None:
     ]
     assert find_sources(saved) == find_sources(saved / "*")
     records = read_records(saved / "both" / "t*", "text_classification", columns={"code": "func"})
-    assert [record.place for record in (records[0], records[600])] == [f"{name}: record 1" for name in splits]
+    assert [record.location for record in (records[0], records[600])] == [f"{name}: record 1" for name in splits]
 
 
 def test_a_split_is_named(saved: Path) -> None:

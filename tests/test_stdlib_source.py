@@ -110,7 +110,7 @@ def test_safe_and_unsafe_are_the_same_records(kept: Path) -> None:
     )
 
     def rest(records: list[Record]) -> list[tuple[str, str, int]]:
-        return [(r.text, r.place, r.number) for r in records]
+        return [(r.text, r.location, r.number) for r in records]
 
     assert rest(levels) == rest(binary)
     assert [r.label for r in binary] == ["safe" if r.label == "safe" else "unsafe" for r in levels]

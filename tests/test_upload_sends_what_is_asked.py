@@ -27,7 +27,7 @@ from ready_store import ready_store
 from mltrack.journal import read_journal, records
 from mltrack.relay import sync
 from mltrack.store import StoreUnavailable, artifacts, connect, create_run, models_of_run
-from mltrack.store.connection import patient
+from mltrack.store.connection import artifact_timeout
 
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 LARGE = 2 << 20
@@ -85,7 +85,7 @@ def test_none_sends_no_byte_of_a_checkpoint_and_takes_away_what_an_earlier_attem
 def test_the_time_out_of_a_file_grows_with_its_size(local: ArtifactStore) -> None:
     store = connect(local.uri)
     for num_bytes, seconds in ((0, 120), (5_000_000, 125), (14_000_000_000, 14120)):
-        with patient(store, num_bytes):
+        with artifact_timeout(store, num_bytes):
             assert MLFLOW_HTTP_REQUEST_TIMEOUT.get() == seconds
 
 

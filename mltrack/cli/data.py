@@ -153,7 +153,7 @@ def _print(found: Inspection, loader: DatasetLoader, tokenizer: str, *, told_tas
     console.print(_bars("tokens", bins, numbers["tokenized"], Table, Text))
     for record in found.examples:
         what = "" if record.label is None else f", label {record.label!r}"
-        console.print(Text(f"\n{record.place}{what}", style="bold"))
+        console.print(Text(f"\n{record.location}{what}", style="bold"))
         if record.description:
             console.print(Text(_beginning(record.description), style="italic"))
         console.print(Text(_beginning(record.text)))

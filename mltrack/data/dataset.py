@@ -88,7 +88,7 @@ class CodeDataset(torch.utils.data.Dataset):
         self._targets = self.task.targets(self.records, self._rows, self.label_mapping)
         self.lengths: np.ndarray = self._rows.lengths
         """Tokens of each example, int32 [N]."""
-        self.uncut_lengths: np.ndarray = self._rows.uncut
+        self.full_lengths: np.ndarray = self._rows.full_lengths
         """Tokens that each example would have without `max_length`, int32 [N]."""
         self.target_counts: np.ndarray = self._targets.counts
         """What each example adds to the count that its loss is divided by: target tokens, or 1; int32 [N]."""
@@ -125,7 +125,7 @@ class CodeDataset(torch.utils.data.Dataset):
     @property
     def truncated(self) -> int:
         """How many examples `max_length` has cut."""
-        return int((self.uncut_lengths > self.lengths).sum())
+        return int((self.full_lengths > self.lengths).sum())
 
     @property
     def dropped(self) -> int:
@@ -149,16 +149,16 @@ class CodeDataset(torch.utils.data.Dataset):
         """The file or files that the records come from."""
         return ", ".join(files_of(self._given))
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Where an example's record stands: "file: record N"."""
-        return self.records[index].place
+        return self.records[index].location
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """A batch of examples, padded with this data set's padding id; see `mltrack.data.collate`."""
         return collate(examples, self.pad_token_id, max_length=self.max_length)
 
     def _drop(self) -> None:
-        kept = np.flatnonzero(self._rows.uncut <= self.max_length)
+        kept = np.flatnonzero(self._rows.full_lengths <= self.max_length)
         if len(kept) == len(self.records):
             return
         if not len(kept):

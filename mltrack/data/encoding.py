@@ -48,7 +48,7 @@ class EncodedRows(NamedTuple):
     """Tokens of each record, int32 [records]."""
     num_prompt: np.ndarray
     """Leading tokens of each record that are no target, int32 [records]."""
-    uncut: np.ndarray
+    full_lengths: np.ndarray
     """Tokens that each record had before `max_length`, int32 [records]."""
     marks: np.ndarray | None = None
     """For each token the number of the word that it stands for, from 1; 0 for none: uint32 [all tokens]. None where the
@@ -63,7 +63,8 @@ class Encoder:
         tokenizer: a Hugging Face tokenizer.
         task: says which tokens a record becomes, and what of them is cut.
         max_length: tokens of the longest row.
-        truncation: see the module; a record that `drop` leaves out is encoded as by `head`, and told by its `uncut`.
+        truncation: see the module; a record that `drop` leaves out is encoded as by `head`, and told by its
+            `full_lengths`.
 
     Raises:
         ConfigurationError: a tokenizer or a truncation that does not serve the task.
@@ -111,12 +112,12 @@ class Encoder:
         with closing(ahead((part, self._encoding.tokens(part)) for part in _parts(records))) as made:
             for part, tokens in made:
                 ids, counts, marks = array("I"), array("i"), array("I")
-                for row, num_prompt, uncut, *marked in map(self._encoding.row, *tokens):
+                for row, num_prompt, full_lengths, *marked in map(self._encoding.row, *tokens):
                     ids.extend(row)
-                    counts.extend((len(row), num_prompt, uncut))
+                    counts.extend((len(row), num_prompt, full_lengths))
                     for one in marked:
                         marks.extend(one)
-                lengths, num_prompts, uncuts = np.array(counts, dtype=np.int32).reshape(-1, 3).T
+                lengths, num_prompts, full_lengths = np.array(counts, dtype=np.int32).reshape(-1, 3).T
                 if not lengths.all():
                     at = part[int(np.argmin(lengths))]
                     raise DatasetError(
@@ -126,7 +127,7 @@ class Encoder:
                         field="code",
                     )
                 of_words = np.frombuffer(marks, dtype=np.uint32) if self._encoding.marks_words else None
-                yield EncodedRows(np.frombuffer(ids, dtype=np.uint32), lengths, num_prompts, uncuts, of_words)
+                yield EncodedRows(np.frombuffer(ids, dtype=np.uint32), lengths, num_prompts, full_lengths, of_words)
                 done += len(part)
                 if progress is not None:
                     progress(done, len(records))

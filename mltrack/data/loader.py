@@ -210,7 +210,7 @@ class DatasetLoader:
         }
         if self.tokenizer is not None:
             dataset = self.load()
-            statistics["tokens"] = percentiles(dataset.uncut_lengths)
+            statistics["tokens"] = percentiles(dataset.full_lengths)
             statistics["truncated"] = dataset.truncated_share
         return statistics
 

@@ -94,7 +94,7 @@ def token_lengths(
 ) -> np.ndarray:
     """Tokens of each record, prompt and special tokens included, before `max_length` cuts: int32 [N]."""
     encoder = Encoder(tokenizer, loader.task, loader.max_length)
-    return np.concatenate([rows.uncut for rows in encoder.rows(records, progress)])
+    return np.concatenate([rows.full_lengths for rows in encoder.rows(records, progress)])
 
 
 def histogram(lengths: np.ndarray, bins: int = _BINS) -> list[Bin]:

@@ -54,7 +54,7 @@ class OwnDataset(torch.utils.data.Dataset):
         self.tokenizer, self.max_length, self.digest = given.tokenizer, int(given.max_length), str(given.digest)
         self.pad_token_id = pad_token_id(given.tokenizer)
         self.lengths, self.target_counts = self._whole_numbers("lengths"), self._whole_numbers("target_counts")
-        self.uncut_lengths = self.lengths
+        self.full_lengths = self.lengths
         self.label_mapping: dict[str, int] = in_index_order(getattr(given, "label_mapping", None) or {})
         if self.task.has_classes and not self.label_mapping:
             raise ConfigurationError(f"data set {name} is for {self.task} and needs a label_mapping ({{class: index}})")
@@ -66,9 +66,9 @@ class OwnDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Mapping[str, Any]:
         return {**self._given[index], "index": index}
 
-    def place(self, index: int) -> str:
+    def location(self, index: int) -> str:
         """Where an example comes from."""
-        said = getattr(self._given, "place", None)
+        said = getattr(self._given, "location", None)
         return str(said(index)) if said is not None else f"{self.source}: example {index}"
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

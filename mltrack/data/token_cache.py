@@ -7,8 +7,8 @@ the format); it is written under another name and renamed; its checksums are com
 one is made anew. Of several processes that need the same folder one makes it while the others wait; the lock dies with
 its holder. All folders together stay within `MOST_BYTES`: the ones that were used longest ago go first.
 
-Folder: ids.npy (uint16 or uint32), lengths.npy, num_prompt.npy, uncut.npy (int32), where the task marks words marks.npy
-(uint32), and checksums.json."""
+Folder: ids.npy (uint16 or uint32), lengths.npy, num_prompt.npy, full_lengths.npy (int32), where the task marks words
+marks.npy (uint32), and checksums.json."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ FEWEST_RECORDS = 2000
 MOST_BYTES = 4 * 2**30
 """Of all token ids in the cache folder."""
 
-_COLUMNS = ("lengths", "num_prompt", "uncut")
+_COLUMNS = ("lengths", "num_prompt", "full_lengths")
 _CHECKSUMS = "checksums.json"
 log = logging.getLogger("mltrack.data")
 
@@ -55,7 +55,7 @@ class TokenRows:
     """int32 [rows]."""
     num_prompt: np.ndarray
     """Leading tokens that are no target, int32 [rows]."""
-    uncut: np.ndarray
+    full_lengths: np.ndarray
     """Tokens before `max_length` was applied, int32 [rows]."""
     marks: np.ndarray | None = None
     """For each token the number of its word, uint32 [all tokens]."""
@@ -145,12 +145,12 @@ def _made(folder: Path, parts: Callable[[], Iterable[EncodedRows]], dtype: np.dt
 
 def _in_memory(parts: Iterable[EncodedRows], dtype: np.dtype[Any]) -> TokenRows:
     made = list(parts)
-    lengths, num_prompt, uncut = (
+    lengths, num_prompt, full_lengths = (
         np.concatenate([getattr(part, name) for part in made] or [np.empty(0, np.int32)]) for name in _COLUMNS
     )
     ids = np.concatenate([part.ids.astype(dtype) for part in made] or [np.empty(0, dtype)])
     marks = [part.marks for part in made if part.marks is not None]
-    return TokenRows(ids, _starts(lengths), lengths, num_prompt, uncut, np.concatenate(marks) if marks else None)
+    return TokenRows(ids, _starts(lengths), lengths, num_prompt, full_lengths, np.concatenate(marks) if marks else None)
 
 
 def _starts(lengths: np.ndarray) -> np.ndarray:
@@ -169,7 +169,7 @@ def _write(folder: Path, parts: Iterable[EncodedRows], dtype: np.dtype[Any]) -> 
 
     def ids() -> Iterable[np.ndarray]:
         for part in parts:
-            columns.append((part.lengths, part.num_prompt, part.uncut))
+            columns.append((part.lengths, part.num_prompt, part.full_lengths))
             if part.marks is not None:
                 marks.append(part.marks)
             yield part.ids
@@ -211,12 +211,12 @@ def _read(folder: Path) -> TokenRows | None:
         if json.loads((folder / _CHECKSUMS).read_text(encoding="utf-8")) != _checksums(folder):
             raise ValueError
         os.utime(folder)
-        ids, lengths, num_prompt, uncut = (_mapped(folder, name) for name in ("ids", *_COLUMNS))
+        ids, lengths, num_prompt, full_lengths = (_mapped(folder, name) for name in ("ids", *_COLUMNS))
         marks = _mapped(folder, "marks") if (folder / "marks.npy").exists() else None
     except (OSError, ValueError):
         log.warning("%s is damaged and is made anew", folder)
         return None
-    return TokenRows(ids, _starts(lengths), lengths, num_prompt, uncut, marks, folder)
+    return TokenRows(ids, _starts(lengths), lengths, num_prompt, full_lengths, marks, folder)
 
 
 def _free_space(kept: Path) -> None:

@@ -17,7 +17,7 @@ class TrainingDataset(Protocol):
     """Examples of one task as token ids.
 
     It may also have `label_mapping` ({class: index}; a classification must), `collate(examples)` (else batches are
-    padded to the right), `place(index)` (where an example comes from, for messages) and `source` (the same of all).
+    padded to the right), `location(index)` (where an example comes from, for messages) and `source` (the same of all).
     """
 
     @property

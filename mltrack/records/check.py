@@ -223,8 +223,8 @@ def _set_report(records: Sequence[Record], keys: np.ndarray, content: np.ndarray
         python=python,
         unparsable=len(unparsable),
         examples={
-            "label_conflicts": [f"{records[index].place} is {labels[index]}" for index in conflicts[:_SHOWN]],
-            "unparsable": [f"{records[index].place}: {why}" for index, why in unparsable[:_SHOWN]],
+            "label_conflicts": [f"{records[index].location} is {labels[index]}" for index in conflicts[:_SHOWN]],
+            "unparsable": [f"{records[index].location}: {why}" for index, why in unparsable[:_SHOWN]],
         },
     )
 
@@ -252,10 +252,10 @@ def _conflicts_across(same: np.ndarray, labels: np.ndarray, cut: int) -> np.ndar
 
 
 def _overlap_examples(both: Sequence[Record], cut: int, numbers: np.ndarray, overlapping: np.ndarray) -> list[str]:
-    found = np.flatnonzero(overlapping)[:_SHOWN]
+    found = [int(index) for index in np.flatnonzero(overlapping)[:_SHOWN]]
+    firsts = [int(np.flatnonzero(numbers[:cut] == numbers[cut + index])[0]) for index in found]
     return [
-        f"{both[cut + int(index)].place} ~ {both[int(np.flatnonzero(numbers[:cut] == numbers[cut + index])[0])].place}"
-        for index in found
+        f"{both[cut + index].location} ~ {both[first].location}" for index, first in zip(found, firsts, strict=True)
     ]
 
 

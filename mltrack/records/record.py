@@ -4,7 +4,7 @@ Invariant: a `Record` that exists is good: its text is not blank and can be enco
 there.
 
     record = check_record({"code": "eval(x)", "label": "high"}, task, "data.jsonl", 1)
-    record.place        # "data.jsonl: record 1"
+    record.location        # "data.jsonl: record 1"
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Record:
     """The record's other columns, such as `tests`."""
 
     @property
-    def place(self) -> str:
+    def location(self) -> str:
         """Where the record stands, for messages: "file: record N"."""
         return f"{self.file}: record {self.number}"
 

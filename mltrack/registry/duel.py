@@ -173,7 +173,7 @@ def _evaluate(
         whole = [
             i
             for i in range(len(next(iter(datasets.values()))))
-            if all(held.uncut_lengths[i] <= held.lengths[i] for held in datasets.values())
+            if all(held.full_lengths[i] <= held.lengths[i] for held in datasets.values())
         ]
         if not whole:
             raise ConfigurationError(

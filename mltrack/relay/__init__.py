@@ -14,5 +14,5 @@ from mltrack.relay.liveness import (
 from mltrack.relay.reaper import Orphan, orphans, reap, stand_still
 from mltrack.relay.relay_process import WatchedProcess
 from mltrack.relay.sync import DeliveredElsewhere, follow, run, sync
-from mltrack.relay.trainers import OthersRun, Settled, WentOnElsewhere, trainer_tags
+from mltrack.relay.trainers import OthersRun, Settled, StaleRunDirectory, trainer_tags
 from mltrack.relay.verdict import verdict_on

@@ -65,7 +65,7 @@ class RunDeleted(Settled):
         )
 
 
-class WentOnElsewhere(Settled):
+class StaleRunDirectory(Settled):
     """The run of a directory was resumed into another one.
 
     Args:
@@ -83,7 +83,7 @@ class WentOnElsewhere(Settled):
         )
 
 
-class OthersRun(WentOnElsewhere):
+class OthersRun(StaleRunDirectory):
     """The run that a training was given by its id is that of another training, and nothing of this one is in it.
 
     Args:
@@ -194,7 +194,7 @@ class Claim:
         machine may have slept.
 
         Raises:
-            WentOnElsewhere: somebody else does; OthersRun where nothing of this directory is in it yet.
+            StaleRunDirectory: somebody else does; OthersRun where nothing of this directory is in it yet.
             RunDeleted: nobody does, it is deleted.
             StoreUnavailable: the server does not answer.
         """
@@ -202,7 +202,7 @@ class Claim:
         if abs(now_s - self._asked_s) < within_s:
             return
         error = self._refusal()
-        self._progress.elsewhere = str(error) if isinstance(error, WentOnElsewhere) else None
+        self._progress.elsewhere = str(error) if isinstance(error, StaleRunDirectory) else None
         self._progress.deleted = str(error) if isinstance(error, RunDeleted) else None
         if error is not None:
             self._progress.complete = self._progress.is_whole(self._directory)
@@ -223,7 +223,7 @@ class Claim:
             if self._own.are_new(self._progress.offset) and (is_held(run) or self._is_seen_to_live(run)):
                 return OthersRun(self._directory, run)
             if self._own.fell_behind(run, self._progress.offset):
-                return WentOnElsewhere(self._directory, self._run_id, run.tags.get(HOST_TAG))
+                return StaleRunDirectory(self._directory, self._run_id, run.tags.get(HOST_TAG))
         return None
 
     def _is_seen_to_live(self, run: runs.RunInfo) -> bool:

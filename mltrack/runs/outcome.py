@@ -88,7 +88,7 @@ def outcome_parts(trainer: AdvancedTrainer, folder: Path, *, step: int, check: C
 def _lengths(trainer: AdvancedTrainer) -> dict[str, Any]:
     """Tokens of each record by split."""
     splits = {"training": trainer.train_dataset, "evaluation": trainer.eval_dataset}
-    return {name: dataset.uncut_lengths for name, dataset in splits.items() if dataset is not None}
+    return {name: dataset.full_lengths for name, dataset in splits.items() if dataset is not None}
 
 
 def _curves(history: Sequence[Mapping[str, Any]]) -> dict[str, list[tuple[int, float]]]:

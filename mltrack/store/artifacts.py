@@ -19,7 +19,7 @@ from typing import Any
 
 from mltrack.errors import TrackingError
 from mltrack.store import placement
-from mltrack.store.connection import Store, local_path, patient, without_parts
+from mltrack.store.connection import Store, artifact_timeout, local_path, without_parts
 from mltrack.store.database import database_file
 from mltrack.store.refusal import StoreRejected, StoreUnavailable, is_missing, translated
 
@@ -146,7 +146,7 @@ def delete(store: Store, run_id: str, artifact_path: str) -> None:
 def delete_tree(store: Store, uri: str, name: str | None = None) -> None:
     """Deletes the bytes at an artifact URI that is not a local folder; what is gone already is no error."""
     try:
-        with patient(store):
+        with artifact_timeout(store):
             repository(store, uri).delete_artifacts(name)
     except Exception as error:
         if not is_missing(error) and "No such file or directory" not in str(
@@ -174,7 +174,7 @@ def list_files(store: Store, run_id: str, path: str | None = None) -> dict[str, 
 def download(store: Store, run_id: str, path: str, dst: str | os.PathLike[str]) -> Path:
     """A copy of the file or folder as `dst`/`path`; returns that path."""
     name = _named(path)
-    with translated(store, f"fetching {name}"), patient(store):
+    with translated(store, f"fetching {name}"), artifact_timeout(store):
         repo = repository(store, _place(store, run_id)[0])
         for file in list_below(repo, name) or [name]:
             target = _inside(Path(dst), file)
@@ -251,7 +251,7 @@ def _send(store: Store, uri: str, source: Path, artifact_path: str | None) -> No
     where that fails, through the server.
     """
     repo = repository(store, uri)
-    with patient(store, source.stat().st_size):
+    with artifact_timeout(store, source.stat().st_size):
         try:
             repo.log_artifact(str(source), artifact_path)
         except Exception as error:

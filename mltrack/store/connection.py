@@ -246,7 +246,7 @@ def without_autologging() -> Iterator[None]:
 
 
 @contextmanager
-def patient(store: Store, num_bytes: int = 0) -> Iterator[None]:
+def artifact_timeout(store: Store, num_bytes: int = 0) -> Iterator[None]:
     """Inside, a request may take ARTIFACT_TIMEOUT_S and as long as `num_bytes` take at SLOWEST_BYTES_PER_S: for
     transfers of files.
     """

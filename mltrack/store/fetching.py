@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from mltrack.store import placement
 from mltrack.store.artifacts import list_below, repository
-from mltrack.store.connection import Store, local_path, patient
+from mltrack.store.connection import Store, artifact_timeout, local_path
 from mltrack.store.refusal import StoreRejected, StoreUnavailable, is_missing, translated
 
 PART = ".part"
@@ -68,7 +68,7 @@ def fetch(store: Store, location: str, names: Mapping[str, int], folder: Path, *
         if target.is_file() and target.stat().st_size == size:
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        with translated(store, f"fetching {name}"), patient(store):
+        with translated(store, f"fetching {name}"), artifact_timeout(store):
             _fetch_file(store, location, posixpath.join(path or "", name), size, target)
 
 

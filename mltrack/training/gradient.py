@@ -99,13 +99,13 @@ class GradientAccumulator:
         *,
         max_grad_norm: float,
         check_stop: Callable[[], None],
-        place: Callable[[int], str],
+        location: Callable[[int], str],
         on_halved: Callable[[int], None],
     ):
         self.model, self.optimizer, self.parallel, self.precision = model, optimizer, parallel, precision
         self.micro_batch_size: int | None = None
         self._max_grad_norm = max_grad_norm
-        self._check_stop, self._place, self._on_halved = check_stop, place, on_halved
+        self._check_stop, self._location, self._on_halved = check_stop, location, on_halved
         self._at: MicroBatch | None = None
 
     def accumulate(self, group: Sequence[MicroBatch], rng: Mapping[str, Any]) -> StepGradient:
@@ -181,7 +181,7 @@ class GradientAccumulator:
             what = (
                 "the gradient's norm"
                 if part is None
-                else f"{self._place(part.records[0])}: {single} of {part.tokens:,} tokens"
+                else f"{self._location(part.records[0])}: {single} of {part.tokens:,} tokens"
             )
             smaller = "packing=false, " if part is not None and len(part.records) > 1 else ""
             raise TrainingError(

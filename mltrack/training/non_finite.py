@@ -39,7 +39,7 @@ def refuse_or_skip(trainer: AdvancedTrainer, gradient: StepGradient, losses: Seq
         grad_norm,
         step=state.step + 1,
         epoch=state.epoch,
-        place=trainer.train_dataset.place,
+        location=trainer.train_dataset.location,
         skipped=state.skipped_in_a_row,
     )
     for path in save_group(tracker.directory.path / "non_finite", gradient.group, error, losses, grad_norm):
@@ -54,7 +54,7 @@ def non_finite_error(
     *,
     step: int,
     epoch: int,
-    place: Callable[[int], str],
+    location: Callable[[int], str],
     skipped: int = 0,
 ) -> NonFiniteLossError:
     """The error that names step, epoch, micro-batch and records.
@@ -63,14 +63,14 @@ def non_finite_error(
         losses: loss sum of each micro-batch.
         step: the optimizer step that was not taken; the first is 1.
         epoch: 0-based.
-        place: "file: record N" of a record number.
+        location: "file: record N" of a record number.
         skipped: steps that were skipped right before it.
     """
     guilty = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
     named = [group[number] for number in guilty] or list(group)
     quantity, value = ("loss", losses[guilty[0]]) if guilty else ("gradient norm", grad_norm)
     which = f"micro-batch {guilty[0] + 1} of {len(group)}" if guilty and len(group) > 1 else None
-    records = [place(number) for batch in named for number in batch.records]
+    records = [location(number) for batch in named for number in batch.records]
     return NonFiniteLossError(
         quantity, value, step=step, epoch=epoch, records=records, micro_batch=which, skipped=skipped
     )

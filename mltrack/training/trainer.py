@@ -161,7 +161,7 @@ class AdvancedTrainer:
             self.precision,
             max_grad_norm=self.config.max_grad_norm,
             check_stop=self.check_stop,
-            place=training.place,
+            location=training.location,
             on_halved=self._remember_micro_batch_size,
         )
         self.reads_late = on_gpu and steps_on_condition(self.optimizer)
