@@ -15,6 +15,7 @@ from typing import Any
 import commands
 import pytest
 import tiny
+import yaml
 from hf_folders import decoder_folder, write_model_folder
 from ready_store import ready_store
 
@@ -23,7 +24,7 @@ from mltrack.errors import ConfigurationError, TrackingError
 from mltrack.registry import gate
 from mltrack.registry.card import listed_classes
 from mltrack.registry.duel import PER_CHARACTER, promote_on
-from mltrack.store import Store, connect, create_run, model_tags, publish
+from mltrack.store import Store, connect, create_run, model_tags, publish, resolve
 
 NAME = "mltrack-text_classification"
 
@@ -155,6 +156,9 @@ def test_the_run_and_the_version_name_the_model_they_come_from(trained: Trained)
     assert "mltrack.parent" not in trained.store.client.get_run(trained.first["run_id"]).data.tags
     shown = trained.run("models", "show", NAME)
     assert f"trained from models:/{NAME}/1 of run {trained.first['run_id']}" in shown
+    for version, base in ((1, "scratch:tiny"), (2, f"models:/{NAME}@champion")):
+        said = yaml.safe_load((Path(resolve(trained.store, f"models:/{NAME}/{version}")) / "MLmodel").read_text())
+        assert said["flavors"]["transformers"]["source_model_name"] == base
 
 
 def test_a_resumed_run_keeps_its_parent_wherever_the_alias_is(trained: Trained) -> None:

@@ -212,7 +212,7 @@ def _datasets(
 def _model(request: TrainModelRequest, source: ModelSource, train_dataset: CodeDataset) -> Any:
     mapping = train_dataset.label_mapping if train_dataset.task.has_classes else None
     model: Any = source.build(label_mapping=mapping, max_length=request.max_length, seed=request.seed)
-    model.config.mltrack["truncation"] = request.truncation
+    model.config.mltrack |= {"truncation": request.truncation, "source_model_name": request.model_name}
     device = choose_device(request.device)
     use_attention(model, request.attention, device, choose_precision(request.precision, device))
     return model
