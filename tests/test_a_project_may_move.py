@@ -52,7 +52,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     response, _ = train(folder, *TRAIN, "--max-steps", 4, "--save-every", 2)
     assert commands.mltrack("sync", response["run_id"], cwd=folder).returncode == 0  # a slow relay may still be at it
     aliases = MlflowClient(f"sqlite:///{folder}/mlflow.db").get_registered_model("mltrack-text_classification").aliases
-    assert dict(aliases) == {"challenger": "1", "champion": "1"}
+    assert {name: str(version) for name, version in aliases.items()} == {"challenger": "1", "champion": "1"}
     shutil.move(folder, folder.with_name("kept"))
     return folder.with_name("kept")
 

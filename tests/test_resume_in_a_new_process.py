@@ -175,9 +175,9 @@ CHANGES = {
     "precision changed from off to bf16": {"use_mixed_precision": "bf16"},
     "max_length changed from 64 to 32": {"max_length": 32},
     "threads changed from 1 to 2": {"prelude": "import torch; torch.set_num_threads(2)"},
-    "training data is": {"dataset_path": "other.jsonl"},
-    "tokenizer is": {"model_name": "other"},
-    "model is": {"model_name": "scratch:small"},
+    "training data changed": {"dataset_path": "other.jsonl"},
+    "tokenizer changed": {"model_name": "other"},
+    "model changed": {"model_name": "scratch:small"},
 }
 
 
