@@ -176,10 +176,17 @@ def is_running(pid: int) -> bool:
 
 
 def kill(pid: int) -> None:
-    """SIGKILL to one process, and wait until it is gone."""
+    """SIGKILL to one process, and wait until it is gone with all its threads: the last one closes its files."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    until(lambda: not is_running(pid), f"the end of process {pid}")
+    until(lambda: not is_running(pid) and len(_threads(pid)) <= 1, f"the end of process {pid}")
+
+
+def _threads(pid: int) -> list[str]:
+    try:
+        return os.listdir(f"/proc/{pid}/task")
+    except FileNotFoundError:
+        return []
 
 
 def pause_between_transactions(pid: int, database: Path) -> None:
