@@ -6,6 +6,7 @@ import json
 
 import pytest
 import tiny
+import torch
 from sklearn.metrics import cohen_kappa_score
 
 from mltrack import Callback, TrainModelRequest, TrainModelUseCase
@@ -138,3 +139,57 @@ def test_they_reach_through_the_use_case(records_file, tmp_path):
 def test_what_is_wrong_is_one_line(trainer, metrics, name, said):
     with pytest.raises(ConfigurationError, match=said):
         trainer(metrics=metrics, metric_name=name, metric_mode="max").train()
+
+
+class StopsAt(Callback):
+    def __init__(self, method, step):
+        self.step = step
+        setattr(self, method, self.stop)
+
+    def stop(self, trainer, *_):
+        if trainer.state.step == self.step:
+            trainer.stop()
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "late, as on a GPU"])
+@pytest.mark.parametrize(
+    ("method", "step"), [("on_train_begin", 0), ("on_step", 3), ("on_evaluation", 2), ("on_save", 2), ("on_epoch", 4)]
+)
+def test_a_stop_ends_after_the_step_that_was_told_with_its_state(trainer, method, step, late):
+    """What goes on from the checkpoint ends as a training that nobody stopped."""
+    options = {"num_epochs": 2, "dropout": 0.0, "eval_every": 2, "save_every": 2}
+    whole = trainer(name="whole", **options)
+    whole.train()
+    stopped = trainer(name="stopped", callbacks=[StopsAt(method, step)], **options)
+    stopped.reads_late = late
+    results = stopped.train()
+    assert (results["steps_run"], results["stopped_early"]) == (step, True)
+    assert list(tiny.points(stopped.tracker.directory.journal, "train_loss")) == list(range(1, step + 1))
+    if not step:
+        return
+    assert stopped.checkpoint_manager.get_latest_checkpoint_info().step == step
+    again = trainer(name="stopped", resume=True, **options)
+    again.state.stopped_early = False
+    again.train()
+    assert again.state.step == whole.state.step
+    ours, theirs = again.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_own_metric_is_not_taken_for_that_of_a_class(trainer):
+    many = {f"f1_{number}": kappa for number in range(60)}
+    made = trainer(metrics=many)
+    made.train()
+    assert len(tiny.points(made.tracker.directory.journal, "eval_f1_59")) == 1
+    with pytest.raises(ConfigurationError, match="metrics: seen the name 'seconds'"):
+        trainer(metrics={"seconds": kappa})
+
+
+def test_an_error_as_the_training_begins_closes_the_journal(trainer):
+    class Fails(Callback):
+        def on_train_begin(self, trainer):
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError):
+        trainer(callbacks=[Fails()]).train()
+    trainer().train()

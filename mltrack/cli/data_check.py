@@ -51,7 +51,13 @@ def check(train: str, valid: str | None, words: Mapping[str, str | None], thresh
         {"evaluation": DatasetLoader(valid, label_mapping=mapping, **reading)} if valid is not None else {}
     )
     records = [one.records for one in loaders.values()]
-    report = check_data(records[0], records[1] if valid is not None else None, group=values["group"], thresholds=limits)
+    report = check_data(
+        records[0],
+        records[1] if valid is not None else None,
+        group=values["group"],
+        thresholds=limits,
+        classes=task.stratified,
+    )
     kept = {side: one.bad_records.keep(f"bad_records-{side}.jsonl") for side, one in loaders.items()}
     if values["output"] == "json":
         left_out = {

@@ -60,7 +60,9 @@ def _tell(request: TrainModelRequest, response: TrainModelResponse) -> None:
 
 
 def _request(words: Mapping[str, str]) -> TrainModelRequest:
-    problems, options = [], options_of(words.get("task") or OPTIONS["task"].default)
+    problems, options = [], OPTIONS
+    with suppress(ConfigurationError):  # said below with the other problems
+        options = options_of(OPTIONS["task"].parse(words.get("task", "")))
     for name, word in words.items():
         try:
             options[name].parse(word)

@@ -189,7 +189,7 @@ class Option:
             if not pairs:
                 return None
         unknown = next((name for name in pairs if self.choices and name not in self.choices), None)
-        if unknown is not None:
+        if unknown is not None and not (self.more_choices is not None and set(pairs) <= set(self.more_choices())):
             raise ConfigurationError(
                 f"{self.name}: seen the name {unknown!r} in {str(value)!r}; {did_you_mean(unknown, self.choices)}"
             )

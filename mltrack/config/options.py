@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mltrack.config import speedups
 from mltrack.config.option import Option, declared, option
-from mltrack.tasks.names import TaskType, task_names
+from mltrack.tasks.names import TaskType, task_fields, task_names
 
 PRECISIONS = ("auto", "fp16", "bf16", "off")
 PRECISION_ALIASES = {"true": "auto", "false": "off", "fp32": "off", "no": "off"}
@@ -39,6 +39,7 @@ class Data:
     columns: str | Mapping[str, str] | None = option(
         kind="pairs",
         choices=("code", "label", "description"),
+        more_choices=task_fields,
         fixes_data=True,
         help="Which columns of the data hold what: `code=func,label=target`.",
     )

@@ -83,7 +83,7 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
             ConfigurationError: the first word that is not accepted.
         """
         typed = current_names({name: word for name, word in words.items() if word})
-        options = options_of(typed.get("task", OPTIONS["task"].default))
+        options = options_of(OPTIONS["task"].parse(typed.get("task", "")))
         return cls.of({name: options[name].parse(word) for name, word in typed.items()}, as_typed=typed)
 
     @classmethod
@@ -102,7 +102,8 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
             except ConfigurationError as error:
                 problems.append(str(error))
         try:
-            self.task_options = _checked(self.task_options, own_options(self.task))
+            own = own_options(self.task) if isinstance(self.task, str) else {}
+            self.task_options = _checked(self.task_options, own)
         except ConfigurationError as error:
             problems += [] if str(error) in problems else [str(error)]
         if self.upload == "none" and self.register != "never":
@@ -150,6 +151,8 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
 
 
 def _checked(values: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(f"task_options: seen {type(values).__name__}; use a mapping of names to values")
     unknown = next((name for name in values if name not in options), None)
     if unknown is not None:
         raise ConfigurationError(f"task_options: seen the name {unknown!r}; {did_you_mean(unknown, options)}")

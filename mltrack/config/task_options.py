@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from mltrack.config.former_names import FORMER_NAMES
 from mltrack.config.option import Option, declared
 from mltrack.config.options import OPTIONS
 from mltrack.errors import ConfigurationError
 from mltrack.tasks.names import TaskType, task_named
+
+BESIDE_OPTIONS = ("mltrack_version", "parent", "model_commit", "model_digest", "class_names")
+"""What a run's config.json holds beside the options."""
 
 
 def options_of(task: str) -> dict[str, Option]:
@@ -15,8 +19,8 @@ def options_of(task: str) -> dict[str, Option]:
         ConfigurationError: there is no such task, or one of its options has the name of another.
     """
     own = own_options(task)
-    if taken := sorted(own.keys() & OPTIONS.keys()):
-        raise ConfigurationError(f"task: {task} declares {taken[0]}, which is an option of mltrack; rename it there")
+    if taken := sorted(own.keys() & {*OPTIONS, *FORMER_NAMES, *BESIDE_OPTIONS}):
+        raise ConfigurationError(f"task: {task} declares {taken[0]}, which is a name of mltrack's own; rename it there")
     return OPTIONS | own
 
 

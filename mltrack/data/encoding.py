@@ -89,6 +89,7 @@ class Encoder:
             ],
             "tokenizers": version("tokenizers"),
             **self._encoding.facts(),
+            **({"marks_words": True} if self.marks_words else {}),
             "max_length": self._max_length,
             "truncation": "head" if self._truncation == "drop" else self._truncation,
         }

@@ -5,6 +5,7 @@ Invariant: what the data set says itself is left as it is; it has no records, so
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, cast
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 import torch.utils.data
 
+from mltrack.addresses import redact
 from mltrack.data.collate import collate
 from mltrack.data.dataset import CodeDataset, pad_token_id
 from mltrack.data.training_dataset import TrainingDataset
@@ -51,14 +53,14 @@ class OwnDataset(torch.utils.data.Dataset):
             )
         self._given = given
         self.task = task_named(given.task)
-        self.tokenizer, self.max_length, self.digest = given.tokenizer, int(given.max_length), str(given.digest)
+        self.tokenizer, self.max_length, self.digest = given.tokenizer, int(given.max_length), _sha256(given.digest)
         self.pad_token_id = pad_token_id(given.tokenizer)
         self.lengths, self.target_counts = self._whole_numbers("lengths"), self._whole_numbers("target_counts")
         self.full_lengths = self.lengths
         self.label_mapping: dict[str, int] = in_index_order(getattr(given, "label_mapping", None) or {})
         if self.task.has_classes and not self.label_mapping:
             raise ConfigurationError(f"data set {name} is for {self.task} and needs a label_mapping ({{class: index}})")
-        self.source = str(getattr(given, "source", name))
+        self.source = redact(str(getattr(given, "source", name)))
 
     def __len__(self) -> int:
         return len(self._given)
@@ -111,3 +113,8 @@ class OwnDataset(torch.utils.data.Dataset):
                 f" example; they are {values.dtype} {list(values.shape)}"
             )
         return values.astype(np.int32)
+
+
+def _sha256(digest: object) -> str:
+    """Of whatever the data set calls its digest: of a digest only the first characters are compared and shown."""
+    return hashlib.sha256(str(digest).encode("utf-8", "surrogatepass")).hexdigest()

@@ -125,7 +125,7 @@ def check_metric_name(dataset: CodeDataset, name: str, metrics: Metrics | None =
     Raises:
         ConfigurationError: with those that it gives.
     """
-    own = dataset.task.evaluator(label_names(dataset)).compute()
+    own = _evaluator(dataset, metrics).compute() | {"seconds": 0.0}
     if taken := sorted(own.keys() & (metrics or {}).keys()):
         raise ConfigurationError(f"metrics: seen the name '{taken[0]}', which {dataset.task} has; choose another one")
     given = [f"eval_{metric}" for metric in (*own, *(metrics or {}))]

@@ -14,6 +14,7 @@ from mltrack.evaluation.evaluate import evaluate
 from mltrack.hardware import allow_planned_attention, choose_device, choose_precision
 from mltrack.hardware.precision import Precision
 from mltrack.models import resolve_model
+from mltrack.tasks.names import task_named
 
 
 def evaluate_folder(
@@ -36,8 +37,9 @@ def evaluate_folder(
         ConfigurationError: the folder holds no such model.
     """
     one_part(dataset_path)
-    source = resolve_model(str(folder), task, as_trained=True)
     config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    kind = task_named(task).configured(config["mltrack"].get("task_options") or {})
+    source = resolve_model(str(folder), kind, as_trained=True)
     max_length = int(config["mltrack"]["max_length"])
     mapping = dict(config["label2id"]) if source.task.has_classes else None
     options: dict[str, Any] = {
@@ -46,7 +48,7 @@ def evaluate_folder(
         "truncation": kept_of_long_texts(config["mltrack"]),
         **(reading or {}),
     }
-    loader = DatasetLoader(dataset_path, source.tokenizer, task=task, **options)
+    loader = DatasetLoader(dataset_path, source.tokenizer, task=kind, **options)
     dataset = loader.load()
     loader.bad_records.report(dataset_path, "evaluation", notice)
     device = choose_device("auto")

@@ -40,12 +40,12 @@ def metric_mode(name: str) -> str:
     )
 
 
-def without_many_classes(metrics: Mapping[str, float], keep: str) -> dict[str, float]:
+def without_many_classes(metrics: Mapping[str, float], *keep: str) -> dict[str, float]:
     """The metrics of an evaluation without those of single classes, where there are more than `MAX_CLASS_METRICS` of
     them; `keep` stays.
     """
     single = [name for name in metrics if name.startswith(_OF_A_CLASS)]
-    left_out = set(single) - {keep} if len(single) > MAX_CLASS_METRICS else set()
+    left_out = set(single) - set(keep) if len(single) > MAX_CLASS_METRICS else set()
     return {name: value for name, value in metrics.items() if name not in left_out}
 
 

@@ -220,6 +220,7 @@ class ModelSource:
         config.mltrack = {
             "task": self.task.name,
             **self.task.settings(),
+            **({"task_options": dict(self.task.given)} if self.task.given else {}),
             "max_length": max_length,
         } | self.origin
 

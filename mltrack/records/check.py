@@ -137,6 +137,7 @@ def check_data(
     *,
     group: str | None = None,
     thresholds: Mapping[str, float] | None = None,
+    classes: bool = True,
     progress: Progress | None = None,
 ) -> DataReport:
     """Look through training records and, where there are any, validation records.
@@ -144,6 +145,7 @@ def check_data(
     Args:
         group: name of a column whose equal values should be on one side.
         thresholds: instead of those of `THRESHOLDS`, by name.
+        classes: a label is one of a few classes, which are counted.
         progress: called with (done, total) while near-duplicates are looked for; after a split of the same records they
             are in the cache.
 
@@ -163,9 +165,9 @@ def check_data(
     groups = duplicate_groups(both, keys=keys, progress=progress)
     cut = len(train)
     numbers = group_numbers(both, group) if group is not None else None
-    report = DataReport(_set_report(train, keys[:cut], content[:cut], _part(groups, slice(None, cut))), None)
+    report = DataReport(_set_report(train, keys[:cut], content[:cut], _part(groups, slice(None, cut)), classes), None)
     if valid is not None and len(valid):
-        report.valid = _set_report(valid, keys[cut:], content[cut:], _part(groups, slice(cut, None)))
+        report.valid = _set_report(valid, keys[cut:], content[cut:], _part(groups, slice(cut, None)), classes)
         exact = np.isin(content[cut:], content[:cut])
         near = np.isin(groups.near[cut:], groups.near[:cut]) & ~exact
         report.exact_overlap, report.near_overlap = int(exact.sum()), int(near.sum())
@@ -202,13 +204,15 @@ def _part(groups: DuplicateGroups, where: slice) -> DuplicateGroups:
     return DuplicateGroups(groups.near[where], groups.same[where])
 
 
-def _set_report(records: Sequence[Record], keys: np.ndarray, content: np.ndarray, groups: DuplicateGroups) -> SetReport:
+def _set_report(
+    records: Sequence[Record], keys: np.ndarray, content: np.ndarray, groups: DuplicateGroups, has_classes: bool
+) -> SetReport:
     labels = labels_of(records)
     sizes = np.unique(groups.near, return_counts=True)[1]
     distinct = len(np.unique(content))
     counts = Counter(str(label) for label in labels if label is not None)
-    classes = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-    conflicts = _conflicts(groups.same, labels) if classes else []
+    conflicts = _conflicts(groups.same, labels) if counts else []
+    classes = dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))) if has_classes else {}
     python, unparsable = parsed(records, keys)
     return SetReport(
         records=len(records),

@@ -133,8 +133,9 @@ def _evaluate(
     from mltrack.hardware.precision import Precision
     from mltrack.models import resolve_model
 
-    sources = {one: resolve_model(folder, task, as_trained=True) for one, folder in folders.items()}
     kind = task_named(task)
+    kinds = {one: kind.configured(held.get("task_options") or {}) for one, held in settings.items()}
+    sources = {one: resolve_model(folder, kinds[one], as_trained=True) for one, folder in folders.items()}
     shortest = min(int(held.get("max_length", 512)) for held in settings.values())
     lengths = {
         one: shortest if kind.counts_tokens else int(held.get("max_length", 512)) for one, held in settings.items()
@@ -152,7 +153,9 @@ def _evaluate(
         }
         for one in folders
     }
-    loaders = {one: DatasetLoader(dataset_path, sources[one].tokenizer, task=task, **options[one]) for one in folders}
+    loaders = {
+        one: DatasetLoader(dataset_path, sources[one].tokenizer, task=kinds[one], **options[one]) for one in folders
+    }
     datasets = {one: loader.dataset(loader.records) for one, loader in loaders.items()}
     for one, loader in loaders.items():
         loader.bad_records.report(dataset_path, f"version-{one}", notice)

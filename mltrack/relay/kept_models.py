@@ -19,7 +19,7 @@ from typing import Any
 from mltrack.errors import CheckpointError, ConfigurationError
 from mltrack.journal import JournalReader, KeptCheckpoints, RunDirectory
 from mltrack.relay.delivery_state import Progress
-from mltrack.store import Store, StoreRejected, artifacts, light_model, logged_models, translated
+from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, light_model, logged_models, translated
 from mltrack.store.connection import ServersOwnFolder
 from mltrack.tasks import TaskType, task_named
 
@@ -262,7 +262,7 @@ class KeptModels:
         try:
             task = task_named(ours.get("task", TaskType.TEXT_CLASSIFICATION.value))
         except ConfigurationError as error:  # of a package that is not installed here
-            raise CheckpointError(f"{error}; install the task's package and deliver the run again") from None
+            raise StoreUnavailable(f"{error}; install the task's package, then run mltrack sync") from None
         light_model.write_model_folder(
             folder,
             staged,

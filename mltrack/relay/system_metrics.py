@@ -125,7 +125,7 @@ class SystemMetricsFeed:
             self._samples += 1
             self._unsent += [(name, value, time_ms, self._samples) for name, value in values.items()]
             del self._unsent[:-MAX_UNSENT]
-        except (psutil.Error, OSError) as error:
+        except Exception as error:  # MLflow's monitors are not all careful
             log.warning("system metrics: %s", error)
 
     def send(self, store: Store, run_id: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mltrack.config import TrainModelRequest
 from mltrack.data import CodeDataset
+from mltrack.data.encoding import tokenizer_digest
 from mltrack.data.own_dataset import completed
 from mltrack.errors import ConfigurationError
 from mltrack.models import ModelSource
@@ -31,6 +32,15 @@ def made_datasets(
                 f"data set {dataset.source} is for {dataset.task}, but the request says task={request.task}; make both"
                 " the same"
             )
+        if tokenizer_digest(dataset.tokenizer) != tokenizer_digest(source.tokenizer or train.tokenizer):
+            raise ConfigurationError(
+                f"data set {dataset.source} has another tokenizer than the model; use the one that `datasets` is given"
+            )
+    if train.label_mapping != evaluation.label_mapping:
+        raise ConfigurationError(
+            f"the data sets have different label mappings, {train.label_mapping} and {evaluation.label_mapping}; make"
+            " both the same"
+        )
     if source.tokenizer is None:
         source.tokenizer = train.tokenizer
     source.check_max_length(train.max_length)

@@ -93,13 +93,19 @@ def prepare(request: TrainModelRequest, frontend: Frontend) -> Prepared:
         if frontend.datasets is None:
             records, train_dataset, eval_dataset = _datasets(request, source, directory, frontend)
             data_check = check_data(
-                records.train, records.evaluation, group=request.group, progress=partial(frontend.report, "comparing")
+                records.train,
+                records.evaluation,
+                group=request.group,
+                classes=train_dataset.task.stratified,
+                progress=partial(frontend.report, "comparing"),
             )
             for finding in data_check.findings:
                 frontend.notice(finding.line)
         else:
             train_dataset, eval_dataset = made_datasets(frontend.datasets, request, source)
-            request = replace(request, dataset_path=train_dataset.source, max_length=train_dataset.max_length)
+            request = replace(
+                request, dataset_path=train_dataset.source, max_length=train_dataset.max_length
+            ).redacted()
         check_metric_name(eval_dataset, request.metric_name, frontend.metrics)
         model = _model(request, source, train_dataset)
         resumed = None
@@ -185,7 +191,8 @@ def _model_source(
         as_trained=reads_as_tokens(resumed, frontend.notice),
         registry_resolver=None if parent is None else lambda _: parent.folder,
     )
-    source.check_max_length(request.max_length)
+    if frontend.datasets is None:  # else the caller's data sets say their own
+        source.check_max_length(request.max_length)
     return source, parent
 
 

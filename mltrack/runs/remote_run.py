@@ -322,6 +322,7 @@ def _config(store: Store, run: runs.RunInfo) -> dict[str, Any]:
     if content is None:
         raise ConfigurationError(f"cannot resume: {where} is no JSON object; resume a run of `mltrack train`")
     made = {name: content[name] for name in _MADE if isinstance(content.get(name), str)}
+    made |= {"class_names": True} if content.get("class_names") is True else {}
     return {**made, **checked_options(content, where)}
 
 

@@ -197,8 +197,9 @@ class Task(ABC):
     """A dataclass of `mltrack.config.option` fields: options of this task alone."""
 
     def configured(self, given: Mapping[str, Any]) -> Self:
-        """The task with values of its own options."""
-        return replace(self, given=dict(given)) if given else self
+        """The task with values of its own options; those that are not given have their defaults."""
+        own = declared(self.options, "") if self.options is not None else []
+        return replace(self, given={one.name: one.default for one in own} | dict(given)) if own else self
 
     def __str__(self) -> str:
         return self.name

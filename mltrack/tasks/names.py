@@ -71,6 +71,11 @@ def all_tasks() -> list[Task]:
     return found
 
 
+def task_fields() -> list[str]:
+    """The fields of all tasks' records."""
+    return list(dict.fromkeys(field for task in all_tasks() for field in task.fields))
+
+
 @cache
 def _installed() -> dict[str, metadata.EntryPoint]:
     return {one.name: one for one in metadata.entry_points(group=GROUP) if one.name not in _HOME}
@@ -85,4 +90,8 @@ def _loaded(name: str) -> Task:
         raise ConfigurationError(
             f"task: {name} cannot be loaded from {entry.value}: {described(error)}; repair or uninstall its package"
         ) from error
-    return task
+    if isinstance(task, type) or getattr(task, "name", None) != name:
+        raise ConfigurationError(
+            f"task: {name} is {entry.value}, which is no task of that name; repair or uninstall its package"
+        )
+    return task.configured({})

@@ -21,8 +21,9 @@ def evaluate_and_judge(trainer: AdvancedTrainer, dataset: CodeDataset) -> tuple[
             callback.on_evaluation_batch(trainer, done, total)
 
     started, state, metric = time.perf_counter(), trainer.state, trainer.metric
+    own = [f"eval_{name}" for name in trainer.metrics]
     values, _ = trainer.evaluated(dataset, on_batch)
-    metrics = without_many_classes({f"eval_{name}": value for name, value in values.items()}, metric.name)
+    metrics = without_many_classes({f"eval_{name}": value for name, value in values.items()}, metric.name, *own)
     seconds = time.perf_counter() - started
     trainer.tracker.log_metrics({**metrics, "eval_seconds": seconds}, step=state.step, epoch=state.epoch)
     state.offer_best(metrics[metric.name], metric.mode)

@@ -86,7 +86,7 @@ def save_group(
     tensors_file, facts_file = folder / f"step-{error.step:08d}.safetensors", folder / f"step-{error.step:08d}.json"
     save_file(
         {
-            f"{number}.{name}": tensor.contiguous()
+            f"{number}.{name}": tensor.detach().clone().contiguous()  # safetensors refuses shared memory
             for number, batch in enumerate(group)
             for name, tensor in batch.tensors.items()
         },

@@ -97,8 +97,7 @@ class AdvancedTrainer:
         stop_requested: Callable[[], int | None] = lambda: None,
         **options: Any,
     ):
-        self.config = configure(config, options)
-        training = completed(train_dataset)
+        self.config, training = configure(config, options), completed(train_dataset)
         evaluation = None if eval_dataset is None else completed(eval_dataset)
         self.device = choose_device(self.config.device)
         self.precision = Precision(choose_precision(self.config.precision, self.device), self.device)
@@ -108,17 +107,11 @@ class AdvancedTrainer:
         )
         self.model = prepared(model, self.config, self.device)
         self.train_dataset, self.eval_dataset = training, evaluation
-        on_gpu = self.device.type == "cuda"
-        self.batches = TrainingBatches(
-            training,
-            self.config,
-            rank=self.parallel.rank,
-            world=self.parallel.world,
-            pin=on_gpu,
-        )
+        on_gpu, rank, world = self.device.type == "cuda", self.parallel.rank, self.parallel.world
+        self.batches = TrainingBatches(training, self.config, rank=rank, world=world, pin=on_gpu)
         if not len(training):
             raise DatasetError("the training set is empty; accepted: at least one record", path=training.source)
-        world, replicated = self.parallel.world, self.parallel.replicates
+        replicated = self.parallel.replicates
         self.cls_only = uses_cls_only(self.model, self.config, replicated=replicated)
         how: dict[str, Any] = {"world": world, "replicated": replicated, "cls_only": self.cls_only}
         self.fingerprint = fingerprint_of(self.config, training, self.model, self.device, self.precision.mode, **how)
@@ -189,6 +182,8 @@ class AdvancedTrainer:
         """
         self._begin()
         try:
+            for callback in self.callbacks:
+                callback.on_train_begin(self)
             with (
                 shortages_named(lambda: f"step {self.state.step + 1}"),
                 training_context(self.model, self.config, self.device, cls_only=self.cls_only),
@@ -257,8 +252,6 @@ class AdvancedTrainer:
         self.model.train()
         self._groups = self._groups_from_here()
         self._last_settled = time.perf_counter()
-        for callback in self.callbacks:
-            callback.on_train_begin(self)
 
     def _next_group(self) -> list[MicroBatch]:
         """The micro-batches of the next step, and how long they were waited for."""
@@ -272,6 +265,9 @@ class AdvancedTrainer:
         self._rng = capture_rng()  # a step that is interrupted is taken again from here
         gradient = self.gradient.accumulate(group, self._rng)
         self._finish_step()
+        if self._stop_asked:  # by a callback that was told of the step before: this one is not taken
+            self.optimizer.zero_grad(set_to_none=True)
+            return
         learning_rate = float(self.scheduler.get_last_lr()[0])
         self.precision.step(self.optimizer, gradient.not_finite)
         self.optimizer.zero_grad(set_to_none=True)
@@ -360,7 +356,9 @@ class AdvancedTrainer:
     # -- what the steps are made of
 
     def _is_over(self) -> bool:
-        return self.state.step >= self.plan.total_steps or self.state.stopped_early
+        done = self.state.step >= self.plan.total_steps
+        self.state.stopped_early = self.state.stopped_early or (self._stop_asked and not done)
+        return done or self.state.stopped_early
 
     def _groups_from_here(self) -> Generator[list[MicroBatch], None, None]:
         return self.batches.groups(self.state.epoch, self.state.examples)
