@@ -95,7 +95,8 @@ for _stream in (0, 1, 2):
 
 def test_the_relay_outlives_a_warning(warm, job, tmp_path):
     """Slurm sends it to all processes of a step: the trainer ends by it, and the relay delivers the rest."""
-    words = job.words(output_dir="runs", offline="false", tracking_uri=ready_store(tmp_path), epochs=100_000)
+    endless = {"epochs": 100_000, "early_stopping_patience": 100_000}  # however long the relay takes to start
+    words = job.words(output_dir="runs", offline="false", tracking_uri=ready_store(tmp_path), **endless)
     process = warm.start(*words, cwd=tmp_path, prelude=AT_STEP.format(event="pass"))
     process.until((tmp_path / "there").exists, "the third step")
     [directory] = find_run_directories(tmp_path / "runs")
