@@ -154,7 +154,57 @@ def test_what_the_use_case_cannot_use_is_one_line(here: Path, make: Callable[...
     assert said in response.errors[0]
 
 
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda own, others: setattr(own, "tokenizer", others), "has another tokenizer than the model"),
+        (lambda own, _: setattr(own, "label_mapping", {"unsafe": 0, "safe": 1}), "have different label mappings"),
+    ],
+)
+def test_two_data_sets_that_do_not_fit_are_one_line(
+    records_file: Callable[..., Path], here: Path, spoil: Callable[[Own, Any], None], said: str
+) -> None:
+    _, train, evaluation = tiny.data(records_file("text_classification", 24), "text_classification")
+    others, _, _ = tiny.data(records_file("code_generation", 24), "code_generation")
+    spoiled = Own(evaluation)
+    spoil(spoiled, others.tokenizer)
+    request = TrainModelRequest(task="text_classification", model_name="scratch:tiny", offline=True, device="cpu")
+    response = TrainModelUseCase(datasets=lambda *_: (Own(train), spoiled)).execute(request)
+    assert (response.success, response.exit_code) == (False, 2)
+    assert said in response.errors[0]
+
+
+def test_the_password_of_a_source_is_recorded_nowhere(records_file: Callable[..., Path], here: Path) -> None:
+    _, train, evaluation = tiny.data(records_file("text_classification", 24), "text_classification")
+    made = (Own(train), Own(evaluation))
+    for own in made:
+        own.source = "postgresql://bob:hunter2secret@db.host/x"
+    said: list[str] = []
+    request = TrainModelRequest(
+        task="text_classification",
+        model_name="scratch:tiny",
+        offline=True,
+        device="cpu",
+        max_steps=1,
+        output_dir="runs",
+    )
+    response = TrainModelUseCase(datasets=lambda *_: made, notice=said.append).execute(request)
+    assert response.success, response.errors
+    written = [path.read_bytes() for path in here.rglob("*") if path.is_file()]
+    assert not any(b"hunter2secret" in held for held in [*written, *(line.encode() for line in said)])
+    assert any(b"db.host" in held for held in written), "the source itself is recorded"
+
+
 # -- resuming
+
+
+def test_a_digest_counts_to_its_last_character(records_file: Callable[..., Path], tmp_path: Path) -> None:
+    source, train, _ = tiny.data(records_file("text_classification", 24), "text_classification")
+    first, second = Own(train), Own(train)
+    first.digest, second.digest = "reviews of 2026-11", "reviews of 2026-12"
+    AdvancedTrainer(tiny.model(source, train), first, output_dir=tmp_path / "out", **OPTIONS).train()
+    with pytest.raises(ConfigurationError, match="training data changed"):
+        AdvancedTrainer(tiny.model(source, train), second, output_dir=tmp_path / "out", resume=True, **OPTIONS)
 
 
 def test_a_trainer_that_is_interrupted_goes_on_to_the_same_weights(

@@ -20,16 +20,19 @@ WORD = r"\$?[^\W\d][\w$]*"
 
 PYTHON_KEYWORDS = frozenset(kwlist)
 _BRACES_WORDS = """
-    abstract and as assert async await bool boolean break byte case catch char class const continue def default delete do double else elseif enum export
-    extends extern false final finally float fn for foreach from func function goto if implements import in inline instanceof int interface let long mut
-    namespace native new nil not null of operator or package private protected public return short signed sizeof static str string struct super switch
-    template this throw throws transient true try typedef typename typeof undefined union unsigned using var virtual void volatile while with yield
-    $this i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 isize usize int8 int16 int32 int64 uint uint8 uint16 uint32 uint64 float32 float64 size_t
+    abstract and as assert async await bool boolean break byte case catch char class const continue def default delete
+    do double else elseif enum export extends extern false final finally float fn for foreach from func function goto if
+    implements import in inline instanceof int interface let long mut namespace native new nil not null of operator or
+    package private protected public return short signed sizeof static str string struct super switch template this
+    throw throws transient true try typedef typename typeof undefined union unsigned using var virtual void volatile
+    while with yield $this i8 i16 i32 i64 u8 u16 u32 u64 f32 f64 isize usize int8 int16 int32 int64 uint uint8 uint16
+    uint32 uint64 float32 float64 size_t
 """
 BRACES_KEYWORDS = frozenset(_BRACES_WORDS.split())
 _USING_WORDS = """
-    and as assert await break case continue defer delete do echo else export extends finally from go goto if implements import in instanceof match new not
-    of or package range return sizeof throw throws try typeof use using while with yield
+    and as assert await break case continue defer delete do echo else export extends finally from go goto if implements
+    import in instanceof match new not of or package range return sizeof throw throws try typeof use using while with
+    yield
 """
 _BEFORE_EXPRESSIONS = frozenset(_USING_WORDS.split())
 """Words after which a name is used, not given."""
