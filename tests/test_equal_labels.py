@@ -9,6 +9,7 @@ from typing import Any
 import datasets
 import pandas as pd
 import pytest
+from ready_store import ready_store
 
 from mltrack import DatasetLoader
 from mltrack.config import TrainModelRequest
@@ -17,6 +18,8 @@ from mltrack.errors import DatasetError
 from mltrack.journal import RunDirectory
 from mltrack.records.record import label_value
 from mltrack.runs.provenance import earlier_labels
+from mltrack.runs.remote_run import _config
+from mltrack.store import artifacts, connect, create_run
 
 CODE = ["a = 1", "eval(b)", "c = len(d)", "exec(e)"]
 NAMED = datasets.Features({"code": datasets.Value("string"), "label": datasets.ClassLabel(names=["safe", "unsafe"])})
@@ -168,3 +171,11 @@ def test_a_run_of_0_1_goes_on_with_the_classes_that_it_has(tmp_path: Path) -> No
     (run.path / "config.json").write_text('{"class_names": true}')
     assert earlier_labels(run).class_names
     assert earlier_labels(None) is None
+
+
+def test_class_names_reach_another_machine_through_mlflow(tmp_path: Path) -> None:
+    store = connect(ready_store(tmp_path))
+    run = create_run(store, experiment_name="e", run_name="r", tags={}, idempotency_key="k", start_time_ms=1)
+    (tmp_path / "config.json").write_text('{"class_names": true, "batch_size": 4}')
+    artifacts.put_file(store, run.run_id, tmp_path / "config.json")
+    assert _config(store, run) == {"class_names": True, "batch_size": 4}

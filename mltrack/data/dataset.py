@@ -32,7 +32,24 @@ from mltrack.tasks.names import task_named
 __all__ = ["CodeDataset", "cut_prompt", "end_token_id", "pad_token_id", "prompt_ids"]
 
 
-class CodeDataset(torch.utils.data.Dataset):
+class LabelledDataset(torch.utils.data.Dataset):
+    """A data set whose classes have indices."""
+
+    label_mapping: dict[str, int]
+    """Class index per label, in index order; empty for a task without classes."""
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Label per class index; empty without classes."""
+        return {index: label for label, index in self.label_mapping.items()}
+
+    @property
+    def num_labels(self) -> int:
+        """Number of classes, absent ones included; 0 without classes."""
+        return len(self.label_mapping)
+
+
+class CodeDataset(LabelledDataset):
     """Tokenized records of one task.
 
     Args:
@@ -77,7 +94,6 @@ class CodeDataset(torch.utils.data.Dataset):
         self.label_mapping = in_index_order(
             self.task.label_mapping(self.records) if label_mapping is None else label_mapping
         )
-        """Class index per label, in index order."""
         self.pad_token_id = pad_token_id(tokenizer)
         read_as_text(tokenizer)
         self._rows = token_rows(
@@ -101,16 +117,6 @@ class CodeDataset(torch.utils.data.Dataset):
         index = range(len(self))[index]
         input_ids = self._rows.row(index)
         return {"input_ids": input_ids, "labels": self._targets.of(index, input_ids), "index": index}
-
-    @property
-    def id2label(self) -> dict[int, str]:
-        """Label per class index; empty for generation."""
-        return {index: label for label, index in self.label_mapping.items()}
-
-    @property
-    def num_labels(self) -> int:
-        """Number of classes, absent ones included; 0 for generation."""
-        return len(self.label_mapping)
 
     @cached_property
     def class_counts(self) -> dict[str, int]:

@@ -12,11 +12,10 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.utils.data
 
 from mltrack.addresses import redact
 from mltrack.data.collate import collate
-from mltrack.data.dataset import CodeDataset, pad_token_id
+from mltrack.data.dataset import CodeDataset, LabelledDataset, pad_token_id
 from mltrack.data.training_dataset import TrainingDataset
 from mltrack.errors import ConfigurationError
 from mltrack.records.labels import in_index_order
@@ -37,7 +36,7 @@ def completed(dataset: TrainingDataset) -> CodeDataset:
     return cast(CodeDataset, OwnDataset(dataset))
 
 
-class OwnDataset(torch.utils.data.Dataset):
+class OwnDataset(LabelledDataset):
     """See `completed`."""
 
     records: Sequence[Record] = ()
@@ -57,7 +56,7 @@ class OwnDataset(torch.utils.data.Dataset):
         self.pad_token_id = pad_token_id(given.tokenizer)
         self.lengths, self.target_counts = self._whole_numbers("lengths"), self._whole_numbers("target_counts")
         self.full_lengths = self.lengths
-        self.label_mapping: dict[str, int] = in_index_order(getattr(given, "label_mapping", None) or {})
+        self.label_mapping = in_index_order(getattr(given, "label_mapping", None) or {})
         if self.task.has_classes and not self.label_mapping:
             raise ConfigurationError(f"data set {name} is for {self.task} and needs a label_mapping ({{class: index}})")
         self.source = redact(str(getattr(given, "source", name)))
@@ -79,16 +78,6 @@ class OwnDataset(torch.utils.data.Dataset):
         if own is None:
             return collate(examples, self.pad_token_id, max_length=self.max_length)
         return {**own(examples), "index": torch.tensor([example["index"] for example in examples])}
-
-    @property
-    def id2label(self) -> dict[int, str]:
-        """Label per class index; empty for generation."""
-        return {index: label for label, index in self.label_mapping.items()}
-
-    @property
-    def num_labels(self) -> int:
-        """Number of classes; 0 for generation."""
-        return len(self.label_mapping)
 
     @cached_property
     def class_counts(self) -> dict[str, int]:
