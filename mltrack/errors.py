@@ -164,9 +164,13 @@ def alone(lines: list[str], what: str) -> Iterator[None]:
         lines.append(f"{what}: {described(error)}")
 
 
-def did_you_mean(seen: str, accepted: Iterable[str]) -> str:
-    """A clause that names the accepted words, the closest first: "accepted: a, b (did you mean 'a'?)"."""
+def one_of(accepted: Iterable[str]) -> str:
+    """The accepted words in a message: "one of a, b, c"; a single one by itself."""
     words = list(accepted)
-    close = difflib.get_close_matches(str(seen), words, n=1)
-    hint = f" (did you mean '{close[0]}'?)" if close else ""
-    return f"accepted: {', '.join(words)}{hint}"
+    return f"one of {', '.join(words)}" if len(words) > 1 else "".join(words)
+
+
+def did_you_mean(seen: str, accepted: Iterable[str]) -> str:
+    """The end of a message that refuses a word: " (did you mean 'a'?)"; empty if no accepted word is close."""
+    close = difflib.get_close_matches(str(seen), list(accepted), n=1)
+    return f" (did you mean '{close[0]}'?)" if close else ""

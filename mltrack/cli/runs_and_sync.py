@@ -13,7 +13,7 @@ from mltrack import relay, store
 from mltrack.addresses import is_same, without_secrets
 from mltrack.cli.parameters import as_bool
 from mltrack.config import OPTIONS
-from mltrack.errors import ConfigurationError, MltrackError, did_you_mean, printable
+from mltrack.errors import ConfigurationError, MltrackError, did_you_mean, one_of, printable
 from mltrack.journal import (
     KINDS,
     RunDirectory,
@@ -42,7 +42,7 @@ def list_runs(
         ConfigurationError: an output, limit or kind that is not accepted.
     """
     if kind is not None and kind not in KINDS:
-        raise ConfigurationError(f"kind: seen '{kind}'; {did_you_mean(kind, KINDS)}")
+        raise ConfigurationError(f"kind must be {one_of(KINDS)}, not '{kind}'{did_you_mean(kind, KINDS)}")
     OPTIONS["output"].check(output)
     reaps, most = as_bool(reap), _number(limit)
     _print_local(output_dir, output, most, kind)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrack.config.pairs import format_pairs, parse_pairs
-from mltrack.errors import ConfigurationError, did_you_mean
+from mltrack.errors import ConfigurationError, did_you_mean, one_of
 
 MAX_WHOLE_NUMBER = 2**63 - 1
 """What torch, numpy and the databases behind MLflow take as a whole number."""
@@ -180,9 +180,7 @@ class Option:
                 else value
             )
         except ValueError as error:
-            raise ConfigurationError(
-                f"{self.name}: seen {_shown(value)} ({error}); accepted: {self.accepted}"
-            ) from None
+            raise ConfigurationError(f"{self.name} must be {self.accepted}, not {_shown(value)} ({error})") from None
         if outdated := [name for name in pairs if name in self.ignored]:
             warnings.warn(f"{self.name}: {', '.join(outdated)} always on; the switch is left out", stacklevel=2)
             value = pairs = {name: meant for name, meant in pairs.items() if name not in outdated}
@@ -191,12 +189,14 @@ class Option:
         unknown = next((name for name in pairs if self.choices and name not in self.choices), None)
         if unknown is not None and not (self.more_choices is not None and set(pairs) <= set(self.more_choices())):
             raise ConfigurationError(
-                f"{self.name}: seen the name {unknown!r} in {str(value)!r}; {did_you_mean(unknown, self.choices)}"
+                f"{self.name}: unknown name {unknown!r} in {str(value)!r}; "
+                f"use {one_of(self.choices)}{did_you_mean(unknown, self.choices)}"
             )
         strange = next((name for name, meant in pairs.items() if self.values and meant not in self.values), None)
         if strange is not None:
             raise ConfigurationError(
-                f"{self.name}: seen {pairs[strange]!r} for {strange}; {did_you_mean(pairs[strange], self.values)}"
+                f"{self.name}: {strange} must be {one_of(self.values)}, not {pairs[strange]!r}"
+                f"{did_you_mean(pairs[strange], self.values)}"
             )
         return value if isinstance(value, str) else format_pairs(pairs)
 
@@ -226,8 +226,10 @@ class Option:
     def _refused(self, value: Any) -> ConfigurationError:
         seen = _shown(value)
         choices = self.choices if self.more_choices is None else self.more_choices()
-        accepted = did_you_mean(seen.strip("'"), choices) if choices else f"accepted: {self.accepted}"
-        return ConfigurationError(f"{self.name}: seen {seen}; {accepted}")
+        accepted = one_of(choices) if choices else self.accepted
+        return ConfigurationError(
+            f"{self.name} must be {accepted}, not {seen}{did_you_mean(seen.strip(chr(39)), choices)}"
+        )
 
 
 def _is_number(value: Any) -> bool:

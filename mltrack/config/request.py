@@ -26,7 +26,7 @@ from mltrack.config.options import (
 )
 from mltrack.config.speedups import Speedups
 from mltrack.config.task_options import options_of, own_options
-from mltrack.errors import ConfigurationError, did_you_mean, printable
+from mltrack.errors import ConfigurationError, did_you_mean, one_of, printable
 from mltrack.tasks.names import task_named
 
 if TYPE_CHECKING:
@@ -152,10 +152,12 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
 
 def _checked(values: Mapping[str, Any], options: Mapping[str, Option]) -> dict[str, Any]:
     if not isinstance(values, Mapping):
-        raise ConfigurationError(f"task_options: seen {type(values).__name__}; use a mapping of names to values")
+        raise ConfigurationError(f"task_options must be a mapping of names to values, not {type(values).__name__}")
     unknown = next((name for name in values if name not in options), None)
     if unknown is not None:
-        raise ConfigurationError(f"task_options: seen the name {unknown!r}; {did_you_mean(unknown, options)}")
+        raise ConfigurationError(
+            f"unknown task option {unknown!r}; use {one_of(options)}{did_you_mean(unknown, options)}"
+        )
     return {name: option.check(values.get(name, option.default)) for name, option in options.items()}
 
 

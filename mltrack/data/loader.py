@@ -20,7 +20,7 @@ import numpy as np
 
 from mltrack.config import OPTIONS
 from mltrack.data.dataset import CodeDataset
-from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
+from mltrack.errors import ConfigurationError, DatasetError, did_you_mean, one_of
 from mltrack.records.bad_records import BadRecords
 from mltrack.records.builtin.stdlib_source import STDLIB
 from mltrack.records.labels import MAX_CLASSES, in_index_order
@@ -105,7 +105,9 @@ class DatasetLoader:
         fields = dict.fromkeys(("code", "label", "description", *self.task.fields))
         unknown = next((field for field in self.columns if field not in fields), None)
         if unknown is not None:
-            raise ConfigurationError(f"columns: seen the name {unknown!r}; {did_you_mean(unknown, fields)}")
+            raise ConfigurationError(
+                f"columns: unknown field {unknown!r}; use {one_of(fields)}{did_you_mean(unknown, fields)}"
+            )
         if "label" in self.task.fields and self._column("code") == self._column("label"):
             raise ConfigurationError(
                 f"columns: seen {self._column('code')!r} for both code and label; accepted: two columns, or the label"

@@ -11,7 +11,7 @@ from torch import nn
 from mltrack.data import CodeDataset, Sampler
 from mltrack.data.batches import MicroBatch, load_batches
 from mltrack.data.collate import PADDED_TO
-from mltrack.errors import ConfigurationError, did_you_mean
+from mltrack.errors import ConfigurationError, did_you_mean, one_of
 from mltrack.hardware.memory import free_memory
 from mltrack.hardware.precision import Precision
 from mltrack.shortage import is_out_of_memory
@@ -130,7 +130,7 @@ def check_metric_name(dataset: CodeDataset, name: str, metrics: Metrics | None =
         raise ConfigurationError(f"metrics: seen the name '{taken[0]}', which {dataset.task} has; choose another one")
     given = [f"eval_{metric}" for metric in (*own, *(metrics or {}))]
     if name not in given:
-        raise ConfigurationError(f"metric_name: seen '{name}'; {did_you_mean(name, given)}")
+        raise ConfigurationError(f"metric_name must be {one_of(given)}, not '{name}'{did_you_mean(name, given)}")
 
 
 def label_names(dataset: CodeDataset) -> list[str] | None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
-from mltrack.errors import ConfigurationError, did_you_mean
+from mltrack.errors import ConfigurationError, did_you_mean, one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,9 @@ def preset_named(name: str) -> Preset:
         ConfigurationError: there is none.
     """
     if name not in PRESETS:
-        raise ConfigurationError(f"model_name: seen '{name}', no such preset; {did_you_mean(name, PRESETS)}")
+        raise ConfigurationError(
+            f"model_name: unknown preset '{name}'; use {one_of(PRESETS)}{did_you_mean(name, PRESETS)}"
+        )
     return PRESETS[name]
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
+from mltrack.errors import ConfigurationError, DatasetError, did_you_mean, one_of
 from mltrack.records.record import Record
 from mltrack.records.similar.near_duplicates import DuplicateGroups, Progress, distinct_keys, duplicate_groups
 from mltrack.records.similar.syntax import parsed
@@ -156,7 +156,9 @@ def check_data(
     limits = {**THRESHOLDS, **(thresholds or {})}
     unknown = next((name for name in limits if name not in THRESHOLDS), None)
     if unknown is not None:
-        raise ConfigurationError(f"threshold: seen the name {unknown!r}; {did_you_mean(unknown, THRESHOLDS)}")
+        raise ConfigurationError(
+            f"unknown threshold {unknown!r}; use {one_of(THRESHOLDS)}{did_you_mean(unknown, THRESHOLDS)}"
+        )
     if not len(train):
         raise DatasetError("seen no training records; accepted: at least one")
     both = _Pooled(train, valid if valid is not None else ())

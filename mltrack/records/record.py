@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Protocol
 
-from mltrack.errors import DatasetError, did_you_mean
+from mltrack.errors import DatasetError, did_you_mean, one_of
 
 SECURITY_LEVELS = ("safe", "low", "medium", "high", "critical")
 """How dangerous code is, the least first."""
@@ -238,7 +238,9 @@ def _label_refused(label: str, accepted: Iterable[str], file: str, number: int, 
     words = list(accepted)
     close = label.lower() if label.lower() in words else label
     few = words if len(words) <= 20 else [*words[:19], f"... ({len(words)} in all)"]
-    return DatasetError(f"seen {_shown(label)}; {did_you_mean(close, few)}", path=file, record=number, field=name)
+    return DatasetError(
+        f"must be {one_of(few)}, not {_shown(label)}{did_you_mean(close, few)}", path=file, record=number, field=name
+    )
 
 
 def _checked_text(value: object, name: str, file: str, number: int) -> str:

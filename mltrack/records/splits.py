@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mltrack.errors import ConfigurationError, DatasetError, did_you_mean
+from mltrack.errors import ConfigurationError, DatasetError, did_you_mean, one_of
 from mltrack.records.record import Record
 from mltrack.records.similar.near_duplicates import Progress, distinct_keys, duplicate_groups, joined
 from mltrack.records.table import keys_of, labels_of, select
@@ -154,7 +154,7 @@ def group_numbers(records: Sequence[Record], column: str) -> np.ndarray:
         found[index] = numbers.setdefault(word, len(numbers))
     if not numbers and len(records):
         accepted = (
-            did_you_mean(column, sorted(columns))
+            f"use {one_of(sorted(columns))}{did_you_mean(column, columns)}"
             if columns
             else "accepted: the name of a column beside those of the task, but there is none"
         )

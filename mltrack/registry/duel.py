@@ -14,7 +14,7 @@ from typing import Any
 from mltrack import store
 from mltrack.data.encoding import tokenizer_digest
 from mltrack.data.requested import one_part
-from mltrack.errors import ConfigurationError, TrackingError, did_you_mean
+from mltrack.errors import ConfigurationError, TrackingError, did_you_mean, one_of
 from mltrack.registry import gate
 from mltrack.registry.champion import CHALLENGER, CHAMPION, decide, existing_model, existing_version, versions_there
 from mltrack.registry.loading import connect_existing
@@ -196,7 +196,7 @@ def _evaluate(
         figures = {f"eval_{key}": value for key, value in found.items()}
         if metric not in figures:
             raise ConfigurationError(
-                f"metric_name: the version was judged by '{metric}'; {did_you_mean(metric, figures)}"
+                f"metric_name: the version was judged by '{metric}'; use {one_of(figures)}{did_you_mean(metric, figures)}"
             )
         value = figures[metric]
         if per_character:

@@ -14,7 +14,7 @@ from functools import cache
 from importlib import import_module, metadata
 from typing import TYPE_CHECKING
 
-from mltrack.errors import ConfigurationError, described, did_you_mean
+from mltrack.errors import ConfigurationError, described, did_you_mean, one_of
 
 if TYPE_CHECKING:
     from mltrack.tasks.contract import Task
@@ -51,7 +51,7 @@ def task_named(task: str | Task) -> Task:
         found: Task = getattr(import_module(f"mltrack.tasks.{module}"), name)
         return found
     if task not in _installed():
-        raise ConfigurationError(f"task: seen {task!r}; {did_you_mean(task, task_names())}")
+        raise ConfigurationError(f"unknown task {task!r}; use {one_of(task_names())}{did_you_mean(task, task_names())}")
     return _loaded(task)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from mltrack.checkpoints import CheckpointManager
 from mltrack.config import TrainingConfig
 from mltrack.config.former_names import current_names
-from mltrack.errors import ConfigurationError, did_you_mean
+from mltrack.errors import ConfigurationError, did_you_mean, one_of
 from mltrack.hardware import prepare_to_repeat
 from mltrack.tracking import TrainingMetricsTracker
 
@@ -28,7 +28,7 @@ def configure(config: TrainingConfig | None, options: Mapping[str, Any]) -> Trai
     known = [f.name for f in fields(TrainingConfig)]
     for name in options:
         if name not in known:
-            raise ConfigurationError(f"option: seen '{name}'; {did_you_mean(name, known)}")
+            raise ConfigurationError(f"unknown option '{name}'; use {one_of(known)}{did_you_mean(name, known)}")
     made = replace(config or TrainingConfig(), **options)
     prepare_to_repeat(made.deterministic)
     return made

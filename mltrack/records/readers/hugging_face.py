@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mltrack.errors import DatasetError, did_you_mean
+from mltrack.errors import DatasetError, did_you_mean, one_of
 from mltrack.records.readers.arrow_rows import batch_rows, rows_at_once
 from mltrack.records.readers.class_names import named
 from mltrack.records.readers.raw import Raw, one_line
@@ -92,9 +92,9 @@ def _chosen(name: str, held: Any, split: str | None) -> Any:
     choices = [f"{folder}:{one}" for one in splits]
     raise DatasetError(
         (
-            f"seen no split; accepted: {', '.join(choices)}"
+            f"needs a split: {', '.join(choices)}"
             if split is None
-            else f"seen the split {split!r}; {did_you_mean(name, choices)}"
+            else f"has no split {split!r}; use {one_of(choices)}{did_you_mean(name, choices)}"
         ),
         path=name,
     )

@@ -195,10 +195,7 @@ def _found(name: str, path: Path) -> list[Source]:
     if glob.has_magic(name):
         return _of_part(name, path, ALL)
     siblings = [_printable(entry.name) for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    hint = did_you_mean(path.name, siblings).rpartition(" (did you mean ")
-    raise DatasetError(
-        f"no such file{' (did you mean ' + hint[2] if hint[1] else ''}; accepted: {ACCEPTED}, or stdlib", path=name
-    )
+    raise DatasetError(f"no such file{did_you_mean(path.name, siblings)}; use {ACCEPTED}, or stdlib", path=name)
 
 
 def _is_several(path: Path) -> bool:
