@@ -12,6 +12,7 @@ import torch
 
 from mltrack import hardware
 from mltrack.errors import ConfigurationError
+from mltrack.hardware.precision import Precision
 from mltrack.tasks.token_loss import supports_packing
 
 CPU = torch.device("cpu")
@@ -60,7 +61,7 @@ def test_mps_runs_in_fp32():
     ("precision", "dtype"), [("off", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)]
 )
 def test_autocast_multiplies_in_the_precision(precision: str, dtype: torch.dtype):
-    with hardware.autocast(CPU, precision):
+    with Precision(precision, CPU).autocast():
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
 
 

@@ -15,7 +15,6 @@ from mltrack.hardware.cpu import (
 from mltrack.hardware.device import (
     allow_planned_attention,
     allow_tf32,
-    autocast,
     choose_device,
     choose_precision,
     full_fp32_matmul,
@@ -29,7 +28,6 @@ from mltrack.hardware.process import prepare_process
 __all__ = [
     "allow_planned_attention",
     "allow_tf32",
-    "autocast",
     "choose_device",
     "choose_precision",
     "cpu_multiplies_bf16",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mltrack.config import OPTIONS
@@ -77,15 +77,6 @@ def choose_precision(precision: str | bool, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device)[0] >= 8 else "fp16"
     return "bf16" if cpu_multiplies_bf16() else "off"
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    """The autocast context of a precision that `choose_precision` gave; no context for off."""
-    import torch
-
-    if precision == "off":
-        return nullcontext()
-    return torch.autocast(device.type, dtype=torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
 def visible_gpus() -> int:

@@ -5,12 +5,10 @@ or a loss that is not finite changes neither weights nor optimizer state."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-
-from mltrack import hardware
 
 SMALLEST_SCALE = 2.0**-14
 """A loss scale below it means that the overflow does not come from the scale."""
@@ -29,8 +27,10 @@ class Precision:
         self.scaler = torch.amp.GradScaler(device.type, enabled=mode == "fp16")
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The context of a forward pass."""
-        return hardware.autocast(self.device, self.mode)
+        """The context of a forward pass; no context for off."""
+        if self.mode == "off":
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16 if self.mode == "bf16" else torch.float16)
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradients of a loss, scaled in fp16."""
