@@ -67,7 +67,7 @@ def test_overlap_is_counted_and_named() -> None:
         "valid.jsonl: record 2 ~ train.jsonl: record 5; valid.jsonl: record 3 ~ train.jsonl: record 6"
         in lines["near_overlap"]
     )
-    assert report.metrics()["data/near_overlap"] == 0.5
+    assert report.shares()["near_overlap"] == 0.5
 
 
 def test_groups_that_are_on_both_sides() -> None:
@@ -359,9 +359,7 @@ def test_training_warns_of_overlap_moves_nothing_and_logs_the_report(tmp_path: P
     report = json.loads((folder / "data_check.json").read_text(encoding="utf-8"))
     assert (report["near_overlap"], report["train"]["records"], report["valid"]["records"]) == (1, 20, 10)
     journal = list(read_journal(folder / "journal"))
-    assert {
-        record["values"]["data/near_overlap"] for record in journal if "data/near_overlap" in record.get("values", {})
-    } == {0.1}
+    assert json.loads((folder / "data.json").read_text(encoding="utf-8"))["near_overlap"] == 0.1
     assert "data_check.json" in json.dumps([record for record in journal if record["type"] == "artifact"])
     assert "near_overlap" in json.dumps([record for record in journal if record["type"] == "tags"])
 

@@ -178,10 +178,8 @@ def test_a_run_shows_how_far_it_is_and_keeps_the_lengths(tmp_path: Path, monkeyp
     assert response.metrics_file is not None
     folder = Path(response.metrics_file).parent
     journal = list(read_journal(folder / "journal"))
-    (share,) = [
-        record["values"]["truncated_share"] for record in journal if "truncated_share" in record.get("values", {})
-    ]
-    assert 0.2 < share <= 0.5
+    summary = json.loads((folder / "data.json").read_text(encoding="utf-8"))
+    assert 0.2 < summary["training"]["truncated_share"] <= 0.5
     assert "token_lengths.png" in json.dumps([record for record in journal if record["type"] == "artifact"])
     assert next(folder.rglob("token_lengths.png")).read_bytes().startswith(b"\x89PNG")
     told.clear()

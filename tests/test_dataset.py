@@ -16,7 +16,7 @@ from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset, DatasetLoader, Record
 from mltrack.data.collate import collate
 from mltrack.errors import ConfigurationError, DatasetError
-from mltrack.runs.description import data_figures, long_text_warnings
+from mltrack.runs.description import data_summary, long_text_warnings
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 VOCABULARY = {
@@ -238,8 +238,9 @@ def test_many_long_records_are_told() -> None:
     assert long_text_warnings(dropping, quiet) == [
         "30% of the training records are longer than max_length=16 tokens and were left out"
     ]
-    assert data_figures(quiet, told) == {"truncated_share": 0.2, "eval_truncated_share": 0.3}
-    assert data_figures(dropping, dropping)["dropped_records"] == 3
+    summary = data_summary(quiet, dropping, {}, None)
+    assert (summary["training"]["truncated_share"], summary["evaluation"]["truncated_share"]) == (0.2, 0.3)
+    assert (summary["evaluation"]["records"], summary["evaluation"]["dropped_records"]) == (10, 3)
 
 
 def test_the_five_levels_keep_their_order_when_some_are_absent() -> None:

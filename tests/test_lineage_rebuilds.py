@@ -106,11 +106,12 @@ def test_both_splits_are_inputs_with_digest_schema_classes_and_context(trained: 
     assert run.data.tags["mltrack.data_digest"] == json.loads(held["training"].profile)["digest"]
 
 
-def test_counts_and_shares_of_the_data_are_metrics(trained: SimpleNamespace) -> None:
-    metrics = trained.client.get_run(trained.run_id).data.metrics
-    assert (metrics["records_read"], metrics["records_left_out"]) == (121, 1)
-    assert 0 <= metrics["truncated_share"] <= 1
-    assert 0 <= metrics["eval_truncated_share"] <= 1
+def test_counts_and_shares_of_the_data_are_in_the_run(trained: SimpleNamespace) -> None:
+    (summary,) = [one for one in trained.client.list_artifacts(trained.run_id, "data") if one.path == "data/data.json"]
+    held = json.loads(Path(trained.client.download_artifacts(trained.run_id, summary.path)).read_text())
+    assert (held["records_read"], held["records_left_out"]) == (121, 1)
+    assert 0 <= held["training"]["truncated_share"] <= 1
+    assert 0 <= held["evaluation"]["truncated_share"] <= 1
     bad = trained.folder / "mltrack-runs" / trained.run_id / "bad_records-training.jsonl"
     assert [json.loads(line)["record"] for line in bad.read_text().splitlines()] == [121]
     assert [one.path for one in trained.client.list_artifacts(trained.run_id, "data") if "bad" in one.path] == [

@@ -183,7 +183,7 @@ def test_processes_that_collate_change_no_bit_of_a_training(skewed, tmp_path: Pa
     expected = _finished(_trainer(tmp_path / "alone", *skewed, **options))
     made = _trainer(tmp_path / "two", *skewed, num_workers=2, **options)
     _assert_equal(_finished(made), expected)
-    waits = tiny.points(made.tracker.directory.journal, "data_wait_ms")
+    waits = tiny.points(made.tracker.directory.journal, "system/data_wait_ms")
     assert sorted(waits) == list(range(1, made.state.step + 1)), (
         "how long the device waited for data is a metric of every step"
     )

@@ -49,7 +49,6 @@ DETERMINISTIC = (
     "eval_accuracy",
     "epoch/train_loss",
     "epoch/train_loss_std",
-    "baseline_majority_accuracy",
 )
 
 

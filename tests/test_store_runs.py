@@ -277,3 +277,10 @@ def test_replacing_a_large_file_leaves_the_one_that_was_linked_alone(
         artifacts.put_file(store, run.run_id, path, immutable=True)
     assert one.read_bytes()[:1] == b"1"
     assert (artifacts.download(store, run.run_id, "w.bin", tmp_path / "back")).read_bytes()[:1] == b"2"
+
+
+def test_tags_of_earlier_versions_are_read_under_their_present_names(store, run):
+    set_tags(store, run.run_id, {"mltrack.heartbeat": "1", "mltrack.boot_id": "a", "mltrack.trainer_heartbeat": "2"})
+    tags = get_run(store, run.run_id).tags
+    assert (tags["mltrack.trainer_heartbeat"], tags["mltrack.trainer_boot_id"]) == ("2", "a")
+    assert "mltrack.heartbeat" not in tags

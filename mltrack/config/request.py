@@ -121,6 +121,11 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
                 setattr(copy, name, value)
         return copy
 
+    @property
+    def registry_name(self) -> str:
+        """Under which the model is registered."""
+        return self.registered_model_name or f"mltrack-{self.task}"
+
     def redacted(self) -> TrainModelRequest:
         """A copy in which the tracking URI alone holds credentials: every other option is recorded as it is."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -22,7 +22,7 @@ from mltrack.hardware.device import (
     repeating_exactly,
     visible_gpus,
 )
-from mltrack.hardware.facts import describe, facts
+from mltrack.hardware.facts import describe, environment
 from mltrack.hardware.process import prepare_process
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "cpu_quota",
     "cpuinfo",
     "describe",
-    "facts",
+    "environment",
     "fit_threads",
     "full_fp32_matmul",
     "give_back_freed_memory",

@@ -31,6 +31,11 @@ FORMAT_VERSION = 2
 
 EPOCH_PREFIX = "epoch/"
 """Metric names under it are counted in finished epochs, all others in optimizer steps."""
+COSTS = frozenset(
+    f"system/{name}"
+    for name in ("data_wait_ms", "eval_seconds", "checkpoint_stall_ms", "checkpoint_write_ms", "checkpoint_bytes")
+)
+"""What the parts of a training cost. MLflow's UI shows `system/` on a tab of its own, so the loss comes first."""
 
 Record = dict[str, Any]
 _FLOAT = frozenset((float,))

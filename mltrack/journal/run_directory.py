@@ -146,6 +146,11 @@ class RunDirectory:
         return int.from_bytes(content, sys.byteorder) & 0xFF if content else None
 
     @property
+    def summary_file(self) -> Path:
+        """What a person asks of the run; of a training alone."""
+        return self.path / "summary.json"
+
+    @property
     def heartbeat(self) -> Path:
         return self.path / "heartbeat"
 

@@ -6,7 +6,7 @@ the threshold that it is above, so that who reads it need not know what is too m
 
     report = check_data(train, valid)
     report.findings                  # [Finding(name="near_overlap", value=0.12, limit=0.0, line="...")]
-    report.metrics()                 # {"data/near_overlap": 0.12, ...}
+    report.shares()                  # {"near_overlap": 0.12, ...}
 """
 
 from __future__ import annotations
@@ -125,10 +125,6 @@ class DataReport:
             "imbalance": self.train.imbalance or 1.0,
             "unparsable": max(one.unparsable / max(1, one.python) for one in sets),
         }
-
-    def metrics(self) -> dict[str, float]:
-        """The shares as metrics of a run: `data/<name>`."""
-        return {f"data/{name}": value for name, value in self.shares().items()}
 
 
 def check_data(

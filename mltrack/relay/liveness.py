@@ -17,8 +17,8 @@ from mltrack.journal import JournalReader, Machine, RunDirectory, RunInfo, heart
 from mltrack.relay.relay_process import WatchedProcess
 
 HOST_TAG, PID_TAG, STARTED_TAG = "mltrack.host", "mltrack.trainer_pid", "mltrack.trainer_started"
-BOOT_TAG, NAMESPACE_TAG = "mltrack.boot_id", "mltrack.pid_namespace"
-HEARTBEAT_TAG = "mltrack.heartbeat"
+BOOT_TAG, NAMESPACE_TAG = "mltrack.trainer_boot_id", "mltrack.trainer_pid_namespace"
+HEARTBEAT_TAG = "mltrack.trainer_heartbeat"
 LOOK_AGAIN_S = 1.0
 
 Notice = Callable[[str], None]

@@ -15,7 +15,7 @@ from mltrack.journal import RunDirectory, RunInfo
 from mltrack.relay.delivery_state import Progress
 from mltrack.relay.exposed import exposed_secrets
 from mltrack.relay.notices import opening_notices
-from mltrack.store import Store, StoreRejected, runs
+from mltrack.store import Store, StoreRejected, run_naming, runs
 
 log = logging.getLogger("mltrack.relay")
 
@@ -46,6 +46,8 @@ def open_run(directory: RunDirectory, store: Store, info: RunInfo) -> str:
         run = _given_run(store, info.run_id)
         info.experiment_id = run.experiment_id
         info.under_mlflow_run = info.under_mlflow_run or run.tags.get("mlflow.source.type") == "PROJECT"
+        if info.under_mlflow_run and info.run_name and run_naming.has_random_name(run):
+            run_naming.rename_run(store, info.run_id, info.run_name)
         _note(directory, experiment_id=info.experiment_id, under_mlflow_run=info.under_mlflow_run)
     return info.run_id
 

@@ -22,10 +22,12 @@ from mltrack.relay.delivery_state import Progress
 from mltrack.relay.heartbeat_tag import beating
 from mltrack.relay.liveness import Life, Notice, Trainer, refuse_trained_elsewhere, trainer_of
 from mltrack.relay.pace import Pace
+from mltrack.relay.page import Page
 from mltrack.relay.projection import Projection
 from mltrack.relay.relay_process import WatchedProcess
 from mltrack.relay.system_metrics import SystemMetricsFeed
 from mltrack.relay.trainers import OthersRun, RunDeleted, Settled
+from mltrack.relay.verdict import verdict_on
 from mltrack.store import StoreDenied, StoreRejected, StoreUnavailable, connect
 from mltrack.store.refusal import StoreSlow
 
@@ -96,6 +98,7 @@ def _sync_connected(
     )  # asked first: what a trainer records before it ends is delivered below
     projection.deliver()
     if not was_trained or projection.progress.end is not None:
+        _describe(projection, Page(directory), verdict_on(projection.progress, directory).status)
         projection.finish()
     return projection.progress
 
@@ -190,7 +193,7 @@ def _follow_connected(
 def _follow_projection(
     projection: Projection, trainer: WatchedProcess, system: SystemMetricsFeed, pace: Pace
 ) -> Progress:
-    due_s = 0.0
+    due_s, page = 0.0, Page(projection.directory)
     while True:
         alive = trainer.is_alive()
         is_due = not alive or time.monotonic() >= due_s
@@ -203,10 +206,16 @@ def _follow_projection(
             due_s = time.monotonic() + random.uniform(0.8, 1.0) * pace.interval_s(
                 projection.info.age_s
             )  # relays that were held up together part again
+            status = verdict_on(projection.progress, projection.directory).status if is_over else "RUNNING"
+            _describe(projection, page, status)
         if is_over:
             projection.finish()
             return projection.progress
         trainer.wait(LOOK_S)
+
+
+def _describe(projection: Projection, page: Page, status: str) -> None:
+    page.update(projection.store, projection.run_id, projection.info.experiment_id, status, projection.progress)
 
 
 def _pause_s(attempt: int, longest_s: float) -> float:

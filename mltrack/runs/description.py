@@ -20,6 +20,7 @@ from mltrack.data import CodeDataset
 from mltrack.data.requested import WORKING_DIRECTORY
 from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.records.builtin.stdlib_source import STDLIB
+from mltrack.records.check import DataReport
 from mltrack.relay import tracking_uri_of
 from mltrack.runs.provenance import git_facts, is_taken
 from mltrack.store import StoreRejected, active_run, database_file, default_tracking_uri
@@ -90,7 +91,7 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
                 f"MLFLOW_RUN_ID names run {given}: there is no database {without_secrets(info.tracking_uri)}; unset it,"
                 " or give --tracking-uri"
             )
-        info.run_id = given
+        info.run_id, info.run_name = given, f"{request.task} {request.model_name}"
         if request.experiment_name or request.run_name:
             notice("experiment_name and run_name are ignored: MLFLOW_RUN_ID names the run already")
     return info
@@ -158,17 +159,32 @@ def _described(dataset: CodeDataset, path: str, context: str, split: str) -> Map
     }
 
 
-def data_figures(train_dataset: CodeDataset, eval_dataset: CodeDataset) -> dict[str, float]:
-    """What is logged of both splits before the first step: the share of records longer than `max_length`, and those
-    that `drop` left out.
+def data_summary(
+    train_dataset: CodeDataset, eval_dataset: CodeDataset, counts: Mapping[str, int], check: DataReport | None
+) -> dict[str, Any]:
+    """What `data/data.json` says before the first step: how many records were read and left out, and of each split its
+    records, classes and the share that `max_length` cuts or drops.
+
+    Args:
+        counts: records_read and records_left_out; empty for data sets that the caller made.
+        check: its shares are added where the records were checked.
     """
-    figures = {"truncated_share": train_dataset.truncated_share, "eval_truncated_share": eval_dataset.truncated_share}
-    if train_dataset.truncation == "drop":
-        figures |= {
-            "dropped_records": float(train_dataset.dropped),
-            "eval_dropped_records": float(eval_dataset.dropped),
-        }
-    return figures
+    return {
+        **counts,
+        **({} if check is None else check.shares()),
+        "training": _split_summary(train_dataset),
+        "evaluation": _split_summary(eval_dataset),
+    }
+
+
+def _split_summary(dataset: CodeDataset) -> dict[str, Any]:
+    return {
+        "records": len(dataset) + dataset.dropped,
+        "dropped_records": dataset.dropped,
+        "truncated_share": dataset.truncated_share,
+        "classes": dict(dataset.record_counts),
+        "digest": dataset.digest,
+    }
 
 
 def long_text_warnings(train_dataset: CodeDataset, eval_dataset: CodeDataset) -> list[str]:

@@ -68,7 +68,7 @@ def _register(run: OpenRun, info: CheckpointMetadata) -> None:
     if tracker.lost_records:  # of a disk that was full; what stays may have been among them
         run.checkpoints.settle()
     tracker.repeat_checkpoints()
-    name = request.registered_model_name or f"mltrack-{request.task}"
+    name = request.registry_name
     if request.register == "best":
         tracker.log_model(
             step=info.step,

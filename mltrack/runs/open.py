@@ -9,12 +9,13 @@ import mltrack
 from mltrack.checkpoints import CheckpointManager, CheckpointMetadata
 from mltrack.config import TrainModelResponse
 from mltrack.errors import ConfigurationError
-from mltrack.hardware import facts
+from mltrack.hardware import environment
 from mltrack.journal import write_json
 from mltrack.relay import trainer_tags
 from mltrack.runs.description import inputs_of, params_of
 from mltrack.runs.prepare import Prepared, Resumed
 from mltrack.runs.provenance import undelivered
+from mltrack.runs.run_summary import RunSummary
 from mltrack.runs.tracked import TrackedRun
 from mltrack.store.connection import without_autologging
 from mltrack.tracking import TrainingMetricsTracker, deliver_in_background
@@ -50,6 +51,7 @@ def open_run(tracked: TrackedRun) -> OpenRun:
     tracked.results.append(partial(_list_checkpoints, checkpoints))
 
     tracked.frontend.begin("build_trainer")
+    summary = RunSummary(tracked)
     trainer = AdvancedTrainer(
         prepared.model,
         prepared.train_dataset,
@@ -57,11 +59,12 @@ def open_run(tracked: TrackedRun) -> OpenRun:
         config=request.training_config(),
         tracker=tracker,
         checkpoint_manager=checkpoints,
-        callbacks=tracked.frontend.callbacks,
+        callbacks=[summary, *tracked.frontend.callbacks],
         metrics=tracked.frontend.metrics,
         stop_requested=tracked.stop_requested,
     )
     tracked.results.insert(0, partial(_tell_results, trainer))
+    tracked.results.append(summary.finish)
     run = OpenRun(prepared=prepared, tracked=tracked, checkpoints=checkpoints, trainer=trainer)
     if prepared.resumed is not None:
         _go_on_from(prepared.resumed, run)
@@ -81,14 +84,18 @@ def open_run(tracked: TrackedRun) -> OpenRun:
 def _log_what_is_known(tracked: TrackedRun) -> None:
     """Params, tags, data sets, the report on the data and the baselines, before the first step."""
     prepared, tracker, folder = tracked.prepared, tracked.tracker, tracked.directory.path
+    machine = environment()
     tracker.set_tags(  # first of all: by them the relay finds out whether the run is another training's
         {
             "mltrack.version": mltrack.__version__,
             "mltrack.data_digest": prepared.train_dataset.digest,
-            **facts(),
+            **({"mltrack.gpus": machine["gpus"]} if "gpus" in machine else {}),
             **trainer_tags(),
         }
     )
+    trainer = {name.removeprefix("mltrack.").removeprefix("trainer_"): text for name, text in trainer_tags().items()}
+    write_json(folder / "environment.json", {"mltrack": mltrack.__version__, **machine, "trainer": trainer})
+    tracker.log_artifact(folder / "environment.json")
     tracker.log_params(params_of(prepared.request))
     if prepared.continued is None:
         tracker.set_tags(tracked.info.tags)
@@ -97,6 +104,8 @@ def _log_what_is_known(tracked: TrackedRun) -> None:
         tracker.set_tags(prepared.parent.tags)
     tracker.log_inputs(inputs_of(prepared.request, prepared.train_dataset, prepared.eval_dataset))
     tracker.log_artifact(folder / "config.json")
+    write_json(folder / "data.json", prepared.data_summary)
+    tracker.log_artifact(folder / "data.json", "data")
     if prepared.data_check is not None:
         write_json(folder / "data_check.json", prepared.data_check.to_dict())
         tracker.log_artifact(folder / "data_check.json", "data")
@@ -106,7 +115,7 @@ def _log_what_is_known(tracked: TrackedRun) -> None:
         tracker.log_artifact(path, "data")
     tracked.response.baselines = _baselines(tracked)
     if prepared.continued is None:
-        tracker.log_metrics({**prepared.data_figures, **tracked.response.baselines}, step=0)
+        tracker.log_params({name: f"{value:.6g}" for name, value in tracked.response.baselines.items()})
 
 
 def _baselines(tracked: TrackedRun) -> dict[str, float]:
@@ -141,7 +150,8 @@ def _open_checkpoints(tracked: TrackedRun) -> CheckpointManager:
 
 def _log_writing(tracker: TrainingMetricsTracker, written: CheckpointMetadata, milliseconds: float) -> None:
     """What a checkpoint cost behind the training."""
-    tracker.log_metrics({"checkpoint_write_ms": milliseconds, "checkpoint_bytes": written.num_bytes}, step=written.step)
+    costs = {"system/checkpoint_write_ms": milliseconds, "system/checkpoint_bytes": written.num_bytes}
+    tracker.log_metrics(costs, step=written.step)
 
 
 def _list_checkpoints(checkpoints: CheckpointManager, response: TrainModelResponse) -> None:

@@ -26,7 +26,7 @@ from mltrack.journal import JournalLock, RunDirectory, make_output_dir
 from mltrack.models import ModelSource, resolve_model
 from mltrack.records.check import DataReport, check_data
 from mltrack.relay import tracking_uri_of
-from mltrack.runs.description import data_figures, long_text_warnings
+from mltrack.runs.description import data_summary, long_text_warnings
 from mltrack.runs.frontend import Frontend
 from mltrack.runs.own_data import made_datasets
 from mltrack.runs.provenance import earlier_labels, find_resumed, pinned_revision, reads_as_tokens, saved_options
@@ -62,8 +62,8 @@ class Prepared:
     eval_dataset: CodeDataset
     data_check: DataReport | None
     """Of the records, where there are some."""
-    data_figures: Mapping[str, float]
-    """What is logged of the data at step 0."""
+    data_summary: Mapping[str, Any]
+    """What `data/data.json` says."""
 
     @property
     def origin_tags(self) -> dict[str, str]:
@@ -128,9 +128,9 @@ def prepare(request: TrainModelRequest, frontend: Frontend) -> Prepared:
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             data_check=data_check,
-            data_figures=(records.counts if records is not None else {})
-            | (data_check.metrics() if data_check is not None else {})
-            | data_figures(train_dataset, eval_dataset),
+            data_summary=data_summary(
+                train_dataset, eval_dataset, records.counts if records is not None else {}, data_check
+            ),
         )
         held.pop_all()
     return prepared

@@ -5,19 +5,17 @@ left out."""
 
 from __future__ import annotations
 
+from mltrack.journal import records
 from mltrack.store.connection import Store
 from mltrack.store.refusal import translated
 from mltrack.store.runs import LOCAL_ID_TAG, Point, RunInfo, list_runs
 
 
-def points_of(store: Store, run_id: str, *, without: str = "system/") -> list[Point]:
-    """Every point of the run, metric by metric.
-
-    Args:
-        without: metrics whose names begin so are left out.
-    """
+def points_of(store: Store, run_id: str) -> list[Point]:
+    """Every point that the run's journal recorded, metric by metric: without what relays measured of the machine."""
     with translated(store, f"reading the metrics of run {run_id}"):
-        keys = [key for key in sorted(store.client.get_run(run_id).data.metrics) if not key.startswith(without)]
+        held = sorted(store.client.get_run(run_id).data.metrics)
+        keys = [key for key in held if not key.startswith("system/") or key in records.COSTS]
         found = [point for key in keys for point in store.client.get_metric_history(run_id, key)]
     return [(point.key, float(point.value), int(point.timestamp), int(point.step)) for point in found]
 

@@ -22,6 +22,7 @@ from mltrack.addresses import is_same, redact
 from mltrack.errors import printable
 from mltrack.store.connection import Store, all_pages, default_tracking_uri
 from mltrack.store.database import own_artifact_root
+from mltrack.store.former_tags import with_present_names
 from mltrack.store.refusal import StoreRejected, already_exists, translated
 
 LOCAL_ID_TAG = "mltrack.local_id"
@@ -29,9 +30,7 @@ KIND_TAG = "mltrack.kind"
 MAX_POINTS = 1000
 MAX_TAGS = 100
 MAX_TAG_LENGTH = 8000
-MAX_NAME_LENGTH = 250
-MAX_DIGEST_LENGTH = 36
-MAX_DATASET_NAME_LENGTH = 500
+MAX_NAME_LENGTH, MAX_DATASET_NAME_LENGTH, MAX_DIGEST_LENGTH = 250, 500, 36
 CUT_MARK = "...(cut)"
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
@@ -366,7 +365,7 @@ def _info(store: Store, run: Any) -> RunInfo:
         experiment_id=str(run.info.experiment_id),
         status=str(run.info.status),
         artifact_uri=run.info.artifact_uri,
-        tags=dict(run.data.tags),
+        tags=with_present_names(run.data.tags),
         params=dict(run.data.params),
         is_deleted=run.info.lifecycle_stage == "deleted",
         run_name=run.info.run_name or "",

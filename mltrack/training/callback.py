@@ -22,7 +22,8 @@ class Callback:
         """An optimizer step was counted. On a GPU the next one may be under way.
 
         Args:
-            metrics: what was logged: train_loss (nats), grad_norm, learning_rate, tokens_per_second, data_wait_ms.
+            metrics: what was logged: train_loss (nats), grad_norm, learning_rate, tokens_per_second,
+                system/data_wait_ms.
         """
 
     def on_evaluation_batch(self, trainer: AdvancedTrainer, done: int, total: int) -> None:

@@ -25,7 +25,7 @@ def evaluate_and_judge(trainer: AdvancedTrainer, dataset: CodeDataset) -> tuple[
     values, _ = trainer.evaluated(dataset, on_batch)
     metrics = without_many_classes({f"eval_{name}": value for name, value in values.items()}, metric.name, *own)
     seconds = time.perf_counter() - started
-    trainer.tracker.log_metrics({**metrics, "eval_seconds": seconds}, step=state.step, epoch=state.epoch)
+    trainer.tracker.log_metrics({**metrics, "system/eval_seconds": seconds}, step=state.step, epoch=state.epoch)
     state.offer_best(metrics[metric.name], metric.mode)
     trainer.early_stopping.update(metrics[metric.name])
     train_loss = state.epoch_aggregates().get("train_loss")

@@ -85,7 +85,7 @@ class Saving:
         except CheckpointError as error:
             self._refuse_or_warn(error)
         seconds = time.perf_counter() - started
-        self._tracker.log_metrics({"checkpoint_stall_ms": 1000 * seconds}, step=state["step"])
+        self._tracker.log_metrics({"system/checkpoint_stall_ms": 1000 * seconds}, step=state["step"])
         return seconds
 
     def finish(self) -> None:

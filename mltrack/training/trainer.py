@@ -289,7 +289,7 @@ class AdvancedTrainer:
         metrics: dict[str, float] = {
             "learning_rate": step.learning_rate,
             "tokens_per_second": gradient.tokens / seconds,
-            "data_wait_ms": step.data_wait_ms,
+            "system/data_wait_ms": step.data_wait_ms,
         }
         if math.isfinite(total) and math.isfinite(grad_norm):
             self.scheduler.step()
