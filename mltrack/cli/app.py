@@ -22,6 +22,8 @@ models = typer.Typer(name="models", help="The model registry.", no_args_is_help=
 app.add_typer(models)
 data = typer.Typer(name="data", help="What is trained on.", no_args_is_help=True)
 app.add_typer(data)
+config = typer.Typer(name="config", help="Options of a training.", no_args_is_help=True)
+app.add_typer(config)
 cache = typer.Typer(
     name="cache", help="What is kept in the cache folder: fetched models, token ids, records.", no_args_is_help=True
 )
@@ -59,17 +61,53 @@ def _train(words: dict[str, str]) -> None:
 class _TrainCommand(Command):
     """Takes the options of an installed package's task beside its own."""
 
+    action = staticmethod(_train)
+
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words of a command line."""
         if further := task_options(args):
             made = typer.Typer(add_completion=False)
-            made.command()(takes_options(train_options() | further, _train))
+            made.command()(takes_options(train_options() | further, self.action))
             whole = typer.main.get_command(made)
             self.params, self.callback = whole.params, whole.callback
         return super().parse_args(ctx, args)
 
 
 app.command("train", cls=_TrainCommand, short_help="Train a model.")(takes_options(train_options(), _train))
+
+
+@app.command("init", cls=Command)
+def _init(
+    path: str = typer.Argument("mltrack.yaml", help="The file to write."),
+    task: str | None = _option("task", "The task, whose defaults the file names."),
+    dataset_path: str | None = _option("dataset_path", "Records, or stdlib."),
+    model_name: str | None = _option("model_name", "The model."),
+    force: str | None = _flag("force", "Replace a file that is there."),
+) -> None:
+    """Write a commented file of options for `mltrack train --config`."""
+    from mltrack.cli.config_commands import init
+    from mltrack.cli.parameters import as_bool
+
+    given = {"task": task, "dataset_path": dataset_path, "model_name": model_name}
+    init(path, {name: word for name, word in given.items() if word}, force=as_bool(force or "false"))
+
+
+def _config_show(words: dict[str, str]) -> None:
+    """The effective options of a training, and where each comes from: default, file, command line."""
+    from mltrack.cli.config_commands import show
+
+    show({name: word for name, word in words.items() if name != "output"}, words.get("output", "text"))
+
+
+class _ConfigShowCommand(_TrainCommand):
+    """Takes what `train` takes."""
+
+    action = staticmethod(_config_show)
+
+
+config.command("show", cls=_ConfigShowCommand, short_help="The effective options, and where each comes from.")(
+    takes_options(train_options(), _config_show)
+)
 
 
 @app.command("predict", cls=Command)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
 from typer.core import TyperCommand
 
-from mltrack.config import Option
+from mltrack.config import ConfigFile, Option
 from mltrack.config.option import TRUTHS
 from mltrack.config.task_options import own_options
 from mltrack.errors import ConfigurationError
@@ -68,13 +69,20 @@ class Command(TyperCommand):
                 formatter.write_dl(records)
 
 
+def _values_of(option: str, args: list[str]) -> list[str]:
+    joined = [word.removeprefix(f"{option}=") for word in args if word.startswith(f"{option}=")]
+    return joined + [value for word, value in pairwise(args) if word == option]
+
+
 def task_options(args: list[str]) -> dict[str, Option]:
     """Options of the installed package's task that a command line names; for its help those of every installed one."""
     if "--help" in args:
         names = task_names()
     else:
-        joined = [word.removeprefix("--task=") for word in args if word.startswith("--task=")]
-        names = joined + [value for word, value in pairwise(args) if word == "--task"]
+        names = _values_of("--task", args)
+        for path in () if names else _values_of("--config", args):
+            with suppress(ConfigurationError):  # said where the file is read again
+                names += [word.word for name, word in ConfigFile.read(path).words.items() if name == "task"]
     try:
         return {option.name: option for name in names for option in own_options(name).values()}
     except ConfigurationError:  # there is no such task, which is said where the options are checked

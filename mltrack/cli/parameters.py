@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from mltrack.config import DATA_OPTIONS, OPTIONS, Option
+from mltrack.config import DATA_OPTIONS, GROUPS, OPTIONS, Option
 
 
 def described(option: Option) -> str:
@@ -63,9 +63,17 @@ def takes_options(names: Mapping[str, Option], command: Callable[[dict[str, str]
     return run
 
 
+CONFIG = Option(
+    name="config",
+    kind="path",
+    group=[*GROUPS][-1],
+    help="A YAML file of options, as `mltrack init` writes one. The command line wins over it.",
+)
+
+
 def train_options() -> dict[str, Option]:
     """All options of `mltrack train`."""
-    return dict(OPTIONS)
+    return {**OPTIONS, "config": CONFIG}
 
 
 READING = ("columns", "labels", "on_bad_record")

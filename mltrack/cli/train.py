@@ -12,7 +12,7 @@ from contextlib import suppress
 
 from mltrack.addresses import redact
 from mltrack.cli.stop_flag import StopFlag
-from mltrack.config import OPTIONS, TrainModelRequest, TrainModelResponse, options_of
+from mltrack.config import OPTIONS, ConfigFile, TrainModelRequest, TrainModelResponse, options_of
 from mltrack.errors import ConfigurationError, described, printable
 
 
@@ -60,7 +60,10 @@ def _tell(request: TrainModelRequest, response: TrainModelResponse) -> None:
 
 
 def _request(words: Mapping[str, str]) -> TrainModelRequest:
-    problems, options = [], OPTIONS
+    """Of the command line, and of the file that `--config` names where the command line says nothing."""
+    typed, problems, options = dict(words), [], OPTIONS
+    file = ConfigFile.read(path) if (path := typed.pop("config", None)) else None
+    words = {name: value.word for name, value in file.words.items()} | typed if file is not None else typed
     with suppress(ConfigurationError):  # said below with the other problems
         options = options_of(OPTIONS["task"].parse(words.get("task", "")))
     for name, word in words.items():
@@ -70,7 +73,9 @@ def _request(words: Mapping[str, str]) -> TrainModelRequest:
             problems.append(str(error))
     if problems:
         raise ConfigurationError("; ".join(problems))
-    return TrainModelRequest.from_words(words)
+    request = TrainModelRequest.from_words(words)
+    request.config_text = file.text if file is not None else None
+    return request
 
 
 def _quiet(debug: bool) -> None:

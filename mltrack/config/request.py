@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import FrozenInstanceError, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mltrack.addresses import redacted, without_secrets
+from mltrack.config.config_file import ConfigFile
 from mltrack.config.former_names import FORMER_NAMES, accepts_former_names, current_names
 from mltrack.config.option import Option
 from mltrack.config.options import (
@@ -74,6 +76,8 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
     """Options of an installed package's task, by name; `options()` and MLflow's params hold them beside the others."""
     as_typed: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
     """The words of the command line by option name: MLflow params keep the form that the user typed."""
+    config_text: str | None = field(default=None, repr=False, compare=False)
+    """Of the file that options were read from, which becomes an artifact of the run."""
 
     @classmethod
     def from_words(cls, words: Mapping[str, str]) -> TrainModelRequest:
@@ -85,6 +89,20 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
         typed = current_names({name: word for name, word in words.items() if word})
         options = options_of(OPTIONS["task"].parse(typed.get("task", "")))
         return cls.of({name: options[name].parse(word) for name, word in typed.items()}, as_typed=typed)
+
+    @classmethod
+    def from_config(cls, path: str | Path, **options: Any) -> TrainModelRequest:
+        """A request from a YAML file of options, as `mltrack init` writes one; `options` win over the file.
+
+        Raises:
+            ConfigurationError: with file and line.
+        """
+        file, given = ConfigFile.read(path), current_names(options)
+        request = cls.from_words({name: value.word for name, value in file.words.items() if name not in given})
+        for name, value in given.items():
+            setattr(request, name, value)
+        request.config_text = file.text
+        return request
 
     @classmethod
     def of(cls, options: Mapping[str, Any], **others: Any) -> TrainModelRequest:

@@ -104,6 +104,9 @@ def _log_what_is_known(tracked: TrackedRun) -> None:
         tracker.set_tags(prepared.parent.tags)
     tracker.log_inputs(inputs_of(prepared.request, prepared.train_dataset, prepared.eval_dataset))
     tracker.log_artifact(folder / "config.json")
+    if prepared.request.config_text is not None:
+        (folder / "mltrack.yaml").write_text(prepared.request.config_text, encoding="utf-8")
+        tracker.log_artifact(folder / "mltrack.yaml")
     write_json(folder / "data.json", prepared.data_summary)
     tracker.log_artifact(folder / "data.json", "data")
     if prepared.data_check is not None:
