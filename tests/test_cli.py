@@ -242,7 +242,7 @@ def test_a_live_line_on_a_terminal(tmp_path, records_file):
 def test_request_and_options_agree():
     from dataclasses import fields
 
-    names = {f.name for f in fields(TrainModelRequest)} - {"as_typed", "task_options"}
+    names = {f.name for f in fields(TrainModelRequest)} - {"as_typed", "task_options", "config_text"}
     assert names == set(OPTIONS)
     request = TrainModelRequest()
     for name, option in OPTIONS.items():

@@ -29,6 +29,7 @@ def train(words: Mapping[str, str]) -> int:
     from mltrack.runs.use_case import TrainModelUseCase
 
     progress = TrainingProgress()
+    warnings.showwarning = lambda message, *_args, **_kwargs: progress.warn(redact(f"mltrack: {message}"))
     use_case = TrainModelUseCase(
         callbacks=[progress],
         notice=progress.notice,
