@@ -423,9 +423,7 @@ def test_values_are_told_apart_whatever_their_keys(tmp_path):
     manager.save_checkpoint(model=model, epoch=0, step=1, extra_state=extra)
     assert _equal(manager.load_latest_checkpoint()["extra_state"], extra)
     for clash in ({1: "a", "1": "b"}, {"__tensor__": "a"}):
-        with pytest.raises(
-            CheckpointError, match=r"extra_state\.clash: seen the keys .*; accepted: keys that differ as text"
-        ):
+        with pytest.raises(CheckpointError, match=r"extra_state\.clash: its keys must differ as text"):
             manager.save_checkpoint(model=model, epoch=0, step=2, extra_state={"clash": clash})
 
 
@@ -455,7 +453,7 @@ def test_leftovers_of_a_killed_writer_are_gone_at_the_next_start(tmp_path):
 
 def test_what_cannot_be_saved_is_named_by_its_key(tmp_path):
     model, _, _ = _trained()
-    with pytest.raises(CheckpointError, match=r"extra_state\.deep\.1: seen object; accepted: JSON values and tensors"):
+    with pytest.raises(CheckpointError, match=r"extra_state\.deep\.1 must be .*, not object"):
         CheckpointManager(tmp_path).save_checkpoint(model=model, epoch=0, step=1, extra_state={"deep": [1, object()]})
 
 
@@ -485,11 +483,11 @@ def test_random_sequences_continue_where_they_were():
 
 
 def test_bad_options_are_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="mode: seen 'low'; accepted: min, max"):
+    with pytest.raises(ConfigurationError, match="mode must be min or max, not 'low'"):
         CheckpointManager(tmp_path, mode="low")
-    with pytest.raises(ConfigurationError, match="max_checkpoints: seen 0"):
+    with pytest.raises(ConfigurationError, match=r"max_checkpoints.* >= 1, not 0"):
         CheckpointManager(tmp_path, max_checkpoints=0)
-    with pytest.raises(ConfigurationError, match="when_busy: seen 'drop'; accepted: wait, skip"):
+    with pytest.raises(ConfigurationError, match="when_busy must be wait or skip, not 'drop'"):
         CheckpointManager(tmp_path, when_busy="drop")
-    with pytest.raises(ConfigurationError, match="max_shard_bytes: seen 0; accepted: a whole number >= 1"):
+    with pytest.raises(ConfigurationError, match=r"max_shard_bytes.* >= 1, not 0"):
         CheckpointManager(tmp_path, max_shard_bytes=0)

@@ -134,7 +134,7 @@ def test_both_spellings_of_every_option():
         ),
         (
             ("train", "--registered-model-name", "a/b"),
-            r"mltrack: registered_model_name: seen 'a/b'; accepted: a name without",
+            r"mltrack: registered_model_name must be a name without .* not 'a/b'",
         ),
         (
             ("train", "--upload", "none"),
@@ -145,7 +145,7 @@ def test_both_spellings_of_every_option():
         ),
         (
             ("train", "--max-length", "100000"),
-            r"mltrack: max_length: seen 100000, but scratch:small takes at most \d+ tokens",
+            r"mltrack: max_length must be at most \d+, .*scratch:small.* not 100000",
         ),
         (
             ("train", "--parallel", "ddp"),
@@ -157,7 +157,7 @@ def test_both_spellings_of_every_option():
         ),
         (
             ("predict", "--model-uri", "nowhere", "--text", "x"),
-            r"mltrack: model_uri: seen 'nowhere'; accepted: models:/name@alias",
+            r"mltrack: model_uri must be models:/name@alias.*, not 'nowhere'",
         ),
         (("sync", "nowhere"), r"mltrack: sync: seen 'nowhere'; accepted: a run directory, or the id of a run in "),
     ],

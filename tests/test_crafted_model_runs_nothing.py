@@ -58,7 +58,7 @@ def _write(folder: Path, writer: str, trap: _Trap) -> None:
 def test_a_bin_that_would_run_code_is_refused(folder: Path, tmp_path: Path, writer: str):
     (folder / "model.safetensors").unlink()
     _write(folder, writer, _Trap(tmp_path / "it-ran"))
-    with pytest.raises(CheckpointError, match=r"its weights are refused: .*accepted: safetensors") as caught:
+    with pytest.raises(CheckpointError, match=r"its weights .* could run code; use safetensors") as caught:
         resolve_model(str(folder), "code_generation").build(label_mapping=None, max_length=64, seed=1)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "it-ran").exists()
@@ -101,9 +101,7 @@ def test_python_code_beside_the_model_does_not_run(folder: Path, tmp_path: Path,
     config |= {"model_type": model_type, "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}}
     (folder / "config.json").write_text(json.dumps(config))
     if model_type == "own":
-        with pytest.raises(
-            ConfigurationError, match=r"brings Python code of its own; accepted: .*--trust-remote-code true"
-        ):
+        with pytest.raises(ConfigurationError, match=r"brings Python code of its own; .*--trust-remote-code true"):
             resolve_model(str(folder), "code_generation")
     else:  # transformers has its own code for a llama, and that is what runs
         resolve_model(str(folder), "code_generation").build(label_mapping=None, max_length=64, seed=1)
@@ -186,57 +184,57 @@ CRAFTED: dict[str, tuple[Callable[[Path, dict[str, Any]], None], str]] = {
     "an absolute path": (_outside("/etc/hostname"), "a path out of the checkpoint"),
     "a path of Windows": (_outside("..\\secret"), "a path out of the checkpoint"),
     "a drive of Windows": (_outside("C:secret"), "a path out of the checkpoint"),
-    "a name that no file can have": (_outside("a" * 5000), "of 5,000 characters; accepted: at most 255 bytes"),
-    "a path that no file can have": (_outside("a/" * 2500), "of 5,000 characters; accepted: at most 255 bytes"),
+    "a name that no file can have": (_outside("a" * 5000), "of 5,000 characters must have at most 255 bytes"),
+    "a path that no file can have": (_outside("a/" * 2500), "of 5,000 characters must have at most 255 bytes"),
     "no weights recorded": (lambda _, content: content["files"].pop("model.safetensors") and None, "names no weights"),
-    "header longer than the file": (_weights(_raw(b"{}", length=1 << 62)), "no readable safetensors file"),
-    "header of a gigabyte": (_weights(_raw(b"{}", length=1 << 30)), "no readable safetensors file"),
-    "header that is no JSON": (_weights(_raw(b"pickle!!")), "no readable safetensors file"),
-    "header that is nested deeply": (_weights(_raw(b'{"a":' * 50_000)), "no readable safetensors file"),
+    "header longer than the file": (_weights(_raw(b"{}", length=1 << 62)), "cannot be read as a safetensors file"),
+    "header of a gigabyte": (_weights(_raw(b"{}", length=1 << 30)), "cannot be read as a safetensors file"),
+    "header that is no JSON": (_weights(_raw(b"pickle!!")), "cannot be read as a safetensors file"),
+    "header that is nested deeply": (_weights(_raw(b'{"a":' * 50_000)), "cannot be read as a safetensors file"),
     "shape beyond the data": (
         _weights(_raw((_TENSOR % ("F32", "[4000,3000]", 48)).encode(), b"\0" * 48)),
-        "no readable safetensors file",
+        "cannot be read as a safetensors file",
     ),
     "shape that overflows": (
         _weights(_raw((_TENSOR % ("F32", "[4294967296,4294967296]", 48)).encode(), b"\0" * 48)),
-        "no readable safetensors file",
+        "cannot be read as a safetensors file",
     ),
     "data beyond the file": (
         _weights(_raw((_TENSOR % ("F32", "[4,3]", 48)).encode(), b"\0" * 8)),
-        "no readable safetensors file",
+        "cannot be read as a safetensors file",
     ),
     "a type that is none": (
         _weights(_raw((_TENSOR % ("OBJECT", "[4,3]", 48)).encode(), b"\0" * 48)),
-        "no readable safetensors file",
+        "cannot be read as a safetensors file",
     ),
-    "an empty file": (_weights(b""), "no readable safetensors file"),
-    "state that is a list": (_json("state.json", "[]"), "state.json: seen a JSON list; accepted: an object"),
-    "state that is nested deeply": (_json("state.json", "[" * 100_000), "state.json: seen no readable JSON"),
+    "an empty file": (_weights(b""), "cannot be read as a safetensors file"),
+    "state that is a list": (_json("state.json", "[]"), "state.json must be a JSON object, not a list"),
+    "state that is nested deeply": (_json("state.json", "[" * 100_000), "state.json cannot be read as JSON"),
     "state of a tensor elsewhere": (
         _json("state.json", '{"extra_state": {"a": {"__tensor__": "../x"}}}'),
-        "a tensor that is not there",
+        "../x: this tensor is not there",
     ),
     "state of a tensor by a list": (
         _json("state.json", '{"extra_state": {"a": {"__tensor__": ["x"]}}}'),
-        "a tensor that is not there",
+        "['x']: this tensor is not there",
     ),
-    "optimizer without state": (_json("optimizer.json", '{"param_groups": []}'), "no state by parameter number"),
+    "optimizer without state": (_json("optimizer.json", '{"param_groups": []}'), "not numbered by parameter"),
     "optimizer with a named state": (
         _json("optimizer.json", '{"state": {"__class__": {}}, "param_groups": []}'),
-        "no state by parameter number",
+        "not numbered by parameter",
     ),
     "tied to nothing": (_recorded(aliases={"weight": "elsewhere"}), "tied to elsewhere, which is not there"),
-    "tied to a list": (_recorded(aliases={"weight": ["a"]}), "aliases: seen a value that is no name"),
-    "files that are a list": (_recorded(files=["model.safetensors"]), "files: seen"),
+    "tied to a list": (_recorded(aliases={"weight": ["a"]}), "aliases must be names"),
+    "files that are a list": (_recorded(files=["model.safetensors"]), "files must be dict, not"),
     "sizes that are words": (
         _recorded(files={"elsewhere": {"bytes": "many", "sha256": "x"}}),
-        "accepted: bytes and sha256",
+        "'elsewhere' must have bytes and sha256",
     ),
-    "a step that is a word": (_recorded(step="../../2"), "step: seen '../../2'; accepted: int"),
-    "metrics that are words": (_recorded(metrics={"eval_loss": "low"}), "metrics: seen a value that is no number"),
+    "a step that is a word": (_recorded(step="../../2"), "step must be int, not '../../2'"),
+    "metrics that are words": (_recorded(metrics={"eval_loss": "low"}), "metrics must be numbers"),
     "metadata that is a list": (
         lambda path, content: content.clear(),
-        "metadata.json: epoch: seen 'None'; accepted: int",
+        "metadata.json: epoch must be int, not 'None'",
     ),
 }
 
@@ -297,7 +295,7 @@ def test_one_checkpoint_asked_for_by_name_is_an_error_in_one_line(tmp_path: Path
     manager = _checkpoint(tmp_path)
     info = manager.get_latest_checkpoint_info()
     _sealed(info.path, CRAFTED["shape beyond the data"][0])
-    with pytest.raises(CheckpointError, match="no readable safetensors file") as caught:
+    with pytest.raises(CheckpointError, match="cannot be read as a safetensors file") as caught:
         manager.load_checkpoint(manager.get_latest_checkpoint_info())
     assert "\n" not in str(caught.value)
 
@@ -307,11 +305,11 @@ def test_one_checkpoint_asked_for_by_name_is_an_error_in_one_line(tmp_path: Path
     [
         (
             {"weight": torch.zeros(3, 5), "bias": torch.zeros(3)},
-            r"weights: weight: seen \[3, 5\] of torch.float32; accepted: \[3, 4\] of torch.float32",
+            r"weights: weight must be \[3, 4\] of torch.float32, not \[3, 5\] of torch.float32",
         ),
         (
             {"weight": torch.zeros(3, 4).double(), "bias": torch.zeros(3)},
-            r"weights: weight: seen \[3, 4\] of torch.float64; accepted: .* of torch.float32",
+            r"weights: weight must be .* of torch.float32, not \[3, 4\] of torch.float64",
         ),
         ({"weight": torch.zeros(3, 4)}, "weights: bias is missing"),
         (
@@ -333,12 +331,10 @@ def test_an_optimizer_that_does_not_fit_is_refused(tmp_path: Path):
     _, optimizer = _layer()
     held = optimizer.state_dict()
     wrong_shape = {**held, "state": {**held["state"], 0: {**held["state"][0], "exp_avg": torch.zeros(4, 4)}}}
-    with pytest.raises(CheckpointError, match=r"optimizer: exp_avg of parameter 0: seen \[4, 4\]; accepted: \[3, 4\]"):
+    with pytest.raises(CheckpointError, match=r"optimizer: exp_avg of parameter 0 must .*\[3, 4\].* not \[4, 4\]"):
         load_optimizer(optimizer, wrong_shape)
-    with pytest.raises(CheckpointError, match="optimizer: seen state of parameter 7; accepted: 0 to 1"):
+    with pytest.raises(CheckpointError, match=r"optimizer: .*parameter 7; .* 0 to 1"):
         load_optimizer(optimizer, {**held, "state": {7: {}}})
-    with pytest.raises(
-        CheckpointError, match=r"optimizer: loaded state dict .*; accepted: the state of the same AdamW"
-    ):
+    with pytest.raises(CheckpointError, match=r"optimizer: loaded state dict .*; use the state of the same AdamW"):
         load_optimizer(optimizer, {**held, "param_groups": []})
     load_optimizer(optimizer, held)

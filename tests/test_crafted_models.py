@@ -127,15 +127,15 @@ def tokenizer_code(folder: Path, trap: Path) -> None:
 
 
 NORM = "model.norm.weight"
-CRAFTED: dict[str, tuple[Craft, str]] = {
-    "an index that leads out of the folder": (index_names("{relative}"), "accepted: names of files beside it"),
-    "an index with an absolute path": (index_names("{outside}"), "accepted: names of files beside it"),
-    "an index with backslashes": (index_names("..\\outside.safetensors"), "accepted: names of files beside it"),
-    "an index that names a folder": (index_names(".."), "accepted: names of files beside it"),
+CRAFTED: dict[str, tuple[Craft, str | tuple[str, ...]]] = {
+    "an index that leads out of the folder": (index_names("{relative}"), "must name files beside it"),
+    "an index with an absolute path": (index_names("{outside}"), "must name files beside it"),
+    "an index with backslashes": (index_names("..\\outside.safetensors"), "must name files beside it"),
+    "an index that names a folder": (index_names(".."), "must name files beside it"),
     "an index that names nothing": (index_names("model-1.safetensors"), "which is not there"),
     "an index that is a list": (
         lambda folder, trap: (folder / "model.safetensors.index.json").write_text("[]") and None,
-        "has no weight_map",
+        "weight_map, not a list",
     ),
     "a pickle under a safe name": (
         replaced("model.safetensors", lambda trap: pickle.dumps(_Trap(trap))),
@@ -146,24 +146,30 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
     "tensors beyond the end of the file": (replaced("model.safetensors", overlapping), "its weights are damaged"),
     "whole numbers as weights": (
         taken(NORM, lambda tensor: tensor.to(torch.int64)),
-        "is of type I64; accepted: F16, BF16, F32, F64",
+        "F16, BF16, F32, F64, not I64",
     ),
     "a weight of another shape": (
         taken(NORM, lambda tensor: torch.ones(7)),
-        f"{NORM} has another shape than its config.json says: seen [7]; accepted: [32]",
+        (NORM, "shape", "[32]", "[7]"),
     ),
-    "a weight that is missing": (taken(NORM, lambda tensor: None), f"1 weights are missing, such as {NORM}"),
+    "a weight that is missing": (taken(NORM, lambda tensor: None), f"are missing, such as {NORM}"),
     "a configuration that is a pickle": (
         replaced("config.json", lambda trap: pickle.dumps(_Trap(trap))),
-        "config.json is not a valid JSON file",
+        "config.json cannot be read as JSON",
     ),
     "a configuration without end": (
         replaced("config.json", lambda trap: b"[" * 200_000),
-        "config.json is not a valid JSON file",
+        "config.json cannot be read as JSON",
     ),
-    "a configuration of another size": (lambda folder, trap: config(folder, hidden_size=64, head_dim=32), "accepted: "),
-    "a tokenizer that is a pickle": (replaced("tokenizer.json", lambda trap: pickle.dumps(_Trap(trap))), "accepted: "),
-    "a class of its own": (auto_map, "accepted: a model "),
+    "a configuration of another size": (
+        lambda folder, trap: config(folder, hidden_size=64, head_dim=32),
+        ("[300, 32]", "[300, 64]"),
+    ),
+    "a tokenizer that is a pickle": (
+        replaced("tokenizer.json", lambda trap: pickle.dumps(_Trap(trap))),
+        "cannot be loaded",
+    ),
+    "a class of its own": (auto_map, " code "),
     "a kernel from elsewhere": (
         lambda folder, trap: config(folder, _attn_implementation="somebody/kernel"),
         "code from elsewhere",
@@ -184,40 +190,40 @@ CRAFTED: dict[str, tuple[Craft, str]] = {
     "an absurd width": (lambda folder, trap: config(folder, hidden_size=10**9), "its weights hold 39,840"),
     "a width beyond any number": (
         lambda folder, trap: config(folder, hidden_size=10**30),
-        "accepted: a model that transformers can load",
+        "cannot be loaded: ",
     ),
     "absurdly many layers": (
         lambda folder, trap: config(folder, num_hidden_layers=10**8),
-        "num_hidden_layers=100000000; accepted: a whole number from 0 to 1,024",
+        "num_hidden_layers in its config.json must be a whole number from 0 to 1,024, not 100000000",
     ),
     "fewer layers than none": (
         lambda folder, trap: config(folder, num_hidden_layers=-1),
-        "num_hidden_layers=-1; accepted: a whole number",
+        "num_hidden_layers in its config.json must be a whole number from 0 to 1,024, not -1",
     ),
     "half a layer": (
         lambda folder, trap: config(folder, num_hidden_layers=1.5),
-        "num_hidden_layers=1.5; accepted: a whole number",
+        "num_hidden_layers in its config.json must be a whole number from 0 to 1,024, not 1.5",
     ),
     "an absurd vocabulary": (lambda folder, trap: config(folder, vocab_size=10**12), "its weights hold 39,840"),
     "absurdly many classes": (
         lambda folder, trap: config(folder, num_labels=10**12),
-        "num_labels=1000000000000; accepted: a whole number from 0 to 1,000,000",
+        "num_labels in its config.json must be a whole number from 0 to 1,000,000, not 1000000000000",
     ),
     "an absurd width of quantized weights": (
         lambda folder, trap: config(folder, hidden_size=10**9, quantization_config={}),
-        "accepted: ",
+        "its weights hold 322,992",
     ),
     "a width below nothing": (
         lambda folder, trap: config(folder, hidden_size=-8),
-        "accepted: a model that transformers can load",
+        "cannot be loaded: ",
     ),
     "no heads": (
         lambda folder, trap: config(folder, num_attention_heads=0),
-        "accepted: a model that transformers can load",
+        "cannot be loaded: ",
     ),
     "a task that there is not": (
         lambda folder, trap: config(folder, mltrack={"task": ["x"]}),
-        "accepted: a model that mltrack trained",
+        "use a model that mltrack trained",
     ),
 }
 
@@ -238,7 +244,7 @@ def test_it_is_one_line_and_nothing_runs(decoder: Path, tmp_path: Path, what: st
         with pytest.raises(MltrackError) as caught:
             load()
         assert "\n" not in str(caught.value), way
-        assert said in str(caught.value), way
+        assert all(part in str(caught.value) for part in ((said,) if isinstance(said, str) else said)), way
         assert not trap.exists(), way
 
 
@@ -271,7 +277,7 @@ def test_a_size_that_the_weights_do_not_bear_out_takes_no_memory(
         with pytest.raises(ConfigurationError) as caught:
             load()
         assert "\n" not in str(caught.value)
-        assert "accepted: " in str(caught.value)
+        assert next(iter(absurd)) in str(caught.value) or "its weights hold " in str(caught.value)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000, "kB"
     assert torch.equal(torch.get_rng_state(), random_state)
 
@@ -280,9 +286,7 @@ def test_a_size_that_the_weights_do_not_bear_out_takes_no_memory(
 def test_a_length_that_is_none_is_refused(decoder: Path, tmp_path: Path, length: object) -> None:
     folder = shutil.copytree(decoder, tmp_path / "model")
     config(folder, mltrack={"task": "code_generation", "max_length": length})
-    with pytest.raises(
-        ConfigurationError, match=r"as mltrack in its config\.json; accepted: a model that mltrack trained"
-    ):
+    with pytest.raises(ConfigurationError, match=rf"config\.json.*{length}.*a model that mltrack trained"):
         registry.load(str(folder))
 
 
@@ -314,9 +318,7 @@ def test_classes_without_numbers_of_their_own_are_refused(
 ) -> None:
     folder = shutil.copytree(encoder, tmp_path / "model")
     config(folder, **{key: mapping})
-    with pytest.raises(
-        ConfigurationError, match=f"seen {key}=.* accepted: each class with a number of its own, from 0"
-    ):
+    with pytest.raises(ConfigurationError, match=f"{key} in its config.json must give each class a number.* from 0"):
         registry.load(str(folder))
 
 
@@ -328,7 +330,9 @@ def test_class_maps_that_transformers_cannot_read_are_refused_of_a_base_model_to
 ) -> None:
     folder = shutil.copytree(encoder, tmp_path / "model")
     config(folder, **maps)
-    with pytest.raises(ConfigurationError, match=f"seen {next(iter(maps))}="):
+    with pytest.raises(
+        ConfigurationError, match=f"{next(iter(maps))} in its config.json must give each class a number"
+    ):
         resolve_model(str(folder), "text_classification")
 
 
@@ -365,7 +369,7 @@ def test_classes_that_an_answer_could_not_tell_apart_are_refused(
 ) -> None:
     folder = shutil.copytree(encoder, tmp_path / "model")
     config(folder, id2label=classes)
-    with pytest.raises(ConfigurationError, match=r"seen id2label=.*; accepted: a name for each class, each name once"):
+    with pytest.raises(ConfigurationError, match=r"id2label in its config\.json must .*each name once"):
         registry.load(str(folder))
 
 
@@ -388,7 +392,7 @@ def test_a_body_of_another_shape_is_refused_and_a_head_of_other_classes_is_new(
     three = {"a": 0, "b": 1, "c": 2}
     model = resolve_model(str(encoder), "text_classification").build(label_mapping=three, max_length=64, seed=1)
     assert model.config.num_labels == 3
-    assert "classifier.out_proj.weight is for other classes: seen [2, 32], new and seeded as [3, 32]" in caplog.text
+    assert "classifier.out_proj.weight is for other classes (shape [2, 32]); a new one of shape [3, 32]" in caplog.text
     for name in (
         "roberta.encoder.layer.0.output.dense.bias",
         "classifier.dense.bias",
@@ -403,12 +407,12 @@ def test_a_body_of_another_shape_is_refused_and_a_head_of_other_classes_is_new(
         ):
             with pytest.raises(
                 MltrackError,
-                match=rf"{name} has another shape than its config\.json says: seen \[7\]; accepted: \[32\]$",
+                match=rf"{name} (?=.*\[7\]).* shape .*\[32\]",
             ):
                 load()
     headless = shutil.copytree(encoder, tmp_path / "headless")
     taken("classifier.out_proj.weight", lambda tensor: None)(headless, tmp_path)
-    with pytest.raises(CheckpointError, match=r"weights are missing, such as classifier.out_proj.weight"):
+    with pytest.raises(CheckpointError, match=r"are missing, such as classifier.out_proj.weight"):
         evaluate_folder(headless, str(records_file("text_classification")), task="text_classification", batch_size=4)
 
 
@@ -504,7 +508,7 @@ def test_a_name_that_is_accepted_registers_and_loads(encoder: Path, tmp_path: Pa
     ],
 )
 def test_a_name_that_could_not_be_loaded_by_is_refused_first(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="registered_model_name: seen ") as caught:
+    with pytest.raises(ConfigurationError, match="registered_model_name must be a name without") as caught:
         registry.check_name(name)
     assert "\n" not in str(caught.value)
 

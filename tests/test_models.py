@@ -77,7 +77,7 @@ def test_the_registry_is_asked_through_the_resolver(folders: dict[str, Path]):
 
     source = resolve_model("models:/mine@champion", "code_generation", registry_resolver=resolver)
     assert (source.kind, asked) == ("registry", ["models:/mine@champion"])
-    with pytest.raises(ConfigurationError, match="no registry to look in"):
+    with pytest.raises(ConfigurationError, match=r"no registry .*models:/mine@champion"):
         resolve_model("models:/mine@champion", "code_generation")
 
 
@@ -100,7 +100,7 @@ def test_a_sequence_of_full_length_fits_and_a_longer_one_is_refused_with_both_nu
     labels = LABELS if task == "text_classification" else None
     model = source.build(label_mapping=labels, max_length=512, seed=1)
     assert torch.isfinite(model(input_ids=torch.full((1, 512), 9)).logits).all()
-    with pytest.raises(ConfigurationError, match="max_length: seen 513, but scratch:tiny takes at most 512 tokens"):
+    with pytest.raises(ConfigurationError, match=r"max_length.*512.*scratch:tiny.*513"):
         source.build(label_mapping=labels, max_length=513, seed=1)
 
 
@@ -138,11 +138,11 @@ def _config(folder: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: _config(folder, "{bad"), "not a valid JSON file"),
+        (lambda folder: _config(folder, "{bad"), "config.json cannot be read as JSON"),
         (lambda folder: _config(folder, "{}"), "has no model_type"),
-        (lambda folder: _config(folder, "[]"), "has no model_type"),
+        (lambda folder: _config(folder, "[]"), "model_type, not a list"),
         (lambda folder: _config(folder, '{"model_type": "nonesuch"}'), "nonesuch"),
-        (lambda folder: _config(folder, '{"model_type": "t5"}'), "t5, which AutoModelForCausalLM does not know"),
+        (lambda folder: _config(folder, '{"model_type": "t5"}'), "t5, which AutoModelForCausalLM cannot load"),
         (
             lambda folder: _config(folder, '{"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}}'),
             "--trust-remote-code true",
@@ -168,7 +168,7 @@ def test_a_folder_that_is_no_model_is_refused_before_anything_else(
     [
         (lambda weights: weights.write_bytes(weights.read_bytes()[:1000]), "its weights are damaged"),
         (lambda weights: weights.write_bytes(b""), "its weights are damaged"),
-        (lambda weights: weights.rename(weights.with_name("model.pt")), "has its weights in model.pt; refused"),
+        (lambda weights: weights.rename(weights.with_name("model.pt")), "has its weights in model.pt"),
         (lambda weights: weights.unlink(), "no weights in"),
     ],
 )
@@ -204,11 +204,11 @@ def test_an_encoder_is_no_code_generator(folders: dict[str, Path], tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("scratch:smal", r"no such preset; accepted: scratch:tiny, .*did you mean 'scratch:small'\?"),
+        ("scratch:smal", r"'scratch:smal'.*scratch:tiny, .*did you mean 'scratch:small'\?"),
         ("/nowhere/at/all", "no folder '/nowhere/at/all'"),
         ("./missing", "no folder './missing'"),
         ("no such name", "no folder 'no such name'"),
-        (__file__, "is a file; accepted: a folder"),
+        (__file__, "is a file; use a folder"),
     ],
 )
 def test_a_name_that_means_nothing_says_what_would(name: str, message: str):

@@ -57,7 +57,7 @@ def test_text_that_looks_like_an_end_token_is_text():
 
 
 def test_what_cannot_be_trained_is_said_in_one_line():
-    with pytest.raises(ConfigurationError, match="vocab_size: seen 100; accepted: a whole number >= 260"):
+    with pytest.raises(ConfigurationError, match=r"vocab_size.* >= 260 .*not 100"):
         train_tokenizer(TEXTS, 100, "decoder")
-    with pytest.raises(ConfigurationError, match="seen no text"):
+    with pytest.raises(ConfigurationError, match="tokenizer: there is no text"):
         train_tokenizer(["", ""], 400, "decoder")

@@ -229,11 +229,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{path}: seen no readable JSON ({error}); accepted: what save_checkpoint wrote"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: seen a JSON {type(content).__name__}; accepted: an object")
+        raise CheckpointError(f"{path} must be a JSON object, not a {type(content).__name__}")
     return content
 
 

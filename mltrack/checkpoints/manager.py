@@ -96,13 +96,13 @@ class CheckpointManager:
         max_shard_bytes: int = MAX_SHARD_BYTES,
     ):
         if when_busy not in ("wait", "skip"):
-            raise ConfigurationError(f"when_busy: seen {when_busy!r}; accepted: wait, skip")
+            raise ConfigurationError(f"when_busy must be wait or skip, not {when_busy!r}")
         if max_shard_bytes < 1:
-            raise ConfigurationError(f"max_shard_bytes: seen {max_shard_bytes}; accepted: a whole number >= 1")
+            raise ConfigurationError(f"max_shard_bytes must be a whole number >= 1, not {max_shard_bytes}")
         if mode not in (None, "min", "max"):
-            raise ConfigurationError(f"mode: seen {mode!r}; accepted: min, max")
+            raise ConfigurationError(f"mode must be min or max, not {mode!r}")
         if max_checkpoints < 1:
-            raise ConfigurationError(f"max_checkpoints: seen {max_checkpoints}; accepted: a whole number >= 1")
+            raise ConfigurationError(f"max_checkpoints must be a whole number >= 1, not {max_checkpoints}")
         self.checkpoint_dir = Path(checkpoint_dir).absolute()
         self.max_checkpoints, self.metric_name, self.keep_every = max_checkpoints, metric_name, keep_every
         self.mode = mode or metric_mode(metric_name)

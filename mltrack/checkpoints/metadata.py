@@ -58,21 +58,21 @@ def from_json(content: Any, path: Path) -> CheckpointMetadata:
         ValueError: one line about the first that is not.
     """
     if not isinstance(content, dict):
-        raise ValueError(f"metadata.json: seen a JSON {type(content).__name__}; accepted: an object")
-    for name, accepted in _KINDS.items():
-        if name not in content or not isinstance(content[name], accepted) or isinstance(content[name], bool):
+        raise ValueError(f"metadata.json must be a JSON object, not a {type(content).__name__}")
+    for name, kinds in _KINDS.items():
+        if name not in content or not isinstance(content[name], kinds) or isinstance(content[name], bool):
             raise ValueError(
-                f"metadata.json: {name}: seen {str(content.get(name))[:80]!r}; accepted:"
-                f" {' or '.join(one.__name__ for one in accepted)}"
+                f"metadata.json: {name} must be {' or '.join(one.__name__ for one in kinds)}, not"
+                f" {str(content.get(name))[:80]!r}"
             )
         if isinstance(content[name], int) and not -_MOST <= content[name] <= _MOST:
-            raise ValueError(f"metadata.json: {name}: seen a whole number beyond 64 bits")
+            raise ValueError(f"metadata.json: {name} must fit into 64 bits")
     for name, held in content["files"].items():
         if (
             len(name.encode(errors="surrogatepass")) > _MOST_NAME_BYTES
         ):  # no file has it, and asking for it is an error of the system
             raise ValueError(
-                f"metadata.json: files: seen {name[:40]!r}... of {len(name):,} characters; accepted: at most"
+                f"metadata.json: files: the name {name[:40]!r}... of {len(name):,} characters must have at most"
                 f" {_MOST_NAME_BYTES} bytes"
             )
         if not (
@@ -81,13 +81,11 @@ def from_json(content: Any, path: Path) -> CheckpointMetadata:
             and 0 <= held["bytes"] <= _MOST
             and isinstance(held.get("sha256"), str)
         ):
-            raise ValueError(
-                f"metadata.json: files: {name[:80]!r}: seen {str(held)[:80]!r}; accepted: bytes and sha256"
-            )
+            raise ValueError(f"metadata.json: files: {name[:80]!r} must have bytes and sha256, not {str(held)[:80]!r}")
     if not all(isinstance(value, (int, float)) for value in content["metrics"].values()):
-        raise ValueError("metadata.json: metrics: seen a value that is no number; accepted: numbers")
+        raise ValueError("metadata.json: metrics must be numbers")
     if not all(isinstance(value, str) for value in content["aliases"].values()):
-        raise ValueError("metadata.json: aliases: seen a value that is no name; accepted: names of weights")
+        raise ValueError("metadata.json: aliases must be names of weights")
     known = {one.name for one in fields(CheckpointMetadata)}
     return CheckpointMetadata(
         **{name: value for name, value in content.items() if name in known and name != "path"}, path=path

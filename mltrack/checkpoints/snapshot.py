@@ -99,8 +99,8 @@ class _Buffer:
             )
         except (RuntimeError, MemoryError, OSError) as error:
             raise CheckpointError(
-                f"snapshot: {size:,} bytes of memory could not be had; accepted: a machine with one copy of the state"
-                " to spare, or background=False"
+                f"snapshot: {size:,} bytes of memory could not be allocated; use background=False, or a machine with"
+                " memory for a second copy of the state"
             ) from error
         if self.gpus:
             self._pin(memory)

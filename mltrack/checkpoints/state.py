@@ -96,10 +96,7 @@ def join_model(tensors: Tensors, aliases: Mapping[str, str]) -> Tensors:
     """
     for name, first in aliases.items():
         if first not in tensors:
-            raise CheckpointError(
-                f"weights: {name} is said to be tied to {first}, which is not there; accepted: what save_checkpoint"
-                " wrote"
-            )
+            raise CheckpointError(f"weights: {name} is tied to {first}, which is not there")
     return {**tensors, **{name: tensors[first] for name, first in aliases.items()}}
 
 
@@ -114,15 +111,15 @@ def load_model(model: nn.Module, held: Mapping[str, torch.Tensor]) -> None:
     if differing := sorted(expected.keys() ^ held.keys()):
         which = "missing" if differing[0] in expected else "not in this model"
         raise CheckpointError(
-            f"weights: {differing[0]} is {which} ({len(differing)} such); accepted: the weights of the same"
+            f"weights: {differing[0]} is {which} ({len(differing)} such); use the weights of the same"
             f" {type(target).__name__}"
         )
     for name, tensor in expected.items():
-        seen = held[name]
-        if seen.shape != tensor.shape or seen.dtype != tensor.dtype:
+        given = held[name]
+        if given.shape != tensor.shape or given.dtype != tensor.dtype:
             raise CheckpointError(
-                f"weights: {name}: seen {list(seen.shape)} of {seen.dtype}; accepted: {list(tensor.shape)} of"
-                f" {tensor.dtype}"
+                f"weights: {name} must be {list(tensor.shape)} of {tensor.dtype}, not {list(given.shape)} of"
+                f" {given.dtype}"
             )
     target.load_state_dict(held)
 
@@ -138,20 +135,20 @@ def load_optimizer(optimizer: torch.optim.Optimizer, held: Mapping[str, Any]) ->
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, values in held["state"].items():
         if not 0 <= number < len(parameters) or not isinstance(values, Mapping):
-            raise CheckpointError(f"optimizer: seen state of parameter {number}; accepted: 0 to {len(parameters) - 1}")
+            raise CheckpointError(
+                f"optimizer: its state names parameter {number}; the parameters are 0 to {len(parameters) - 1}"
+            )
         for name, value in values.items():
             if isinstance(value, torch.Tensor) and not _broadcasts(value.shape, parameters[number].shape):
                 raise CheckpointError(
-                    f"optimizer: {name} of parameter {number}: seen {list(value.shape)}; accepted:"
-                    f" {list(parameters[number].shape)}, or a part of it"
+                    f"optimizer: {name} of parameter {number} must have the shape {list(parameters[number].shape)}, or"
+                    f" a part of it, not {list(value.shape)}"
                 )
     try:
         optimizer.load_state_dict({**held, "param_groups": _as_implemented(optimizer, held["param_groups"])})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         problem = str(error).partition("\n")[0]
-        raise CheckpointError(
-            f"optimizer: {problem}; accepted: the state of the same {type(optimizer).__name__}"
-        ) from error
+        raise CheckpointError(f"optimizer: {problem}; use the state of the same {type(optimizer).__name__}") from error
 
 
 def _as_implemented(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -199,11 +196,11 @@ def flatten(value: Any, where: str, tensors: Tensors) -> Any:
         flat = {str(key): flatten(item, f"{where}.{key}", tensors) for key, item in value.items()}
         if len(flat) != len(value) or flat.keys() in ({_TENSOR}, {_TUPLE}):
             raise CheckpointError(
-                f"{where}: seen the keys {', '.join(map(repr, value))}; accepted: keys that differ as text, other than"
-                f" {_TENSOR}, {_TUPLE}"
+                f"{where}: its keys must differ as text and be none of {_TENSOR}, {_TUPLE}; they are"
+                f" {', '.join(map(repr, value))}"
             )
         return flat
-    raise CheckpointError(f"{where}: seen {type(value).__name__}; accepted: JSON values and tensors")
+    raise CheckpointError(f"{where} must be a JSON value or a tensor, not {type(value).__name__}")
 
 
 def unflatten(value: Any, tensors: Tensors) -> Any:
@@ -218,9 +215,7 @@ def unflatten(value: Any, tensors: Tensors) -> Any:
         if value.keys() == {_TENSOR}:
             name = value[_TENSOR]
             if not isinstance(name, str) or name not in tensors:
-                raise CheckpointError(
-                    f"{str(name)[:80]}: a tensor that is not there; accepted: what save_checkpoint wrote"
-                )
+                raise CheckpointError(f"{str(name)[:80]}: this tensor is not there")
             return tensors[name]
         if value.keys() == {_TUPLE} and isinstance(value[_TUPLE], list):
             return tuple(unflatten(item, tensors) for item in value[_TUPLE])
@@ -273,9 +268,7 @@ def join_optimizer(content: Mapping[str, Any], tensors: Tensors) -> dict[str, An
     try:
         return {**state, "state": {int(number): held for number, held in state["state"].items()}}
     except (KeyError, ValueError, AttributeError) as error:
-        raise CheckpointError(
-            f"optimizer: seen no state by parameter number ({error}); accepted: what save_checkpoint wrote"
-        ) from error
+        raise CheckpointError(f"optimizer: its state is not numbered by parameter ({error})") from error
 
 
 def capture_rng() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, TensorSpec, safe_open, serialize_file
 
-from mltrack.errors import CheckpointError
+from mltrack.errors import CheckpointError, one_of
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -39,9 +39,9 @@ def check_tensors(tensors: Tensors) -> None:
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.device.type == "meta":
-            seen = f"{tensor.dtype}, {tensor.layout}, on {tensor.device}"
             raise CheckpointError(
-                f"{name}: seen a tensor of {seen}; accepted: dense tensors of {', '.join(DTYPES.values())}"
+                f"{name} is a tensor of {tensor.dtype}, {tensor.layout}, on {tensor.device}, which cannot be saved; use"
+                f" a dense tensor of {one_of(DTYPES.values())}"
             )
 
 
@@ -89,6 +89,4 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         problem = str(error).partition("\n")[0][:200]
-        raise CheckpointError(
-            f"{path}: seen no readable safetensors file ({problem}); accepted: what save_checkpoint wrote"
-        ) from error
+        raise CheckpointError(f"{path} cannot be read as a safetensors file ({problem})") from error

@@ -45,20 +45,16 @@ def one_line(where: str) -> Iterator[None]:
         raise
     except pickle.UnpicklingError:
         raise CheckpointError(
-            f"{where}: its weights are refused: they are no plain tensors, and reading them could run code; accepted:"
-            " safetensors, or a .bin that holds tensors only"
+            f"{where}: its weights are not plain tensors, and reading them could run code; use safetensors, or a .bin"
+            " that holds tensors only"
         ) from None
     except (SafetensorError, EOFError) as error:
-        raise CheckpointError(
-            f"{where}: its weights are damaged ({first_line(error)}); accepted: whole safetensors files"
-        ) from None
+        raise CheckpointError(f"{where}: its weights are damaged ({first_line(error)}); use an intact copy") from None
     except Exception as error:
         # transformers raises almost everything: OSError, ValueError, KeyError, AttributeError, RuntimeError, its own
         if is_out_of_memory(error):
             raise
-        said = first_line(error)
-        accepted = "" if "accepted: " in said else "; accepted: a model that transformers can load"
-        raise ConfigurationError(f"{where}: {said}{accepted}") from error
+        raise ConfigurationError(f"{where} cannot be loaded: {first_line(error)}") from error
 
 
 def first_line(error: BaseException) -> str:

@@ -44,8 +44,8 @@ def find_on_hub(name: str, revision: str | None = None) -> FoundOnHub:
 
     if not _REPOSITORY.fullmatch(name) or name.startswith((".", "-")) or ".." in name or "--" in name:
         raise ConfigurationError(
-            f"model_name: no folder '{name}', and it cannot be a hub name; accepted: scratch:tiny|small|base,"
-            " owner/name on the hub, a local folder, models:/name@alias"
+            f"model_name: there is no folder '{name}', and it cannot be a hub name; use scratch:tiny|small|base,"
+            " owner/name on the hub, a local folder or models:/name@alias"
         )
     if revision is not None and (not _REVISION.fullmatch(revision) or ".." in revision):
         raise ConfigurationError(f"model_revision: '{printable(revision)}' is no branch, tag or commit")
@@ -63,7 +63,7 @@ def find_on_hub(name: str, revision: str | None = None) -> FoundOnHub:
             )
         raise ConfigurationError(
             f"model_name: '{name}' is neither a local folder nor in the hub's cache ({constants.HF_HUB_CACHE}), and"
-            " HF_HUB_OFFLINE is set; accepted: scratch:tiny|small|base, a local folder, or unset it"
+            " HF_HUB_OFFLINE is set; use scratch:tiny|small|base or a local folder, or unset HF_HUB_OFFLINE"
         )
     try:
         answer = get_session().head(
@@ -76,8 +76,8 @@ def find_on_hub(name: str, revision: str | None = None) -> FoundOnHub:
         if cached is not None:
             return cached
         raise ConfigurationError(
-            f"model_name: '{name}' is no local folder and the hub cannot be reached ({type(error).__name__}); accepted"
-            " without network: scratch:tiny|small|base, a local folder"
+            f"model_name: '{name}' is no local folder, and the hub cannot be reached ({type(error).__name__}); without"
+            " a network use scratch:tiny|small|base or a local folder"
         ) from None
     status, headers = answer.status_code, [one.headers for one in (*answer.history, answer)]
     if any(one.get("X-Error-Code") == "RevisionNotFound" for one in headers):
@@ -89,22 +89,22 @@ def find_on_hub(name: str, revision: str | None = None) -> FoundOnHub:
         )
     if status in (401, 403):
         raise ConfigurationError(
-            f"model_name: the hub does not know '{name}', or it is private or gated; accepted: a public name, or log in"
+            f"model_name: the hub does not know '{name}', or it is private or gated; use a public name, or log in"
             " with `hf auth login`"
         )
     if status == 404:
         if said := content_on_hub(name, revision):
             raise ConfigurationError(f"model_name: {name} {said}")
         raise ConfigurationError(
-            f"model_name: the hub has no model '{name}' with a config.json; accepted: owner/name as its page shows it,"
-            " a local folder, scratch:tiny|small|base"
+            f"model_name: the hub has no model '{name}' with a config.json; use owner/name as its page shows it, a"
+            " local folder or scratch:tiny|small|base"
         )
     if status >= 400:
         if cached is not None:
             return cached
         raise ConfigurationError(
-            f"model_name: the hub answered {status} for '{name}'; accepted now: scratch:tiny|small|base, a local"
-            " folder, or try again later"
+            f"model_name: the hub answered {status} for '{name}'; use scratch:tiny|small|base or a local folder,"
+            " or try again later"
         )
     return FoundOnHub(False, next((one["X-Repo-Commit"] for one in headers if "X-Repo-Commit" in one), None))
 
@@ -142,7 +142,7 @@ def hub_files(name: str, revision: str | None = None, *, local_only: bool) -> li
         return HfApi().list_repo_files(name, revision=revision)
     except Exception as error:
         raise ConfigurationError(
-            f"model_name: the files of '{name}' cannot be listed on the hub ({type(error).__name__}); accepted: a local"
+            f"model_name: the files of '{name}' cannot be listed on the hub ({type(error).__name__}); use a local"
             " folder, or try again"
         ) from None
 

@@ -78,7 +78,7 @@ def inspect_trained(name: str, folder: str | Path) -> dict[str, Any]:
     config = read_object(Path(folder) / "config.json", name)
     if not isinstance(config.get("model_type"), str):  # transformers would guess it by the folder's name
         raise ConfigurationError(
-            f"{name}: its config.json has no model_type; accepted: the config.json of a Hugging Face model"
+            f"{name}: its config.json has no model_type; use the config.json of a Hugging Face model"
         )
     settings = config.get("mltrack")
     wanted = (("task", str, True), ("max_length", int, False), ("prompt_template", str, False))
@@ -88,8 +88,8 @@ def inspect_trained(name: str, folder: str | Path) -> dict[str, Any]:
     length = settings.get("max_length", 1) if isinstance(settings, dict) else 0
     if not isinstance(settings, dict) or not fits or isinstance(length, bool) or length < 1:
         raise ConfigurationError(
-            f"{name}: seen {_short(settings)} as mltrack in its config.json; accepted: a model that mltrack trained,"
-            " with its task"
+            f"{name}: mltrack in its config.json must name the task that it was trained for, not be {_short(settings)};"
+            " use a model that mltrack trained"
         )
     _check_classes(name, config)
     _check_class_names(name, config)
@@ -105,23 +105,23 @@ def read_object(file: Path, name: str) -> dict[str, Any]:
     try:
         if file.stat().st_size > MAX_JSON_BYTES:
             raise ConfigurationError(
-                f"{name}: {file.name} has {file.stat().st_size:,} bytes; accepted: at most {MAX_JSON_BYTES:,}"
+                f"{name}: {file.name} must have at most {MAX_JSON_BYTES:,} bytes, not {file.stat().st_size:,}"
             )
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigurationError(
-            f"{name}: no {file.name} in {file.parent}; accepted: a Hugging Face folder with config.json, weights and"
+            f"{name}: no {file.name} in {file.parent}; use a Hugging Face folder with config.json, weights and"
             " tokenizer"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
-            f"{name}: {file.name} is not a valid JSON file ({type(error).__name__}); accepted: the one that was saved"
-            " with the model"
+            f"{name}: {file.name} cannot be read as JSON ({type(error).__name__}); use the one that was saved with the"
+            " model"
         ) from None
     if not isinstance(content, dict):
         missing = "model_type" if file.name == "config.json" else "weight_map"
         raise ConfigurationError(
-            f"{name}: {file.name} is a {type(content).__name__} and has no {missing}; accepted: a JSON object"
+            f"{name}: {file.name} must be a JSON object with {missing}, not a {type(content).__name__}"
         )
     return content
 
@@ -130,10 +130,10 @@ def _check_code(name: str, folder: Path, config: Mapping[str, Any]) -> None:
     for key, value in members(config):
         if key.endswith(_CODE_CHOICES) and any("/" in text or "\\" in text for text in _texts_in(value)):
             raise ConfigurationError(
-                f"{name}: its config.json has {key}={_short(value)}, code from elsewhere; accepted: a name without '/'"
+                f"{name}: its config.json has {key}={_short(value)}, code from elsewhere; use a name without '/'"
             )
     if (folder / "custom_generate").exists():
-        raise ConfigurationError(f"{name} brings Python code of its own in custom_generate/; accepted: a model without")
+        raise ConfigurationError(f"{name} brings Python code of its own in custom_generate/; use a model without any")
 
 
 def _texts_in(value: object) -> Iterator[str]:
@@ -174,8 +174,7 @@ def _check_classes(name: str, config: Mapping[str, Any]) -> None:
 
 def _classes_refused(name: str, key: str, mapping: object) -> ConfigurationError:
     return ConfigurationError(
-        f"{name}: seen {key}={_short(mapping)} in its config.json; accepted: each class with a number of its own,"
-        " from 0"
+        f"{name}: {key} in its config.json must give each class a number of its own, from 0, not {_short(mapping)}"
     )
 
 
@@ -184,8 +183,8 @@ def _check_class_names(name: str, config: Mapping[str, Any]) -> None:
     classes = list((config.get("id2label") or {}).values())
     if not all(isinstance(one, str) for one in classes) or len(set(classes)) < len(classes):
         raise ConfigurationError(
-            f"{name}: seen id2label={_short(config['id2label'])} in its config.json; accepted: a name for each class,"
-            " each name once"
+            f"{name}: id2label in its config.json must have a name for each class, each name once, not"
+            f" {_short(config['id2label'])}"
         )
 
 
@@ -193,19 +192,17 @@ def _check_index(name: str, folder: Path, index: Path) -> set[str]:
     """The files that an index names."""
     weight_map = read_object(index, name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(
-            f"{name}: {index.name} has no weight_map; accepted: one that names a file for each weight"
-        )
+        raise CheckpointError(f"{name}: {index.name} has no weight_map, which must name a file for each weight")
     for weight, file in weight_map.items():
         if not isinstance(file, str) or file in ("", ".", "..") or any(character in file for character in "/\\\0"):
             raise CheckpointError(
-                f"{name}: {index.name} has {_short(weight)} in {_short(file)}; accepted: names of files beside it"
+                f"{name}: {index.name} must name files beside it, not {_short(file)} for {_short(weight)}"
             )
     files = set(weight_map.values())
     missing = sorted(file for file in files if not (folder / file).is_file())
     if missing:
         raise CheckpointError(
-            f"{name}: {index.name} names {_short(missing[0])}, which is not there; accepted: all {len(files)} files"
+            f"{name}: {index.name} names {_short(missing[0])}, which is not there; all {len(files)} files are needed"
         )
     return files
 
@@ -222,7 +219,7 @@ def _check_tensors(name: str, file: Path, *, quantized: bool) -> dict[str, int]:
     except (SafetensorError, OSError, ValueError) as error:
         said = " ".join(str(error).split())
         raise CheckpointError(
-            f"{name}: its weights are damaged ({file.name}: {said[:120]}); accepted: whole safetensors files"
+            f"{name}: its weights are damaged ({file.name}: {said[:120]}); use an intact copy"
         ) from None
     wrong = {
         key: kind
@@ -231,7 +228,7 @@ def _check_tensors(name: str, file: Path, *, quantized: bool) -> dict[str, int]:
     }
     if wrong and not quantized:
         key, kind = next(iter(wrong.items()))
-        raise CheckpointError(f"{name}: {_short(key)} in {file.name} is of type {kind}; accepted: {', '.join(_FLOATS)}")
+        raise CheckpointError(f"{name}: {_short(key)} in {file.name} must be of type {', '.join(_FLOATS)}, not {kind}")
     return sizes
 
 

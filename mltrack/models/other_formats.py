@@ -50,7 +50,7 @@ def other_file(path: Path) -> str:
     kind = next((said for pattern, said in _FORMATS.items() if fnmatch(path.name, pattern)), None)
     if kind is not None:
         return f"is a file of {kind} weights, which cannot be trained here; use {_ORIGINAL}"
-    return "is a file; accepted: a folder with config.json, weights and tokenizer"
+    return "is a file; use a folder with config.json, weights and tokenizer"
 
 
 def content_of(folder: Path) -> str | None:

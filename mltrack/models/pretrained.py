@@ -88,8 +88,7 @@ class ModelSource:
         limit = self.max_positions
         if limit is not None and max_length > limit:
             raise ConfigurationError(
-                f"max_length: seen {max_length}, but {self.name} takes at most {limit} tokens; accepted: a whole number"
-                f" <= {limit}"
+                f"max_length must be at most {limit}, the longest sequence that {self.name} takes, not {max_length}"
             )
 
     def train_tokenizer(self, texts: Iterable[str]) -> Any:
@@ -174,22 +173,28 @@ class ModelSource:
         model, info = loaded
         if len(self.tokenizer) > model.get_input_embeddings().num_embeddings:
             raise ConfigurationError(
-                f"model_name: {self.name} has embeddings for {model.get_input_embeddings().num_embeddings} tokens, its"
-                f" tokenizer has {len(self.tokenizer)}; accepted: a tokenizer whose ids the model knows"
+                f"model_name: {self.name} has embeddings for {model.get_input_embeddings().num_embeddings} tokens, but"
+                f" its tokenizer has {len(self.tokenizer)}; use the tokenizer that was saved with the model"
             )
         reshaped = {weight: (list(seen), list(shape)) for weight, seen, shape in sorted(info["mismatched_keys"])}
         for weight, (seen, shape) in reshaped.items():
             of_other_classes = seen and label_mapping and shape == [len(label_mapping), *seen[1:]]
             if whole or not of_other_classes or not _is_head(model, weight):
                 raise CheckpointError(
-                    f"{self.name}: {weight} has another shape than its config.json says: seen {seen}; accepted: {shape}"
+                    f"{self.name}: {weight} must have the shape {shape} by its config.json, not {seen}"
                 )
-            _LOG.warning("%s: %s is for other classes: seen %s, new and seeded as %s", self.name, weight, seen, shape)
+            _LOG.warning(
+                "%s: %s is for other classes (shape %s); a new one of shape %s is seeded",
+                self.name,
+                weight,
+                seen,
+                shape,
+            )
         new = sorted(set(info["missing_keys"]) - set(reshaped))
         if new and (label_mapping is None or whole):
             raise CheckpointError(
-                f"{self.name}: {len(new)} weights are missing, such as {new[0]}; accepted: the weights of a whole"
-                f" {type(model).__name__}"
+                f"{self.name}: {len(new)} weights of a {type(model).__name__} are missing, such as {new[0]};"
+                " use a whole model"
             )
         if new:
             _LOG.info("%s: new weights, seeded: %s", self.name, ", ".join(new[:8]))
@@ -245,8 +250,7 @@ def model_folder(name: str, path: Path) -> str:
         raise ConfigurationError(f"model_name: {name} {said}")
     if found is None:
         raise ConfigurationError(
-            f"model_name: no config.json in {path}; accepted: a Hugging Face folder with config.json, weights and"
-            " tokenizer"
+            f"model_name: no config.json in {path}; use a Hugging Face folder with config.json, weights and tokenizer"
         )
     if not is_whole:
         find_weights(name, there, str(found))  # it says which weights there are
@@ -289,12 +293,12 @@ def open_pretrained(
         raw, _ = PretrainedConfig.get_config_dict(location, local_files_only=local_only, **pinned)
     if not isinstance(raw, dict) or not ("model_type" in raw or "auto_map" in raw):
         raise ConfigurationError(
-            f"{where}: its config.json has no model_type; accepted: the config.json of a Hugging Face model"
+            f"{where}: its config.json has no model_type; use the config.json of a Hugging Face model"
         )
     own_code = raw.get("auto_map") or {}
     if own_code and not trust_remote_code and raw.get("model_type") not in CONFIG_MAPPING:
         raise ConfigurationError(
-            f"{where} brings Python code of its own; accepted: a model without, or --trust-remote-code true if you"
+            f"{where} brings Python code of its own; use a model without any, or --trust-remote-code true if you"
             " trust its author"
         )
     with one_line(where):
@@ -303,34 +307,31 @@ def open_pretrained(
             tokenizer = AutoTokenizer.from_pretrained(_tokenizer_folder(location), **options)
         except (OSError, ValueError) as error:
             raise ConfigurationError(
-                f"{where}: its tokenizer cannot be loaded ({first_line(error)}); accepted: tokenizer.json beside"
-                " config.json"
+                f"{where}: its tokenizer cannot be loaded ({first_line(error)}); put tokenizer.json beside config.json"
             ) from None
     head = task.head.auto_class
     if type(config) not in getattr(transformers, head)._model_mapping and not (trust_remote_code and head in own_code):
         raise ConfigurationError(
-            f"{where} is a {config.model_type}, which {head} does not know; accepted for {task}: a model that it can"
-            " load"
+            f"{where} is a {config.model_type}, which {head} cannot load; use a model for {task} that it can load"
         )
     probe = tokenizer("def f(x): return x", add_special_tokens=False).input_ids
     if all(
         token == tokenizer.unk_token_id for token in probe
     ):  # transformers makes an empty tokenizer where the files are missing
         raise ConfigurationError(
-            f"{where}: its tokenizer knows no word, as if its files were missing; accepted: tokenizer.json beside"
-            " config.json"
+            f"{where}: its tokenizer knows no word, as if its files were missing; put tokenizer.json beside config.json"
         )
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
             raise ConfigurationError(
-                f"{where}: its tokenizer has neither a padding nor an end token; accepted: one that has"
+                f"{where}: its tokenizer has neither a padding nor an end token; use one that has an end token"
             )
         tokenizer.pad_token = (
             tokenizer.eos_token
         )  # the attention mask and the labels tell padding from an end; the vocabulary stays as it is
     if task.head.causal and tokenizer.eos_token_id is None:
         raise ConfigurationError(
-            f"{where}: its tokenizer has no end token, so a completion could not end; accepted: one with eos_token"
+            f"{where}: its tokenizer has no end token, so a completion could not end; use one with eos_token"
         )
     tokenizer.padding_side = "right"
     return ModelSource(
@@ -368,5 +369,5 @@ def _check_causal(model: Any, name: str) -> None:
         moved = (model(input_ids=ids).logits[0] - model(input_ids=changed).logits[0]).float().abs().amax(dim=-1)
     if moved[:-1].max() > 1e-4 * moved[-1]:
         raise ConfigurationError(
-            f"model_name: {name} sees the tokens that it should predict (it is an encoder); accepted: a decoder"
+            f"model_name: {name} sees the tokens that it should predict (it is an encoder); use a decoder"
         )

@@ -43,13 +43,13 @@ def check_size(name: str, folder: Path, config: Mapping[str, Any], *, tensors: i
             and not (isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= most)
         ):
             raise ConfigurationError(
-                f"{name}: its config.json has {key}={str(value)[:40]}; accepted: a whole number from 0 to {most:,}"
+                f"{name}: {key} in its config.json must be a whole number from 0 to {most:,}, not {str(value)[:40]}"
             )
     described = _numbers_of(name, folder, config)
     if described is not None and described > 2 * numbers + _NEW_NUMBERS:  # twice: tied weights are described twice
         raise ConfigurationError(
-            f"{name}: its config.json describes {described:,} numbers, its weights hold {numbers:,}; accepted: the"
-            " configuration that was saved with the weights"
+            f"{name}: its config.json describes {described:,} numbers, but its weights hold {numbers:,}; use the"
+            " config.json that was saved with the weights"
         )
 
 

@@ -90,8 +90,8 @@ class Registry:
     def find(self, model_name: str, lookup: Lookup) -> ModelSource:
         if lookup.registry_resolver is None:
             raise ConfigurationError(
-                f"model_name: seen {model_name}, but there is no registry to look in; accepted here:"
-                " scratch:tiny|small|base, a hub name, a local folder"
+                f"model_name: there is no registry to look for {model_name} in; use scratch:tiny|small|base, a hub name"
+                " or a local folder"
             )
         location = model_folder(model_name, Path(lookup.registry_resolver(model_name)))
         return open_pretrained(self.name, model_name, location, lookup.task, trust_remote_code=lookup.trust_remote_code)

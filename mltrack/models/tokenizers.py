@@ -33,13 +33,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str) -> Any:
     smallest = len(special) + _BYTES
     if vocab_size < smallest:
         raise ConfigurationError(
-            f"vocab_size: seen {vocab_size}; accepted: a whole number >= {smallest} (256 bytes and {len(special)}"
-            " special tokens)"
+            f"vocab_size must be a whole number >= {smallest} (256 bytes and {len(special)} special tokens), not"
+            f" {vocab_size}"
         )
     known = [text for text in texts if text]
     if not known:
         raise ConfigurationError(
-            "tokenizer: seen no text to train it on; accepted: at least one training record that is not empty"
+            "tokenizer: there is no text to train it on; at least one training record must not be empty"
         )
     # tokenizers breaks ties between equally frequent pairs by id, ids follow the alphabet, and the alphabet is
     # complete: nothing depends on order

@@ -41,7 +41,7 @@ def find_weights(name: str, files: Iterable[str], location: str) -> bool:
     others = sorted(file for file in there if file.endswith(_OTHER) and file != "training_args.bin")
     if others:
         raise CheckpointError(
-            f"model_name: {name} has its weights in {others[0]}; refused; accepted: model.safetensors, or a"
-            " pytorch_model.bin that holds tensors only"
+            f"model_name: {name} has its weights in {others[0]}, which mltrack does not read; convert them to"
+            " model.safetensors, or to a pytorch_model.bin that holds tensors only"
         )
-    raise ConfigurationError(f"model_name: no weights in {location}; accepted: model.safetensors beside config.json")
+    raise ConfigurationError(f"model_name: no weights in {location}; put model.safetensors beside config.json")

@@ -122,8 +122,8 @@ def check_name(name: str | None) -> None:
     if wrong or set(name) & set("/:\\@?%#") or name in (".", ".."):
         shown = repr(name) if len(name) <= 60 else repr(name[:57] + "...")
         raise ConfigurationError(
-            f"registered_model_name: seen {shown}; accepted: a name without '/', ':', '@', '?', '%', '#' and '\\\\', at"
-            f" most {MAX_NAME_LENGTH} printable characters"
+            f"registered_model_name must be a name without '/', ':', '@', '?', '%', '#' and '\\\\', of at most"
+            f" {MAX_NAME_LENGTH} printable characters, not {shown}"
         )
 
 

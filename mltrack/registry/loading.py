@@ -97,7 +97,7 @@ def model_folder(uri: str, tracking_uri: str | None = None) -> str:
         raise ConfigurationError(f"model_uri: {uri} {said}")
     if not (folder / "config.json").is_file():
         raise ConfigurationError(
-            f"model_uri: seen '{uri}'; accepted: models:/name@alias, models:/name/version, or a folder with config.json"
+            f"model_uri must be models:/name@alias, models:/name/version, or a folder with config.json, not '{uri}'"
         )
     return uri
 
