@@ -135,7 +135,7 @@ def test_given_up_and_called_again(proxy: FaultyProxy, run: RunDirectory, tmp_pa
     proxy.fault = "unavailable"
     with pytest.raises(
         StoreUnavailable,
-        match=r"[\d.]+ MB that have arrived stay in .*fetching.*, and the same command goes on from there",
+        match=r"[\d.]+ MB have arrived and stay in .*fetching.*; the same command continues from there",
     ):
         remote_run.fetch_run(run_id(run), proxy.uri, tmp_path / "here")
     (making,) = (tmp_path / "here").glob(".fetching-*")

@@ -51,7 +51,7 @@ def test_a_run_that_cannot_be_written(client: MlflowClient, lines: Open, monkeyp
     monkeypatch.setenv("MLFLOW_RUN_ID", run_id)
     with pytest.raises(
         StoreRejected,
-        match=f"^MLFLOW_RUN_ID names run {run_id}: .*: run {run_id} is deleted; restore it by '.*mlflow runs restore",
+        match=f"^MLFLOW_RUN_ID names run {run_id}: .*: run {run_id} is deleted; restore it with '.*mlflow runs restore",
     ):
         lines()
     monkeypatch.setenv("MLFLOW_RUN_ID", "0" * 32)

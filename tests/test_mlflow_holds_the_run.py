@@ -306,7 +306,7 @@ def test_models_list_show_and_promote(trained):
     assert shown.startswith(f"{name}/2  @challenger @champion")
     missing = commands.mltrack("models", "promote", name, "--version", "9", cwd=folder)
     assert missing.returncode == 1
-    assert f"{name}: seen version '9'; accepted: 1, 2" in missing.stderr
+    assert f"{name} has no version '9'; it has 1, 2" in missing.stderr
 
 
 def everything_of(client: MlflowClient, run_id: str, folder: Path) -> dict[str, object]:

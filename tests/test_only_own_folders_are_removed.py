@@ -100,7 +100,7 @@ def test_a_model_whose_folder_is_somebodys_house(
     assert contents(house) == before
     assert [(row["model_id"], row["status"]) for row in models_of_run(store, run.run_id)] == [(model, "READY")]
     register(store, "told", model)
-    assert any("nothing of it is deleted" in line for line in registry.delete("told", tracking_uri=store.tracking_uri))
+    assert any("nothing of it was deleted" in line for line in registry.delete("told", tracking_uri=store.tracking_uri))
     assert contents(house) == before
 
 

@@ -241,9 +241,7 @@ def test_rollback_restores_the_one_before_and_goes_further_back(store: Store, fo
     assert [
         (change.before, change.version) for change in (registry.rollback(name, uri), registry.rollback(name, uri))
     ] == [(3, 2), (2, 1)]
-    with pytest.raises(
-        TrackingError, match="version 1 is champion and none was before it; accepted: mltrack models promote"
-    ):
+    with pytest.raises(TrackingError, match=r"version 1 is champion and none was before it; .*mltrack models promote"):
         registry.rollback(name, uri)
     assert get_alias(store, name, "champion") == "1"
     assert [change.kind for change in history(store, name)] == ["gate"] * 3 + ["rollback"] * 2
@@ -273,7 +271,7 @@ def test_an_alias_that_was_moved_by_other_means_is_a_decision_too(store: Store, 
 
 def test_promote_names_the_versions_and_models_that_are_there(store: Store, folder: Path, name: str) -> None:
     finish(store, folder, name, 0.5)
-    with pytest.raises(TrackingError, match="seen version '9'; accepted: 1"):
+    with pytest.raises(TrackingError, match=f"{name} has no version '9'; it has 1$"):
         registry.promote(name, "9", store.tracking_uri)
     with pytest.raises(TrackingError, match=r"no nowhere in sqlite:.*models there: .*MLFLOW_TRACKING_URI"):
         registry.promote("nowhere", "1", store.tracking_uri)
@@ -286,7 +284,7 @@ def test_a_champion_is_deleted_by_force_alone(store: Store, folder: Path, name: 
         registry.register(store, name, model_id, intent(value), "")
     registry.register(store, f"{name}-2", ids[2], intent(0.6), "")
     for version in ("2", None):
-        with pytest.raises(TrackingError, match=r"@champion \(version 2\) would be deleted.*accepted: --force true"):
+        with pytest.raises(TrackingError, match=r"@champion \(version 2\) would be deleted.*--force true"):
             registry.delete(name, version, uri)
     assert len(model_tags.read_model(store, name).versions) == 3
     location = {
@@ -296,12 +294,12 @@ def test_a_champion_is_deleted_by_force_alone(store: Store, folder: Path, name: 
     said = registry.delete(name, "3", uri)
     assert said == [
         f"{name}/3: deleted, and with it @challenger",
-        f"{ids[2]}: its files stay, another version points at them",
+        f"{ids[2]}: its files stay, because another version uses them",
     ]
     assert (location[ids[2]] / "model.safetensors").exists()
     said = registry.delete(name, "2", uri, force=True)
     assert said[1].startswith(f"{name} has no champion now")
-    assert said[2] == f"{ids[1]}: its files are deleted"
+    assert said[2] == f"{ids[1]}: its files were deleted"
     assert not location[ids[1]].exists()
     assert get_alias(store, name, "champion") is None
     assert registry.rollback(name, uri).version == 1

@@ -136,7 +136,7 @@ def test_while_its_bytes_go_a_model_is_not_ready_and_not_registered(encoder: Pat
             prune(store, model_id)
         assert _files_of(there, model_id) == {}
         assert _model_of(there, run, 1)["status"] == "FAILED"
-        with pytest.raises(StoreRejected, match="a READY model is accepted"):
+        with pytest.raises(StoreRejected, match="only a READY model can be registered"):
             register(connect(there.uri), "too-late", model_id)
         assert prune(connect(there.uri), model_id) == "pruned"
         assert (

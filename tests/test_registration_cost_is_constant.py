@@ -121,7 +121,7 @@ def test_so_do_the_commands(store: Store, folder: Path, command: str, name: str)
             registry.delete(name, 33, uri, keep_files=True)
         else:
             with pytest.raises(
-                TrackingError, match=r"seen version '999'; accepted: \.\.\. 24, 25, 26, 27, 28, 29, 30, 31, 32, 33$"
+                TrackingError, match=r"no version '999'; it has \.\.\. 24, 25, 26, 27, 28, 29, 30, 31, 32, 33$"
             ):
                 registry.promote(name, 999, uri)
 

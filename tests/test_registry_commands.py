@@ -240,7 +240,7 @@ def test_records_under_other_names_are_evaluated_as_train_reads_them(trained: Tr
     ("words", "said"),
     [
         (("promote", NAME), r"promote: accepted: --version N, or --dataset-path FILE"),
-        (("promote", NAME, "--version", "9"), "seen version '9'; accepted: 1, 2"),
+        (("promote", NAME, "--version", "9"), "has no version '9'; it has 1, 2"),
         (
             ("promote", NAME, "--version", "1", "--promote-margin", "0.1"),
             "promote_margin: accepted: beside --dataset-path",
@@ -255,8 +255,8 @@ def test_records_under_other_names_are_evaluated_as_train_reads_them(trained: Tr
             "alias: seen 'best' beside --dataset-path; accepted: champion",
         ),
         (("rollback", "nowhere"), "no nowhere in sqlite"),
-        (("delete", NAME), "would be deleted, and what loads by it would fail; accepted: --force true"),
-        (("delete", NAME, "--version", "7"), "seen version '7'; accepted: 1, 2"),
+        (("delete", NAME), "would be deleted, and what loads by it would fail; use --force true"),
+        (("delete", NAME, "--version", "7"), "has no version '7'; it has 1, 2"),
         (("show", "nowhere"), "no models:/nowhere in sqlite"),
     ],
 )
@@ -336,7 +336,7 @@ def test_predict_gives_labels_scores_completions_and_stops(trained: Trained, her
 def test_delete_says_what_it_did(trained: Trained) -> None:
     said = trained.run("models", "delete", NAME, "--version", "2").splitlines()
     assert said[0].startswith(f"{NAME}/2: deleted")
-    assert said[1].endswith("its files are deleted")
+    assert said[1].endswith("its files were deleted")
     with pytest.raises(TrackingError):
         registry.local_folder(f"models:/{NAME}/2", trained.store.tracking_uri)
     assert trained.run("models", "delete", NAME, "--force", "true").startswith(f"{NAME}: deleted with its versions 1\n")

@@ -77,13 +77,13 @@ def test_what_a_user_may_not_is_one_line_with_the_permission(server: str, sign_i
     with pytest.raises(
         StoreDenied,
         match=(
-            r"looking for the experiment 'of one': permission denied \(403\) for user two; it takes the permission READ"
+            r"looking for the experiment 'of one': permission denied \(403\) for user two; this needs the permission READ"
         ),
     ):
         find_experiment(store, "of one")
     with pytest.raises(
         StoreDenied,
-        match=rf"reading run {run_id}: permission denied \(403\) for user two; it takes the permission READ",
+        match=rf"reading run {run_id}: permission denied \(403\) for user two; this needs the permission READ",
     ):
         get_run(store, run_id)
     os.environ["MLFLOW_TRACKING_PASSWORD"] = "wrong"
@@ -109,7 +109,7 @@ def test_what_a_user_may_not_is_one_line_with_the_permission(server: str, sign_i
     user = {"MLFLOW_TRACKING_USERNAME": "two", "MLFLOW_TRACKING_PASSWORD": "password-of-two"}
     waiting = commands.mltrack(*words, "--experiment-name", "of one", cwd=tmp_path, **user)
     assert waiting.returncode == 0, waiting.stderr
-    assert "permission denied (403) for user two; it takes the permission READ" in waiting.stderr + waiting.stdout
+    assert "permission denied (403) for user two; this needs the permission READ" in waiting.stderr + waiting.stdout
     assert "Traceback" not in waiting.stderr
 
 
@@ -135,7 +135,7 @@ def test_a_model_that_belongs_to_somebody_else_keeps_the_registration_waiting_al
     )
     run.end()
     with pytest.raises(
-        StoreDenied, match=rf"{MODEL}: permission denied \(403\) for user two; it takes the permission READ"
+        StoreDenied, match=rf"{MODEL}: permission denied \(403\) for user two; this needs the permission READ"
     ):
         sync(run.directory)
     delivery = run.directory.read_delivery()

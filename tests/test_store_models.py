@@ -307,7 +307,7 @@ def test_a_logged_model_names_its_versions_as_mlflows_pages_read_them(
         ("models:/nowhere/1", "no models:/nowhere/1 in sqlite:.*MLFLOW_TRACKING_URI"),
         ("models:/m-" + "0" * 32, "no models:/m-0.* in sqlite:.*MLFLOW_TRACKING_URI"),
         ("models:/nowhere/latest", "MLFLOW_TRACKING_URI"),
-        ("nowhere", "'nowhere' names no model; accepted: models:/name@alias"),
+        ("nowhere", "'nowhere' names no model; use models:/name@alias"),
     ],
 )
 def test_what_is_not_there_is_said_in_one_line(store: Store, uri: str, said: str) -> None:
@@ -323,7 +323,7 @@ def test_a_missing_alias_names_those_that_are_there(store: Store, run: RunInfo, 
     ):
         resolve(store, "models:/one@winner")
     for alias in ("latest", "v3", "a b", ""):
-        with pytest.raises(StoreRejected, match="accepted are letters"):
+        with pytest.raises(StoreRejected, match=f"alias '{alias}' must have letters"):
             set_alias(store, "one", alias, 1)
 
 

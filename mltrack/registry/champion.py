@@ -155,7 +155,7 @@ def settle(connected: Store, name: str) -> Standing:
             registry.delete_alias(connected, name, CHAMPION)
         else:
             registry.set_alias(connected, name, CHAMPION, standing.champion)
-    raise TrackingError(f"{name}@{CHAMPION} in {connected.shown_uri}: somebody else moves it all the time; try again")
+    raise TrackingError(f"{name}@{CHAMPION} in {connected.shown_uri}: other processes keep moving it; try again")
 
 
 def register(connected: Store, name: str, model_id: str, tags: Mapping[str, Any], description: str) -> Outcome:
@@ -237,7 +237,7 @@ def rollback(name: str, tracking_uri: str | None = None) -> Change:
     if earlier is None:
         held = f"version {standing.champion}" if standing.champion else "no version"
         raise TrackingError(
-            f"{name}: {held} is champion and none was before it; accepted: mltrack models promote {shlex.quote(name)}"
+            f"{name}: {held} is champion and none was before it; use mltrack models promote {shlex.quote(name)}"
             " --version N"
         )
     return decide(connected, name, earlier, kind="rollback", why=f"back from version {standing.champion}")
@@ -270,8 +270,8 @@ def existing_model(connected: Store, name: str) -> RegisteredModel:
     if model is None or not model_tags.newest_numbers(connected, name, 1):
         known = ", ".join(row["name"] for row in registry.list_models(connected)[:10]) or "none"
         raise TrackingError(
-            f"no {name} in {connected.shown_uri}; models there: {known}; another database is named by"
-            " MLFLOW_TRACKING_URI or --tracking-uri"
+            f"no {name} in {connected.shown_uri}; models there: {known}; if it is in another database, set"
+            " MLFLOW_TRACKING_URI or give --tracking-uri"
         )
     return model
 
@@ -285,9 +285,7 @@ def existing_version(connected: Store, model: RegisteredModel, version: str | in
     text = str(version)
     found = model_tags.read_version(connected, model.name, int(text)) if text.isascii() and text.isdecimal() else None
     if found is None:
-        raise TrackingError(
-            f"{model.name}: seen version '{version}'; accepted: {versions_there(connected, model.name)}"
-        )
+        raise TrackingError(f"{model.name} has no version '{version}'; it has {versions_there(connected, model.name)}")
     return found
 
 
@@ -342,7 +340,7 @@ def _challenge(connected: Store, name: str, number: int) -> None:
         if CHALLENGER in _version_there(connected, name, number).aliases:
             return
         registry.set_alias(connected, name, CHALLENGER, number)
-    raise TrackingError(f"{name}@{CHALLENGER} in {connected.shown_uri}: somebody else moves it all the time; try again")
+    raise TrackingError(f"{name}@{CHALLENGER} in {connected.shown_uri}: other processes keep moving it; try again")
 
 
 def _past_verdict(connected: Store, standing: Standing, version: RegisteredVersion) -> gate.Verdict:

@@ -14,10 +14,10 @@ from mltrack.store import Store, logged_models, model_tags, registry
 from mltrack.store.model_tags import RegisteredModel
 
 _SAID = {
-    "pruned": "{id}: its files are deleted",
-    "registered": "{id}: its files stay, another version points at them",
-    "gone": "{id}: its files were gone",
-    "foreign": "{id}: nothing of it is deleted, the folder that it names holds something else",
+    "pruned": "{id}: its files were deleted",
+    "registered": "{id}: its files stay, because another version uses them",
+    "gone": "{id}: its files were gone already",
+    "foreign": "{id}: nothing of it was deleted, because its folder holds something else",
 }
 
 
@@ -88,6 +88,6 @@ def _refuse_used(model: RegisteredModel, numbers: list[int], force: bool) -> Non
     if used and not force:
         shown = ", ".join(f"@{alias} (version {number})" for alias, number in used.items())
         raise TrackingError(
-            f"{model.name}: {shown} would be deleted, and what loads by it would fail; accepted: --force true, or"
-            " another version"
+            f"{model.name}: {shown} would be deleted, and what loads by it would fail; use --force true, or"
+            " choose another version"
         )

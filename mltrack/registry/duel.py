@@ -71,13 +71,13 @@ def promote_on(
     model = existing_model(connected, name)
     if version is None and CHALLENGER not in model.aliases:
         raise TrackingError(
-            f"{name}: no version is challenger; accepted: --version N with N one of {versions_there(connected, name)}"
+            f"{name}: no version is challenger; choose one with --version: {versions_there(connected, name)}"
         )
     challenger = existing_version(connected, model, model.aliases[CHALLENGER] if version is None else version)
     number = challenger.number
     held = model.aliases.get(CHAMPION)
     if number == held:
-        raise TrackingError(f"{name}: version {number} is champion already; accepted: --version N with another one")
+        raise TrackingError(f"{name}: version {number} is champion already; choose another one with --version")
     tags = challenger.tags
     metric, mode = tags.get(gate.METRIC, "eval_loss"), tags.get(gate.MODE, "min")
     if margin is None:
@@ -97,8 +97,7 @@ def promote_on(
     why = f"{why} ({dataset_path}, digest {digest[:12]})"
     if existing_model(connected, name).aliases.get(CHAMPION) != held:
         raise TrackingError(
-            f"{name}: the champion changed while both were evaluated; nothing was decided; accepted: the same command"
-            " again"
+            f"{name}: the champion changed while both were evaluated; nothing was decided; run the same command again"
         )
     if promoted:
         decide(connected, name, number, kind="evaluate", why=why)
@@ -122,8 +121,8 @@ def _evaluate(
     tasks = {str(held["task"]) for held in settings.values()}
     if len(tasks) > 1:
         raise ConfigurationError(
-            f"the versions {' and '.join(map(str, folders))} were trained for {' and '.join(sorted(tasks))}; accepted:"
-            " one task"
+            f"the versions {' and '.join(map(str, folders))} were trained for different tasks,"
+            f" {' and '.join(sorted(tasks))}; compare versions of one task"
         )
     (task,) = tasks
     from mltrack.data import DatasetLoader
@@ -180,8 +179,8 @@ def _evaluate(
         ]
         if not whole:
             raise ConfigurationError(
-                f"{dataset_path}: every record is longer than {shortest} tokens; accepted: shorter records, which both"
-                " models see whole"
+                f"{dataset_path}: every record is longer than {shortest} tokens; use shorter records, which both models"
+                " see whole"
             )
         datasets = {one: loader.dataset([loader.records[i] for i in whole]) for one, loader in loaders.items()}
     device = choose_device("auto")
@@ -196,7 +195,8 @@ def _evaluate(
         figures = {f"eval_{key}": value for key, value in found.items()}
         if metric not in figures:
             raise ConfigurationError(
-                f"metric_name: the version was judged by '{metric}'; use {one_of(figures)}{did_you_mean(metric, figures)}"
+                f"metric_name: the version was judged by '{metric}'; use"
+                f" {one_of(figures)}{did_you_mean(metric, figures)}"
             )
         value = figures[metric]
         if per_character:

@@ -334,19 +334,19 @@ def _checked(path: str | None) -> str | None:
         return None
     parts = path.strip("/").split("/")
     if path.startswith("/") or any(part in ("", ".", "..") for part in parts):
-        raise StoreRejected(f"artifact path '{path}' is not inside the run; a relative path without '..' is accepted")
+        raise StoreRejected(f"artifact path '{path}' is not inside the run; use a relative path without '..'")
     return "/".join(parts)
 
 
 def _named(path: str) -> str:
     name = _checked(path)
     if not name:
-        raise StoreRejected("an empty artifact path; a relative path is accepted")
+        raise StoreRejected("an artifact path must not be empty")
     return name
 
 
 def _inside(root: Path, path: str | None) -> Path:
     target = root / (_checked(path) or "")
     if not target.resolve().is_relative_to(root.resolve()):
-        raise StoreRejected(f"{target} leads out of {root}; a folder without links is accepted")
+        raise StoreRejected(f"{target} leads out of {root}; use a folder without links")
     return target

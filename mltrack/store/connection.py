@@ -115,7 +115,7 @@ def served_uri(given: str | None = None) -> str:
     uri = default_tracking_uri(given)
     if is_ambiguous(uri):
         raise StoreRejected(
-            f"tracking URI '{without_secrets(uri)}': a '/' stands before the '@', so that a password and a path look"
+            f"tracking URI '{without_secrets(uri)}': a '/' comes before the '@', so that a password and a path look"
             " alike; write '/' as %2F in a password, or '@' as %40 in a path"
         )
     if "://" not in uri and not uri.startswith(("sqlite:", "databricks", "uc:")):

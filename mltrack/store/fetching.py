@@ -91,7 +91,7 @@ def persistently(fetch: Callable[[], Fetched], folder: Path, notice: Callable[[s
                 pauses, arrived = list(PAUSES_S), now
             if not pauses:
                 raise StoreUnavailable(
-                    f"{error}; {arrived / 1e6:,.1f} MB that have arrived stay in {folder}, and the same command goes on"
+                    f"{error}; {arrived / 1e6:,.1f} MB have arrived and stay in {folder}; the same command continues"
                     " from there"
                 ) from error
             notice(f"{error}; trying again in {pauses[0]:.0f} s")

@@ -90,13 +90,11 @@ def write_model_folder(
         raise FileNotFoundError(f"{source} does not exist")
     files = _model_files(source)
     if not any(path.name.startswith("model") and path.suffix == ".safetensors" for path in files):
-        raise CheckpointError(
-            f"{source}: no model.safetensors; a Hugging Face folder with safetensors weights is accepted"
-        )
+        raise CheckpointError(f"{source}: no model.safetensors; use a Hugging Face folder with safetensors weights")
     if not (source / "config.json").is_file():
-        raise CheckpointError(f"{source}: no config.json; a Hugging Face folder is accepted")
+        raise CheckpointError(f"{source}: no config.json; use a Hugging Face folder")
     if out.exists() and any(out.iterdir()):
-        raise CheckpointError(f"{out} is not empty; a new folder is accepted")
+        raise CheckpointError(f"{out} is not empty; use a new folder")
     tokenizer_dir = out / "components" / "tokenizer"
     tokenizer_dir.mkdir(parents=True, exist_ok=True)
     for path in files:

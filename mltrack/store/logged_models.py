@@ -67,7 +67,7 @@ def publish(
     folder = Path(model_folder)
     with translated(store, f"publishing the model of step {step}"):
         if not (folder / "MLmodel").is_file():
-            raise StoreRejected(f"{folder}: no MLmodel file; a folder written by write_model_folder is accepted")
+            raise StoreRejected(f"{folder}: no MLmodel file; use a folder that write_model_folder wrote")
         run = store.client.get_run(run_id)
         local_path(store, run.info.artifact_uri)  # refused before there is an entry of a model that cannot be stored
         model = _find(store, run.info.experiment_id, run_id, step)

@@ -46,7 +46,7 @@ _STORE_WIDE_CODES = {
 """A bucket that is missing or lies elsewhere: no file is to blame, and somebody may set it right."""
 _CLOUDS = ("requests", "urllib3", "botocore", "boto3", "s3transfer", "google", "azure")
 NO_FILE_STORE = (
-    "the file store is no longer served by MLflow; use sqlite:///mlflow.db or a server, and move old data by 'mlflow"
+    "the file store is no longer served by MLflow; use sqlite:///mlflow.db or a server, and move old data with 'mlflow"
     " migrate-filestore'"
 )
 
@@ -138,8 +138,8 @@ def _forbidden(doing: str) -> str:
     }
     permission = needed.get(doing.partition(" ")[0], "EDIT")
     return (
-        f"permission denied (403){f' for user {user}' if user else ''}; it takes the permission {permission}, which its"
-        " owner or an administrator grants"
+        f"permission denied (403){f' for user {user}' if user else ''}; this needs the permission {permission}, which"
+        " its owner or an administrator grants"
     )
 
 

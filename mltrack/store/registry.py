@@ -51,7 +51,7 @@ def parse_uri(uri: str) -> ModelUri:
     )
     if match is None:
         raise StoreRejected(
-            f"'{uri}' names no model; accepted: models:/name@alias, models:/name/3, models:/name/latest, models:/m-..."
+            f"'{uri}' names no model; use models:/name@alias, models:/name/3, models:/name/latest or models:/m-..."
         )
     return ModelUri(match["id"], match["name"], match["version"], match["alias"])
 
@@ -73,8 +73,8 @@ def register(
         model = store.client.get_logged_model(model_id)
         if str(model.status) != "READY":
             raise StoreRejected(
-                f"{store.shown_uri}: {model_id} is {model.status}, its files are not complete; a READY model is"
-                " accepted"
+                f"{store.shown_uri}: {model_id} is {model.status}, so its files are not complete; only a READY model"
+                " can be registered"
             )
         try:
             store.client.create_registered_model(name)
@@ -125,7 +125,7 @@ def set_alias(store: Store, name: str, alias: str, version: str | int) -> None:
     """Moves the alias to the version; letters, digits, '_' and '-', not "latest", not "v3"."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
         raise StoreRejected(
-            f"alias '{alias}': accepted are letters, digits, '_' and '-', but not 'latest' and not 'v' with a number"
+            f"alias '{alias}' must have letters, digits, '_' and '-' only, and not be 'latest' or 'v' with a number"
         )
     with _looked_for(store, f"models:/{name}/{version}"), translated(store, f"setting {name}@{alias}"):
         also_where_raced(lambda: store.client.set_registered_model_alias(name, alias, str(version)))
@@ -277,8 +277,8 @@ def _location(store: Store, wanted: ModelUri) -> tuple[str, str | None]:
         aliases = ", ".join(sorted(_aliases(store, wanted.name))) or "none"
         asked = f"alias '{wanted.alias}'" if wanted.alias else "version"
         raise TrackingError(
-            f"{wanted.name} in {store.shown_uri} has no {asked}; its aliases: {aliases}; another database is named by"
-            " MLFLOW_TRACKING_URI"
+            f"{wanted.name} in {store.shown_uri} has no {asked}; its aliases: {aliases}; if it is in another database,"
+            " set MLFLOW_TRACKING_URI"
         )
     version = store.client.get_model_version(wanted.name, number)
     model_id = model_id_of(version)

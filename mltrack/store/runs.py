@@ -124,7 +124,8 @@ def find_experiment(store: Store, name: str | None) -> str:
     if experiment.lifecycle_stage == "deleted":
         raise StoreRejected(
             f"{store.shown_uri}: experiment '{experiment.name}'{named} is deleted; choose another --experiment-name, or"
-            f" restore it by '{_mlflow(store, 'experiments', 'restore', '--experiment-id', experiment.experiment_id)}'"
+            " restore it with"
+            f" '{_mlflow(store, 'experiments', 'restore', '--experiment-id', experiment.experiment_id)}'"
         )
     return str(experiment.experiment_id)
 
@@ -152,7 +153,7 @@ def get_active_run(store: Store, run_id: str) -> RunInfo:
     run = get_run(store, run_id)
     if run.is_deleted:
         raise StoreRejected(
-            f"{store.shown_uri}: run {run_id} is deleted; restore it by '{restore_command(store, run)}'"
+            f"{store.shown_uri}: run {run_id} is deleted; restore it with '{restore_command(store, run)}'"
         )
     return run
 
@@ -356,8 +357,8 @@ def parsed(text: str, kind: type[Json]) -> Json:
 def _info(store: Store, run: Any) -> RunInfo:
     if not _RUN_ID.fullmatch(run.info.run_id):
         raise StoreRejected(
-            f"{store.shown_uri} names a run {printable(run.info.run_id[:80])!r}, which is no run id; letters, digits,"
-            " '-' and '_' are accepted"
+            f"{store.shown_uri} names a run {printable(run.info.run_id[:80])!r}, which is no run id; an id has"
+            " letters, digits, '-' and '_' only"
         )
     store.artifact_roots[run.info.run_id] = run.info.artifact_uri
     return RunInfo(
@@ -388,7 +389,7 @@ def _json_text(value: Any) -> str | None:
 
 def _quoted(text: str) -> str:
     if "'" in text:
-        raise StoreRejected(f"the key {text!r} contains a quote; letters, digits and '-' are accepted")
+        raise StoreRejected(f"the key {text!r} must not contain a quote; use letters, digits and '-'")
     return text
 
 
