@@ -1,4 +1,4 @@
-"""Checkpoints: what stays (manager, metadata), as which values (parts, state), in which bytes (directory)."""
+"""Checkpoints: which are kept (manager, metadata), as which values (parts, state), in which bytes (directory)."""
 
 from mltrack.checkpoints.manager import CheckpointManager
 from mltrack.checkpoints.metadata import CheckpointMetadata

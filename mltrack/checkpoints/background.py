@@ -1,11 +1,11 @@
-"""Work behind the training: one job at a time, whose error comes back.
+"""Work in the background of a training: one job at a time, whose error is raised later.
 
-Invariant: at most one job is in flight; the end of the interpreter waits for it; its error is raised once, by the next
-`finish`, and where nobody calls that any more it is logged. On Linux it does not take the processor from the thread
-that started it.
+Invariant: at most one job runs, and the interpreter waits for it before it exits. Its error is raised once, by the next
+`finish`, or logged if `finish` is not called again. On Linux the job does not take the processor from the thread that
+started it.
 
     behind = Background()
-    behind.start(write)      # returns at once; waits first where a job is in flight
+    behind.start(write)      # returns at once, unless a job is still running: waits for that first
     behind.finish()          # waits, and raises what `write` raised
 """
 
@@ -23,7 +23,7 @@ _LOG = logging.getLogger("mltrack.checkpoints")
 
 
 class Background:
-    """A thread that does one job after the other."""
+    """A thread that runs one job after the other."""
 
     def __init__(self) -> None:
         self._executor = ThreadPoolExecutor(
@@ -39,15 +39,15 @@ class Background:
         return any(not job.done() for job in self._in_flight)
 
     def start(self, job: Callable[[], None]) -> None:
-        """Have the job done. Waits for the one before, and raises its error instead."""
+        """Start the job after waiting for the previous one; raise that one's error instead, if it failed."""
         self.finish()
         try:
             self._in_flight.append(self._executor.submit(self._run, job))
-        except RuntimeError:  # the interpreter is ending and starts no thread any more
+        except RuntimeError:  # the interpreter is exiting and starts no more threads
             job()
 
     def finish(self) -> None:
-        """Wait for the job in flight and raise its error. Within the job itself it does nothing."""
+        """Wait for the running job and raise its error. Does nothing when called by the job itself."""
         if self._thread == threading.get_ident():
             return
         while self._in_flight:
@@ -65,8 +65,8 @@ class Background:
 
 
 def _stand_back() -> None:
-    """Where no core is idle, a thread that wakes up is run at once, in place of the one that woke it; not one of this
-    policy. Its share stays the same.
+    """Set the batch policy: without an idle core, a woken thread replaces the one that woke it, but not under this
+    policy. Its share of time stays the same.
     """
     if hasattr(os, "sched_setscheduler"):
         with suppress(OSError):  # a sandbox may forbid it

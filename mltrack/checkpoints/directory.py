@@ -1,7 +1,7 @@
-"""A checkpoint's bytes: one folder that is complete or is not there.
+"""A checkpoint's bytes: one folder that is complete or does not exist.
 
 Invariant: everything is written under a temporary name and synced, `metadata.json` with sizes and hashes last, then
-renamed once. A reader takes a folder only if its metadata is there, and its bytes only if their hashes agree."""
+renamed once. A reader accepts a folder only with metadata, and its bytes only if their hashes match."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ TEMPORARY_PREFIX = ".writing-"
 DELETING_PREFIX = ".deleting-"
 DAMAGED_PREFIX = "damaged-"
 _METADATA_BYTES = 4096
-"""More than `metadata.json` takes beside its list of files."""
+"""More than `metadata.json` takes without its list of files."""
 
 _in_work: set[Path] = set()
-"""Temporary folders that a thread of this process fills."""
+"""Temporary folders that a thread of this process is filling."""
 _in_work_lock = threading.Lock()
 
 
@@ -51,8 +51,8 @@ def write_directory(target: Path, content: Content, metadata: CheckpointMetadata
         metadata: without `files`.
 
     Raises:
-        CheckpointError: the disk is full or gone, with the bytes that were needed and that are free; nothing stays
-            under either name.
+        CheckpointError: the disk is full or gone; the message gives the bytes needed and free. Nothing is left under
+            either name.
     """
     needed = _METADATA_BYTES + sum(
         len(held) if isinstance(held, bytes) else file_bytes(held) for held in content.values()
@@ -91,7 +91,7 @@ def write_directory(target: Path, content: Content, metadata: CheckpointMetadata
 
 
 def read_metadata(directory: Path) -> CheckpointMetadata | None:
-    """The metadata of a complete checkpoint, None where the folder is none or its metadata cannot be read.
+    """The metadata of a complete checkpoint; None if the folder is none or its metadata cannot be read.
 
     Raises:
         CheckpointError: a newer mltrack wrote it.
@@ -103,13 +103,13 @@ def read_metadata(directory: Path) -> CheckpointMetadata | None:
 
 
 def saved_for(directory: Path) -> str | None:
-    """The metric that a complete checkpoint was saved for, whatever it is judged by since."""
+    """The metric that a complete checkpoint was saved for, whatever ranks it now."""
     metadata = read_metadata(directory)
     return metadata.metric_name if metadata is not None else None
 
 
 def when_written(directory: Path) -> tuple[int, ...]:
-    """What differs once `metadata.json` is written anew; empty where there is none."""
+    """A value that changes when `metadata.json` is rewritten; empty if there is none."""
     try:
         held = os.stat(f"{directory}/{METADATA}")
     except OSError:
@@ -118,7 +118,7 @@ def when_written(directory: Path) -> tuple[int, ...]:
 
 
 def what_is_wrong_with_metadata(directory: Path) -> str | None:
-    """One line about a `metadata.json` that is there and cannot be read."""
+    """One line about a `metadata.json` that exists but cannot be read; None otherwise."""
     try:
         _read_metadata(directory)
     except FileNotFoundError:
@@ -132,13 +132,13 @@ def verify(metadata: CheckpointMetadata, *, unread: Collection[str] = ()) -> lis
     """What is wrong with the files, one line each; empty for an intact checkpoint.
 
     Args:
-        unread: names of files that are not about to be read: only their sizes are compared.
+        unread: names of files that will not be read: only their sizes are compared.
     """
     return [*what_is_not_named(metadata), *damaged(metadata, metadata.files, unread=unread).values()]
 
 
 def what_is_not_named(metadata: CheckpointMetadata) -> list[str]:
-    """One line where the metadata names no weights or no state; else nothing."""
+    """One line if the metadata names no weights or no state; else nothing."""
     return (
         []
         if weight_files(metadata.files) and STATE in metadata.files
@@ -147,8 +147,8 @@ def what_is_not_named(metadata: CheckpointMetadata) -> list[str]:
 
 
 def damaged(metadata: CheckpointMetadata, names: Iterable[str], *, unread: Collection[str] = ()) -> dict[str, str]:
-    """{name: one line} of those files, all named by the metadata, that are not there as it records them; `unread` as
-    for `verify`.
+    """{name: one line} of those files, all named by the metadata, that differ from what it records; `unread` as for
+    `verify`.
     """
     return {
         name: problem
@@ -171,7 +171,7 @@ def _what_is_wrong_with(metadata: CheckpointMetadata, name: str, *, read: bool) 
 
 
 def set_aside(directory: Path) -> Path:
-    """Rename a damaged checkpoint so that no reader takes it; nothing is deleted."""
+    """Rename a damaged checkpoint so that no reader uses it; nothing is deleted."""
     (directory / METADATA).rename(directory / f"{DAMAGED_PREFIX}{METADATA}")
     target = free_name(directory.parent, DAMAGED_PREFIX + directory.name)
     directory.rename(target)
@@ -179,16 +179,15 @@ def set_aside(directory: Path) -> Path:
 
 
 def delete(directory: Path) -> None:
-    """Remove a checkpoint; killed in between, it is no checkpoint any more and the rest goes at the next start.
+    """Remove a checkpoint. If the process is killed meanwhile, the next start removes the rest, which no reader uses.
 
     Raises:
-        CheckpointError: it is still there, or is no checkpoint any more and some of its files are, under a name that no
-            reader looks at.
+        CheckpointError: the checkpoint is still there, or some of its files are left under a name that no reader looks
+            at.
     """
     try:
-        gone = directory.with_name(
-            f"{DELETING_PREFIX}{directory.name}-{time.monotonic_ns()}-{os.getpid()}"
-        )  # one of that step may still be there
+        # the time makes the name new: an earlier one of that step may still be there
+        gone = directory.with_name(f"{DELETING_PREFIX}{directory.name}-{time.monotonic_ns()}-{os.getpid()}")
         directory.rename(gone)
         shutil.rmtree(gone)
     except OSError as error:
@@ -196,9 +195,7 @@ def delete(directory: Path) -> None:
 
 
 def remove_leftovers(root: Path, prefixes: Sequence[str] = (TEMPORARY_PREFIX, DELETING_PREFIX)) -> None:
-    """Remove what killed writers left under temporary names; what a living process or a thread of this one writes
-    stays.
-    """
+    """Remove what killed writers left under temporary names, but not what a living process or thread is writing."""
     for prefix in prefixes:
         for path in root.glob(f"{prefix}*"):
             writer = path.name.rpartition("-")[2]
@@ -212,7 +209,7 @@ def remove_leftovers(root: Path, prefixes: Sequence[str] = (TEMPORARY_PREFIX, DE
 
 
 def free_name(root: Path, name: str) -> Path:
-    """`root`/`name`, or where that exists the first free one with a number behind it."""
+    """`root`/`name`, or if that exists, the first free name with a number appended."""
     target, number = root / name, 1
     while target.exists():
         number += 1
@@ -221,10 +218,10 @@ def free_name(root: Path, name: str) -> Path:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
+    """Read a JSON object.
 
     Raises:
-        CheckpointError: it is none.
+        CheckpointError: the file holds none.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -246,7 +243,7 @@ def _read_metadata(directory: Path) -> CheckpointMetadata:
 
 
 def _check_room(target: Path, needed: int) -> None:
-    """Before the first byte: a disk that is filled to its end would take the journal's room too."""
+    """Called before the first byte is written: a full disk would leave the journal no room either."""
     usage = shutil.disk_usage(target.parent)
     if usage.total and usage.free < needed:
         raise CheckpointError(

@@ -1,8 +1,8 @@
 """Which checkpoints a run keeps; saving, finding and loading them.
 
-Invariant: the `max_checkpoints` best, the latest and the milestones stay; only checkpoints of this run are ever
-deleted. With `background=True` the caller pays for one copy in memory; what is written is the state at the moment of
-the call, at most one save is in flight, and its error is raised by the next call of any method.
+Invariant: the `max_checkpoints` best, the latest and the milestones are kept; only checkpoints of this run are deleted.
+With `background=True` a save costs the caller one copy in memory. It writes the state at the moment of the call, at
+most one save is in flight, and the next call of any method raises its error.
 
     manager = CheckpointManager("checkpoints", max_checkpoints=3, metric_name="eval_loss", mode="min")
     manager.save_checkpoint(model=model, optimizer=optimizer, epoch=0, step=100, metric_value=0.35)
@@ -35,7 +35,7 @@ from mltrack.tracking.values import as_number, checked_name, whole_number
 
 
 class Stateful(Protocol):
-    """Whatever can be resumed."""
+    """An object whose state can be saved and resumed."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -48,34 +48,32 @@ class CheckpointManager:
     """Saves checkpoints of one run into one folder.
 
     Args:
-        checkpoint_dir: made where it does not exist.
-        max_checkpoints: how many of the best stay, beside the latest.
+        checkpoint_dir: created if it does not exist.
+        max_checkpoints: how many of the best to keep, beside the latest.
         metric_name: what ranks them.
-        mode: "min" or "max"; default: told by the metric's name.
-        keep_every: each checkpoint whose step is a multiple of it stays too.
-        run_id: an MLflow run that gets the kept checkpoints. Without it the run that is active in this process, if
-            mlflow is imported here already and `on_change` is not given.
+        mode: "min" or "max"; by default it follows from the metric's name.
+        keep_every: also keep each checkpoint whose step is a multiple of it.
+        run_id: an MLflow run that gets the kept checkpoints. By default the run that is active in this process, if
+            mlflow is imported already and `on_change` is not given.
         tracking_uri: of that run.
-        on_change: called with what stays after each save, instead of an MLflow connection of its own.
+        on_change: called after each save with what is kept, instead of an MLflow connection of its own.
         read_only: another run's folder; nothing in it is moved or removed.
         tokenizer: saved with every checkpoint, so that each is a loadable model folder.
-        background: a save returns once the state is copied; a thread writes it, decides what stays, and calls
-            `on_written` and `on_change`. It takes one copy of the state in memory, kept for the next save; `close`
-            gives it back.
-        when_busy: what a save does while the one before is being written: "wait" for it, or "skip" it where it is not
-            required.
-        on_written: called with each checkpoint that is on the disk and the milliseconds that hashing, writing and
-            syncing it took.
-        max_shard_bytes: weights beyond it are written in several files, indexed as Transformers reads them.
+        background: a save returns once the state is copied; a thread writes it, decides what is kept, and calls
+            `on_written` and `on_change`. The copy's memory is kept for the next save; `close` frees it.
+        when_busy: what a save does while the previous one is being written: "wait", or "skip" if it is not required.
+        on_written: called with each checkpoint once it is on the disk, and the milliseconds that hashing, writing and
+            syncing took.
+        max_shard_bytes: larger weights are written in several files, indexed as Transformers reads them.
 
     Raises:
-        ConfigurationError: a mode or a number that is not accepted.
+        ConfigurationError: an option has a wrong value.
     """
 
     skipped_saves: int
-    """Saves that were left out, because the one before was still being written."""
+    """Saves that were skipped because the previous one was still being written."""
     damaged: list[Path]
-    """What a read-only manager found damaged and left where it is, for whoever may set it aside."""
+    """Damaged checkpoints that a read-only manager found and left in place, for the caller to set aside."""
 
     def __init__(
         self,
@@ -139,7 +137,7 @@ class CheckpointManager:
         extra_state: Mapping[str, Any] | None = None,
         required: bool = True,
     ) -> CheckpointMetadata | None:
-        """Save the state of this moment, then let go of the checkpoints that no longer stay.
+        """Save the state of this moment, then delete the checkpoints that are no longer kept.
 
         Args:
             model: its unwrapped weights are written; with a Hugging Face model its configuration too.
@@ -148,14 +146,14 @@ class CheckpointManager:
             metric_value: of `metric_name`; None or NaN is never the best.
             metrics: everything else that was evaluated at this moment.
             extra_state: JSON values and tensors.
-            required: never left out, even with `when_busy="skip"`.
+            required: never skipped, even with `when_busy="skip"`.
 
         Returns:
-            What is known of the checkpoint, in the background without `files`; None where it was left out.
+            The checkpoint's metadata, in the background without `files`; None if the save was skipped.
 
         Raises:
-            CheckpointError: a value that cannot be saved (named by its key), a disk that is full, too little memory for
-                the copy; or the error of the save before, and then nothing of this one was done.
+            CheckpointError: a value that cannot be saved (named by its key), a full disk, or too little memory for the
+                copy; or the error of the previous save, and then this one did nothing.
         """
         assert not self._read_only, self.checkpoint_dir
         if self.leaves_out(required=required):
@@ -190,8 +188,7 @@ class CheckpointManager:
         if self._buffers is None:
             return self._write(metadata, held.content, held.documents)
         snapshot, documents = self._buffers.take(held.content), held.documents
-        # Letting go of tensors gives the interpreter's lock away: once the thread runs, that would be a wait of
-        # milliseconds.
+        # Freeing tensors releases the interpreter's lock: once the thread runs, that would cost milliseconds.
         del held
 
         def write_snapshot() -> None:
@@ -202,26 +199,24 @@ class CheckpointManager:
         return metadata
 
     def leaves_out(self, *, required: bool) -> bool:
-        """True where a save would be left out now: the one before is being written, and `when_busy` says "skip"."""
+        """True if a save would be skipped now: the previous one is being written, and `when_busy` is "skip"."""
         return self._skips and not required and self._behind.busy
 
     def finish(self) -> None:
-        """Return when the save in flight is on the disk and it is decided what stays.
+        """Return once the save in flight is on the disk and old checkpoints are deleted.
 
         Raises:
-            CheckpointError: it failed; said once.
+            CheckpointError: it failed; raised once.
         """
         self._behind.finish()
 
     def settle(self) -> None:
-        """Let go of what does not stay and tell who listens: a process that was killed behind its last save has told
-        nobody of it.
-        """
+        """Delete what is not kept and notify the listeners: a process killed after its last save has not done so."""
         self.finish()
         self._keep_what_stays()
 
     def list_checkpoints(self) -> list[CheckpointMetadata]:
-        """This run's complete checkpoints by step; of a step that was saved twice the later one."""
+        """This run's complete checkpoints by step; if a step was saved twice, the later one."""
         self.finish()
         newest: dict[int, CheckpointMetadata] = {}
         for one in self._all():
@@ -240,20 +235,20 @@ class CheckpointManager:
         return latest(self.list_checkpoints())
 
     def load_best_checkpoint(self, *, weights_only: bool = False) -> dict[str, Any] | None:
-        """The best intact checkpoint, or None; a damaged one is set aside with a warning and the next is taken.
+        """The best intact checkpoint, or None; a damaged one is set aside with a warning and the next one is used.
 
         Args:
-            weights_only: leave the optimizer's state, which is twice as large, on the disk; then it and all other
-                states are None.
+            weights_only: do not read the optimizer's state, which is twice as large; then it and all other states are
+                None.
         """
         return self._load_first(best_first(self.list_checkpoints(), self.mode), weights_only)
 
     def load_latest_checkpoint(self, *, weights_only: bool = False) -> dict[str, Any] | None:
-        """The newest intact checkpoint, as `load_best_checkpoint` gives the best."""
+        """The newest intact checkpoint; otherwise like `load_best_checkpoint`."""
         return self._load_first(sorted(self.list_checkpoints(), key=lambda one: -one.step), weights_only)
 
     def load_checkpoint(self, info: CheckpointMetadata) -> dict[str, Any]:
-        """Everything in a checkpoint, on the CPU, after its hashes were compared.
+        """Everything in a checkpoint, on the CPU, after comparing its hashes.
 
         Raises:
             CheckpointError: the checkpoint is damaged.
@@ -278,9 +273,7 @@ class CheckpointManager:
         directory.delete(info.path)
 
     def set_aside(self, folder: Path) -> None:
-        """Rename a checkpoint that another reader found damaged, so that it is neither read nor kept nor deleted any
-        more.
-        """
+        """Rename a checkpoint that another reader found damaged: it is no longer read, counted or deleted."""
         self.finish()
         assert not self._read_only, folder
         assert folder.parent == self.checkpoint_dir, folder
@@ -298,8 +291,7 @@ class CheckpointManager:
                 one.path.rename(aside / one.path.name)
 
     def close(self) -> None:
-        """Wait for the save in flight, and until MLflow has what it gets, where this manager has a connection of its
-        own.
+        """Wait for the save in flight and, if this manager has its own connection, until MLflow has its data.
 
         Raises:
             CheckpointError: the save in flight failed.
@@ -325,7 +317,7 @@ class CheckpointManager:
         return saved
 
     def _all(self) -> list[CheckpointMetadata]:
-        """Every checkpoint of this run; what was read once is read again where its file has changed alone."""
+        """Every checkpoint of this run; metadata is read again only if its file has changed."""
         known, self._known = self._known, {}
         for folder in self._folders():
             written = directory.when_written(folder)
@@ -357,14 +349,14 @@ class CheckpointManager:
                 self._let_go(one)
 
     def _let_go(self, one: CheckpointMetadata) -> None:
-        """Delete a checkpoint that does not stay; one that cannot be removed now (NFS keeps what another process reads)
-        is tried again after each save.
+        """Delete a checkpoint; if it cannot be removed now (NFS keeps what another process reads), each later save
+        tries again.
         """
         try:
             self.delete_checkpoint(one)
         except CheckpointError as error:
             if not self._warned:
-                warnings.warn(f"{error}; the training goes on, and removes it after a later save", stacklevel=2)
+                warnings.warn(f"{error}; the training continues and removes it after a later save", stacklevel=2)
             self._warned = True
 
     def _load_first(self, candidates: Sequence[CheckpointMetadata], weights_only: bool) -> dict[str, Any] | None:

@@ -1,6 +1,6 @@
-"""What is known of a checkpoint without opening its tensors, and which checkpoints stay.
+"""A checkpoint's metadata, and which checkpoints are kept.
 
-Invariant: best and latest are decided from what `metadata.json` recorded, never from a folder's name or time.
+Invariant: best and latest are decided by what `metadata.json` records, never by a folder's name or time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 FORMAT_VERSION = 1
 _MOST = 2**63 - 1
 _MOST_NAME_BYTES = 255
-"""Of a file's name; more is too long for file systems."""
+"""Of a file's name; file systems take no longer ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +24,9 @@ class CheckpointMetadata:
     epoch: int
     """0-based epoch in which it was taken."""
     step: int
-    """Optimizer steps behind it."""
+    """Optimizer steps taken before it."""
     metric_value: float | None
-    """None where nothing was evaluated since the last checkpoint."""
+    """None if nothing was evaluated since the last checkpoint."""
     metric_name: str
     path: Path
     """Its folder."""
@@ -52,10 +52,10 @@ class CheckpointMetadata:
 
 
 def from_json(content: Any, path: Path) -> CheckpointMetadata:
-    """What `metadata.json` says, once every value is of the kind that its readers count on.
+    """The metadata in `metadata.json`, after checking the type of every value.
 
     Raises:
-        ValueError: one line about the first that is not.
+        ValueError: one line about the first wrong value.
     """
     if not isinstance(content, dict):
         raise ValueError(f"metadata.json must be a JSON object, not a {type(content).__name__}")
@@ -68,9 +68,7 @@ def from_json(content: Any, path: Path) -> CheckpointMetadata:
         if isinstance(content[name], int) and not -_MOST <= content[name] <= _MOST:
             raise ValueError(f"metadata.json: {name} must fit into 64 bits")
     for name, held in content["files"].items():
-        if (
-            len(name.encode(errors="surrogatepass")) > _MOST_NAME_BYTES
-        ):  # no file has it, and asking for it is an error of the system
+        if len(name.encode(errors="surrogatepass")) > _MOST_NAME_BYTES:  # looking for such a file raises an OSError
             raise ValueError(
                 f"metadata.json: files: the name {name[:40]!r}... of {len(name):,} characters must have at most"
                 f" {_MOST_NAME_BYTES} bytes"
@@ -118,14 +116,14 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 def judged_by(one: CheckpointMetadata, metric_name: str) -> CheckpointMetadata:
-    """The checkpoint by the value that it recorded of this metric, which need not be the one that it was saved for."""
+    """The checkpoint ranked by its recorded value of this metric, which may differ from the one it was saved for."""
     if one.metric_name == metric_name:
         return one
     return replace(one, metric_name=metric_name, metric_value=one.metrics.get(metric_name))
 
 
 def best_first(checkpoints: Sequence[CheckpointMetadata], mode: str) -> list[CheckpointMetadata]:
-    """The ranked checkpoints, the best first; of equals the earlier step."""
+    """The ranked checkpoints, best first; equal ones by step."""
     sign = 1.0 if mode == "min" else -1.0
     ranked = [one for one in checkpoints if one.is_ranked]
     return sorted(ranked, key=lambda one: (sign * (one.metric_value or 0.0), one.step))
@@ -139,7 +137,7 @@ def latest(checkpoints: Sequence[CheckpointMetadata]) -> CheckpointMetadata | No
 def reasons_to_keep(
     checkpoints: Sequence[CheckpointMetadata], *, mode: str, max_checkpoints: int, keep_every: int | None
 ) -> dict[int, list[str]]:
-    """{step: reasons} of the checkpoints that stay: the k best, the latest, the milestones."""
+    """{step: reasons} of the checkpoints to keep: the k best, the latest, the milestones."""
     reasons: dict[int, list[str]] = {}
     for one in best_first(checkpoints, mode)[:max_checkpoints]:
         reasons.setdefault(one.step, []).append("best")
@@ -153,7 +151,7 @@ def reasons_to_keep(
 
 
 def described(info: CheckpointMetadata, reasons: Sequence[str]) -> dict[str, Any]:
-    """A checkpoint that stays, as the journal has it."""
+    """A kept checkpoint as the journal records it."""
     return {
         "step": info.step,
         "epoch": info.epoch,

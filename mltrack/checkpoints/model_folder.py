@@ -1,8 +1,7 @@
 """The files beside the weights that make a checkpoint a Hugging Face folder: configuration and tokenizer.
 
-Invariant: they are serialised where the caller stands, never behind it: a tokenizer that tokenizes elsewhere at the
-same time changes what it would write. As they hardly ever change, they are made again only when the configuration or
-the vocabulary did."""
+Invariant: they are serialized in the caller's thread, never in the background: a tokenizer that is used meanwhile would
+write something else. As they rarely change, they are made again only when the configuration or the vocabulary did."""
 
 from __future__ import annotations
 
@@ -28,7 +27,7 @@ class ModelFolder:
         self._files: dict[str, bytes] = {}
 
     def files(self, model: nn.Module, tokenizer: Any) -> dict[str, bytes]:
-        """{name: content} of what `save_pretrained` of the model's configurations and the tokenizer writes.
+        """{name: content} as `save_pretrained` of the model's configurations and the tokenizer writes it.
 
         Raises:
             CheckpointError: the disk is full, or one of them cannot be saved.
@@ -69,7 +68,7 @@ class ModelFolder:
 
 
 def _save(described: Any, folder: Path) -> None:
-    """A generation configuration that transformers refuses to save is left out: no checkpoint is lost for it."""
+    """Save it; leave out a generation configuration that transformers refuses, rather than lose the checkpoint."""
     from transformers import GenerationConfig
 
     try:
@@ -82,9 +81,7 @@ def _save(described: Any, folder: Path) -> None:
 
 
 def _distinctive(described: Any) -> Any:
-    """What changes when the files would: all of a configuration; of a tokenizer its size, its template and which one it
-    is.
-    """
+    """A value that changes when the files would: a whole configuration; a tokenizer's identity, size and template."""
     if hasattr(described, "get_vocab"):
         return [
             id(described),

@@ -1,4 +1,4 @@
-"""A checkpoint in parts: its objects as tensors and JSON documents by file name, and back."""
+"""Splits a checkpoint's objects into tensors and JSON documents by file name, and joins them again."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from mltrack.checkpoints.tensor_file import Tensors, read_tensors
 
 @dataclass(frozen=True)
 class Split:
-    """What goes into the files; nothing is copied."""
+    """The content of the files; nothing is copied."""
 
     content: Content
     documents: Mapping[str, Any]
-    """What becomes JSON once the tensors are copied."""
+    """Converted to JSON once the tensors are copied."""
     aliases: dict[str, str]
     """{name: name} of tied weights."""
 
 
 class Parts:
-    """Splits the same objects again and again: what stays equal from save to save is made once.
+    """Splits the same objects at each save; makes only once what does not change between saves.
 
     Args:
         folder: of the checkpoints.
-        max_shard_bytes: weights beyond it are written in several files.
+        max_shard_bytes: larger weights are written in several files.
     """
 
     def __init__(self, folder: Path, max_shard_bytes: int = MAX_SHARD_BYTES):
@@ -48,7 +48,7 @@ class Parts:
 
         Args:
             optimizer: its state.
-            others: further states by name, of JSON values and tensors.
+            others: more states by name, of JSON values and tensors.
             tokenizer: saved beside the model.
 
         Raises:
@@ -70,13 +70,13 @@ class Parts:
 
 
 def load_directory(info: CheckpointMetadata, *, weights_only: bool = False) -> dict[str, Any]:
-    """The content of a checkpoint folder that was verified; only the files that its metadata names are read.
+    """The content of a verified checkpoint folder; only files that its metadata names are read.
 
     Args:
-        weights_only: nothing but the model's weights is read.
+        weights_only: read only the model's weights.
 
     Raises:
-        CheckpointError: a file that is not what its name says.
+        CheckpointError: a file has another format than its name says.
     """
 
     def tensors_in(name: str) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
-"""Weights in files of a bounded size, named and indexed as Transformers reads them.
+"""Weights in files of bounded size, named and indexed as Transformers reads them.
 
-Invariant: each weight is in exactly one file; a single file needs no index and is called `model.safetensors`.
+Invariant: each weight is in exactly one file; a single file is called `model.safetensors` and has no index.
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ _SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
 
 
 def model_files(tensors: Tensors, max_shard_bytes: int) -> dict[str, Tensors | bytes]:
-    """{file name: its tensors, or its text} of the weights; a weight that is larger than a shard gets one of
-    its own.
-    """
+    """{file name: its tensors, or its text} of the weights; a weight larger than a shard gets its own."""
     total = sum([data_bytes(tensor) for tensor in tensors.values()])
     if total <= max_shard_bytes:
         return {SINGLE: tensors}

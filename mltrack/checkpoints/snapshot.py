@@ -1,7 +1,7 @@
-"""The state at one moment, in host memory that is used again for each save.
+"""The state at one moment, in host memory that each save reuses.
 
-Invariant: what `take` returned keeps its bytes until the next `take`, whatever happens to the tensors that it was
-given; there is one copy of the state and never a second."""
+Invariant: the result of `take` keeps its bytes until the next `take`, whatever happens to the given tensors. There is
+never more than one copy of the state."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Content = Mapping[str, Tensors | bytes]
 """{file name: what will be in it}"""
 
 Layout = tuple[list[str], list[torch.dtype], list[torch.Size], list[torch.device]]
-"""Name, type, shape and device of each tensor; lists of a kind, because a tuple a tensor takes longer to make."""
+"""Names, types, shapes and devices of the tensors; four lists are faster to make than a tuple per tensor."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +30,18 @@ class Snapshot:
 
     content: Content
     wait: Callable[[], None]
-    """Returns when the copy is complete; the devices work on it behind the caller."""
+    """Returns when the copy is complete; the devices make it in the background."""
 
 
 class HostBuffers:
-    """One buffer per file, pinned where the tensors come from a GPU."""
+    """One buffer per file, pinned if the tensors come from a GPU."""
 
     def __init__(self) -> None:
         self._held: dict[str, _Buffer] = {}
 
     def take(self, content: Content) -> Snapshot:
-        """Copy all tensors. A GPU's copies are queued behind the work that computes the values, and before what changes
-        them next.
+        """Copy all tensors. A GPU's copies are queued after the work that computes the values and before the next
+        change.
 
         Raises:
             CheckpointError: not enough memory for the copy.
@@ -82,7 +82,7 @@ class HostBuffers:
 
 
 class _Buffer:
-    """Memory of exactly the tensors' size, in which they lie widest type first, so that each is aligned."""
+    """Memory of exactly the tensors' size; the widest types come first, so that each tensor is aligned."""
 
     def __init__(self, layout: Layout, tensors: Tensors):
         check_tensors(tensors)
@@ -91,7 +91,7 @@ class _Buffer:
         ordered = sorted(tensors.items(), key=lambda item: (-item[1].itemsize, _kind_of(item[1])))
         size = sum(data_bytes(tensor) for _, tensor in ordered)
         try:
-            # a GPU wants pages that nothing else lies on
+            # a GPU needs pages that hold nothing else
             memory = (
                 torch.frombuffer(mmap.mmap(-1, size), dtype=torch.uint8)
                 if self.gpus and size
@@ -108,15 +108,15 @@ class _Buffer:
 
     @torch.no_grad()
     def fill(self, given: list[torch.Tensor]) -> None:
-        """Copy the tensors, which come in the order of the layout."""
+        """Copy the tensors, given in the order of the layout."""
         for join, places, target in self._runs:
             join([given[place] for place in places], out=target)
         if self._alone:
             torch._foreach_copy_(self._targets, [given[place] for place in self._alone], non_blocking=bool(self.gpus))
 
     def _place(self, ordered: list[tuple[str, torch.Tensor]], memory: torch.Tensor) -> None:
-        """Where each tensor goes: small ones take longer to be called for than to be copied, so on the CPU one call
-        copies all of a kind.
+        """Choose each tensor's place. On the CPU one call copies all tensors of a kind, because for small ones the call
+        takes longer than the copy.
         """
         on_cpu = {device.type for device in self.layout[3]} == {"cpu"}
         place_of = {name: place for place, name in enumerate(self.layout[0])}
@@ -148,25 +148,20 @@ class _Buffer:
                 self._targets += pieces
 
     def _pin(self, memory: torch.Tensor) -> None:
-        """Lock the memory in place for the GPU; PyTorch's own pinned allocator would round its size up to a power of
-        two.
-        """
+        """Pin the memory for the GPU; PyTorch's pinned allocator would round its size up to a power of two."""
         runtime = torch.cuda.cudart()
         if not memory.nbytes:
             return
         if int(runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)) == 0:
             weakref.finalize(self, runtime.cudaHostUnregister, memory.data_ptr()).atexit = False
             return
-        with suppress(
-            RuntimeError
-        ):  # the copies are only slower; but CUDA remembers the error, and would report it of whatever is computed next
+        # The copies are only slower, but CUDA remembers the error and would report it for the next computation.
+        with suppress(RuntimeError):
             torch.zeros(1, device=next(iter(self.gpus)))
 
 
 def _kind_of(tensor: torch.Tensor) -> tuple[str, int, torch.Size]:
-    """Tensors of one kind lie next to each other, so that one call can copy them all: the same type and, but for the
-    length, the same shape.
-    """
+    """Tensors with the same type and, except for the length, the same shape are of one kind: one call copies them."""
     return str(tensor.dtype), tensor.dim(), tensor.shape[1:]
 
 

@@ -1,6 +1,6 @@
-"""State as tensors and JSON, and back: models, optimizers, random number generators, whatever else is resumable.
+"""State as tensors and JSON, and back: models, optimizers, random number generators and anything else to resume.
 
-Invariant: what comes back is `torch.equal` and `==` to what went in; nothing is pickled.
+Invariant: the restored state is `torch.equal` and `==` to the saved one; nothing is pickled.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ _WRAPPERS = ("module", "_orig_mod")
 """Attributes by which DataParallel, DistributedDataParallel and torch.compile hold the model."""
 
 _STATE_DICT, _SAVE, _EXTRA_STATE = nn.Module.state_dict, nn.Module._save_to_state_dict, nn.Module.get_extra_state
-"""What a module overrides that has a say in what is saved of it."""
+"""Methods that a module overrides to change what is saved of it."""
 
 Tensors = dict[str, torch.Tensor]
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model itself inside of DataParallel, DistributedDataParallel and torch.compile."""
+    """The model inside DataParallel, DistributedDataParallel and torch.compile."""
     for name in _WRAPPERS:
         if isinstance(inner := getattr(model, name, None), nn.Module) and len(list(model.children())) == 1:
             return unwrapped(inner)
@@ -35,7 +35,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def split_model(model: nn.Module) -> tuple[Tensors, dict[str, str]]:
-    """The weights without repetition, and which names share them.
+    """The weights without duplicates, and the names that share them.
 
     Returns:
         {name: tensor} with each storage once, {other name: name} of tied weights.
@@ -56,15 +56,15 @@ def split_model(model: nn.Module) -> tuple[Tensors, dict[str, str]]:
 
 
 def _named_state(model: nn.Module) -> Tensors:
-    """`model.state_dict(keep_vars=True)`: of modules with a way of their own by that call; else by a walk, in half the
-    time when nothing is in the cache.
+    """`model.state_dict(keep_vars=True)`, by a walk that takes half the time with a cold cache; by that call if a
+    module customizes it.
     """
     held: Tensors = {}
     return held if _collect(model, "", held) else dict(model.state_dict(keep_vars=True))
 
 
 def _collect(module: nn.Module, prefix: str, held: Tensors) -> bool:
-    """Add what `module` and those below it would save; False where one of them has a say in that."""
+    """Add what `module` and its children would save; False if one of them customizes that."""
     kind = type(module)
     overridden = (
         kind.state_dict is not _STATE_DICT
@@ -89,10 +89,10 @@ def _same_view(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 
 def join_model(tensors: Tensors, aliases: Mapping[str, str]) -> Tensors:
-    """A state dict that `load_state_dict` takes, from what `split_model` gave.
+    """A state dict for `load_state_dict`, from the result of `split_model`.
 
     Raises:
-        CheckpointError: a tied weight is tied to one that is not there.
+        CheckpointError: a weight is tied to one that is not there.
     """
     for name, first in aliases.items():
         if first not in tensors:
@@ -101,10 +101,10 @@ def join_model(tensors: Tensors, aliases: Mapping[str, str]) -> Tensors:
 
 
 def load_model(model: nn.Module, held: Mapping[str, torch.Tensor]) -> None:
-    """Set the weights of the unwrapped model, each of which must be there in its shape and type.
+    """Set the weights of the unwrapped model; each must be there in its shape and type.
 
     Raises:
-        CheckpointError: a weight is missing, is too many, or has another shape or type; the model is as it was.
+        CheckpointError: a weight is missing or unknown, or has another shape or type; the model is unchanged.
     """
     target = unwrapped(model)
     expected = target.state_dict()
@@ -125,12 +125,11 @@ def load_model(model: nn.Module, held: Mapping[str, torch.Tensor]) -> None:
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, held: Mapping[str, Any]) -> None:
-    """Set the optimizer's state, each tensor of which must have its parameter's shape, or one in it (a single number, a
-    row, a column).
+    """Set the optimizer's state; each tensor must have its parameter's shape, or a part of it (a single number, a row,
+    a column).
 
     Raises:
-        CheckpointError: other parameters than this optimizer's, or a tensor of another shape; the optimizer is as it
-            was.
+        CheckpointError: the state has other parameters, or a tensor of another shape; the optimizer is unchanged.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, values in held["state"].items():
@@ -152,11 +151,11 @@ def load_optimizer(optimizer: torch.optim.Optimizer, held: Mapping[str, Any]) ->
 
 
 def _as_implemented(optimizer: torch.optim.Optimizer, groups: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The held groups with this optimizer's own choice of kernels, which is no state; as many as were held."""
+    """All held groups, with this optimizer's own choice of kernels, which is not part of the state."""
     own: list[dict[str, Any]] = [
         {name: group[name] for name in ("fused", "foreach") if name in group} for group in optimizer.param_groups
     ]
-    surplus: list[dict[str, Any]] = [{}] * (len(groups) - len(own))  # to be refused by torch
+    surplus: list[dict[str, Any]] = [{}] * (len(groups) - len(own))  # torch refuses them
     return [{**group, **kernels} for group, kernels in zip(groups, own + surplus, strict=False)]
 
 
@@ -168,7 +167,7 @@ def _broadcasts(shape: torch.Size, target: torch.Size) -> bool:
 
 
 def flatten(value: Any, where: str, tensors: Tensors) -> Any:
-    """A nested value as JSON that shares nothing with it; its tensors go into `tensors` under their place.
+    """A nested value as JSON that shares nothing with it; its tensors go into `tensors`, named by their place.
 
     Args:
         value: None, bool, int, float, str, numpy scalar, tensor, or lists, tuples and string- or int-keyed dicts of
@@ -176,7 +175,7 @@ def flatten(value: Any, where: str, tensors: Tensors) -> Any:
         where: name of the value, for keys and messages.
 
     Raises:
-        CheckpointError: something else; the message names the key.
+        CheckpointError: a value of another type; the message names the key.
     """
     if isinstance(value, torch.Tensor):
         key = where if where not in tensors else f"{where}#{len(tensors)}"
@@ -204,10 +203,10 @@ def flatten(value: Any, where: str, tensors: Tensors) -> Any:
 
 
 def unflatten(value: Any, tensors: Tensors) -> Any:
-    """What `flatten` was given; the keys of dicts are strings.
+    """Undo `flatten`, except that the keys of dicts are strings.
 
     Raises:
-        CheckpointError: a tensor that is named is not there.
+        CheckpointError: a named tensor is not there.
     """
     if isinstance(value, list):
         return [unflatten(item, tensors) for item in value]
@@ -224,8 +223,8 @@ def unflatten(value: Any, tensors: Tensors) -> Any:
 
 
 class OptimizerNames:
-    """Splits one optimizer's state again and again: the tensors' names, which take longer to make than small tensors to
-    copy, are made when they change.
+    """Splits one optimizer's state at each save. The tensors' names are made only when they change: making them takes
+    longer than copying small tensors.
     """
 
     def __init__(self) -> None:
@@ -234,7 +233,7 @@ class OptimizerNames:
         self._rows: dict[str, Any] = {}
 
     def split(self, state: Mapping[str, Any]) -> tuple[dict[str, Any], Tensors]:
-        """`optimizer.state_dict()` as JSON, which is only to be read, and tensors."""
+        """`optimizer.state_dict()` as JSON and tensors; the JSON must not be changed."""
         tensors: Tensors = {}
         content = flatten({name: value for name, value in state.items() if name != "state"}, "optimizer", tensors)
         rows: Mapping[int, Mapping[str, Any]] = state["state"]
@@ -259,10 +258,10 @@ class OptimizerNames:
 
 
 def join_optimizer(content: Mapping[str, Any], tensors: Tensors) -> dict[str, Any]:
-    """What `optimizer.load_state_dict` takes: parameter numbers are integers again.
+    """State for `optimizer.load_state_dict`: parameter numbers are integers again.
 
     Raises:
-        CheckpointError: it is no optimizer's state.
+        CheckpointError: it is not an optimizer's state.
     """
     state = unflatten(content, tensors)
     try:
@@ -290,7 +289,7 @@ def capture_rng() -> dict[str, Any]:
 
 
 def restore_rng(state: Mapping[str, Any]) -> None:
-    """Set every global random number generator to what `capture_rng` saw."""
+    """Set every global random number generator to the state that `capture_rng` returned."""
     python_version, python_state, python_gauss = state["python"]
     random.setstate((python_version, tuple(python_state), python_gauss))
     version, keys, position, has_gauss, gauss = state["numpy"]

@@ -1,7 +1,7 @@
-"""Tensors into a safetensors file and back.
+"""Writes tensors to a safetensors file and reads them.
 
-Invariant: nothing is pickled, and the interpreter lock is not held while bytes are written, so that a training thread
-beside it goes on.
+Invariant: nothing is pickled. The interpreter lock is not held while bytes are written, so that a training thread keeps
+running.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ DTYPES = {
         *(torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool),
     )
 }
-"""What the format holds, by its name there."""
+"""The types that the format can hold, with their names there."""
 _HEADER_BYTES = 128
-"""More than a tensor takes in the header beside its name."""
+"""More than a tensor takes in the header without its name."""
 
 
 def check_tensors(tensors: Tensors) -> None:
-    """Refuse what the format cannot hold.
+    """Refuse tensors that the format cannot hold.
 
     Raises:
-        CheckpointError: such a tensor, named by its key.
+        CheckpointError: there is one; the message names its key.
     """
     for name, tensor in tensors.items():
         if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.device.type == "meta":
@@ -46,12 +46,12 @@ def check_tensors(tensors: Tensors) -> None:
 
 
 def data_bytes(tensor: torch.Tensor) -> int:
-    """What the tensor takes in the file; a view of a larger one counts for itself only."""
+    """Bytes of the tensor in the file; a view of a larger one counts only its own part."""
     return tensor.numel() * tensor.itemsize
 
 
 def file_bytes(tensors: Tensors) -> int:
-    """At most so many bytes the file takes."""
+    """An upper bound of the file's bytes."""
     return sum(data_bytes(tensor) + len(name.encode()) + _HEADER_BYTES for name, tensor in tensors.items())
 
 
@@ -59,8 +59,8 @@ def write_tensors(tensors: Tensors, path: Path) -> None:
     """Write tensors of any device.
 
     Raises:
-        CheckpointError: a tensor that the format cannot hold.
-        OSError: the file system took no more.
+        CheckpointError: the format cannot hold a tensor.
+        OSError: the file system failed, such as a full disk.
     """
     check_tensors(tensors)
     plain = {name: tensor.detach().cpu().resolve_conj().resolve_neg().contiguous() for name, tensor in tensors.items()}
@@ -75,14 +75,14 @@ def write_tensors(tensors: Tensors, path: Path) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
-    path.chmod(path.parent.stat().st_mode & 0o666)  # it is made for its owner alone
+    path.chmod(path.parent.stat().st_mode & 0o666)  # safetensors makes it for its owner only
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a safetensors file, on the CPU.
 
     Raises:
-        CheckpointError: it is no safetensors file, or one whose header does not fit its bytes.
+        CheckpointError: it is no safetensors file, or its header does not match its bytes.
     """
     try:
         with safe_open(path, framework="pt") as file:

@@ -1,5 +1,5 @@
 """A model name -> model and tokenizer: scratch preset, hub name, local folder, GGUF file, or models:/ through a
-resolver that is handed in.
+resolver that the caller passes.
 
 Synopsis:
     source = resolve_model("scratch:small", task)

@@ -1,7 +1,7 @@
-"""What transformers, torch and safetensors raise and print, as one line of ours.
+"""Errors and output of transformers, torch and safetensors, reduced to one line.
 
-Invariant: whatever they raise becomes a `ConfigurationError` or `CheckpointError` of one line that says what would be
-accepted."""
+Invariant: their errors become a `ConfigurationError` or `CheckpointError` of one line; only a lack of memory is raised
+as it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mltrack.shortage import is_out_of_memory
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings, reports and progress bars of transformers: mltrack's messages say what matters."""
+    """Silence warnings, reports and progress bars of transformers: mltrack's messages say what matters."""
     from transformers.utils import logging as transformers_logging
 
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
@@ -33,7 +33,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def one_line(where: str) -> Iterator[None]:
-    """Errors of transformers and torch as one line of ours."""
+    """Turn errors of transformers and torch into an error of mltrack, of one line."""
     import pickle
 
     from safetensors import SafetensorError
@@ -58,6 +58,6 @@ def one_line(where: str) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first sentence or so of another library's message."""
+    """At most 200 characters of another library's message, on one line."""
     text = " ".join(text_of(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."

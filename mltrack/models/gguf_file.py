@@ -1,7 +1,7 @@
 """A `.gguf` file (llama.cpp) as a Hugging Face folder: dequantized once and kept in the cache of models.
 
-Invariant: what is kept is named by the digest of the file's bytes and by the versions of the packages that read it, and
-is plain float32 safetensors: nothing of the quantization is left in it. Nothing in the file is executed.
+Invariant: a cached model is named by the digest of the file's bytes and the versions of the packages that read it. It
+is plain float32 safetensors without any quantization. Nothing in the file is executed.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ _MAGIC = b"GGUF"
 _PACKAGES = ("gguf", "accelerate")
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 _MOST_NUMBERS_A_BYTE = 8
-"""Of quantized weights: no format of GGUF has less than a bit a weight."""
+"""Of quantized weights: every GGUF format has at least one bit per weight."""
 
 
 def is_gguf(path: Path) -> bool:
-    """True for the name of a GGUF file, also of one that does not exist, and for a file that begins as one."""
+    """True for a file name of GGUF, even if there is no such file, and for a file that begins as one."""
     if path.suffix.lower() == ".gguf":
         return not path.is_dir()
     if not path.is_file():
@@ -42,7 +42,7 @@ def is_gguf(path: Path) -> bool:
 def dequantized(name: str, path: Path) -> tuple[str, str]:
     """The model of a GGUF file as a folder with config.json, float32 safetensors and tokenizer.
 
-    It is made where the cache of models does not hold it; that takes about the memory of the float32 weights twice.
+    Made if the cache of models does not hold it, which takes about twice the memory of the float32 weights.
 
     Args:
         name: the model's, for messages.
@@ -51,8 +51,8 @@ def dequantized(name: str, path: Path) -> tuple[str, str]:
         (folder, sha256 of the file).
 
     Raises:
-        ConfigurationError: no such file, no GGUF file, one part of several, an architecture that transformers does not
-            read, or a package that is missing.
+        ConfigurationError: no such file, no GGUF file, one part of several, an architecture that transformers cannot
+            read, or a missing package.
         TrackingError: the cache folder has no room.
     """
     from mltrack.store.model_cache import made_once
@@ -91,8 +91,8 @@ def _check(where: str, path: Path) -> None:
 def _write(where: str, path: Path, into: Path, reserve: Callable[[int], None]) -> None:
     """Write the folder.
 
-    The file is read from a folder of its own, so that nothing beside it counts. What transformers writes to stderr is a
-    progress bar that no switch turns off.
+    The file is read from a folder of its own, so that the files beside it do not matter. Transformers writes a progress
+    bar to stderr that no switch turns off.
     """
     import torch
     import transformers
@@ -125,7 +125,7 @@ def _write(where: str, path: Path, into: Path, reserve: Callable[[int], None]) -
 
 
 def _drop_invented_tokens(file: Path, vocab_size: int) -> None:
-    """Take away special tokens that transformers has added behind the vocabulary, since no weights know them."""
+    """Remove special tokens that transformers added behind the vocabulary: they have no weights."""
     if not file.is_file():
         return
     content = json.loads(file.read_text(encoding="utf-8"))
@@ -134,7 +134,7 @@ def _drop_invented_tokens(file: Path, vocab_size: int) -> None:
 
 
 def _detach_quantizer(model: Any) -> None:
-    """Make it a plain model: transformers saves none that has been read by a quantizer of GGUF."""
+    """Make it a plain model: transformers does not save a model that a GGUF quantizer has read."""
     model.hf_quantizer, model.is_quantized = None, False
     for config in (model.config, getattr(model, "generation_config", None)):
         for name in ("quantization_config", "_name_or_path", "_model_name_or_path"):

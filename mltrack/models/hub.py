@@ -1,7 +1,7 @@
-"""Hugging Face hub names: is it there, can it be reached, which files does it have.
+"""Hugging Face hub names: does the model exist, can the hub be reached, which files does it have.
 
-Invariant: an answer within seconds. The hub's own client retries for half a minute where there is no network; here one
-request is made, with a time-out, before anything else is asked for."""
+Invariant: the answer takes seconds. Without a network the hub's own client retries for half a minute, so one request
+with a time-out is sent before any other."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _MANY_REVISIONS = 8
 
 
 class FoundOnHub(NamedTuple):
-    """Where a hub model can be loaded from."""
+    """From where a hub model can be loaded."""
 
     local_only: bool
-    """Only the cache can be used, because there is no network or HF_HUB_OFFLINE is set."""
+    """Only the cache can be used: there is no network, or HF_HUB_OFFLINE is set."""
     commit: str | None
-    """What the revision names now; None where the hub does not say."""
+    """The commit that the revision names now; None if the hub does not say."""
 
 
 def find_on_hub(name: str, revision: str | None = None) -> FoundOnHub:
@@ -36,8 +36,8 @@ def find_on_hub(name: str, revision: str | None = None) -> FoundOnHub:
         revision: a branch, tag or commit; None: `main`.
 
     Raises:
-        ConfigurationError: no such folder and no possible hub name, unknown to the hub, no such revision, not allowed,
-            or not reachable and not cached.
+        ConfigurationError: the name is neither a folder nor a possible hub name, is unknown to the hub or not allowed,
+            has no such revision, or the hub cannot be reached and the model is not cached.
     """
     from huggingface_hub import constants, get_session, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.utils import build_hf_headers
@@ -72,7 +72,7 @@ def find_on_hub(name: str, revision: str | None = None) -> FoundOnHub:
             timeout=_REQUEST_TIMEOUT_S,
             follow_redirects=True,
         )
-    except Exception as error:  # whatever the http client has for no route, no name, no answer
+    except Exception as error:  # the http client has many classes for no route, no name, no answer
         if cached is not None:
             return cached
         raise ConfigurationError(
@@ -110,7 +110,7 @@ def find_on_hub(name: str, revision: str | None = None) -> FoundOnHub:
 
 
 def _cached_commit(name: str, revision: str | None) -> str | None:
-    """The commit whose config.json the cache holds for that revision."""
+    """The commit of that revision whose config.json is in the cache."""
     from huggingface_hub import try_to_load_from_cache
 
     file = try_to_load_from_cache(name, "config.json", revision=revision)  # .../snapshots/<commit>/config.json
@@ -118,7 +118,7 @@ def _cached_commit(name: str, revision: str | None) -> str | None:
 
 
 def _cached_revisions(name: str) -> str:
-    """The revisions of a repository in the cache, for messages; empty where it has none."""
+    """The cached revisions of a repository, for messages; empty if there are none."""
     from huggingface_hub import constants
 
     folder = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
@@ -129,7 +129,7 @@ def _cached_revisions(name: str) -> str:
 
 
 def hub_files(name: str, revision: str | None = None, *, local_only: bool) -> list[str]:
-    """Names of the files of a hub repository, or of the weights in its copy in the cache.
+    """Names of the files of a hub repository; with `local_only`, of the weights in its cached copy.
 
     Raises:
         ConfigurationError: the hub cannot be asked.
@@ -149,7 +149,7 @@ def hub_files(name: str, revision: str | None = None, *, local_only: bool) -> li
 
 def content_on_hub(name: str, revision: str | None = None) -> str | None:
     """What a hub repository without a whole model holds instead, as the end of a sentence that begins with its name;
-    None where nothing is known.
+    None if nothing is known.
     """
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.utils import build_hf_headers
@@ -163,7 +163,7 @@ def content_on_hub(name: str, revision: str | None = None) -> str | None:
         )
         return answer.content if answer.status_code == 200 else b""
 
-    with suppress(Exception):  # it explains why a name cannot be used, and is not what decides
+    with suppress(Exception):  # it only explains why a name cannot be used
         files = hub_files(name, revision, local_only=False)
         return (
             None

@@ -1,8 +1,7 @@
-"""A model folder looked through before anything loads it.
+"""Checks of a model folder before anything loads it.
 
-Invariant: nothing is unpickled, nothing outside of the folder is opened, no code of the folder runs; what is wrong ends
-in one line. A folder's files may be links, as in the hub's cache; the names by which they are reached may not lead
-elsewhere."""
+Invariant: nothing is unpickled, nothing outside the folder is opened, no code of the folder runs, and a fault becomes
+an error of one line. The folder's files may be links, as in the hub's cache, but their names may not lead out of it."""
 
 from __future__ import annotations
 
@@ -19,29 +18,28 @@ from mltrack.models.size import check_size, members
 MAX_JSON_BYTES = 256 << 20
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _LEAST_TENSOR_BYTES, _LEAST_NUMBER_BYTES = 64, 2
-"""In a .bin, where each tensor has a name and each number is of half precision at least."""
+"""In a .bin: each tensor has a name, and each number has at least half precision."""
 _MOST_NUMBERS_A_BYTE = 2
 """Of quantized weights."""
 _FLOATS = ("F16", "BF16", "F32", "F64")
 _CODE_CHOICES = ("_implementation", "_implementation_internal")
-"""Ends of the keys that may name a kernel on the hub, which is code: as text, or as an object with a text for each part
-of the model.
+"""Ends of the keys that may name a kernel on the hub, which is code: as text, or as an object with one text per part of
+the model.
 """
 
 
 def inspect_folder(name: str, folder: str | Path, *, trust_remote_code: bool = False) -> None:
-    """Refuse a folder that is damaged or was made to do harm.
+    """Refuse a folder that is damaged or malicious.
 
     Args:
         name: the model's, for messages.
         folder: with config.json and weights.
-        trust_remote_code: allow what names code of its own.
+        trust_remote_code: allow the folder to name code.
 
     Raises:
-        ConfigurationError: a configuration that cannot be read, that names code elsewhere, or that is of another size
-            than the weights.
-        CheckpointError: weights that are no safetensors of floating point numbers, or an index that leads out of the
-            folder.
+        ConfigurationError: the configuration cannot be read, names code elsewhere, or has another size than the
+            weights.
+        CheckpointError: the weights are no safetensors of floating point numbers, or an index leads out of the folder.
     """
     path = Path(folder)
     config = read_object(path / "config.json", name)
@@ -69,14 +67,14 @@ def inspect_folder(name: str, folder: str | Path, *, trust_remote_code: bool = F
 
 
 def inspect_trained(name: str, folder: str | Path) -> dict[str, Any]:
-    """Refuse a folder that is no model of mltrack's; returns what its config.json says under `mltrack`.
+    """Refuse a folder that mltrack did not train; returns the key `mltrack` of its config.json.
 
     Raises:
-        ConfigurationError: it does not say which task it was trained for, and how long a sequence is.
+        ConfigurationError: config.json does not name the task and the length of a sequence.
     """
     inspect_folder(name, folder)
     config = read_object(Path(folder) / "config.json", name)
-    if not isinstance(config.get("model_type"), str):  # transformers would guess it by the folder's name
+    if not isinstance(config.get("model_type"), str):  # transformers would guess it from the folder's name
         raise ConfigurationError(
             f"{name}: its config.json has no model_type; use the config.json of a Hugging Face model"
         )
@@ -137,7 +135,7 @@ def _check_code(name: str, folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _texts_in(value: object) -> Iterator[str]:
-    """All texts of a JSON value, but not the names in its objects."""
+    """All texts of a JSON value except the names in its objects."""
     waiting = [value]
     while waiting:
         held = waiting.pop()
@@ -148,9 +146,7 @@ def _texts_in(value: object) -> Iterator[str]:
 
 
 def _check_class_maps(name: str, config: Mapping[str, Any]) -> None:
-    """What transformers can read: the maps of a base model are replaced by those of the data, so which numbers they
-    name does not matter.
-    """
+    """Transformers must be able to read them. A base model's numbers do not matter: the data's maps replace them."""
     for key in ("label2id", "id2label"):
         mapping = config.get(key)
         fits = mapping is None or (
@@ -162,7 +158,7 @@ def _check_class_maps(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _check_classes(name: str, config: Mapping[str, Any]) -> None:
-    """The maps of a trained model are those of its answers."""
+    """A trained model answers with its maps, so they must number the classes from 0."""
     for key in ("label2id", "id2label"):
         mapping = config.get(key)
         if mapping is None:
@@ -179,7 +175,7 @@ def _classes_refused(name: str, key: str, mapping: object) -> ConfigurationError
 
 
 def _check_class_names(name: str, config: Mapping[str, Any]) -> None:
-    """In an answer each class has a score of its own."""
+    """Names must be distinct: in an answer each class has its own score."""
     classes = list((config.get("id2label") or {}).values())
     if not all(isinstance(one, str) for one in classes) or len(set(classes)) < len(classes):
         raise ConfigurationError(
@@ -189,7 +185,7 @@ def _check_class_names(name: str, config: Mapping[str, Any]) -> None:
 
 
 def _check_index(name: str, folder: Path, index: Path) -> set[str]:
-    """The files that an index names."""
+    """The files that an index names, after checking that they are there."""
     weight_map = read_object(index, name).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{name}: {index.name} has no weight_map, which must name a file for each weight")
@@ -208,7 +204,7 @@ def _check_index(name: str, folder: Path, index: Path) -> set[str]:
 
 
 def _check_tensors(name: str, file: Path, *, quantized: bool) -> dict[str, int]:
-    """{weight: how many numbers}"""
+    """{weight: how many numbers it has}"""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,7 +1,6 @@
-"""What a folder or file holds that is no whole model in Hugging Face's form, and what to use instead.
+"""What a folder or file without a whole Hugging Face model holds, and what to use instead.
 
-Invariant: nothing but names of files and two small JSON files is read; names in them are other people's and are shown
-escaped."""
+Invariant: only file names and two small JSON files are read. Names in them are not trusted and are shown escaped."""
 
 from __future__ import annotations
 
@@ -38,7 +37,7 @@ _FORMATS = {
     "model.bin": "CTranslate2",
     "consolidated.*": "original Llama or Mistral",
 }
-"""Weights that cannot be trained from such a folder, by the names of their files; a GGUF file itself can."""
+"""Formats whose folders cannot be trained, by file name; a GGUF file itself can."""
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _ORIGINAL = "the model that they were made from, in safetensors"
 _MAX_JSON_BYTES = 1 << 20
@@ -46,7 +45,7 @@ _LONGEST = 200
 
 
 def other_file(path: Path) -> str:
-    """What to do with a model name that is a file, as the end of a sentence that begins with its name."""
+    """What to do about a model name that is a file, as the end of a sentence that begins with the name."""
     kind = next((said for pattern, said in _FORMATS.items() if fnmatch(path.name, pattern)), None)
     if kind is not None:
         return f"is a file of {kind} weights, which cannot be trained here; use {_ORIGINAL}"
@@ -68,12 +67,12 @@ def other_content(names: Iterable[str], read: Callable[[str], bytes], path_of: C
     """What a folder or repository without a whole model holds instead.
 
     Args:
-        names: of its files, relative to it.
-        read: name -> content, or an OSError.
+        names: its files, relative to it.
+        read: name -> content; may raise OSError.
         path_of: name of a folder in it -> what a user would type.
 
     Returns:
-        The end of a sentence that begins with its name; None where nothing is known.
+        The end of a sentence that begins with its name; None if nothing is known.
     """
     there = sorted(names)
     if found := [name for name in _ADAPTERS if name in there]:
@@ -102,9 +101,7 @@ def _adapter(file: str, read: Callable[[str], bytes]) -> str:
 
 
 def _sentence_transformer(there: list[str], read: Callable[[str], bytes], path_of: Callable[[str], str]) -> str | None:
-    """One whose parts lie in folders of their own; where the Transformer lies beside modules.json, that is a model
-    itself.
-    """
+    """For a model whose parts have folders of their own. A Transformer beside modules.json is a model itself: None."""
     beginning = "is a sentence-transformers model (modules.json)"
     parts = [part for part in _json("modules.json", read, list) if isinstance(part, dict)]
     for part in parts:
@@ -122,7 +119,7 @@ def _sentence_transformer(there: list[str], read: Callable[[str], bytes], path_o
 
 
 def _json(name: str, read: Callable[[str], bytes], kind: type) -> Any:
-    """A small JSON file's content, empty where it is no `kind`."""
+    """Content of a small JSON file; an empty `kind` if it is not one."""
     try:
         content = json.loads(read(name))
     except (OSError, ValueError, RecursionError):

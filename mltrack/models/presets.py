@@ -1,7 +1,6 @@
-"""The scratch presets: sizes, and the transformers configurations that follow from them.
+"""The scratch presets: sizes and the transformers configurations made from them.
 
-Invariant: a preset is fully described by its name, its task and its tokenizer; two builds with one seed give equal
-weights.
+Invariant: name, task and tokenizer describe a preset fully; two builds with the same seed give equal weights.
 
     scratch:tiny    2 layers of 64     for tests: an epoch in seconds
     scratch:small   4 layers of 256    for the demo: about 5 million parameters with a vocabulary of 8,192
@@ -24,7 +23,7 @@ class Preset:
     """A model's size."""
 
     vocab_size: int
-    """Upper bound of the tokenizer's vocabulary, special tokens included; small data gives fewer."""
+    """Largest vocabulary of the tokenizer, special tokens included; small data gives fewer tokens."""
     hidden_size: int
     """Width."""
     num_layers: int
@@ -34,7 +33,7 @@ class Preset:
     max_positions: int
     """Longest sequence in tokens."""
     dropout: float
-    """On embeddings and residual branches of the encoder. The decoder has none, as Llama has none."""
+    """On embeddings and residual branches of the encoder. The decoder has none, like Llama."""
 
 
 PRESETS: dict[str, Preset] = {
@@ -62,9 +61,7 @@ def preset_named(name: str) -> Preset:
 
 
 def encoder_config(preset: Preset, tokenizer: PreTrainedTokenizerFast, label_mapping: Mapping[str, int]) -> Any:
-    """RoBERTa-style: learned positions, counted from the padding id + 1, which is why there are that many more
-    of them.
-    """
+    """RoBERTa-style: learned positions, counted from the padding id + 1, so the table has that many more rows."""
     from transformers import RobertaConfig
 
     return RobertaConfig(
@@ -76,7 +73,7 @@ def encoder_config(preset: Preset, tokenizer: PreTrainedTokenizerFast, label_map
         max_position_embeddings=preset.max_positions + tokenizer.pad_token_id + 1,
         type_vocab_size=1,
         hidden_dropout_prob=preset.dropout,
-        # a mask over T x T scores is the dearest dropout of all on a CPU, and keeps SDPA off its fast path
+        # a mask over T x T scores is the slowest dropout on a CPU, and keeps SDPA off its fast path
         attention_probs_dropout_prob=0.0,
         classifier_dropout=preset.dropout,
         pad_token_id=tokenizer.pad_token_id,

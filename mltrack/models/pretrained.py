@@ -1,9 +1,9 @@
 """`open_pretrained`: a folder or hub model, checked before anything is trained; `ModelSource.build`: the model itself,
 in fp32.
 
-Invariant: nothing of a model is executed unless `trust_remote_code` says so. Weights are safetensors, or a `.bin` that
-torch reads with `weights_only=True`; every other form is refused. A seeded build leaves torch's global random state as
-it was."""
+Invariant: no code of a model runs unless `trust_remote_code` allows it. Weights are safetensors, or a `.bin` that torch
+reads with `weights_only=True`; every other format is refused. A seeded build does not change torch's global random
+state."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from mltrack.models.weights import find_weights
 from mltrack.tasks.contract import Task
 
 _LOG = logging.getLogger("mltrack.models")
-# learned positions that start behind the padding id, so the table is that much longer than a sequence may be
+# learned positions that start after the padding id: the table is that much longer than the longest sequence
 _OFFSET_POSITIONS = {
     "camembert",
     "data2vec-text",
@@ -46,8 +46,8 @@ class ModelSource:
 
     Attributes:
         name: as the user wrote it.
-        kind: which of `mltrack.models.sources` has found it: scratch, registry, gguf, folder, hub.
-        origin: what exactly the name meant: `model_commit` of a hub model, `model_digest` of a GGUF file.
+        kind: which of `mltrack.models.sources` found it: scratch, registry, gguf, folder, hub.
+        origin: the exact version: `model_commit` of a hub model, `model_digest` of a GGUF file.
         task: what it is for.
         tokenizer: None for a scratch model until `train_tokenizer`.
     """
@@ -71,7 +71,7 @@ class ModelSource:
 
     @property
     def max_positions(self) -> int | None:
-        """Longest sequence in tokens that the model takes; None where it names no limit."""
+        """Longest sequence in tokens that the model takes; None if it names no limit."""
         if self._preset is not None:
             return self._preset.max_positions
         limit = getattr(self._config, "max_position_embeddings", None)
@@ -92,7 +92,7 @@ class ModelSource:
             )
 
     def train_tokenizer(self, texts: Iterable[str]) -> Any:
-        """Train and keep the tokenizer of a scratch model, on the texts of the training split only."""
+        """Train and keep the tokenizer of a scratch model; pass texts of the training split only."""
         assert self._preset is not None, f"{self.name} brings its own tokenizer"
         kind = "decoder" if self.task.head.causal else "encoder"
         self.tokenizer = train_tokenizer(texts, self._preset.vocab_size, kind)
@@ -101,17 +101,17 @@ class ModelSource:
     def build(
         self, *, label_mapping: Mapping[str, int] | None, max_length: int, seed: int, whole: bool = False
     ) -> nn.Module:
-        """The model in fp32 on the CPU, in training mode; of the base model's generation settings it keeps none.
+        """The model in fp32 on the CPU, in training mode, without the base model's generation settings.
 
         Args:
             label_mapping: class -> index; None for a task without classes.
             max_length: longest sequence in tokens, kept in `config.mltrack`.
-            seed: of a scratch model's weights and of a new classification head.
-            whole: the weights must be all there, the head's too: a model that is judged, not one that is to be trained.
+            seed: for the weights of a scratch model and of a new classification head.
+            whole: all weights must be there, the head's too: for a model that is evaluated, not trained.
 
         Raises:
-            ConfigurationError: a length or a model that does not fit the task.
-            CheckpointError: weights that cannot be read, or only by running what is in them.
+            ConfigurationError: the length or the model does not fit the task.
+            CheckpointError: the weights cannot be read, or only by running code in them.
         """
         from transformers import GenerationConfig
 
@@ -156,15 +156,13 @@ class ModelSource:
             "dtype": torch.float32,
             "output_loading_info": True,
         }
-        options["ignore_mismatched_sizes"] = (
-            True  # they are told below; transformers would do so in a report of several lines
-        )
+        options["ignore_mismatched_sizes"] = True  # reported below; transformers would print several lines
         loaded: Any
         head = self.task.head
         with one_line(f"model_name: {self.name}"):
             config = AutoConfig.from_pretrained(self._location, **self._options)
             if head.causal:
-                options["generation_config"] = GenerationConfig()  # that of the base model is not read
+                options["generation_config"] = GenerationConfig()  # the base model's is not read
             if label_mapping is not None:
                 config.id2label = {index: label for label, index in label_mapping.items()}
                 config.label2id = dict(label_mapping)
@@ -214,7 +212,7 @@ class ModelSource:
         return [file.name for file in Path(self._location).iterdir() if file.is_file()]
 
     def _complete(self, config: Any, label_mapping: Mapping[str, int] | None, max_length: int) -> None:
-        """What a saved folder must say about itself."""
+        """Write into `config` what a saved folder must say about itself."""
         if label_mapping is not None:
             config.id2label = {index: label for label, index in sorted(label_mapping.items(), key=lambda item: item[1])}
             config.label2id = {label: index for index, label in config.id2label.items()}
@@ -231,7 +229,7 @@ class ModelSource:
 
 
 def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> None:
-    """Write a Hugging Face folder: config, safetensors, tokenizer. A data-parallel wrapper is taken off."""
+    """Write a Hugging Face folder: config, safetensors, tokenizer. A data-parallel wrapper is removed."""
     inner: Any = getattr(model, "module", model)
     with quiet():
         inner.save_pretrained(folder)
@@ -240,7 +238,7 @@ def save_pretrained(model: nn.Module, tokenizer: Any, folder: str | Path) -> Non
 
 
 def model_folder(name: str, path: Path) -> str:
-    """The folder that has config.json: the one given, or `model/` in it, where MLflow puts what it saved itself."""
+    """The folder with config.json: the given one, or `model/` in it, where MLflow saves its own models."""
     if not path.is_dir():
         raise ConfigurationError(f"model_name: {name} {other_file(path)}")
     found = next((folder for folder in (path, path / "model") if (folder / "config.json").is_file()), None)
@@ -253,7 +251,7 @@ def model_folder(name: str, path: Path) -> str:
             f"model_name: no config.json in {path}; use a Hugging Face folder with config.json, weights and tokenizer"
         )
     if not is_whole:
-        find_weights(name, there, str(found))  # it says which weights there are
+        find_weights(name, there, str(found))  # it raises an error that names the weights
     return str(found)
 
 
@@ -273,12 +271,12 @@ def open_pretrained(
     Args:
         kind, name: of the source.
         location: the folder, or the repository on the hub.
-        local_only: the hub is not asked.
-        revision: of a repository.
+        local_only: do not ask the hub.
+        revision: of the repository.
         origin: see `ModelSource`.
 
     Raises:
-        ConfigurationError, CheckpointError: one line; what is damaged, missing or of another task.
+        ConfigurationError, CheckpointError: one line that names what is damaged, missing or for another task.
     """
     import transformers
     from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
@@ -315,9 +313,7 @@ def open_pretrained(
             f"{where} is a {config.model_type}, which {head} cannot load; use a model for {task} that it can load"
         )
     probe = tokenizer("def f(x): return x", add_special_tokens=False).input_ids
-    if all(
-        token == tokenizer.unk_token_id for token in probe
-    ):  # transformers makes an empty tokenizer where the files are missing
+    if all(token == tokenizer.unk_token_id for token in probe):  # made empty by transformers if files are missing
         raise ConfigurationError(
             f"{where}: its tokenizer knows no word, as if its files were missing; put tokenizer.json beside config.json"
         )
@@ -326,9 +322,7 @@ def open_pretrained(
             raise ConfigurationError(
                 f"{where}: its tokenizer has neither a padding nor an end token; use one that has an end token"
             )
-        tokenizer.pad_token = (
-            tokenizer.eos_token
-        )  # the attention mask and the labels tell padding from an end; the vocabulary stays as it is
+        tokenizer.pad_token = tokenizer.eos_token  # mask and labels tell padding from an end; no new token is needed
     if task.head.causal and tokenizer.eos_token_id is None:
         raise ConfigurationError(
             f"{where}: its tokenizer has no end token, so a completion could not end; use one with eos_token"
@@ -340,7 +334,7 @@ def open_pretrained(
 
 
 def _tokenizer_folder(location: str) -> str:
-    """Beside the model, or where MLflow's transformers flavor puts it."""
+    """The model's folder, or the folder of MLflow's transformers flavor."""
     beside = Path(location).parent / "components" / "tokenizer"
     inside = Path(location) / "components" / "tokenizer"
     if Path(location).is_dir() and not any(Path(location).glob("tokenizer*")):
@@ -349,17 +343,15 @@ def _tokenizer_folder(location: str) -> str:
 
 
 def _is_head(model: Any, name: str) -> bool:
-    """True for a weight outside of the pretrained body: the classification head, which is new for new classes."""
+    """True for a weight outside the pretrained body: the classification head, which is new for new classes."""
     prefix = getattr(model, "base_model_prefix", "")
     return not prefix or not hasattr(model, prefix) or not name.startswith(f"{prefix}.")
 
 
 def _check_causal(model: Any, name: str) -> None:
-    """An encoder loaded as a language model sees the answer that it is asked for; its loss would be a fine figure and
-    mean nothing.
+    """Refuse an encoder loaded as a language model: it sees the tokens to predict, so its low loss would mean nothing.
 
-    The last of eight tokens is changed: what stands before it may not move, measured by how far the last one's own
-    logits move."""
+    The last of eight tokens is changed; the logits before it must not move, relative to how far its own move."""
     size = model.get_input_embeddings().num_embeddings
     ids = torch.arange(8).unsqueeze(0) % size
     changed = ids.clone()

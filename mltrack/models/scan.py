@@ -1,11 +1,10 @@
-"""`transformers` reads the files of all its models to know which names they define; here it does so once instead of
-twice, a third of a second each.
+"""Let `transformers` scan the files of its models for the names they define once instead of twice.
 
-`import transformers` reads them, and so does the first model, configuration or tokenizer: the answers are kept in a
-cache of 128 folders, and there are more than 500. What the first reading found is handed to the second.
+`import transformers` scans them, and so does the first model, configuration or tokenizer: the results go into a cache
+of 128 folders, but there are more than 500. The result of the first scan is passed to the second.
 
-Invariant: transformers gets what it would have found itself; where it is built otherwise than expected, it is left to
-find it.
+Invariant: transformers gets what it would have found itself. If its code differs from what is expected here, it scans
+as usual.
 
     read_once()     # before the first model, configuration or tokenizer
 """
@@ -19,11 +18,11 @@ from typing import Any
 
 _PREFIX = "models."
 Structure = dict[frozenset[str], dict[str, set[str]]]
-"""Packages that are needed -> module -> names."""
+"""Required packages -> module -> names."""
 
 
 def read_once() -> None:
-    """Import `transformers.models` with what `transformers` has read already."""
+    """Import `transformers.models` with the result of the scan that `import transformers` made."""
     if "transformers.models" in sys.modules:
         return
     import transformers
@@ -35,19 +34,19 @@ def read_once() -> None:
     found = _found(own, folder)
     if not found:
         return
-    file = str(folder / "__init__.py")  # what the second reading asks for; anything else is transformers' own business
+    file = str(folder / "__init__.py")  # the argument of the second scan; other calls are passed on
     utilities.define_import_structure = lambda *asked, **options: (
         found if (asked, options) == ((file,), {}) else own(*asked, **options)
     )
     try:
-        with suppress(Exception):  # then it is imported where it is needed, in its own way
+        with suppress(Exception):  # then it is imported when needed, as usual
             import transformers.models
     finally:
         utilities.define_import_structure = own
 
 
 def _found(own: Any, folder: Path) -> Structure:
-    """What the first reading found, from the cache of transformers' own function; empty where it is not there."""
+    """The result of the first scan, from the cache of transformers' own function; empty if it is not there."""
     try:
         before = own.cache_info()
         whole = own(folder, prefix=_PREFIX[:-1])
@@ -57,5 +56,5 @@ def _found(own: Any, folder: Path) -> Structure:
             needed: {name.removeprefix(_PREFIX): names for name, names in modules.items() if name.startswith(_PREFIX)}
             for needed, modules in whole.items()
         }
-    except Exception:  # another version's function may fail in any way; then transformers reads twice, as without this
+    except Exception:  # another version's function may fail in any way; then transformers scans twice
         return {}

@@ -1,8 +1,7 @@
-"""How large a model its configuration describes, found out before anything of that size is made.
+"""The size of the model that a configuration describes, checked before anything of that size is made.
 
-Invariant: no memory for weights is taken and no count is gone through that the weights' own files do not bear out; a
-configuration may ask for little more than what they hold (a head that is new, a table of positions), never for what
-they cannot fill."""
+Invariant: no memory is allocated and no loop runs for a size that the weights' files do not confirm. A configuration
+may describe slightly more than they hold (a new head, a table of positions), never what they cannot fill."""
 
 from __future__ import annotations
 
@@ -14,26 +13,26 @@ from typing import Any
 from mltrack.errors import ConfigurationError
 
 MAX_PARTS = 1024
-"""Layers, experts and the like beyond the number of tensors; each is objects in memory, before any weight."""
+"""Layers, experts and the like beyond the number of tensors; each takes objects in memory, before any weight."""
 MAX_CLASSES = 1_000_000
 _PARTS = re.compile(r"(^|_)(layers?|blocks|experts|stages|codebooks|hidden_groups|group_num)$")
 _CLASSES = ("num_labels", "_num_labels")
 _NEW_NUMBERS = 1 << 26
-"""What a model may have beyond its weights: masks and tables that are no weights, in a model that is small itself."""
+"""Numbers that a model may have beyond its weights: masks and tables of a small model."""
 
 
 def check_size(name: str, folder: Path, config: Mapping[str, Any], *, tensors: int, numbers: int) -> None:
-    """Refuse a configuration of another size than the weights'.
+    """Refuse a configuration that describes another size than the weights have.
 
     Args:
         name: the model's, for messages.
         folder: with config.json.
-        config: what that says.
-        tensors: how many the weights' files hold.
+        config: its content.
+        tensors: number of tensors in the weights' files.
         numbers: how many numbers these hold.
 
     Raises:
-        ConfigurationError: with the count or size that was seen and what the weights bear out.
+        ConfigurationError: with the described count or size and the one that the weights allow.
     """
     for key, value in members(config):
         most = max(MAX_PARTS, tensors) if _PARTS.search(key) else (MAX_CLASSES if key in _CLASSES else None)
@@ -46,7 +45,7 @@ def check_size(name: str, folder: Path, config: Mapping[str, Any], *, tensors: i
                 f"{name}: {key} in its config.json must be a whole number from 0 to {most:,}, not {str(value)[:40]}"
             )
     described = _numbers_of(name, folder, config)
-    if described is not None and described > 2 * numbers + _NEW_NUMBERS:  # twice: tied weights are described twice
+    if described is not None and described > 2 * numbers + _NEW_NUMBERS:  # twice: tied weights count twice
         raise ConfigurationError(
             f"{name}: its config.json describes {described:,} numbers, but its weights hold {numbers:,}; use the"
             " config.json that was saved with the weights"
@@ -54,7 +53,7 @@ def check_size(name: str, folder: Path, config: Mapping[str, Any], *, tensors: i
 
 
 def _numbers_of(name: str, folder: Path, config: Mapping[str, Any]) -> int | None:
-    """How many numbers the model's body has; None for an architecture that transformers has no code for."""
+    """How many numbers the model's body has; None for an architecture without code in transformers."""
     from mltrack.models.foreign_errors import one_line
 
     with one_line(name):
@@ -73,7 +72,7 @@ def _numbers_of(name: str, folder: Path, config: Mapping[str, Any]) -> int | Non
 
 
 def members(value: Any) -> Iterator[tuple[str, Any]]:
-    """All (key, value) of a JSON object and of those in it."""
+    """All (key, value) pairs of a JSON object and of the objects in it."""
     waiting = [value]
     while waiting:
         held = waiting.pop()

@@ -1,7 +1,7 @@
-"""Where a model can come from: one row of `SOURCES` a kind, and `resolve_model`, which asks them in order.
+"""Where a model can come from: `SOURCES` has one entry per kind, and `resolve_model` asks them in order.
 
-Invariant: a name is looked up by the first source that claims it; nothing of a model's weights is read, except that a
-GGUF file is dequantized into the cache.
+Invariant: the first source that claims a name looks it up. No weights are read, except that a GGUF file is dequantized
+into the cache.
 
     source = resolve_model("Salesforce/codegen-350M-mono", "code_generation", revision="main")
     source.origin                                       # {"model_commit": "4db1..."}
@@ -29,9 +29,9 @@ class Lookup:
     """What a model is looked up for."""
 
     task: Task
-    """Decides which head it must be able to have."""
+    """Decides which head it must support."""
     trust_remote_code: bool = False
-    """Let the model run Python code of its own."""
+    """Let the model run its own Python code."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     registry_resolver: Callable[[str], str] | None = None
@@ -47,22 +47,22 @@ class Source(Protocol):
 
     @property
     def has_revisions(self) -> bool:
-        """Whether one name stands for several versions of a model, of which `revision` chooses one."""
+        """Whether a name has several versions, of which `revision` chooses one."""
 
     def claims(self, model_name: str) -> bool:
-        """Whether such a name is looked up here."""
+        """Whether this source looks the name up."""
 
     def find(self, model_name: str, lookup: Lookup) -> ModelSource:
         """The model of that name.
 
         Raises:
-            ConfigurationError, CheckpointError: one line; there is none, or it cannot do the task.
+            ConfigurationError, CheckpointError: one line; there is no such model, or it cannot do the task.
         """
 
 
 @dataclass(frozen=True)
 class Scratch:
-    """Presets that are trained from nothing; the tokenizer comes from the training split."""
+    """Presets that are trained from scratch, with a tokenizer trained on the training split."""
 
     name: str = "scratch"
     prefix: str = "scratch:"
@@ -99,7 +99,7 @@ class Registry:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """A file of llama.cpp; it is dequantized once and then a folder in the cache."""
+    """A file of llama.cpp, dequantized once into a folder in the cache."""
 
     name: str = "gguf"
     has_revisions: bool = False
@@ -157,7 +157,7 @@ class Hub:
 
 
 SOURCES: tuple[Source, ...] = (Scratch(), Registry(), GgufFile(), Folder(), Hub())
-"""In the order in which they are asked; the hub takes every name that is left."""
+"""In the order in which they are asked; the hub claims every remaining name."""
 
 
 def resolve_model(
@@ -173,15 +173,15 @@ def resolve_model(
 
     Args:
         model_name: scratch:tiny|small|base, a hub name, a local folder, a .gguf file, or models:/name@alias.
-        task: decides which head it must be able to have.
+        task: decides which head it must support.
         revision: branch, tag or commit of a hub model; None: `main`.
-        trust_remote_code: let the model run Python code of its own.
+        trust_remote_code: let the model run its own Python code.
         registry_resolver: models:/ URI -> local folder.
-        as_trained: read texts as the model's tokenizer was saved to; else special tokens in a text are text.
+        as_trained: encode texts as the saved tokenizer does; else special tokens in a text are plain text.
 
     Raises:
-        ConfigurationError: one line; a name that means nothing here, a folder that is no model, a model that cannot do
-            the task, or a revision of a model that is not on the hub.
+        ConfigurationError: one line; an unknown name, a folder without a model, a model that cannot do the task, or a
+            revision of a model that is not from the hub.
     """
     found = next(one for one in SOURCES if one.claims(model_name))
     if revision is not None and not found.has_revisions:

@@ -1,7 +1,7 @@
 """Byte-level BPE for scratch models, trained on the training split only.
 
-Invariant: decoding what was encoded gives the text back byte for byte, leading white space and text that looks like a
-special token included; the same texts in any order give the same tokenizer."""
+Invariant: decoding an encoded text gives the same bytes, even with leading white space or text that looks like a
+special token. The same texts in any order give the same tokenizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, kind: str) -> Any:
     Args:
         texts: the training texts, prompts and completions alike.
         vocab_size: upper bound, special tokens and the 256 bytes included.
-        kind: "encoder" puts cls (= bos) before and sep (= eos) behind a text; "decoder" puts bos before it.
+        kind: "encoder" puts cls (= bos) before and sep (= eos) after a text; "decoder" puts bos before it.
 
     Raises:
         ConfigurationError: no text at all, or a vocabulary that cannot hold the bytes.

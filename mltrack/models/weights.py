@@ -1,6 +1,6 @@
 """Which of a model's files hold its weights, and whether they may be read.
 
-Invariant: a file that can run code while it is read is never opened by anything that would let it.
+Invariant: a file that can run code when read is only opened by a reader that does not run it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _OTHER = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", 
 
 
 def find_weights(name: str, files: Iterable[str], location: str) -> bool:
-    """True: read the safetensors; False: there is only a pytorch_model.bin, to be read with `weights_only=True`.
+    """True for safetensors; False if there is only a pytorch_model.bin, to be read with `weights_only=True`.
 
     Args:
         name: the model's, for messages.
@@ -25,8 +25,8 @@ def find_weights(name: str, files: Iterable[str], location: str) -> bool:
         location: the folder or repository.
 
     Raises:
-        CheckpointError: weights there are, but in a form that is refused.
-        ConfigurationError: there are none.
+        CheckpointError: the weights have a format that is refused.
+        ConfigurationError: there are no weights.
     """
     there = set(files)
     if there.intersection(_SAFE):
