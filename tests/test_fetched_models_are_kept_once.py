@@ -231,7 +231,7 @@ def test_where_the_cache_cannot_be_written_the_model_goes_with_the_process(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("MLTRACK_CACHE_DIR", str(tmp_path / "file"))
-    with pytest.warns(UserWarning, match="set MLTRACK_CACHE_DIR to a folder that can"):
+    with pytest.warns(UserWarning, match="set MLTRACK_CACHE_DIR to a writable folder"):
         folder = resolve(store, "models:/m/1")
     assert (folder / "MLmodel").exists()
     model_cache._temporary.pop().cleanup()

@@ -87,7 +87,7 @@ def test_the_gate_by_figures(
         ({gate.METRIC: "eval_accuracy"}, "other metric"),
         ({gate.MODE: "max"}, "other direction"),
         ({gate.TOKENS: "abc/512"}, "other tokens of the evaluation"),
-        ({gate.VALUE: "nan"}, "carries no figure"),
+        ({gate.VALUE: "nan"}, "has no metric value"),
     ],
 )
 def test_figures_that_were_not_measured_alike_are_not_compared(changed: dict[str, str], said: str) -> None:

@@ -1,8 +1,8 @@
 """The best models of the runs, by name: registered, judged against the champion, promoted, rolled back, loaded,
 deleted.
 
-Invariant: a version carries what is needed to judge it (metrics, data digests, commit) without opening its run; who is
-champion follows from what the registry's tags say, so that two that write at once come to the same end."""
+Invariant: a version carries what is needed to judge it (metrics, data digests, commit) without opening its run. The
+champion follows from the registry's tags, so that two concurrent writers reach the same result."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a version says of itself: its tags and its model card.
+"""The tags and the model card of a version.
 
-Invariant: both are made of what the run recorded; figures stand beside the baselines of the same evaluation set.
+Invariant: both contain only what the run recorded, and metrics beside the baselines of the same evaluation set.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def version_tags(
     parent: Parent | None = None,
 ) -> dict[str, str]:
     """Tags of a version: task, base model and parent, data digests, step, each metric of its checkpoint, and what the
-    gate judges by.
+    gate needs.
     """
     value = checkpoint.metrics.get(request.metric_name, checkpoint.metric_value)
     tags = {
@@ -72,10 +72,10 @@ def model_card(
     parent: Parent | None = None,
     base: Mapping[str, str] | None = None,
 ) -> str:
-    """The description of a version, in Markdown: task, data, classes, configuration, figures beside the baselines, how
-    to load, what it cannot do.
+    """The description of a version, in Markdown: task, data, classes, configuration, metrics beside the baselines, how
+    to load it, what it cannot do.
 
-    "{version}" in it stands for the number that the registry will give. `base` is `ModelSource.origin`.
+    "{version}" in it is a placeholder for the number that the registry assigns. `base` is `ModelSource.origin`.
     """
     card, classes = train_dataset.task.card, list(train_dataset.label_mapping)
     named_classes = f"\n\nClasses: {listed_classes(classes)}." if classes else ""
@@ -104,11 +104,11 @@ def model_card(
 
 
 def check_name(name: str | None) -> None:
-    """Refuse a name that the registry would refuse at the end of the training, or by which nothing could be loaded.
+    """Refuse a name that the registry would refuse at the end of the training, or that could not be loaded by.
 
     Raises:
-        ConfigurationError: it has a character that a models:/ address gives a meaning to, a control character, both
-            kinds of quotes, or it is too long.
+        ConfigurationError: it is too long, or has a character with a meaning in a models:/ address, a control
+            character, or both kinds of quotes.
     """
     if name is None:
         return
@@ -128,14 +128,14 @@ def check_name(name: str | None) -> None:
 
 
 def listed_classes(classes: Sequence[str]) -> str:
-    """The first classes, and how many more there are."""
+    """The first classes, and the number of the others."""
     lengths = list(accumulate(len(name) + 2 for name in classes[:MAX_CLASSES_SHOWN]))
     shown = max(1, bisect_right(lengths, MAX_CLASSES_CHARACTERS))
     return ", ".join(classes[:shown]) + (f" and {len(classes) - shown} more" if len(classes) > shown else "")
 
 
 def _figures(metrics: Mapping[str, float], baselines: Mapping[str, float]) -> str:
-    """A table with a column for the model and one for each baseline, a row a metric."""
+    """A table with a row per metric, a column for the model and one for each baseline."""
     columns: dict[str, dict[str, float]] = {}
     for key, value in baselines.items():
         who, _, metric = key.removeprefix("baseline_").partition("_")

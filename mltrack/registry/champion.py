@@ -1,11 +1,11 @@
-"""Which version is champion, and how it came to be: the aliases follow from the history and the versions.
+"""Which version is champion, and why: the aliases follow from the history and the versions.
 
-Invariant: MLflow has no compare-and-set, so nobody decides by what an alias says. A version carries its intent
-(`mltrack.promote` and its figures) from the moment it exists; the champion is the result of one pass over all versions
-behind the last decision of a person, and whoever has written an alias reads again until alias and result agree. So two
-relays come to the same end in whatever order their requests arrive. How far the pass has come is a tag, and only newer
-versions are read: a decision costs the same at the tenth version and at the ten-thousandth. The tag is a fact and not a
-lock: an older one, written late, makes others read more and decide the same."""
+Invariant: MLflow has no compare-and-set, so no decision depends on an alias. A version carries its intent
+(`mltrack.promote` and its metrics) from its creation. The champion is the result of one pass over all versions after
+the last decision of a person, and the writer of an alias reads again until alias and result agree. So two relays reach
+the same result in whatever order their requests arrive. A tag records how far the pass has come, and only newer
+versions are read: a decision costs the same at the tenth version and at the ten-thousandth. The tag is no lock: an
+older one, written late, makes other processes read more and decide the same."""
 
 from __future__ import annotations
 
@@ -35,60 +35,58 @@ CHAMPION, CHALLENGER = "champion", "challenger"
 OUTSIDE = "outside"
 MAX_ROUNDS = 50
 IN_FLIGHT_MS = 3_600_000
-"""How long a version without a decision may be somebody's that is still writing."""
+"""How long a version without a decision may belong to a process that is still writing."""
 SETTLING_MS = 10_000
-"""How long an alias may lag behind a person's decision that is written already."""
+"""How long an alias may lag behind the recorded decision of a person."""
 SETTLED_AT_ONCE = 10
-"""So many versions are read again before a tag is written that says they need not be."""
+"""How many versions are read again before a tag marks them as settled."""
 MAX_NAMED = 10
-"""Versions that an error names."""
+"""How many versions an error names."""
 VERSION_IN_CARD = "{version}"
-"""Stands in a model card for the number that the registry gives."""
+"""Placeholder in a model card for the number that the registry assigns."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a version."""
+    """The result for a version."""
 
     version: int
     aliases: list[str]
     decision: str
     command: str | None = None
-    """Where the gate cannot tell: what decides."""
+    """If the gate cannot tell: the command that decides."""
 
 
 @dataclass
 class Standing:
-    """The registered model at one moment, and who should be its champion."""
+    """The registered model at one moment, and which version should be its champion."""
 
     model: RegisteredModel
-    """With the versions that are not settled, and the one of the last change."""
+    """With the versions that are not settled and the version of the last change."""
     history: list[Change]
     settled: Settled = field(default_factory=Settled)
     read_above: int = 0
     """Versions up to this number are settled and were not read."""
     champion: int | None = None
     verdicts: dict[int, gate.Verdict] = field(default_factory=dict)
-    """Of the versions behind the last decision."""
+    """Of the versions after the last decision."""
     unwritten: list[Change] = field(default_factory=list)
-    """Changes that follow and are not in the tags yet."""
+    """Changes that follow from the versions but are not in the tags yet."""
 
     @property
     def newest(self) -> int:
-        """The highest number of a version that was ever looked at."""
+        """The highest version number that was ever read."""
         return max([*self.model.versions, *(change.barrier for change in self.history), self.read_above])
 
     @property
     def mark(self) -> str:
-        """Of the last decision by a person."""
+        """The mark of the last decision by a person."""
         decided = last_decision(self.history)
         return decided.mark if decided is not None else ""
 
     @property
     def settled_now(self) -> Settled:
-        """As far as all versions are judged and have their decision, or have none after so long that nobody is about to
-        write it.
-        """
+        """Up to the last version before which each has its decision, or is too old for one to be written still."""
         number, since = self.read_above, now_ms() - IN_FLIGHT_MS
         for version in sorted(self.model.versions.values(), key=lambda one: one.number):
             if _is_open(version) and version.created_ms > since:
@@ -98,7 +96,7 @@ class Standing:
 
 
 def read_standing(connected: Store, name: str) -> Standing:
-    """Read the model and go through the versions that are not settled."""
+    """Read the model and judge the versions that are not settled."""
     head = model_tags.read_head(connected, name) or RegisteredModel(name=name)
     standing = Standing(head, read_history(head.tags), Settled.read(head.tags))
     last = standing.history[-1] if standing.history else None
@@ -140,7 +138,7 @@ def settle(connected: Store, name: str) -> Standing:
     """Write what follows from the versions and the last decision, until the alias agrees.
 
     Raises:
-        TrackingError: somebody else moves the alias all the time.
+        TrackingError: other processes keep moving the alias.
     """
     for _ in range(MAX_ROUNDS):
         standing = read_standing(connected, name)
@@ -159,15 +157,15 @@ def settle(connected: Store, name: str) -> Standing:
 
 
 def register(connected: Store, name: str, model_id: str, tags: Mapping[str, Any], description: str) -> Outcome:
-    """The finished run's best as a version with the alias challenger, judged against the champion; the second call for
-    it changes nothing.
+    """Register the finished run's best as a version with the alias challenger, and judge it against the champion. A
+    second call changes nothing.
 
     Args:
         connected: the store.
         name: of the registered model.
         model_id: the logged model, READY.
-        tags: as `version_tags` makes them; they are the intent that others read.
-        description: Markdown; "{version}" in it becomes the number.
+        tags: as `version_tags` makes them; other processes read the intent from them.
+        description: Markdown; "{version}" in it is replaced by the number.
     """
     _adopt(connected, name)
     number = int(registry.register(connected, name, model_id, tags=tags, description=description))
@@ -191,12 +189,12 @@ def register(connected: Store, name: str, model_id: str, tags: Mapping[str, Any]
 def promote(
     name: str, version: str | int | None = None, tracking_uri: str | None = None, *, alias: str = CHAMPION
 ) -> str | None:
-    """Move an alias by hand; returns the version that had it before.
+    """Move an alias by hand and return the version that had it before.
 
     Args:
         name: of the registered model.
-        version: its number; None is the one that is challenger.
-        tracking_uri: of the store; None is the default one.
+        version: its number; None: the challenger.
+        tracking_uri: of the store; None: the default one.
         alias: champion, or any other.
 
     Raises:
@@ -221,10 +219,10 @@ def alias(name: str, word: str, version: str | int, tracking_uri: str | None = N
 
 
 def rollback(name: str, tracking_uri: str | None = None) -> Change:
-    """Make the champion before the present one champion again; called again, it goes further back.
+    """Make the previous champion champion again; another call goes further back.
 
     Raises:
-        TrackingError: no such model, or no earlier champion that is still there.
+        TrackingError: no such model, or no earlier champion still exists.
     """
     connected = connect_existing(tracking_uri, name)
     existing_model(connected, name)
@@ -244,9 +242,7 @@ def rollback(name: str, tracking_uri: str | None = None) -> Change:
 
 
 def decide(connected: Store, name: str, version: int | None, *, kind: str, why: str) -> Change:
-    """Write a person's decision down and have the alias follow it; what somebody did to the alias before by other means
-    is written down first.
-    """
+    """Record a person's decision and move the alias; an earlier change of it by other means is recorded first."""
     if kind != OUTSIDE:
         _adopt(connected, name)
     standing = read_standing(connected, name)
@@ -264,7 +260,7 @@ def existing_model(connected: Store, name: str) -> RegisteredModel:
     """The model, without its versions.
 
     Raises:
-        TrackingError: there is none of that name with a version; those that are there are named.
+        TrackingError: no model of that name has a version; the message names the existing ones.
     """
     model = model_tags.read_head(connected, name)
     if model is None or not model_tags.newest_numbers(connected, name, 1):
@@ -277,10 +273,10 @@ def existing_model(connected: Store, name: str) -> RegisteredModel:
 
 
 def existing_version(connected: Store, model: RegisteredModel, version: str | int) -> RegisteredVersion:
-    """A version that is there.
+    """The version of that number.
 
     Raises:
-        TrackingError: it is not; the newest ones are named.
+        TrackingError: there is none; the message names the newest ones.
     """
     text = str(version)
     found = model_tags.read_version(connected, model.name, int(text)) if text.isascii() and text.isdecimal() else None
@@ -290,7 +286,7 @@ def existing_version(connected: Store, model: RegisteredModel, version: str | in
 
 
 def versions_there(connected: Store, name: str) -> str:
-    """The newest versions' numbers, for messages."""
+    """Numbers of the newest versions, for messages."""
     numbers = model_tags.newest_numbers(connected, name, MAX_NAMED + 1)
     return ("... " if len(numbers) > MAX_NAMED else "") + ", ".join(
         str(number) for number in reversed(numbers[:MAX_NAMED])
@@ -298,10 +294,10 @@ def versions_there(connected: Store, name: str) -> str:
 
 
 def _adopt(connected: Store, name: str) -> None:
-    """What somebody did to the alias by other means, MLflow's page for instance, is a decision like any other.
+    """Record a change of the alias by other means, such as MLflow's page, as a decision like any other.
 
-    While somebody is registering, an alias that does not agree may be one that is about to; not where it stands on a
-    version that it never had lately."""
+    While a run is registering, an alias that differs may be about to be moved, unless it has not been on this version
+    lately."""
     standing = read_standing(connected, name)
     held = standing.model.aliases.get(CHAMPION)
     if held == standing.champion:
@@ -311,7 +307,7 @@ def _adopt(connected: Store, name: str) -> None:
         return
     decided = last_decision(standing.history)
     if decided is not None and held == decided.before and decided.at_ms > now_ms() - SETTLING_MS:
-        return  # whoever decided is about to move it
+        return  # the process that decided is about to move it
     since = now_ms() - IN_FLIGHT_MS
     registering = any(_is_open(one) and one.created_ms > since for one in standing.model.versions.values())
     lately = {
@@ -326,14 +322,14 @@ def _adopt(connected: Store, name: str) -> None:
 
 
 def _note_settled(connected: Store, standing: Standing) -> None:
-    """Write down how far the versions need not be read again, once all that follows from them is written."""
+    """Record up to which version none must be read again, once everything that follows from them is written."""
     now = standing.settled_now
     if not standing.unwritten and now.number >= standing.read_above + SETTLED_AT_ONCE:
         model_tags.set_model_tag(connected, standing.model.name, SETTLED, now.text)
 
 
 def _challenge(connected: Store, name: str, number: int) -> None:
-    """The alias challenger on the newest version that a run has registered."""
+    """Set the alias challenger on the newest version that a run has registered."""
     for _ in range(MAX_ROUNDS):
         later = model_tags.read_versions(connected, name, above=number)
         number = max([number, *(other.number for other in later.values() if gate.POLICY in other.tags)])
@@ -344,7 +340,7 @@ def _challenge(connected: Store, name: str, number: int) -> None:
 
 
 def _past_verdict(connected: Store, standing: Standing, version: RegisteredVersion) -> gate.Verdict:
-    """What became of a version that others have decided on since."""
+    """The verdict on a version that other processes have decided on since."""
     own = next((change for change in standing.history if change.by_gate and change.version == version.number), None)
     if own is not None:
         return gate.Verdict(True, own.why)
@@ -357,10 +353,10 @@ def _past_verdict(connected: Store, standing: Standing, version: RegisteredVersi
 
 
 def _version_there(connected: Store, name: str, number: int) -> RegisteredVersion:
-    """A version that was there a moment ago.
+    """A version that existed a moment ago.
 
     Raises:
-        TrackingError: somebody has deleted it since.
+        TrackingError: it has been deleted since.
     """
     found = model_tags.read_version(connected, name, number)
     if found is None:
@@ -369,5 +365,5 @@ def _version_there(connected: Store, name: str, number: int) -> RegisteredVersio
 
 
 def _is_open(version: RegisteredVersion) -> bool:
-    """True where a run registered it and has not written down yet what became of it."""
+    """True if a run registered it and has not recorded its decision yet."""
     return gate.POLICY in version.tags and gate.DECISION not in version.tags

@@ -1,6 +1,7 @@
-"""A version, or a whole registered model, taken out of the registry with its bytes.
+"""Deletes a version or a whole registered model, with its bytes.
 
-Invariant: what people load by an alias is deleted only by force, and no bytes that another version points at.
+Invariant: a version with an alias other than challenger is deleted only by force; bytes that another version uses are
+kept.
 """
 
 from __future__ import annotations
@@ -33,10 +34,10 @@ def delete(
 
     Args:
         name: of the registered model.
-        version: its number; None deletes the whole model.
+        version: its number; None: the whole model.
         tracking_uri: of the store.
-        force: also what has an alias other than challenger.
-        keep_files: only the entry in the registry; the logged model stays with its run.
+        force: also delete versions with an alias other than challenger.
+        keep_files: delete only the entry in the registry; the logged model stays with its run.
 
     Returns:
         What was done, one line each.
@@ -66,7 +67,7 @@ def delete(
 
 def _delete_version(connected: Store, model: RegisteredModel, number: int) -> list[str]:
     held = sorted(alias for alias, version in model.aliases.items() if version == number)
-    if CHAMPION in held:  # written first: whoever registers meanwhile must not bring it back
+    if CHAMPION in held:  # recorded first: a run that registers meanwhile must not restore it
         decide(connected, model.name, None, kind="delete", why=f"version {number} was deleted")
     registry.delete_version(connected, model.name, number)
     lines = [

@@ -1,8 +1,8 @@
-"""Two versions evaluated on one data set, and the better one made champion.
+"""Evaluates two versions on one data set and makes the better one champion.
 
-Invariant: both are counted on the same records. A completion's loss a token depends on the tokenizer, so where the
-tokenizers differ the loss is counted a character of the completions, and records that `max_length` cuts are left out
-for both."""
+Invariant: both are evaluated on the same records. A completion's loss per token depends on the tokenizer, so if the
+tokenizers differ, the loss is per character of the completions, and records that `max_length` cuts are left out for
+both."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PER_CHARACTER = "eval_loss_per_character"
 
 @dataclass(frozen=True)
 class Duel:
-    """What the evaluation of two versions gave."""
+    """The result of evaluating two versions."""
 
     challenger: int
     champion: int | None
@@ -48,23 +48,23 @@ def promote_on(
     notice: Callable[[str], None] = lambda line: None,
     reading: Mapping[str, Any] | None = None,
 ) -> Duel:
-    """Evaluate a version and the champion on one data set; where it is better by the margin, it becomes champion. Both
-    ways it is recorded.
+    """Evaluate a version and the champion on one data set; if it is better by the margin, it becomes champion. The
+    decision is recorded either way.
 
     Args:
         name: of the registered model.
         dataset_path: records, or stdlib.
-        version: None is the challenger.
+        version: None: the challenger.
         tracking_uri: of the store.
-        margin: in units of the metric; None is the one that the version's run was given.
-        batch_size: examples a batch; the figures do not depend on it.
+        margin: in units of the metric; None: the margin of the version's run.
+        batch_size: examples per batch; the metrics do not depend on it.
         notice: takes one line at a time for the user.
         reading: how `DatasetLoader` reads the records: columns, labels, on_bad_record.
 
     Raises:
         TrackingError: no such model or version, or it is champion already.
         DatasetError: records that cannot be used.
-        ConfigurationError: two models that do not do the same task, or a metric that this evaluation does not give.
+        ConfigurationError: the models have different tasks, or this evaluation does not give the metric.
     """
     one_part(dataset_path)
     connected = connect_existing(tracking_uri, name)
@@ -114,7 +114,7 @@ def _evaluate(
     reading: Mapping[str, Any],
     notice: Callable[[str], None],
 ) -> tuple[str, dict[int, float], str]:
-    """(the metric that was compared, its value by version, digest of the records)."""
+    """(the compared metric, its value by version, digest of the records)."""
     from mltrack.models.inspection import inspect_trained, read_object
 
     settings = {one: inspect_trained(f"version {one}", folder) for one, folder in folders.items()}

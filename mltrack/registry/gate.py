@@ -1,7 +1,7 @@
-"""The promotion gate: does a version take the champion's place?
+"""The promotion gate: does a version replace the champion?
 
-Invariant: a pure function of both versions' tags; figures are compared only where they were measured on the same data,
-in the same way."""
+Invariant: a pure function of both versions' tags; metrics are compared only if they were measured on the same data in
+the same way."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ POLICY, MARGIN = "mltrack.promote", "mltrack.promote_margin"
 EVAL_PATH = "mltrack.eval_path"
 DECISION, DECIDE = "mltrack.decision", "mltrack.decide"
 _ROUNDING = 1e-9
-"""Share of the margin that two decimal fractions may miss it by: 0.35 - 0.30 is less than 0.05."""
+"""Tolerance, as a share of the margin, for decimal fractions: 0.35 - 0.30 is less than 0.05."""
 
 Tags = Mapping[str, str]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the gate says of one version."""
+    """The gate's decision on one version."""
 
     promoted: bool
     why: str
     open: bool = False
-    """True where only an evaluation of both on one data set can tell."""
+    """True if only an evaluation of both on one data set can tell."""
 
 
 def judge(challenger: Tags, champion: Tags | None, champion_version: int | None) -> Verdict:
-    """Whether the challenger takes the champion's place.
+    """Whether the challenger replaces the champion.
 
     Args:
         challenger: tags of its version; `mltrack.promote` is auto, never or always.
-        champion: tags of the present one, None where there is none.
+        champion: tags of the present one; None if there is none.
         champion_version: its number.
     """
     policy = challenger.get(POLICY, "auto")
@@ -64,7 +64,7 @@ def judge(challenger: Tags, champion: Tags | None, champion_version: int | None)
 
 
 def compare(metric: str, value: float, held: float, mode: str, margin: float) -> tuple[bool, str]:
-    """Whether `value` is better than `held` by the margin, with a sentence that has `{other}` in it.
+    """Whether `value` is better than `held` by the margin, and a sentence with the placeholder `{other}`.
 
     Equal is not better, whatever the margin.
     """
@@ -80,9 +80,9 @@ def compare(metric: str, value: float, held: float, mode: str, margin: float) ->
 
 
 def incomparable(challenger: Tags, champion: Tags) -> str:
-    """Why the figures of two versions cannot be compared; empty where they can."""
+    """Why the metrics of two versions cannot be compared; empty if they can."""
     if champion.get(METRIC) is None or number(champion.get(VALUE)) is None:
-        return "that one carries no figure of its own"
+        return "that version has no metric value"
     for key, noun in (
         (METRIC, "metric"),
         (MODE, "direction"),
@@ -111,9 +111,7 @@ def deciding_command(name: str, version: int, tags: Tags) -> str:
 
 
 def open_command(name: str, version: int, tags: Tags) -> str | None:
-    """That command where the version's tags say that it is undecided. The tag says no more than that: what it holds,
-    anybody may have written.
-    """
+    """That command if the version's tags say that it is undecided. The tag's text itself is not trusted."""
     return deciding_command(name, version, tags) if tags.get(DECIDE, "decided") != "decided" else None
 
 

@@ -1,7 +1,7 @@
-"""Who was champion when, and why: one tag of the registered model a change.
+"""Which version was champion when, and why: one tag of the registered model per change.
 
-Invariant: a change is written once and never rewritten, so that two writers lose nothing of each other. A change by the
-gate is a function of the versions and of the last change by a person: whoever computes it writes the same."""
+Invariant: a change is written once and never rewritten, so that concurrent writers lose nothing. A change by the gate
+is a function of the versions and of the last change by a person: every process that computes it writes the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 
 PREFIX = "mltrack.champion."
 SETTLED = "mltrack.champion.settled"
-"""The tag that says how far the versions need not be read again."""
+"""The tag that says up to which version none must be read again."""
 KINDS = ("gate", "promote", "evaluate", "rollback", "delete", "outside")
 MAX_CHANGES = 100
 MAX_WHY = 600
@@ -21,10 +21,10 @@ MAX_WHY = 600
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """From then on `version` was champion."""
+    """From this change on, `version` was champion."""
 
     version: int | None
-    """None: nobody."""
+    """None: there was no champion."""
     before: int | None
     why: str
     kind: str
@@ -32,10 +32,10 @@ class Change:
     moved by other means.
     """
     barrier: int
-    """The highest version that was there; the gate goes on with the next one."""
+    """The highest version at that time; the gate continues with the next one."""
     at_ms: int
     mark: str = ""
-    """Tells changes by people apart; for the gate, the mark of the change that it goes on from."""
+    """Tells changes by people apart; for the gate, the mark of the change that it continues from."""
 
     @property
     def by_gate(self) -> bool:
@@ -43,12 +43,12 @@ class Change:
 
     @property
     def key(self) -> str:
-        """Name of its tag. The gate's names its version and what it goes on from: two relays write one tag."""
+        """Name of its tag. The gate's has its version and the mark it continues from: two relays write one tag."""
         return f"{PREFIX}{self.barrier:06d}.{'gate' if self.by_gate else 'hand'}.{self.mark or 'start'}"
 
     @property
     def order(self) -> tuple[int, bool, int, str]:
-        """Place in the history: a person's decision comes behind those on the versions that were there."""
+        """Place in the history: a person's decision comes after those on the versions of that time."""
         return self.barrier, not self.by_gate, self.at_ms, self.mark
 
     @property
@@ -74,15 +74,15 @@ class Change:
 
 
 def new_mark(at_ms: int) -> str:
-    """A mark that nobody else makes."""
+    """A unique mark."""
     return f"{at_ms}-{uuid.uuid4().hex[:6]}"
 
 
 def read_history(tags: Mapping[str, str]) -> list[Change]:
-    """The changes that count, the oldest first; a tag that is none of ours is left out.
+    """The changes that count, oldest first; other tags are left out.
 
-    One by the gate counts only where it goes on from the last change by a person: one that was computed while somebody
-    decided does not."""
+    A change by the gate counts only if it continues from the last change by a person, not if it was computed while a
+    person decided."""
     found = sorted(
         (change for key, text in tags.items() if (change := _parse(key, text)) is not None),
         key=lambda change: change.order,
@@ -104,17 +104,15 @@ def last_decision(history: Sequence[Change]) -> Change | None:
 
 @dataclass(frozen=True)
 class Settled:
-    """Up to this number each version was judged, and its run has written down what became of it; the champion is that
-    of the last change.
-    """
+    """Each version up to this number was judged and has its run's decision; the champion is that of the last change."""
 
     number: int = 0
     mark: str = ""
-    """Of the last change by a person when this was written: after another one the judging begins there."""
+    """Of the last change by a person at that time: after another one, judging begins there."""
 
     @classmethod
     def read(cls, tags: Mapping[str, str]) -> Settled:
-        """Nothing is settled where the tag is missing, as up to version 0.1, or is none of ours."""
+        """Parse the tag; nothing is settled if it is missing, as up to version 0.1, or invalid."""
         number, _, mark = tags.get(SETTLED, "").partition(" ")
         return cls(int(number), mark) if number.isdecimal() else cls()
 
@@ -125,12 +123,12 @@ class Settled:
 
 
 def outdated(history: Sequence[Change]) -> list[Change]:
-    """The oldest changes beyond `MAX_CHANGES`; never the last decision, from which the later ones follow."""
+    """The oldest changes beyond `MAX_CHANGES`, except the last decision, from which the later ones follow."""
     return [change for change in history[: max(0, len(history) - MAX_CHANGES)] if change is not last_decision(history)]
 
 
 def champions_in_turn(history: Sequence[Change]) -> list[int]:
-    """The champions as a stack, the present one last: a rollback takes off what came after the one that it restores."""
+    """The champions as a stack, the present one last: a rollback removes those after the one that it restores."""
     stack: list[int] = []
     for change in history:
         if change.version is None:

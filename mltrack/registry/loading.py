@@ -1,7 +1,6 @@
-"""A registered model found again: its files, its answers, where it comes from.
+"""Finds a registered model: its files, its answers, its origin.
 
-Invariant: what mltrack loads itself runs no code of the model's folder, not even the loader that travels with it; that
-one is for MLflow."""
+Invariant: mltrack itself runs no code from the model's folder, not even the loader in it, which is for MLflow."""
 
 from __future__ import annotations
 
@@ -25,14 +24,14 @@ class Parent:
     """The registered version that a training starts from."""
 
     uri: str
-    """models:/name/version: what an alias meant when the training began."""
+    """models:/name/version: the version that an alias named when the training began."""
     folder: str
     model_id: str | None = None
     run_id: str | None = None
 
     @property
     def tags(self) -> dict[str, str]:
-        """On the run and on its version."""
+        """Tags of the run and of its version."""
         known = {PARENT: self.uri, PARENT_MODEL: self.model_id, PARENT_RUN: self.run_id}
         return {key: value for key, value in known.items() if value}
 
@@ -43,10 +42,10 @@ def find_parent(model_name: str, tracking_uri: str | None = None, saved_config: 
     Args:
         model_name: as the user gave it.
         tracking_uri: of the store.
-        saved_config: config.json of the run that is resumed: its parent stays what it was, wherever the alias is now.
+        saved_config: config.json of the resumed run, whose parent stays the same if the alias has moved.
 
     Raises:
-        TrackingError: no such model; the message says where it was looked for.
+        TrackingError: no such model; the message names the store.
     """
     if not model_name.startswith("models:/"):
         return None
@@ -66,7 +65,7 @@ def find_parent(model_name: str, tracking_uri: str | None = None, saved_config: 
         )
     version = model_tags.read_version(connected, uri.name, number) if number is not None else None
     if version is None:
-        store.resolve(connected, wanted)  # it says what is missing
+        store.resolve(connected, wanted)  # raises an error that says what is missing
         raise TrackingError(f"no {wanted} in {connected.shown_uri}")
     pinned = f"models:/{uri.name}/{number}"
     return Parent(pinned, str(store.resolve(connected, pinned)), model_id=version.model_id, run_id=version.run_id)
@@ -76,16 +75,16 @@ def local_folder(uri: str, tracking_uri: str | None = None) -> str:
     """A local folder with the files of `models:/name@alias` or `models:/name/version`.
 
     Raises:
-        TrackingError: no such model; the message says where it was looked for.
+        TrackingError: no such model; the message names the store.
     """
     return str(store.resolve(connect_existing(tracking_uri, uri), uri))
 
 
 def model_folder(uri: str, tracking_uri: str | None = None) -> str:
-    """The local folder of a registered model, or the folder that `uri` is itself.
+    """The local folder of a registered model, or `uri` itself if it is a folder.
 
     Raises:
-        ConfigurationError: a folder that holds no model.
+        ConfigurationError: the folder holds no model.
         TrackingError: no such model.
     """
     from mltrack.models.other_formats import WHOLE, content_of
@@ -103,7 +102,7 @@ def model_folder(uri: str, tracking_uri: str | None = None) -> str:
 
 
 def connect_existing(tracking_uri: str | None, wanted: str) -> Store:
-    """The store to read from; a database that is not there is not made.
+    """The store to read from; a missing database is not created.
 
     Raises:
         TrackingError: there is no such database; the message names MLFLOW_TRACKING_URI.
@@ -119,16 +118,15 @@ def connect_existing(tracking_uri: str | None, wanted: str) -> Store:
 
 
 def load(uri: str, tracking_uri: str | None = None) -> Any:
-    """A registered model, or a folder that mltrack trained: .predict(["..."], params) answers as its version does
-    through MLflow.
+    """A registered model, or a folder that mltrack trained: .predict(["..."], params) answers as through MLflow.
 
     Args:
         uri: models:/name@alias, models:/name/version, models:/m-..., or a folder with config.json.
         tracking_uri: of the store.
 
     Raises:
-        ConfigurationError: a folder that is no model of mltrack's.
-        CheckpointError: weights that are damaged, or that do not fit the configuration.
+        ConfigurationError: mltrack did not train the folder's model.
+        CheckpointError: the weights are damaged or do not fit the configuration.
         TrackingError: no such model.
     """
     folder = model_folder(uri, tracking_uri)
@@ -143,10 +141,10 @@ def load(uri: str, tracking_uri: str | None = None) -> Any:
 def predict(
     uri: str, texts: Sequence[str], tracking_uri: str | None = None, params: Mapping[str, Any] | None = None
 ) -> list[Any]:
-    """What a model says of texts: {label, score, scores} for a classification, the completion for a generation.
+    """A model's answers to texts: {label, score, scores} for a classification, the completion for a generation.
 
     Raises:
-        ConfigurationError: a text or a param that is none, or an answer that is no number; and those of `load`.
+        ConfigurationError: an invalid text or param, or an answer that is not a number; and the errors of `load`.
     """
     model = load(uri, tracking_uri)
     try:

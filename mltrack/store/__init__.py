@@ -1,8 +1,7 @@
-"""What mltrack does with MLflow, in verbs; the only package that imports mlflow, and the one place for its version
-cliffs.
+"""What mltrack does with MLflow, in verbs. Only this package imports mlflow and handles differences of its versions.
 
-Invariant: importing this package loads no mlflow; every error that leaves it is StoreUnavailable (try later),
-StoreRejected (never again) or another TrackingError, one line each; every verb can be called again after being cut off.
+Invariant: importing this package loads no mlflow. Every error that leaves it is StoreUnavailable (try later),
+StoreRejected (do not try again) or another TrackingError, of one line. Every verb can be repeated when interrupted.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A run's files: put, listed, fetched, deleted.
 
-Invariant: every verb can be repeated. On a local root nothing is seen half written; elsewhere (the server's proxy, S3)
-MLflow's own repository carries the files. `delete` deletes bytes, not only the entry. A file that cannot be read is
-UnreadableFile, whatever the store does; a store that cannot take a file that can be read is StoreUnavailable."""
+Invariant: every verb can be repeated. On a local root no reader finds a file half written; elsewhere (the server's
+proxy, S3) MLflow's own repository transfers the files. `delete` deletes bytes, not only the entry. An unreadable file
+is UnreadableFile, whatever the store does; if the store cannot take a readable file, the error is StoreUnavailable."""
 
 from __future__ import annotations
 
@@ -24,30 +24,27 @@ from mltrack.store.database import database_file
 from mltrack.store.refusal import StoreRejected, StoreUnavailable, is_missing, translated
 
 SURE_FROM_BYTES = 1 << 20
-"""A smaller file is always sent: what it would save is less than what a look at it costs, and some are made anew in the
-same size.
-"""
+"""A smaller file is always sent: checking for it costs more than it saves, and some are rewritten in the same size."""
 _OF_THE_NAME = {errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.EINVAL, errno.EFBIG}
-"""What a local root says that can take files, but not this one there."""
+"""Errors of a local root that can take files, but not this one under this name."""
 log = logging.getLogger("mltrack.store")
 
 
 class UnreadableFile(TrackingError):
-    """A local file that cannot be read: it alone is to blame, whatever store it was for."""
+    """A local file that cannot be read, whatever store it was for."""
 
 
 def check_readable(path: Path, *, whole: bool = False) -> None:
-    """Return where this is a regular file that can be opened.
+    """Return if this is a regular file that can be opened.
 
     Args:
-        whole: read all of it, too.
+        whole: also read all of it.
 
     Raises:
-        UnreadableFile: it is gone, may not be read, is no regular file (a folder, a socket, a pipe), or the disk does
-            not give it back.
+        UnreadableFile: it is gone, may not be read, is no regular file (a folder, a socket, a pipe), or the disk fails.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for whoever writes into it
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for its writer
             raise UnreadableFile(f"{path}: is no regular file")
         with path.open("rb") as file:
             while whole and file.read(1 << 20):
@@ -58,21 +55,21 @@ def check_readable(path: Path, *, whole: bool = False) -> None:
 
 @contextmanager
 def reading(path: Path, root: Path | None = None) -> Iterator[None]:
-    """Inside, one file is brought to a store: what goes wrong is the file's fault, or the store's.
+    """While one file is sent to a store: tell errors of the file from errors of the store.
 
     Args:
-        root: the folder that is the store, where it is one of this machine.
+        root: the store's folder, if it is on this machine.
 
     Raises:
         UnreadableFile: as `check_readable`.
         StoreRejected: this root takes files, but not under this name.
-        StoreUnavailable: any other OSError, such as a full disk: the file can be read to its end.
+        StoreUnavailable: any other OSError, such as a full disk, if the file can be read to its end.
     """
     check_readable(path)
     try:
         yield
     except OSError as error:
-        if type(error).__module__ != "builtins":  # of requests, whose errors are OSErrors and know the server's answer
+        if type(error).__module__ != "builtins":  # of requests: these OSErrors carry the server's answer
             raise
         check_readable(path, whole=True)
         line = f"{path.name} cannot be stored: {error.strerror or error}"
@@ -90,12 +87,11 @@ def put_file(
     goes_on: bool = False,
     immutable: bool = False,
 ) -> None:
-    """The file under its own name in the folder `artifact_path` (None: the run's root), replacing what is there.
+    """Put the file under its own name into the folder `artifact_path` (None: the run's root), replacing one there.
 
     Args:
-        goes_on: a large file that is there in its size is this one, of an upload that was cut off, and is not sent
-            again.
-        immutable: the file is never rewritten in place, as a checkpoint's: on a local root it may become a hard link.
+        goes_on: resume an interrupted upload: a large file that is there with the same size is not sent again.
+        immutable: the file is never rewritten in place, like a checkpoint's: on a local root it may become a hard link.
 
     Raises:
         UnreadableFile: see `reading`.
@@ -111,7 +107,7 @@ def put_file(
 
 
 def put_text(store: Store, run_id: str, text: str, artifact_file: str) -> None:
-    """A text file at `artifact_file`, as "checkpoints/index.json"."""
+    """Write a text file at `artifact_file`, such as "checkpoints/index.json"."""
     name = _named(artifact_file)
     with translated(store, f"storing {name}"):
         root, local = _place(store, run_id, to_write=True)
@@ -125,14 +121,14 @@ def put_text(store: Store, run_id: str, text: str, artifact_file: str) -> None:
 
 
 def delete(store: Store, run_id: str, artifact_path: str) -> None:
-    """The file or folder and its bytes; what is gone already is no error."""
+    """Delete the file or folder and its bytes; it may be gone already."""
     name = _named(artifact_path)
     with translated(store, f"deleting {name}"):
         root, local = _place(store, run_id)
         if local is not None:
             placement.remove(_inside(local, name))
             return
-        # MLflow up to 3.13, here or in the server, deletes on S3 all keys that begin with the name: checkpoints/10 with
+        # MLflow up to 3.13, here or in the server, deletes all S3 keys that begin with the name: checkpoints/10 with
         # checkpoints/1.
         repo = repository(store, root)
         siblings = _names(repo, str(Path(name).parent.as_posix()).removeprefix("."))
@@ -144,21 +140,18 @@ def delete(store: Store, run_id: str, artifact_path: str) -> None:
 
 
 def delete_tree(store: Store, uri: str, name: str | None = None) -> None:
-    """Deletes the bytes at an artifact URI that is not a local folder; what is gone already is no error."""
+    """Delete the bytes at an artifact URI that is not a local folder; they may be gone already."""
     try:
         with artifact_timeout(store):
             repository(store, uri).delete_artifacts(name)
     except Exception as error:
-        if not is_missing(error) and "No such file or directory" not in str(
-            error
-        ):  # the second is Azure's word for it, without a code
+        # Azure says it in words, without a code.
+        if not is_missing(error) and "No such file or directory" not in str(error):
             raise
 
 
 def list_names(store: Store, run_id: str, path: str | None = None) -> list[str]:
-    """The names of the files and folders right in the folder `path` (None: the run's root); none where it does not
-    exist.
-    """
+    """Names of the files and folders directly in the folder `path` (None: the run's root); none if it is missing."""
     with translated(store, f"listing {path or 'files'}"):
         return sorted(
             name.rsplit("/", 1)[-1] for name in _names(repository(store, _place(store, run_id)[0]), _checked(path))
@@ -166,50 +159,45 @@ def list_names(store: Store, run_id: str, path: str | None = None) -> list[str]:
 
 
 def list_files(store: Store, run_id: str, path: str | None = None) -> dict[str, int]:
-    """All files at and below `path`: their paths in the run, with their sizes in bytes."""
+    """{path in the run: size in bytes} of all files at and below `path`."""
     with translated(store, "listing files"):
         return list_below(repository(store, _place(store, run_id)[0]), _checked(path))
 
 
 def download(store: Store, run_id: str, path: str, dst: str | os.PathLike[str]) -> Path:
-    """A copy of the file or folder as `dst`/`path`; returns that path."""
+    """Copy the file or folder to `dst`/`path` and return that path."""
     name = _named(path)
     with translated(store, f"fetching {name}"), artifact_timeout(store):
         repo = repository(store, _place(store, run_id)[0])
         for file in list_below(repo, name) or [name]:
             target = _inside(Path(dst), file)
             target.parent.mkdir(parents=True, exist_ok=True)
-            repo._download_file(
-                file, str(target)
-            )  # download_artifacts would do this in threads of its own, with MLflow's own retries
+            # download_artifacts would use its own threads, with MLflow's own retries
+            repo._download_file(file, str(target))
     return Path(dst) / name
 
 
 def check_root(store: Store, run_id: str) -> None:
-    """Raises StoreUnavailable where the run's files can be written nowhere, because the local folder that holds its
-    experiment is gone.
-    """
+    """Raise StoreUnavailable if the run's files cannot be written, because its experiment's local folder is gone."""
     with translated(store, f"looking for the files of run {run_id}"):
         _place(store, run_id, to_write=True)
 
 
 def writable_root(store: Store, uri: str) -> Path | None:
-    """The local folder of a run's or a logged model's files; None where they are not local.
+    """The local folder of a run's or a logged model's files; None if they are not local.
 
-    A folder that was moved is not made again: its experiment would be in two places, and files in the wrong one.
+    A moved folder is not created again: the experiment would be in two places, and files in the wrong one.
 
     Raises:
-        StoreUnavailable: what holds the experiment's folder is not there.
+        StoreUnavailable: the folder that holds the experiment's folder does not exist.
     """
     local = local_path(store, uri)
     if local is None or local.exists():
         return local
-    home = (
-        local.parents[2] if local.parents[1].name == "models" else local.parents[1]
-    )  # <home>/models/<model>/artifacts, <home>/<run>/artifacts
-    home = (
-        home.parent if home.name.isdigit() or home.parent.name == "mlruns" else home
-    )  # <folder of all experiments>/<experiment>
+    # <home>/models/<model>/artifacts, <home>/<run>/artifacts
+    home = local.parents[2] if local.parents[1].name == "models" else local.parents[1]
+    # <folder of all experiments>/<experiment>
+    home = home.parent if home.name.isdigit() or home.parent.name == "mlruns" else home
     if home.parent.is_dir():
         return local
     database = database_file(store.tracking_uri)
@@ -233,7 +221,7 @@ def repository(store: Store, uri: str) -> Any:
 
 
 def send_tree(store: Store, uri: str, folder: Path, artifact_path: str | None = None, *, goes_on: bool = False) -> None:
-    """All files of a folder to an artifact URI that is not a local folder, one by one.
+    """Send all files of a folder, one by one, to an artifact URI that is not a local folder.
 
     Args:
         artifact_path: the folder below the URI.
@@ -247,8 +235,8 @@ def send_tree(store: Store, uri: str, folder: Path, artifact_path: str | None = 
 
 
 def _send(store: Store, uri: str, source: Path, artifact_path: str | None) -> None:
-    """One file, in parts right to the storage behind the server where the server offers that and the file is large;
-    where that fails, through the server.
+    """Send one file. If the server offers it, a large one goes in parts directly to the storage behind the server; if
+    that fails, through the server.
     """
     repo = repository(store, uri)
     with artifact_timeout(store, source.stat().st_size):
@@ -264,13 +252,13 @@ def _send(store: Store, uri: str, source: Path, artifact_path: str | None) -> No
 
 
 def _is_there(store: Store, uri: str, source: Path, path: str | None) -> bool:
-    """True where the folder holds a large file of this name and size."""
+    """True if the folder holds a large file of this name and size."""
     size = source.stat().st_size
     return size >= SURE_FROM_BYTES and _sizes(store, uri, path).get(source.name) == size
 
 
 def _sizes(store: Store, uri: str, path: str | None) -> dict[str, int]:
-    """The files below a folder with their sizes, by their paths from there; none where it does not exist."""
+    """{path from there: size} of the files below a folder; none if it does not exist."""
     try:
         files = list_below(repository(store, uri), path)
     except Exception as error:
@@ -309,19 +297,17 @@ def list_below(repo: Any, path: str | None) -> dict[str, int]:
 
 
 def _place(store: Store, run_id: str, *, to_write: bool = False) -> tuple[str, Path | None]:
-    """The run's artifact URI, and the folder where it names one of this machine.
+    """The run's artifact URI, and the folder if it is on this machine.
 
     Args:
-        to_write: raise StoreUnavailable as `writable_root` does.
+        to_write: raise StoreUnavailable like `writable_root`.
     """
     if run_id not in store.artifact_roots:
         store.artifact_roots[run_id] = store.client.get_run(run_id).info.artifact_uri
     root = store.artifact_roots[run_id]
     local = writable_root(store, root) if to_write else local_path(store, root)
-    if local is not None and local.parts[-2:] != (
-        run_id,
-        "artifacts",
-    ):  # as MLflow names each; anything else holds other things than this run's
+    # MLflow names each run's folder so; another folder holds other files than this run's
+    if local is not None and local.parts[-2:] != (run_id, "artifacts"):
         raise StoreRejected(
             f"{store.shown_uri} keeps the files of run {run_id} in {local}, which is not that run's folder;"
             f" .../{run_id}/artifacts is"

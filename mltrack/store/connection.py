@@ -1,7 +1,7 @@
-"""One way to an MLflow store.
+"""Connects to an MLflow store.
 
-Invariant: no call blocks for minutes (MLflow's own retries are off, time-outs are short and ours), and what goes wrong
-is one of the errors of `mltrack.store.refusal`. Credentials in a URI are for the client alone.
+Invariant: no call blocks for minutes (MLflow's retries are off, time-outs are short and ours), and every error is one
+of `mltrack.store.refusal`. Only the client sees credentials in a URI.
 
     store = connect(default_tracking_uri(None))
     with translated(store, "reading the run"):
@@ -37,16 +37,16 @@ from mltrack.store.refusal import NO_FILE_STORE, StoreRejected, StoreUnavailable
 from mltrack.store.settings import SHORTEST_TIMEOUT_S, own_settings
 
 ARTIFACT_TIMEOUT_S = 120
-"""Seconds that one transfer of a file may be silent, beside those for its bytes."""
+"""Seconds that a file transfer may be silent, in addition to those for its bytes."""
 SLOWEST_BYTES_PER_S = 1_000_000
-"""A server answers an upload only when it has stored all of it; a slower storage behind it counts as one that hangs."""
+"""A server answers an upload only after storing all of it; a slower storage behind it counts as hanging."""
 _DATABASES = ("sqlite", *SERVED)
 _INDIRECT = ("", "file", "runs", "models")
-"""Schemes of artifact URIs that are, or lead to, a folder of this machine."""
+"""Schemes of artifact URIs that name, or lead to, a folder on this machine."""
 
 
 class ServersOwnFolder(StoreRejected):
-    """A server keeps artifacts in a folder of its own machine, which names nothing here.
+    """A server keeps artifacts in a folder of its own machine, which does not exist here.
 
     Args:
         store: the server.
@@ -63,10 +63,10 @@ class ServersOwnFolder(StoreRejected):
 
 @dataclass
 class Store:
-    """A connection: where, and the client that talks to it."""
+    """A connection: the store's address and a client for it."""
 
     tracking_uri: str = field(repr=False)
-    """With the user's credentials; `shown_uri` is what is shown and written."""
+    """With the user's credentials; `shown_uri` is for messages and files."""
     client: Any
     """mlflow.MlflowClient"""
     request_timeout_s: float = SHORTEST_TIMEOUT_S
@@ -75,28 +75,28 @@ class Store:
 
     @property
     def is_local(self) -> bool:
-        """True for a database file on this machine: nobody to wait for, no server to start."""
+        """True for a database file on this machine, which needs no server."""
         return self.tracking_uri.startswith(("sqlite:", "sqlite+"))
 
     @property
     def is_database(self) -> bool:
-        """True where this process reads the tables itself, and no server says where files lie."""
+        """True if this process reads the tables itself, and no server says where files are."""
         return self.tracking_uri.partition(":")[0].partition("+")[0] in _DATABASES
 
     @property
     def shown_uri(self) -> str:
-        """The URI for people and files: without credentials."""
+        """The URI without credentials, for messages and files."""
         return without_secrets(self.tracking_uri)
 
 
 def default_tracking_uri(given: str | None = None) -> str:
-    """`given`, else MLFLOW_TRACKING_URI, else mlflow.db in the working directory; a relative sqlite path made absolute.
+    """`given`, else MLFLOW_TRACKING_URI, else mlflow.db in the working directory; sqlite paths become absolute.
 
-    Where `given` names the server of MLFLOW_TRACKING_URI without credentials, as a run directory does, those of the
-    variable are used. A plain path (./mlruns, file:...) is returned as it is; connect says what to use instead.
+    If `given` names the server of MLFLOW_TRACKING_URI without credentials, as a run directory does, those of the
+    variable are used. A plain path (./mlruns, file:...) is returned unchanged; connect says what to use instead.
 
     Raises:
-        StoreRejected: the working directory has a name that no URI can hold.
+        StoreRejected: no URI can hold the working directory's name.
     """
     environment = os.environ.get("MLFLOW_TRACKING_URI")
     uri = with_credentials(given, environment) if given else environment or "sqlite:///mlflow.db"
@@ -107,10 +107,10 @@ def default_tracking_uri(given: str | None = None) -> str:
 
 
 def served_uri(given: str | None = None) -> str:
-    """The URI of `default_tracking_uri`, where it is one that MLflow serves; nothing is connected to.
+    """The URI of `default_tracking_uri`, after checking that MLflow serves it; does not connect.
 
     Raises:
-        StoreRejected: it names a folder, or its password and its path look alike.
+        StoreRejected: it names a folder, or its password and path cannot be told apart.
     """
     uri = default_tracking_uri(given)
     if is_ambiguous(uri):
@@ -126,16 +126,16 @@ def served_uri(given: str | None = None) -> str:
 
 
 def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S, create: bool = True) -> Store:
-    """A client of `tracking_uri`; a database that does not exist yet is made, unless `create` is false.
+    """A client of `tracking_uri`; a missing database is created, unless `create` is false.
 
     Args:
         request_timeout_s: how long one request may take, inside `translated`. MLflow itself, its environment variables
-            and what else this process does with MLflow stay as they are.
+            and other uses of MLflow in this process are not affected.
 
     Raises:
-        StoreUnavailable: the database cannot be opened, or is being made. A dead server is found by `ping` or by the
-            first request.
-        StoreRejected: a URI that MLflow does not serve, a database of another MLflow version.
+        StoreUnavailable: the database cannot be opened, or is being created. Only `ping` or the first request finds a
+            dead server.
+        StoreRejected: MLflow does not serve the URI, or the database is of another MLflow version.
     """
     uri = served_uri(tracking_uri)
     if (file := database_file(uri)) is not None:
@@ -156,7 +156,7 @@ def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S,
             if file is not None and (root := own_artifact_root()) is not None:
                 from mlflow.tracking._tracking_service.utils import _get_store
 
-                _get_store(uri, root)  # a new database is made with this place for its first experiment
+                _get_store(uri, root)  # a new database stores this place for its first experiment
             address = answering(uri, request_timeout_s)
             client: Any = MlflowClient(tracking_uri=address, registry_uri=address)
             client._raise_if_prompt = _ask_nothing
@@ -164,13 +164,13 @@ def connect(tracking_uri: str, *, request_timeout_s: float = SHORTEST_TIMEOUT_S,
 
 
 def _ask_nothing(name: str) -> None:
-    """Before each write to a registered model MLflow's client reads all of its versions, to see that it is no prompt;
-    `registry.register` looks.
+    """Replaces a check in MLflow's client, which reads all versions of a model before each write to see that it is no
+    prompt; `registry.register` checks that.
     """
 
 
 def import_client(tracking_uri: str) -> None:
-    """Import what a connection will need: two seconds of which nothing is asked, made or written."""
+    """Import in advance what a connection needs, which takes two seconds; nothing is requested or written."""
     with translated(tracking_uri, "importing mlflow"):
         import mlflow.tracking
 
@@ -179,10 +179,10 @@ def import_client(tracking_uri: str) -> None:
 
 
 def ping(store: Store) -> None:
-    """One small request.
+    """Send one small request.
 
     Raises:
-        StoreUnavailable: nobody answers; the message says how a server is started or which variable to set.
+        StoreUnavailable: no answer; the message says what to start or which variable to set.
     """
     try:
         with translated(store, "asking for an experiment"):
@@ -197,7 +197,7 @@ def ping(store: Store) -> None:
 
 
 def check_writable(store: Store) -> None:
-    """Leave the tag mltrack.doctor on the oldest experiment.
+    """Set the tag mltrack.doctor on the oldest experiment.
 
     Raises:
         StoreUnavailable, StoreRejected: the store can be read but not written.
@@ -217,7 +217,7 @@ class ActiveRun(NamedTuple):
 
 
 def active_run() -> ActiveRun | None:
-    """The MLflow run that is active in this thread; looked at only where mlflow is imported already."""
+    """The MLflow run that is active in this thread; None if mlflow is not imported yet."""
     mlflow = sys.modules.get("mlflow")
     if mlflow is None or not hasattr(mlflow, "active_run"):
         return None
@@ -234,7 +234,7 @@ def without_autologging() -> Iterator[None]:
     """Inside, MLflow logs nothing by itself: its autologging of scikit-learn would make a run and a pickled model of
     each baseline.
 
-    MLflow's switch is one of the process, so it is used around the one call that needs it.
+    The switch is for the whole process, so it is used only around the one call that needs it.
     """
     if "mlflow" not in sys.modules:
         yield
@@ -247,8 +247,8 @@ def without_autologging() -> Iterator[None]:
 
 @contextmanager
 def artifact_timeout(store: Store, num_bytes: int = 0) -> Iterator[None]:
-    """Inside, a request may take ARTIFACT_TIMEOUT_S and as long as `num_bytes` take at SLOWEST_BYTES_PER_S: for
-    transfers of files.
+    """For file transfers: inside, a request may take ARTIFACT_TIMEOUT_S plus the time of `num_bytes` at
+    SLOWEST_BYTES_PER_S.
     """
     with own_settings(
         MLFLOW_HTTP_REQUEST_TIMEOUT=max(
@@ -267,15 +267,15 @@ def without_parts() -> Iterator[None]:
 
 @contextmanager
 def as_default(store: Store) -> Iterator[None]:
-    """Inside, in this thread, clients that MLflow makes without a tracking URI talk to the store: the few calls that do
-    so, whatever their client was given.
+    """Inside, in this thread, clients that MLflow makes without a tracking URI use the store; a few of its calls make
+    such clients, whatever URI their own client has.
     """
     with own_settings(tracking_uri=store.client.tracking_uri):
         yield
 
 
 def all_pages(request: Callable[[str | None], Any]) -> Iterator[Any]:
-    """What all pages hold of a search that takes the token of a page and returns it."""
+    """The items of all pages of a search that takes and returns page tokens."""
     token = None
     while True:
         page = request(token)
@@ -286,10 +286,10 @@ def all_pages(request: Callable[[str | None], Any]) -> Iterator[Any]:
 
 
 def local_path(store: Store, uri: str) -> Path | None:
-    """The folder that an artifact URI names on this machine, or None where it names none.
+    """The folder that an artifact URI names on this machine, or None if it names none.
 
     Raises:
-        ServersOwnFolder: a server named it, whose folders are not this machine's.
+        ServersOwnFolder: the URI is a folder on a server's machine.
     """
     parts = urlsplit(uri)
     if not store.is_database and parts.scheme in _INDIRECT:

@@ -1,7 +1,7 @@
-"""A copy of a file, or of a folder with all that is in it, each entry by itself.
+"""Copies a file, or a folder and its content, entry by entry.
 
-Invariant: what is wrong with one entry (a link to nothing, a pipe, a file that may not be read) is told in one line and
-costs nothing else; what is wrong with the place that it is copied to, such as a full disk, raises."""
+Invariant: a bad entry (a broken link, a pipe, a file that may not be read) is reported in one line and affects no other
+entry. A fault of the target, such as a full disk, raises."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def copy_each(
     check: Callable[[Path], object],
     immutable: bool = False,
 ) -> None:
-    """`source` at `target`, beside what is in that folder already. Links are followed, but not in a circle.
+    """Copy `source` to `target`, beside what is in that folder already. Links are followed, but not in a circle.
 
     Args:
         report: takes a line about each entry that is left out.
-        check: raises TrackingError where an entry is not wanted.
+        check: raises TrackingError for an entry to leave out.
         immutable: as in `placement.link_or_copy`.
 
     Raises:
-        OSError, StoreUnavailable: `target` takes nothing.
+        OSError, StoreUnavailable: `target` cannot be written.
     """
     waiting: list[tuple[Path, Path, tuple[Path, ...]]] = [(source, target, ())]
     while waiting:
@@ -62,7 +62,7 @@ def copy_each(
 
 
 def _entries(folder: Path) -> list[Path]:
-    """In the order in which they are taken from the end."""
+    """In reverse order, because they are taken from the end."""
     try:
         return sorted(folder.iterdir(), reverse=True)
     except OSError as error:

@@ -1,7 +1,6 @@
-"""Databases that MLflow reads without a tracking server: the file of an embedded one, and the first word of one on a
-server.
+"""Databases that MLflow reads without a tracking server: files, and database servers.
 
-Invariant: nothing here waits longer than its time-out, and no file is written but the lock beside an embedded database.
+Invariant: nothing here waits longer than its time-out, and the only file written is the lock beside a database file.
 """
 
 from __future__ import annotations
@@ -21,23 +20,22 @@ from urllib.parse import unquote
 from mltrack.store.refusal import StoreRejected, StoreUnavailable
 
 _LONGEST_WAIT_S = 60.0
-"""For another process that makes the tables of a database, which takes seconds."""
+"""For another process that is creating the tables of a database, which takes seconds."""
 _MADE_WITHIN_S = 60.0
-"""A database that nobody has written to for so long is not being made."""
+"""A database that was not written to for so long is not being created."""
 SERVED = ("postgresql", "mysql", "mssql")
 """Databases that MLflow talks to without a tracking server."""
 SQLITE = re.compile(r"(sqlite(?:\+\w+)?):///(.*)$", re.DOTALL)
 
 
 def database_uri(file: Path, *, like: str) -> str:
-    """The URI of an sqlite file, with driver and query of another one."""
+    """The URI of an sqlite file, with the driver and query of another URI."""
     match = SQLITE.match(like)
     assert match is not None
     path, query = _quoted(file), "".join(match[2].partition("?")[1:])
     quoted = path != file.as_posix() and match[1] == "sqlite"
-    driver = (
-        "sqlite+pysqlite" if quoted else match[1]
-    )  # for a URI with no driver MLflow makes the folder of the path as it is quoted, too
+    # for a URI without a driver MLflow also creates the folder of the quoted path
+    driver = "sqlite+pysqlite" if quoted else match[1]
     return f"{driver}:///{path}{query}"
 
 
@@ -50,8 +48,8 @@ def database_file(uri: str) -> Path | None:
 
 
 def has_running_runs(file: Path) -> bool:
-    """Whether an sqlite database holds a run that says RUNNING, asked without MLflow, whose import takes a second; True
-    where it cannot be read like this.
+    """Whether an sqlite database holds a run with status RUNNING; True if it cannot be read. Does without MLflow, whose
+    import takes a second.
     """
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as database:
@@ -61,19 +59,18 @@ def has_running_runs(file: Path) -> bool:
 
 
 def own_artifact_root() -> str | None:
-    """The URI of the folder `mlruns` here, for the files of an embedded database's runs; None where MLflow finds it by
-    its plain path.
+    """The URI of the folder `mlruns` in the working directory, for the files of a database file's runs; None if MLflow
+    finds it by its plain path.
 
-    MLflow decodes a path like a URI, and writes that of the first experiment into an SQL statement as Python writes a
-    string."""
+    MLflow decodes a path like a URI, and writes the first experiment's into an SQL statement as Python's repr."""
     here = Path.cwd() / "mlruns"
     return here.as_uri() if re.search(r"[%?#\\'\"]", str(here)) or not str(here).isprintable() else None
 
 
 def answering(uri: str, timeout_s: float) -> str:
-    """The URI for MLflow: that of a database on a server with time-outs for its driver, once the server has answered.
+    """The URI for MLflow; for a database server with time-outs for its driver, after the server has answered.
 
-    MLflow would try for 101 s to reach one that refuses, and wait without end for one that is silent.
+    MLflow would try for 101 s to reach a server that refuses, and wait forever for one that is silent.
     """
     if not uri.startswith(SERVED):
         return uri
@@ -97,9 +94,7 @@ def answering(uri: str, timeout_s: float) -> str:
 
 @cache
 def _paths_are_quoted() -> bool:
-    """SQLAlchemy decodes the path in a URI since 2.1; before, it takes it as it is, and nothing can be said for
-    a '?'.
-    """
+    """SQLAlchemy decodes the path in a URI since 2.1; older versions do not, so a path cannot contain a '?'."""
     major, minor = metadata.version("sqlalchemy").split(".")[:2]
     return (int(major), int(minor)) >= (2, 1)
 
@@ -122,11 +117,11 @@ def unquoted(path: str) -> str:
 
 @contextmanager
 def alone(uri: str) -> Iterator[None]:
-    """One process at a time opens a database file: two that make its tables at once both fail, and MLflow's own lock
-    leaves a gap (seen).
+    """Let one process at a time open a database file: two that create its tables at once both fail, and MLflow's own
+    lock leaves a gap.
 
-    The lock lies beside the database and is only opened, never written to. Where there can be none, or another user
-    holds it, the database is opened without."""
+    The lock is a file beside the database, opened but never written to. If there can be none, or another user holds it,
+    the database is opened without."""
     lock = _lock_beside(uri)
     if lock is None:
         yield
@@ -142,8 +137,8 @@ def alone(uri: str) -> Iterator[None]:
 
 @contextmanager
 def patient_while_made(file: Path | None) -> Iterator[None]:
-    """A database file whose tables another process is making or upgrading looks like one of another version until they
-    are complete.
+    """Recognize a database file whose tables another process is creating or upgrading: until they are complete it looks
+    like one of another version.
 
     Raises:
         StoreUnavailable: MLflow calls its tables out of date, and it was written to a moment ago.
@@ -153,13 +148,11 @@ def patient_while_made(file: Path | None) -> Iterator[None]:
     except StoreRejected as error:
         if file is None or "out-of-date" not in str(error) or time.time() - file.stat().st_mtime > _MADE_WITHIN_S:
             raise
-        raise StoreUnavailable(f"another process may be making its tables now; {error}") from error
+        raise StoreUnavailable(f"another process may be creating its tables now; {error}") from error
 
 
 def _lock_beside(uri: str) -> int | None:
-    """The descriptor of the file .NAME.lock beside an SQLite database; no link is followed, and nothing that is no file
-    is waited for.
-    """
+    """Descriptor of the file .NAME.lock beside an SQLite database; follows no link and does not wait for a pipe."""
     path = database_file(uri)
     if path is None or not path.is_absolute() or os.name != "posix":
         return None

@@ -1,8 +1,8 @@
-"""Files fetched from an artifact store; a fetch that was cut off goes on where it was.
+"""Fetches files from an artifact store; an interrupted fetch is resumed.
 
-Invariant: a file stands under its name once all its bytes have arrived. Until then they are `<name>.part` beside it,
-and the next try asks for the rest alone where the store can send it (an MLflow server that keeps the files itself can;
-S3 is asked for the file again).
+Invariant: a file has its name only once all its bytes have arrived. Until then they are in `<name>.part` beside it, and
+the next try requests only the rest if the store can send it (an MLflow server that keeps the files itself can; from S3
+the whole file is requested again).
 
     names = listed(store, location)                 # {"MLmodel": 1204, "model.safetensors": 5000000}
     fetch(store, location, names, folder)           # may be called again, with the same folder
@@ -23,13 +23,13 @@ from mltrack.store.refusal import StoreRejected, StoreUnavailable, is_missing, t
 
 PART = ".part"
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 15.0)
-"""Before the next try of a fetch that was cut off, since something arrived last."""
+"""Pauses before the next tries of an interrupted fetch, counted since something last arrived."""
 _CHUNK = 1 << 16
 Fetched = TypeVar("Fetched")
 
 
 def listed(store: Store, location: str, path: str | None = None) -> dict[str, int]:
-    """{name below `path`: bytes} of the files that an artifact URI names; none where there is no such folder.
+    """{name below `path`: bytes} of the files at an artifact URI; none if there is no such folder.
 
     Raises:
         StoreRejected: a name leads out of the folder.
@@ -52,7 +52,7 @@ def listed(store: Store, location: str, path: str | None = None) -> dict[str, in
 
 
 def fetch(store: Store, location: str, names: Mapping[str, int], folder: Path, *, path: str | None = None) -> None:
-    """The files into `folder`, each whole or not at all; one that is there with all its bytes is left as it is.
+    """Fetch the files into `folder`, each whole or not at all; one that is there with all its bytes is kept.
 
     Args:
         location: an artifact URI.
@@ -60,7 +60,7 @@ def fetch(store: Store, location: str, names: Mapping[str, int], folder: Path, *
         path: below the location.
 
     Raises:
-        StoreUnavailable: the transfer was cut off; the same call goes on where it was.
+        StoreUnavailable: the transfer was interrupted; the same call resumes it.
         StoreRejected: there is no such file.
     """
     for name, size in names.items():
@@ -73,14 +73,14 @@ def fetch(store: Store, location: str, names: Mapping[str, int], folder: Path, *
 
 
 def persistently(fetch: Callable[[], Fetched], folder: Path, notice: Callable[[str], None]) -> Fetched:
-    """What `fetch` returns, called again where the store was away for a while; the pauses start anew whenever something
-    has arrived in the folder.
+    """The result of `fetch`, which is called again after a pause if the store is unavailable; the pauses start anew
+    whenever something has arrived in the folder.
 
     Args:
         notice: takes a line before each pause.
 
     Raises:
-        StoreUnavailable: the pauses are used up; the message says that the same command goes on from what is there.
+        StoreUnavailable: the pauses are used up; the message says that the same command continues.
     """
     pauses, arrived = list(PAUSES_S), _num_bytes(folder)
     while True:
@@ -99,7 +99,7 @@ def persistently(fetch: Callable[[], Fetched], folder: Path, notice: Callable[[s
 
 
 def drop_parts(folder: Path) -> None:
-    """Remove what has arrived of files that are no longer wanted."""
+    """Remove the incomplete files of a fetch that is no longer wanted."""
     for part in folder.rglob(f"*{PART}"):
         part.unlink(missing_ok=True)
 
@@ -108,9 +108,7 @@ def _fetch_file(store: Store, location: str, name: str, size: int, target: Path)
     part, root = target.with_name(target.name + PART), local_path(store, location)
     if root is not None:
         part.unlink(missing_ok=True)
-        placement.link_or_copy(
-            root / name, part, immutable=True
-        )  # what is fetched are the files of a checkpoint or a model
+        placement.link_or_copy(root / name, part, immutable=True)  # all fetched files are of a checkpoint or a model
     else:
         if part.is_file() and part.stat().st_size > size:
             part.unlink()

@@ -1,6 +1,6 @@
-"""The data sets of a run read back from MLflow.
+"""Reads the data sets of a run from MLflow.
 
-Invariant: what `runs.log_inputs` wrote comes back under the same names; a text that is no JSON comes back as it is.
+Invariant: fields have the names that `runs.log_inputs` wrote; a text that is no JSON is returned unchanged.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from mltrack.store.runs import parsed
 
 
 def data_sets_of(store: Store, run_id: str) -> list[dict[str, Any]]:
-    """name, digest, context, source, schema and profile of each data set of the run, training first; a source that is
-    only a URI is that text.
+    """name, digest, context, source, schema and profile of each data set of the run, training first; a source of only a
+    URI is given as text.
     """
     with translated(store, f"reading the data sets of run {run_id}"):
         held = store.client.get_run(run_id).inputs.dataset_inputs

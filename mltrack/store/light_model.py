@@ -1,10 +1,10 @@
-"""An MLflow model written around a Hugging Face folder: MLmodel and its companions, the weights once.
+"""Writes an MLflow model from a Hugging Face folder: MLmodel and its companions, the weights once.
 
-Invariant: neither torch nor transformers nor mlflow is imported and nothing is inferred, so it takes milliseconds; no
-training state gets into the model; what was read is never written to.
+Invariant: torch, transformers and mlflow are not imported and nothing is inferred, so it takes milliseconds. The model
+contains no training state. The source folder is never written to.
 
-The folder loads with mlflow.transformers.load_model, with mlflow.pyfunc.load_model (by the task's serving
-file in `code/`, which needs no mltrack), and with Transformers' own from_pretrained."""
+The folder loads with mlflow.transformers.load_model, with mlflow.pyfunc.load_model (by the task's serving file in
+`code/`, which needs no mltrack), and with Transformers' own from_pretrained."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ from mltrack.errors import CheckpointError
 from mltrack.store import placement
 
 _STATE_STEMS = ("optimizer", "state", "metadata")
-"""What a training needs to go on, and a model does not: files whose names are these, up to the first '.' or '-'."""
+"""Names, up to the first '.' or '-', of files that only a resumed training needs."""
 _MODEL_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.vocab", "*.jinja")
 _NOT_TOKENIZER = ("model", "config.json", "generation_config.json")
 
 
 @dataclass(frozen=True)
 class Serving:
-    """How a saved model answers where mltrack is not installed: plain JSON values and a file.
+    """How a saved model answers without mltrack: plain JSON values and a file.
 
     The file is copied beside the model. `mlflow.pyfunc.load_model` imports it and calls its `_load_pyfunc(path)`.
     """
 
     file: Path
-    """A Python module that imports neither mltrack nor what is beside it."""
+    """A Python module that imports neither mltrack nor the files beside it."""
     inputs: Sequence[Mapping[str, Any]]
-    """Of MLflow's signature: one unnamed string; MLflow refuses a list of plain strings where the column has a name."""
+    """Of MLflow's signature: one unnamed string; MLflow refuses a list of plain strings if the column has a name."""
     outputs: Sequence[Mapping[str, Any]]
     params: Sequence[Mapping[str, Any]] | None
     example: str
-    """A text that the model can be asked."""
+    """A text that the model can answer."""
     pipeline: str
     """The class of transformers' pipeline."""
     pipeline_task: str
@@ -64,19 +64,19 @@ def write_model_folder(
     metadata: Mapping[str, Any] | None = None,
     immutable: bool = False,
 ) -> Path:
-    """Writes `out_dir`, which must not exist or be empty, and returns it.
+    """Write `out_dir`, which must not exist or be empty, and return it.
 
     Args:
         checkpoint_dir: model.safetensors, config.json and tokenizer files; training state beside them is left out.
         task: its name.
-        serving: how it answers.
-        hf_config: laid over the folder's config.json; its key "mltrack" ({"task", "max_length", "prompt_template"}) is
-            what the loader reads.
+        serving: how the model answers.
+        hf_config: overrides keys of the folder's config.json; the loader reads its key "mltrack" ({"task",
+            "max_length", "prompt_template"}).
         requirements: pip requirements of a process that loads the model, pinned by the caller.
         model_type, tokenizer_type: class names in transformers; None means the config's first architecture, and
             AutoTokenizer.
         source_model_name: what the model was fine-tuned from.
-        metadata: JSON values that stand in MLmodel under `metadata`.
+        metadata: JSON values for the key `metadata` of MLmodel.
         immutable: the files of `checkpoint_dir` are never rewritten in place: the large ones may become hard links.
 
     Raises:
@@ -143,10 +143,10 @@ def write_model_folder(
 
 
 def files_beside_model(checkpoint_dir: str | Path) -> list[str]:
-    """The names (with '/' below a folder) of a checkpoint's files that a model folder written from it does not hold
-    byte for byte; metadata.json is the last.
+    """Names (with '/' below a folder) of a checkpoint's files that its model folder does not hold byte for byte;
+    metadata.json is the last.
 
-    With a READY model these are the whole checkpoint; without one (no config.json) they are all of its files.
+    Together with a READY model they are the whole checkpoint; without config.json, and so without a model, all files.
 
     Raises:
         FileNotFoundError: `checkpoint_dir` is gone, as a demoted checkpoint is.
@@ -162,7 +162,7 @@ def files_beside_model(checkpoint_dir: str | Path) -> list[str]:
 
 
 def identified(ml_model: str, *, model_id: str, run_id: str) -> str:
-    """The text of an MLmodel file that knows which logged model and which run it belongs to."""
+    """The text of an MLmodel file with the logged model and the run that it belongs to."""
     import yaml
 
     model = {**yaml.safe_load(ml_model), "model_id": model_id, "run_id": run_id, "artifact_path": f"models:/{model_id}"}

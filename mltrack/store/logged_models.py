@@ -1,7 +1,7 @@
 """Checkpoints as LoggedModels: published by the light path, pruned with their bytes.
 
-Invariant: one logged model for a (run, step), READY only while all its bytes and its links are there; nothing that a
-registered version loads is deleted. Both verbs can be cut off at any point and called again.
+Invariant: one logged model per (run, step), READY only while all its bytes and links are there. Nothing that a
+registered version loads is deleted. Both verbs can be interrupted at any point and called again.
 
     model_id = publish(store, run_id, folder, name="step-4", step=4, tags={}, metrics={"eval_loss": 0.5},
     timestamp_ms=now) prune(store, model_id)      # "registered" where a version points at it: then nothing was deleted
@@ -45,31 +45,30 @@ def publish(
     goes_on: bool = False,
     immutable: bool = False,
 ) -> str:
-    """The logged model of this run and step, made where it is missing, and everything of it that is missing.
+    """Make the logged model of this run and step, or whatever of it is missing.
 
     Args:
         model_folder: as light_model.write_model_folder wrote it; only read.
         metrics: shown beside the model; a NaN or an infinity is left out (MLflow would store a NaN as 0, the best loss
             of all).
-        timestamp_ms: when the metrics were recorded, for those that the run does not hold at this step. For the others
-            the run's own time is taken: MLflow writes a model's metric on the run too, and with another time it would
-            stand there twice. So send the run's points first.
+        timestamp_ms: when the metrics were recorded, for those that the run does not hold at this step. The others
+            get the run's own time: MLflow writes a model's metric on the run too, and with another time it would
+            appear there twice. So send the run's points first.
         dataset_name, dataset_digest: the data set that the metrics were measured on, as the run's inputs name it.
-        goes_on: the large files that the store has already are these, of an upload that was cut off, and are not sent
-            again.
+        goes_on: resume an interrupted upload: large files that the store has already are not sent again.
         immutable: the folder's files are never rewritten in place: on a local root the large ones may become hard
             links.
 
     Returns:
-        the model id, "m-..."; the model is READY. Metrics that the store rejects are named in the model's tag
-        mltrack.metrics_rejected.
+        The model id, "m-..."; the model is READY. The tag mltrack.metrics_rejected names metrics that the store
+        rejected.
     """
     folder = Path(model_folder)
     with translated(store, f"publishing the model of step {step}"):
         if not (folder / "MLmodel").is_file():
             raise StoreRejected(f"{folder}: no MLmodel file; use a folder that write_model_folder wrote")
         run = store.client.get_run(run_id)
-        local_path(store, run.info.artifact_uri)  # refused before there is an entry of a model that cannot be stored
+        local_path(store, run.info.artifact_uri)  # raises before there is an entry for a model that cannot be stored
         model = _find(store, run.info.experiment_id, run_id, step)
         if model is None:
             model = store.client.create_logged_model(
@@ -97,15 +96,15 @@ def publish(
 
 
 def prune(store: Store, model_id: str) -> str:
-    """Deletes a logged model and its bytes, unless a registered version points at it.
+    """Delete a logged model and its bytes, unless a registered version uses it.
 
-    In this order: no version points at it, it is no longer READY (and so cannot be registered by mltrack any more),
-    still no version points at it, its bytes go, its entry goes. Whatever cuts this off, the entry is there as long as
-    bytes may be, and the next call ends it.
+    The order: check that no version uses it, unset READY (so that mltrack cannot register it any more), check again,
+    delete its bytes, delete its entry. After an interruption the entry exists as long as bytes may, and the next call
+    finishes.
 
     Returns:
-        "pruned"; "registered" where it was left alone; "gone" where there was nothing left to do; "foreign" where the
-        folder that it names is not its own: then nothing was touched.
+        "pruned"; "registered" if it was left alone; "gone" if there was nothing to do; "foreign" if the folder that it
+        names is not its own, and then nothing was touched.
     """
     with translated(store, f"pruning {model_id}"):
         if is_registered(store, model_id):
@@ -148,7 +147,7 @@ def models_of_run(store: Store, run_id: str) -> list[dict[str, Any]]:
 
 
 def of_step(store: Store, run_id: str, step: int) -> dict[str, Any] | None:
-    """The run's logged model of this step, as `models_of_run` has it; None where there is none."""
+    """The run's logged model of this step, as `models_of_run` returns it; None if there is none."""
     with translated(store, f"looking for the model of step {step}"):
         model = _find(store, store.client.get_run(run_id).info.experiment_id, run_id, step)
     return None if model is None else _row(model)
@@ -230,14 +229,13 @@ def _log_metrics(
 
 
 def _recorded_ms(store: Store, run: Any, key: str, step: int) -> int | None:
-    """When the run's point (key, step) was recorded; None where it has none."""
+    """When the run's point (key, step) was recorded; None if it has none."""
     last = {metric.key: metric for metric in run.data._metric_objs}.get(key)
     if last is None or last.step < step:
         return None
     if last.step == step:
         return int(last.timestamp)
-    # An older checkpoint than the last evaluation, which is rare: its metrics have a point an evaluation, not one a
-    # step.
+    # A checkpoint older than the last evaluation, which is rare; its metrics have a point per evaluation, not per step.
     return next(
         (int(point.timestamp) for point in store.client.get_metric_history(run.info.run_id, key) if point.step == step),
         None,
@@ -246,7 +244,7 @@ def _recorded_ms(store: Store, run: Any, key: str, step: int) -> int | None:
 
 def _find(store: Store, experiment_id: str, run_id: str, step: int) -> Any:
     found = _search(store, experiment_id, f"tags.`{RUN_TAG}` = '{run_id}' AND tags.`{STEP_TAG}` = '{step}'")
-    # A READY one wins, should two processes ever have made two.
+    # If two processes have made two, a READY one wins.
     return min(found, key=lambda model: str(model.status) != "READY", default=None)
 
 
@@ -266,7 +264,7 @@ def _legal_model_name(name: str) -> str:
 
 
 def _is_own(folder: Path, model_id: str) -> bool:
-    """True where the folder's MLmodel file names this model, or where nothing is left in a folder of its name."""
+    """True if the folder's MLmodel file names this model, or if a folder of its name is empty."""
     import yaml
 
     try:
@@ -282,5 +280,5 @@ def _is_own(folder: Path, model_id: str) -> bool:
 def _remove_empty(folder: Path) -> None:
     try:
         folder.rmdir()
-    except OSError:  # somebody else's file lies there
+    except OSError:  # it holds a file that is not the model's
         return

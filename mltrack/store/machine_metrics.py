@@ -1,4 +1,4 @@
-"""What MLflow's own monitors measure of the machine, so that names and units are MLflow's."""
+"""Metrics of the machine from MLflow's own monitors, so that names and units are MLflow's."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ log = logging.getLogger("mltrack.store")
 
 
 def machine_monitors() -> list[Any]:
-    """MLflow's monitors of processor, memory, disk, network and NVIDIA GPUs; without those that find nothing here."""
+    """MLflow's monitors of processor, memory, disk, network and NVIDIA GPUs, except those that do not work here."""
     try:
         from mlflow.system_metrics.metrics import cpu_monitor, disk_monitor, gpu_monitor, network_monitor
-    except ImportError as error:  # the connection says so in its own words
+    except ImportError as error:  # the connection reports it
         log.debug("no monitors: %s", error)
         return []
-    gpu_monitor._logger.setLevel(logging.ERROR)  # a value that a driver does not tell is warned of at each sample
+    gpu_monitor._logger.setLevel(logging.ERROR)  # it warns at each sample of values that a driver does not give
     found = []
     for kind in (
         cpu_monitor.CPUMonitor,
@@ -31,7 +31,7 @@ def machine_monitors() -> list[Any]:
 
 
 def measured(monitors: list[Any]) -> dict[str, float]:
-    """{MLflow's name: value} of this moment; the network counts from the making of its monitor."""
+    """{MLflow's name: value} of this moment; network traffic counts from the creation of its monitor."""
     values: dict[str, float] = {}
     for monitor in monitors:
         monitor.clear_metrics()

@@ -1,7 +1,6 @@
-"""The points of a run read back from MLflow.
+"""Reads the points of a run from MLflow.
 
-Invariant: a point comes back with the value, the step and the timestamp that it was sent with; nothing is sampled or
-left out."""
+Invariant: a point has the value, step and timestamp that it was sent with; nothing is sampled or left out."""
 
 from __future__ import annotations
 
@@ -21,11 +20,11 @@ def points_of(store: Store, run_id: str) -> list[Point]:
 
 
 def newest_point_ms(store: Store, run_id: str) -> int:
-    """When the run's newest point was recorded, in milliseconds since 1970; 0 where it has none."""
+    """When the run's newest point was recorded, in milliseconds since 1970; 0 if it has none."""
     with translated(store, f"reading the metrics of run {run_id}"):
         return max((int(metric.timestamp) for metric in store.client.get_run(run_id).data._metric_objs), default=0)
 
 
 def run_of_local_id(store: Store, local_id: str) -> RunInfo | None:
-    """The run that was recorded under a local id first, offline; looked for among the newest 1,000."""
+    """The run that was first recorded offline under this local id; searched among the newest 1,000."""
     return next((run for run in list_runs(store, max_results=1000) if run.tags.get(LOCAL_ID_TAG) == local_id), None)

@@ -1,13 +1,14 @@
-"""Models fetched from a store or made of a GGUF file, kept in the user's cache folder.
+"""Models fetched from a store or made from a GGUF file, kept in the user's cache folder.
 
-Invariant: a model is there whole or not at all (fetched under another name, then renamed), and each use compares all
-its bytes with the hashes that were noted when it was fetched: a damaged one is fetched anew. All together stay within
-`MLTRACK_MODEL_CACHE_GB` (20): those that were used longest ago go first, and never one that a process uses, which holds
-a lock of it until it ends.
+Invariant: a model is there whole or not at all (fetched under another name, then renamed). Each use compares all its
+bytes with the hashes recorded at the fetch; a damaged model is fetched again. The total size stays within
+`MLTRACK_MODEL_CACHE_GB` (20): the least recently used models are removed first, but never one that a process uses: it
+holds a lock until it ends.
 
-    <cache folder>/models/<key>/files.json     {"source": ..., "files": {name: {"bytes", "sha256"}}}; its time is that
-    of the last use <cache folder>/models/<key>/model/         what the store holds; MLflow may add a file when it loads
-    <cache folder>/models/.fetching-<key>/     what has arrived of a fetch that was cut off
+    <cache folder>/models/<key>/files.json     {"source": ..., "files": {name: {"bytes", "sha256"}}}; its modification
+                                               time is the last use
+    <cache folder>/models/<key>/model/         the store's files; MLflow may add a file when it loads
+    <cache folder>/models/.fetching-<key>/     what has arrived of an interrupted fetch
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from mltrack.store.connection import Store
 LIMIT_VARIABLE, DEFAULT_GB = "MLTRACK_MODEL_CACHE_GB", 20.0
 _FILES, _MODEL, _FETCHING, _DELETING = "files.json", "model", ".fetching-", ".deleting-"
 _held: dict[Path, int] = {}
-"""Descriptors of the models that this process uses; open until it ends."""
+"""Descriptors of the models that this process uses, open until it ends."""
 _temporary: list[tempfile.TemporaryDirectory[str]] = []
-"""Folders of models that could not be cached; they go when this process ends."""
+"""Folders of models that could not be cached, removed when this process ends."""
 log = logging.getLogger("mltrack.store")
 
 
@@ -46,12 +47,12 @@ def folder_of(store: Store, location: str, source: str, identity: str | None = N
 
     Args:
         location: an artifact URI, not of a local folder.
-        source: how a person calls the model.
-        identity: names these very bytes in this store for ever, as the id of a logged model does; None: a digest of
+        source: the model's name for messages.
+        identity: identifies these exact bytes in this store for ever, like the id of a logged model; None: a digest of
             what the store lists.
 
     Raises:
-        StoreUnavailable: the store does not answer; what has arrived stays, and the next call goes on from there.
+        StoreUnavailable: the store does not answer; what has arrived is kept, and the next call continues from there.
         TrackingError: there are no files, or no room.
     """
     names = None if identity else _listed(store, location, source)
@@ -73,12 +74,12 @@ def folder_of(store: Store, location: str, source: str, identity: str | None = N
 
 
 def made_once(key: str, source: str, make: Callable[[Path, Callable[[int], None]], None]) -> Path:
-    """A folder with what `make` writes: from the cache, else made into it.
+    """A folder with what `make` writes: from the cache, else made and cached.
 
     Args:
-        key: names these very bytes for ever, and is a file name.
-        source: what they were made of, for people.
-        make: called with an empty folder, and with a function that makes room for so many bytes in the cache.
+        key: identifies these exact bytes for ever, and is a file name.
+        source: what they are made from, for messages.
+        make: called with an empty folder and a function that makes room for that many bytes in the cache.
 
     Raises:
         TrackingError: there is no room.
@@ -107,9 +108,9 @@ def made_once(key: str, source: str, make: Callable[[Path, Callable[[int], None]
 
 
 def _not_kept(folder: Path, source: str, done: str) -> Path:
-    """A temporary folder for what the cache folder cannot take."""
+    """A temporary folder for a model if the cache folder cannot be written."""
     warnings.warn(
-        f"{folder}: cannot be written, so {source} is {done} each time; set MLTRACK_CACHE_DIR to a folder that can",
+        f"{folder}: cannot be written, so {source} is {done} each time; set MLTRACK_CACHE_DIR to a writable folder",
         stacklevel=3,
     )
     _temporary.append(tempfile.TemporaryDirectory(prefix="mltrack-model-"))
@@ -117,7 +118,7 @@ def _not_kept(folder: Path, source: str, done: str) -> Path:
 
 
 def _kept(folder: Path, source: str, fill: Callable[[], None]) -> Path:
-    """The model that `fill` puts into `folder`, while no other process does the same."""
+    """The model that `fill` puts into `folder`; only one process does so at a time."""
     with _alone(folder):
         if (found := _used(folder)) is None:  # another process may have filled it while this one waited
             try:
@@ -137,7 +138,7 @@ def _kept(folder: Path, source: str, fill: Callable[[], None]) -> Path:
 
 
 def kept_models() -> list[Cached]:
-    """What is there, that which was used last first; a fetch that was cut off counts as a model."""
+    """The cached models, most recently used first; an interrupted fetch counts as a model."""
     found = []
     for folder in _entries():
         with contextlib.suppress(OSError):  # removed by another process meanwhile
@@ -158,19 +159,19 @@ def kept_models() -> list[Cached]:
 
 
 def remove_model(name: str) -> bool:
-    """Remove one of `kept_models`; False where a process uses it."""
+    """Remove one of `kept_models`; False if a process uses it."""
     folder = _folder() / name
     with _exclusive(folder) as free:
         if free:
             _delete(folder)
             lock = _lock_of(folder)
-            if name.startswith(_FETCHING) or not is_locked(lock):  # the first is held by this very call
+            if name.startswith(_FETCHING) or not is_locked(lock):  # the lock of a fetch is held by this call
                 lock.unlink(missing_ok=True)
     return free
 
 
 def free_space(num_bytes: int, *, but: Path | None = None) -> None:
-    """Remove the models that were used longest ago, until there is room for so many bytes within the limit."""
+    """Remove the least recently used models until that many bytes fit within the limit."""
     for left in _folder().glob(f"{_DELETING}*"):
         shutil.rmtree(left, ignore_errors=True)
     kept = [one for one in kept_models() if but is None or one.name not in (but.name, f"{_FETCHING}{but.name}")]
@@ -195,7 +196,7 @@ def _put_in_place(making: Path, folder: Path) -> None:
 
 
 def _fetch_files(store: Store, location: str, source: str, names: Mapping[str, int], making: Path) -> None:
-    """Each file, and at once its hash: what is there of an earlier try and does not agree with it is fetched anew."""
+    """Fetch each file and record its hash at once; a file of an earlier try is fetched again if it does not match."""
     held = _notes(making).get("files", {})
     for name, size in names.items():
         if name not in held or not _agrees(making / _MODEL / name, held[name]):
@@ -206,7 +207,7 @@ def _fetch_files(store: Store, location: str, source: str, names: Mapping[str, i
 
 
 def _used(folder: Path) -> Path | None:
-    """The model's folder, which stays while this process lives, if every byte is as it was fetched; else None."""
+    """The model's folder, kept while this process lives, if every byte is as it was fetched; else None."""
     notes = folder / _FILES
     try:
         descriptor = os.open(notes, os.O_RDONLY | os.O_CLOEXEC)
@@ -235,16 +236,15 @@ def _alone(folder: Path) -> Iterator[None]:
     path = _lock_of(folder)
     while True:
         with path.open("ab") as lock, locked(lock.fileno()):
-            if path.exists() and os.path.samestat(
-                path.stat(), os.fstat(lock.fileno())
-            ):  # else it was removed while this process waited
+            # else the lock was removed while this process waited
+            if path.exists() and os.path.samestat(path.stat(), os.fstat(lock.fileno())):
                 yield
                 return
 
 
 @contextlib.contextmanager
 def _exclusive(folder: Path) -> Iterator[bool]:
-    """Inside, no other process begins to use the model or fetches it; False where one does already."""
+    """Inside, no other process begins to use or fetch the model; False if one does already."""
     lock = _lock_of(folder) if folder.name.startswith(_FETCHING) else folder / _FILES
     try:
         descriptor = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
@@ -268,7 +268,7 @@ def _in_use(folder: Path) -> bool:
 
 
 def _delete(folder: Path) -> None:
-    """Under its name it is gone at once; what a process has opened stays readable to it."""
+    """Rename and remove it: its name is free at once, and processes can still read files that they have open."""
     doomed = folder.with_name(f"{_DELETING}{uuid.uuid4().hex}")
     folder.rename(doomed)
     shutil.rmtree(doomed, ignore_errors=True)
@@ -318,7 +318,7 @@ def _folder() -> Path:
 
 
 def _lock_of(folder: Path) -> Path:
-    """What a process holds while it fetches this model."""
+    """The file that a process locks while it fetches this model."""
     return folder.with_name(f"{folder.name.removeprefix(_FETCHING)}.lock")
 
 

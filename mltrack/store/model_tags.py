@@ -1,7 +1,7 @@
-"""What is written on a registered model and on its versions; all of them are read only where all are meant.
+"""Tags and descriptions of a registered model and its versions; all versions are read only when all are needed.
 
-Invariant: a value is at most `MAX_VALUE` characters, which every database of MLflow takes; a tag that is gone already
-is no error."""
+Invariant: a value has at most `MAX_VALUE` characters, which every database of MLflow takes. Removing a missing tag is
+no error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_VALUE = 5000
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredVersion:
-    """One version, without its figures in the tracking store."""
+    """One version, without its metrics in the tracking store."""
 
     number: int
     tags: Mapping[str, str]
@@ -35,12 +35,12 @@ class RegisteredVersion:
     run_id: str | None
     created_ms: int
     aliases: Sequence[str] = ()
-    """Known where the version was read alone."""
+    """Known only if the version was read alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RegisteredModel:
-    """A registered model at one moment, and those of its versions that were read."""
+    """A registered model at one moment, with the versions that were read."""
 
     name: str
     aliases: Mapping[str, int] = field(default_factory=dict)
@@ -50,7 +50,7 @@ class RegisteredModel:
 
 
 def read_head(store: Store, name: str) -> RegisteredModel | None:
-    """The model with its aliases and tags, without its versions; None where there is none."""
+    """The model with its aliases and tags, without its versions; None if there is none."""
     with translated(store, f"reading {name}"):
         try:
             model = store.client.get_registered_model(name)
@@ -68,7 +68,7 @@ def read_head(store: Store, name: str) -> RegisteredModel | None:
 def read_model(store: Store, name: str) -> RegisteredModel:
     """The model with its aliases, its tags and all of its versions.
 
-    The versions are read last: whoever reads a version has read aliases and tags that are not newer than it.
+    The versions are read last, so that aliases and tags are not newer than they.
     """
     head = read_head(store, name)
     return RegisteredModel(name=name) if head is None else replace(head, versions=read_versions(store, name))
@@ -82,7 +82,7 @@ def read_versions(store: Store, name: str, *, above: int = 0) -> dict[int, Regis
 
 
 def read_version(store: Store, name: str, number: int) -> RegisteredVersion | None:
-    """One version; None where there is none of this number."""
+    """One version; None if there is none of this number."""
     with translated(store, f"reading {name}/{number}"):
         try:
             return _read(store.client.get_model_version(name, str(number)))
@@ -93,7 +93,7 @@ def read_version(store: Store, name: str, number: int) -> RegisteredVersion | No
 
 
 def newest_numbers(store: Store, name: str, count: int) -> list[int]:
-    """Numbers of the newest versions, the newest first; none where there is no such model."""
+    """Numbers of the newest versions, newest first; none if there is no such model."""
     with translated(store, f"reading the newest versions of {name}"):
         return [int(one.version) for one in newest_versions(store, name, count)]
 
@@ -110,13 +110,13 @@ def _read(found: Any) -> RegisteredVersion:
 
 
 def set_model_tag(store: Store, name: str, key: str, value: str) -> None:
-    """One tag of a registered model."""
+    """Set one tag of a registered model."""
     with translated(store, f"tagging {name}"):
         also_where_raced(lambda: store.client.set_registered_model_tag(name, legal_name(key), cut(value, MAX_VALUE)))
 
 
 def drop_model_tag(store: Store, name: str, key: str) -> None:
-    """Takes a tag of a registered model away."""
+    """Remove a tag of a registered model."""
     with translated(store, f"untagging {name}"):
         try:
             store.client.delete_registered_model_tag(name, key)
@@ -126,13 +126,13 @@ def drop_model_tag(store: Store, name: str, key: str) -> None:
 
 
 def set_version_tags(store: Store, name: str, version: int, tags: Mapping[str, str]) -> None:
-    """Tags of one version."""
+    """Set tags of one version."""
     with translated(store, f"tagging {name}/{version}"):
         for key, value in tags.items():
             store.client.set_model_version_tag(name, str(version), legal_name(key), cut(str(value), MAX_VALUE))
 
 
 def describe_version(store: Store, name: str, version: int, description: str) -> None:
-    """The description of one version, in Markdown."""
+    """Set the description of one version, in Markdown."""
     with translated(store, f"describing {name}/{version}"):
         store.client.update_model_version(name, str(version), cut(description, MAX_DESCRIPTION_LENGTH))

@@ -1,7 +1,7 @@
-"""Params are immutable in MLflow and may be there already, in another spelling: compared by meaning, written only where
-missing.
+"""Params are immutable in MLflow and may exist already in another spelling: they are compared by meaning, and written
+only if missing.
 
-Invariant: log_params never raises over a value that means the same, and never hides one that does not.
+Invariant: log_params never raises for a value with the same meaning, and never hides one with another.
 
     same_meaning("2e-5", 2e-05)     # True: `mlflow run` logged the shell's text, the program knows a float
     log_params(store, run_id, {"seed": "1"})   # {} or {"seed": ("0", "1")}: what is there, what was meant
@@ -24,20 +24,19 @@ _NUMBER = re.compile(r"[+-]?(\d+\.?\d*([eE][+-]?\d+)?|\.\d+([eE][+-]?\d+)?|inf|i
 
 
 def same_meaning(first: Any, second: Any) -> bool:
-    """True where the two are one value: numbers in any notation, booleans in any case, shell quotes or none, and None,
-    "none", "null" and "" alike.
+    """True if both are one value: numbers in any notation, booleans in any case, with or without shell quotes, and
+    None, "none", "null" and "" alike.
     """
     return _meaning(first) == _meaning(second)
 
 
 def log_params(store: Store, run_id: str, params: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
-    """Writes the params that the run does not have yet, in requests of 100, each in the text it was given.
+    """Write the params that the run does not have yet, in requests of 100, each with its given text.
 
     Names are made legal; a text over 6,000 characters is cut with a mark.
 
     Returns:
-        name -> (what the store holds, what was given), for those that differ in meaning; the caller makes a tag of
-        them.
+        name -> (stored value, given value) of those that differ in meaning; the caller writes a tag about them.
     """
     from mlflow.entities import Param
 
@@ -52,7 +51,7 @@ def log_params(store: Store, run_id: str, params: Mapping[str, Any]) -> dict[str
                     store.client.log_batch(run_id, params=missing[start : start + MAX_PARAMS])
             break
         except StoreRejected:
-            if attempt == 2:  # the first time, somebody else may have written one of them since we looked
+            if attempt == 2:  # the first time, another process may have written one of them since they were read
                 raise
     return {
         key: (held[key], value) for key, value in wanted.items() if key in held and not same_meaning(held[key], value)

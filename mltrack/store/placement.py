@@ -1,8 +1,8 @@
-"""Files brought into a local artifact root, those of a checkpoint without a second copy of their bytes.
+"""Puts files into a local artifact root, those of a checkpoint without a second copy of their bytes.
 
 Invariant: a reader of the root sees a file or folder whole or not at all (temporary sibling, then one rename), and the
-file that was given is never written to. A hard link shares its bytes with the file that was given: only files that the
-caller calls `immutable`, as those of a checkpoint are, become links."""
+given file is never written to. A hard link shares its bytes with the given file, so only files that the caller calls
+`immutable`, like a checkpoint's, become links."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ import psutil
 LINK_FROM_BYTES = 1 << 20
 TEMPORARY = ".mltrack-"
 FOREIGN_LEFTOVER_S = 3600.0
-"""What another machine left under a temporary name is somebody's work in progress until it is so old."""
+"""A temporary file of another machine counts as work in progress until it is this old."""
 _NO_LINK = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.ENOSYS, errno.EACCES}
 
 
 def link_or_copy(source: Path, target: Path, *, immutable: bool) -> None:
-    """`source` at `target`, which must not exist.
+    """Link or copy `source` to `target`, which must not exist.
 
     Args:
-        immutable: the source is never rewritten in place. From LINK_FROM_BYTES on it becomes a hard link, where the
-            file system has links; else a copy.
+        immutable: the source is never rewritten in place. From LINK_FROM_BYTES on it becomes a hard link if the file
+            system has links; else a copy.
     """
     if immutable and source.stat().st_size >= LINK_FROM_BYTES:
         try:
@@ -42,23 +42,23 @@ def link_or_copy(source: Path, target: Path, *, immutable: bool) -> None:
 
 
 def place_file(source: Path, target: Path, *, immutable: bool = False) -> None:
-    """`source` at `target`, replacing what is there; `immutable` as in `link_or_copy`."""
+    """Put `source` at `target`, replacing a file there; `immutable` as in `link_or_copy`."""
     _place(target, lambda temporary: link_or_copy(source, temporary, immutable=immutable))
 
 
 def place_text(text: str, target: Path) -> None:
-    """A text file at `target`, replacing what is there."""
+    """Write a text file at `target`, replacing a file there."""
     _place(target, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def place_tree(
     source: Path, target: Path, *, immutable: bool = False, instead: Mapping[str, str] | None = None
 ) -> None:
-    """A folder and all in it at `target`, replacing a folder that is there.
+    """Put a folder and its content at `target`, replacing a folder there.
 
     Args:
-        immutable: as in `link_or_copy`, of all its files.
-        instead: relative path -> text to be written in place of the source's file.
+        immutable: as in `link_or_copy`, for all its files.
+        instead: relative path -> text to write in place of the source's file.
     """
     temporary = _beside(target)
     try:
@@ -76,7 +76,7 @@ def place_tree(
 
 
 def copy_tree(source: Path, target: Path, *, immutable: bool = False, instead: Mapping[str, str] | None = None) -> None:
-    """As `place_tree`, but not atomic; `target` must not exist."""
+    """Like `place_tree`, but not atomic; `target` must not exist."""
     target.mkdir(parents=True)
     for path in sorted(source.rglob("*")):
         there = target / path.relative_to(source)
@@ -89,9 +89,7 @@ def copy_tree(source: Path, target: Path, *, immutable: bool = False, instead: M
 
 
 def remove(path: Path) -> None:
-    """File or folder, which may be gone already; a folder vanishes under its name first, so that nobody reads half of
-    it.
-    """
+    """Remove a file or folder, which may be gone already; a folder is renamed first, so no reader sees half of it."""
     if path.is_dir() and not path.is_symlink():
         doomed = _beside(path)
         os.rename(path, doomed)
@@ -114,12 +112,12 @@ def _place(target: Path, write: Callable[[Path], object]) -> None:
 
 
 def _beside(target: Path) -> Path:
-    """A free temporary name that says which process on which machine uses it."""
+    """A free temporary name with the process and machine that use it."""
     return target.with_name(f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}")
 
 
 def _drop_leftovers(target: Path) -> None:
-    """Remove what a process that was killed left beside `target`."""
+    """Remove what killed processes left beside `target`."""
     for path in target.parent.glob(f"{TEMPORARY}*"):
         try:
             if _is_leftover(path):

@@ -1,8 +1,7 @@
-"""What goes wrong with a store, in two kinds: what may work later is StoreUnavailable, what will be refused again is
-StoreRejected.
+"""Errors of a store, of two kinds: StoreUnavailable may work later, StoreRejected will be refused again.
 
 Invariant: no exception of mlflow, requests, sqlalchemy or botocore leaves `translated` (a missing local file stays
-FileNotFoundError), and no message holds credentials, those of the exceptions behind it neither.
+FileNotFoundError). No message holds credentials, nor do those of the exceptions that caused it.
 
     with translated(store, "reading the run"):
         store.client.get_run(run_id)
@@ -34,16 +33,16 @@ _DENIED_CODES = {
     "RequestExpired",
     "RequestTimeTooSkewed",
 }
-"""With S3 some of these are the status 400."""
+"""S3 sends some of these with the status 400."""
 _DENIED_NAMES = re.compile("Credential|Token|Unauthorized|Authentication|RefreshError|ProfileNotFound")
-"""Of the errors of cloud libraries that have found no credentials to send, and so have no answer of a server."""
+"""Error classes of cloud libraries that found no credentials to send, and so have no answer of a server."""
 _STORE_WIDE_CODES = {
     "NoSuchBucket",
     "PermanentRedirect",
     "AuthorizationHeaderMalformed",
     "IllegalLocationConstraintException",
 }
-"""A bucket that is missing or lies elsewhere: no file is to blame, and somebody may set it right."""
+"""The bucket is missing or elsewhere: no file is at fault, and an administrator may correct it."""
 _CLOUDS = ("requests", "urllib3", "botocore", "boto3", "s3transfer", "google", "azure")
 NO_FILE_STORE = (
     "the file store is no longer served by MLflow; use sqlite:///mlflow.db or a server, and move old data with 'mlflow"
@@ -60,23 +59,23 @@ class StoreSlow(StoreUnavailable):
 
 
 class StoreFailed(StoreUnavailable):
-    """The store answered that it failed on this request: its own trouble, or a value that it cannot hold. Others may go
-    through.
+    """The store answered that it failed on this request: its own fault, or a value that it cannot hold. Other requests
+    may succeed.
     """
 
 
 class StoreDenied(StoreUnavailable):
-    """The store refuses the credentials, or they have expired: the same request may go through with others."""
+    """The store refuses the credentials, or they have expired: the same request may succeed with others."""
 
 
 class StoreRejected(TrackingError):
-    """The store answered and said no: the same request will be refused again."""
+    """The store refused the request and will refuse it again."""
 
 
 @contextmanager
 def translated(where: Store | str, doing: str) -> Iterator[None]:
-    """Inside, MLflow neither retries nor waits longer than the store's time-out, and what goes wrong becomes
-    StoreUnavailable or StoreRejected.
+    """Inside, MLflow neither retries nor waits longer than the store's time-out, and errors become StoreUnavailable or
+    StoreRejected.
 
     The message is "<uri>: <doing>: <first line of the reason>".
     """
@@ -99,18 +98,18 @@ def translated(where: Store | str, doing: str) -> Iterator[None]:
 
 
 def is_missing(error: BaseException) -> bool:
-    """True where the store said that the thing asked for does not exist."""
+    """True if the store answered that the object does not exist."""
     cause = error.__cause__ if isinstance(error, StoreRejected) else error
     return getattr(cause, "error_code", "") in ("RESOURCE_DOES_NOT_EXIST", "NOT_FOUND") or _http_status(cause) == 404
 
 
 def is_denied(error: BaseException) -> bool:
-    """True where the store said that this user may not."""
+    """True if the store answered that this user has no permission."""
     return _http_status(error.__cause__ if isinstance(error, StoreDenied) else error) == 403
 
 
 def already_exists(error: BaseException) -> bool:
-    """True where the store refused because somebody else was first."""
+    """True if the store refused because the object exists already."""
     cause = error.__cause__ if isinstance(error, StoreRejected) else error
     return getattr(cause, "error_code", "") in ("RESOURCE_ALREADY_EXISTS", "ALREADY_EXISTS")
 
@@ -123,9 +122,7 @@ def credentials_place(uri: str) -> str:
 
 
 def _forbidden(doing: str) -> str:
-    """What a server with users means by 403: MLflow's client repeats its endpoint and its status, and names no
-    permission.
-    """
+    """Explain a 403 of a server with users: MLflow's client gives only endpoint and status, not the permission."""
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
     needed = {
         "looking": "READ",
@@ -150,7 +147,7 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
     wraps = type(error).__name__ == "S3UploadFailedError" or (
         home == "mlflow" and type(behind).__module__.startswith(("botocore", "boto3", "s3transfer"))
     )
-    if wraps and isinstance(behind, Exception):  # boto3 and MLflow keep the answer's text alone
+    if wraps and isinstance(behind, Exception):  # boto3 and MLflow keep only the answer's text
         error, home = behind, type(behind).__module__.partition(".")[0]
     status, code = _http_status(error), _error_code(error)
     if home in ("mlflow", *_CLOUDS) and (status in _DENIED or code in _DENIED_CODES):
@@ -169,8 +166,7 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
         permanent = status is not None and status < 500 and status not in _TRY_AGAIN and code not in _STORE_WIDE_CODES
         return (StoreRejected if permanent else _later(str(error), "")), reason
     if home == "sqlalchemy":
-        # Operational and interface errors: no server, a lock, a full disk. The others are about the statement or the
-        # driver.
+        # Operational and interface errors: no server, a lock, a full disk. Others concern the statement or the driver.
         later = type(error).__name__ in ("OperationalError", "InterfaceError", "TimeoutError", "InternalError")
         return (_later(str(error), "") if later else StoreRejected), reason
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
@@ -181,9 +177,7 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
         isinstance(error, ValueError) and "out of range" in reason
     ):  # a value that no request can carry
         return StoreRejected, reason
-    if (
-        home == "google" or type(error).__name__ == "JSONDecodeError"
-    ):  # a gateway's page, or what is no answer of MLflow's
+    if home == "google" or type(error).__name__ == "JSONDecodeError":  # a gateway's page, or no answer of MLflow's
         return StoreUnavailable, f"the answer is not one of MLflow's: {reason}"
     if isinstance(error, LookupError | ValueError | TypeError | AttributeError | ArithmeticError | RecursionError):
         return StoreRejected, f"the answer cannot be used: {type(error).__name__}: {reason}"
@@ -191,7 +185,7 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
 
 
 def _missing_credentials(uri: str, reason: str) -> str:
-    """The remedy where a server refuses somebody that it does not know; else nothing."""
+    """The remedy if a server refuses an unknown user; else nothing."""
     if re.search(r"no password supplied|using password: NO|empty password", reason):
         return f"; no password was given, put it into {credentials_place(uri)}"
     if re.search(r"password authentication failed|using password: YES|error code 401|not authenticated", reason):
@@ -200,7 +194,7 @@ def _missing_credentials(uri: str, reason: str) -> str:
 
 
 def _clean(error: BaseException | None) -> None:
-    """Take the credentials out of the messages of an exception and of those behind it: a traceback shows them all."""
+    """Remove credentials from the messages of an exception and its causes: a traceback shows them all."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -211,8 +205,8 @@ def _clean(error: BaseException | None) -> None:
 
 
 def _later(text: str, code: str) -> type[StoreUnavailable]:
-    """Which kind of unavailable: MLflow calls its client's transport errors INTERNAL_ERROR too, and an unknown HTTP
-    status of a gateway.
+    """The kind of StoreUnavailable. MLflow uses INTERNAL_ERROR also for its client's transport errors and for an
+    unknown HTTP status of a gateway.
     """
     if "timed out" in text or "timeout exception" in text or "timeout expired" in text or code == "DEADLINE_EXCEEDED":
         return StoreSlow
@@ -225,7 +219,7 @@ def _later(text: str, code: str) -> type[StoreUnavailable]:
 
 
 def _error_code(error: BaseException) -> str:
-    """MLflow's word for an error, or S3's."""
+    """MLflow's code of an error, or S3's."""
     response = getattr(error, "response", None)
     if isinstance(response, dict):
         return str(response.get("Error", {}).get("Code", ""))

@@ -1,6 +1,6 @@
-"""Whether a registered version loads the bytes of a logged model: then they are never deleted.
+"""Whether a registered version loads the bytes of a logged model; if so, they are never deleted.
 
-Invariant: in doubt the answer is yes: a version that this user may not read counts.
+Invariant: in doubt the answer is yes; a version that this user may not read counts.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from mltrack.store.registry import MODEL_ID, VERSIONS_TAG, pages
 from mltrack.store.runs import parsed
 
 _COPIES, _COPY = "models:/%/%", re.compile(r"models:/[^/]+/")
-"""The source of a version that MLflow has copied from another one, models:/name/3; as MLflow's filters and as Python
-match it.
+"""Source of a version that MLflow copied from another one, models:/name/3, as an MLflow filter and as a Python
+pattern.
 """
 _CLOCKS_MS = 86_400_000
-"""By how much the clocks of two machines that write to one database may differ."""
+"""Largest difference between the clocks of two machines that write to one database."""
 
 
 def is_registered(store: Store, model_id: str) -> bool:
-    """True where a registered version loads the bytes of this logged model: one made from it, from its folder, or a
-    copy of such a version.
+    """True if a registered version loads the bytes of this logged model: one made from it or its folder, or a copy of
+    such a version.
     """
     with translated(store, f"asking who uses {model_id}"):
         if store.client.search_model_versions(f"source_path LIKE '%{model_id}%'", max_results=1):
@@ -32,14 +32,14 @@ def is_registered(store: Store, model_id: str) -> bool:
         for copy in pages(store, f"source_path LIKE '{_COPIES}'", "creation_timestamp DESC"):
             made_ms = _made_ms(store, model_id) if made_ms is None else made_ms
             if int(copy.creation_timestamp or 0) < made_ms - _CLOCKS_MS:
-                break  # a copy is newer than what it is a copy of
+                break  # a copy is newer than its original
             if model_id in _model_ids_in(_source(store, copy)):
                 return True
         return _is_registered_unseen(store, model_id)
 
 
 def _made_ms(store: Store, model_id: str) -> int:
-    """When a logged model was made; 0 where it is gone."""
+    """When a logged model was made; 0 if it is gone."""
     try:
         return int(store.client.get_logged_model(model_id).creation_timestamp or 0)
     except Exception as error:
@@ -49,7 +49,7 @@ def _made_ms(store: Store, model_id: str) -> int:
 
 
 def _is_registered_unseen(store: Store, model_id: str) -> bool:
-    """True where the model's tag names a version that this user may not read: a search leaves those out."""
+    """True if the model's tag names a version that this user may not read; a search leaves those out."""
     try:
         versions = parsed(store.client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"), list)
     except Exception as error:
@@ -70,8 +70,8 @@ def _is_registered_unseen(store: Store, model_id: str) -> bool:
 
 
 def _source(store: Store, version: Any) -> str:
-    """Where a version's bytes come from; a copy's source is a version that may be deleted by now, so the store is asked
-    where that had them.
+    """Where a version's bytes come from. A copy's source is a version that may be deleted by now, so the store is asked
+    for its download address.
     """
     source = version.source or ""
     if _COPY.match(source):

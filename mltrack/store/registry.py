@@ -1,7 +1,7 @@
 """The model registry in verbs: register, alias, list, resolve, load.
 
-Invariant: a version is made from models:/m-... and once per logged model; what is missing ends in one line that says
-where it was looked for.
+Invariant: a version is made from models:/m-... and once per logged model. An error about a missing object says in one
+line where it was looked for.
 
     version = register(store, "mltrack-code_generation", model_id, tags={}, description="")
     set_alias(store, "mltrack-code_generation", "champion", version)
@@ -26,9 +26,9 @@ from mltrack.store.runs import cut, legal_name, parsed
 
 MAX_RACES = 5
 PAGE = 200
-"""Versions a request: each carries a model card of up to 5 kB."""
+"""Versions per request: each has a model card of up to 5 kB."""
 MAX_DESCRIPTION_LENGTH = 5000
-"""What MLflow's tables hold of it; sqlite takes more, the others refuse the version."""
+"""Size of MLflow's column; sqlite takes more, other databases refuse the version."""
 _MAX_TAG_LENGTH = 8000
 VERSIONS_TAG = "mlflow.modelVersions"
 MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
@@ -36,7 +36,7 @@ _SOURCE = re.compile(r"models:/(m-[^/]+)$")
 
 
 class ModelUri(NamedTuple):
-    """A models:/ URI in its parts; exactly one of model_id, alias and version is set, except name + latest."""
+    """The parts of a models:/ URI; exactly one of model_id, alias and version is set."""
 
     model_id: str | None = None
     name: str | None = None
@@ -45,7 +45,7 @@ class ModelUri(NamedTuple):
 
 
 def parse_uri(uri: str) -> ModelUri:
-    """models:/m-..., models:/name/3, models:/name/latest or models:/name@alias."""
+    """Parse models:/m-..., models:/name/3, models:/name/latest or models:/name@alias."""
     match = re.fullmatch(
         r"models:/+(?:(?P<id>m-[0-9a-f]{32})|(?P<name>[^/@]+)(?:/(?P<version>\d+|latest)|@(?P<alias>[\w-]+)))", uri
     )
@@ -59,8 +59,8 @@ def parse_uri(uri: str) -> ModelUri:
 def register(
     store: Store, name: str, model_id: str, tags: Mapping[str, Any] | None = None, description: str | None = None
 ) -> str:
-    """The version of `name` that is made from this logged model, created where it does not exist (the registered model
-    too); "1", "2", ...
+    """The version of `name` made from this logged model, as "1", "2", ...; it and the registered model are created if
+    missing.
     """
     with translated(store, f"registering {model_id} as {name}"):
         held = [
@@ -83,7 +83,7 @@ def register(
                 raise
             if not newest_versions(store, name, 1):
                 _refuse_prompt(store, name)
-        with as_default(store):  # an embedded database looks the logged model up by a client of its own
+        with as_default(store):  # with a database file MLflow looks the logged model up with a client of its own
             version = store.client.create_model_version(
                 name,
                 source=f"models:/{model_id}",
@@ -107,13 +107,13 @@ def _refuse_prompt(store: Store, name: str) -> None:
 
 
 def _link_back(store: Store, model_id: str, name: str, number: str) -> None:
-    """Name the version in the tag from which MLflow's pages show what a logged model is registered as: a server writes
-    it, an embedded database does not.
+    """Write the version into the tag by which MLflow's pages link a logged model to its versions: a server writes it,
+    MLflow with a database file does not.
     """
     try:
         known = parsed(store.client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"), list)
     except Exception as error:
-        if is_missing(error):  # deleted by somebody, after it was registered
+        if is_missing(error):  # deleted after it was registered
             return
         raise
     mine = {"name": name, "version": number}
@@ -122,7 +122,7 @@ def _link_back(store: Store, model_id: str, name: str, number: str) -> None:
 
 
 def set_alias(store: Store, name: str, alias: str, version: str | int) -> None:
-    """Moves the alias to the version; letters, digits, '_' and '-', not "latest", not "v3"."""
+    """Move the alias to the version; it has letters, digits, '_' and '-', and is not "latest" or "v3"."""
     if not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", alias) or re.fullmatch(r"latest|v\d+", alias, re.IGNORECASE):
         raise StoreRejected(
             f"alias '{alias}' must have letters, digits, '_' and '-' only, and not be 'latest' or 'v' with a number"
@@ -132,7 +132,7 @@ def set_alias(store: Store, name: str, alias: str, version: str | int) -> None:
 
 
 def also_where_raced(write: Callable[[], object]) -> None:
-    """Do a write that replaces; again where somebody else made the row between MLflow's look for it and its insert."""
+    """Do a write that replaces; repeat it if another process inserted the row after MLflow had looked for it."""
     for attempt in range(MAX_RACES):
         try:
             write()
@@ -144,25 +144,25 @@ def also_where_raced(write: Callable[[], object]) -> None:
 
 
 def delete_version(store: Store, name: str, version: str | int) -> None:
-    """Takes the version and its aliases out of the registry; the bytes stay."""
+    """Remove the version and its aliases from the registry; the bytes stay."""
     with _looked_for(store, f"models:/{name}/{version}"), translated(store, f"deleting {name}/{version}"):
         store.client.delete_model_version(name, str(version))
 
 
 def delete_model(store: Store, name: str) -> None:
-    """Takes a registered model with all its versions and tags out of the registry; the bytes stay."""
+    """Remove a registered model with all its versions and tags from the registry; the bytes stay."""
     with _looked_for(store, f"models:/{name}"), translated(store, f"deleting {name}"):
         store.client.delete_registered_model(name)
 
 
 def delete_alias(store: Store, name: str, alias: str) -> None:
-    """Takes the alias away; one that is not there is no error."""
+    """Remove the alias, if it exists."""
     with _looked_for(store, f"models:/{name}@{alias}"), translated(store, f"removing {name}@{alias}"):
         store.client.delete_registered_model_alias(name, alias)
 
 
 def get_alias(store: Store, name: str, alias: str) -> str | None:
-    """The version that carries the alias; None where there is no such alias or no such model."""
+    """The version with the alias; None if there is no such alias or model."""
     with translated(store, f"reading {name}@{alias}"):
         return _aliases(store, name).get(alias)
 
@@ -215,11 +215,11 @@ def list_versions(store: Store, name: str) -> list[dict[str, Any]]:
 def resolve(store: Store, uri: str, dst: str | Path | None = None) -> Path:
     """A local folder with the model's files (MLmodel, config.json, model.safetensors, tokenizer).
 
-    On a local artifact root it is the store's own folder, elsewhere one of the user's cache (`model_cache`), which
-    stays while this process lives: both are to be read and not written.
+    On a local artifact root it is the store's own folder, elsewhere a folder in the user's cache (`model_cache`), which
+    is kept while this process lives. Do not write to either.
 
     Args:
-        dst: where to fetch the files instead; not into the cache then.
+        dst: where to fetch the files instead of the cache.
 
     Raises:
         TrackingError: no such model, version, alias or file; the message names the database and MLFLOW_TRACKING_URI.
@@ -228,7 +228,7 @@ def resolve(store: Store, uri: str, dst: str | Path | None = None) -> Path:
         location, identity = _location(store, parse_uri(uri))
         local = local_path(store, location)
         if local is not None:
-            writable_root(store, location)  # it says what to do where the whole project was moved
+            writable_root(store, location)  # if the whole project was moved, the error says what to do
             if not local.is_dir():
                 raise TrackingError(
                     f"{uri} in {store.shown_uri} lies in {local}, and that folder is gone; its files were deleted or"
@@ -251,8 +251,8 @@ def load_pyfunc(store: Store, uri: str) -> Any:
 
 
 def load_folder(folder: str | Path, serving_file: Path) -> Any:
-    """A Hugging Face folder that mltrack trained, as what its registered version would answer with: .predict(["..."],
-    params).
+    """The model of a Hugging Face folder that mltrack trained: .predict(["..."], params) answers like its registered
+    version.
 
     Args:
         serving_file: of the task's `Serving`.
@@ -266,7 +266,7 @@ def load_folder(folder: str | Path, serving_file: Path) -> Any:
 
 
 def _location(store: Store, wanted: ModelUri) -> tuple[str, str | None]:
-    """Where the files lie, and the logged model's id, under which they never change."""
+    """Where the files are, and the id of the logged model, whose files never change."""
     if wanted.model_id:
         return str(store.client.get_logged_model(wanted.model_id).artifact_location), wanted.model_id
     assert wanted.name
@@ -290,7 +290,7 @@ def _location(store: Store, wanted: ModelUri) -> tuple[str, str | None]:
 
 
 def named(name: str) -> str:
-    """MLflow's filter for the versions of one model; its strings know no escape."""
+    """MLflow's filter for the versions of one model; its strings have no escapes."""
     quote = '"' if "'" in name else "'"
     return f"name={quote}{name}{quote}"
 
@@ -338,7 +338,7 @@ def _metrics(store: Store, model_id: str | None) -> dict[str, float]:
 
 
 class _looked_for:
-    """Says where a missing thing was looked for."""
+    """Adds to an error about a missing object where it was looked for."""
 
     def __init__(self, store: Store, uri: str):
         self.store, self.uri = store, uri

@@ -1,8 +1,7 @@
-"""Runs: made, read, ended, and the points, tags and data sets that are written on them.
+"""Runs: create, read and finish them, and write their points, tags and data sets.
 
-Invariant: every verb may be called again after being cut off, with the same arguments, and leaves the store as one call
-does. A run is found again by its idempotency key, a metric point by its fixed timestamp, a data set by its name and
-digest."""
+Invariant: an interrupted verb may be repeated with the same arguments and leaves the store as one call does. A run is
+found by its idempotency key, a metric point by its fixed timestamp, a data set by its name and digest."""
 
 from __future__ import annotations
 
@@ -34,7 +33,7 @@ MAX_NAME_LENGTH, MAX_DATASET_NAME_LENGTH, MAX_DIGEST_LENGTH = 250, 500, 36
 CUT_MARK = "...(cut)"
 
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
-"""An id becomes the name of a folder."""
+"""An id is used as the name of a folder."""
 Json = TypeVar("Json", dict[str, Any], list[Any])
 
 Point = tuple[str, float, int, int]
@@ -71,12 +70,12 @@ def create_run(
     start_time_ms: int,
     experiment_id: str | None = None,
 ) -> RunInfo:
-    """The run that carries `idempotency_key`: found where it exists, else made.
+    """The run with `idempotency_key`, created if there is none.
 
     Args:
-        experiment_id: wins over the name.
-        experiment_name: None means MLFLOW_EXPERIMENT_ID, else MLFLOW_EXPERIMENT_NAME, else "Default". One that does not
-            exist is made.
+        experiment_id: takes precedence over the name.
+        experiment_name: None: MLFLOW_EXPERIMENT_ID, else MLFLOW_EXPERIMENT_NAME, else "Default". Created if it does not
+            exist.
     """
     experiment_id = experiment_id or find_experiment(store, experiment_name)
     with translated(store, "creating the run"):
@@ -101,7 +100,7 @@ def create_run(
 
 
 def find_experiment(store: Store, name: str | None) -> str:
-    """The id of the experiment, made where it does not exist; two processes at once get the same one."""
+    """The id of the experiment, created if it does not exist; two processes at once get the same one."""
     environment = os.environ if _environment_means(store) else {}
     given_id = environment.get("MLFLOW_EXPERIMENT_ID") if name is None else None
     variable = "MLFLOW_EXPERIMENT_ID" if given_id else "MLFLOW_EXPERIMENT_NAME"
@@ -131,24 +130,24 @@ def find_experiment(store: Store, name: str | None) -> str:
 
 
 def _environment_means(store: Store) -> bool:
-    """False where MLFLOW_TRACKING_URI names another store: `mlflow.set_experiment` leaves the id of an experiment there
-    in the environment.
+    """False if MLFLOW_TRACKING_URI names another store: `mlflow.set_experiment` puts an experiment id of that store
+    into the environment.
     """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     return uri is None or is_same(default_tracking_uri(), store.tracking_uri)
 
 
 def get_run(store: Store, run_id: str) -> RunInfo:
-    """Raises StoreRejected for a run that this store does not hold."""
+    """The run; raises StoreRejected if this store does not hold it."""
     with translated(store, f"reading run {run_id}"):
         return _info(store, store.client.get_run(run_id))
 
 
 def get_active_run(store: Store, run_id: str) -> RunInfo:
-    """The same of a run that can be written.
+    """Like `get_run`, for a run that can be written.
 
     Raises:
-        StoreRejected: the store does not hold it, or it is deleted; the message says how it is restored.
+        StoreRejected: the store does not hold it, or it is deleted; the message says how to restore it.
     """
     run = get_run(store, run_id)
     if run.is_deleted:
@@ -159,7 +158,7 @@ def get_active_run(store: Store, run_id: str) -> RunInfo:
 
 
 def restore_command(store: Store, run: RunInfo) -> str:
-    """MLflow's command that brings a deleted run back, or its whole experiment where that is deleted."""
+    """MLflow's command that restores a deleted run, or its whole experiment if that is deleted."""
     with translated(store, f"reading experiment {run.experiment_id}"):
         experiment = store.client.get_experiment(run.experiment_id)
     if experiment.lifecycle_stage == "deleted":
@@ -168,19 +167,19 @@ def restore_command(store: Store, run: RunInfo) -> str:
 
 
 def reopen_run(store: Store, run_id: str) -> None:
-    """Sets the status RUNNING, as a resumed run needs (MLflow leaves it as it was)."""
+    """Set the status RUNNING for a resumed run, which MLflow does not do."""
     with translated(store, f"reopening run {run_id}"):
         store.client.update_run(run_id, status="RUNNING")
 
 
 def finish_run(store: Store, run_id: str, status: str, end_time_ms: int | None = None) -> None:
-    """Sets the final status: FINISHED, FAILED or KILLED."""
+    """Set the final status: FINISHED, FAILED or KILLED."""
     with translated(store, f"ending run {run_id}"):
         store.client.set_terminated(run_id, status=status, end_time=end_time_ms)
 
 
 def set_tags(store: Store, run_id: str, tags: Mapping[str, Any]) -> None:
-    """Any number of tags; a value beyond MLflow's 8,000 characters is cut with a mark."""
+    """Set any number of tags; a value beyond MLflow's 8,000 characters is cut with a mark."""
     from mlflow.entities import RunTag
 
     rows = [RunTag(key, value) for key, value in _legal_tags(tags).items()]
@@ -190,18 +189,18 @@ def set_tags(store: Store, run_id: str, tags: Mapping[str, Any]) -> None:
 
 
 def drop_tag(store: Store, run_id: str, key: str) -> None:
-    """Takes a tag away; one that is not there is no error."""
+    """Remove a tag, if it exists."""
     with translated(store, f"untagging run {run_id}"):
         if key in store.client.get_run(run_id).data.tags:
             store.client.delete_tag(run_id, key)
 
 
 def log_points(store: Store, run_id: str, points: Sequence[Point]) -> None:
-    """Metric points, in requests of at most 1,000; the same point sent twice is stored once, because its timestamp is
-    the caller's.
+    """Send metric points, in requests of at most 1,000; a point sent twice is stored once, because its timestamp is the
+    caller's.
 
-    An infinity is stored as the largest finite number of its sign, as MLflow does itself; a NaN stays one (the caller
-    tags both)."""
+    An infinity is stored as the largest finite number of its sign, as MLflow does; a NaN stays NaN (the caller tags
+    both)."""
     from mlflow.entities import Metric
 
     rows = [Metric(legal_name(key), finite(value), int(timestamp), int(step)) for key, value, timestamp, step in points]
@@ -211,11 +210,10 @@ def log_points(store: Store, run_id: str, points: Sequence[Point]) -> None:
 
 
 def log_a_point_again(store: Store, run_id: str) -> bool:
-    """Write a point that the run holds already, which changes nothing; shows whether the store takes points of this
-    run.
+    """Write a point that the run holds already, to check that the store takes points of this run; nothing changes.
 
     Returns:
-        False where the run holds none yet; then nothing was written.
+        False if the run has no point yet; then nothing was written.
     """
     from mlflow.entities import Metric
 
@@ -228,7 +226,7 @@ def log_a_point_again(store: Store, run_id: str) -> bool:
 
 
 def log_inputs(store: Store, run_id: str, inputs: Iterable[Mapping[str, Any]]) -> None:
-    """The run's data sets.
+    """Write the run's data sets.
 
     Args:
         inputs: each with `name` and `digest` (cut to 36 characters), and maybe `source` (path, URI, or a JSON-able
@@ -256,8 +254,8 @@ def log_inputs(store: Store, run_id: str, inputs: Iterable[Mapping[str, Any]]) -
 
 
 def delivered_pairs(store: Store, run_id: str, keys: Iterable[str], after_step: int) -> set[tuple[str, int]]:
-    """The (key, step) pairs with step > `after_step` that the store holds already: asked once, on a resume without the
-    local journal.
+    """The (key, step) pairs with step > `after_step` that the store holds already; for a resume without the local
+    journal.
     """
     pairs: set[tuple[str, int]] = set()
     with translated(store, f"reading what run {run_id} holds"):
@@ -293,17 +291,14 @@ def list_runs(
 
 
 def search_running_runs(store: Store) -> list[RunInfo]:
-    """Runs of mltrack that MLflow believes to be running: the candidates for a reaper, which must look at their
-    processes itself.
-    """
+    """Runs of mltrack with status RUNNING: candidates for a reaper, which must check their processes itself."""
     return [run for run in list_runs(store, max_results=1000, status="RUNNING") if LOCAL_ID_TAG in run.tags]
 
 
 def legal_name(key: str) -> str:
-    """`key`, or where MLflow refuses it as the name of a metric, param or tag a legal one that no other key is given.
+    """`key`, or if MLflow refuses it as the name of a metric, param or tag, a legal name that no other key gets.
 
-    What is refused is replaced by '_', what is beyond 250 characters is cut, and the key's checksum (CRC-32) stands at
-    the end."""
+    Refused characters become '_', characters beyond 250 are cut, and the key's checksum (CRC-32) is appended."""
     key = str(key)
     name = re.sub(r"[^\w\-. :/]", "_", key, flags=re.ASCII)
     name = re.sub(r"/+", "/", name).strip("/") or "_"
@@ -314,29 +309,29 @@ def legal_name(key: str) -> str:
 
 
 def legal_text(value: Any, limit: int) -> str:
-    """`value` as text that every database takes: half characters (of undecodable file names) and NUL written out,
-    beyond `limit` characters cut with a mark.
+    """`value` as text that every database takes: lone surrogates (of undecodable file names) and NUL are escaped, and
+    text beyond `limit` characters is cut with a mark.
     """
     return cut(_storable(str(value)), limit)
 
 
 def finite(value: float) -> float:
-    """`value`, an infinity brought to the largest finite number of its sign; NaN stays."""
+    """`value`, or for an infinity the largest finite number of its sign; NaN stays NaN."""
     return max(-sys.float_info.max, min(sys.float_info.max, float(value))) if value == value else float("nan")
 
 
 def cut(text: str, limit: int) -> str:
-    """`text`, what is beyond `limit` characters replaced by a mark within it."""
+    """`text`, cut to `limit` characters including a mark if it is longer."""
     return text if len(text) <= limit else text[: limit - len(CUT_MARK)] + CUT_MARK
 
 
 def _mlflow(store: Store, *words: str) -> str:
-    """A command line of MLflow's for this store."""
+    """An MLflow command line for this store."""
     return f"MLFLOW_TRACKING_URI={shlex.quote(store.shown_uri)} mlflow {shlex.join(words)}"
 
 
 def _location(store: Store) -> str | None:
-    """Where the files of a new experiment belong; None: where MLflow thinks."""
+    """Where the files of a new experiment belong; None: MLflow decides."""
     root = own_artifact_root() if store.is_local else None
     return None if root is None else f"{root}/{uuid.uuid4().hex}"
 
@@ -346,7 +341,7 @@ def _legal_tags(tags: Mapping[str, Any]) -> dict[str, str]:
 
 
 def parsed(text: str, kind: type[Json]) -> Json:
-    """The JSON value of a tag, which anybody may have written; an empty one where it is none of this kind."""
+    """The JSON value of a tag, which is not trusted; an empty `kind` if it is of another kind."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -384,7 +379,7 @@ def _json_text(value: Any) -> str | None:
     if value is None:
         return None
     text = value if isinstance(value, str) else json.dumps(value)
-    return _storable(text)  # a text that MLflow finds too long is refused: half a JSON is none
+    return _storable(text)  # not cut: MLflow refuses a text that is too long, but half a JSON would be invalid
 
 
 def _quoted(text: str) -> str:

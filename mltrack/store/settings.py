@@ -1,11 +1,11 @@
 """MLflow's settings as mltrack's own calls see them: no retries, short time-outs, no progress bars, nothing printed.
 
-Invariant: the environment, MLflow's settings, its tracking URI and its log levels are for everyone else in this process
-as they were. What is set here holds in the calling thread alone, inside `own_settings`.
+Invariant: for all other code in this process the environment, MLflow's settings, its tracking URI and its log levels
+are unchanged. Values set here hold only in the calling thread, inside `own_settings`.
 
-MLflow takes these settings from the environment at each request, and not as arguments. So the objects that read them
-there look into a context variable of ours first. A thread that MLflow starts by itself (it downloads folders so) does
-not see it: such calls are not used here.
+MLflow reads these settings from the environment at each request and takes no arguments for them. So the objects that
+read them are patched to look into a context variable first. Threads that MLflow starts itself, as it does to download
+folders, do not see it: such calls are not used here.
 
     with own_settings(MLFLOW_HTTP_REQUEST_TIMEOUT=5):
         client.get_run(run_id)
@@ -21,24 +21,23 @@ from functools import cache
 from typing import Any
 
 SHORTEST_TIMEOUT_S = 5.0
-"""Of a request, unless a slow server gets longer."""
+"""Time-out of a request, unless a slow server is given longer."""
 QUIET: Mapping[str, Any] = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": 0,
     "MLFLOW_HTTP_REQUEST_TIMEOUT": int(SHORTEST_TIMEOUT_S),
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": False,
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": True,
 }
-"""MLflow's variables that our calls set, with what they are unless a call says otherwise."""
+"""MLflow's variables that all our calls set, with their default values."""
 _LEAST_LEVELS = {
     "mlflow.store.db.utils": logging.CRITICAL,
     "alembic.runtime.migration": logging.WARNING,
     "alembic.runtime.plugins": logging.WARNING,
 }
-"""What is logged there from our calls: not the creation of a database's tables, and no traceback of an error that is
-translated.
+"""Least log levels during our calls: they hide the creation of a database's tables and tracebacks of translated errors.
 """
 _NOT_ALWAYS = ("MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD",)
-"""Variables that single calls set."""
+"""Variables that only single calls set."""
 _TRACKING_URI = "tracking URI"
 _OURS: ContextVar[Mapping[str, Any] | None] = ContextVar("mltrack_own_settings", default=None)
 
@@ -48,7 +47,7 @@ def own_settings(*, tracking_uri: str | None = None, **variables: Any) -> Iterat
     """Inside, in this thread, MLflow has our settings.
 
     Args:
-        tracking_uri: what MLflow's clients that are made without one connect to; None: as it is.
+        tracking_uri: for MLflow's clients that are made without one; None: unchanged.
         variables: values of MLflow's variables by name, each of `QUIET` or `_NOT_ALWAYS`.
     """
     _teach_mlflow()
