@@ -1,7 +1,7 @@
-"""Addresses of servers, and text that holds some, without user names, passwords and tokens.
+"""Addresses of servers, and text that contains them, without user names, passwords and tokens.
 
-Invariant: pure functions. An address is the one that a user typed, so a password may hold `/`, `@`, `:`, `?` or `#` as
-it is; everything that may be one is taken for one. A path that looks like a password must be percent-encoded (see
+Invariant: pure functions. An address is as a user typed it, so a password may hold an unescaped `/`, `@`, `:`, `?` or
+`#`; whatever may be a password is treated as one. A path that looks like a password must be percent-encoded (see
 `is_ambiguous`).
 
     without_secrets("http://me:pa/ss@host:5000/?token=t")    # "http://host:5000/"
@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from urllib.parse import quote, unquote
 
 DATABASES = ("postgresql", "postgres", "mysql", "mariadb", "mssql", "oracle")
-"""Their user names are no secrets: without them PGPASSWORD and ~/.pgpass are of no use."""
+"""Their user names are not secret: PGPASSWORD and ~/.pgpass need them."""
 _OTHER_DATABASES = ("redshift", "snowflake", "cockroachdb", "clickhouse", "clickhousedb", "db2", "trino")
 _CONTAINERS = ("abfs", "abfss", "wasb", "wasbs")
 """Azure: container@account."""
@@ -25,7 +25,7 @@ _ADDRESS = re.compile(r"(?P<scheme>[a-z][\w+.-]*):(?P<slashes>/*)(?P<rest>.*)", 
 _IN_TEXT = re.compile(r"(?<![\w+.-])[a-z][\w+.-]*://[^\s'\"`<>\\]+", re.IGNORECASE)
 _WITHOUT_SCHEME = re.compile(r"(?<![\w+.:/-])//[^\s/:@]*:[^\s/@]+@")
 _WHOLE = re.compile(r"(?!.*://.*://)(?:[a-z][\w+.-]*:)?//[^\s:/@]*:.*@\S*", re.IGNORECASE)
-"""A text that is one address, whose password may hold a quote or a blank."""
+"""A text that is a single address, whose password may hold a quote or a blank."""
 _HOST_CERTAIN = re.compile(r"(?:localhost|\[[^\]@]*\]|[\w-]+(?:\.[\w-]+)+\.?)(?::\d*)?")
 _HOST_POSSIBLE = re.compile(r"[\w.%-]*(?::\d*)?(?:,[\w.%-]*(?::\d*)?)*")
 _SECRET_NAME = re.compile(
@@ -38,13 +38,13 @@ _HEADER = re.compile(r"(authorization['\"]?\s*[:=]\s*b?['\"]?(?:basic|bearer)\s+
 
 
 def without_secrets(address: str) -> str:
-    """`address` without user info and secret-looking query values; a database's user name stays."""
+    """`address` without user info and secret-looking query values; a database's user name is kept."""
     if address.startswith("//"):
         return without_secrets("any:" + address)[4:]
     parts = _ADDRESS.fullmatch(address)
     if parts is None or (
         parts["slashes"] == "" and "@" in parts["rest"]
-    ):  # no address of a server, or its beginning was forgotten
+    ):  # not a server's address, or its scheme is missing
         return address if address.startswith(("/", ".")) else address.rpartition("@")[2]
     scheme, slashes, rest = parts.groups()
     info, rest, _ = _user_info(scheme, slashes, rest)
@@ -57,17 +57,17 @@ def without_secrets(address: str) -> str:
 
 
 def has_secrets(address: str) -> bool:
-    """True where something of it must not be shown."""
+    """True if part of it must not be shown."""
     return without_secrets(address) != address
 
 
 def is_same(first: str, second: str) -> bool:
-    """True where two addresses are one, whatever credentials they hold."""
+    """True if two addresses are equal apart from their credentials."""
     return without_secrets(first).rstrip("/") == without_secrets(second).rstrip("/")
 
 
 def with_credentials(address: str, *provided: str | None) -> str:
-    """The first of `provided` that is `address` with credentials; else `address` as it is."""
+    """The first of `provided` that is `address` with credentials; else `address` unchanged."""
     if not has_secrets(address):
         for one in provided:
             if one and has_secrets(one) and is_same(one, address):
@@ -76,7 +76,7 @@ def with_credentials(address: str, *provided: str | None) -> str:
 
 
 def is_ambiguous(address: str) -> bool:
-    """True where what stands before an `@` may be the host and the path just as well as a user name and a password."""
+    """True if the text before an `@` may be either host and path or user name and password."""
     parts = _ADDRESS.fullmatch(address)
     return parts is not None and _user_info(*parts.groups())[2]
 
@@ -92,7 +92,7 @@ def escaped(address: str) -> str:
 
 
 def redact(text: str) -> str:
-    """Text in which no address holds a secret, and no Authorization header either."""
+    """The text without the secrets of addresses and Authorization headers."""
     if "//" in text:
         text = without_secrets(text) if _WHOLE.fullmatch(text) else text
         text = _WITHOUT_SCHEME.sub("//", _without_secrets_in(text))
@@ -100,7 +100,7 @@ def redact(text: str) -> str:
 
 
 def redacted(value: Any) -> Any:
-    """A JSON-like value with every text in it redacted; names of members too."""
+    """A JSON-like value with every text in it redacted, names of members included."""
     if isinstance(value, str):
         return redact(value)
     if isinstance(value, Mapping):
@@ -152,7 +152,7 @@ def _is_database(scheme: str) -> bool:
 
 
 def _open_values(query: str) -> str:
-    """A query without its secret-looking values; what follows one up to the next name belongs to it."""
+    """A query without its secret-looking values; a value extends to the next name."""
     pieces, kept, hides, inside = re.split(r"(?<=[&;?#])", query), [], False, False
     for piece in pieces:
         plain = unquote(piece)

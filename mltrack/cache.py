@@ -1,4 +1,4 @@
-"""The user's cache folder, and the locks of what lies in it.
+"""The user's cache folder, and the locks of its files.
 
 The folder is `MLTRACK_CACHE_DIR`, else the platform's (on Linux ~/.cache/mltrack); deleting it loses nothing but time.
 """
@@ -21,15 +21,15 @@ class Cached:
     name: str
     num_bytes: int
     used: float
-    """When it was used last, in seconds since 1970."""
+    """When it was last used, in seconds since 1970."""
     in_use: bool
-    """A process loads it or makes it now."""
+    """A process is loading or making it now."""
     source: str = ""
     """Where it comes from."""
 
 
 def cache_folder() -> Path:
-    """Where cached files lie; it need not exist yet."""
+    """The folder of cached files; it need not exist yet."""
     from platformdirs import user_cache_dir
 
     return Path(os.environ.get("MLTRACK_CACHE_DIR") or user_cache_dir("mltrack", appauthor=False)).expanduser()
@@ -37,9 +37,7 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def locked(descriptor: int) -> Iterator[None]:
-    """Hold the file's lock until the file is closed; the system lets go of it when the process ends, however that
-    happens.
-    """
+    """Hold the file's lock until the file is closed; the system releases it when the process ends in any way."""
     try:
         import fcntl
 
@@ -51,7 +49,7 @@ def locked(descriptor: int) -> Iterator[None]:
 
 
 def is_locked(path: Path) -> bool:
-    """True where a process holds the lock of that file, or where it cannot be known."""
+    """True if a process holds the lock of that file, or if that cannot be known."""
     try:
         import fcntl
 

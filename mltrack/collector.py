@@ -1,11 +1,11 @@
-"""Python's garbage collector, kept from walking again and again over what is imported and built before a training.
+"""Python's garbage collector, which runs rarely during imports and skips existing objects during the training.
 
-Invariant: after the training it looks at what it looked at before, as often as before. Importing torch and transformers
-leaves 630,000 objects and 11,000 that are garbage: with the interpreter's thresholds a seventh of that time goes into
-looking for them. A collection of the oldest generation during the training visits all of them, up to half a second at a
-moment of its own choosing; frozen objects are not visited.
+Invariant: after the training it visits the same objects as before, as often as before. Importing torch and transformers
+creates many objects and little garbage: with the interpreter's thresholds a seventh of that time goes into looking for
+it. A collection of the oldest generation during the training would visit them all, up to half a second at an arbitrary
+moment; frozen objects are not visited.
 
-    collect_rarely()         # a process that is there for one training alone: before it imports
+    collect_rarely()         # in a process that only trains: before it imports
     with frozen(): ...       # the training
 """
 
@@ -17,34 +17,32 @@ from contextlib import contextmanager
 
 _AS_STARTED = gc.get_threshold()
 _RARELY = (100_000, 50, 100)
-"""Objects that come in before the youngest are looked at; every 50th time the middle generation too, every 100th of
-those all.
+"""New objects before the youngest generation is collected; every 50th time the middle one too, every 100th of those
+all.
 """
 
 
 def collect_rarely() -> None:
-    """Look for garbage a hundred times less often, until `collect_as_before`; thresholds that somebody else has set
-    stay.
-    """
+    """Collect a hundred times less often, until `collect_as_before`; thresholds that other code has set are kept."""
     if gc.get_threshold() == _AS_STARTED:
         gc.set_threshold(*_RARELY)
 
 
 def collect_as_before() -> None:
-    """Undo `collect_rarely`, where it has been called."""
+    """Undo `collect_rarely`, if it has been called."""
     if gc.get_threshold() == _RARELY:
         gc.set_threshold(*_AS_STARTED)
 
 
 @contextmanager
 def frozen() -> Iterator[None]:
-    """Inside, what exists at the beginning is not visited, and `collect_rarely` is over; what somebody else has frozen
-    already stays so.
+    """Inside, objects that already exist are not visited, and `collect_rarely` is undone; objects that other code froze
+    stay frozen.
     """
     collect_as_before()
     thawed = gc.get_freeze_count() == 0
     if thawed:
-        gc.freeze()  # with what garbage there is: to look for it first would take 0.2 s before the first step
+        gc.freeze()  # garbage included: collecting it first would delay the first step
     try:
         yield
     finally:
@@ -53,7 +51,7 @@ def frozen() -> Iterator[None]:
 
 
 def collect_all() -> None:
-    """Collect what is frozen, too: memory is short."""
+    """Collect frozen objects too, when memory is short."""
     thawed = gc.get_freeze_count() > 0
     if thawed:
         gc.unfreeze()

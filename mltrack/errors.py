@@ -1,6 +1,6 @@
 """The errors that mltrack raises, each with the exit code that the command line ends in.
 
-Invariant: a message is one line that says what was seen, where, and what would be accepted.
+Invariant: a message is one line that says what is wrong, where, and what to do.
 A class whose call sites share one sentence builds it from its data.
 
     MltrackError
@@ -42,8 +42,8 @@ class DatasetError(MltrackError):
     """A data file that cannot be used.
 
     Args:
-        problem: what was seen and what would be accepted.
-        path: the file, where there is one.
+        problem: what is wrong, and what to do.
+        path: the file, if there is one.
         record: number of the record in its file; the first is 1.
         field: name of the field in that record.
     """
@@ -65,8 +65,8 @@ class DatasetError(MltrackError):
 
 
 def printable(text: str, but: str = "") -> str:
-    """What a terminal prints and does not obey, on one line unless the characters in `but` stay: names of files, fields
-    and classes are other people's.
+    """The text on one line with control characters escaped, except those in `but`: names of files, fields and classes
+    are untrusted.
     """
     return (
         text
@@ -80,16 +80,16 @@ class TrainingError(MltrackError):
 
 
 class NonFiniteLossError(TrainingError):
-    """A loss or a gradient was NaN or infinite; the weights were not touched by it.
+    """A loss or a gradient was NaN or infinite; it did not reach the weights.
 
     Args:
         quantity: "loss" or "gradient norm".
-        value: what was seen.
+        value: NaN or an infinity.
         step: the optimizer step that was about to be taken; the first is 1.
         epoch: 0-based.
-        records: which records it was made of, as "file: record N" or dataset indices.
-        micro_batch: which of the step's micro-batches it was, where that is known.
-        skipped: how many steps had been skipped right before it.
+        records: those that it was computed from, as "file: record N" or dataset indices.
+        micro_batch: which of the step's micro-batches it was, if known.
+        skipped: number of steps that were skipped right before it.
     """
 
     def __init__(
@@ -129,10 +129,10 @@ class TrackingError(MltrackError):
 
 
 class Interrupted(MltrackError):
-    """A signal asked for the end; from within the loop a checkpoint is written first.
+    """A signal ended the process; within the training loop a checkpoint is written first.
 
     Args:
-        signal_number: the exit code is 128 plus it.
+        signal_number: the exit code is 128 plus this number.
     """
 
     def __init__(self, signal_number: int):
@@ -142,7 +142,7 @@ class Interrupted(MltrackError):
 
 
 def text_of(error: object) -> str:
-    """What an error says; nothing where a class of somebody else's fails to say it, in whatever way."""
+    """The error's message; empty if its `__str__` fails in any way."""
     try:
         return str(error)
     except BaseException:
@@ -150,14 +150,14 @@ def text_of(error: object) -> str:
 
 
 def described(error: BaseException) -> str:
-    """One line about any error: mltrack's own says all, another one its class too."""
+    """One line about any error; one that is not mltrack's also names its class."""
     text = " ".join(text_of(error).split())
     return text if isinstance(error, MltrackError) and text else f"{type(error).__name__}: {text}".removesuffix(": ")
 
 
 @contextmanager
 def alone(lines: list[str], what: str) -> Iterator[None]:
-    """Whatever fails inside, an interruption included, fails alone: it becomes a line about `what`."""
+    """Turn any failure inside, an interruption included, into a line about `what`."""
     try:
         yield
     except BaseException as error:

@@ -1,7 +1,7 @@
 """A Python process of this mltrack, beside the one that trains.
 
-Invariant: it runs the same interpreter and the same package, in a session of its own, so a terminal's Ctrl-C is not
-meant for it."""
+Invariant: it runs the same interpreter and the same package, in a session of its own, so a terminal's Ctrl-C does not
+reach it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def start(
     """`python -m MODULE WORDS`.
 
     Args:
-        tracking_uri: its MLFLOW_TRACKING_URI: credentials are no argument, since everybody sees the arguments of a
-            process.
+        tracking_uri: its MLFLOW_TRACKING_URI; not an argument, since every user can see a process's arguments and the
+            URI may hold credentials.
         streams: stdin, stdout, stderr of `subprocess.Popen`.
     """
     package_parent = str(Path(__file__).resolve().parents[1])
@@ -30,7 +30,7 @@ def start(
         "PYTHONPATH": os.pathsep.join(paths),
         **({"MLFLOW_TRACKING_URI": tracking_uri} if tracking_uri else {}),
     }
-    environment.pop("PYTHONWARNINGS", None)  # where warnings are errors, mlflow cannot be imported
+    environment.pop("PYTHONWARNINGS", None)  # mlflow cannot be imported if warnings are errors
     return subprocess.Popen(
         [sys.executable, "-P", "-m", module, *words], start_new_session=True, env=environment, **streams
     )

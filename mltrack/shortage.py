@@ -1,7 +1,7 @@
 """What a machine has run out of: memory, file descriptors, processes, or the room that a worker process needs.
 
 Invariant: each shortage is one line that says what ran out, where, and which option or limit to change. torch is not
-imported here: an error is known by its class's name and its text.
+imported here: errors are recognized by class name and text.
 
     with shortages_named(lambda: "step 1"):
         optimizer.step()
@@ -27,7 +27,7 @@ _ALLOCATION_FAILED = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "std::bad_alloc",
 )
-"""What an error says where its class does not tell."""
+"""In the text of errors whose class does not tell."""
 _SIZE = re.compile(r"(?:[Tt]ried|[Uu]nable) to allocate ([\d.,]+ \w+)")
 _WORKER = re.compile(
     r"DataLoader worker \(pid(?:\(s\))? ([\d, ]+)\) (?:is killed by signal: ([^.]+)|exited unexpectedly)"
@@ -38,7 +38,7 @@ _NO_THREAD = "can't start new thread"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True where an allocation failed, on a GPU or on the host."""
+    """True if an allocation failed, on a GPU or on the host."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     if isinstance(error, OSError):
@@ -47,10 +47,10 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def shortage_of(error: BaseException, where: str = "") -> TrainingError | None:
-    """The shortage behind an error of Python, torch or another library; None where there is none.
+    """The shortage behind an error of Python, torch or another library; None if there is none.
 
     Args:
-        where: what was done, such as "step 1".
+        where: what was being done, such as "step 1".
     """
     if isinstance(error, MltrackError):
         return None
@@ -74,7 +74,7 @@ def shortage_of(error: BaseException, where: str = "") -> TrainingError | None:
 
 @contextmanager
 def shortages_named(where: Callable[[], str]) -> Iterator[None]:
-    """Inside, a shortage is raised as one line.
+    """Inside, a shortage is raised as a one-line error.
 
     Raises:
         TrainingError: something ran out.
@@ -105,7 +105,7 @@ def not_started(error: OSError, num_workers: int) -> TrainingError:
 
 
 def failed_in_worker(error: Exception) -> TrainingError | None:
-    """The error that a worker process has sent, as one line without its traceback; None where it is none."""
+    """An error that a worker process sent, as one line without its traceback; None for any other error."""
     text = text_of(error)
     if not _IN_WORKER.search(text):
         return None
@@ -114,12 +114,10 @@ def failed_in_worker(error: Exception) -> TrainingError | None:
 
 
 def _died(worker: re.Match[str], at: str) -> str:
-    """A worker that is gone, and what has probably ended it."""
+    """The worker that ended, and the probable reason."""
     signal_name = (worker[2] or "").strip()
     reasons = {"Killed": ", as when memory runs out", "Bus error": ", as when /dev/shm is full"}
-    how = (
-        f"was ended{at} by a signal ({signal_name}{reasons.get(signal_name, '')})" if signal_name else f"has ended{at}"
-    )
+    how = f"was killed{at} by a signal ({signal_name}{reasons.get(signal_name, '')})" if signal_name else f"exited{at}"
     return f"a worker process of the data loader (pid {worker[1].strip()}) {how}"
 
 

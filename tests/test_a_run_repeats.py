@@ -118,7 +118,7 @@ def test_what_cannot_be_repeated_ends_with_one_line(trainer):
 
     made.parallel.sums = sums
     with pytest.raises(
-        TrainingError, match=r"deterministic: put_ .*cannot be repeated exactly on cpu; accepted: deterministic=false"
+        TrainingError, match=r"deterministic: put_ .*cannot be repeated exactly on cpu; use deterministic=false"
     ):
         made.train()
     assert not torch.are_deterministic_algorithms_enabled(), "what the process had set is set again"

@@ -602,7 +602,7 @@ def test_errors_say_the_users_column(tmp_path: Path) -> None:
         (
             "columns",
             "cod=func",
-            "columns: seen the name 'cod'; accepted: code, label, description (did you mean 'code'?)",
+            "columns: unknown field 'cod'; use one of code, label, description (did you mean 'code'?)",
         ),
         (
             "columns",

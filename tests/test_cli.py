@@ -68,7 +68,7 @@ def test_flags_reach_the_command(tmp_path, records_file):
     for words in (("--offline", "--no-exact"), ("--no-offline", "--exact", "false"), ("--debug", "--offline", "true")):
         finished = commands.mltrack("train", "--resume", "latest", *words, cwd=tmp_path)
         assert finished.returncode == 2, finished.stderr
-        assert "resume: seen 'latest'" in finished.stderr
+        assert "resume=latest" in finished.stderr
         assert ("Traceback" in finished.stderr) == ("--debug" in words)
 
 
@@ -98,7 +98,7 @@ def test_a_training_config_is_valid_and_stays_as_it_is():
     assert (config.learning_rate, config.use_mixed_precision) == (OPTIONS["learning_rate"].trainer_default, "off")
     with pytest.raises(FrozenInstanceError):
         config.batch_size = 8
-    with pytest.raises(ConfigurationError, match="batch_size: seen 0"):
+    with pytest.raises(ConfigurationError, match=r"batch_size must be .* not 0"):
         replace(config, batch_size=0)
     assert replace(config, seed=1) != config
 
@@ -115,11 +115,11 @@ def test_both_spellings_of_every_option():
     [
         (
             ("train", "--task", "code_gen"),
-            r"mltrack: task: seen 'code_gen'; accepted: .* \(did you mean 'code_generation'\?\)",
+            r"mltrack: .*task 'code_gen'.* \(did you mean 'code_generation'\?\)",
         ),
-        (("train", "--epochs", "0"), r"mltrack: epochs: seen 0; accepted: a whole number >= 1"),
-        (("train", "--learning-rate", "fast"), r"mltrack: learning_rate: seen 'fast'; accepted: a number > 0"),
-        (("train", "--debug", "maybe"), r"mltrack: debug: seen 'maybe'; accepted: true or false"),
+        (("train", "--epochs", "0"), r"mltrack: epochs must be a whole number >= 1, not 0"),
+        (("train", "--learning-rate", "fast"), r"mltrack: learning_rate must be a number > 0.*, not 'fast'"),
+        (("train", "--debug", "maybe"), r"mltrack: debug must be true or false, not 'maybe'"),
         (("train", "--learnin-rate", "1"), r"mltrack: No such option.*--learnin-rate.*See 'mltrack train --help'"),
         (("trian",), r"mltrack: No such command 'trian'\..*See 'mltrack --help'"),
         (
@@ -127,7 +127,7 @@ def test_both_spellings_of_every_option():
             r"mltrack: dataset_path: missing\.jsonl: no such file; accepted: a \.json, .* or stdlib",
         ),
         (("train", "--model-name", "scratch:huge"), r"mltrack: model_name: .*scratch:huge.*scratch:tiny"),
-        (("train", "--resume", "latest"), r"mltrack: resume: seen 'latest', but no run in .* has a checkpoint"),
+        (("train", "--resume", "latest"), r"mltrack: resume=latest.* no run in .* has a checkpoint"),
         (
             ("predict", "--model-uri", "models:/x@y"),
             r"mltrack: predict: accepted: exactly one of --text and --input-path",
@@ -149,11 +149,11 @@ def test_both_spellings_of_every_option():
         ),
         (
             ("train", "--parallel", "ddp"),
-            r"mltrack: parallel: seen 'ddp', which this version does not run; accepted: auto, none, dp",
+            r"mltrack: parallel=ddp.*auto.*none.*dp",
         ),
         (
             ("train", "--output-dir", "/dev/null/x"),
-            r"mltrack: output_dir: seen '/dev/null/x'; accepted: a folder that can be made and written",
+            r"mltrack: output_dir .*'/dev/null/x'",
         ),
         (
             ("predict", "--model-uri", "nowhere", "--text", "x"),
@@ -253,7 +253,8 @@ def test_request_and_options_agree():
 def test_all_problems_of_a_request_at_once():
     problems = TrainModelRequest(task="x", epochs=-1, batch_size="many", use_mixed_precision="fp8").validate()
     assert len(problems) == 4
-    assert all("accepted:" in problem for problem in problems)
+    for name, value in (("task", "'x'"), ("epochs", "-1"), ("batch_size", "'many'"), ("mixed_precision", "'fp8'")):
+        assert [name in one for one in problems if value in one] == [True], problems
 
 
 def test_doctor_says_one_line_each(tmp_path):

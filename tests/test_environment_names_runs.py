@@ -72,7 +72,7 @@ def test_a_run_of_another_tool_is_said_and_one_of_mlflow_run_is_not(
     (line,) = lines()
     assert (
         line == f"MLFLOW_RUN_ID names run {run.info.run_id} ('sweep 7' of their_script.py, FINISHED, 1 metrics), which"
-        " mltrack did not make; this training is added to it"
+        " mltrack did not create; this training is added to it"
     )
     projects = client.create_run("0", tags={"mlflow.source.type": "PROJECT", "mlflow.source.name": "."})
     monkeypatch.setenv("MLFLOW_RUN_ID", projects.info.run_id)

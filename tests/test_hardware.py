@@ -26,7 +26,7 @@ def test_auto_is_a_device_that_works():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_refused_in_one_line():
-    with pytest.raises(ConfigurationError, match=r"device: seen cuda, but .*; accepted here: auto\|.*cpu") as caught:
+    with pytest.raises(ConfigurationError, match=r"device=cuda .*auto, cpu") as caught:
         hardware.choose_device("cuda")
     assert "\n" not in str(caught.value)
     assert hardware.visible_gpus() == 0
@@ -53,7 +53,7 @@ def test_auto_takes_bf16_on_a_cpu_exactly_where_it_has_the_instruction():
 def test_mps_runs_in_fp32():
     mps = torch.device("mps")
     assert hardware.choose_precision("auto", mps) == "off"
-    with pytest.raises(ConfigurationError, match=r"seen bf16 with device mps; accepted there: auto\|off"):
+    with pytest.raises(ConfigurationError, match=r"precision must be auto or off .*device mps, not bf16"):
         hardware.choose_precision("bf16", mps)
 
 

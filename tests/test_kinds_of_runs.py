@@ -71,6 +71,7 @@ def test_runs_of_one_kind_are_listed(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_an_unknown_kind_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["runs", "--output-dir", str(tmp_path), "--kind", "training"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("mltrack: kind: seen 'training'; accepted: train, sweep, ")
+    assert line.startswith("mltrack: kind must be one of train, sweep, ")
+    assert "not 'training'" in line
     assert all(kind in line for kind in KINDS)
     assert "did you mean 'train'?" in line

@@ -150,9 +150,7 @@ def test_balanced_weights_have_the_mean_one_over_the_records_and_leave_evaluatio
 
 
 def test_class_weights_without_classes_are_refused(trainer):
-    with pytest.raises(
-        ConfigurationError, match="class_weights: seen balanced, but code_generation has no classes; accepted: none"
-    ):
+    with pytest.raises(ConfigurationError, match=r"class_weights .*none.* balanced.*code_generation has no classes"):
         trainer("code_generation", class_weights="balanced")
 
 

@@ -84,7 +84,7 @@ def test_a_relay_is_started_again_as_often_as_it_is_killed(tmp_path, uri):
     pauses = [
         int(pause)
         for pause in re.findall(
-            r"the process that delivers this run to MLflow has ended with -9; it is started again in (\d+) s", shown
+            r"delivers this run to MLflow exited with code -9; it is started again in (\d+) s", shown
         )
     ]
     assert pauses == [1, 2]
@@ -319,6 +319,6 @@ def test_what_the_server_refuses_is_named_and_holds_nothing_up(tmp_path, uri, ti
 def test_a_step_that_mlflow_cannot_hold_is_refused_at_the_call(tmp_path):
     """The store answers it like an outage, so that the relay would try for ever."""
     with TrainingMetricsTracker(tmp_path / "run") as tracker:
-        with pytest.raises(TrackingError, match=r"step: seen 9223372036854775808; accepted: a whole number of 64 bits"):
+        with pytest.raises(TrackingError, match=r"step must be a whole number of 64 bits.* 9223372036854775808"):
             tracker.log_metric("train_loss", 1.0, step=2**63)
         tracker.log_metric("train_loss", 1.0, step=2**63 - 1)

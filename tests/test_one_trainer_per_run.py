@@ -341,7 +341,7 @@ def test_of_two_trainings_at_once_in_one_mlflow_run_one_is_refused(tmp_path: Pat
     assert sorted(process.returncode for process in started.values()) == [0, 1], answers
     (winner,), (loser,) = ([seed for seed, one in started.items() if one.returncode == code] for code in (0, 1))
     (line,) = answers[loser]["errors"]
-    assert line.startswith(f"run {run_id} is that of another training (process {started[winner].pid} on ")
+    assert line.startswith(f"run {run_id} belongs to another training (process {started[winner].pid} on ")
     run = client.get_run(run_id)
     assert (run.info.status, run.data.params["seed"]) == ("FINISHED", winner)
     assert [point.step for point in client.get_metric_history(run_id, "train_loss")] == [1, 2, 3]

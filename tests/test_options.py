@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def _refused(option: Option, value: object) -> str:
     with pytest.raises(ConfigurationError) as caught:
         option.check(value)
     line = str(caught.value)
-    assert line.startswith(f"{option.name}: seen "), line
+    assert line.startswith(f"{option.name} must be "), line
     assert "\n" not in line
     assert len(line) < 400
     return line
@@ -32,7 +33,7 @@ def _refused(option: Option, value: object) -> str:
 @pytest.mark.parametrize("option", NUMBERS, ids=lambda option: option.name)
 @pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan, True, False], ids=str)
 def test_what_is_no_number_is_refused_in_one_line(option: Option, value: object) -> None:
-    assert f"seen {value!r};" in _refused(option, value)
+    assert f", not {value!r}" in _refused(option, value)
 
 
 @pytest.mark.parametrize("option", OPTIONS.values(), ids=lambda option: option.name)
@@ -51,7 +52,7 @@ def test_a_word_that_is_no_finite_number_is_shown_as_it_was_typed(word: str) -> 
     for option in NUMBERS:
         with pytest.raises(ConfigurationError) as caught:
             option.parse(word)
-        assert str(caught.value).startswith(f"{option.name}: seen {word!r}; accepted: ")
+        assert re.match(rf"{option.name} must be .*, not {word!r}", str(caught.value))
 
 
 @pytest.mark.parametrize("digits", [20, 400, 5000])
@@ -59,7 +60,7 @@ def test_a_word_of_many_digits_is_refused_in_one_line(digits: int) -> None:
     for option in WHOLE_NUMBERS:
         with pytest.raises(ConfigurationError) as caught:
             option.parse("9" * digits)
-        assert str(caught.value).startswith(f"{option.name}: seen '9999"), option.name
+        assert re.match(rf"{option.name} must be .*, not '9999", str(caught.value)), option.name
         assert len(str(caught.value)) < 600
 
 

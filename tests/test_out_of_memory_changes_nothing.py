@@ -127,7 +127,7 @@ def test_a_single_record_that_does_not_fit_ends_with_one_line(trainer):
     made = trainer(batch_size=4)
     small_memory(made, 0)
     with pytest.raises(
-        TrainingError, match=r"record \d+: a single record of \d+ tokens does not fit .*accepted: a smaller max_length"
+        TrainingError, match=r"record \d+: a single record of \d+ tokens does not fit .*use a smaller max_length"
     ) as caught:
         made.train()
     assert "\n" not in str(caught.value)
@@ -139,7 +139,7 @@ def test_a_packed_row_that_does_not_fit_names_packing(trainer):
     small_memory(made, 0)
     with pytest.raises(
         TrainingError,
-        match=r"a row of \d+ packed records of \d+ tokens does not fit .*accepted: packing=false, a smaller max_length",
+        match=r"a row of \d+ packed records of \d+ tokens does not fit .*use packing=false, a smaller max_length",
     ):
         made.train()
 

@@ -131,7 +131,7 @@ def test_nothing_arrives_and_one_line_says_what_can_be_done(
         assert (finished.returncode, finished.stdout) == (1, "")
         (line,) = finished.stderr.strip().splitlines()
         assert line.startswith(
-            f"mltrack: one: {one.directory.path}: run {two.run_id} went on elsewhere (on second-machine)"
+            f"mltrack: one: {one.directory.path}: run {two.run_id} was resumed elsewhere (on second-machine)"
         )
         assert f"mltrack train --resume {two.run_id}" in line
     assert held(there, two.run_id) == before
@@ -269,7 +269,7 @@ def test_nothing_is_added_to_the_run_of_a_training_that_lives_or_has_finished(
             until(lambda: HEARTBEAT_TAG in MlflowClient(there.uri).get_run(run_id).data.tags, "the first beat")
         with pytest.raises(OthersRun) as error:
             sync(second.directory)
-    assert f"run {run_id} is that of another training ({trainer.place}, " in str(error.value)
+    assert f"run {run_id} belongs to another training ({trainer.place}, " in str(error.value)
     after = held(there, run_id)
     after["tags"].pop(HEARTBEAT_TAG, None)
     assert after == before
@@ -345,8 +345,8 @@ def test_a_relay_that_was_cut_off_finds_it_too_and_is_not_started_again(tmp_path
         time.sleep(2)  # another relay would be there by now
         assert not is_running(int((directory.path / "relay.lock").read_text()))
         assert trainer.poll() is None
-        (line,) = [line for line in directory.relay_log.read_text().splitlines() if "went on elsewhere" in line]
-        assert f"run {run_id} went on elsewhere (on second-machine)" in line
+        (line,) = [line for line in directory.relay_log.read_text().splitlines() if "was resumed elsewhere" in line]
+        assert f"run {run_id} was resumed elsewhere (on second-machine)" in line
     finally:
         kill(trainer.pid)
         trainer.communicate()

@@ -265,12 +265,12 @@ def test_a_directory_that_fell_behind_takes_nothing_from_the_run_that_went_on(tm
     until(lambda: directory.read_delivery().get("elsewhere"), "the word of the delivery in the background")
     background = int((directory.path / "relay.lock").read_text())
     until(lambda: not is_running(background), "the end of the delivery in the background")
-    assert f"{run_id} went on elsewhere" in directory.relay_log.read_text()
+    assert f"{run_id} was resumed elsewhere" in directory.relay_log.read_text()
     assert held() == before
     said = directory.relay_log.read_text()
     assert commands.mltrack(*unrelated, cwd=one).returncode == 0
     by_hand = commands.mltrack("sync", run_id, cwd=one)
-    assert (by_hand.returncode, f"run {run_id} went on elsewhere" in by_hand.stderr) == (1, True)
+    assert (by_hand.returncode, f"run {run_id} was resumed elsewhere" in by_hand.stderr) == (1, True)
     assert directory.relay_log.read_text() == said, "nobody tries again by himself"
     assert held() == before
     assert journal.read_bytes() == written

@@ -57,7 +57,8 @@ def test_a_resume_with_nothing_left_says_so_and_doubles_nothing(trained):
     folder, run_id, client, _ = trained
     finished = commands.mltrack("train", "--resume", run_id, cwd=folder)
     assert finished.returncode == 0, finished.stderr
-    assert "is reached already: nothing is left to train; accepted: larger epochs or max_steps" in finished.stderr
+    assert "is reached already" in finished.stderr
+    assert "use larger epochs or max_steps" in finished.stderr
     for name in client.get_run(run_id).data.metrics:
         steps = [metric.step for metric in client.get_metric_history(run_id, name)]
         assert len(steps) == len(set(steps)), name
@@ -119,7 +120,8 @@ def test_the_same_mlflow_run_started_twice_has_each_number_once(tmp_path, record
         *words, "--resume", "never", cwd=tmp_path, MLFLOW_RUN_ID=run_id, MLFLOW_TRACKING_URI=uri
     )
     assert finished.returncode == 2
-    assert f"resume: seen 'never', but run {run_id} is recorded in" in finished.stderr
+    assert "resume=never" in finished.stderr
+    assert f"run {run_id}" in finished.stderr
 
 
 def test_what_a_living_process_writes_is_no_leftover(tmp_path):

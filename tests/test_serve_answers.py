@@ -175,7 +175,7 @@ def test_a_classification_is_served_with_a_score_a_class(
         ):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 asked(address, body)
-            assert "; accepted: one named code or text" in refused.value.read().decode(), (
+            assert "one column named code or text" in refused.value.read().decode(), (
                 "not a judgement of what is no code"
             )
 
@@ -195,7 +195,7 @@ try:
     gen.predict(pd.DataFrame({"code": ["x"], "description": ["Reverse a string"]}), params=params)
     raise SystemExit("the code was taken for a description")
 except ValueError as error:
-    assert "; accepted: one named description or text" in str(error), error
+    assert "one column named description or text" in str(error), error
 assert not whole[0].startswith("Reverse"), "the completion alone"
 assert gen.predict(["Reverse a string"], params={**params, "stop": [whole[0][1]]}) == [whole[0].split(whole[0][1])[0]]
 assert len({gen.predict("x", params={"max_new_tokens": 20, "temperature": 9.0})[0] for _ in range(4)}) > 1

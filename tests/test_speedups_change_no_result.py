@@ -225,7 +225,7 @@ def test_attention_that_is_not_there_is_refused_in_one_line(trainer):
 
     with pytest.raises(
         ConfigurationError,
-        match=r"attention: seen flash_attention_2 with device cpu; accepted there: auto\|eager\|sdpa",
+        match=r"attention=flash_attention_2 .*device=cpu; use auto, eager or sdpa",
     ):
         use_attention(trainer().model, "flash_attention_2", torch.device("cpu"), "off")
 
@@ -344,6 +344,6 @@ def test_compiling_needs_a_compiler_and_says_so(trainer, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(
         ConfigurationError,
-        match=r"compile: seen true, but torch.compile needs a C\+\+ compiler here and finds none; accepted: false",
+        match=r"compile=true needs a C\+\+ compiler.*compile=false",
     ):
         trainer(compile=True, device="cpu")

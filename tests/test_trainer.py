@@ -187,13 +187,13 @@ def test_mixed_precision_trains_to_about_the_same_loss(trainer, mode):
 
 def test_an_unknown_metric_is_named_with_those_that_there_are(trainer):
     with pytest.raises(
-        ConfigurationError, match=r"metric_name: seen 'eval_acuracy'; accepted: eval_loss.*did you mean 'eval_accuracy'"
+        ConfigurationError, match=r"metric_name must be .*eval_loss.* not 'eval_acuracy'.*did you mean 'eval_accuracy'"
     ):
         trainer(metric_name="eval_acuracy")
 
 
 def test_an_unknown_option_is_named(trainer):
-    with pytest.raises(ConfigurationError, match=r"option: seen 'learning_rat'; .*did you mean 'learning_rate'"):
+    with pytest.raises(ConfigurationError, match=r"option 'learning_rat'; .*did you mean 'learning_rate'"):
         trainer(learning_rat=1.0)
 
 

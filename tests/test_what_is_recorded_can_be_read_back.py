@@ -224,6 +224,6 @@ def test_what_json_can_hold_comes_back_as_it_was(tmp_path: Path) -> None:
 )
 def test_a_checkpoint_of_half_a_step_is_refused_too(tmp_path: Path, odd: dict[str, Any]) -> None:
     manager = CheckpointManager(tmp_path)
-    with pytest.raises(CheckpointError, match=r"must be|accepted: one number"):
+    with pytest.raises(CheckpointError, match="must be "):
         manager.save_checkpoint(**{"model": torch.nn.Linear(1, 1), "epoch": 0, "step": 1, **odd})
     assert manager.list_checkpoints() == []

@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 from mltrack.config.options import OPTIONS
 
 FORMER_NAMES = {one.formerly: name for name, one in OPTIONS.items() if one.formerly}
-"""The name of today by the one of 0.1."""
+"""The current name by the one of 0.1."""
 _T = TypeVar("_T")
 
 
 def current_names(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The same values under the names of today; where both names are given, the former one's value counts."""
+    """The same values under their current names; if both names are given, the former name's value counts."""
     former = {FORMER_NAMES[name]: value for name, value in given.items() if name in FORMER_NAMES}
     return {name: value for name, value in given.items() if name not in FORMER_NAMES} | former
 
 
 def accepts_former_names(kind: type[_T]) -> type[_T]:
-    """A dataclass of options that takes their former names too, as arguments and as attributes."""
+    """A class decorator: the dataclass also takes the former names of its options, as arguments and as attributes."""
     made: Any = kind.__init__
 
     @wraps(made)

@@ -1,6 +1,6 @@
 """One option of `mltrack train`, and how it is declared as a dataclass field.
 
-Invariant: `Option.parse(text)` and `Option.check(value)` accept the same values, and say the same sentence otherwise.
+Invariant: `Option.parse(text)` and `Option.check(value)` accept the same values, and refuse others in the same words.
 
     batch_size: int = option(8, minimum=1, fixes_result=True, help="Examples per micro-batch.")
 """
@@ -18,7 +18,7 @@ from mltrack.config.pairs import format_pairs, parse_pairs
 from mltrack.errors import ConfigurationError, did_you_mean, one_of
 
 MAX_WHOLE_NUMBER = 2**63 - 1
-"""What torch, numpy and the databases behind MLflow take as a whole number."""
+"""The largest whole number of torch, numpy and the databases behind MLflow."""
 _TRUE, _FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 TRUTHS = (*_TRUE, *_FALSE)
 """Words that a boolean takes."""
@@ -41,15 +41,15 @@ class Option:
     group: str = ""
     """The heading under which it is shown."""
     default: Any = None
-    """What holds where neither the user nor the task says otherwise. None: not set."""
+    """The value unless the user or the task sets another. None: not set."""
     by_task: bool = False
     """The default is the task's."""
     trainer_default: Any = None
-    """Of an option by task: what `TrainingConfig` takes, which knows no task."""
+    """For an option by task: the default of `TrainingConfig`, which knows no task."""
     choices: tuple[str, ...] = ()
     """Accepted words, or names of pairs. Empty: any."""
     more_choices: Callable[[], Sequence[str]] | None = None
-    """What is accepted beside `choices`, where it takes time to find out."""
+    """Further accepted words that take time to find."""
     values: tuple[str, ...] = ()
     """Accepted values of pairs. Empty: any."""
     ignored: tuple[str, ...] = ()
@@ -65,13 +65,13 @@ class Option:
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Other spellings of a choice, such as true for auto."""
     is_param: bool = True
-    """It is an MLflow param. Options that say where a run is kept, not what it computes, are none."""
+    """It is an MLflow param. Options that say where a run is kept, not what it computes, are not."""
     inherited: bool = True
-    """A resumed run takes it from the run that it continues, unless it is given."""
+    """A resumed run takes it from the run that it continues, unless given."""
     fixes_data: bool = False
     """It decides which records are trained on and which are evaluated on."""
     fixes_result: bool = False
-    """Its value must be the same where a training is resumed."""
+    """Its value must not change when a training is resumed."""
 
     @property
     def flag(self) -> str:
@@ -85,7 +85,7 @@ class Option:
 
     @property
     def accepted(self) -> str:
-        """What would be accepted, for messages and tables."""
+        """The accepted values in words, for messages and tables."""
         if self.kind in ("int", "float"):
             noun = "a whole number" if self.kind == "int" else "a number"
             bounds = {">": self.above, ">=": self.minimum, "<": self.below, "<=": self.maximum}
@@ -104,10 +104,10 @@ class Option:
         return "a path" if self.kind == "path" else "text"
 
     def parse(self, text: str) -> Any:
-        """The value that a word of the command line means; an empty word means that the option is not set.
+        """The value of a word of the command line; an empty word means that the option is not set.
 
         Raises:
-            ConfigurationError: the word means no accepted value; the message says which would.
+            ConfigurationError: the word is not an accepted value; the message says what is.
         """
         if not text:
             return self.default
@@ -131,10 +131,10 @@ class Option:
         return self.check(text)
 
     def check(self, value: Any) -> Any:
-        """The value itself, in the option's own type; what Python callers give passes through here.
+        """The value in the option's own type; Python callers' values are checked here.
 
         Raises:
-            ConfigurationError: the value is outside of what is accepted.
+            ConfigurationError: the value is not accepted.
         """
         if value is None:
             if self.default is None or self.by_task:
@@ -233,7 +233,7 @@ class Option:
 
 
 def _is_number(value: Any) -> bool:
-    """True for a number that a float can hold, infinity and NaN not among them."""
+    """True for a finite number that a float can hold."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     try:
@@ -243,7 +243,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _shown(value: Any) -> str:
-    """The value in a message: a long one by its beginning and its length."""
+    """The value in a message; a long one is cut, with its length."""
     try:
         text = repr(value)
     except ValueError:  # Python writes no whole number of more than 4,300 digits
@@ -258,8 +258,8 @@ def option(default: Any = None, *, kind: str | None = None, repr: bool = True, *
     """A dataclass field that is an option; `settings` are the fields of `Option`.
 
     Args:
-        default: None where the option is not set, or the task decides.
-        kind: not given: that of the default's type.
+        default: None if the option is not set or the task decides.
+        kind: default: that of the default's type.
         repr: False for a value that may hold a secret.
     """
     made = Option(kind=kind or _KINDS[type(default)], default=default, **settings)
@@ -267,6 +267,6 @@ def option(default: Any = None, *, kind: str | None = None, repr: bool = True, *
 
 
 def declared(kind: type, group: str) -> list[Option]:
-    """The options that a dataclass declares itself, under a heading unless they name another one."""
+    """The options that a dataclass itself declares, under this heading unless they name another."""
     made = {f.name: f.metadata[Option.__name__] for f in fields(kind) if f.name in kind.__annotations__}
     return [replace(one, name=name, group=one.group or group) for name, one in made.items()]

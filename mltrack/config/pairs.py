@@ -1,5 +1,5 @@
-"""Names and what they stand for, as one word of a command line: `code=func,label=target`, or a JSON object where a name
-holds a comma.
+"""Pairs of names and values as one word of a command line: `code=func,label=target`, or a JSON object if a name holds a
+comma.
 
 Invariant: `parse_pairs(format_pairs(pairs))` gives the same pairs in the same order.
 """
@@ -11,10 +11,10 @@ from collections.abc import Mapping
 
 
 def parse_pairs(word: str) -> dict[str, str]:
-    """The pairs of a word; blanks around names do not count.
+    """The pairs of a word; blanks around names are ignored.
 
     Raises:
-        ValueError: the word is no such list, a name is empty, or one stands twice; the message says which.
+        ValueError: the word is not a list of pairs, a name is empty, or a name occurs twice; the message says which.
     """
     text = word.strip()
     if text.startswith("{"):

@@ -1,8 +1,8 @@
-"""What a user asks for (`TrainModelRequest`), what the trainer needs of it (`TrainingConfig`), what comes back
+"""A user's request (`TrainModelRequest`), the trainer's part of it (`TrainingConfig`), and the response
 (`TrainModelResponse`).
 
-Invariant: a `TrainingConfig` that exists is valid; a request may be wrong in many places and `validate()` tells them
-all at once."""
+Invariant: a `TrainingConfig` that exists is valid; a request may have many problems, and `validate()` returns them all
+at once."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
 @accepts_former_names
 @dataclass(kw_only=True)
 class TrainingConfig(Optimization, Performance, Checkpoints):
-    """The options of `AdvancedTrainer`; their meanings and ranges are those of `OPTIONS`. They do not change later.
+    """The options of `AdvancedTrainer`; their meanings and ranges are those of `OPTIONS`. Immutable.
 
     Raises:
-        ConfigurationError: a value outside of what is accepted, at construction.
+        ConfigurationError: a value is out of range, at construction.
     """
 
     num_epochs: int = OPTIONS["epochs"].trainer_default
@@ -58,7 +58,7 @@ class TrainingConfig(Optimization, Performance, Checkpoints):
 
     @property
     def effective_speedups(self) -> Speedups:
-        """Those that are on."""
+        """The speed-ups that are on."""
         return Speedups.of(self.speedups)
 
     @property
@@ -73,18 +73,18 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
     """One training, as the user asks for it: the options of `mltrack train`. None stands for the task's default."""
 
     task_options: Mapping[str, Any] = field(default_factory=dict)
-    """Options of an installed package's task, by name; `options()` and MLflow's params hold them beside the others."""
+    """Options of an installed package's task, by name; `options()` and MLflow's params include them."""
     as_typed: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
-    """The words of the command line by option name: MLflow params keep the form that the user typed."""
+    """The words of the command line by option name: MLflow params keep them as typed."""
     config_text: str | None = field(default=None, repr=False, compare=False)
     """Of the file that options were read from, which becomes an artifact of the run."""
 
     @classmethod
     def from_words(cls, words: Mapping[str, str]) -> TrainModelRequest:
-        """A request from the words of a command line; an empty word leaves its option as it is without.
+        """A request from the words of a command line; an empty word leaves its option unset.
 
         Raises:
-            ConfigurationError: the first word that is not accepted.
+            ConfigurationError: for the first invalid word.
         """
         typed = current_names({name: word for name, word in words.items() if word})
         options = options_of(OPTIONS["task"].parse(typed.get("task", "")))
@@ -106,13 +106,13 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
 
     @classmethod
     def of(cls, options: Mapping[str, Any], **others: Any) -> TrainModelRequest:
-        """A request of these options by name, those of its task among them."""
+        """A request from options by name, its task's included."""
         options = current_names(options)
         own = {name: value for name, value in options.items() if name not in OPTIONS}
         return cls(**{name: value for name, value in options.items() if name in OPTIONS}, task_options=own, **others)
 
     def validate(self) -> list[str]:
-        """All problems of the options themselves, one line each; empty where there is none. Values become canonical."""
+        """All problems of the options, one line each; empty if there are none. Makes the values canonical."""
         problems = []
         for name, option in OPTIONS.items():
             try:
@@ -132,7 +132,7 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
         return problems
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> TrainModelRequest:
-        """A copy in which what the user left open is what the task says."""
+        """A copy in which unset options have the task's defaults."""
         copy = TrainModelRequest(**{f.name: getattr(self, f.name) for f in fields(self)})
         for name, value in defaults.items():
             if getattr(copy, name) is None:
@@ -145,14 +145,12 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
         return self.registered_model_name or f"mltrack-{self.task}"
 
     def redacted(self) -> TrainModelRequest:
-        """A copy in which the tracking URI alone holds credentials: every other option is recorded as it is."""
+        """A copy in which only the tracking URI may hold credentials: all other options are recorded unchanged."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return TrainModelRequest(**{**redacted(values), "tracking_uri": self.tracking_uri})
 
     def options(self) -> dict[str, Any]:
-        """The values by option name, in the order of `OPTIONS`, as they are recorded: the tracking URI without
-        credentials.
-        """
+        """The values to record, by option name in the order of `OPTIONS`; the tracking URI without credentials."""
         return {
             **{name: getattr(self, name) for name in OPTIONS},
             **self.task_options,
@@ -163,12 +161,12 @@ class TrainModelRequest(Data, Model, Duration, Optimization, Performance, Checkp
         """The task with its options.
 
         Raises:
-            ConfigurationError: there is none of that name.
+            ConfigurationError: there is no task of that name.
         """
         return task_named(self.task).configured(self.task_options)
 
     def training_config(self) -> TrainingConfig:
-        """The trainer's part. Every default by task must have been filled in."""
+        """The trainer's part. The task's defaults must have been filled in."""
         names = {f.name for f in fields(TrainingConfig)} - {"num_epochs"}
         return TrainingConfig(num_epochs=self.epochs, **{name: getattr(self, name) for name in names})
 
@@ -185,11 +183,10 @@ def _checked(values: Mapping[str, Any], options: Mapping[str, Option]) -> dict[s
 
 
 def checked_options(content: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """The options among the values of a `config.json`, which anybody may have written, each checked as if it had been
-    typed.
+    """The options among the values of a `config.json`, which is untrusted, each checked as if typed.
 
     Raises:
-        ConfigurationError: the first value that is not accepted; `where` names the file.
+        ConfigurationError: for the first invalid value; `where` names the file.
     """
     try:
         content = current_names(content)
@@ -201,7 +198,7 @@ def checked_options(content: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 @dataclass(kw_only=True)
 class TrainModelResponse:
-    """What a training gave; `errors` is empty exactly where `success` is True."""
+    """The result of a training; `errors` is empty exactly if `success` is True."""
 
     success: bool = False
     run_id: str | None = None
@@ -234,9 +231,7 @@ class TrainModelResponse:
     baselines: dict[str, float] = field(default_factory=dict)
     errors: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
-    """What could not be done beside the training itself, one line each: a report, an export, the end of the
-    delivery.
-    """
+    """What failed beside the training itself, one line each: a report, an export, the rest of the delivery."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""

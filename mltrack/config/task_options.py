@@ -1,4 +1,4 @@
-"""Options that a task of an installed package declares beside those of mltrack."""
+"""Options that a task of an installed package adds to those of mltrack."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mltrack.errors import ConfigurationError
 from mltrack.tasks.names import TaskType, task_named
 
 BESIDE_OPTIONS = ("mltrack_version", "parent", "model_commit", "model_digest", "class_names")
-"""What a run's config.json holds beside the options."""
+"""Other names in a run's config.json."""
 
 
 def options_of(task: str) -> dict[str, Option]:
-    """`OPTIONS`, and those of an installed package's task.
+    """`OPTIONS` and those of an installed package's task.
 
     Raises:
-        ConfigurationError: there is no such task, or one of its options has the name of another.
+        ConfigurationError: there is no such task, or one of its options has a name that mltrack uses.
     """
     own = own_options(task)
     if taken := sorted(own.keys() & {*OPTIONS, *FORMER_NAMES, *BESIDE_OPTIONS}):

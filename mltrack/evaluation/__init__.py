@@ -1,6 +1,6 @@
-"""Figures that can be believed, and what stands beside them: baselines, reports, samples, pictures.
+"""Metrics of a model, with baselines, reports, samples and figures to compare them.
 
-Invariant: a baseline is counted on the same split and in the same way as the model that it stands beside.
+Invariant: a baseline is measured on the same split and in the same way as its model.
 """
 
 from __future__ import annotations

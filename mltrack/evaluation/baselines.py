@@ -1,7 +1,7 @@
-"""What a model must beat: the majority class and TF-IDF with logistic regression, or the frequencies of the tokens.
+"""Baselines that a model must beat: the majority class and TF-IDF with logistic regression, or token frequencies.
 
-Invariant: learned on the training split, measured on the evaluation split, with the metrics and the counting that the
-model gets."""
+Invariant: learned on the training split, measured on the evaluation split, with the same metrics and counting as the
+model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _TOKENS = r"\w+|[^\w\s]"
 _LONGEST_CHARACTERS = 20_000
 _MOST_RECORDS = 10_000
 _FEATURES, _WEIGHTS = 20_000, 1_000_000
-"""The logistic regression has a weight for each feature and class, and its solver keeps some twenty copies of them."""
+"""The logistic regression has a weight per feature and class, and its solver keeps some twenty copies of them."""
 
 
 def classification_baselines(
@@ -77,7 +77,7 @@ def _tfidf(train_records: Sequence[Record], train: Sequence[int], eval_records: 
 
 
 def features_of(num_classes: int) -> int:
-    """How many tokens and pairs the baseline looks at."""
+    """How many tokens and pairs the baseline uses."""
     return max(100, min(_FEATURES, _WEIGHTS // max(1, num_classes)))
 
 

@@ -1,4 +1,4 @@
-"""A model's metrics on a data set: sums over all targets, divided once, so that the batch size does not matter."""
+"""A model's metrics on a data set: sums over all targets, divided once, so the batch size does not matter."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mltrack.shortage import is_out_of_memory
 
 OnBatch = Callable[[int, int], None]
 Metrics = Mapping[str, Callable[[list[int], list[int]], float]]
-"""Own metrics by name: of predictions and labels, both class indices (one a record) or token ids (one a target)."""
+"""Own metrics by name: of predictions and labels, both class indices (one per record) or token ids (one per target)."""
 
 
 def evaluate(
@@ -32,14 +32,13 @@ def evaluate(
     metrics: Metrics | None = None,
     on_batch: OnBatch | None = None,
 ) -> tuple[dict[str, float], Any]:
-    """Evaluate without dropout and without gradients; the model's mode is as before afterwards.
+    """Evaluate without dropout and gradients; afterwards the model's mode is as before.
 
     Args:
-        batch_size: examples at once; fewer where `max_batch_tokens`, padding included, or the memory does not hold
-            them.
-        metrics: own ones: each is called once with all predictions and all labels, in the order of the records of a
-            batch, the shortest batches first.
-        on_batch: called before each batch with (batches done, all batches); what it raises ends the evaluation.
+        batch_size: examples at once; fewer if `max_batch_tokens`, padding included, or the memory does not allow it.
+        metrics: the user's own: each is called once with all predictions and all labels, in batch order, the shortest
+            batches first.
+        on_batch: called before each batch with (batches done, all batches); an exception ends the evaluation.
 
     Returns:
         The metrics by name, `loss` first, and the task's evaluator with its predictions.
@@ -76,7 +75,7 @@ def _evaluator(dataset: CodeDataset, metrics: Metrics | None) -> Any:
         return dataset.task.evaluator(label_names(dataset))
     evaluator = dataset.task.evaluator(label_names(dataset), keeps_predictions=True)
     if not hasattr(evaluator, "predictions"):
-        raise ConfigurationError(f"metrics: {dataset.task} hands out no predictions; leave metrics out")
+        raise ConfigurationError(f"metrics: {dataset.task} has no predictions; leave metrics out")
     return evaluator
 
 
@@ -88,17 +87,17 @@ def _own(metrics: Metrics | None, evaluator: Any) -> dict[str, float]:
             values[name] = float(value)
         except (TypeError, ValueError):
             raise ConfigurationError(
-                f"metrics: {name} gives {type(value).__name__} {str(value)[:40]!r}; return a number"
+                f"metrics: {name} must return a number, not {type(value).__name__} {str(value)[:40]!r}"
             ) from None
     return values
 
 
 def _add(evaluator: Any, model: nn.Module, batch: MicroBatch, device: torch.device, room: int | None) -> int | None:
-    """Add a batch, in parts of at most `room` tokens, padding included; where memory runs out, in halves of the part
-    that did not fit.
+    """Add a batch, in parts of at most `room` tokens, padding included; if memory runs out, in halves of the part that
+    did not fit.
 
     Returns:
-        What fits: the next batches begin with it.
+        The tokens that fit, for the next batches.
     """
     waiting = _parts(batch, room)
     while waiting:
@@ -120,14 +119,14 @@ def _parts(batch: MicroBatch, room: int | None) -> list[MicroBatch]:
 
 
 def check_metric_name(dataset: CodeDataset, name: str, metrics: Metrics | None = None) -> None:
-    """Refuse a metric that an evaluation on this data set does not give, and own metrics that hide one.
+    """Refuse a metric that an evaluation on this data set does not give, and own metrics with a name that is taken.
 
     Raises:
-        ConfigurationError: with those that it gives.
+        ConfigurationError: with the names that it gives.
     """
     own = _evaluator(dataset, metrics).compute() | {"seconds": 0.0}
     if taken := sorted(own.keys() & (metrics or {}).keys()):
-        raise ConfigurationError(f"metrics: seen the name '{taken[0]}', which {dataset.task} has; choose another one")
+        raise ConfigurationError(f"metrics: {dataset.task} already has a metric '{taken[0]}'; use another name")
     given = [f"eval_{metric}" for metric in (*own, *(metrics or {}))]
     if name not in given:
         raise ConfigurationError(f"metric_name must be {one_of(given)}, not '{name}'{did_you_mean(name, given)}")

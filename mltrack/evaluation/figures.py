@@ -1,8 +1,7 @@
-"""Pictures for the run's artifacts: confusion matrix, learning curves, lengths of the records.
+"""Figures for the run's artifacts: confusion matrix, learning curves, lengths of the records.
 
-Invariant: matplotlib's object interface with the Agg canvas only; no global state, no display, and a file that is there
-is whole. Names of classes and metrics are other people's: any of them is drawn as it is, characters without a glyph as
-boxes."""
+Invariant: only matplotlib's object interface with the Agg canvas; no global state, no display, and an existing file is
+complete. Names of classes and metrics are untrusted: any is drawn literally, characters without a glyph as boxes."""
 
 from __future__ import annotations
 
@@ -19,11 +18,11 @@ _INK, _GRID = "#333333", "#dddddd"
 _LINES = ("#1f6fb2", "#d1602f", "#3a8f5c", "#8a5bb0", "#b08a1f", "#5b6b7b")
 _DPI = 120
 MAX_CLASSES = 50
-"""More rows than this cannot be told apart in a picture of bounded size; the report has every number."""
+"""More rows would be illegible in a picture of bounded size; the report has every number."""
 _MOST_NUMBERED = 20
-"""Classes up to which each cell has its count in it."""
+"""Most classes for which each cell shows its count."""
 _MOST_POINTS = 2000
-"""Of a curve: more than its panel has pixels."""
+"""Per curve: more than its panel has pixels."""
 
 
 def confusion_matrix_figure(
@@ -32,7 +31,7 @@ def confusion_matrix_figure(
     """Write a PNG: counts, coloured by share of the true class (rows are true classes, columns predicted ones).
 
     Returns:
-        None, and nothing is written, where there are more than `MAX_CLASSES` classes.
+        None, and nothing is written, if there are more than `MAX_CLASSES` classes.
     """
     if len(labels) > MAX_CLASSES:
         return None
@@ -111,10 +110,10 @@ def learning_curves_figure(history: Mapping[str, Sequence[tuple[int, float]]], p
 
 
 def token_lengths_figure(lengths: Mapping[str, Any], max_length: int, path: str | Path) -> Path:
-    """Write a PNG: a histogram of the records' tokens, a panel each split, with a line where `max_length` cuts.
+    """Write a PNG: a histogram of the records' tokens, one panel per split, with a line at `max_length`.
 
     Args:
-        lengths: split -> tokens of each record before it is cut, int [N]; N is at least 1.
+        lengths: split -> tokens of each record before truncation, int [N]; N is at least 1.
         max_length: tokens.
         path: of the PNG.
     """
@@ -145,12 +144,12 @@ def token_lengths_figure(lengths: Mapping[str, Any], max_length: int, path: str 
 
 
 def _curve(axes: Any, points: Sequence[tuple[int, float]], metric: str, colour: str) -> None:
-    """Evaluations as a line with marks; a value for every step as a pale line under its running mean."""
+    """A few points as a line with marks; many as a pale line under their running mean."""
     steps, values = [step for step, _ in points], [value for _, value in points]
     if len(points) <= 40:
         axes.plot(steps, values, color=colour, marker="o", markersize=4, linewidth=1.6, label=_label(metric))
         return
-    if metric.endswith("learning_rate"):  # exact as it is; a mean would bend its peak
+    if metric.endswith("learning_rate"):  # exact; a mean would distort its peak
         axes.plot(steps, values, color=colour, linewidth=1.8, label=_label(metric))
         return
     smooth, weight, mean = [], max(0.9, 1 - 20 / len(points)), 0.0
@@ -162,7 +161,7 @@ def _curve(axes: Any, points: Sequence[tuple[int, float]], metric: str, colour: 
 
 
 def _thinned(points: Sequence[tuple[int, float]]) -> Sequence[tuple[int, float]]:
-    """At most `_MOST_POINTS`, evenly spread, the last among them."""
+    """At most `_MOST_POINTS`, evenly spread, including the last."""
     every = -(-len(points) // _MOST_POINTS)
     return points if every <= 1 else points[(len(points) - 1) % every :: every]
 
@@ -188,7 +187,7 @@ def _write(figure: Any, path: str | Path) -> Path:
 
 
 def _label(text: str, longest: int = 60) -> str:
-    """A name as matplotlib draws it: on one line, a dollar sign no formula."""
+    """A name for matplotlib: on one line, with dollar signs escaped."""
     shown = printable(text)
     shown = shown if len(shown) <= longest else shown[: longest - 3] + "..."
     return shown.replace("$", r"\$")

@@ -1,4 +1,4 @@
-"""A saved model, evaluated on records: `mltrack evaluate`."""
+"""Evaluates a saved model on records: `mltrack evaluate`."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def evaluate_folder(
 
     Args:
         reading: how `DatasetLoader` reads the records: columns, labels, on_bad_record.
-        notice: takes a line for the user on what was left out.
+        notice: called with a line for the user on what was left out.
 
     Raises:
-        DatasetError: a record that cannot be used, or whose label the model does not know.
+        DatasetError: a record cannot be used, or its label is unknown to the model.
         ConfigurationError: the folder holds no such model.
     """
     one_part(dataset_path)
@@ -52,7 +52,7 @@ def evaluate_folder(
     dataset = loader.load()
     loader.bad_records.report(dataset_path, "evaluation", notice)
     device = choose_device("auto")
-    allow_planned_attention(device, False)  # evaluated once, no shape of batch earns its plan
+    allow_planned_attention(device, False)  # for one evaluation a plan per shape does not pay
     model = source.build(label_mapping=mapping, max_length=max_length, seed=0, whole=True).to(device)
     metrics, _ = evaluate(
         model,

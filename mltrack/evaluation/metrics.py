@@ -1,6 +1,6 @@
-"""Metrics of labels and predictions, and which way of a metric is better.
+"""Metrics of labels and predictions, and whether a higher or a lower value is better.
 
-Invariant: a metric that a class cannot have (no record, no prediction) is 0, never NaN. Importing this module loads
+Invariant: an undefined metric of a class (no record, no prediction) is 0, never NaN. Importing this module loads
 neither torch nor sklearn."""
 
 from __future__ import annotations
@@ -12,19 +12,17 @@ from collections.abc import Mapping, Sequence
 from mltrack.errors import ConfigurationError
 
 MAX_CLASS_METRICS = 50
-"""Each becomes a metric of the run and of every kept model, a tag of the version, and part of the state that a
-checkpoint saves.
-"""
+"""Each becomes a metric of the run and of every kept model, a tag of the version, and part of a checkpoint's state."""
 _OF_A_CLASS = "eval_f1_"
 _LOWER = {"loss", "perplexity", "ppl", "error", "errors", "mae", "mse", "rmse", "nll"}
 _HIGHER = {"accuracy", "acc", "f1", "precision", "recall", "auc", "valid", "score", "bleu", "exact", "pass"}
 
 
 def metric_mode(name: str) -> str:
-    """ "min" or "max": whether lower or higher is better, told by the words of a metric's name.
+    """ "min" or "max": whether lower or higher is better, by the words in a metric's name.
 
     Raises:
-        ConfigurationError: the name does not tell.
+        ConfigurationError: the name does not say.
     """
     stem = re.sub(r"^(eval|test|train|val|validation|baseline)_", "", name.lower().rsplit("/", 1)[-1])
     if stem.startswith(("f1_", "precision_", "recall_")):  # of a class, which may be called "error"
@@ -35,14 +33,14 @@ def metric_mode(name: str) -> str:
     if _HIGHER.intersection(words):
         return "max"
     raise ConfigurationError(
-        f"metric_mode: '{name}' does not tell whether lower or higher is better; accepted: metric_mode=min or"
-        " metric_mode=max beside it"
+        f"metric_mode: the name '{name}' does not say whether lower or higher is better; give metric_mode=min or"
+        " metric_mode=max"
     )
 
 
 def without_many_classes(metrics: Mapping[str, float], *keep: str) -> dict[str, float]:
-    """The metrics of an evaluation without those of single classes, where there are more than `MAX_CLASS_METRICS` of
-    them; `keep` stays.
+    """The metrics of an evaluation, without those of single classes if there are more than `MAX_CLASS_METRICS`; `keep`
+    is kept.
     """
     single = [name for name in metrics if name.startswith(_OF_A_CLASS)]
     left_out = set(single) - set(keep) if len(single) > MAX_CLASS_METRICS else set()
@@ -54,8 +52,8 @@ def classification_metrics(
 ) -> dict[str, float]:
     """accuracy, macro_f1, weighted_f1, macro_precision, macro_recall, f1_<class>.
 
-    The macro averages run over the classes that occur in `labels` or `predictions`: a class that the split does not
-    hold is no failure.
+    The macro averages run over the classes that occur in `labels` or `predictions`: a class that the split lacks is not
+    counted as a failure.
 
     Args:
         labels: class index of each record.

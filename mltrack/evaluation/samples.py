@@ -1,7 +1,7 @@
-"""Completions of fixed prompts, so that two runs of one data set can be read side by side.
+"""Completions of fixed prompts, so that two runs on one data set can be compared side by side.
 
-Invariant: decoding is greedy, whatever generation settings the model has, and a prompt is made of the same tokens as in
-training; which prompts are taken depends on the records alone, not on their order."""
+Invariant: decoding is greedy, regardless of the model's generation settings, and a prompt has the same tokens as in
+training; the choice of prompts depends only on the records, not on their order."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Sample:
     description: str
     completion: str
     reference: str | None
-    """The completion of the data set, where there is one."""
+    """The completion in the data set, if there is one."""
     valid: bool
-    """It parses as Python and says something."""
+    """See `is_valid_python`."""
 
 
 def fixed_prompts(eval_records: Sequence[Record], count: int = 16, seed: int = 0) -> list[Record]:
@@ -64,10 +64,10 @@ def generate_samples(
     """Greedy completions, each until its end token or `max_new_tokens`.
 
     Args:
-        descriptions: one a sample.
-        prompt_template: with a `{description}` in it.
-        references: the completions of the data set, for the table.
-        stop_requested: asked before each token; the samples of the batches that are done by then come back.
+        descriptions: one per sample.
+        prompt_template: contains `{description}`.
+        references: the data set's completions, for the table.
+        stop_requested: called before each token; if True, only the samples of completed batches are returned.
     """
     model = getattr(model, "module", model)
     device, was_training = next(model.parameters()).device, model.training
@@ -75,7 +75,7 @@ def generate_samples(
     room = max(1, limit - max_new_tokens)
     prompts = [_prompt(tokenizer, text, prompt_template) for text in descriptions]
     prompts = [ids if len(ids) <= room else cut_prompt(tokenizer, ids, room) for ids in prompts]
-    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # a batch of like lengths pads little
+    longest_first = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # similar lengths need little padding
     samples: dict[int, Sample] = {}
     model.eval()
     try:
@@ -98,10 +98,10 @@ def generate_samples(
 
 
 def _prompt(tokenizer: Any, description: str, prompt_template: str) -> list[int]:
-    """As `mltrack.data.dataset.prompt_ids`, for any template: the begin token where the tokenizer adds one, then the
+    """Like `mltrack.data.dataset.prompt_ids`, for any template: the begin token if the tokenizer adds one, then the
     text.
 
-    Special tokens of the template are tokens; those of the description are text where the tokenizer reads them so.
+    Special tokens in the template are tokens; in the description they are text if the tokenizer reads them so.
     """
     before, around, behind = prompt_template.partition("{description}")
     special = [token for token in tokenizer.all_special_tokens if token in before + behind]
@@ -165,7 +165,7 @@ def _complete(
 
 @contextmanager
 def _without_settings(model: Any) -> Iterator[None]:
-    """The model without generation settings of its own: they would fill what a plan leaves open."""
+    """Remove the model's own generation settings, which would fill in what a plan leaves open."""
     from transformers import GenerationConfig
 
     held = model.generation_config
@@ -181,12 +181,12 @@ def _until(ids: list[int], end: int) -> list[int]:
 
 
 def syntax_valid_share(samples: Sequence[Sample]) -> float:
-    """Share of the samples that are valid Python; NaN where there is none."""
+    """Share of the samples that are valid Python; NaN if there are none."""
     return sum(sample.valid for sample in samples) / len(samples) if samples else float("nan")
 
 
 def is_valid_python(completion: str) -> bool:
-    """It parses, dedented if need be, and holds a statement that is more than a bare name or constant."""
+    """True if it parses, dedented if need be, and has a statement that is more than a bare name or constant."""
     for text in (completion, textwrap.dedent(completion)):
         try:
             with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""What the machine can do: device, precision, threads, allocator, and the facts that a run records about it."""
+"""The machine: device, precision, threads, allocator, and the facts that a run records about it."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Cores, threads, memory and instructions of the processor.
 
-Invariant: what the user has set in the environment wins; what must be done before torch is imported imports no torch.
+Invariant: the user's settings in the environment win; functions that must run before torch is imported do not import
+it.
 """
 
 from __future__ import annotations
@@ -15,11 +16,11 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
 
 
 def yield_idle_cores() -> None:
-    """Let threads that wait for each other sleep soon instead of spinning; call it before torch is imported.
+    """Make waiting threads sleep soon instead of spinning; call it before torch is imported.
 
-    The OpenMP of GCC spins for milliseconds at each barrier. Where another process (a second training, the relay) has
-    one of the cores, that is time taken from the very thread that is waited for: a step takes ten times as long. A
-    user's own setting wins."""
+    The OpenMP of GCC spins for milliseconds at each barrier. If another process (a second training, the relay) uses one
+    of the cores, spinning takes time from the thread that the others wait for: a step takes ten times as long. A user's
+    own setting wins."""
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
@@ -28,11 +29,11 @@ def fit_threads() -> int | None:
     """Give torch and the tokenizers as many threads as the container's quota has cores; call it before torch is
     imported.
 
-    Both count the cores of the machine. Where a container may use two of 64, 64 threads take turns on two, and each
+    Both count the cores of the machine. If a container may use two of 64, 64 threads take turns on two, and each
     barrier waits for all.
 
     Returns:
-        The number of threads; None where no quota is below the number of cores, or the user has set OMP_NUM_THREADS.
+        The number of threads; None if no quota is below the number of cores or the user has set OMP_NUM_THREADS.
     """
     quota = cpu_quota()
     if "OMP_NUM_THREADS" in os.environ or quota is None or quota >= _allowed_cores():
@@ -44,18 +45,18 @@ def fit_threads() -> int | None:
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep the memory of freed tensors and give it out again; True where that took effect.
+    """Make glibc keep and reuse the memory of freed tensors; True if it took effect.
 
     By default every large tensor is mapped, faulted in page by page and unmapped; on a CPU that costs up to a third of
-    a training loop. The price: the process does not give its peak memory back before `give_back_freed_memory`. Call it
-    before the first tensor."""
+    a training loop. The price: the process keeps its peak memory until `give_back_freed_memory`. Call it before the
+    first tensor."""
     if not _has_glibc():
         return False
     import ctypes
 
     mallopt = ctypes.CDLL(None).mallopt
-    # older releases answer 0 above half of a heap (32 MiB on 64 bit). Without this one the others would make it worse:
-    # they end glibc's own raising of it
+    # older releases return 0 above half of a heap (32 MiB on 64 bit). Without this setting the others would do harm:
+    # they stop glibc from raising the threshold itself
     if not any(mallopt(_M_MMAP_THRESHOLD, size) == 1 for size in (1 << 30, 32 << 20)):
         return False
     answers = [mallopt(_M_TRIM_THRESHOLD, 2**31 - 1), mallopt(_M_TOP_PAD, 256 << 20)]
@@ -63,9 +64,7 @@ def keep_freed_memory() -> bool:
 
 
 def give_back_freed_memory() -> bool:
-    """Return to the kernel what `keep_freed_memory` has kept, once no more steps come; True where something was
-    returned.
-    """
+    """Return the memory that `keep_freed_memory` kept to the kernel, after the last step; True if any was returned."""
     if not _has_glibc():
         return False
     import ctypes
@@ -74,17 +73,16 @@ def give_back_freed_memory() -> bool:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: by its affinity, and by the quota of its container."""
+    """Cores that this process may use, by its affinity and its container's quota."""
     quota = cpu_quota()
     return _allowed_cores() if quota is None else max(1, min(_allowed_cores(), math.ceil(quota)))
 
 
 def cpu_quota(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> float | None:
-    """Cores that the control groups of this process allow, the least on the way up; None where none of them sets a
-    limit.
+    """The smallest number of cores that a control group of this process or a parent allows; None without a limit.
 
     Args:
-        mount: where the control groups lie: `cpu.max` of version 2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` of
+        mount: folder of the control groups: `cpu.max` of version 2, `cpu.cfs_quota_us` and `cpu.cfs_period_us` of
             version 1.
         own: lines `id:controllers:path` of this process; no controllers: version 2.
     """
@@ -104,13 +102,13 @@ def cpu_quota(mount: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self
 
 
 def cpu_multiplies_bf16() -> bool:
-    """True where the CPU has avx512_bf16 or AMX tiles; elsewhere bf16 is emulated and slower than fp32."""
+    """True if the CPU has avx512_bf16 or AMX tiles; without them bf16 is emulated and slower than fp32."""
     import torch
 
     for probe in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
         supported = getattr(
             torch.cpu, probe, None
-        )  # private names: where a release drops one, the kernel's flags answer below
+        )  # private names: if a release drops one, the kernel's flags decide below
         if supported is not None and supported():
             return True
     flags = cpuinfo("flags").split()
@@ -138,7 +136,7 @@ def _allowed_cores() -> int:
 
 
 def _lines(file: Path) -> list[str]:
-    """The lines of a file of the kernel; none where it is not there."""
+    """The lines of a kernel file; none if it does not exist."""
     try:
         return file.read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

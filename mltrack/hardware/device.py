@@ -1,7 +1,7 @@
-"""Where a model runs and in which numbers.
+"""The device and the number formats that a model uses.
 
-Invariant: `auto` never picks something slower than plain fp32 on the CPU for want of an instruction, and what was asked
-for by name is either there or refused in one line. torch is imported inside the functions, so `mltrack doctor --help`
+Invariant: `auto` never picks a format that a missing instruction makes slower than fp32 on the CPU, and an explicit
+choice is either available or refused in one line. torch is imported inside the functions, so `mltrack doctor --help`
 stays quick."""
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from mltrack.config import OPTIONS
-from mltrack.errors import ConfigurationError
+from mltrack.errors import ConfigurationError, one_of
 from mltrack.hardware.cpu import cpu_multiplies_bf16
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """The device that `name` means here; `auto` is the first of cuda, mps, cpu that is there.
+    """The device of that name; `auto` is the first available one of cuda, mps, cpu.
 
     Raises:
-        ConfigurationError: an unknown name, or a device that this machine or this build of torch does not have.
+        ConfigurationError: the name is unknown, or this machine or build of torch does not have the device.
     """
     import torch
 
@@ -46,31 +46,28 @@ def choose_device(name: str = "auto") -> torch.device:
             else "there is none on this machine"
         )
         raise ConfigurationError(
-            f"device: seen {name}, but {why} (torch {torch.__version__}); accepted here: auto|{'|'.join(there)}"
+            f"device={name} is not available: {why} (torch {torch.__version__}); use {one_of(('auto', *there))}"
         )
     return torch.device(name)
 
 
 def choose_precision(precision: str | bool, device: torch.device) -> str:
-    """fp16, bf16 or off. `auto` (and True) is bf16 where the device multiplies it natively, fp16 on older GPUs, else
-    off.
+    """fp16, bf16 or off. `auto` (and True) is bf16 if the device has the instruction, fp16 on older GPUs, else off.
 
     Raises:
-        ConfigurationError: an unknown word, or a mixed precision on mps.
+        ConfigurationError: the word is unknown, or the device does not support it.
     """
     import torch
 
     word = str(OPTIONS["precision"].check(precision))
     if device.type == "mps":
         if word not in ("auto", "off"):
-            raise ConfigurationError(
-                f"precision: seen {word} with device mps; accepted there: auto|off (both are fp32)"
-            )
+            raise ConfigurationError(f"precision must be auto or off (both are fp32) with device mps, not {word}")
         return "off"
     if word == "bf16" and device.type == "cuda" and torch.cuda.get_device_capability(device)[0] < 8:
         raise ConfigurationError(
-            f"precision: seen bf16, which {torch.cuda.get_device_name(device)} does not multiply itself;"
-            " accepted there: auto|fp16|off"
+            f"precision=bf16 needs a GPU with bf16 instructions, which {torch.cuda.get_device_name(device)} lacks; use"
+            " auto, fp16 or off"
         )
     if word != "auto":
         return word
@@ -87,10 +84,10 @@ def visible_gpus() -> int:
 
 
 def allow_tf32(device: torch.device, precision: str, wanted: bool = True) -> None:
-    """Let a GPU that is asked for fp32 multiply with TF32's 10 bits of mantissa and add in fp32, several times as fast
-    (Ampere and later), or forbid it.
+    """Let a GPU multiply fp32 matrices in TF32 (10 bits of mantissa) and add in fp32, several times as fast (Ampere and
+    later), or forbid it.
 
-    It holds for the whole process, also for the evaluation that comes after a training; each training sets it anew.
+    It holds for the whole process, including an evaluation after the training; each training sets it anew.
     """
     import torch
 
@@ -99,11 +96,10 @@ def allow_tf32(device: torch.device, precision: str, wanted: bool = True) -> Non
 
 
 def allow_planned_attention(device: torch.device, wanted: bool) -> None:
-    """Let `scaled_dot_product_attention` take cuDNN's kernels on a GPU, or leave it flash and the memory-efficient
-    ones.
+    """Let `scaled_dot_product_attention` use cuDNN's kernels on a GPU, or only flash and the memory-efficient ones.
 
     cuDNN makes a plan for each new shape, which takes longer than the steps of a short training, whose batches have
-    dozens of lengths (docs/performance.md). It holds for the whole process, as `allow_tf32` does."""
+    dozens of lengths (docs/performance.md). It holds for the whole process, like `allow_tf32`."""
     import torch
 
     if device.type == "cuda":
@@ -112,14 +108,12 @@ def allow_planned_attention(device: torch.device, wanted: bool) -> None:
 
 @contextmanager
 def full_fp32_matmul() -> Iterator[None]:
-    """Inside, fp32 is multiplied in fp32 on a GPU too: what two computations are compared in, whose difference would
-    else be TF32's rounding.
-    """
+    """Inside, a GPU multiplies fp32 in fp32, for comparing two computations without TF32's rounding."""
     import torch
 
     try:
         before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # somebody has chosen by torch's newer switches, which do not mix with this one
+    except RuntimeError:  # set by torch's newer switches, which do not mix with this one
         yield
         return
     torch.set_float32_matmul_precision("highest")
@@ -130,9 +124,9 @@ def full_fp32_matmul() -> Iterator[None]:
 
 
 def prepare_to_repeat(wanted: bool) -> None:
-    """Where wanted, set what cuBLAS and flash attention need to repeat their results; a user's own value stays.
+    """If wanted, set what cuBLAS and flash attention need to repeat their results; a user's own value is kept.
 
-    cuBLAS reads it once, when a product is first computed: this belongs before anything that touches the device.
+    cuBLAS reads it once, at the first product: call this before anything uses the device.
     Source: torch's notes on reproducibility.
     """
     if wanted:
@@ -142,10 +136,10 @@ def prepare_to_repeat(wanted: bool) -> None:
 
 @contextmanager
 def repeating_exactly(wanted: bool) -> Iterator[None]:
-    """Where wanted, torch computes the same bits each time on a GPU too, and fails at an operation that it cannot
-    repeat (`deterministic=true`).
+    """If wanted, torch computes the same bits each time on a GPU too, and fails at an operation that it cannot repeat
+    (`deterministic=true`).
 
-    `prepare_to_repeat` comes before it.
+    Call `prepare_to_repeat` before it.
     """
     import torch
 
@@ -161,7 +155,7 @@ def repeating_exactly(wanted: bool) -> Iterator[None]:
     prepare_to_repeat(wanted)
     torch.backends.cudnn.benchmark = False
     torch.use_deterministic_algorithms(True)
-    filling.fill_uninitialized_memory = False  # nobody reads memory that nobody has written
+    filling.fill_uninitialized_memory = False  # uninitialized memory is never read
     try:
         yield
     finally:

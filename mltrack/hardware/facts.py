@@ -1,4 +1,4 @@
-"""What a run records about the machine, and what `mltrack doctor` says of it."""
+"""Facts about the machine, for a run's tags and `mltrack doctor`."""
 
 from __future__ import annotations
 

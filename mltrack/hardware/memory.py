@@ -1,4 +1,4 @@
-"""Memory that ran out: how room is made. How it is told from other errors: `mltrack.shortage`."""
+"""Frees memory after it ran out; `mltrack.shortage` recognizes such errors."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from mltrack.collector import collect_all
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what nobody holds any more. Not to be called where the error is handled: its traceback keeps the
-    tensors alive.
-    """
+    """Free unused memory. Do not call it in the exception handler: the traceback keeps the tensors alive."""
     collect_all()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
-"""Mixed precision: autocast, loss scaling, and the optimizer step behind it.
+"""Mixed precision: autocast, loss scaling, and the optimizer step.
 
-Invariant: master weights and optimizer state are fp32; gradients are unscaled before anybody looks at them; a gradient
-or a loss that is not finite changes neither weights nor optimizer state."""
+Invariant: master weights and optimizer state are fp32; gradients are unscaled before they are read; a gradient or loss
+that is not finite changes neither weights nor optimizer state."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 import torch
 
 SMALLEST_SCALE = 2.0**-14
-"""A loss scale below it means that the overflow does not come from the scale."""
+"""Below this loss scale an overflow is not due to the scale."""
 
 
 class Precision:
     """One of fp16, bf16, off.
 
     Args:
-        mode: as `mltrack.hardware.choose_precision` gave it.
-        device: where the model runs.
+        mode: the result of `mltrack.hardware.choose_precision`.
+        device: that of the model.
     """
 
     def __init__(self, mode: str, device: torch.device):
@@ -40,8 +40,8 @@ class Precision:
         """Make the gradients those of the loss itself.
 
         Args:
-            losses: what was added up, float32 [N]. GradScaler looks at gradients alone: a loss that is not finite makes
-                one of them so.
+            losses: those that were added up, float32 [N]. GradScaler checks only gradients, so a loss that is not
+                finite makes one of them NaN.
         """
         if self.mode != "fp16":
             return
@@ -55,7 +55,7 @@ class Precision:
         self.scaler.unscale_(optimizer)
 
     def step(self, optimizer: torch.optim.Optimizer, not_finite: torch.Tensor) -> None:
-        """Step the optimizer unless `not_finite` (float32, 0-dim, on the device) is 1; a GPU is not waited for."""
+        """Step the optimizer unless `not_finite` (float32, 0-dim, on the device) is 1, without waiting for a GPU."""
         if steps_on_condition(optimizer):
             held: Any = optimizer
             held.grad_scale, held.found_inf = None, not_finite
@@ -71,9 +71,7 @@ class Precision:
             optimizer.step()
 
     def skips(self) -> bool:
-        """True where fp16's own overflow handling accounts for a skipped step: no error while lowering the scale can
-        help.
-        """
+        """True if fp16's own overflow handling explains a skipped step: no error while a lower scale can help."""
         return self.mode == "fp16" and self.scaler.get_scale() > SMALLEST_SCALE
 
     def state_dict(self) -> dict[str, Any]:

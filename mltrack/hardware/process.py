@@ -1,11 +1,11 @@
-"""What speeds a whole process up, and must be done before torch is imported.
+"""Speeds up a whole process; must run before torch is imported.
 
-Invariant: it is asked for by whoever owns the process, never by importing mltrack; what the user has set in the
-environment wins.
+Invariant: only the process's own program calls it, never an import of mltrack; the user's settings in the environment
+win.
 
     from mltrack.hardware import prepare_process
 
-    prepare_process()                       # `mltrack train` begins so; a script of your own may
+    prepare_process()                       # `mltrack train` begins with it; your own script may too
     from mltrack import AdvancedTrainer
 """
 
@@ -19,11 +19,10 @@ from mltrack.hardware.cpu import fit_threads, keep_freed_memory, yield_idle_core
 
 
 def prepare_process(speedups: str | Mapping[str, str] | None = None) -> None:
-    """Threads that fit the machine, memory that stays with the process, a garbage collector that does not look at each
-    import.
+    """Fit the threads to the machine, keep freed memory in the process, and pause the garbage collector during imports.
 
     Args:
-        speedups: a value of the option of that name, of which `allocator` counts here.
+        speedups: a value of that option, of which only `allocator` matters here.
     """
     yield_idle_cores()
     fit_threads()

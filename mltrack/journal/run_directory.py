@@ -193,7 +193,7 @@ class RunDirectory:
         """
         content = read_json(self.run_file)
         if content is None:
-            raise TrackingError(f"{self.path}: seen no readable run.json; accepted: a run directory that mltrack wrote")
+            raise TrackingError(f"{self.path} has no readable run.json; use a run directory that mltrack wrote")
         version = content.get("format_version", 0)
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise TrackingError(
@@ -202,7 +202,7 @@ class RunDirectory:
         known, problem = without_misfits(content, _RUN_INFO, "run.json")
         if problem or "local_id" not in known:
             raise TrackingError(
-                f"{self.path}: {problem or 'run.json has no local_id'}; accepted: a run directory that mltrack wrote"
+                f"{self.path}: {problem or 'run.json has no local_id'}; use a run directory that mltrack wrote"
             )
         return RunInfo(**known)
 
@@ -273,7 +273,7 @@ def make_output_dir(output_dir: str) -> None:
     except OSError:
         writable = False
     if not writable:
-        raise ConfigurationError(f"output_dir: seen '{output_dir}'; accepted: a folder that can be made and written")
+        raise ConfigurationError(f"output_dir must be a folder that can be created and written, not '{output_dir}'")
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -55,7 +55,7 @@ class JournalLock:
             self.fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise TrackingError(
-                f"{self.path}: the journal cannot be opened: {error.strerror}; accepted: a writable output_dir"
+                f"{self.path}: the journal cannot be opened: {error.strerror}; use a writable output_dir"
             ) from error
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

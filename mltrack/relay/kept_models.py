@@ -286,4 +286,4 @@ class KeptModels:
 
     def _prune_model(self, model_id: str) -> None:
         if logged_models.prune(self._store, model_id) == "foreign":
-            log.error("%s stays: the folder that it names holds something else", model_id)
+            log.error("%s is not deleted: the folder that it names holds something else", model_id)

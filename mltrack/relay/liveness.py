@@ -138,7 +138,7 @@ def refuse_trained_elsewhere(directory: RunDirectory, notice: Notice = lambda li
     if trainer.life() is not Life.ELSEWHERE or has_ended(directory):
         return
     notice(
-        f"{directory.path.name}: watching for {heartbeat.STANDS_STILL_S:.0f} s whether {trainer.place} still trains it"
+        f"{directory.path.name}: checking for {heartbeat.STANDS_STILL_S:.0f} s whether {trainer.place} still trains it"
     )
     if moves(lambda: _signs_in(directory)):
         raise TrainedElsewhere(directory.path, trainer)

@@ -21,12 +21,12 @@ def opening_notices(store: Store, run: RunInfo) -> list[str]:
             f" {len(run.metrics or {})} metrics"
         )
         lines.append(
-            f"MLFLOW_RUN_ID names run {run.run_id} ({what}), which mltrack did not make; this training is added to it"
+            f"MLFLOW_RUN_ID names run {run.run_id} ({what}), which mltrack did not create; this training is added to it"
         )
     try:
         artifacts.check_root(store, run.run_id)
     except StoreUnavailable as error:
-        lines.append(f"{error}; models and files wait for it in the run directory")
+        lines.append(f"{error}; models and files stay in the run directory until it is available")
     except ServersOwnFolder as error:
         lines.append(str(error))
     return lines

@@ -364,7 +364,7 @@ class Projection:
         runs.set_tags(self.store, self._run_id, {"mltrack.resumed_from_step": str(record["step"])})
 
     def _apply_drift(self, record: Mapping[str, Any]) -> None:
-        log.warning("step %s came out otherwise when it was computed again: %s", record["step"], record["values"])
+        log.warning("step %s had other values when it was computed again: %s", record["step"], record["values"])
 
     def _apply_outcome(self, record: records.Record) -> None:
         self.progress.outcome = record

@@ -101,6 +101,8 @@ def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
             raise
         except MltrackError:
             pass  # the journal cannot be read: what is left is the truth about the status
-    runs.set_tags(store, run_id, {"mltrack.status": "FAILED", "mltrack.failure": "the trainer ended without saying so"})
+    runs.set_tags(
+        store, run_id, {"mltrack.status": "FAILED", "mltrack.failure": "the trainer ended without recording an end"}
+    )
     runs.finish_run(store, run_id, "FAILED")
     return "FAILED"

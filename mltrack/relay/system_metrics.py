@@ -146,7 +146,7 @@ class SystemMetricsFeed:
             )
             self._unsent.clear()
         except StoreRejected as error:
-            log.warning("system metrics: %s; not sampled any more", error)
+            log.warning("system metrics: %s; no longer sampled", error)
             self._metrics = None
             self._unsent.clear()
         except TrackingError as error:
@@ -236,5 +236,5 @@ def _interval_s() -> float:
             return interval
     except ValueError:
         pass
-    log.warning("%s: seen %r; accepted: seconds > 0; sampling every %g s", INTERVAL_VARIABLE, given, INTERVAL_S)
+    log.warning("%s must be a number of seconds > 0, not %r; sampling every %g s", INTERVAL_VARIABLE, given, INTERVAL_S)
     return INTERVAL_S

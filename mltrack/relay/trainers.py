@@ -76,10 +76,10 @@ class StaleRunDirectory(Settled):
 
     def __init__(self, directory: RunDirectory, run_id: str, host: str | None):
         super().__init__(
-            f"{directory.path}: run {run_id} went on elsewhere{f' (on {host})' if host else ''} since this directory"
-            " was written, so nothing more of it is delivered there, and all of it stays here; accepted: mltrack train"
-            f" --resume {run_id}, which goes on from what MLflow holds and sets this directory aside, or mltrack sync"
-            f" {directory.path} --tracking-uri URI of another store, which keeps it as a run of its own"
+            f"{directory.path}: run {run_id} was resumed elsewhere{f' (on {host})' if host else ''} since this"
+            " directory was written, so nothing more of it is delivered, and all of it stays here; use mltrack train"
+            f" --resume {run_id} to continue from what MLflow holds and set this directory aside, or mltrack sync"
+            f" {directory.path} --tracking-uri URI of another store to keep it as a run of its own"
         )
 
 
@@ -95,10 +95,10 @@ class OthersRun(StaleRunDirectory):
         trainer = Trainer.of_tags(run.tags)
         Settled.__init__(
             self,
-            f"run {run.run_id} is that of another training ({trainer.place}, {run.status}), so nothing of this one is"
-            f" added to it, and all of it stays in {directory.path}; accepted: another MLFLOW_RUN_ID or none, mltrack"
-            f" train --resume {run.run_id} once that one has ended, or mltrack sync {directory.path} --tracking-uri URI"
-            " of another store, which keeps this one as a run of its own",
+            f"run {run.run_id} belongs to another training ({trainer.place}, {run.status}), so nothing of this one is"
+            f" added to it, and all of it stays in {directory.path}; use another MLFLOW_RUN_ID or none, mltrack train"
+            f" --resume {run.run_id} once that one has ended, or mltrack sync {directory.path} --tracking-uri URI of"
+            " another store to keep this one as a run of its own",
         )
 
 
@@ -234,7 +234,7 @@ class Claim:
         if run.status != "RUNNING" or HEARTBEAT_TAG not in run.tags or trainer.life() is not Life.ELSEWHERE:
             return False
         if trainer not in self._still:
-            log.info("watching whether %s still trains run %s", trainer.place, run.run_id)
+            log.info("checking whether %s still trains run %s", trainer.place, run.run_id)
             if moves(lambda: runs.get_run(self._store, self._run_id).tags.get(HEARTBEAT_TAG), NOW_AND_THEN_S):
                 return True
             self._still.add(trainer)

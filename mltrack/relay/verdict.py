@@ -42,7 +42,7 @@ def verdict_on(progress: Progress, directory: RunDirectory) -> Verdict:
     if exit_code is None and progress.outcome is not None:
         return Verdict(progress.outcome["status"], progress.outcome["time_ms"], killed=True)
     if exit_code is None:
-        return Verdict("FAILED", records.now_ms(), killed=True, failure="the trainer ended without saying so")
+        return Verdict("FAILED", records.now_ms(), killed=True, failure="the trainer ended without recording an end")
     if exit_code:
         return Verdict(
             "FAILED",

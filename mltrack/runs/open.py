@@ -201,7 +201,7 @@ def _go_on_from(resumed: Resumed, run: OpenRun) -> None:
         notice("it had stopped early and stays stopped")
     elif state.step >= total_steps:
         remedy = (
-            f"step {state.step:,} of {total_steps:,} is reached already: nothing is left to train; accepted: larger"
+            f"step {state.step:,} of {total_steps:,} is reached already, so nothing is left to train; use larger"
             f" {_what_ends(run)}"
         )
         if is_fork:

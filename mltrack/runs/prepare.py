@@ -240,7 +240,7 @@ def _checkpoint(
     checkpoint = held.load_latest_checkpoint()
     if checkpoint is None:
         raise ConfigurationError(
-            f"resume: {resumed.path} holds no complete checkpoint; accepted: a run with one, or resume=never"
+            f"resume: {resumed.path} holds no complete checkpoint; name a run that has one, or use resume=never"
         )
     device, config = choose_device(request.device), request.training_config()
     task = train_dataset.task

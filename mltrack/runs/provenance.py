@@ -94,8 +94,8 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
         if wanted == "never":
             if found is not None and found.journal.exists():
                 raise ConfigurationError(
-                    f"resume: seen 'never', but run {run_id} is recorded in {found.path} already; accepted: auto, or"
-                    " another run"
+                    f"resume=never does not work for run {run_id}, which {found.path} already records; use resume=auto"
+                    " or another run"
                 )
             return None
         if found is None and not request.offline:
@@ -114,8 +114,8 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
         newest = next((one for one in newest_first if has_checkpoint(one)), None)
         if newest is None:
             raise ConfigurationError(
-                f"resume: seen 'latest', but no run in {Path(request.output_dir).absolute()} has a checkpoint;"
-                " accepted: never, a run id"
+                f"resume=latest: no run in {Path(request.output_dir).absolute()} has a checkpoint; use resume=never or"
+                " a run id"
             )
         return _taken_over(newest, request, notice)
     found = find_run_directory(request.output_dir, wanted)
@@ -132,7 +132,7 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
     except UnknownRunError as error:
         known = ", ".join(one.path.name for one in find_run_directories(request.output_dir)[-5:]) or "none"
         here = f"is no run in {Path(request.output_dir).absolute()} (runs there: {known})"
-        raise ConfigurationError(f"resume: seen '{wanted}', which {here}; {error}") from error
+        raise ConfigurationError(f"resume: '{wanted}' {here}; {error}") from error
 
 
 def _taken_over(found: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None]) -> TakenOver:
@@ -149,7 +149,7 @@ def _taken_over(found: RunDirectory, request: TrainModelRequest, notice: Callabl
         lock.release()
         raise
     lock.release()
-    notice(f"run {run_id} went on elsewhere since {found.path} was written")
+    notice(f"run {run_id} was resumed elsewhere since {found.path} was written")
     fetched = fetch_run(run_id, uri, found.path.parent, notice=notice)
     return TakenOver(fetched, take_over(fetched, force=request.force, notice=notice))
 

@@ -44,8 +44,8 @@ def fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: Not
             continue
         if one.run_id not in (run.run_id, run.tags.get(runs.LOCAL_ID_TAG)):
             raise ConfigurationError(
-                f"resume: the checkpoint of step {name} belongs to run {one.run_id}, not to {run.run_id}; accepted: a"
-                " run's own"
+                f"resume: the checkpoint of step {name} belongs to run {one.run_id}, not to {run.run_id}; name a"
+                " run that holds its own checkpoints"
             )
         fetched[one.step] = one
     return fetched
@@ -71,9 +71,7 @@ def _fetch_checkpoint(
     state = f"checkpoints/{step}/state"
     beside = fetching.listed(store, run.artifact_uri, state)
     if directory.METADATA not in beside:
-        raise CheckpointError(
-            f"{state} in {store.shown_uri} has no {directory.METADATA}, it was not uploaded to its end"
-        )
+        raise CheckpointError(f"{state} in {store.shown_uri} has no {directory.METADATA}: its upload did not finish")
     (target / directory.METADATA).unlink(missing_ok=True)
     fetching.fetch(store, run.artifact_uri, {directory.METADATA: beside[directory.METADATA]}, target, path=state)
     info = directory.read_metadata(target)

@@ -96,7 +96,7 @@ def fetch_run(
     store, run = look_up(run_id, tracking_uri)
     if VERSION_TAG not in run.tags:
         raise ConfigurationError(
-            f"resume: run {run.run_id} in {store.shown_uri} was not trained by mltrack; accepted: a run with the tag"
+            f"resume: run {run.run_id} in {store.shown_uri} was not trained by mltrack; name a run with the tag"
             f" {VERSION_TAG}"
         )
     if not fork:
@@ -116,7 +116,7 @@ def fetch_run(
                 raise
     except OSError as error:
         raise TrackingError(
-            f"{root}: run {run.run_id} cannot be fetched: {error}; accepted: a folder with room for its checkpoints"
+            f"{root}: run {run.run_id} cannot be fetched: {error}; use an output_dir with room for its checkpoints"
         ) from error
 
 
@@ -209,7 +209,7 @@ def _refuse_living(store: Store, run: runs.RunInfo, notice: Notice) -> None:
 
     if life is Life.ELSEWHERE:
         notice(
-            f"run {run.run_id}: watching for {heartbeat.STANDS_STILL_S:.0f} s whether {trainer.place} still trains it"
+            f"run {run.run_id}: checking for {heartbeat.STANDS_STILL_S:.0f} s whether {trainer.place} still trains it"
         )
     if life is Life.ALIVE or moves(signs, ASK_AGAIN_S):
         raise ConfigurationError(
@@ -293,12 +293,11 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
     )
     name = next((one.run_id for one in fetched.values() if one.run_id), run.run_id)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-        raise ConfigurationError(f"resume: run id {name!r} in {store.shown_uri} is a path; accepted: an id")
+        raise ConfigurationError(f"resume: run id {name!r} in {store.shown_uri} must be an id, not a path")
     target = making.parent / name
     if target.exists():
         raise ConfigurationError(
-            f"output_dir: {target} is in the way and is no run directory; accepted: another output_dir, or that folder"
-            " moved away"
+            f"output_dir: {target} exists and is no run directory; move it away, or use another output_dir"
         )
     (making / ".lock").unlink()
     making.rename(target)
@@ -313,8 +312,7 @@ def _config(store: Store, run: runs.RunInfo) -> dict[str, Any]:
     """The options that the run was started with."""
     if "config.json" not in artifacts.list_names(store, run.run_id):
         raise ConfigurationError(
-            f"resume: run {run.run_id} in {store.shown_uri} has no artifact config.json; accepted: a run of `mltrack"
-            " train`"
+            f"resume: run {run.run_id} in {store.shown_uri} has no artifact config.json; name a run of `mltrack train`"
         )
     where = f"config.json of run {run.run_id} in {store.shown_uri}"
     with tempfile.TemporaryDirectory(prefix="mltrack-") as folder:

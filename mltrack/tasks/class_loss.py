@@ -1,9 +1,8 @@
-"""One class a record: cross entropy over the classes; accuracy, F1, precision, recall.
+"""One class per record: cross entropy over the classes; accuracy, F1, precision, recall.
 
-Invariant: losses are summed in float64 in evaluation, so the batch size changes nothing but rounding. Where rare
-classes count more in training, the weights' mean over the training records is 1 and the sum of the weighted losses is
-divided by the number of examples, so a step is the same however it is cut into micro-batches; evaluation never sees the
-weights.
+Invariant: losses are summed in float64 in evaluation, so the batch size changes nothing but rounding. If rare classes
+count more in training, the weights' mean over the training records is 1 and the weighted sum is divided by the number
+of examples, so a step does not depend on how it is split into micro-batches. Evaluation is never weighted.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def class_loss(
 
 @dataclass(frozen=True)
 class WeightedClasses:
-    """A classification objective whose examples count by their class.
+    """A classification objective whose examples are weighted by class.
 
     Args:
         weights: by class index.
@@ -50,18 +49,18 @@ class WeightedClasses:
 
 
 def balanced(counts: Mapping[str, int]) -> tuple[float, ...]:
-    """records / (classes * records of the class), in the order of `counts`; a class without a record gets 0 and is not
-    counted among the classes.
+    """records / (classes * records of the class), in the order of `counts`; a class without a record gets 0 and does
+    not count as a class.
     """
     present = [count for count in counts.values() if count]
     return tuple(sum(present) / (len(present) * count) if count else 0.0 for count in counts.values())
 
 
 class ClassificationEvaluator:
-    """Keeps the loss of each batch and each record's label and prediction.
+    """Keeps each batch's loss and each record's label and prediction.
 
     Attributes:
-        label_names: of the classes, by index; None: the indices that were seen, as words.
+        label_names: of the classes, by index; None: the indices that occur, as words.
     """
 
     def __init__(self, label_names: Sequence[str] | None = None):
@@ -76,19 +75,19 @@ class ClassificationEvaluator:
         loss, predictions = _float64(F.cross_entropy(logits, labels, reduction="none")).sum(), logits.argmax(dim=-1)
         self._losses.append(
             loss
-        )  # nothing is added before all of it is computed: a batch that runs out of memory leaves no trace
+        )  # added only once all of it is computed: a batch that runs out of memory leaves no trace
         self._labels.append(labels)
         self._predictions.append(predictions)
 
     def merge(self, other: Self) -> None:
-        """Add what another evaluator has seen."""
+        """Add another evaluator's batches."""
         self._losses += other._losses
         self._labels += other._labels
         self._predictions += other._predictions
 
     @property
     def labels(self) -> list[int]:
-        """Class index of each record, in the order in which they came."""
+        """Class index of each record, in the order of the batches."""
         return [label for batch in self._labels for label in batch.tolist()]
 
     @property
@@ -116,10 +115,10 @@ def class_logits(model: torch.nn.Module, batch: Batch) -> torch.Tensor:
 
 @lru_cache
 def _on(device: torch.device, dtype: torch.dtype, weights: tuple[float, ...]) -> torch.Tensor:
-    """Copied there once: a copy makes a GPU wait."""
+    """The weights on the device, copied once: a copy makes a GPU wait."""
     return torch.tensor(weights, device=device, dtype=dtype)
 
 
 def _float64(values: torch.Tensor) -> torch.Tensor:
-    """In float64; on the CPU where the device (mps) has none."""
+    """The values in float64; on the CPU if the device (mps) has none."""
     return values.cpu().double() if values.device.type == "mps" else values.double()

@@ -1,7 +1,7 @@
-"""Text and security classification: one class a record.
+"""Text and security classification: one class per record.
 
-Invariant: the classes of text classification are those of the records, the five of security classification are always
-there and in their order. Importing this module loads no torch.
+Invariant: the classes of text classification are those of the records; security classification always has its five, in
+their order. Importing this module loads no torch.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _PRETRAINED = {"batch_size": 16, "learning_rate": 2e-5, "max_length": 512}
 
 @dataclass(frozen=True, eq=False)
 class Classification(Task):
-    """One class a record."""
+    """One class per record."""
 
     fields: ClassVar = ("code", "label")
     has_classes: ClassVar = True
@@ -67,9 +67,9 @@ class Classification(Task):
     )
 
     classes: tuple[str, ...] = ()
-    """Those that there are, whatever the records hold; none: those of the records."""
+    """The fixed classes; empty: those of the records."""
     unsafe: str | None = None
-    """Of the built-in source: the one label of all levels but safe."""
+    """The single label, in the built-in source, of all levels but safe."""
     pretrained_epochs: int = 3
 
     def parse(self, raw: RawRecord) -> Record:
@@ -85,7 +85,7 @@ class Classification(Task):
         return rated_functions(progress, unsafe=self.unsafe)
 
     def builtin_facts(self) -> dict[str, str]:
-        """Another Bandit has other opinions."""
+        """The version of Bandit, which decides the labels."""
         return {"bandit": version("bandit")}
 
     def label_mapping(self, records: Sequence[Record]) -> dict[str, int]:
@@ -101,14 +101,14 @@ class Classification(Task):
     def read_labels(
         self, records: Iterator[Record], *, known: Sequence[str], most: int | None, source: str, column: str
     ) -> Iterator[Record]:
-        """The records, with labels of one value in one spelling, and no more classes than there may be."""
+        """The records, with one spelling per label and no more classes than allowed."""
         records = labels.one_spelling(records, known)
         return records if most is None else labels.few_labels(records, most, source, column)
 
     def check_classes(
         self, records: Sequence[Record], label_mapping: Mapping[str, int], num_labels: int | None, source: str
     ) -> None:
-        """Refuse records of one class, or of another number of classes than the user expects."""
+        """Refuse records of a single class, or of another number of classes than the user expects."""
         labels.check_classes(records, label_mapping, num_labels, source)
 
     def known(self, records: Sequence[Record], label_mapping: Mapping[str, int]) -> np.ndarray:
@@ -122,7 +122,7 @@ class Classification(Task):
         return TextEncoding(tokenizer, max_length, truncation)
 
     def targets(self, records: Sequence[Record], rows: Rows, label_mapping: Mapping[str, int]) -> ClassOfRecord:
-        """One class index a record."""
+        """One class index per record."""
         return ClassOfRecord(records, label_mapping)
 
     def defaults(self, model_name: str) -> dict[str, Any]:
@@ -138,7 +138,7 @@ class Classification(Task):
         return class_loss(model, batch)
 
     def objective(self, config: TrainingConfig, dataset: Any) -> Classification | WeightedClasses:
-        """The plain objective, or one in which rare classes count more."""
+        """The plain objective, or one that gives rare classes more weight."""
         if config.class_weights == "none":
             super().objective(config, dataset)
             return self
@@ -162,7 +162,7 @@ class Classification(Task):
         return classification_baselines(train_dataset.records, eval_dataset.records, train_dataset.label_mapping)
 
     def report(self, trained: Trained) -> list[Part]:
-        """Precision and recall of each class, and which classes are taken for which."""
+        """Precision and recall of each class, and the confusion matrix."""
         from mltrack.evaluation.figures import confusion_matrix_figure
         from mltrack.evaluation.reports import classification_report
 

@@ -40,7 +40,7 @@ class Generation(Task):
     counts_tokens: ClassVar = True
     packs: ClassVar = True
     truncations: ClassVar = ("head", "drop")
-    """A completion can only lose its tail: one that began in the middle, or had a hole, would be learned as it is."""
+    """A completion can only lose its tail: one without its beginning or with a hole would be learned that way."""
     head: ClassVar = Head("AutoModelForCausalLM", "LlamaForCausalLM", causal=True)
     card: ClassVar = Card(
         "It completes in the style of its training data; what it writes may not run and must be read by a person.",
@@ -83,7 +83,7 @@ class Generation(Task):
         return TokensBehindPrompt(rows)
 
     def settings(self) -> dict[str, Any]:
-        """How a description is asked for."""
+        """The prompt of a description."""
         return {"prompt_template": PROMPT_TEMPLATE}
 
     def defaults(self, model_name: str) -> dict[str, Any]:
@@ -97,7 +97,7 @@ class Generation(Task):
         return token_loss(model, batch)
 
     def objective(self, config: TrainingConfig, dataset: Any) -> Objective:
-        """With logits where a token is predicted, nowhere else, unless that is switched off."""
+        """Computes logits only where a token is predicted, unless that is switched off."""
         from mltrack.tasks.token_loss import AllLogits
 
         super().objective(config, dataset)
@@ -124,7 +124,7 @@ class Generation(Task):
 
     def report(self, trained: Trained) -> list[Part]:
         """Completions of a few descriptions of the evaluation set."""
-        if not len(trained.dataset.records):  # a data set of the caller's own, which has no prompts
+        if not len(trained.dataset.records):  # a caller's own data set, which has no prompts
             return []
         return [("samples", lambda: _samples(trained))]
 

@@ -1,7 +1,7 @@
-"""Which tasks there are: the three of mltrack, and those that installed packages bring.
+"""The tasks by name: the three of mltrack, and those of installed packages.
 
-Invariant: a task's own module is imported when the task is first asked for, and the entry points of installed packages
-are read only for a name that is none of the three. No other module decides anything by a task's name.
+Invariant: a task's module is imported when the task is first needed, and the entry points of installed packages are
+read only for a name that is none of the three. No other module decides anything by a task's name.
 
     [project.entry-points."mltrack.tasks"]
     token_classification = "my_package:TASK"
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mltrack.tasks.contract import Task
 
 GROUP = "mltrack.tasks"
-"""The entry point group of tasks that other packages bring."""
+"""The entry point group of other packages' tasks."""
 
 
 class TaskType(StrEnum):
@@ -39,10 +39,10 @@ _HOME = {
 
 
 def task_named(task: str | Task) -> Task:
-    """The task of that name; a task is returned as it is.
+    """The task of that name; a task is returned unchanged.
 
     Raises:
-        ConfigurationError: there is none; the message lists those that are. Or the package that brings it fails.
+        ConfigurationError: there is none (the message lists those that exist), or its package fails.
     """
     if not isinstance(task, str):
         return task
@@ -56,7 +56,7 @@ def task_named(task: str | Task) -> Task:
 
 
 def task_names() -> list[str]:
-    """The names of the three, and of those that installed packages bring."""
+    """The names of the three and of installed packages' tasks."""
     return [*TaskType, *_installed()]
 
 
@@ -92,6 +92,6 @@ def _loaded(name: str) -> Task:
         ) from error
     if isinstance(task, type) or getattr(task, "name", None) != name:
         raise ConfigurationError(
-            f"task: {name} is {entry.value}, which is no task of that name; repair or uninstall its package"
+            f"task: {name} is {entry.value}, which is not a task of that name; repair or uninstall its package"
         )
     return task.configured({})

@@ -1,8 +1,8 @@
 """A completion: cross entropy over its tokens; perplexity and token accuracy.
 
 Invariant: a target is a label that is not -100 and has a token before it; the same targets are counted in training, in
-evaluation and in the unigram baseline. Batches are padded on the right: a causal model never looks at what comes later,
-so no attention mask is passed, which lets attention take its fast path."""
+evaluation and in the unigram baseline. Batches are padded on the right, and a causal model never attends to later
+tokens, so no attention mask is passed, which lets attention take its fast path."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def token_loss(
     """(summed cross entropy in nats, number of target tokens).
 
     Args:
-        target_logits: logits where a token is predicted, nowhere else.
+        target_logits: compute logits only where a token is predicted.
     """
     logits, targets = _target_logits(model, batch, nowhere_else=target_logits)
     return F.cross_entropy(logits, targets, reduction="sum"), torch.full((), len(targets), device=targets.device)
@@ -34,18 +34,18 @@ def token_loss(
 
 @dataclass(frozen=True)
 class AllLogits:
-    """The objective with the logits of every position: the matrix is larger, the loss the same but for rounding."""
+    """The objective with logits at every position: a larger matrix, the same loss but for rounding."""
 
     def sums(self, model: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `token_loss`."""
+        """Like `token_loss`."""
         return token_loss(model, batch, target_logits=False)
 
 
 class GenerationEvaluator:
-    """Keeps three numbers a batch: loss sum, hits, targets.
+    """Keeps three numbers per batch: loss sum, hits, targets.
 
     Args:
-        keeps_predictions: and the token ids.
+        keeps_predictions: keep the token ids too.
     """
 
     def __init__(self, *, keeps_predictions: bool = False) -> None:
@@ -65,7 +65,7 @@ class GenerationEvaluator:
         hits = (predictions == targets).sum()
         self._losses.append(
             loss
-        )  # nothing is added before all of it is computed: a batch that runs out of memory leaves no trace
+        )  # added only once all of it is computed: a batch that runs out of memory leaves no trace
         self._hits.append(hits)
         self._count += len(targets)
         if self._keeps:
@@ -73,7 +73,7 @@ class GenerationEvaluator:
             self._targets.append(targets.int().cpu())
 
     def merge(self, other: Self) -> None:
-        """Add what another evaluator has seen."""
+        """Add another evaluator's batches."""
         self._losses += other._losses
         self._hits += other._hits
         self._count += other._count
@@ -82,7 +82,7 @@ class GenerationEvaluator:
 
     @property
     def predictions(self) -> list[int]:
-        """The likeliest token at each target, where they are kept."""
+        """The likeliest token at each target, if they are kept."""
         return [token for batch in self._predictions for token in batch.tolist()]
 
     @property
@@ -108,8 +108,8 @@ class GenerationEvaluator:
 def _target_logits(
     model: torch.nn.Module, batch: Batch, *, nowhere_else: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """float32 logits [N, vocabulary] and targets [N] of the N target tokens; the largest matrix of the model is
-    multiplied for these alone.
+    """float32 logits [N, vocabulary] and targets [N] of the N target tokens; the model's largest matrix is multiplied
+    only for these.
     """
     input_ids, labels = batch["input_ids"], batch["labels"]
     inner: Any = getattr(model, "module", model)
@@ -120,7 +120,7 @@ def _target_logits(
         options["position_ids"] = batch["position_ids"]
     mask = torch.zeros_like(
         labels, dtype=torch.bool
-    )  # a position that predicts a target; the length stays the multiple that collate made it
+    )  # positions that predict a target; the length stays a multiple, as collate made it
     mask[:, :-1] = labels[:, 1:] != -100
     targets = labels[:, 1:][mask[:, :-1]]
     if nowhere_else and "logits_to_keep" in names and _takes_mask(forward):
@@ -129,8 +129,8 @@ def _target_logits(
 
 
 def supports_packing(model: torch.nn.Module) -> bool:
-    """True where the model computes two examples in one row, told apart by their positions alone, as it computes each
-    in a row of its own.
+    """True if the model gives two examples in one row, separated only by their positions, the same logits as in rows of
+    their own.
     """
     device = next(model.parameters()).device
     inner: Any = getattr(model, "module", model)
@@ -157,7 +157,5 @@ def _argument_names(forward: Callable[..., Any]) -> frozenset[str]:
 
 @lru_cache
 def _takes_mask(forward: Callable[..., Any]) -> bool:
-    """True where `logits_to_keep` may be a boolean mask [B, T]: the model goes through transformers' own slicing
-    function for it.
-    """
+    """True if `logits_to_keep` may be a boolean mask [B, T]: the model uses transformers' own slicing function."""
     return "slice_logits_to_keep" in inspect.unwrap(forward).__code__.co_names

@@ -117,7 +117,7 @@ class Delivery:
             ending = self._ending.is_set()
             tries_left -= ending
             self._say(
-                f"the process that delivers this run to MLflow has ended with {code}; it is started"
+                f"the process that delivers this run to MLflow exited with code {code}; it is started"
                 f" again{'' if ending else f' in {pause_s:.0f} s'}"
             )
             self._ending.wait(pause_s)

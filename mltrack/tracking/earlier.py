@@ -115,7 +115,7 @@ def _take(directory: RunDirectory, aside: RunDirectory, path: str, *, immutable:
         directory.inside(entry)
         resolved = entry.resolve()
         if resolved.is_relative_to(own) or own.is_relative_to(resolved):
-            raise TrackingError(f"{entry}: is the folder of a run, and no file of one")
+            raise TrackingError(f"{entry}: is a run's own folder, not a file of it")
         if entry != source and entry.is_symlink() and entry.is_dir():
             raise TrackingError(f"{entry}: is a link to a folder, which is not followed")
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mltrack.errors import ConfigurationError, TrackingError
+from mltrack.errors import ConfigurationError, TrackingError, one_of
 from mltrack.evaluation.metrics import metric_mode
 from mltrack.journal.records import EPOCH_PREFIX
 from mltrack.tracking.statistics import MetricSeries, MetricStatistics
@@ -46,7 +46,9 @@ class MetricTable:
         if key not in self.by_name:
             known = sorted(self.by_name)
             raise TrackingError(
-                f"metric: seen '{name}'; accepted: {', '.join(known) if known else 'nothing was logged yet'}"
+                f"unknown metric '{name}'; use {one_of(known)}"
+                if known
+                else f"unknown metric '{name}'; no metric was logged yet"
             )
         return self.by_name[key].snapshot()
 

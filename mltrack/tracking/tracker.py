@@ -104,7 +104,7 @@ class TrainingMetricsTracker:
         lock: JournalLock | None = None,
     ):
         if auto_save_interval < 1:
-            raise ConfigurationError(f"auto_save_interval: seen {auto_save_interval}; accepted: a whole number >= 1")
+            raise ConfigurationError(f"auto_save_interval must be a whole number >= 1, not {auto_save_interval}")
         self.directory = RunDirectory(Path(output_dir).absolute())
         self.experiment_name = experiment_name
         self.delivery: Delivery | None = None

@@ -28,7 +28,7 @@ def as_number(name: str, value: Any, error: type[MltrackError] = TrackingError) 
     try:
         return float(_plain(value))
     except _NO_NUMBER:
-        raise error(f"metric '{name}': seen {shown(value)}; accepted: one number") from None
+        raise error(f"metric '{name}' must be one number, not {shown(value)}") from None
 
 
 def whole_number(name: str, value: Any, error: type[MltrackError] = TrackingError) -> int:
@@ -47,8 +47,8 @@ def whole_number(name: str, value: Any, error: type[MltrackError] = TrackingErro
         raise error(f"{name} must be a whole number, not {shown(value)}") from None
     if not -LARGEST <= number <= LARGEST:
         raise error(
-            f"{name}: seen {shown(number).partition(' (')[0]}; accepted: a whole number of 64 bits, which is what"
-            " MLflow can hold"
+            f"{name} must be a whole number of 64 bits, which is what MLflow can hold, not"
+            f" {shown(number).partition(' (')[0]}"
         )
     return number
 
@@ -63,7 +63,9 @@ def as_text(what: str, value: Any) -> str:
     try:
         return str(value)
     except Exception as error:  # the value is the user's own, and so is what it raises
-        raise TrackingError(f"{what} must have a text, which {shown(value)} has not: {type(error).__name__}") from None
+        raise TrackingError(
+            f"{what} must be convertible to text, which {shown(value)} is not: {type(error).__name__}"
+        ) from None
 
 
 def texts(kind: str, values: Any) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What an own class is told of a training, and how it may end it."""
+"""Hooks by which a user's own class follows a training and may end it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """The base class of callbacks: a method that is not overridden does nothing. What one raises ends the training.
+    """The base class of callbacks: methods do nothing unless overridden. An exception in one ends the training.
 
-    `trainer.state` says where the training stands, `trainer.stop()` ends it after the step with a checkpoint.
+    `trainer.state` is the training's position; `trainer.stop()` ends it after the step with a checkpoint.
     """
 
     def on_train_begin(self, trainer: AdvancedTrainer) -> None:
-        """The loop begins; a resumed training stands where it goes on."""
+        """The loop begins; a resumed training is at the position where it continues."""
 
     def on_step(self, trainer: AdvancedTrainer, metrics: Mapping[str, float]) -> None:
         """An optimizer step was counted. On a GPU the next one may be under way.
@@ -27,7 +27,7 @@ class Callback:
         """
 
     def on_evaluation_batch(self, trainer: AdvancedTrainer, done: int, total: int) -> None:
-        """An evaluation comes to its next batch: so many of all are done."""
+        """The next batch of an evaluation begins: `done` of `total` are done."""
 
     def on_evaluation(self, trainer: AdvancedTrainer, metrics: Mapping[str, float]) -> None:
         """An evaluation is done and logged; `metrics` by their `eval_` names."""
@@ -36,7 +36,7 @@ class Callback:
         """An epoch is over; `trainer.state.epoch` is still its number, 0-based."""
 
     def on_save(self, trainer: AdvancedTrainer) -> None:
-        """A checkpoint was handed on to be written."""
+        """A checkpoint was queued to be written."""
 
     def on_train_end(self, trainer: AdvancedTrainer) -> None:
         """The loop is over and its checkpoints are written."""

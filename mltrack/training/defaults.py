@@ -1,4 +1,4 @@
-"""What `AdvancedTrainer` works with where the caller hands it nothing: options, a local tracker, local checkpoints."""
+"""The defaults of `AdvancedTrainer`: options, a local tracker, local checkpoints."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ OUTPUT_DIR = "mltrack-training"
 
 
 def configure(config: TrainingConfig | None, options: Mapping[str, Any]) -> TrainingConfig:
-    """The configuration with single options replaced, and the process set up for it, before anything touches the
-    device.
+    """The configuration with some options replaced; sets up the process for it before anything uses the device.
 
     Raises:
         ConfigurationError: an option of that name does not exist, or its value is not accepted.
@@ -42,8 +41,8 @@ def local_tracker(output_dir: str | Path | None, *, resume: bool = False) -> Tra
 def local_checkpoints(
     output_dir: str | Path | None, config: TrainingConfig, mode: str, tokenizer: Any, *, resume: bool = False
 ) -> CheckpointManager:
-    """Checkpoints in `output_dir` itself, beside the tracker's journal; without `resume` those of an earlier training
-    there are set aside as its journal is.
+    """Checkpoints in `output_dir` itself, beside the tracker's journal; without `resume`, an earlier training's are set
+    aside, as its journal is.
     """
     manager = CheckpointManager(
         Path(output_dir or OUTPUT_DIR),

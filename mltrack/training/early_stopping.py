@@ -39,7 +39,7 @@ class EarlyStopping:
             self.waited += 1
 
     def reset(self) -> None:
-        """Judge from here on."""
+        """Forget all earlier evaluations."""
         self.reference, self.waited = None, 0
 
     def state_dict(self) -> dict[str, Any]:

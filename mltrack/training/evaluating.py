@@ -1,4 +1,4 @@
-"""An evaluation within a training: logged, and judged."""
+"""An evaluation within a training, logged and judged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def evaluate_and_judge(trainer: AdvancedTrainer, dataset: CodeDataset) -> tuple[dict[str, float], float]:
-    """(metrics under their `eval_` names, seconds that they took); offered as the best and to early stopping."""
+    """(metrics under their `eval_` names, seconds taken); updates the best and early stopping."""
 
     def on_batch(done: int, total: int) -> None:
         trainer.check_stop()

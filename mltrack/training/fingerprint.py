@@ -1,6 +1,4 @@
-"""What decides the bits of a result besides weights, position and plan: it must be the same where a training is
-resumed.
-"""
+"""What decides the bits of a result besides weights, position and plan; must not change on resume."""
 
 from __future__ import annotations
 
@@ -33,10 +31,10 @@ def fingerprint_of(
     replicated: bool = False,
     cls_only: bool = False,
 ) -> dict[str, Any]:
-    """The values by name, as a checkpoint keeps them: each part says its own.
+    """The values by name, as a checkpoint keeps them, collected from the parts.
 
     Args:
-        cls_only: what `speed.uses_cls_only` says of the model.
+        cls_only: the result of `speed.uses_cls_only` for the model.
     """
     return {
         **{name: getattr(config, name) for name, option in OPTIONS.items() if option.fixes_result},
@@ -75,14 +73,14 @@ def _of_machine(device: torch.device, precision: str, world: int, replicated: bo
 
 
 def _device(device: torch.device, *, replicated: bool) -> str:
-    """Its kind; of a GPU its name too, and how many compute together."""
+    """Its type; for a GPU also its name and how many compute together."""
     if device.type != "cuda":
         return device.type
     return f"{visible_gpus() if replicated else 1} x {torch.cuda.get_device_name(device)}"
 
 
 def _origin_of(model: nn.Module) -> str | None:
-    """The commit or digest of what the weights came from, where the model says it."""
+    """The commit or digest of the source of the weights, if the model records it."""
     said = getattr(getattr(model, "config", None), "mltrack", None) or {}
     return said.get("model_commit") or said.get("model_digest")
 
@@ -98,10 +96,10 @@ def shape_of(model: nn.Module) -> str:
 
 
 def compare_fingerprints(then: Mapping[str, Any], now: Mapping[str, Any], *, strict: bool) -> list[str]:
-    """What is not as it was, one clause each: "batch_size changed from 4 to 8".
+    """The differences, one clause each: "batch_size changed from 4 to 8".
 
     Raises:
-        ConfigurationError: something is not, and `strict` is on.
+        ConfigurationError: there are differences, and `strict` is on.
     """
     changed = [
         f"{name} changed from {then[name]} to {now[name]}" for name in now if name in then and now[name] != then[name]

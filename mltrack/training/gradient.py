@@ -1,8 +1,7 @@
-"""The gradient of one optimizer step, whatever its micro-batches are cut into.
+"""The gradient of one optimizer step, however its micro-batches are split.
 
-Invariant: it is the sum of the group's losses over the sum of its targets. A micro-batch that does not fit into memory
-is cut into halves, and the step starts again from nothing with the same random numbers; the size that fits is
-remembered."""
+Invariant: it is the gradient of the group's summed losses over its number of targets. A micro-batch that does not fit
+into memory is halved, and the step starts over with the same random numbers; the size that fits is remembered."""
 
 from __future__ import annotations
 
@@ -24,16 +23,16 @@ from mltrack.shortage import is_out_of_memory
 from mltrack.training.parallel import Parallel
 
 NO_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-"""What torch names where cuBLAS was in use before it was set up to repeat its results, or by another value."""
+"""In torch's error if cuBLAS was used before it was set up to repeat its results, or with another value."""
 NOT_DETERMINISTIC = "does not have a deterministic implementation"
-"""What torch says of an operation that it was forbidden."""
+"""In torch's error for an operation that it refuses."""
 
 
 class HostCopy:
     """Numbers that a device has computed, read when they are needed.
 
     Args:
-        values: float32 [N]. From a GPU the copy is started at once and does not keep anything waiting.
+        values: float32 [N]. From a GPU the copy starts at once and blocks nothing.
     """
 
     def __init__(self, values: torch.Tensor):
@@ -45,7 +44,7 @@ class HostCopy:
             self._copied.record()
 
     def wait(self) -> list[float]:
-        """The numbers, once the device has come so far."""
+        """The numbers, once the device has computed them."""
         if self._copied is not None:
             self._copied.synchronize()
         return [float(value) for value in self._host.tolist()]
@@ -53,7 +52,7 @@ class HostCopy:
 
 @dataclass(frozen=True)
 class StepGradient:
-    """What the parameters' `.grad` hold now, clipped."""
+    """The clipped gradient that the parameters' `.grad` hold now."""
 
     group: Sequence[MicroBatch]
     targets: int
@@ -73,7 +72,7 @@ class StepGradient:
 
 @dataclass(frozen=True)
 class Step:
-    """A step that was taken and whose outcome nobody has looked at yet."""
+    """A step that was taken and whose outcome has not been read yet."""
 
     gradient: StepGradient
     learning_rate: float
@@ -81,13 +80,12 @@ class Step:
 
 
 class GradientAccumulator:
-    """Computes it.
+    """Computes the gradient of a step.
 
     Args:
-        micro_batch_size: most rows (examples, where none are packed) that are computed at once; None: all of a
-            micro-batch.
-        check_stop: called before each part; what it raises ends the step.
-        on_halved: told the new size after memory ran out.
+        micro_batch_size: most rows (examples, unless packed) that are computed at once; None: all of a micro-batch.
+        check_stop: called before each part; an exception ends the step.
+        on_halved: called with the new size after memory ran out.
     """
 
     def __init__(
@@ -112,10 +110,10 @@ class GradientAccumulator:
         """The gradient of a group of micro-batches.
 
         Args:
-            rng: the random number generators as they are now, to start again from.
+            rng: the current state of the random number generators, for starting over.
 
         Raises:
-            TrainingError: a single record does not fit into memory; an operation cannot be repeated although
+            TrainingError: a single record does not fit into memory, or an operation cannot be repeated although
                 `deterministic` is on.
         """
         while True:
@@ -132,9 +130,9 @@ class GradientAccumulator:
                 if NOT_DETERMINISTIC in text:
                     operation = (
                         text.split(NOT_DETERMINISTIC)[0].strip().splitlines()[-1]
-                    )  # a replica's error begins with where it was
+                    )  # a replica's error begins with its location
                     raise TrainingError(
-                        f"deterministic: {operation} cannot be repeated exactly on {self.precision.device}; accepted:"
+                        f"deterministic: {operation} cannot be repeated exactly on {self.precision.device}; use"
                         " deterministic=false"
                     ) from error
                 if not is_out_of_memory(error):
@@ -157,7 +155,7 @@ class GradientAccumulator:
         return StepGradient(group, targets, sum(batch.tokens for batch in group), HostCopy(measured), not_finite)
 
     def _loss_sum(self, batch: MicroBatch, targets: int) -> torch.Tensor:
-        """Add the gradient of one micro-batch; returns its loss sum, float32, 0-dim."""
+        """Add the gradient of one micro-batch and return its loss sum, float32, 0-dim."""
         sums = []
         for part in batch.split(self.micro_batch_size):
             self._check_stop()
@@ -185,7 +183,7 @@ class GradientAccumulator:
             )
             smaller = "packing=false, " if part is not None and len(part.records) > 1 else ""
             raise TrainingError(
-                f"{what} does not fit into the memory of {self.precision.device}: {problem}; accepted: {smaller}a"
+                f"{what} does not fit into the memory of {self.precision.device}: {problem}; use {smaller}a"
                 " smaller max_length, gradient_checkpointing=true, a smaller model, or a device with more memory"
             )
         self.micro_batch_size = (part.rows + 1) // 2

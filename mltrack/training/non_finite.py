@@ -1,4 +1,4 @@
-"""What is left of a step whose loss or gradient was not finite: the batch itself, to be looked at."""
+"""The batch of a step whose loss or gradient was not finite, kept for inspection."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MAX_SKIPPED_IN_A_ROW = 10
 
 
 def refuse_or_skip(trainer: AdvancedTrainer, gradient: StepGradient, losses: Sequence[float], grad_norm: float) -> None:
-    """Let a step go that was skipped as asked for, or where fp16 finds its scale; raise for any other, and keep its
-    batch as an artifact.
+    """Accept a step that was skipped as requested or while fp16 finds its scale; else raise, and keep its batch as an
+    artifact.
 
     Raises:
         NonFiniteLossError: with step, epoch, micro-batch and records.
@@ -64,7 +64,7 @@ def non_finite_error(
         step: the optimizer step that was not taken; the first is 1.
         epoch: 0-based.
         location: "file: record N" of a record number.
-        skipped: steps that were skipped right before it.
+        skipped: number of steps that were skipped right before it.
     """
     guilty = [number for number, loss in enumerate(losses) if not math.isfinite(loss)]
     named = [group[number] for number in guilty] or list(group)
@@ -79,9 +79,7 @@ def non_finite_error(
 def save_group(
     folder: Path, group: Sequence[MicroBatch], error: NonFiniteLossError, losses: Sequence[float], grad_norm: float
 ) -> list[Path]:
-    """Write the tensors of the micro-batches (safetensors) and what is known of them (JSON) into the folder; returns
-    both files.
-    """
+    """Write the micro-batches' tensors (safetensors) and facts (JSON) into the folder; returns both files."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors_file, facts_file = folder / f"step-{error.step:08d}.safetensors", folder / f"step-{error.step:08d}.json"
     save_file(

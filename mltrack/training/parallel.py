@@ -1,7 +1,7 @@
 """How one micro-batch is computed: on one device, or split over replicas.
 
-Invariant: a strategy gives the sum of the losses and the number of targets of the whole micro-batch, whatever it was
-split into."""
+Invariant: a strategy gives the sum of the losses and the number of targets of the whole micro-batch, however it was
+split."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from mltrack.tasks.contract import Objective
 Batch = dict[str, torch.Tensor]
 
 RANKS = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS")
-"""Environment variables in which launchers tell a process how many of it they have started."""
+"""Environment variables in which launchers give the number of processes that they started."""
 
 
 class Parallel(Protocol):
@@ -31,7 +31,7 @@ class Parallel(Protocol):
     rank: int
     world: int
     replicates: bool
-    """Copies of the model are made in this process."""
+    """Whether copies of the model are made in this process."""
 
     def sums(self, model: nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss_sum float32, count int64), both without dimensions."""
@@ -55,7 +55,7 @@ class _ReplicaSums(nn.Module):
     """A model whose forward pass gives its sums shaped [1]: DataParallel gathers along a first dimension."""
 
     mixed: torch.dtype | None = None
-    """Of the caller's autocast: DataParallel tells its threads that there is one, and not which."""
+    """The caller's autocast type, which DataParallel does not pass on to its threads."""
 
     def __init__(self, model: nn.Module, task: Objective):
         super().__init__()
@@ -74,7 +74,7 @@ class DataParallelReplicas:
 
     Args:
         task: computes the sums on each replica.
-        wrap: `nn.DataParallel`, or what splits, runs and gathers as it does.
+        wrap: `nn.DataParallel`, or a class that splits, runs and gathers like it.
     """
 
     rank, world, replicates = 0, 1, True
@@ -98,11 +98,10 @@ class DataParallelReplicas:
 def choose_parallel(name: str, device: torch.device, task: Objective, *, compiled: bool = False) -> Parallel:
     """The strategy that `auto`, `none`, `dp` or `ddp` means here; a compiled model cannot be replicated.
 
-    `auto` is one device: DataParallel has not run on a machine with several GPUs yet, so it is used only where `dp`
-    asks for it.
+    `auto` is one device: DataParallel has not run on a machine with several GPUs yet, so it is used only with `dp`.
 
     Raises:
-        ConfigurationError: the machine cannot do what was asked for.
+        ConfigurationError: the strategy does not work here.
     """
     gpus = visible_gpus() if device.type == "cuda" else 0
     for variable in RANKS:
@@ -112,15 +111,15 @@ def choose_parallel(name: str, device: torch.device, task: Objective, *, compile
                 " torchrun, mpirun or srun"
             )
     if name == "ddp":
-        raise ConfigurationError("parallel: seen 'ddp', which this version does not run; accepted: auto, none, dp")
+        raise ConfigurationError("parallel=ddp is not supported by this version; use auto, none or dp")
     if name == "dp" and gpus < 2:
         raise ConfigurationError(
-            f"parallel: seen 'dp' with {gpus} visible GPUs; accepted: dp with two or more GPUs, auto, none"
+            f"parallel=dp needs two or more visible GPUs, not {gpus}; use parallel=auto or parallel=none"
         )
     if name == "dp" and compiled:
         raise ConfigurationError(
-            "parallel: seen 'dp' with compile=true, whose replicas would all compute on the first GPU; accepted: auto,"
-            " none, or compile=false"
+            "parallel=dp does not work with compile=true: all replicas would compute on the first GPU; use"
+            " parallel=auto, parallel=none or compile=false"
         )
     if name == "dp":
         return DataParallelReplicas(task)
@@ -131,7 +130,7 @@ def choose_parallel(name: str, device: torch.device, task: Objective, *, compile
 
 @lru_cache
 def say_one_of(gpus: int, *, compiled: bool) -> None:
-    """Warn, once in a process, that the other GPUs are idle."""
+    """Warn once per process that the other GPUs are idle."""
     remedy = "--parallel dp --compile false" if compiled else "--parallel dp"
     warnings.warn(
         f"{gpus} GPUs are visible and one is used; {remedy} uses all of them, which has not been tried on such a"

@@ -1,4 +1,4 @@
-"""What is done to a model before it is trained."""
+"""Prepares a model for training."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from mltrack.training.speed.compiled import check_compiler
 
 
 def prepared(model: nn.Module, config: TrainingConfig, device: torch.device) -> nn.Module:
-    """The model on its device, with recomputed activations where the configuration says so.
+    """The model on its device, with recomputed activations if the configuration says so.
 
     Raises:
-        ConfigurationError: a model that packing would mix up, or a machine that cannot compile.
+        ConfigurationError: the model does not support packing, or the machine cannot compile.
     """
     choose_kernels(config, device)
     model = model.to(device)
     inner: Any = unwrapped(model)
     if config.packing and getattr(getattr(inner, "config", None), "_attn_implementation", None) == "flash_attention_2":
         raise ConfigurationError(
-            "packing: seen true with attention flash_attention_2, which tells the examples of one row apart and not"
-            " those of several; accepted: attention=sdpa"
+            "packing=true does not work with attention=flash_attention_2, which separates the examples of one row but"
+            " not those of several; use attention=sdpa"
         )
     if config.packing and not supports_packing(inner):
         raise ConfigurationError(
-            f"packing: seen true, but {type(inner).__name__} lets the examples of a row see each other; accepted for"
-            " it: false"
+            f"packing must be false, not true, for {type(inner).__name__}: it would let the examples of a row attend to"
+            " each other"
         )
-    if config.gradient_checkpointing:  # Hugging Face's switch, under its new name where it has one
+    if config.gradient_checkpointing:  # Hugging Face's switch, by its new name if it has one
         (getattr(inner, "activation_checkpointing_enable", None) or inner.gradient_checkpointing_enable)()
     if config.compile:
         check_compiler(device)

@@ -1,7 +1,7 @@
-"""What a trainer does with a checkpoint whose options, data or version may be others than its own.
+"""Continues from a checkpoint whose options, data or version may differ from the trainer's.
 
-Invariant: where nothing has changed, the position, the schedule and the best are exactly those of the checkpoint. A
-checkpoint of mltrack 0.1, which does not say so much, keeps the order and the schedule that it was made with."""
+Invariant: if nothing has changed, the position, the schedule and the best are exactly those of the checkpoint. A
+checkpoint of mltrack 0.1, which records less, keeps its order and schedule."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ if TYPE_CHECKING:
 
 
 class Metric(NamedTuple):
-    """What the best checkpoint and early stopping are judged by."""
+    """The metric that ranks checkpoints and decides early stopping."""
 
     name: str
     mode: str
 
 
 def continue_from(trainer: AdvancedTrainer, checkpoint: Mapping[str, Any]) -> tuple[Plan, list[str]]:
-    """Let the weights, the optimizer, the state, the order, the schedule and the early stopping of a trainer go on from
-    a checkpoint.
+    """Restore the weights, the optimizer, the state, the order, the schedule and the early stopping of a trainer from a
+    checkpoint.
 
     Returns:
-        The plan from here on, and a line for each thing that goes on otherwise than it began.
+        The plan from here on, and a line for each thing that changes with the resume.
     """
     load_model(trainer.model, checkpoint["model_state_dict"])
     load_optimizer(trainer.optimizer, checkpoint["optimizer_state_dict"])
@@ -59,15 +59,15 @@ def continue_from(trainer: AdvancedTrainer, checkpoint: Mapping[str, Any]) -> tu
 def restore_position(
     state: TrainingState, batches: TrainingBatches, extra: Mapping[str, Any], fingerprint: Mapping[str, Any]
 ) -> list[str]:
-    """Let the epoch go on with the examples that it has not taken; on other records it begins anew.
+    """Continue the epoch with its remaining examples; on other records it begins anew.
 
     Args:
         state: loaded from `extra`.
         extra: the checkpoint's `extra_state`.
-        fingerprint: of the training that goes on.
+        fingerprint: of the training that continues.
 
     Returns:
-        A line where the epoch begins anew.
+        A line if the epoch begins anew.
     """
     then, order = extra["decisive"], extra.get("order")
     if order is None:
@@ -75,13 +75,11 @@ def restore_position(
     same_records = order["records"] == len(batches.dataset) and then["training data"] == fingerprint["training data"]
     taken, state.examples = state.examples, state.examples if same_records else 0
     batches.load_state_dict(order if same_records else {"one_window": order["one_window"]}, state.epoch, state.examples)
-    return (
-        [] if same_records or not taken else [f"epoch {state.epoch + 1} begins anew: the training data is other data"]
-    )
+    return [] if same_records or not taken else [f"epoch {state.epoch + 1} begins anew: the training data has changed"]
 
 
 def resumed_plan(config: TrainingConfig, state: TrainingState, batches: TrainingBatches, then: Plan | None) -> Plan:
-    """The plan from the position of `state` on.
+    """The plan from the position of `state`.
 
     Args:
         then: the checkpoint's plan; None: of mltrack 0.1.
@@ -98,11 +96,10 @@ def judge_by(
     state: TrainingState,
     stopping: EarlyStopping,
 ) -> list[str]:
-    """Where the checkpoint's training was judged by another metric, forget what refers to it; returns a line that says
-    so.
+    """If the checkpoint's training was judged by another metric, forget its results and return a line that says so.
 
     Args:
-        best: of the checkpoints that the run holds, by the metric of now.
+        best: of the run's checkpoints, by the current metric.
     """
     recorded = checkpoint["extra_state"].get("metric")
     then = Metric(**recorded) if recorded is not None else _metric_of_0_1(checkpoint, state, now)
@@ -130,7 +127,7 @@ def newest_checkpoint(manager: CheckpointManager, now: Mapping[str, Any], *, str
     """The newest checkpoint of a manager, compared with what decides the result now.
 
     Raises:
-        ConfigurationError: there is none, or something has changed and `strict` is on.
+        ConfigurationError: there is none, or something changed and `strict` is on.
     """
     checkpoint = manager.load_latest_checkpoint()
     if checkpoint is None:
@@ -147,7 +144,7 @@ def newest_checkpoint(manager: CheckpointManager, now: Mapping[str, Any], *, str
 
 
 def resume_from(trainer: AdvancedTrainer, checkpoint: Mapping[str, Any]) -> None:
-    """Let a trainer, its tracker and its checkpoints continue from a checkpoint of `newest_checkpoint`."""
+    """Make a trainer, its tracker and its checkpoints continue from a checkpoint of `newest_checkpoint`."""
     trainer.load_checkpoint(checkpoint)
     trainer.tracker.resume_from(trainer.state.step, trainer.state.epoch)
     trainer.checkpoint_manager.settle()

@@ -1,6 +1,6 @@
-"""When a checkpoint cannot be written: stop, or go on without it, as the user chose.
+"""Saves checkpoints; if one cannot be written, the training stops or goes on without it, as the user chose.
 
-Invariant: an error of a save, also of one in the background, is raised or said once, never lost.
+Invariant: an error of a save, in the background too, is raised or reported once, never lost.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def whole_state(trainer: AdvancedTrainer) -> dict[str, Any]:
-    """Everything that a training which goes on from here must have."""
+    """Everything that a training needs to continue from here."""
     state = trainer.state
     return {
         "model": trainer.model,
@@ -44,7 +44,7 @@ class Saving:
     """The checkpoints of one training.
 
     Args:
-        whole_state: what `save_checkpoint` takes beside epoch and metrics, as it is now.
+        whole_state: gives the current arguments of `save_checkpoint` except epoch and metrics.
         on_disk_full: "stop" raises, "continue" warns and goes on without the checkpoint.
     """
 
@@ -61,22 +61,21 @@ class Saving:
         self._metric_name, self._goes_on = metric_name, on_disk_full == "continue"
 
     def save(self, epoch: int, metrics: Mapping[str, float], *, required: bool = True) -> float:
-        """Save the state of this moment, or leave it out where the manager would; returns the seconds that the training
-        waited for it.
+        """Save the current state, or leave it out if the manager would; returns the seconds that the training waited.
 
         Args:
             epoch: 0-based, in which the last step was taken.
-            metrics: of the evaluation after that step; empty where there was none.
-            required: not to be left out while the save before is still being written.
+            metrics: of the evaluation after that step; empty if there was none.
+            required: not left out while the previous save is still being written.
 
         Raises:
-            CheckpointError: this save failed, or the one before; not with on_disk_full="continue".
+            CheckpointError: this save or the previous one failed; not with on_disk_full="continue".
         """
         started = time.perf_counter()
         if self._manager.leaves_out(required=required):
             return 0.0
         if self._goes_on:
-            self.finish()  # else the error of the save before would cost this one too
+            self.finish()  # else the previous save's error would cost this one too
         state = self._whole_state()
         try:
             self._manager.save_checkpoint(
@@ -100,7 +99,7 @@ class Saving:
             self._refuse_or_warn(error)
 
     def save_where_it_stands(self, epoch: int, step: int) -> None:
-        """A checkpoint of the last whole step, unless there is one, on the disk when this returns."""
+        """Write a checkpoint of the last whole step, unless there is one, and wait until it is on the disk."""
         self.finish()
         held = self._manager.get_latest_checkpoint_info()
         if held is None or held.step != step:

@@ -1,4 +1,4 @@
-"""When things happen, and how high the learning rate is, counted in optimizer steps."""
+"""When things happen and how high the learning rate is, in optimizer steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Every:
     """A number of steps, or the word epoch."""
 
     def due(self, step: int, epoch_over: bool) -> bool:
-        """True where it is time after this step (the first is 1)."""
+        """True if it is due after this step (the first is 1)."""
         if isinstance(self.interval, int):
             return step > 0 and step % self.interval == 0
         return epoch_over
@@ -41,11 +41,10 @@ class Plan:
     def of(
         cls, config: TrainingConfig, num_batches: int, *, step: int = 0, whole_epochs: int = 0, as_in_0_1: bool = False
     ) -> Plan:
-        """The plan for so many micro-batches an epoch; the last group of an epoch may be smaller and is a step too.
+        """The plan for this many micro-batches per epoch; an epoch's last group may be smaller and is a step too.
 
         Args:
-            step: at which a resumed run is, or will be, once it has taken `whole_epochs`: their steps may have been
-                others.
+            step: of a resumed run, after `whole_epochs`, whose number of steps may have been different.
         """
         steps_per_epoch = math.ceil(num_batches / config.gradient_accumulation_steps)
         total = step + (config.num_epochs - whole_epochs) * steps_per_epoch
@@ -56,7 +55,9 @@ class Plan:
 
 
 def linear_warmup_decay(optimizer: torch.optim.Optimizer, plan: Plan) -> LambdaLR:
-    """In `warmup_steps` equal steps to the peak, which the last of them has, then linearly to 0 at `total_steps`."""
+    """Rises to the peak in `warmup_steps` equal steps, reached at the last one, then falls linearly to 0 at
+    `total_steps`.
+    """
     return LambdaLR(optimizer, _factor(plan))
 
 
@@ -85,7 +86,7 @@ def adamw(model: nn.Module, config: TrainingConfig) -> torch.optim.AdamW:
 
 
 def apply_options(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, config: TrainingConfig, plan: Plan) -> None:
-    """Let a loaded optimizer and schedule follow the configuration and the plan of now; equal ones change no bit."""
+    """Apply the current configuration and plan to a loaded optimizer and schedule; equal ones change no bit."""
     scheduler.lr_lambdas = [_factor(plan) for _ in scheduler.lr_lambdas]
     scheduler.base_lrs = [config.learning_rate for _ in scheduler.base_lrs]
     for group, factor in zip(optimizer.param_groups, scheduler.lr_lambdas, strict=True):
@@ -97,12 +98,12 @@ def apply_options(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, config:
 
 
 def describe_change(then: Plan | None, now: Plan, step: int, rates: tuple[float, float]) -> str | None:
-    """One line where the schedule of a resumed run is another one.
+    """One line if the schedule of a resumed run has changed.
 
     Args:
-        then: of the checkpoint; None where it does not say (mltrack 0.1).
-        step: optimizer steps that are taken.
-        rates: learning rate of the next step before and now.
+        then: of the checkpoint; None if it has none (mltrack 0.1).
+        step: optimizer steps taken so far.
+        rates: learning rate of the next step, before and now.
     """
     if then is None:
         changed = rates[0] != rates[1]

@@ -1,11 +1,10 @@
 """The training loop and nothing else.
 
-It is handed a tracker, a checkpoint manager and a parallel strategy, and knows neither MLflow nor ranks nor where files
-lie.
+It takes a tracker, a checkpoint manager and a parallel strategy, and knows neither MLflow nor ranks nor file locations.
 
-Invariants: the gradient of an optimizer step is the sum of its losses over the sum of its targets, however it is cut
-into micro-batches; whatever is due after a step is done exactly once, also when the training was stopped in between; a
-value that is not finite never reaches the weights.
+Invariants: the gradient of an optimizer step is that of its summed losses over its number of targets, however it is
+split into micro-batches; whatever is due after a step is done exactly once, even if the training was stopped in
+between; a value that is not finite never reaches the weights.
 
     trainer = AdvancedTrainer(model=model, train_dataset=train_ds, eval_dataset=eval_ds, output_dir="out", num_epochs=3)
     results = trainer.train()
@@ -60,24 +59,23 @@ class AdvancedTrainer:
 
     Args:
         model: gives logits for input_ids and attention_mask; it is moved to the device and trained in place.
-        train_dataset: a `CodeDataset`, or whatever has what `TrainingDataset` asks for; its task decides the loss.
+        train_dataset: a `CodeDataset`, or an object that implements `TrainingDataset`; its task decides the loss.
         eval_dataset: None: no evaluation, no best checkpoint, no early stopping.
-        config: all options; `options` are its fields by name, and win.
-        tracker: where metrics go; default: a local one in `output_dir`.
-        checkpoint_manager: where checkpoints go; default: a local one in `output_dir`.
+        config: all options; `options` are its fields by name, and take precedence.
+        tracker: records the metrics; default: a local one in `output_dir`.
+        checkpoint_manager: keeps the checkpoints; default: a local one in `output_dir`.
         parallel: how a micro-batch is computed; default: as `config.parallel` says.
         output_dir: folder of the default tracker and checkpoint manager.
-        resume: continue from the newest checkpoint there, or of `checkpoint_manager`; a tracker that is handed in must
-            have been opened with `resume=True`.
-        callbacks: are told how the training goes; see `Callback`.
-        metrics: of an evaluation, by name: `function(predictions, labels)` gives a number; see `evaluate`. Logged as
+        resume: continue from the newest checkpoint there, or of `checkpoint_manager`; a given tracker must have been
+            opened with `resume=True`.
+        callbacks: follow the training; see `Callback`.
+        metrics: of an evaluation, by name: `function(predictions, labels)` returns a number; see `evaluate`. Logged as
             `eval_<name>`, which may be `metric_name`.
-        stop_requested: asked between micro-batches and evaluation batches; a signal number ends the training with a
+        stop_requested: called between micro-batches and evaluation batches; a signal number ends the training with a
             checkpoint.
 
     Raises:
-        ConfigurationError: an option that is not accepted, a device that is not there, a data set without something
-            that is needed, or nothing to resume.
+        ConfigurationError: an invalid option, a missing device, a data set that lacks something, or nothing to resume.
     """
 
     def __init__(
@@ -110,12 +108,12 @@ class AdvancedTrainer:
         on_gpu, rank, world = self.device.type == "cuda", self.parallel.rank, self.parallel.world
         self.batches = TrainingBatches(training, self.config, rank=rank, world=world, pin=on_gpu)
         if not len(training):
-            raise DatasetError("the training set is empty; accepted: at least one record", path=training.source)
+            raise DatasetError("the training set is empty; at least one record is needed", path=training.source)
         replicated = self.parallel.replicates
         self.cls_only = uses_cls_only(self.model, self.config, replicated=replicated)
         how: dict[str, Any] = {"world": world, "replicated": replicated, "cls_only": self.cls_only}
         self.fingerprint = fingerprint_of(self.config, training, self.model, self.device, self.precision.mode, **how)
-        """What else than weights, data order and position decides the bits of the result."""
+        """What decides the bits of the result besides weights, data order and position."""
         self.plan = Plan.of(self.config, self.batches.num_batches)
         self.optimizer = adamw(self.model, self.config)
         self.scheduler = linear_warmup_decay(self.optimizer, self.plan)
@@ -158,10 +156,10 @@ class AdvancedTrainer:
             on_halved=self._remember_micro_batch_size,
         )
         self.reads_late = on_gpu and steps_on_condition(self.optimizer)
-        """A step's loss is read when the next gradient is under way, so that a GPU never waits for the host."""
+        """A step's loss is read while the next gradient is computed, so that a GPU never waits for the host."""
         self._in_flight: Step | None = None
         self._rng: dict[str, Any] | None = None
-        self.resume_notices: list[str] = []  # what goes on otherwise than it began, one line each
+        self.resume_notices: list[str] = []  # what changed with the resume, one line each
         self._data_wait_ms = 0.0
         self._last_settled = time.perf_counter()
         if checkpoint is not None:
@@ -177,7 +175,7 @@ class AdvancedTrainer:
         Raises:
             NonFiniteLossError: a loss or gradient is NaN or infinite; the weights are those of the step before.
             Interrupted: `stop_requested` gave a signal; a checkpoint is written.
-            CheckpointError: a checkpoint could not be written. TrainingError: the machine has run out of memory or the
+            CheckpointError: a checkpoint could not be written. TrainingError: the machine ran out of memory or the
                 like.
         """
         self._begin()
@@ -206,18 +204,18 @@ class AdvancedTrainer:
         return self.results()
 
     def results(self) -> dict[str, Any]:
-        """What `train` returns, so far."""
+        """The result of `train`, so far."""
         return self.state.results()
 
     def load_checkpoint(self, checkpoint: Mapping[str, Any]) -> list[str]:
-        """Continue from a checkpoint of such a training when `train` is called.
+        """Continue from a checkpoint when `train` is called.
 
         Returns:
-            What decides the result and has changed since; empty with `strict_resume`.
+            The changes since then that affect the result; empty with `strict_resume`.
 
         Raises:
-            ConfigurationError: something has changed and `strict_resume` is on.
-            CheckpointError: it is not of this model or this optimizer.
+            ConfigurationError: there are such changes and `strict_resume` is on.
+            CheckpointError: it is of another model or optimizer.
         """
         changed = compare_fingerprints(
             checkpoint["extra_state"]["decisive"], self.fingerprint, strict=self.config.strict_resume
@@ -228,20 +226,18 @@ class AdvancedTrainer:
         return changed
 
     def stop(self) -> None:
-        """End the training after the step that was taken last, with a checkpoint, as early stopping does. For
-        callbacks.
-        """
+        """End the training after the last step, with a checkpoint, as early stopping does. For callbacks."""
         self._stop_asked = True
 
     def reset_best(self) -> None:
-        """Judge from here on: a fork's best is among its own checkpoints, not its parent's."""
+        """Forget earlier evaluations: a fork's best is among its own checkpoints, not its parent's."""
         self.state.reset_best()
         self.early_stopping.reset()
 
     # -- the steps of the loop
 
     def _begin(self) -> None:
-        """Seed everything, or continue every random sequence where the checkpoint left it."""
+        """Seed everything, or restore every random state from the checkpoint."""
         if self._rng is None:
             random.seed(self.config.seed)
             np.random.seed(self.config.seed % 2**32)
@@ -254,18 +250,18 @@ class AdvancedTrainer:
         self._last_settled = time.perf_counter()
 
     def _next_group(self) -> list[MicroBatch]:
-        """The micro-batches of the next step, and how long they were waited for."""
+        """The micro-batches of the next step; records the time spent waiting for them."""
         started = time.perf_counter()
         group = next(self._groups)
         self._data_wait_ms = 1000 * (time.perf_counter() - started)
         return group
 
     def _take_step(self, group: Sequence[MicroBatch]) -> None:
-        """One optimizer step: the gradient of the group, checked and clipped, moves the weights."""
+        """One optimizer step with the group's gradient, checked and clipped."""
         self._rng = capture_rng()  # a step that is interrupted is taken again from here
         gradient = self.gradient.accumulate(group, self._rng)
         self._finish_step()
-        if self._stop_asked:  # by a callback that was told of the step before: this one is not taken
+        if self._stop_asked:  # by a callback after the previous step: this one is not taken
             self.optimizer.zero_grad(set_to_none=True)
             return
         learning_rate = float(self.scheduler.get_last_lr()[0])
@@ -277,7 +273,7 @@ class AdvancedTrainer:
             self._finish_step()
 
     def _finish_step(self) -> None:
-        """Learn how the step that was taken last came out: count and log it, or refuse it."""
+        """Read the outcome of the last step: count and log it, or refuse it."""
         step, self._in_flight = self._in_flight, None
         if step is None:
             return
@@ -304,7 +300,7 @@ class AdvancedTrainer:
             callback.on_step(self, metrics)
 
     def _after_step(self) -> None:
-        """Do what is due after the step that was taken last, unless it has been done: evaluate, end the epoch, save."""
+        """Do what is due after the last step, unless already done: evaluate, end the epoch, save."""
         state = self.state
         if state.step == state.closed_step:
             return
@@ -333,9 +329,7 @@ class AdvancedTrainer:
                 callback.on_save(self)
 
     def evaluated(self, dataset: TrainingDataset, on_batch: OnBatch | None = None) -> tuple[dict[str, float], Any]:
-        """`mltrack.evaluation.evaluate` of the model as it is now, with this training's device, precision and bounds of
-        a batch.
-        """
+        """`mltrack.evaluation.evaluate` of the current model with this training's device, precision and limits."""
         return evaluate(
             self.model,
             completed(dataset),
@@ -348,7 +342,7 @@ class AdvancedTrainer:
         )
 
     def _evaluate(self, dataset: CodeDataset) -> dict[str, float]:
-        """Metrics under their `eval_` names, logged, and offered as the best."""
+        """Metrics under their `eval_` names, logged and judged."""
         metrics, seconds = evaluate_and_judge(self, dataset)
         self._last_settled += seconds
         return metrics
@@ -364,14 +358,12 @@ class AdvancedTrainer:
         return self.batches.groups(self.state.epoch, self.state.examples)
 
     def check_stop(self) -> None:
-        """Raise Interrupted where a stop was asked for."""
+        """Raise Interrupted if a stop was requested."""
         if (signal_number := self._stop_requested()) is not None:
             raise Interrupted(signal_number)
 
     def _something_is_due(self, examples: int) -> bool:
-        """True where evaluation, an epoch's end or a checkpoint follows the step of so many examples that is in
-        flight.
-        """
+        """True if an evaluation, an epoch's end or a save follows the step in flight, which has this many examples."""
         step, epoch_over = self.state.step + 1, self.state.examples + examples == len(self.train_dataset)
         return (
             epoch_over
@@ -385,7 +377,7 @@ class AdvancedTrainer:
         self.tracker.set_tags({"mltrack.micro_batch_size": size})
 
     def random_state(self) -> dict[str, Any]:
-        """Of all generators, as the next step finds them."""
+        """The state of all generators before the next step."""
         return self._rng or capture_rng()
 
     def _save_where_it_stands(self) -> None:

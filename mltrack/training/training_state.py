@@ -1,4 +1,4 @@
-"""Where a training is: plain numbers, all of them in every checkpoint."""
+"""The position of a training: plain numbers, all of them in every checkpoint."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 @dataclass
 class TrainingState:
-    """The position of a training and what it has seen so far."""
+    """The position of a training and its sums so far."""
 
     epoch: int = 0
     """0-based epoch that is running; the number of epochs when all are done."""
     examples: int = 0
-    """Examples of this epoch that are taken."""
+    """Examples of this epoch taken so far."""
     step: int = 0
-    """Optimizer steps taken altogether."""
+    """Optimizer steps taken in all."""
     closed_step: int = 0
-    """Last step after which everything that was due (evaluation, epoch's end) has been done."""
+    """Last step after which everything due (evaluation, epoch's end) was done."""
     tokens: int = 0
     """Real tokens trained on, without padding."""
     seconds: float = 0.0
@@ -43,7 +43,7 @@ class TrainingState:
     epoch_loss_max: float | None = None
     epoch_seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
-    """One entry an evaluation: epoch, step, train_loss, eval_*."""
+    """One entry per evaluation: epoch, step, train_loss, eval_*."""
 
     def count_step(self, loss_sum: float, targets: int, examples: int, tokens: int, seconds: float) -> None:
         """One optimizer step was taken."""
@@ -54,7 +54,7 @@ class TrainingState:
         self._count_loss(loss_sum / targets)
 
     def count_skipped(self, examples: int, tokens: int, seconds: float) -> None:
-        """One optimizer step was left out; its data is behind us all the same."""
+        """One optimizer step was left out; its data counts as taken all the same."""
         self._count(examples, tokens, seconds)
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
@@ -76,7 +76,7 @@ class TrainingState:
         self.epoch_loss_max = loss if self.epoch_loss_max is None else max(loss, self.epoch_loss_max)
 
     def offer_best(self, value: float, mode: str) -> bool:
-        """Take the metric of an evaluation where it is the best so far; a NaN never is."""
+        """Take the metric of an evaluation if it is the best so far; a NaN never is."""
         held = self.best_metric
         if not math.isfinite(value) or (held is not None and (value >= held if mode == "min" else value <= held)):
             return False
@@ -108,7 +108,7 @@ class TrainingState:
         self.stopped_early = False
 
     def results(self) -> dict[str, Any]:
-        """What a training returns, so far."""
+        """The results so far."""
         return {
             "best_metric": self.best_metric,
             "best_epoch": self.best_epoch,
@@ -126,7 +126,7 @@ class TrainingState:
         return asdict(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`; `examples` of an older one, which counts steps, is the caller's to set."""
+        """Continue from `state_dict()`; for an older one, which counts steps, the caller sets `examples`."""
         for f in fields(self):
             if f.name in state:  # an older checkpoint has fewer
                 setattr(self, f.name, state[f.name])

@@ -1,10 +1,10 @@
 """Loads the model folder that this file was shipped in and predicts from plain strings; needs torch, transformers,
 numpy and pandas, not mltrack.
 
-Invariant: what comes out does not depend on what else is in the batch (padding is masked, on the left where text is
-generated), and a completion is exactly what the model wrote: without the prompt, without special tokens, leading white
-space kept. Temperature 0 takes the likeliest token, above it the temperature alone counts: generation settings of the
-folder are not read. A column of another name than the record's is no text, and an answer that is no number is an error.
+Invariant: an answer does not depend on the rest of the batch (padding is masked, on the left for generation), and a
+completion is exactly what the model wrote: without the prompt, without special tokens, leading white space kept.
+Temperature 0 takes the likeliest token, above it only the temperature counts: the folder's generation settings are not
+read. Only the columns that a record may have are read as text, and NaN is an error.
 """
 
 from __future__ import annotations
@@ -29,10 +29,7 @@ from transformers import (
 
 BATCH_SIZE = 16
 MAX_NEW_TOKENS = 128
-_NOT_A_NUMBER = (
-    "the model computes what is no number (NaN), as weights that are damaged do; accepted: a model whose weights are"
-    " finite"
-)
+_NOT_A_NUMBER = "the model computes NaN, as damaged weights do; use a model whose weights are finite"
 
 
 def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Classifier | Generator:
@@ -50,22 +47,19 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Cl
     model, info = auto.from_pretrained(
         folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **local
     )
-    for name, seen, shape in sorted(info["mismatched_keys"]):  # transformers would tell in a report of several lines
-        raise ValueError(
-            f"{name} has another shape than its config.json says: seen {list(seen)}; accepted: {list(shape)}"
-        )
+    for name, seen, shape in sorted(info["mismatched_keys"]):  # transformers would report it in several lines
+        raise ValueError(f"{name} must have the shape {list(shape)}, as config.json says, not {list(seen)}")
     missing = sorted(info["missing_keys"])
     if missing:  # transformers would fill them with random numbers
         raise ValueError(
-            f"{len(missing)} weights are missing, such as {missing[0]}; the weights of a whole {type(model).__name__}"
-            " are accepted"
+            f"{len(missing)} weights are missing, such as {missing[0]}; {type(model).__name__} needs all its weights"
         )
     model = model.to(device).eval()
     return kind(model, tokenizer, settings, int(options.get("batch_size", BATCH_SIZE)))
 
 
 class Classifier:
-    """Strings to [{"label": str, "score": float, "scores": {class: probability}}], one a string."""
+    """Strings to [{"label": str, "score": float, "scores": {class: probability}}], one per string."""
 
     def __init__(self, model: Any, tokenizer: Any, settings: Mapping[str, Any], batch_size: int = BATCH_SIZE):
         self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
@@ -93,7 +87,7 @@ class Classifier:
             with torch.inference_mode():
                 rows = self.model(**accepted).logits.float().softmax(dim=-1).cpu().tolist()
             for row in rows:
-                if not all(map(math.isfinite, row)):  # JSON has no word for it
+                if not all(map(math.isfinite, row)):  # JSON has no NaN
                     raise ValueError(_NOT_A_NUMBER)
                 best = max(range(len(row)), key=row.__getitem__)
                 answers.append(
@@ -102,7 +96,7 @@ class Classifier:
         return answers
 
     def _shortened(self, row: list[int]) -> list[int]:
-        """What the training kept of a text that is too long: its beginning, its end, or half of each, between the
+        """The part of a too long text that the training kept: its beginning, its end, or half of each, between the
         special tokens.
         """
         if len(row) <= self.max_length:
@@ -145,14 +139,14 @@ class Generator:
         longest = max(len(row) for row in ids)
         limit = getattr(self.model.config, "max_position_embeddings", None) or 1 << 30
         if longest + max_new_tokens > limit:
-            if len(prompts) > 1:  # each then writes until its own end of the positions, not until the longest prompt's
+            if len(prompts) > 1:  # each alone may use all positions behind its own prompt
                 return [self._complete([prompt], max_new_tokens, temperature, stop)[0] for prompt in prompts]
             max_new_tokens = max(1, limit - longest)
         pad = self.tokenizer.pad_token_id
         input_ids = torch.tensor([[pad] * (longest - len(row)) + row for row in ids])
         mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
         sampling: dict[str, Any] = {"do_sample": False}
-        if temperature > 0:  # transformers would take the 50 likeliest tokens alone
+        if temperature > 0:  # transformers would take only the 50 likeliest tokens
             sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         if stop:
             sampling.update(stop_strings=stop, tokenizer=self.tokenizer)
@@ -169,8 +163,8 @@ class Generator:
         return [self._text(row, stop) for row in out[:, longest:].cpu().tolist()]
 
     def _ids(self, prompt: str, room: int) -> list[int]:
-        """As in training: the start token where the tokenizer adds one, then the prompt, which keeps its end where it
-        is too long.
+        """As in training: the start token if the tokenizer adds one, then the prompt, of which the end is kept if it is
+        too long.
         """
         ids = list(self.tokenizer(prompt, add_special_tokens=False, verbose=False)["input_ids"])
         start = [self.tokenizer.bos_token_id] if self.starts else []
@@ -187,7 +181,7 @@ class Generator:
 
 
 class _Numbers(LogitsProcessor):
-    """Between the model and the choice of a token: NaN would be a token like any other."""
+    """Refuses NaN before a token is chosen, which would otherwise be a token like any other."""
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         if scores.isnan().any():
@@ -196,7 +190,7 @@ class _Numbers(LogitsProcessor):
 
 
 def _texts(data: Any, accepted: tuple[str, ...]) -> list[str]:
-    """The strings of whatever MLflow hands over; `accepted` are the names of the column that holds them."""
+    """The strings in what MLflow passes on; `accepted` are the names of the column that holds them."""
     if isinstance(data, str):
         data = [data]
     elif isinstance(data, Mapping):
@@ -210,18 +204,18 @@ def _texts(data: Any, accepted: tuple[str, ...]) -> list[str]:
         texts = _column(pd.DataFrame(texts), accepted)
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str):
-            raise ValueError(f"{type(text).__name__} given as text {number}; strings are accepted")
+            raise ValueError(f"text {number} must be a string, not {type(text).__name__}")
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"text {number} holds half a surrogate pair; accepted: Unicode text") from None
+            raise ValueError(f"text {number} holds half a surrogate pair; it must be Unicode text") from None
     return texts
 
 
 def _column(table: pd.DataFrame, accepted: tuple[str, ...]) -> list[Any]:
-    """The one column that has a record's name, wherever it stands, or the only one where it has no name.
+    """The one column that has an accepted name, in any position, or the only column if it has no name.
 
-    MLflow hands on a table's first column alone, under its name.
+    MLflow passes on only a table's first column, under its name.
     """
     names = list(table.columns)
     places = [place for place, name in enumerate(names) if isinstance(name, str) and name in accepted]
@@ -230,8 +224,8 @@ def _column(table: pd.DataFrame, accepted: tuple[str, ...]) -> list[Any]:
     if len(places) != 1:
         wanted = " or ".join(accepted)
         raise ValueError(
-            f"seen columns {str(names)[:200]}; accepted: one named {wanted} (through MLflow the first, it hands on no"
-            " other), or strings alone"
+            f"the table must have one column named {wanted}, not {str(names)[:200]}; MLflow passes on only the first"
+            " column, so put it first, or give strings alone"
         )
     return [
         text.item() if isinstance(text, np.ndarray) and text.size == 1 else text for text in table.iloc[:, places[0]]
@@ -249,9 +243,7 @@ def _number(given: Mapping[str, Any], name: str, default: float, *, least: int) 
     except (TypeError, ValueError, OverflowError):
         fits = False
     if not fits:
-        raise ValueError(
-            f"{name}: seen {repr(value)[:40]}; accepted: a {'whole ' if kind is int else ''}number >= {least}"
-        )
+        raise ValueError(f"{name} must be a {'whole ' if kind is int else ''}number >= {least}, not {repr(value)[:40]}")
     return number
 
 

@@ -1,7 +1,7 @@
-"""What makes a step faster and computes the same but for rounding: a reader may skip this folder on the first day.
+"""Speed-ups of a step that change nothing but rounding; a first-time reader may skip this folder.
 
-Each trick is a module with a context that surrounds the loop or a choice that is made before it, and says in
-`fingerprint` what of it decides the bits of a result.
+Each is a module with a context around the loop or a choice before it. Its `fingerprint` gives what decides the bits of
+a result.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from mltrack.training.speed import attention, compiled, dropout, first_token
 def fingerprint(
     config: TrainingConfig, model: nn.Module, device: torch.device, *, cls_only: bool = False
 ) -> dict[str, Any]:
-    """What of the tricks decides the bits of a result, a line each; compared where a training is resumed.
+    """What the speed-ups contribute to the bits of a result, by name; compared when a training is resumed.
 
     Args:
-        cls_only: what `uses_cls_only` says of the model.
+        cls_only: the result of `uses_cls_only` for the model.
     """
     on = config.effective_speedups
     return {
@@ -40,14 +40,14 @@ def fingerprint(
 
 
 def uses_cls_only(model: nn.Module, config: TrainingConfig, *, replicated: bool) -> bool:
-    """Whether the model's last layer is computed for its first token alone; a replicated model must stay what its
-    classes say.
+    """Whether the model's last layer is computed only for its first token; a replicated model must keep its classes'
+    forward methods.
     """
     return config.effective_speedups.first_token and not replicated and first_token.reads_first_token(unwrapped(model))
 
 
 def choose_kernels(config: TrainingConfig, device: torch.device) -> None:
-    """What a GPU multiplies and attends with, for the whole process: what comes after a training, such as the
+    """Choose a GPU's kernels for products and attention, for the whole process: what follows a training, such as the
     evaluation of its best weights, computes as it did.
     """
     on = config.effective_speedups
@@ -59,13 +59,13 @@ def choose_kernels(config: TrainingConfig, device: torch.device) -> None:
 def training_context(
     model: nn.Module, config: TrainingConfig, device: torch.device, *, cls_only: bool = False
 ) -> Iterator[None]:
-    """What surrounds the loop: the same bits each time where asked for, work that nobody would look at left out, a
-    collector that rests. Afterwards the process and the model's modules are as before, but for a GPU's kernels.
+    """The context of the loop: repeatable bits if requested, the speed-ups, a paused garbage collector. Afterwards the
+    process and the model's modules are as before, except for a GPU's kernels.
 
     Args:
-        cls_only: what `uses_cls_only` says of the model.
+        cls_only: the result of `uses_cls_only` for the model.
     """
-    choose_kernels(config, device)  # again: another trainer may have been made in between
+    choose_kernels(config, device)  # again: another trainer may have chosen others in between
     inner = unwrapped(model)
     masks = config.effective_speedups.dropout_masks and device.type == "cpu" and not config.compile
     without = first_token.last_layer(inner) if cls_only else None

@@ -14,11 +14,11 @@ from mltrack.config.speedups import Speedups
 from mltrack.errors import ConfigurationError
 
 _DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout", "attn_pdrop")
-"""What configurations of transformers call the dropout of attention's weights."""
+"""Names of the dropout of attention's weights in configurations of transformers."""
 
 
 def fingerprint(model: Any, on: Speedups, device: torch.device) -> dict[str, Any]:
-    """Which of several ways to round is taken."""
+    """The implementation and kernels, which round differently."""
     config = getattr(unwrapped(model), "config", None)
     return {
         "attention implementation": str(getattr(config, "_attn_implementation", None)),
@@ -29,13 +29,13 @@ def fingerprint(model: Any, on: Speedups, device: torch.device) -> dict[str, Any
 
 
 def use_attention(model: Any, word: str, device: torch.device, precision: str) -> None:
-    """Let the model compute attention as `word` says.
+    """Make the model compute attention as `word` says.
 
     Args:
         model: of transformers.
         word: eager, sdpa, flash_attention_2, or auto: eager on a CPU in bf16 with dropout on attention's weights (SDPA
-            then leaves its fast path and costs more than the plain products; docs/performance.md), else what the model
-            comes with.
+            then leaves its fast path and costs more than the plain products; docs/performance.md), else the model's
+            own.
 
     Raises:
         ConfigurationError: the model or the machine does not have it.
@@ -47,17 +47,16 @@ def use_attention(model: Any, word: str, device: torch.device, precision: str) -
         word = "eager"
     if word == "flash_attention_2" and device.type != "cuda":
         raise ConfigurationError(
-            f"attention: seen flash_attention_2 with device {device.type}; accepted there: auto|eager|sdpa"
+            f"attention=flash_attention_2 does not work with device={device.type}; use auto, eager or sdpa"
         )
     if word == "flash_attention_2" and precision == "off":
         raise ConfigurationError(
-            "attention: seen flash_attention_2 in fp32, which it does not compute; accepted:"
-            " precision=bf16|fp16, or attention=sdpa"
+            "attention=flash_attention_2 does not support fp32; use precision=bf16 or fp16, or attention=sdpa"
         )
     try:
         model.set_attn_implementation(word)
     except (ImportError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ConfigurationError(
-            f"attention: seen {word}, which {type(model).__name__} does not have here ({reason}); accepted: auto"
+            f"attention={word} is not available for {type(model).__name__} here ({reason}); use attention=auto"
         ) from error

@@ -1,11 +1,11 @@
 """torch.compile, for the layers that a model repeats.
 
-Layers of one class share one compilation, so it takes as long as that of a single layer, however deep the model is.
-What surrounds them stays as it is: embeddings, the output layer for the tokens that a loss is taken of (whose number
-changes from batch to batch), the loss.
+Layers of one class share one compilation, so it takes as long as a single layer's, however deep the model is. The rest
+is not compiled: embeddings, the output layer for the tokens with a loss (whose number changes with each batch), the
+loss.
 
-Invariant: the names of the weights stay as they are, and afterwards the layers are as before; lengths and batch sizes
-beyond a single row are no reason to compile again.
+Invariant: the names of the weights do not change, and afterwards the layers are as before; other lengths, and batch
+sizes beyond a single row, need no new compilation.
 
     with compiled_layers(model, config.compile):
         ...
@@ -25,38 +25,37 @@ from mltrack.config import TrainingConfig
 from mltrack.errors import ConfigurationError
 
 LIMIT = 64
-"""Compilations of one function, in place of torch's 8, behind which it would go on uncompiled with nothing but a
-warning. All layers of transformers are called by one function: a training has up to eight (in training and evaluation,
-with a mask and without, of one row and of more), and a process may train several models."""
+"""Compilations of one function, instead of torch's 8, after which it would run uncompiled with only a warning. One
+function calls all layers of transformers: a training has up to eight compilations (training and evaluation, with and
+without a mask, one row and more), and a process may train several models."""
 LEAST_SHARE = 0.1
-"""Of a model's parameters that a list of layers holds: shorter ones, of heads or norms, are not worth a compilation."""
+"""Least share of a model's parameters in a list of layers; smaller lists, such as heads or norms, are not compiled."""
 
 
 def fingerprint(config: TrainingConfig) -> dict[str, Any]:
-    """Compiled layers round otherwise."""
+    """Whether layers are compiled, which changes rounding."""
     return {"compiled": "layer by layer" if config.compile else False}
 
 
 def check_compiler(device: torch.device) -> None:
-    """Look for what a compilation needs before the training begins.
+    """Check before the training that this machine can compile.
 
     Raises:
-        ConfigurationError: a machine that cannot compile.
+        ConfigurationError: it cannot.
     """
     if device.type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise ConfigurationError(
-            "compile: seen true, but torch.compile needs a C++ compiler here and finds none; accepted: false, or with"
-            " g++ installed"
+            "compile=true needs a C++ compiler on a CPU, and none was found; install g++ or use compile=false"
         )
 
 
 @contextmanager
 def compiled_layers(model: nn.Module, wanted: bool = True, *, without: nn.Module | None = None) -> Iterator[None]:
-    """Inside, where wanted, each of them is compiled when it is first called; of a model without such layers, all of
-    it.
+    """Inside, if wanted, each repeated layer is compiled at its first call; a model without such layers is compiled
+    whole.
 
     Args:
-        without: a layer that is computed otherwise.
+        without: a layer that is not compiled.
     """
     if not wanted:
         yield
@@ -70,12 +69,12 @@ def compiled_layers(model: nn.Module, wanted: bool = True, *, without: nn.Module
             yield
     finally:
         for part, call in zip(parts, before, strict=True):
-            part._compiled_call_impl = call  # what nn.Module.compile sets, and has no call to take back
+            part._compiled_call_impl = call  # set by nn.Module.compile, which has no inverse
 
 
 def repeated_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of the outermost lists that hold a good part of the model each: of an encoder and a decoder both, of
-    experts inside of a layer none.
+    """The layers of the outermost lists that each hold a good part of the model: an encoder's and a decoder's, but not
+    the experts inside a layer.
     """
     least = LEAST_SHARE * sum(weight.numel() for weight in model.parameters())
 

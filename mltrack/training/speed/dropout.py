@@ -1,11 +1,11 @@
-"""Dropout for the CPU whose masks cost a fifth: one 64-bit random number decides about four elements.
+"""Dropout for the CPU with cheaper masks: one 64-bit random number decides four elements.
 
 Invariant: an element is dropped with the module's own probability, to 1/65536 (in bf16, whose comparison is coarser, to
-1/1000), and what is kept is scaled by exactly the inverse of what is kept on average. The bits come from torch's global
-generator, so a checkpoint's random state continues them.
+1/1000), and kept elements are scaled by exactly the inverse of the share that is kept on average. The bits come from
+torch's global generator, so a checkpoint's random state continues them.
 
     with cheap_masks(model):
-        ...                                             # its nn.Dropout modules draw their masks so
+        ...                                             # its nn.Dropout modules draw cheap masks
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def fingerprint(on: Speedups) -> dict[str, Any]:
 
 
 class _Masked(torch.autograd.Function):
-    """Zero where the bits are not above the threshold; the bits are kept for the way back, two bytes an element."""
+    """Zero where the bits are not above the threshold; the bits are kept for the backward pass, 2 bytes per element."""
 
     @staticmethod
     def forward(context: Any, values: torch.Tensor, threshold: int) -> torch.Tensor:
@@ -52,23 +52,20 @@ def _kept(values: torch.Tensor, bits: torch.Tensor, threshold: int) -> torch.Ten
 
 @lru_cache
 def _scale(threshold: int, dtype: torch.dtype) -> float:
-    """The inverse of the share of all 65,536 draws that are kept, where the comparison is made in that type; 0 where
-    none is.
-    """
+    """The inverse of the share of all 65,536 draws that a comparison in that type keeps; 0 if it keeps none."""
     draws = torch.arange(-_VALUES // 2, _VALUES // 2, dtype=torch.int32).to(torch.int16)
     kept = int(_selected(torch.ones(_VALUES, dtype=dtype), draws, threshold).count_nonzero())
     return _VALUES / kept if kept else 0.0
 
 
 def _selected(values: torch.Tensor, bits: torch.Tensor, threshold: int) -> torch.Tensor:
-    # threshold_backward is torch's one kernel that selects by a comparison without writing a mask first: 0.16 ms where
-    # gt and mul take 1.2 ms
+    # threshold_backward is the only kernel of torch that selects by a comparison without writing a mask first
     selected: torch.Tensor = torch.ops.aten.threshold_backward(values, bits, threshold)
     return selected
 
 
 class CheapDropout(nn.Module):
-    """`nn.Dropout` on the CPU, other draws of the same distribution.
+    """`nn.Dropout` on the CPU, with other draws of the same distribution.
 
     Args:
         p: share of the elements that become 0.
@@ -80,7 +77,7 @@ class CheapDropout(nn.Module):
         self._threshold = round(p * _VALUES) - _VALUES // 2 - 1
 
     def forward(self, values: torch.Tensor) -> torch.Tensor:
-        """Of any shape and floating type; itself in evaluation."""
+        """Values of any shape and floating type; unchanged in evaluation."""
         if not self.training or self.p == 0.0:
             return values
         masked: torch.Tensor = _Masked.apply(values, self._threshold)
@@ -89,9 +86,7 @@ class CheapDropout(nn.Module):
 
 @contextmanager
 def cheap_masks(model: nn.Module, wanted: bool = True) -> Iterator[None]:
-    """Inside, the `nn.Dropout` modules of the model (but those that work in place) are `CheapDropout`; afterwards they
-    are what they were.
-    """
+    """Inside, the model's `nn.Dropout` modules (except in-place ones) are `CheapDropout`; then they are restored."""
     places = [
         (parent, name, child)
         for parent in model.modules()

@@ -1,12 +1,11 @@
-"""The last layer of an encoder, computed for the one token that its classification head reads.
+"""The last layer of an encoder, computed only for the one token that its classification head reads.
 
-Of the last layer's output the heads of the BERT family take the first token and nothing else. Keys and values are
-needed of every token; the query, attention's output and the whole feed-forward part only of that one: five sixths of
-the layer.
+The heads of the BERT family read only the first token of the last layer's output. Keys and values are needed for every
+token, but the query, attention's output and the whole feed-forward part, five sixths of the layer, only for that one.
 
-Invariant: the logits and every gradient are those of the whole layer; a model of which a probe does not show that is
-left as it is. What the probe asks (which tokens have a gradient) does not hang on how far the model is trained. The
-model's modules and the names of its weights stay as they are, also inside.
+Invariant: the logits and every gradient are those of the whole layer. If a probe fails to show this, the model is left
+unchanged. The probe asks which tokens have a gradient, which does not depend on how far the model is trained. The
+model's modules and the names of its weights do not change, even inside.
 
     with only_first_token(model, reads_first_token(model)):
         ...
@@ -27,14 +26,12 @@ from mltrack.hardware import full_fp32_matmul
 
 
 def fingerprint(*, cls_only: bool) -> dict[str, Any]:
-    """How many tokens draw dropout masks in the last layer."""
+    """Which tokens draw dropout masks in the last layer."""
     return {"last layer": "for its first token" if cls_only else "whole"}
 
 
 def reads_first_token(model: Any) -> bool:
-    """True where the head of the model reads the first token of the last layer and nothing else, and the layer can be
-    computed for it alone.
-    """
+    """True if the model's head reads only the last layer's first token, and the layer can be computed for it alone."""
     attention = _last_attention(model)
     if attention is None:
         return False
@@ -43,7 +40,7 @@ def reads_first_token(model: Any) -> bool:
     try:
         with full_fp32_matmul():
             return _only_first_has_a_gradient(model) and _same_logits(model, attention)
-    except Exception:  # a model that is built otherwise than its names say; it is trained as it is
+    except Exception:  # not built as its names suggest; it is trained unchanged
         return False
     finally:
         model.train(was_training)
@@ -51,9 +48,7 @@ def reads_first_token(model: Any) -> bool:
 
 @contextmanager
 def only_first_token(model: Any, wanted: bool = True) -> Iterator[None]:
-    """Inside, where wanted, the last layer of a model that `reads_first_token` gives its first token alone, [B, 1,
-    width].
-    """
+    """Inside, if wanted, the last layer of a model that `reads_first_token` gives only that token, [B, 1, width]."""
     if not wanted:
         yield
         return
@@ -62,22 +57,20 @@ def only_first_token(model: Any, wanted: bool = True) -> Iterator[None]:
 
 
 def last_layer(model: Any) -> nn.Module | None:
-    """The layer that is computed so, of a model that `reads_first_token`."""
+    """The layer that is computed for the first token, of a model that `reads_first_token`."""
     layers = _layers(model)
     return layers[-1] if layers else None
 
 
 def _last_attention(model: Any) -> Any:
-    """The attention of the last layer, where the model is built as transformers builds those of the BERT family; else
-    None.
-    """
+    """The attention of the last layer if the model is built like the BERT family of transformers; else None."""
     last = last_layer(model)
     if (
         last is None
         or getattr(model.config, "is_decoder", False)
         or getattr(model.config, "_attn_implementation", None) not in ("eager", "sdpa")
     ):
-        return None  # the mask of other implementations has another shape
+        return None  # other implementations have masks of another shape
     attention = getattr(last, "attention", None)
     own = getattr(attention, "self", None)
     there = all(
@@ -106,7 +99,7 @@ def _narrowed(attention: Any) -> Iterator[None]:
 def _attend_from_first(
     own: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
 ) -> tuple[torch.Tensor, None]:
-    """What the module's own forward gives for the first token: [B, 1, width]."""
+    """The output of the module's own forward for the first token: [B, 1, width]."""
 
     def heads(projected: torch.Tensor) -> torch.Tensor:
         return projected.view(
@@ -130,7 +123,7 @@ def _first_of_both(_: nn.Module, arguments: tuple[torch.Tensor, ...]) -> tuple[t
 
 
 def _only_first_has_a_gradient(model: Any) -> bool:
-    """Of the last layer's output, for the logits; a head of zeros shows nothing."""
+    """Whether, of the last layer's output, only the first token affects the logits; False for a head of zeros."""
     outputs: list[torch.Tensor] = []
 
     def cut(module: nn.Module, given: Any, output: torch.Tensor) -> torch.Tensor:
