@@ -1,7 +1,7 @@
 """One record as bytes: `<crc32, 8 hex digits> <payload bytes, hex> <payload: JSON>\\n`.
 
-Invariant: whatever bytes are damaged, only the records that contain them are lost. The length lets a reader step over a
-damaged line end, the line end lets it find the next record after a damaged length.
+Invariant: damaged bytes cost only the records that contain them. The length lets a reader skip a damaged line end, and
+the line end lets it find the next record after a damaged length.
 
 JSON is Python's dialect: `NaN`, `Infinity` and `-Infinity` stand for themselves.
 """
@@ -25,32 +25,32 @@ class Frame:
 
     record: dict[str, Any]
     end: int
-    """Offset of the byte after it, within the bytes that were read."""
+    """Offset of the next byte, within the bytes that were read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """Bytes that are no record."""
+    """Bytes that are not a record."""
 
     start: int
     end: int
     torn: bool
-    """True at the end of the bytes: a record that is not, or not yet, written completely."""
+    """True at the end of the bytes: a record that is not (yet) completely written."""
 
 
 def encode(record: dict[str, Any]) -> bytes:
-    """The bytes of a record. Raises TypeError, ValueError or RecursionError where a value is not JSON."""
+    """The bytes of a record. Raises TypeError, ValueError or RecursionError if a value is not JSON."""
     return framed(_encode(record))
 
 
 def framed(text: str) -> bytes:
-    """The bytes of a record that is JSON already, in ASCII."""
+    """The bytes of a record that is already JSON, in ASCII."""
     payload = text.encode("ascii")
     return b"%08x %x %b\n" % (zlib.crc32(payload), len(payload), payload)
 
 
 def decode(data: bytes) -> Iterator[Frame | Damage]:
-    """Every record in `data` in order, with the damaged stretches between them."""
+    """Every record in `data` in order, with the damaged parts between them."""
     position, size = 0, len(data)
     while position < size:
         frame = _frame_at(data, position)

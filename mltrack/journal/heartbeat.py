@@ -1,8 +1,8 @@
-"""A trainer's sign of life for processes that cannot look it up: a file in its run directory that changes every few
+"""A trainer's heartbeat, for processes that cannot look it up: a file in its run directory that changes every few
 seconds.
 
-Invariant: a thread of its own writes it, so neither a long step nor a long upload stops it; it ends with the process,
-however that ends. A reader compares what it reads twice, by its own clock; no two machines' clocks are compared."""
+Invariant: its own thread writes it, so neither a long step nor a long upload stops it; it ends with the process,
+however that ends. A reader compares two readings by its own clock; clocks of two machines are never compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 BEAT_S = 15.0
 """Seconds between two beats."""
 STANDS_STILL_S = 60.0
-"""A heartbeat that has not changed for so long is that of a process that is gone."""
+"""If a heartbeat has not changed for this long, its process is gone."""
 
 
 class Heartbeat:
@@ -32,9 +32,9 @@ class Heartbeat:
         self._thread.start()
 
     def stop(self) -> None:
-        """No further beat. May be called twice."""
+        """Stop beating. May be called twice."""
         self._stopped.set()
-        if self._pid == os.getpid():  # a forked child has no such thread
+        if self._pid == os.getpid():  # a forked child does not have the thread
             self._thread.join()
 
     def _beat(self) -> None:
@@ -46,7 +46,7 @@ class Heartbeat:
 
 
 def beats() -> Iterator[str]:
-    """Texts of which no two are equal, in this process or another."""
+    """Texts that are all different, across processes too."""
     life, count = uuid.uuid4().hex[:12], 0
     while True:
         count += 1

@@ -1,11 +1,11 @@
-"""Which checkpoints stay, as the records of a journal say it: a whole set, or what has changed since.
+"""The checkpoints that a run keeps, from the records of its journal: a whole set, or the changes since.
 
-Invariant: the records of one journal, applied in order, give the set that the trainer had. Where one was damaged
-`has_gap` is true until the next whole set, and what is missing from the set may stay all the same.
+Invariant: the records of one journal, applied in order, give the set that the trainer had. If one was damaged,
+`has_gap` is true until the next whole set, and a checkpoint that is missing from the set may still be kept.
 
     kept = KeptCheckpoints()
-    record = kept.record_of(staying, best_step)       # what a save adds to the journal does not grow with the number of
-    checkpoints kept = kept.after(record)
+    record = kept.record_of(staying, best_step)       # its size does not grow with the number of checkpoints
+    kept = kept.after(record)
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 from mltrack.journal import records
 
 SMALL = 20
-"""A set of so many checkpoints is always written whole."""
+"""A set of at most this many checkpoints is always written whole."""
 
 Checkpoint = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
 class KeptCheckpoints:
-    """The set behind some record."""
+    """The set after some record."""
 
     kept: dict[int, Checkpoint] = field(default_factory=dict)
     """By step, in its order."""
@@ -38,8 +38,8 @@ class KeptCheckpoints:
     has_gap: bool = False
 
     def record_of(self, staying: Sequence[Checkpoint], best_step: int | None) -> records.Record:
-        """The record that makes this set into another one: whole where that is short, after as many changes as the last
-        one had checkpoints, or where nothing differs.
+        """The record that turns this set into another one. It is a whole set if that is small, after as many changes as
+        the last whole set had checkpoints, or if nothing differs.
         """
         steps = {one["step"] for one in staying}
         changed = [one for one in staying if _identity(self.kept.get(one["step"])) != _identity(one)]
@@ -52,7 +52,7 @@ class KeptCheckpoints:
         )
 
     def after(self, record: records.Record) -> KeptCheckpoints:
-        """The set behind the next record of the journal, of whatever type."""
+        """The set after the next record of the journal, of any type."""
         if record["type"] == "checkpoints":
             return KeptCheckpoints(
                 _by_step(record["kept"]), record["best_step"], record["time_ms"], len(record["kept"])
@@ -77,7 +77,7 @@ def _by_step(checkpoints: Sequence[Checkpoint]) -> dict[int, Checkpoint]:
 
 
 def _identity(checkpoint: Checkpoint | None) -> tuple[Any, ...] | None:
-    """All of a checkpoint that may change while it is kept: when it was saved, what for, and what it is judged by."""
+    """What may change in a kept checkpoint: when it was saved, why it is kept, and the metric that ranks it."""
     if checkpoint is None:
         return None
     return checkpoint.get("created_ms"), list(checkpoint["reasons"]), checkpoint.get("metric_name")

@@ -1,6 +1,6 @@
-"""The machine that a process runs on, and the part of it where its process id means something.
+"""The machine that a process runs on, and the part of it where its process id is valid.
 
-Invariant: two processes can look each other up by id exactly where boot id and pid namespace are equal.
+Invariant: two processes can look each other up by id exactly if boot id and pid namespace are equal.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a process runs; an empty text is not known."""
+    """Where a process runs; an empty text means unknown."""
 
     host: str
     boot_id: str = ""
-    """Of the running kernel: another one after every boot. Containers on one machine share it."""
+    """Of the running kernel: changes with every boot. Containers on one machine share it."""
     pid_namespace: str = ""
     """Differs between containers on one machine."""
 
     @classmethod
     def here(cls) -> Machine:
-        """This process's."""
+        """The machine of this process."""
         return cls(
             socket.gethostname(),
             _read(lambda: _BOOT_ID.read_text(encoding="ascii").strip()),
@@ -34,13 +34,13 @@ class Machine:
         )
 
     def sees(self, other: Machine) -> bool:
-        """True where a process id of `other` can be looked up here."""
+        """True if a process id of `other` can be looked up here."""
         if self.boot_id and other.boot_id:
             return (self.boot_id, self.pid_namespace) == (other.boot_id, other.pid_namespace)
         return self.host == other.host
 
     def is_later_boot_of(self, other: Machine) -> bool:
-        """True where the same host has booted since, so that no process of then is left."""
+        """True if the same host has rebooted since, so no process from then is left."""
         return self.host == other.host and bool(self.boot_id and other.boot_id) and self.boot_id != other.boot_id
 
 

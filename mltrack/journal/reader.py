@@ -1,8 +1,7 @@
-"""Reading a journal, from any offset, also while it is being written.
+"""Reads a journal, from any offset, even while it is being written.
 
-Invariant: what is returned was written completely and has the fields of its type; a damaged stretch and a record that
-has not are skipped and reported once, and so is the type of records that a later mltrack has added; a torn tail is the
-end of the file.
+Invariant: a returned record was written completely and has the fields of its type. Damaged bytes, records without their
+fields, and record types of a later mltrack are skipped and reported once. A torn tail is the end of the file.
 
     reader = JournalReader(path)
     for record in reader.read_new():
@@ -30,22 +29,22 @@ class JournalReader:
 
     Args:
         path: the file; it may not exist yet.
-        offset: where to begin, as another reader's `offset` told.
+        offset: where to begin: the `offset` of another reader.
     """
 
     def __init__(self, path: Path | str, offset: int = 0):
         self.path = Path(path)
         self.offset = offset
         self.damaged: list[tuple[int, int]] = []
-        """(start, end) of the stretches that were skipped, in bytes of the file."""
+        """(start, end) of the damaged parts that were skipped, in bytes of the file."""
         self.odd: list[str] = []
-        """The first of the records that were skipped, a line each: where, and what is wrong."""
+        """The first records that were skipped, one line each: the place and the problem."""
         self.unknown: set[str] = set()
-        """Types of records that this mltrack does not know, and leaves to those that do."""
+        """Types of records that this mltrack does not know and skips."""
         self._is_checked = offset == 0
 
     def read_new(self) -> Iterator[Record]:
-        """The records written since the last call; `offset` is behind each as it is returned.
+        """The records written since the last call; `offset` is after each one as it is yielded.
 
         Raises:
             TrackingError: the journal was written by a newer mltrack.
@@ -79,7 +78,7 @@ class JournalReader:
                 return
 
     def _check_head(self) -> None:
-        """What is read on from an offset may have been begun by a newer mltrack all the same."""
+        """Check the first record, which a reader from an offset skipped: a newer mltrack may have begun the file."""
         if not self._is_checked and self.path.exists():
             with self.path.open("rb") as file:
                 first = next(decode(file.read(_HEAD_BYTES)), None)
@@ -88,7 +87,7 @@ class JournalReader:
             self._is_checked = True
 
     def _chunk(self) -> bytes:
-        """Bytes from the offset on that hold at least one whole line, if there is one."""
+        """Bytes from the offset on, with at least one whole line if there is one."""
         if not self.path.exists():
             return b""
         with self.path.open("rb") as file:

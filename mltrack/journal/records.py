@@ -1,8 +1,8 @@
 """The records of a journal, as plain dictionaries with a `type`.
 
-Invariant: a timestamp is fixed when the record is made, so that sending it twice stores it once.
+Invariant: a timestamp is fixed when the record is made, so sending it twice stores it once.
 
-| type | fields beside `type` and `time_ms` |
+| type | fields besides `type` and `time_ms` |
 |---|---|
 | journal | format_version, mltrack_version |
 | metrics | step, epoch or null, values {name: number}, timing {name: number} |
@@ -12,9 +12,12 @@ Invariant: a timestamp is fixed when the record is made, so that sending it twic
 | inputs | datasets [{name, digest, source, context, profile}] |
 | artifact | path (relative to the run directory), artifact_path (folder or empty) |
 | checkpoints | kept [{step, epoch, metric_name, metric_value, metrics, path, reasons}], best_step |
-| checkpoints_changed | kept [as in checkpoints: those that are new or changed], gone [step], best_step, whole_ms,
-number | | model | step, path, registered_name, promote, metrics, tags, description | | resumed | step, epoch | |
-outcome | status, exit_code | | end | status, exit_code |"""
+| checkpoints_changed | kept [as in checkpoints: the new and changed ones], gone [step], best_step, whole_ms, number |
+| model | step, path, registered_name, promote, metrics, tags, description |
+| resumed | step, epoch |
+| outcome | status, exit_code |
+| end | status, exit_code |
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,10 @@ from typing import Any, Literal
 from mltrack.journal.shape import LARGEST, misfit, shown
 
 FORMAT_VERSION = 2
-"""2 has `checkpoints_changed`, which a reader must know: it tells of checkpoints that no other record names."""
+"""2 has `checkpoints_changed`, which a reader must know: it names checkpoints that no other record names."""
 
 EPOCH_PREFIX = "epoch/"
-"""Metric names under it are counted in finished epochs, all others in optimizer steps."""
+"""Prefix of metrics whose steps are finished epochs; all others count optimizer steps."""
 COSTS = frozenset(
     f"system/{name}"
     for name in ("data_wait_ms", "eval_seconds", "checkpoint_stall_ms", "checkpoint_write_ms", "checkpoint_bytes")
@@ -72,7 +75,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     "outcome": _ENDING,
     "end": _ENDING,
 }
-"""{type: {field: type hint}} of what the readers of a record count on, beside `time_ms`."""
+"""{type: {field: type hint}} of the fields that readers of a record rely on, besides `time_ms`."""
 
 
 def now_ms() -> int:
@@ -81,21 +84,19 @@ def now_ms() -> int:
 
 
 def problem(record: Record) -> str | None:
-    """Why a record cannot be handed to those who read it, in one line; None where it can."""
+    """Why a record cannot be used, in one line; None if it can."""
     if _is_plain(record):
         return None
     kind, time_ms = record.get("type"), record.get("time_ms")
     if not isinstance(kind, str) or kind not in SHAPES:
         return f"a record of unknown type {shown(kind)}"
-    if kind == "metrics" and type(time_ms) is int:  # of a point the server judges the time, and says so by its name
+    if kind == "metrics" and type(time_ms) is int:  # for a point, the server checks the time and names the point
         time_ms = 0
     return misfit({**record, "time_ms": time_ms}, {"time_ms": int, **SHAPES[kind]}, kind)
 
 
 def _is_plain(record: Record) -> bool:
-    """True for the records of points as the tracker writes them: nearly all of a journal, and so looked at the quick
-    way.
-    """
+    """True for records of points as the tracker writes them: a fast check, since they are nearly all of a journal."""
     step, epoch, values, timing = record.get("step"), record.get("epoch"), record.get("values"), record.get("timing")
     return (
         record.get("type") == "metrics"
@@ -131,9 +132,7 @@ def metrics(step: int, values: Mapping[str, float], timing: Mapping[str, float],
 
 
 def metrics_json(step: int, epoch: int | None, time_ms: int, values: str, timing: str) -> str:
-    """The JSON of such a record, its points given as JSON members: what a training loop calls takes a third of the time
-    so.
-    """
+    """The JSON of such a record, with its points as JSON members: three times as fast, for the training loop."""
     shown = "null" if epoch is None else epoch
     head = f'"type":"metrics","time_ms":{time_ms},"step":{step},"epoch":{shown}'
     return f'{{{head},"values":{{{values}}},"timing":{{{timing}}}}}'
@@ -145,7 +144,7 @@ def json_number(value: float) -> str:
 
 
 def drift(step: int, values: Mapping[str, tuple[float, float]]) -> Record:
-    """Deterministic metrics that came out otherwise when a step was computed again."""
+    """Deterministic metrics that differed when a step was computed again."""
     return {
         "type": "drift",
         "time_ms": now_ms(),
@@ -155,7 +154,7 @@ def drift(step: int, values: Mapping[str, tuple[float, float]]) -> Record:
 
 
 def params(values: Mapping[str, str]) -> Record:
-    """Parameters in the form that the user typed."""
+    """Parameters as the user typed them."""
     return {"type": "params", "time_ms": now_ms(), "values": dict(values)}
 
 
@@ -170,23 +169,23 @@ def inputs(datasets: Iterable[Mapping[str, Any]]) -> Record:
 
 
 def artifact(path: str, artifact_path: str = "") -> Record:
-    """A file of the run directory that belongs into the artifact store."""
+    """A file of the run directory that goes to the artifact store."""
     return {"type": "artifact", "time_ms": now_ms(), "path": path, "artifact_path": artifact_path}
 
 
 def checkpoints(kept: Sequence[Mapping[str, Any]], best_step: int | None) -> Record:
-    """The whole set of checkpoints that stay; what was kept before and is missing here is gone."""
+    """The whole set of kept checkpoints; any other is gone."""
     return {"type": "checkpoints", "time_ms": now_ms(), "kept": [dict(one) for one in kept], "best_step": best_step}
 
 
 def checkpoints_changed(
     kept: Sequence[Mapping[str, Any]], gone: Sequence[int], best_step: int | None, *, whole_ms: int, number: int
 ) -> Record:
-    """What became of that set: checkpoints that are new or described otherwise, and steps that are gone.
+    """A change of that set: checkpoints that are new or have changed, and steps that are gone.
 
     Args:
-        whole_ms: `time_ms` of the whole set that this is a change of.
-        number: of the changes since then, the first is 1; by a missing one a reader sees that a record was lost.
+        whole_ms: `time_ms` of the whole set that this changes.
+        number: of this change since then, the first is 1; a gap tells a reader that a record was lost.
     """
     described = [dict(one) for one in kept]
     return {
@@ -201,17 +200,17 @@ def checkpoints_changed(
 
 
 def model(**fields: Any) -> Record:
-    """The model that the run ends with, to be registered."""
+    """The final model of the run, to be registered."""
     return {"type": "model", "time_ms": now_ms(), **fields}
 
 
 def resumed(step: int, epoch: int) -> Record:
-    """From which checkpoint the run goes on."""
+    """The checkpoint from which the run continues."""
     return {"type": "resumed", "time_ms": now_ms(), "step": step, "epoch": epoch}
 
 
 def outcome(status: str, exit_code: int) -> Record:
-    """How the run turned out, while something still follows (reports, exports): it holds where no end is recorded."""
+    """The result of the run before its last parts (reports, exports); it counts if no end is recorded."""
     return {"type": "outcome", "time_ms": now_ms(), "status": status, "exit_code": exit_code}
 
 

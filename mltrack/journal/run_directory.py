@@ -1,7 +1,7 @@
 """The folder of one run: `<output_dir>/<id>/` with `run.json`, `journal`, `checkpoints/`, `model/` and the exports.
 
 Invariant: `run.json` and `delivery.json` are replaced whole; a reader sees the old one or the new one. Only their owner
-reads them, and they hold no secret: whoever delivers gets credentials from its environment."""
+can read them, and they hold no secret: the delivering process gets credentials from its environment."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ MAX_JSON_BYTES = 64 << 20
 
 FORMAT_VERSION = 1
 EARLIER = "earlier-run-"
-"""A folder of this name and a number, in a run directory, is one itself: of a run that lay there before."""
+"""Prefix of a run directory inside another one: an earlier run of that folder; a number follows."""
 KINDS = ("train", "sweep", "trial", "lr_find", "data_build", "evaluation", "comparison", "export")
-"""What a run may be; a run that says nothing is a training, as all runs of mltrack 0.1 are."""
+"""The kinds of runs; one without a kind is a training, like all runs of mltrack 0.1."""
 COPIES = "artifacts/copies-"
-"""Begins the folder, in a run directory, of what one tracker has copied from elsewhere."""
+"""Prefix of the folder, in a run directory, with files that one tracker has copied from outside."""
 DELIVERY = {
     **dict.fromkeys(("offset", "sent", "acknowledged_ms", "connected_ms"), int),
     **dict.fromkeys(
@@ -36,12 +36,12 @@ DELIVERY = {
     ),
     **{"complete": bool, "failed": list[str], "deferred": list[int], "registered": dict[str, Any] | None},
 }
-"""What others than the relay read in delivery.json: {name: type hint}."""
+"""The fields of delivery.json that other code than the relay reads: {name: type hint}."""
 
 
 @dataclass(kw_only=True)
 class RunInfo:
-    """What `run.json` says: which MLflow run this folder belongs to."""
+    """The content of `run.json`: the MLflow run that this folder belongs to."""
 
     local_id: str
     """Made by the trainer; the idempotency tag `mltrack.local_id` of the MLflow run."""
@@ -51,28 +51,28 @@ class RunInfo:
     experiment_name: str | None = None
     run_name: str | None = None
     tracking_uri: str = field(default="", repr=False)
-    """With credentials where the user gave some in it; written without."""
+    """With the user's credentials, if it has any; written without them."""
     directory: str = ""
-    """Where this folder lay when its trainer began; a project may be moved, and its database with it."""
+    """The folder's path when its trainer began; a project may be moved, and its database with it."""
     task: str | None = None
     kind: str = KINDS[0]
     """One of `KINDS`; the tag `mltrack.kind` of the MLflow run."""
     created_ms: int = 0
     owns_status: bool = True
-    """False where somebody else ends the MLflow run, such as a user's own `with mlflow.start_run()`."""
+    """False if other code ends the MLflow run, such as a user's own `with mlflow.start_run()`."""
     under_mlflow_run: bool = False
-    """True where `mlflow run` writes the final status from the exit code."""
+    """True if `mlflow run` sets the final status from the exit code."""
     offline: bool = False
     """The user delivers it with `mltrack sync`."""
     upload: str = "all"
-    """What of a kept checkpoint is delivered: all, model, none."""
+    """The part of a kept checkpoint that is delivered: all, model, none."""
     tags: dict[str, str] = field(default_factory=dict)
     """Tags that the MLflow run is created with."""
     trainer_pid: int | None = None
     trainer_started: float | None = None
     """Creation time of the trainer's process, seconds since 1970: a pid alone may be used again."""
     trainer_host: str = ""
-    """Empty where mltrack 0.1 wrote the file."""
+    """Empty if mltrack 0.1 wrote the file."""
     trainer_boot_id: str = ""
     trainer_pid_namespace: str = ""
     mltrack_version: str = ""
@@ -80,12 +80,12 @@ class RunInfo:
 
     @property
     def address(self) -> str:
-        """Where the run belongs, for people and files."""
+        """The tracking URI without credentials, for messages and files."""
         return without_secrets(self.tracking_uri)
 
     @property
     def age_s(self) -> float:
-        """Seconds since the run was made; 0 where that is not known."""
+        """Seconds since the run was made; 0 if unknown."""
         return max(0.0, time.time() - self.created_ms / 1000) if self.created_ms else 0.0
 
 
@@ -94,13 +94,13 @@ _RUN_INFO = get_type_hints(RunInfo)
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Where the parts of one run lie."""
+    """The paths of the parts of one run."""
 
     path: Path
 
     @property
     def name(self) -> str:
-        """For people: the folder's name; of an earlier run's, with the folder's around it."""
+        """For messages: the folder's name; for an earlier run, with that of the enclosing folder."""
         return f"{self.path.parent.name}/{self.path.name}" if self.path.name.startswith(EARLIER) else self.path.name
 
     @property
@@ -136,9 +136,7 @@ class RunDirectory:
         return self.path / "exit-code"
 
     def read_exit_code(self) -> int | None:
-        """The exit code of a trainer that ended without closing its tracker; None where it was killed, or did
-        close it.
-        """
+        """The exit code of a trainer that ended without closing its tracker; None if it was killed or did close it."""
         try:
             content = self.exit_code_file.read_bytes()
         except OSError:
@@ -156,14 +154,14 @@ class RunDirectory:
 
     @property
     def is_ours(self) -> bool:
-        """False where another user of this machine owns it: what it says may be meant for us."""
+        """False if another user of this machine owns it, who could use it to attack us."""
         try:
             return {self.path.stat().st_uid, self.run_file.lstat().st_uid} == {os.geteuid()}
         except FileNotFoundError:
             return True
 
     def refuse_foreign(self) -> None:
-        """Raises ConfigurationError where another user owns it."""
+        """Raise ConfigurationError if another user owns it."""
         if not self.is_ours:
             raise ConfigurationError(
                 f"{self.path} belongs to another user, whose files would be sent and deleted as yours; if you trust it,"
@@ -174,22 +172,22 @@ class RunDirectory:
         """The path that a record names.
 
         Raises:
-            TrackingError: it leads out of this directory.
+            TrackingError: it is outside of this directory.
         """
         try:
             if (self.path / name).resolve().is_relative_to(self.path.resolve()):
                 return self.path / name
-        except (OSError, RuntimeError, ValueError, TypeError):  # a circle of links, or no name of a file
+        except (OSError, RuntimeError, ValueError, TypeError):  # a loop of links, or not a file name
             pass
         raise TrackingError(
             f"{self.path}: {printable(str(name)[:200])!r} leads out of this directory, so it is neither read nor sent"
         )
 
     def read_run(self) -> RunInfo:
-        """What `run.json` says.
+        """The content of `run.json`.
 
         Raises:
-            TrackingError: there is none, it is no JSON object, or it is newer than this mltrack.
+            TrackingError: there is none, it is not a JSON object, or it is of a newer mltrack.
         """
         content = read_json(self.run_file)
         if content is None:
@@ -211,13 +209,13 @@ class RunDirectory:
         write_json(self.run_file, redacted({**asdict(info), "tracking_uri": info.address}))
 
     def link(self, run_id: str) -> None:
-        """Let the directory be found under the id that MLflow gave its run, beside the local id that it is named by."""
+        """Add a link named by the MLflow run id, beside the directory's own name, the local id."""
         alias = self.path.with_name(run_id)
-        with suppress(OSError):  # it is there, or the disk is full
+        with suppress(OSError):  # it exists, or the disk is full
             alias.symlink_to(self.path.name)
 
     def earlier(self) -> list[RunDirectory]:
-        """The runs that lay in this folder before another one started in it, in no order."""
+        """The runs that were in this folder before another one started in it, unordered."""
         try:
             names = os.listdir(self.path)
         except OSError:  # no folder
@@ -226,8 +224,8 @@ class RunDirectory:
         return [one for one in found if one.run_file.exists() and one.journal.exists()]
 
     def is_succeeded(self) -> bool:
-        """True for an earlier run whose MLflow run was begun once more, in the folder around it: how that run ends is
-        no longer told here.
+        """True for an earlier run whose MLflow run was started again in the enclosing folder, which now decides how it
+        ends.
         """
         outer = RunDirectory(self.path.parent)
         if not self.path.name.startswith(EARLIER) or not outer.run_file.exists():
@@ -235,8 +233,8 @@ class RunDirectory:
         return outer.read_run().run_id == self.read_run().run_id is not None
 
     def is_settled(self) -> bool:
-        """True where nothing is left for a delivery in the background: all has arrived, the run went on elsewhere, or
-        the user delivers it.
+        """True if a background delivery has nothing to do: all has arrived, the run was resumed elsewhere or deleted,
+        or the user delivers it.
         """
         return (
             self.has_arrived()
@@ -245,12 +243,12 @@ class RunDirectory:
         )
 
     def has_arrived(self) -> bool:
-        """True where a delivery has said that it is complete, and nothing was recorded since."""
+        """True if a delivery was complete and nothing was recorded since."""
         delivery = self.read_delivery()
         return delivery.get("complete", False) and delivery.get("offset", 0) >= self.journal.stat().st_size
 
     def read_delivery(self) -> dict[str, Any]:
-        """The relay's progress; empty where nothing was delivered yet, and where the file is damaged."""
+        """The relay's progress; empty if nothing was delivered yet or the file is damaged."""
         content = read_json(self.delivery_file) or {}
         return {} if without_misfits(content, DELIVERY, "delivery.json")[1] else content
 
@@ -259,7 +257,7 @@ def make_output_dir(output_dir: str) -> None:
     """Make the folder of the run directories.
 
     Raises:
-        ConfigurationError: it cannot be made or written, or no tokenizer can be saved in it.
+        ConfigurationError: it cannot be created or written, or no tokenizer can be saved in it.
     """
     path = str(Path(output_dir).absolute())
     if not path.isascii() and path != os.fsencode(path).decode("utf-8", "replace"):
@@ -277,9 +275,7 @@ def make_output_dir(output_dir: str) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace a JSON file in one rename, synced, for its owner's eyes alone; what a killed writer of it left is
-    removed.
-    """
+    """Replace a JSON file in one rename, synced, readable only by its owner; removes what a killed writer left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*"):
         if not _is_running(left.suffix.removeprefix(".")):
@@ -298,13 +294,13 @@ def _is_running(pid: str) -> bool:
         os.kill(int(pid), 0)
     except (ValueError, ProcessLookupError):
         return False
-    except PermissionError:  # somebody else's
+    except PermissionError:  # another user's process
         pass
     return True
 
 
 def read_json(path: Path | str) -> dict[str, Any] | None:
-    """The JSON object in a file; None where there is none of at most `MAX_JSON_BYTES`."""
+    """The JSON object in a file; None if there is none of at most `MAX_JSON_BYTES`."""
     try:
         with open(path, "rb") as file:
             text = file.read(MAX_JSON_BYTES + 1)

@@ -1,9 +1,8 @@
-"""What is known of the runs in a folder without opening each: who they are, and whether anything of them is left to
-deliver.
+"""An index of the runs in a folder: their ids, and whether anything is left to deliver, without opening each.
 
-Invariant: the file `.runs.json` is a cache. It may be deleted, damaged or replaced by another process at any time, and
-then costs one look into each directory. What it says of a directory counts as long as that directory has not changed:
-`run.json` and `delivery.json` are replaced by renames, which change it."""
+Invariant: the file `.runs.json` is a cache. It may be deleted, damaged or replaced by another process at any time; then
+each directory is read once. An entry is valid as long as its directory has not changed: `run.json` and `delivery.json`
+are replaced by renames, which change it."""
 
 from __future__ import annotations
 
@@ -24,9 +23,9 @@ NAME = ".runs.json"
 FORMAT_VERSION = 2
 """2 has the kind of each run."""
 WORTH_IT = 200
-"""With fewer runs than these, reading them all takes milliseconds, and no cache is written."""
+"""Fewer runs than this are read in milliseconds, and no cache is written."""
 YOUNG_S = 60.0
-"""A directory that changed so recently is read anew: clocks of file systems are coarse, and the relay of a trainer that
+"""A directory that changed this recently is read anew: file systems have coarse clocks, and the relay of a trainer that
 has just begun has not written yet.
 """
 log = logging.getLogger("mltrack")
@@ -38,14 +37,14 @@ class KnownRun(NamedTuple):
     name: str
     """Of the directory."""
     changed_ns: int
-    """When the directory changed last."""
+    """When the directory last changed."""
     created_ms: int
     local_id: str
     run_id: str | None
     tracking_uri: str
     settled: bool
-    """True where a delivery in the background has nothing to do: all is delivered, or the run is offline on purpose, or
-    went on elsewhere.
+    """True if a background delivery has nothing to do: all is delivered, or the run is offline on purpose, was resumed
+    elsewhere or deleted.
     """
     kind: str
     """One of `mltrack.journal.KINDS`, or that of a later mltrack."""
@@ -55,9 +54,7 @@ _KINDS = ((str,), (int,), (int,), (str,), (str, type(None)), (str,), (bool,), (s
 
 
 def known_runs(output_dir: Path | str) -> list[KnownRun]:
-    """The runs in a folder, the oldest first; a directory whose `run.json` cannot be read is left out, which is
-    logged.
-    """
+    """The runs in a folder, the oldest first; a directory with an unreadable `run.json` is logged and left out."""
     root = Path(output_dir).absolute()
     cached = _read(root)
     runs = list(_runs(root, cached))
@@ -79,14 +76,14 @@ def find_run_directories(output_dir: Path | str, kind: str | None = None) -> lis
 
 
 def own_run_directories(output_dir: Path | str) -> list[RunDirectory]:
-    """The same without those of other users, of which one line says so: what is done unasked is done to one's own runs
-    alone.
+    """The same without other users' directories, which are logged: automatic actions concern only the user's own
+    runs.
     """
     return only_own(find_run_directories(output_dir))
 
 
 def only_own(found: Sequence[RunDirectory]) -> list[RunDirectory]:
-    """`found` without those of other users, as `own_run_directories`."""
+    """`found` without other users' directories, like `own_run_directories`."""
     foreign = [directory.path.name for directory in found if not directory.is_ours]
     if foreign:
         log.error(
@@ -114,7 +111,7 @@ def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | No
 
 
 def _runs(root: Path, cached: dict[str, KnownRun]) -> Iterator[KnownRun]:
-    """The folder itself where it is a run directory, those in it, and the earlier runs in those."""
+    """The folder itself if it is a run directory, those in it, and the earlier runs in those."""
     inner: dict[str, list[str]] = {}
     for name in cached:
         if "/" in name:
@@ -176,7 +173,7 @@ def _look(path: str, name: str, changed_ns: int) -> KnownRun | None:
 
 
 def _is_delivered(path: str) -> bool:
-    """True where no record is left, or a delivery has found that the run went on elsewhere."""
+    """True if no record is left, or a delivery found that the run was resumed elsewhere or deleted."""
     delivery = read_json(f"{path}/delivery.json") or {}
     if not delivery.get("complete"):
         return delivery.get("elsewhere") is not None or delivery.get("deleted") is not None
@@ -184,7 +181,7 @@ def _is_delivered(path: str) -> bool:
     if not isinstance(offset, int):
         return False
     with suppress(FileNotFoundError):
-        if os.stat(journal).st_size > offset:  # a torn tail, or a trainer went on and nobody delivered
+        if os.stat(journal).st_size > offset:  # a torn tail, or further records that were not delivered
             return next(JournalReader(journal, offset).read_new(), None) is None
     return True
 
@@ -206,7 +203,7 @@ def _checked(row: Sequence[Any]) -> KnownRun:
 
 
 def _write(root: Path, runs: Sequence[KnownRun]) -> None:
-    """Replace the cache, for this user alone; where that cannot be done there is none."""
+    """Replace the cache, readable only by this user; does nothing if it cannot be written."""
     temporary = root / f"{NAME}.{os.getpid()}"
     with suppress(OSError):
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

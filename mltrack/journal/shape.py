@@ -1,6 +1,6 @@
-"""What a value that was read from a file must look like: type hints, compared with what is there.
+"""Checks values that were read from a file against type hints.
 
-Invariant: a value without a misfit can be handed to whoever counts on the hint; no value makes the comparison fail.
+Invariant: a value without a misfit satisfies the hint; no value makes the check itself fail.
 
     misfit({"step": "2"}, {"step": int}, "metrics")     # "metrics.step is '2' (str), not a whole number"
 """
@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 LARGEST = 2**63 - 1
-"""Of a whole number, either sign: MLflow, and every database behind it, holds 64 bits."""
+"""The largest whole number of either sign: MLflow and every database behind it hold 64 bits."""
 _SAID = {int: "a whole number of 64 bits", float: "a number", str: "text", bool: "true or false", type(None): "nothing"}
 _SHOWN = 80
 
 
 def misfit(value: Any, hint: Any, where: str) -> str | None:
-    """The first thing in `value` that is not as `hint` says, in one line with its place; None where all is.
+    """The first part of `value` that does not satisfy `hint`, in one line with its place; None if all does.
 
     Args:
         hint: a type, a union, `dict[K, V]`, `list[V]`, `Literal`, `Any`; {name: hint} for an object that has these
@@ -66,7 +66,7 @@ def shown(value: Any) -> str:
     """A value of any kind for a line of text, with its type: "2.5 (float)"."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # a number of more digits than Python writes out, or an object that fails at being shown
+    except Exception:  # a number with too many digits for Python, or an object whose repr fails
         text = "?"
     return f"{text if len(text) <= _SHOWN else text[:_SHOWN] + '...'} ({type(value).__name__})"
 
@@ -74,7 +74,7 @@ def shown(value: Any) -> str:
 def without_misfits(
     content: Mapping[str, Any], hints: Mapping[str, Any], where: str
 ) -> tuple[dict[str, Any], str | None]:
-    """Of `content` what `hints` names, and the first misfit in it."""
+    """The part of `content` that `hints` names, and the first misfit in it."""
     known = {name: value for name, value in content.items() if name in hints}
     problems = (misfit(value, hints[name], f"{where}.{name}") for name, value in known.items())
     return known, next(filter(None, problems), None)

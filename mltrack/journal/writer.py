@@ -1,11 +1,11 @@
-"""Appending to a journal.
+"""Appends to a journal.
 
 Contract:
 - one record is one `write`: once `append` returns, the record survives `kill -9` of the process;
-- one writer: a second one is refused while the first lives, whatever processes it has forked;
+- one writer: a second one is refused while the first lives, regardless of processes that it has forked;
 - a file of an older format gets a header of this one, before the first record that an older reader does not know;
-- a torn tail that a crash left is closed with a line end and never touched again;
-- the disk gets it (`fdatasync`) on `sync()` and, by a thread of its own, every few seconds.
+- a torn tail after a crash is closed with a line end and never changed again;
+- the data is forced to the disk (`fdatasync`) on `sync()` and, by a separate thread, every few seconds.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class DiskFullError(TrackingError):
 
 
 class JournalInUse(TrackingError):
-    """Another process writes the journal."""
+    """Another process is writing the journal."""
 
 
 class JournalLock:
@@ -41,7 +41,7 @@ class JournalLock:
     it.
 
     Args:
-        path: of the journal; an empty file is made where there is none.
+        path: of the journal; created empty if it does not exist.
 
     Raises:
         JournalInUse: another process holds it.
@@ -72,13 +72,13 @@ class JournalLock:
         _LOCKS.add(self)
 
     def release(self) -> None:
-        """Let the next writer in. May be called twice."""
+        """Release the journal for the next writer. May be called twice."""
         if not self._released:
             self._released = True
             os.close(self.fd)
 
     def _leave_to_parent(self) -> None:
-        """In a forked process: the file opened anew, since a lock is held as long as any process has its descriptor."""
+        """In a forked process, reopen the file, since a lock is held as long as any process has its descriptor."""
         if self._released:
             return
         self.mutex = threading.Lock()  # another thread of the parent may have held it
@@ -94,12 +94,12 @@ class JournalWriter:
     """The only writer of one journal file.
 
     Args:
-        path: created with its folder where it does not exist, else continued.
-        mltrack_version: noted in the header.
-        lock: of this journal, where the caller has taken it already; the writer releases it.
+        path: created with its folder if it does not exist, else continued.
+        mltrack_version: written to the header.
+        lock: of this journal, if the caller already holds it; the writer releases it.
 
     Raises:
-        JournalInUse: another process writes this journal.
+        JournalInUse: another process is writing this journal.
         TrackingError: it cannot be written.
     """
 
@@ -110,7 +110,7 @@ class JournalWriter:
         self._dirty = False
         self._closed = False
         self._torn = False
-        """The last write was cut off: the next one begins a line."""
+        """The last write was cut off: the next one begins a new line."""
         self._wake = threading.Event()
         self._sync_error: DiskFullError | None = None
         self._start(mltrack_version)
@@ -126,14 +126,14 @@ class JournalWriter:
         self._write(encode(record))
 
     def append_json(self, record: str) -> None:
-        """The same for a record that is JSON already, in ASCII."""
+        """The same for a record that is already JSON, in ASCII."""
         self._write(framed(record))
 
     def sync(self) -> None:
         """Return when everything appended so far is on the disk.
 
         Raises:
-            DiskFullError: the disk did not take it.
+            DiskFullError: the disk refused it.
         """
         self._dirty = False
         try:
@@ -142,11 +142,11 @@ class JournalWriter:
             raise self._not_forced(error) from error
 
     def sync_soon(self) -> None:
-        """Have the thread of its own force what was appended to the disk now."""
+        """Make the sync thread force the appended records to the disk now."""
         self._wake.set()
 
     def close(self) -> None:
-        """Sync and let the next writer in. May be called twice."""
+        """Sync and release the journal. May be called twice."""
         if self._closed:
             return
         self._closed = True
@@ -168,7 +168,7 @@ class JournalWriter:
             self._write(encode(records.journal_header(mltrack_version)))
 
     def _is_older(self) -> bool:
-        """True where an earlier mltrack began the file: what follows needs a reader of this version."""
+        """True if an earlier mltrack began the file: new records need a reader of this version."""
         first = next(decode(os.pread(self._fd, _HEADER_BYTES, 0)), None)
         return not isinstance(first, Frame) or first.record.get("format_version", 0) < records.FORMAT_VERSION
 
@@ -204,7 +204,7 @@ class JournalWriter:
                 try:
                     self.sync()
                 except DiskFullError as error:
-                    self._sync_error = error  # comes back on the next append
+                    self._sync_error = error  # raised by the next append
 
 
 def _after_fork() -> None:

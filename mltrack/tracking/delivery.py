@@ -1,7 +1,7 @@
-"""The relay as the trainer sees it: a process of its own that is started, watched and waited for.
+"""The trainer's side of the relay, a separate process: starts it, watches it and waits for it.
 
-Invariant: nothing here talks to the network, and a dead relay or server never costs the training more than the wait at
-its end."""
+Invariant: nothing here uses the network, and a dead relay or server never costs the training more than the wait at its
+end."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from mltrack.journal import RunDirectory
 from mltrack.processes import start
 
 SILENCE_S = 8.0
-"""How long the end of a training waits after the last request that the server acknowledged: with what ending itself
-takes, below ten seconds.
+"""How long the end of a training waits after the server's last acknowledgement: ten seconds in all, with the time to
+shut down.
 """
 LOCAL_SILENCE_S = 25.0
-"""The same for a database file, which has no server that could be dead; MLflow waits 20 s for a locked one."""
+"""The same for a database file, which has no server that can be dead; MLflow waits 20 s for a locked one."""
 START_UP_S = 30.0
-"""How long a relay may take to be ready to send, on a machine that is busy."""
+"""How long a relay may take to be ready to send, on a busy machine."""
 _POLL_S = 0.1
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-"""Before a relay that has died is started again, and at most; doubled each time, until one has lived for as long as the
+"""The first and the longest pause before a dead relay is started again; doubled each time, until one has lived for the
 longest.
 """
 LAST_TRIES = 2
@@ -40,11 +40,11 @@ class Delivery:
 
     Args:
         directory: its run.json names the MLflow run and this process as the trainer.
-        tracking_uri: where the run belongs, with the credentials that run.json does not hold.
+        tracking_uri: that of the run, with the credentials that run.json does not hold.
     """
 
     rejected: str | None = None
-    """Why MLflow refuses the run itself, once it has said so: there is no such run or experiment, or it is deleted."""
+    """Why MLflow refuses the run itself, once known: there is no such run or experiment, or it is deleted."""
 
     def __init__(self, directory: RunDirectory, tracking_uri: str | None = None):
         self.directory, self._tracking_uri = directory, tracking_uri
@@ -58,13 +58,13 @@ class Delivery:
     def wait(
         self, limit_s: float, on_progress: Callable[[dict[str, Any]], None] | None = None, *, ended: bool = True
     ) -> str:
-        """Wait for the rest to be delivered; nothing may be recorded any more.
+        """Wait for the rest to be delivered; nothing may be recorded after this call.
 
         Args:
             limit_s: longest wait while the relay makes progress.
-            on_progress: called with the content of delivery.json now and then; what it raises ends the wait.
-            ended: the journal has its end record; without it the relay ends after this process, and only what is
-                recorded is waited for.
+            on_progress: called repeatedly with the content of delivery.json; an exception ends the wait.
+            ended: the journal has its end record; without it the relay ends after this process, so this waits only for
+                the records so far.
 
         Returns:
             "complete" or "pending".
@@ -88,7 +88,7 @@ class Delivery:
                 if now - started > limit_s or (silent > self._silence_s and not delivery.get("uploading")):
                     break
                 self._watcher.join(_POLL_S)
-        finally:  # also where `on_progress` ends the wait
+        finally:  # even if `on_progress` ends the wait
             self._stopped.set()
         delivery = self.directory.read_delivery()
         return (
@@ -96,15 +96,15 @@ class Delivery:
         )  # an earlier relay of a resumed run may have said so
 
     def _has_all(self, delivery: Mapping[str, Any]) -> bool:
-        """True where MLflow has acknowledged the whole journal."""
+        """True if MLflow has acknowledged the whole journal."""
         return bool(delivery.get("offset", 0) >= self.directory.journal.stat().st_size)
 
     def _start(self) -> subprocess.Popen[bytes]:
         return _spawn(["--follow", str(self.directory.path)], self.directory.relay_log, self._tracking_uri)
 
     def _keep_alive(self) -> None:
-        """Start the relay again as often as it dies; the end of the training does not wait for the pause, nor for more
-        than a few tries.
+        """Restart the relay whenever it dies; the end of the training waits neither for the pause nor for more than a
+        few tries.
         """
         try:
             self._start_again_while_it_dies()
@@ -129,7 +129,7 @@ class Delivery:
             self._started = time.time()
             try:
                 self._process = self._start()
-            except OSError as error:  # no process, or no room for its log: another time
+            except OSError as error:  # no process, or no room for its log: try again later
                 self._say(f"it cannot be started: {error}")
 
     def _say(self, line: str) -> None:
@@ -139,11 +139,11 @@ class Delivery:
 
 
 def deliver_earlier(directory: RunDirectory, tracking_uri: str | None) -> None:
-    """Complete the delivery of the runs that lay in this folder before: of the last one as its own relay would, of
-    older ones once.
+    """Complete the delivery of the earlier runs of this folder: the last one as its own relay would, older ones in one
+    attempt.
 
     Args:
-        tracking_uri: its credentials serve the runs that belong there.
+        tracking_uri: its credentials are used for runs of that server.
     """
     left = sorted(
         (one for one in directory.earlier() if not one.is_settled()), key=lambda one: one.journal.stat().st_mtime_ns
@@ -154,17 +154,17 @@ def deliver_earlier(directory: RunDirectory, tracking_uri: str | None) -> None:
 
 
 def deliver_in_background(directories: Sequence[RunDirectory], tracking_uri: str | None = None) -> None:
-    """Complete the delivery of runs whose trainers are gone, in a process of its own that nobody waits for.
+    """Complete the delivery of runs whose trainers are gone, in a background process.
 
     Args:
-        tracking_uri: its credentials serve the runs that belong there.
+        tracking_uri: its credentials are used for runs of that server.
     """
     if directories:
         _spawn([str(directory.path) for directory in directories], directories[-1].relay_log, tracking_uri)
 
 
 def _spawn(words: Sequence[str], log_file: Path, tracking_uri: str | None) -> subprocess.Popen[bytes]:
-    """`mltrack sync WORDS` in a session of its own, with nothing of ours open."""
+    """`mltrack sync WORDS` in its own session, without open files of this process."""
     with log_file.open("ab") as log:
         return start(
             "mltrack", ["sync", *words], tracking_uri=tracking_uri, stdin=subprocess.DEVNULL, stdout=log, stderr=log

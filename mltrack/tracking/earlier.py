@@ -1,9 +1,9 @@
-"""An earlier run in a folder in which another one starts: set aside as a run directory of its own, `earlier-run-1`,
-`earlier-run-2`, ... in there.
+"""Sets an earlier run aside when another one starts in its folder: as a run directory `earlier-run-1`, `earlier-run-2`,
+... in there.
 
-Invariant: the renaming of its journal is the one moment at which it moves; whatever is killed before or after, the
-journal lies in one place, with its run.json. Nobody writes that journal or delivers it meanwhile: its writer is refused
-or refuses, its relay is ended, and another one goes on with what it had left."""
+Invariant: the run moves at one moment, when its journal is renamed; even if the process is killed before or after, the
+journal is in one place, with its run.json. Meanwhile no process writes or delivers that journal: a writer is refused or
+refuses, its relay is ended, and another relay delivers the rest."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ from mltrack.store.copies import copy_each
 
 log = logging.getLogger("mltrack")
 LETS_GO_S = 10.0
-"""How long the relay of an earlier run may take to end, once it was told to."""
+"""How long the relay of an earlier run may take to end after SIGTERM."""
 
 
 def set_aside(directory: RunDirectory) -> None:
-    """Move the run that lies in `directory`, if there is one, into a run directory of its own, with what it has not
-    delivered yet.
+    """Move the run in `directory`, if there is one, into a run directory of its own, with its undelivered files.
 
     Raises:
-        TrackingError: another process writes its journal, or delivers it and cannot be ended here.
+        TrackingError: another process is writing its journal, or is delivering it and cannot be ended here.
     """
     if not directory.journal.exists():
         return
@@ -68,8 +67,8 @@ def set_aside(directory: RunDirectory) -> None:
 
 
 def forget_moved(directory: RunDirectory) -> None:
-    """Remove what a start that was killed while it set a run aside has left of it; to be called where nobody else
-    starts in this folder.
+    """Remove what a start left that was killed while setting a run aside; call it only if no other process starts in
+    this folder.
     """
     with suppress(TrackingError):
         moved = directory.read_run().local_id
@@ -90,13 +89,13 @@ def _made(directory: RunDirectory) -> RunDirectory:
 
 
 def _undelivered_files(directory: RunDirectory) -> tuple[set[str], set[str]]:
-    """The files and folders that the undelivered part of the journal names as artifacts, and the folders of the
-    checkpoints that stayed last.
+    """The artifacts (files and folders) in the undelivered part of the journal, and the folders of the checkpoints kept
+    at the end.
     """
     delivery, kept, artifacts = directory.read_delivery(), KeptCheckpoints(), set()
     begins = min([delivery.get("offset", 0), *delivery.get("deferred", [])])
     reader = JournalReader(directory.journal)
-    with suppress(TrackingError):  # the journal of a newer mltrack, which delivers it
+    with suppress(TrackingError):  # the journal of a newer mltrack, which will deliver it
         for record in reader.read_new():
             kept = kept.after(record)
             if record["type"] == "artifact" and reader.offset > begins:
@@ -105,8 +104,8 @@ def _undelivered_files(directory: RunDirectory) -> tuple[set[str], set[str]]:
 
 
 def _take(directory: RunDirectory, aside: RunDirectory, path: str, *, immutable: bool) -> bool:
-    """A file or folder under the same path in `aside`, large files of checkpoints as links: the next run may replace
-    what lies here. What cannot be taken is named, and costs itself alone: then False.
+    """Copy a file or folder to the same path in `aside`, large files of checkpoints as links: the next run may replace
+    the original. Returns False if a part could not be copied; that part is logged and left out.
     """
     source = directory.path / path
     own = aside.path.resolve()
@@ -127,20 +126,20 @@ def _take(directory: RunDirectory, aside: RunDirectory, path: str, *, immutable:
 
     try:
         copy_each(source, aside.path / path, report, check=check, immutable=immutable)
-    except (OSError, TrackingError) as error:  # the disk is full: the start goes on, and what is missing is named
+    except (OSError, TrackingError) as error:  # such as a full disk: the start continues, and what is missing is logged
         report(f"{path}: {error}")
     return not left_out
 
 
 def _clear_copies(directory: RunDirectory, aside: RunDirectory, *, whole: bool) -> None:
-    """Of the run that was set aside: what its trackers had copied from elsewhere goes, or along where it was not taken.
+    """Remove the copies that the set-aside run's trackers had made, or move them along if they were not taken.
 
     Args:
         whole: everything undelivered was taken.
     """
     for left in directory.path.glob(f"{COPIES}*"):
         there = aside.path / left.relative_to(directory.path)
-        with suppress(OSError, TrackingError):  # it costs room and nothing else: the next run has a folder of its own
+        with suppress(OSError, TrackingError):  # costs only disk space: the next run has its own folder
             directory.inside(left)
             if not there.exists():
                 there.parent.mkdir(exist_ok=True)
@@ -151,7 +150,7 @@ def _clear_copies(directory: RunDirectory, aside: RunDirectory, *, whole: bool) 
 
 @contextmanager
 def _undelivered(directory: RunDirectory) -> Iterator[None]:
-    """Inside, nobody delivers the directory: a relay that does is ended, which costs nothing at any moment."""
+    """Inside, no process delivers the directory: a running relay is ended, which is safe at any moment."""
     descriptor = os.open(directory.path / "relay.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     deadline = time.monotonic() + LETS_GO_S
     try:
@@ -179,7 +178,7 @@ def _locked(descriptor: int) -> bool:
 
 
 def _end(pid: int) -> None:
-    """SIGTERM, if that is a process of mltrack: the number may be one of another machine's."""
+    """Send SIGTERM if that is a process of mltrack: the id may be from another machine."""
     with suppress(psutil.Error, OSError):
         if any("mltrack" in word for word in psutil.Process(pid).cmdline()):
             os.kill(pid, signal.SIGTERM)

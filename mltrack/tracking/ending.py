@@ -1,9 +1,9 @@
 """How the run of a tracker ends.
 
-Invariant: only the process that made the tracker ends its run; the first end counts; nothing is taken for a success
-that nobody has recorded. Where the disk does not take the end of a successful run, it is written again until the disk
-does or `PATIENCE_S` is over, and once more at each later call. A run whose end could never be written has FAILED, which
-is what its journal says."""
+Invariant: only the process that made the tracker ends its run; the first end counts; a run is a success only if that
+was recorded. If the end of a successful run cannot be written, it is tried again until the disk has room or
+`PATIENCE_S` is over, and once more at each later call. A run whose end could never be written has FAILED, as its
+journal says."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ PATIENCE_S = 10.0
 _PAUSE_S = 0.2
 
 _HANDLED = "_mltrack_handled"
-"""Attribute of an exception: the endings that were made while it was handled, as texts, which pickle copies. Holding it
-would keep its traceback's frames and all their tensors; its id is given to a later one once it is gone."""
+"""Attribute of an exception: the endings that were made while it was handled, as texts, which pickle copies. Holding the
+exception would keep its frames and their tensors alive, and its id may be reused."""
 
 Outcome = tuple[str, int]
 """status, exit code"""
@@ -36,7 +36,7 @@ class Ending:
 
     Args:
         journal: of the run.
-        presumed: how the run ended where nothing else was recorded; None: not known here.
+        presumed: how the run ended if nothing else was recorded; None: unknown here.
     """
 
     def __init__(self, journal: JournalWriter, presumed: Outcome | None):
@@ -55,12 +55,12 @@ class Ending:
 
     @property
     def is_known(self) -> bool:
-        """True where it is decided how the run ends, written or not."""
+        """True if it is decided how the run ends, written or not."""
         return self._end is not None or self.presumed is not None
 
     @property
     def status(self) -> str:
-        """How the run ends, as far as it is known."""
+        """How the run ends, as far as known."""
         return (
             self._end["status"]
             if self._end is not None
@@ -70,10 +70,10 @@ class Ending:
         )
 
     def settle(self, status: str, exit_code: int) -> None:
-        """Record how the run has turned out, before what still follows.
+        """Record the result of the run before its last parts.
 
         Raises:
-            DiskFullError: the disk has no room for it; nothing is presumed then that was not before.
+            DiskFullError: the disk has no room for it; what is presumed does not change.
         """
         if self.is_ours:
             self.write(records.outcome(status, exit_code), patient=status == "FINISHED")
@@ -93,20 +93,19 @@ class Ending:
         self._written = True
 
     def after(self, error: BaseException | None) -> Outcome | tuple[()]:
-        """What an exception that leaves the run makes of it: nothing where there is none, or the run had turned out
-        before."""
+        """The outcome due to an exception that leaves the run; empty if there is none or the run was settled before."""
         return () if error is None or self._settled else outcome_of(error)
 
     def on_its_way(self) -> BaseException | None:
-        """The exception that is being handled, unless it was when the tracker was made: that one is not the run's."""
+        """The exception being handled, unless it was so when the tracker was made: that one is not the run's."""
         error = sys.exception()
         return error if error is not None and self._name not in error.__dict__.get(_HANDLED, ()) else None
 
     def write(self, record: records.Record, *, patient: bool) -> None:
-        """Append a record and force it to the disk; where it is part of a success, `patient`, wait for room.
+        """Append a record and force it to the disk; if `patient`, for a part of a success, wait for room.
 
         Raises:
-            DiskFullError: there was none.
+            DiskFullError: there was no room.
         """
         deadline = time.monotonic() + (PATIENCE_S if patient else 0.0)
         steps: tuple[Callable[[], None], ...] = (partial(self._journal.append, record), self._journal.sync)
@@ -122,8 +121,8 @@ class Ending:
 
 
 def outcome_of(error: BaseException) -> Outcome:
-    """What a run is that an exception leaves: `sys.exit(0)` and a closed generator are no failure, an interruption is
-    KILLED.
+    """The outcome of a run that an exception leaves: `sys.exit(0)` and a closed generator are no failure, an
+    interruption is KILLED.
     """
     if isinstance(error, GeneratorExit) or (isinstance(error, SystemExit) and error.code in (None, 0)):
         return "FINISHED", 0
@@ -132,11 +131,11 @@ def outcome_of(error: BaseException) -> Outcome:
 
 
 def leave_exit_code(path: Path) -> bool:
-    """Have the C library write this process's exit code into a file, as an int, after Python has ended: no exit hook of
-    Python's knows it.
+    """Make the C library write this process's exit code into a file, as an int, after Python has ended: Python's exit
+    hooks do not know it.
 
     Returns:
-        False where the C library cannot (it is not glibc), or the file cannot be made.
+        False if the C library cannot (it is not glibc), or the file cannot be created.
     """
     library = ctypes.CDLL(None)
     if not (hasattr(library, "on_exit") and hasattr(library, "putw")):
@@ -147,8 +146,8 @@ def leave_exit_code(path: Path) -> bool:
 
 
 def uncaught() -> type[BaseException] | None:
-    """The class of the exception that ended the script. In an interactive session it may be one of any statement,
-    behind which the session went on.
+    """The class of the exception that ended the script. In an interactive session it may be that of any earlier
+    statement.
     """
     found: type[BaseException] | None = getattr(sys, "last_type", None)
     return found

@@ -1,4 +1,4 @@
-"""A journal's metrics as JSON and CSV files, written from the journal itself and so in constant memory."""
+"""A journal's metrics as JSON and CSV files, written straight from the journal in constant memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COLUMNS = ("name", "value", "step", "epoch", "time_ms")
 
 
 def entries_of(record: dict[str, Any]) -> Iterator[MetricEntry]:
-    """The points of one journal record; none where it holds no metrics."""
+    """The points of one journal record; none if it holds no metrics."""
     if record.get("type") != "metrics":
         return
     for values in (record["values"], record["timing"]):

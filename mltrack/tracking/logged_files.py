@@ -1,4 +1,4 @@
-"""Files that are logged, brought into the run directory: only what lies there is ever uploaded."""
+"""Brings logged files into the run directory: only files there are ever uploaded."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ log = logging.getLogger("mltrack")
 
 
 class LoggedFiles:
-    """Of one tracker: nothing of another run lies where it copies files from elsewhere."""
+    """The files of one tracker, which copies outside files into a folder that no other run uses."""
 
     def __init__(self, directory: RunDirectory):
         self._directory = directory
         self._copies = directory.path / f"{COPIES}{uuid.uuid4().hex[:8]}"
 
     def existing(self, path: str | Path) -> Path:
-        """The absolute path of a file or folder that is there.
+        """The absolute path of an existing file or folder.
 
         Raises:
-            TrackingError: it is not there, or is the run directory itself.
+            TrackingError: it does not exist, or is the run directory itself.
         """
         if not isinstance(path, str | os.PathLike) or not (os.path.isfile(path) or os.path.isdir(path)):
             raise TrackingError(f"log_artifact needs a file or folder that exists, not {shown(path)}")
@@ -41,7 +41,7 @@ class LoggedFiles:
         return source
 
     def inside(self, path: Path, artifact_path: str) -> Path:
-        """`path`, or its copy where it lies outside of the run directory.
+        """`path`, or its copy if it is outside of the run directory.
 
         Raises:
             TrackingError: it cannot be copied.
@@ -53,7 +53,7 @@ class LoggedFiles:
 
         def check(entry: Path) -> None:
             if entry.is_dir() and entry.resolve().is_relative_to(run):
-                raise TrackingError(f"{entry}: lies in the directory of this run")
+                raise TrackingError(f"{entry}: is in the directory of this run")
 
         try:
             if path.is_dir():
@@ -69,7 +69,7 @@ class LoggedFiles:
         return target
 
     def relative(self, path: Any) -> Any:
-        """A path as the journal has it; what is none stays, to be refused."""
+        """A path as the journal has it; any other value is returned unchanged and refused later."""
         if not isinstance(path, str | os.PathLike):
             return path
         return Path(os.path.relpath(Path(path).absolute(), self._directory.path)).as_posix()

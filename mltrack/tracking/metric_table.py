@@ -13,14 +13,14 @@ from mltrack.tracking.statistics import MetricSeries, MetricStatistics
 from mltrack.tracking.values import checked_name
 
 TIMING_WORDS = ("seconds", "per_second", "_ms", "_bytes", "system/", "stall", "utilization")
-"""A metric whose name holds one of these depends on the machine's speed and is never compared after a resume."""
+"""A metric whose name contains one of these depends on the machine's speed and is never compared after a resume."""
 
 
 class MetricTable:
-    """One series a metric, made when it is first logged.
+    """One series per metric, made when it is first logged.
 
     Args:
-        directions: {metric name: "min" or "max"} where the name does not tell.
+        directions: {metric name: "min" or "max"} if the name does not say.
         timing: names of further metrics that depend on speed.
     """
 
@@ -29,15 +29,15 @@ class MetricTable:
         self._directions, self._timing = dict(directions), frozenset(timing)
 
     def series(self, name: str) -> MetricSeries:
-        """Of one metric.
+        """The series of a metric.
 
         Raises:
-            TrackingError: the name is no text.
+            TrackingError: the name is not text.
         """
         return self.by_name.get(name) or self._new(name)
 
     def statistics(self, name: str) -> MetricStatistics:
-        """Of one metric; `epoch/` may be left out.
+        """The statistics of a metric; `epoch/` may be left out.
 
         Raises:
             TrackingError: no such metric was logged.

@@ -1,6 +1,6 @@
-"""What a resumed run has recorded already: it is compared, not recorded again.
+"""The values that a resumed run had already recorded: they are compared, not recorded again.
 
-Invariant: of a step that is computed again the first value stands.
+Invariant: if a step is computed again, its first value is kept.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ from mltrack.tracking.export import entries_of
 from mltrack.tracking.statistics import MetricSeries
 
 RARE = 1000
-"""A metric with no more points than this is kept whole in memory after a resume."""
+"""A metric with at most this many points is kept whole in memory after a resume."""
 SUPERSEDED_TAG = "mltrack.superseded_steps"
-"""Tag of a run that finished after fewer steps than an earlier trainer of it had recorded: MLflow keeps those points,
-which are not this training's.
+"""Tag of a run that finished after fewer steps than an earlier trainer had recorded: MLflow keeps those points, which
+are not this training's.
 """
 Points = list[tuple[MetricSeries, float]]
 
 
 class Recorded:
-    """The values from a checkpoint on, and every rare metric; empty where nothing was resumed."""
+    """The values from a checkpoint on, and every rare metric; empty if nothing was resumed."""
 
     def __init__(self) -> None:
         self.values: dict[tuple[str, int], float] = {}
-        """By metric and step; each is taken out when it is computed again."""
+        """By metric and step; each is removed when it is computed again."""
         self._newest_step = 0
         """The last step since the resume."""
         self._drifted: set[str] = set()
 
     @classmethod
     def behind(cls, journal: Path, series: Mapping[str, MetricSeries], step: int, epoch: int) -> Recorded:
-        """What the journal holds behind a checkpoint of so many steps and finished epochs."""
+        """The journal's values after a checkpoint of this many steps and finished epochs."""
         found = cls()
         found._newest_step = step
         for record in JournalReader(journal).read_new():
@@ -45,7 +45,7 @@ class Recorded:
         return found
 
     def leave_out(self, step: int, points: Points) -> tuple[Points, dict[str, tuple[float, float]]]:
-        """(the points that are new, {name: (first, later)} of deterministic values that came out otherwise)."""
+        """(the new points, {name: (first, later)} of deterministic values that differed)."""
         self._newest_step = max(self._newest_step, step)
         new: Points = []
         differing: dict[str, tuple[float, float]] = {}
@@ -59,9 +59,7 @@ class Recorded:
         return new, differing
 
     def tags(self, *, finished: bool) -> dict[str, str]:
-        """What MLflow is told at the end: metrics that came out otherwise, and steps that a finished training never
-        took.
-        """
+        """Tags for the end: metrics that differed, and steps that a finished training never took."""
         superseded = [
             step for name, step in self.values if step > self._newest_step and not name.startswith(records.EPOCH_PREFIX)
         ]

@@ -1,4 +1,4 @@
-"""The MLflow run that is meant in this process, and this process as its trainer."""
+"""The MLflow run of this process, and this process as its trainer."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def run_here(run_id: str | None, tracking_uri: str | None, experiment_name: str 
         experiment_name=experiment_name,
         tracking_uri=default_tracking_uri(tracking_uri),
         created_ms=records.now_ms(),
-        owns_status=active is None or active.run_id != run_id,  # an active run is ended by whoever started it
+        owns_status=active is None or active.run_id != run_id,  # an active run is ended by the code that started it
         mltrack_version=mltrack.__version__,
     )
 
 
 def name_trainer(info: RunInfo) -> None:
-    """Enter this process as the trainer."""
+    """Record this process as the trainer."""
     here = Machine.here()
     info.trainer_pid, info.trainer_started = os.getpid(), _process_started(os.getpid())
     info.trainer_host, info.trainer_boot_id, info.trainer_pid_namespace = here.host, here.boot_id, here.pid_namespace
 
 
 def _process_started(pid: int) -> float:
-    """When a process was started, seconds since 1970; 0 where it is gone."""
+    """When a process was started, seconds since 1970; 0 if it is gone."""
     import psutil
 
     try:

@@ -1,6 +1,6 @@
 """Statistics of one metric in constant memory.
 
-Invariant: right for any number of values (Welford's update); a NaN or an infinity is counted, never averaged in, never
+Invariant: accurate for any number of values (Welford's update); a NaN or an infinity is counted, but never averaged or
 best."""
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ class MetricEntry:
     step: int
     """Optimizer steps so far, or epochs finished for a name under `epoch/`."""
     epoch: int | None
-    """0-based; None where the caller did not say."""
+    """0-based; None if the caller gave none."""
     time_ms: int
-    """Milliseconds since 1970, when it was recorded."""
+    """When it was recorded, milliseconds since 1970."""
 
     def shown(self) -> dict[str, Any]:
-        """As a summary shows it."""
+        """The form in a summary."""
         return {"value": self.value, "step": self.step, "epoch": self.epoch}
 
 
 @dataclass(frozen=True, slots=True)
 class MetricStatistics:
-    """What a metric was so far; `mean`, `std`, `min` and `max` are over the finite values, NaN where there is none."""
+    """A metric so far; `mean`, `std`, `min` and `max` are over the finite values, NaN if there are none."""
 
     mean: float
     std: float
@@ -40,7 +40,7 @@ class MetricStatistics:
     min: float
     max: float
     count: int
-    """Values logged, the non-finite ones included."""
+    """Values logged, including non-finite ones."""
     last: float
     non_finite: int = 0
 
@@ -49,13 +49,13 @@ class MetricStatistics:
 
 
 class MetricSeries:
-    """All that is kept in memory of one metric; takes its values one by one. Source of the update: B. P. Welford,
-    Technometrics 4(3), 1962.
+    """The state of one metric in memory, updated value by value. Source of the update: B. P. Welford, Technometrics
+    4(3), 1962.
 
     Args:
         name: as in MLflow, `epoch/` included.
-        timing: True where it depends on the machine's speed.
-        mode: min or max; None where no direction is known, and so no best.
+        timing: True if it depends on the machine's speed.
+        mode: min or max; None if no direction, and so no best, is known.
     """
 
     __slots__ = (
@@ -104,7 +104,7 @@ class MetricSeries:
 
     @property
     def best(self) -> MetricEntry | None:
-        """The best finite value, the earlier of two equals; None where there is none."""
+        """The best finite value, the earlier of two equals; None if there is none."""
         return {"min": self.at_min, "max": self.at_max, None: None}[self.mode]
 
     def snapshot(self) -> MetricStatistics:

@@ -1,7 +1,7 @@
-"""Metrics of one run: into the journal at once, from there to MLflow by the relay.
+"""Metrics of one run: written to the journal at once, and from there to MLflow by the relay.
 
-Invariant: a logging call is one write to local disk and constant work; it never touches the network. Of a step that is
-computed again after a resume the first value stands.
+Invariant: a logging call is one write to local disk and constant work; it never uses the network. If a step is computed
+again after a resume, its first value is kept.
 
     tracker = TrainingMetricsTracker(output_dir="logs")
     tracker.log_metrics({"train_loss": 0.44, "grad_norm": 1.2}, step=101, epoch=0)
@@ -63,28 +63,27 @@ class TrainingMetricsTracker:
     """Records metrics, keeps their statistics, exports them.
 
     Args:
-        output_dir: folder of the journal and of relative export paths. An earlier run in it is set aside as a run
-            directory of its own, `earlier-run-1`, `earlier-run-2`, ... in there, unless `resume` is True; what MLflow
-            has not of it yet is delivered from there.
-        experiment_name: noted in the summary and, where MLflow is behind it, in run.json.
-        auto_save_interval: the journal is forced to the disk every so many logging calls (and every few seconds
+        output_dir: folder of the journal and of relative export paths. Unless `resume` is True, an earlier run in it is
+            set aside as a run directory `earlier-run-1`, `earlier-run-2`, ... in there, from which its undelivered part
+            is delivered.
+        experiment_name: recorded in the summary and, with MLflow, in run.json.
+        auto_save_interval: the journal is forced to the disk after this many logging calls (and every few seconds
             anyway).
-        run_id: an MLflow run that gets everything, sent by a process of its own. Without it the run that is active in
-            this process, if mlflow is imported here already.
+        run_id: an MLflow run that gets everything, sent by a separate process. Default: the run that is active in this
+            process, if mlflow is already imported.
         tracking_uri: of that run; default: the active run's, else MLFLOW_TRACKING_URI, else the embedded database.
-        resume: continue the journal that lies in `output_dir`.
-        directions: {metric name: "min" or "max"} where the name does not tell.
+        resume: continue the journal in `output_dir`.
+        directions: {metric name: "min" or "max"} if the name does not say.
         timing: names of further metrics that depend on speed.
-        on_disk_full: "stop" raises where a record cannot be written, "continue" warns once and goes on without it.
-        presumed_failed: the run has FAILED unless `settle` or `end` is told otherwise. Without it `close` means
-            FINISHED, and of a process that ends without `close` the exit code tells.
-        run: the run as the caller knows it, whatever is active here; its delivery begins with `start_delivery`, or with
-            `mltrack sync`.
-        lock: of the journal in `output_dir`, where the caller holds it already.
+        on_disk_full: "stop" raises if a record cannot be written, "continue" warns once and goes on without it.
+        presumed_failed: the run has FAILED unless `settle` or `end` says otherwise. Without it `close` means FINISHED,
+            and a process that ends without `close` is judged by its exit code.
+        run: the caller's run, regardless of an active one; its delivery begins with `start_delivery` or `mltrack sync`.
+        lock: of the journal in `output_dir`, if the caller already holds it.
 
     Raises:
-        TrackingError: the folder cannot be written, or another process writes its journal, or delivers it and cannot be
-            ended from here.
+        TrackingError: the folder cannot be written, or another process is writing its journal, or is delivering it and
+            cannot be ended from here.
     """
 
     def __init__(
@@ -115,7 +114,7 @@ class TrainingMetricsTracker:
         self._recorded = Recorded()
         self._files = LoggedFiles(self.directory)
         self._kept = KeptCheckpoints()
-        """Of this tracker's own records: the first one is a whole set."""
+        """From this tracker's own records: the first one is a whole set."""
         if not resume and lock is None:
             set_aside(self.directory)
         for record in JournalReader(self.directory.journal).read_new():
@@ -146,8 +145,8 @@ class TrainingMetricsTracker:
         """Record several values of one step in one write.
 
         Raises:
-            TrackingError: a value is no single number, a name is no text, step or epoch is no whole number of 64 bits,
-                or the journal cannot be written.
+            TrackingError: a value is not a single number, a name is not text, step or epoch is not a whole number of
+                64 bits, or the journal cannot be written.
         """
         if type(step) is not int or not -LARGEST <= step <= LARGEST:
             step = whole_number("step", step)
@@ -191,7 +190,7 @@ class TrainingMetricsTracker:
         self.log_metrics(named, step=epoch + 1, epoch=epoch)
 
     def log_params(self, values: Mapping[str, Any]) -> None:
-        """Record parameters; MLflow keeps them as text, and never changes one."""
+        """Record parameters; MLflow keeps them as text and never changes one."""
         self._append(records.params(texts("param", values)))
 
     def set_tags(self, values: Mapping[str, Any]) -> None:
@@ -202,27 +201,26 @@ class TrainingMetricsTracker:
         """Record the data sets that the run reads: name, digest, source, context, profile of each.
 
         Raises:
-            TrackingError: one without name or digest, or a value that JSON cannot hold.
+            TrackingError: one has no name or digest, or a value that JSON cannot hold.
         """
         self._append(records.inputs(checked_mapping("data set", one) for one in checked_list("data set", datasets)))
 
     def log_artifact(self, path: str | Path, artifact_path: str = "") -> None:
-        """Have a file uploaded into a folder of the run's artifacts; a folder with all that is in it, under its own
-        name.
+        """Upload a file into a folder of the run's artifacts; a folder with all its content, under its own name.
 
-        Only what lies in the run directory is ever uploaded: what is elsewhere is copied to `artifacts/` in it, as it
-        is now. What cannot be copied of a folder, and the run directory where it lies in it, is named and left out.
+        Only files in the run directory are ever uploaded: others are copied to `artifacts/` in it, in their current
+        state. Parts of a folder that cannot be copied, and a run directory inside it, are logged and left out.
 
         Raises:
             TrackingError: there is no such file or folder, it cannot be read or is the run directory itself,
-                there is no room for a copy, or `artifact_path` is no relative path.
+                there is no room for a copy, or `artifact_path` is not a relative path.
         """
         source = self._files.existing(path)
         artifact_path = folder_name("artifact_path", artifact_path)
         self._append(records.artifact(self._files.relative(self._files.inside(source, artifact_path)), artifact_path))
 
     def log_checkpoints(self, kept: Sequence[Mapping[str, Any]], best_step: int | None) -> None:
-        """Record which checkpoints stay, and force everything so far to the disk."""
+        """Record the kept checkpoints, and force everything so far to the disk."""
         named = [checked_mapping("checkpoint", one) for one in checked_list("checkpoint", kept)]
         kept = [{**one, "path": self._files.relative(one.get("path"))} for one in named]
         checked(records.checkpoints(kept, best_step))
@@ -233,8 +231,8 @@ class TrainingMetricsTracker:
         self._journal.sync()
 
     def repeat_checkpoints(self) -> None:
-        """Record the whole set that stays where only changes of it were recorded since: whatever of those is damaged
-        later costs nothing then.
+        """Record the whole set of kept checkpoints if changes were recorded since the last one, so that later damage to
+        a change costs nothing.
         """
         if self._kept.num_changes:
             record = records.checkpoints(list(self._kept.kept.values()), self._kept.best_step)
@@ -242,7 +240,7 @@ class TrainingMetricsTracker:
             self._kept = self._kept.after(record)
 
     def log_model(self, **fields: Any) -> None:
-        """Record the model to be registered (see `mltrack.journal.records`). Raises DiskFullError as `settle` does."""
+        """Record the model to be registered (see `mltrack.journal.records`). Raises DiskFullError like `settle`."""
         if reserved := sorted({"type", "time_ms"} & fields.keys()):
             raise TrackingError(
                 f"log_model cannot take a field '{reserved[0]}', which every record has; use another name"
@@ -250,8 +248,8 @@ class TrainingMetricsTracker:
         self._ending.write(redacted(checked(records.model(**fields))), patient=True)
 
     def resume_from(self, step: int, epoch: int) -> None:
-        """From now on what is recorded already is compared, not recorded again: all from this checkpoint on, and every
-        rare metric.
+        """From now on compare values that are already recorded instead of recording them again: all after this
+        checkpoint, and every rare metric.
 
         Args:
             step: optimizer steps in the checkpoint.
@@ -274,13 +272,13 @@ class TrainingMetricsTracker:
         return {"experiment_name": self.experiment_name, **self._metrics.summary()}
 
     def export_to_json(self, path: str | Path = "metrics.json") -> Path:
-        """Summary and every point; a relative path is under `output_dir`. Returns where it was written."""
+        """Write the summary and every point; a relative path is under `output_dir`. Returns the path."""
         target = self.directory.path / path
         write_json_export(self.directory.journal, self.get_summary(), target)
         return target
 
     def export_to_csv(self, path: str | Path = "metrics.csv") -> Path:
-        """One line per point; a relative path is under `output_dir`. Returns where it was written."""
+        """Write one line per point; a relative path is under `output_dir`. Returns the path."""
         target = self.directory.path / path
         write_csv_export(self.directory.journal, target)
         return target
@@ -291,24 +289,24 @@ class TrainingMetricsTracker:
 
     @property
     def rejected(self) -> str | None:
-        """Why MLflow refuses the run itself, once that is known."""
+        """Why MLflow refuses the run itself, once known."""
         return None if self.delivery is None else self.delivery.rejected
 
     def settle(self, status: str, exit_code: int) -> None:
-        """Record how the run has turned out, while something still follows: that outcome holds, also where the process
-        dies in what follows. Raises DiskFullError where the disk has no room for it, whatever `on_disk_full` says."""
+        """Record the result of the run before its last parts; it counts even if the process dies during those. Raises
+        DiskFullError if the disk has no room for it, whatever `on_disk_full` says."""
         checked(records.outcome(status, exit_code))
         self._ending.settle(status, exit_code)
 
     def end(self, status: str | None = None, exit_code: int = 0) -> None:
         """Record the end of the run, FINISHED, FAILED or KILLED; default: as settled, else FINISHED. Only the first
-        call counts, and nothing that is logged after it is promised to arrive. In a process forked from the one that
-        made the tracker it does nothing.
+        call counts, and what is logged after it may not arrive. In a process forked from the one that made the tracker
+        it does nothing.
 
         Raises:
             DiskFullError: the disk has no room for it, whatever `on_disk_full` says; `close` and the exit of the
                 process try again.
-            TrackingError: another status, or an exit code that is no whole number.
+            TrackingError: the status is another one, or the exit code is not a whole number.
         """
         if status is not None:
             checked(records.end(status, exit_code))
@@ -322,15 +320,15 @@ class TrainingMetricsTracker:
     def close(
         self, *, exit_wait_s: float = LONGEST_EXIT_WAIT_S, on_progress: Callable[[dict[str, Any]], None] | None = None
     ) -> str:
-        """End the run if nobody did, let go of the journal, and wait for MLflow to have everything. Where an exception
-        is on its way (as in a `finally`) the run has FAILED, or was KILLED. In a process forked from the one that made
+        """End the run unless it has ended, release the journal, and wait for the delivery to MLflow. If an exception is
+        being handled (as in a `finally`), the run has FAILED or was KILLED. In a process forked from the one that made
         the tracker it does nothing.
 
         Returns:
-            "complete" or "pending"; "complete" too where there is no MLflow behind it.
+            "complete" or "pending"; "complete" too without MLflow.
 
         Raises:
-            DiskFullError: as `end`.
+            DiskFullError: like `end`.
         """
         if not self._ending.is_ours:
             return "pending"
@@ -353,13 +351,13 @@ class TrainingMetricsTracker:
         except DiskFullError as not_written:
             if error is None:
                 raise
-            log.error("%s", not_written)  # the error that ends the loop is the one to be seen
+            log.error("%s", not_written)  # the error that ends the loop is the one to show
 
     # -- inside
 
     def _close_at_exit(self) -> None:
-        """The process ends and nobody closed the tracker: where it is not known how the run ended, the process's exit
-        code tells.
+        """Close the tracker at the end of the process; if it is unknown how the run ended, leave that to the exit
+        code.
         """
         if not self._ending.is_ours:
             return
@@ -367,7 +365,7 @@ class TrainingMetricsTracker:
             if self._ending.is_known:
                 self.close()
             elif leave_exit_code(self.directory.exit_code_file):
-                if uncaught() is KeyboardInterrupt:  # of which Python dies, as of the signal, without an exit code
+                if uncaught() is KeyboardInterrupt:  # Python then dies by the signal, without an exit code
                     self.settle("KILLED", 130)
                 self._journal.close()
                 if self.delivery is not None:

@@ -1,7 +1,6 @@
-"""What a user's loop hands to the tracker, as what the journal can hold: numbers, whole numbers, text.
+"""Converts the values of a user's loop to what the journal can hold: numbers, whole numbers, text.
 
-Invariant: whatever is given, the answer is a plain Python value or a TrackingError that names the argument and the
-value."""
+Invariant: any value gives a plain Python value or a TrackingError that names the argument and the value."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from mltrack.journal import records, shown
 from mltrack.journal.shape import LARGEST
 
 _NO_NUMBER = (TypeError, ValueError, ArithmeticError, RuntimeError)
-"""What Python, numpy and torch raise where a number is asked for and none is there."""
+"""What Python, numpy and torch raise when a value is not a number."""
 
 
 def as_number(name: str, value: Any, error: type[MltrackError] = TrackingError) -> float:
@@ -57,12 +56,12 @@ def as_text(what: str, value: Any) -> str:
     """`str(value)`.
 
     Raises:
-        TrackingError: it has no text, such as a number of more digits than Python writes out; the message begins with
+        TrackingError: it cannot be converted, such as a number with too many digits for Python; the message begins with
             `what`.
     """
     try:
         return str(value)
-    except Exception as error:  # the value is the user's own, and so is what it raises
+    except Exception as error:  # a user's own class may raise anything
         raise TrackingError(
             f"{what} must be convertible to text, which {shown(value)} is not: {type(error).__name__}"
         ) from None
@@ -72,7 +71,7 @@ def texts(kind: str, values: Any) -> dict[str, str]:
     """{name: text} of params or tags.
 
     Raises:
-        TrackingError: no mapping, a name that is no text, a value that has none.
+        TrackingError: it is not a mapping, a name is not text, or a value cannot be converted.
     """
     return {
         checked_name(kind, name): as_text(f"{kind} '{name}'", value)
@@ -81,31 +80,31 @@ def texts(kind: str, values: Any) -> dict[str, str]:
 
 
 def checked_mapping(kind: str, values: Any) -> Mapping[str, Any]:
-    """`values`. Raises TrackingError where it is no mapping."""
+    """`values`. Raises TrackingError if it is not a mapping."""
     if not isinstance(values, Mapping):
         raise TrackingError(f"{kind}s must be a dictionary of names and values, not {shown(values)}")
     return values
 
 
 def checked_list(kind: str, values: Any) -> list[Any]:
-    """`values` as a list. Raises TrackingError where they are none."""
+    """`values` as a list. Raises TrackingError if they are not a list or similar."""
     if not isinstance(values, Iterable) or isinstance(values, str | bytes | Mapping):
         raise TrackingError(f"{kind}s must be a list, not {shown(values)}")
     return list(values)
 
 
 def checked_name(kind: str, name: Any, error: type[MltrackError] = TrackingError) -> str:
-    """`name`. Raises TrackingError, or `error`, where it is no text."""
+    """`name`. Raises TrackingError, or `error`, if it is not text."""
     if not isinstance(name, str):
         raise error(f"{kind} name must be text, not {shown(name)}")
     return name
 
 
 def folder_name(argument: str, path: Any) -> str:
-    """A relative path of a folder of artifacts as the stores take it: without `.` and empty parts, the root as "".
+    """A relative path of an artifact folder in the stores' form: without `.` and empty parts, the root as "".
 
     Raises:
-        TrackingError: it is no text, begins with `/`, or holds `..` or a null character.
+        TrackingError: it is not text, begins with `/`, or contains `..` or a null character.
     """
     if not isinstance(path, str) or path.startswith("/") or ".." in path.split("/") or "\0" in path:
         raise TrackingError(f"{argument} must be a relative path without '..', not {shown(path)}")
@@ -116,8 +115,8 @@ def checked(record: records.Record) -> records.Record:
     """A record that can be written and read back: scalars of numpy and torch as Python's, paths as text.
 
     Raises:
-        TrackingError: a value that JSON cannot hold, or not of the kind that the readers of such a record count on; the
-            message says where it stands.
+        TrackingError: JSON cannot hold a value, or it is not of the type that readers of the record rely on; the
+            message says where it is.
     """
     try:
         held: records.Record = _as_json(record, record["type"])
@@ -146,7 +145,7 @@ def _as_json(value: Any, where: str) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The Python number in a scalar of numpy or torch. Raises TypeError for what is no number."""
+    """The Python number in a scalar of numpy or torch. Raises TypeError if it is not a number."""
     held = value.item() if hasattr(value, "item") else value
     if held is None or isinstance(held, str | bytes | bool):
         raise TypeError
