@@ -142,7 +142,7 @@ def test_what_is_missing_is_one_line(
     [
         (
             lambda tokenizer, request: None,
-            "datasets must return (training set, evaluation set); it returned a NoneType",
+            "datasets must return (training set, evaluation set), not NoneType",
         ),
         (lambda tokenizer, request: (1, 2), "data set int has no task"),
     ],

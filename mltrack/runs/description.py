@@ -1,6 +1,6 @@
-"""What a run is in MLflow: the run itself, its params and its data sets.
+"""The description of a run in MLflow: the run itself, its params and its data sets.
 
-Invariant: nothing here asks MLflow; the relay makes the run when the server answers.
+Invariant: nothing here contacts MLflow; the relay creates the run when the server answers.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from mltrack.runs.provenance import git_facts, is_taken
 from mltrack.store import StoreRejected, active_run, database_file, default_tracking_uri
 
 MANY_LONG = 0.2
-"""Share of records longer than `max_length` from which the user is warned."""
+"""The user is warned if a larger share of records is longer than `max_length`."""
 
 
 def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notice: Callable[[str], None]) -> RunInfo:
     """The MLflow run of a training: the one that `mlflow run` made or that is active here, the resumed one, or a new
-    one, which the relay makes.
+    one, which the relay creates.
 
-    A run that is active here, or that MLFLOW_RUN_ID names, is that of one training: a further one becomes its child.
+    A run that is active here, or that MLFLOW_RUN_ID names, is used by one training: a further one becomes its child.
 
     Args:
         request: with the task's defaults.
         resumed: the run directory that is continued or forked.
-        notice: takes a line for the user.
+        notice: called with a line for the user.
 
     Raises:
-        StoreRejected: MLFLOW_RUN_ID names a run, and the database that should hold it is not there.
+        StoreRejected: MLFLOW_RUN_ID names a run, but the database that should hold it does not exist.
     """
     if resumed is not None and not request.fork:
         info = _found_again(resumed, request.tracking_uri, notice)
@@ -54,8 +54,8 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
         and default_tracking_uri(request.tracking_uri) != active.tracking_uri
     ):
         notice(
-            f"run {active.run_id} that is active here is in {without_secrets(active.tracking_uri)}, and tracking_uri is"
-            " another: this training gets a run of its own"
+            f"run {active.run_id} that is active here is in {without_secrets(active.tracking_uri)}, but tracking_uri is"
+            " different: this training gets a run of its own"
         )
         active = None
     given = os.environ.get("MLFLOW_RUN_ID") or (active.run_id if active is not None else None)
@@ -82,7 +82,7 @@ def describe_run(request: TrainModelRequest, resumed: RunDirectory | None, notic
             active.experiment_id if active is not None else os.environ.get("MLFLOW_EXPERIMENT_ID"),
         )
         info.tags |= {**git_facts(), "mlflow.parentRunId": given}
-        notice(f"MLflow run {given} is that of an earlier training; this one is recorded as its child run")
+        notice(f"MLflow run {given} belongs to an earlier training; this one is recorded as its child run")
     else:
         if (
             not request.offline and (file := database_file(info.tracking_uri)) is not None and not file.exists()
@@ -101,13 +101,13 @@ def _address(request: TrainModelRequest, active_uri: str | None) -> str:
     try:
         return default_tracking_uri(request.tracking_uri or active_uri)
     except StoreRejected:
-        if request.offline:  # where it will be is said by `mltrack sync`
+        if request.offline:  # `mltrack sync` will name the address
             return ""
         raise
 
 
 def _found_again(resumed: RunDirectory, given_uri: str | None, notice: Callable[[str], None]) -> RunInfo:
-    """What run.json says of the resumed run, with the place where it is kept now."""
+    """The resumed run as in run.json, with its current tracking URI."""
     info, uri = resumed.read_run(), tracking_uri_of(resumed, given_uri)
     if given_uri is None and not is_same(uri, info.tracking_uri):
         notice(f"{info.address} was moved; its database is {without_secrets(uri)} now")
@@ -116,7 +116,7 @@ def _found_again(resumed: RunDirectory, given_uri: str | None, notice: Callable[
 
 
 def params_of(request: TrainModelRequest) -> dict[str, str]:
-    """The effective options that decide a result, each in the form that the user typed it."""
+    """The effective options that decide a result, each as the user typed it."""
     options = options_of(request.task)
     return {
         options[name].param: request.as_typed.get(name, _written(value))
@@ -130,8 +130,8 @@ def inputs_of(
 ) -> list[Mapping[str, Any]]:
     """Both splits as data set inputs of the run.
 
-    MLflow keeps one data set for all runs of an experiment that name the same digest: so nothing of it depends on a
-    model or a tokenizer."""
+    MLflow keeps one data set for all runs of an experiment with the same digest, so nothing in it depends on a model or
+    a tokenizer."""
     return [
         _described(train_dataset, request.dataset_path, "training", "train"),
         _described(eval_dataset, request.validation_path or request.dataset_path, "evaluation", "eval"),
@@ -145,7 +145,7 @@ def _described(dataset: CodeDataset, path: str, context: str, split: str) -> Map
     if dataset.record_counts:
         profile["classes"] = dataset.record_counts
     source: str | dict[str, str] = path
-    if path == STDLIB:  # another interpreter has another library, and another Bandit other opinions
+    if path == STDLIB:  # it depends on the versions of the interpreter and of Bandit
         source = {"uri": STDLIB, "python": platform.python_version(), **dataset.task.builtin_facts()}
     return {
         "name": f"{Path(path).name}-{split}",
@@ -188,7 +188,7 @@ def _split_summary(dataset: CodeDataset) -> dict[str, Any]:
 
 
 def long_text_warnings(train_dataset: CodeDataset, eval_dataset: CodeDataset) -> list[str]:
-    """A line for the user for each split of which `max_length` has cut or dropped more than `MANY_LONG`."""
+    """A line for each split of which `max_length` has cut or dropped more than `MANY_LONG`."""
     lines = []
     for name, dataset in (("training", train_dataset), ("evaluation", eval_dataset)):
         if dataset.truncated_share > MANY_LONG:

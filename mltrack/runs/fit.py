@@ -1,7 +1,7 @@
-"""The third stage of a training: the loop, then the model and its registration, then everything that describes it.
+"""The third stage of a training: the loop, then the model and its registration, then the reports on it.
 
-Invariant: once `_register` has returned the training has succeeded, whatever becomes of the process, the disk or the
-memory afterwards; each report, picture and export behind it fails alone and leaves a line in the response's `warnings`.
+Invariant: once `_register` has returned the training has succeeded, whatever happens to the process, the disk or the
+memory afterwards; each later report, figure or export fails alone and leaves a line in the response's `warnings`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def fit(run: OpenRun) -> None:
 
     Raises:
         TrainingError, CheckpointError, TrackingError: the training has failed.
-        Interrupted: a signal has asked for the end; a checkpoint is written.
+        Interrupted: a signal requested a stop; a checkpoint is written.
     """
     run.tracked.frontend.begin("train")
     run.trainer.train()
@@ -39,7 +39,7 @@ def _save_best(run: OpenRun) -> CheckpointMetadata:
     """Put the best weights into the model, and the model into the run directory.
 
     Returns:
-        The checkpoint that they are of.
+        The checkpoint of those weights.
 
     Raises:
         TrainingError: no complete checkpoint is left.
@@ -51,9 +51,9 @@ def _save_best(run: OpenRun) -> CheckpointMetadata:
         raise TrainingError(f"{checkpoints.checkpoint_dir}: no complete checkpoint is left")
     info: CheckpointMetadata = best["metadata"]
     best_step = trainer.state.best_step
-    if best_step is not None and info.step != best_step:  # it could not be written, or was damaged since
+    if best_step is not None and info.step != best_step:  # it was not written, or was damaged later
         tracked.frontend.notice(
-            f"model: the weights are those of step {info.step}, the best checkpoint there is; the best evaluation was"
+            f"model: the weights are those of step {info.step}, the best available checkpoint; the best evaluation was"
             f" at step {best_step}"
         )
     load_model(trainer.model, best["model_state_dict"])
@@ -62,10 +62,10 @@ def _save_best(run: OpenRun) -> CheckpointMetadata:
 
 
 def _register(run: OpenRun, info: CheckpointMetadata) -> None:
-    """Record the model to be registered, where it is wanted, and that the training has finished."""
+    """Record the model to be registered, if requested, and that the training has finished."""
     prepared, tracker, response = run.prepared, run.tracked.tracker, run.tracked.response
     request, train_dataset, eval_dataset = prepared.request, prepared.train_dataset, prepared.eval_dataset
-    if tracker.lost_records:  # of a disk that was full; what stays may have been among them
+    if tracker.lost_records:  # the disk was full; the kept checkpoints may have been in a lost record
         run.checkpoints.settle()
     tracker.repeat_checkpoints()
     name = request.registry_name
@@ -97,10 +97,7 @@ def _register(run: OpenRun, info: CheckpointMetadata) -> None:
 
 
 def _describe(run: OpenRun, info: CheckpointMetadata) -> None:
-    """Write reports, pictures, samples and exports, as far as they can be written.
-
-    A signal leaves out the rest of the reports.
-    """
+    """Write reports, figures, samples and exports, as far as possible; a signal leaves out the remaining reports."""
     tracker, warnings = run.tracked.tracker, run.tracked.response.warnings
     check_stop = run.tracked.frontend.check_stop
     parts = outcome_parts(run.trainer, run.tracked.directory.path, step=info.step, check=lambda *_: check_stop())

@@ -1,4 +1,4 @@
-"""What a training tells whoever started it and asks of it, and the nine steps by name."""
+"""The callbacks between a training and its caller, and the nine steps by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STEPS = (
 MakeDatasets = Callable[[Any, TrainModelRequest], tuple[TrainingDataset, TrainingDataset]]
 """(the model's tokenizer or None, the request) -> the data sets to train and to evaluate on."""
 _LAST_THAT_IS_CHECKED = "build_trainer"
-"""From then on the loop, the reports and the wait for MLflow ask for a signal themselves."""
+"""After it, the loop, the reports and the wait for MLflow check for a signal themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Frontend:
         """Log one of the nine steps.
 
         Raises:
-            Interrupted: a signal has asked for the end.
+            Interrupted: a signal requested a stop.
         """
         number = STEPS.index(step)
         log.info("step %d of %d: %s", number + 1, len(STEPS), step.replace("_", " "))
@@ -58,15 +58,15 @@ class Frontend:
             self.check_stop()
 
     def check_stop(self) -> None:
-        """Raise Interrupted where a signal has asked for the end."""
+        """Raise Interrupted if a signal requested a stop."""
         if (signal_number := self.stop_requested()) is not None:
             raise Interrupted(signal_number)
 
     def report(self, what: str, done: int, total: int) -> None:
-        """Progress of something long before the training.
+        """Report the progress of a long operation before the training.
 
         Raises:
-            Interrupted: a signal has asked for the end.
+            Interrupted: a signal requested a stop.
         """
         self.check_stop()
         if self.progress is not None:

@@ -1,4 +1,4 @@
-"""The second stage of a training: its run is open, and the trainer stands where it goes on."""
+"""The second stage of a training: opens its run and puts the trainer at its starting position."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class OpenRun:
 
 
 def open_run(tracked: TrackedRun) -> OpenRun:
-    """Steps 4 to 6: what is known is logged, checkpoints and trainer are there, the relay runs.
+    """Steps 4 to 6: log what is known, make checkpoints and trainer, start the relay.
 
     Raises:
-        ConfigurationError: a fork would train nothing, or an option that does not fit model or data.
-        Interrupted: a signal has asked for the end.
+        ConfigurationError: a fork would train nothing, or an option does not fit the model or the data.
+        Interrupted: a signal requested a stop.
     """
     prepared, tracker, request = tracked.prepared, tracked.tracker, tracked.prepared.request
     if tracked.restarted:
@@ -177,7 +177,7 @@ def _tell_results(trainer: AdvancedTrainer, response: TrainModelResponse) -> Non
 
 
 def _go_on_from(resumed: Resumed, run: OpenRun) -> None:
-    """Let the trainer go on from the resumed run's checkpoint, and say how.
+    """Make the trainer continue from the resumed run's checkpoint, and report how.
 
     Raises:
         ConfigurationError: a fork would train nothing.
@@ -210,7 +210,7 @@ def _go_on_from(resumed: Resumed, run: OpenRun) -> None:
 
 
 def _what_ends(run: OpenRun) -> str:
-    """The option that says how long the run is."""
+    """The option that limits the run's length."""
     if run.prepared.request.max_steps is None:
         return "epochs or max_steps"
     return "epochs and max_steps" if run.trainer.plan.as_in_0_1 else "max_steps"

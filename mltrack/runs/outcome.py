@@ -1,7 +1,7 @@
-"""The files that a finished training leaves beside its model: learning curves, lengths of the records, and what its
-task reports.
+"""The files that a finished training leaves beside its model: learning curves, lengths of the records, and its task's
+report.
 
-Invariant: they describe the model that is kept (the best), on the evaluation set of the run.
+Invariant: they describe the model that is kept (the best), on the run's evaluation set.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from mltrack.training import AdvancedTrainer
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished training, as its task's report looks at it; see `mltrack.tasks.contract.Trained`."""
+    """A finished training, as its task's report sees it; see `mltrack.tasks.contract.Trained`."""
 
     trainer: AdvancedTrainer
     """Its model holds the weights that are kept."""
     dataset: CodeDataset
     folder: Path
     step: int
-    """Optimizer steps behind those weights."""
+    """Optimizer steps of those weights."""
     check: Callable[..., None]
 
     @property
@@ -44,15 +44,15 @@ class Outcome:
         return self.trainer.evaluated(self.dataset, self.check)[1]
 
     def evaluator(self) -> Any:
-        """The task's evaluator, which has seen the whole evaluation set; made once."""
+        """The task's evaluator after the whole evaluation set; made once."""
         return self._evaluator
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Flash attention computes in nothing else; a CPU is slower so."""
+        """Autocast on a GPU, which flash attention needs; none on a CPU, where it is slower."""
         return self.trainer.precision.autocast() if self.trainer.device.type == "cuda" else nullcontext()
 
     def check_stop(self) -> None:
-        """Raises Interrupted once a stop was asked for."""
+        """Raise Interrupted if a stop was requested."""
         self.check()
 
     def log_metrics(self, metrics: Mapping[str, float]) -> None:
@@ -60,19 +60,18 @@ class Outcome:
         self.trainer.tracker.log_metrics(metrics, step=self.step)
 
     def show_table(self, path: Path) -> None:
-        """Let MLflow's UI show and compare between runs a table that is logged to `evaluation/`."""
+        """Show a table that is logged to `evaluation/` in MLflow's UI, which can compare it between runs."""
         tables = [{"path": f"evaluation/{path.name}", "type": "table"}]
         self.trainer.tracker.set_tags({"mlflow.loggedArtifacts": json.dumps(tables)})
 
 
 def outcome_parts(trainer: AdvancedTrainer, folder: Path, *, step: int, check: Callable[..., None]) -> list[Part]:
-    """What describes a trained model, each with a function that writes its files into `folder` and logs what they
-    measured.
+    """The parts of the report, each with a function that writes its files into `folder` and logs its figures.
 
     Args:
         trainer: its model holds the weights that are kept.
-        step: optimizer steps behind those weights.
-        check: raises Interrupted once a stop was asked for.
+        step: optimizer steps of those weights.
+        check: raises Interrupted if a stop was requested.
     """
     dataset, max_length = trainer.eval_dataset, trainer.train_dataset.max_length
     curves, lengths = folder / "learning_curves.png", folder / "token_lengths.png"

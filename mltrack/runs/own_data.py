@@ -1,4 +1,4 @@
-"""A training on data sets that the caller has made, instead of on records that a request names."""
+"""A training on the caller's own data sets instead of the records that a request names."""
 
 from __future__ import annotations
 
@@ -17,14 +17,12 @@ def made_datasets(
     """Both data sets; a scratch model gets the tokenizer of the training set.
 
     Raises:
-        ConfigurationError: there are not two, something of `TrainingDataset` is missing, or they are not for the task
-            or the tokenizer of the request.
+        ConfigurationError: there are not two, a part of `TrainingDataset` is missing, or they are for another task or
+            tokenizer than the request's.
     """
     made = make(source.tokenizer, request)
     if not isinstance(made, tuple) or len(made) != 2:
-        raise ConfigurationError(
-            f"datasets must return (training set, evaluation set); it returned a {type(made).__name__}"
-        )
+        raise ConfigurationError(f"datasets must return (training set, evaluation set), not {type(made).__name__}")
     train, evaluation = completed(made[0]), completed(made[1])
     for dataset in (train, evaluation):
         if dataset.task != request.task:

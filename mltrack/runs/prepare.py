@@ -1,6 +1,6 @@
 """The first stage of a training: a request becomes data, a model and a checkpoint.
 
-Invariant: nothing is made or changed outside of this process, except that the run directory that is resumed is locked.
+Invariant: nothing outside of this process is created or changed, except that a resumed run directory is locked.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class Resumed:
 
     directory: RunDirectory
     lock: JournalLock | None
-    """None for a fork, which leaves the directory as it is."""
+    """None for a fork, which does not change the directory."""
     checkpoint: Mapping[str, Any]
     damaged: Sequence[Path]
-    """Its checkpoints that are not to be kept."""
+    """Its damaged checkpoints, which are not kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """All that a training needs before its run is opened."""
+    """Everything that a training needs before its run is opened."""
 
     request: TrainModelRequest
     """With the options of the resumed run and the task's defaults."""
@@ -57,7 +57,7 @@ class Prepared:
     source: ModelSource
     model: Any
     records: RequestedRecords | None
-    """None where the caller has made the data sets."""
+    """None if the caller made the data sets."""
     train_dataset: CodeDataset
     eval_dataset: CodeDataset
     data_check: DataReport | None
@@ -67,7 +67,7 @@ class Prepared:
 
     @property
     def origin_tags(self) -> dict[str, str]:
-        """What exactly the model's name meant, as tags of run and version."""
+        """What the model's name referred to, as tags of run and version."""
         return {f"mltrack.{name}": value for name, value in self.source.origin.items()}
 
     @property
@@ -80,8 +80,8 @@ def prepare(request: TrainModelRequest, frontend: Frontend) -> Prepared:
     """Steps 1 to 3. A signal interrupts them at any point.
 
     Raises:
-        ConfigurationError, DatasetError, TrackingError, CheckpointError: what was asked for cannot be had.
-        Interrupted, KeyboardInterrupt: a signal has asked for the end.
+        ConfigurationError, DatasetError, TrackingError, CheckpointError: the request cannot be met.
+        Interrupted, KeyboardInterrupt: a signal requested a stop.
     """
     with frontend.at_once(), ExitStack() as held:
         frontend.begin("validate_request")
@@ -139,7 +139,7 @@ def prepare(request: TrainModelRequest, frontend: Frontend) -> Prepared:
 def _validated(
     request: TrainModelRequest, frontend: Frontend, held: ExitStack
 ) -> tuple[TrainModelRequest, RunDirectory | None, JournalLock | None]:
-    """The whole request, the run directory that is resumed, and its lock, which is released where `held` is closed."""
+    """The whole request, the resumed run directory, and its lock, which is released when `held` is closed."""
     _refuse_problems(request)
     request = request.redacted()
     directory, lock = find_resumed(request, frontend.notice) or (None, None)
@@ -180,7 +180,7 @@ def _refuse_problems(request: TrainModelRequest) -> None:
 def _model_source(
     request: TrainModelRequest, resumed: RunDirectory | None, frontend: Frontend
 ) -> tuple[ModelSource, registry.Parent | None]:
-    """The tokenizer and what is known of the model; its weights follow once the data has told the classes."""
+    """The model's source and tokenizer; its weights follow once the data gives the classes."""
     uri = request.tracking_uri if resumed is None else tracking_uri_of(resumed, request.tracking_uri)
     parent = registry.find_parent(request.model_name, uri, None if resumed is None else resumed.path / "config.json")
     source = resolve_model(
@@ -191,7 +191,7 @@ def _model_source(
         as_trained=reads_as_tokens(resumed, frontend.notice),
         registry_resolver=None if parent is None else lambda _: parent.folder,
     )
-    if frontend.datasets is None:  # else the caller's data sets say their own
+    if frontend.datasets is None:  # else the caller's data sets have their own
         source.check_max_length(request.max_length)
     return source, parent
 
@@ -199,7 +199,7 @@ def _model_source(
 def _datasets(
     request: TrainModelRequest, source: ModelSource, resumed: RunDirectory | None, frontend: Frontend
 ) -> tuple[RequestedRecords, CodeDataset, CodeDataset]:
-    """The records, and both sides as token ids; a scratch model's tokenizer is trained on the training side."""
+    """The records, and both splits as token ids; a scratch model's tokenizer is trained on the training split."""
     found = requested_records(
         request,
         tokenizer=source.tokenizer,

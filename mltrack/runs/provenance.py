@@ -1,4 +1,4 @@
-"""Where a run comes from: the code's commit, and the earlier run that it continues."""
+"""The provenance of a run: the code's commit, and the earlier run that it continues."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from mltrack.relay import Life, TrainedElsewhere, has_ended, refuse_trained_else
 from mltrack.runs.remote_run import UnknownRunError, fetch_run, fetch_started_run, set_aside_if_outdated
 
 _NAMED = ("model_name", "model_revision", "dataset_path", "validation_path")
-"""Inherited options that are said before they are used."""
+"""Inherited options that are reported before they are used."""
 
 _TRAINED_HERE: set[str] = set()
-"""MLflow runs that a training of this process has recorded into."""
+"""MLflow runs that a training of this process has used."""
 
 
 def git_facts() -> dict[str, str]:
-    """MLflow's own tags for the program, the user and the commit of the working directory, where it is one."""
+    """MLflow's own tags for the program, the user and the working directory's commit, if it has one."""
     tags = {
         "mlflow.source.name": Path(sys.argv[0]).name or "python",
         "mlflow.source.type": "LOCAL",
@@ -54,15 +54,15 @@ def git_facts() -> dict[str, str]:
 
 
 def is_taken(run_id: str, output_dir: str) -> bool:
-    """True where the run is that of an earlier training: of this process, or, where `mlflow.start_run` has opened it
-    again, of another one.
+    """True if the run belongs to an earlier training: of this process, or of another one if `mlflow.start_run` has
+    reopened it.
     """
     reopened = "MLFLOW_RUN_ID" not in os.environ and RunDirectory(Path(output_dir).absolute() / run_id).journal.exists()
     return run_id in _TRAINED_HERE or reopened
 
 
 def take(run_id: str | None) -> None:
-    """Note that a training of this process records into the run."""
+    """Note that a training of this process uses the run."""
     if run_id is not None:
         _TRAINED_HERE.add(run_id)
 
@@ -72,17 +72,16 @@ class TakenOver(NamedTuple):
 
     directory: RunDirectory
     lock: JournalLock | None
-    """None for a fork, which leaves it as it is."""
+    """None for a fork, which does not change it."""
 
 
 def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lambda line: None) -> TakenOver | None:
-    """The run directory that the request continues, or None; one that is not here, or is outdated, is made from what
-    MLflow holds.
+    """The run directory that the request continues, or None; if it is missing or outdated, it is rebuilt from MLflow.
 
-    A directory that is continued is locked before anything else is asked of it.
+    A directory that is continued is locked before anything else.
 
     Raises:
-        ConfigurationError: the run that was named is not there, or is being trained.
+        ConfigurationError: the named run does not exist, or is being trained.
         TrackingError: MLflow cannot be reached, and the run is not here.
     """
     wanted = request.resume
@@ -123,7 +122,7 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
         return _taken_over(found, request, notice)
     try:
         if request.offline:
-            raise UnknownRunError("with offline=true MLflow is not asked")
+            raise UnknownRunError("offline=true does not look it up in MLflow")
         return _taken_over(
             fetch_run(wanted, request.tracking_uri, request.output_dir, fork=request.fork, notice=notice),
             request,
@@ -136,7 +135,7 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
 
 
 def _taken_over(found: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None]) -> TakenOver:
-    """`found`, locked; or what MLflow holds of that run where it went on elsewhere since."""
+    """`found`, locked; or the run as MLflow holds it if it was resumed elsewhere since."""
     found.refuse_foreign()
     if request.fork:
         return TakenOver(found, None)
@@ -160,12 +159,12 @@ def take_over(
     """The lock of a run directory whose trainer has ended.
 
     Args:
-        directory: made where it does not exist.
-        force: go on although run.json names a process and no host.
-        notice: takes a line for the user while a trainer of another machine is watched.
+        directory: created if it does not exist.
+        force: continue although run.json names a process but no host.
+        notice: called with a line for the user while a trainer on another machine is watched.
 
     Raises:
-        ConfigurationError: its trainer is alive, or nobody can tell.
+        ConfigurationError: its trainer is alive, or that cannot be known.
     """
     name, recorded = directory.path.name, directory.run_file.exists()
     try:
@@ -184,7 +183,7 @@ def take_over(
 def _refuse_living(directory: RunDirectory, force: bool, notice: Callable[[str], None]) -> None:
     name, trainer = directory.path.name, trainer_of(directory)
     if trainer.life() is Life.ALIVE:
-        if trainer.pid == os.getpid():  # looked up here: of another container the same id says nothing
+        if trainer.pid == os.getpid():  # only here: the same id in another container is another process
             return
         raise _being_trained(name, trainer.place)
     try:
@@ -198,15 +197,14 @@ def _refuse_living(directory: RunDirectory, force: bool, notice: Callable[[str],
         )
 
 
-def _being_trained(name: str, who: str) -> ConfigurationError:
-    return ConfigurationError(f"cannot resume {name}: {who} is training it; wait until it has ended, or use --fork")
+def _being_trained(name: str, trainer: str) -> ConfigurationError:
+    return ConfigurationError(f"cannot resume {name}: {trainer} is training it; wait until it has ended, or use --fork")
 
 
 def undelivered(output_dir: Path | str) -> list[RunDirectory]:
     """Runs of dead trainers in this folder whose delivery is not complete.
 
-    Those that are offline on purpose are not among them, nor those of which a delivery has found that the run went on
-    elsewhere or is deleted."""
+    Not those that are offline on purpose, or that a delivery found resumed elsewhere or deleted."""
     unsettled = [
         RunDirectory(Path(output_dir).absolute() / run.name) for run in known_runs(output_dir) if not run.settled
     ]
@@ -214,30 +212,29 @@ def undelivered(output_dir: Path | str) -> list[RunDirectory]:
 
 
 def has_checkpoint(directory: RunDirectory) -> bool:
-    """True where at least one checkpoint is complete."""
+    """True if at least one checkpoint is complete."""
     return any(
         not path.parent.name.startswith(".") for path in directory.checkpoints.glob("*/metadata.json")
-    )  # .writing-*: of a writer that was killed
+    )  # .writing-* was left by a killed writer
 
 
 def saved_options(
     resumed: RunDirectory, request: TrainModelRequest, notice: Callable[[str], None] = lambda line: None
 ) -> TrainModelRequest:
-    """The resumed run's options; what this request says otherwise than the defaults wins.
+    """The resumed run's options, except those that this request sets to other values than the defaults.
 
     Args:
         resumed: its config.json may come from MLflow, where others can write.
         request: what was typed.
-        notice: takes a line on which model and data are inherited.
+        notice: called with a line on the inherited model and data.
 
     Raises:
-        ConfigurationError: the run has no config.json, or one that holds a value which would not be accepted if it was
-            typed.
+        ConfigurationError: the run has no config.json, or a value in it is invalid.
     """
     content, where = read_json(resumed.path / "config.json"), f"config.json of run {resumed.path.name}"
     if content is None:
         raise ConfigurationError(
-            f"cannot resume: {where} is missing or is no JSON object; resume a run of `mltrack train`"
+            f"cannot resume: {where} is missing or not a JSON object; resume a run of `mltrack train`"
         )
     saved = checked_options(content, where)
     values = request.options() | {"tracking_uri": request.tracking_uri}
@@ -245,7 +242,7 @@ def saved_options(
     for name in (
         "dataset_path",
         "validation_path",
-    ):  # 0.1 took every file of a folder; later a run records which of them it takes
+    ):  # 0.1 took every file of a folder; later versions record which they take
         if (path := saved.get(name)) is not None:
             saved[name] = every_file(path)
             values[name] = saved[name] if values[name] == path else values[name]
@@ -257,7 +254,7 @@ def saved_options(
         and values.get(name, options[name].default) == options[name].default
     }
     if "model_name" not in inherited and values["model_name"] != saved.get("model_name"):
-        inherited.discard("model_revision")  # it is that of another model
+        inherited.discard("model_revision")  # it belongs to another model
     values |= {name: saved[name] for name in inherited}
     if named := [f"{name}={values[name]}" for name in _NAMED if name in inherited and values[name] is not None]:
         notice(printable(f"from {where}: {', '.join(named)}"))
@@ -270,7 +267,7 @@ def saved_options(
 
 
 def pinned_revision(request: TrainModelRequest, resumed: RunDirectory | None) -> str | None:
-    """The revision to load: of a resumed run the commit that it began with, unless the request names another one."""
+    """The revision to load: for a resumed run its original commit, unless the request names another one."""
     saved = (read_json(resumed.path / "config.json") or {}) if resumed is not None else {}
     commit = saved.get("model_commit")
     is_same = all(saved.get(name) == getattr(request, name) for name in ("model_name", "model_revision"))
@@ -278,7 +275,7 @@ def pinned_revision(request: TrainModelRequest, resumed: RunDirectory | None) ->
 
 
 def earlier_labels(resumed: RunDirectory | None) -> EarlierLabels | None:
-    """How the resumed run has read its labels: 0.1 did not know the class names of a Parquet file."""
+    """How the resumed run read its labels: 0.1 did not know the class names of a Parquet file."""
     if resumed is None:
         return None
     newest = sorted(resumed.checkpoints.glob("step-*/config.json"))[-1:]
@@ -287,7 +284,7 @@ def earlier_labels(resumed: RunDirectory | None) -> EarlierLabels | None:
 
 
 def reads_as_tokens(resumed: RunDirectory | None, notice: Callable[[str], None]) -> bool:
-    """Whether special tokens in a text are tokens in the resumed run, as in one that 0.1 began; said where it is so."""
+    """Whether special tokens in a text are tokens in the resumed run, as in 0.1; a notice says so."""
     if resumed is None or was_read_as_text(resumed.checkpoints):
         return False
     notice("special tokens in a text are read as tokens, as this run began; a new run reads them as text")

@@ -1,6 +1,6 @@
-"""The checkpoints of a run, put together again from what MLflow holds.
+"""Rebuilds the checkpoints of a run from MLflow.
 
-Invariant: a checkpoint that is returned agrees with its recorded hashes; a fetch that was cut off goes on where it was.
+Invariant: a returned checkpoint matches its recorded hashes; an interrupted fetch continues where it stopped.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:  # loads torch, which `mltrack runs` does without
 
 Notice = Callable[[str], None]
 FETCHES = 2
-"""How often a file is fetched whose bytes are not those that its checkpoint records."""
+"""How often a file is fetched if it does not match its recorded hash."""
 
 
 def fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: Notice) -> dict[int, CheckpointMetadata]:
-    """{step: checkpoint} of those that are complete there; of the others a line says what is wrong."""
+    """{step: checkpoint} of the complete ones; for each other one a notice says what is wrong."""
     models = ready_models(store, run.run_id)
     folder.mkdir(exist_ok=True)
     steps = {
@@ -31,7 +31,7 @@ def fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: Not
         for name in artifacts.list_names(store, run.run_id, "checkpoints")
         if re.fullmatch(r"[0-9]{1,18}", name)
     }
-    for left in folder.iterdir():  # demoted since an earlier try
+    for left in folder.iterdir():  # no longer kept since an earlier attempt
         if left.name not in steps:
             shutil.rmtree(left)
     fetched = {}
@@ -52,18 +52,18 @@ def fetch_checkpoints(store: Store, run: runs.RunInfo, folder: Path, notice: Not
 
 
 def ready_models(store: Store, run_id: str) -> dict[int, dict[str, Any]]:
-    """{step: row} of the run's logged models that are whole."""
+    """{step: row} of the run's complete logged models."""
     return {row["step"]: row for row in models_of_run(store, run_id) if row["status"] == "READY"}
 
 
 def _fetch_checkpoint(
     store: Store, run: runs.RunInfo, step: int, model: Mapping[str, Any] | None, target: Path
 ) -> CheckpointMetadata:
-    """One checkpoint put together from the run's artifacts and its logged model; what is there of an earlier try and
-    agrees with its hash is kept.
+    """One checkpoint from the run's artifacts and its logged model; files of an earlier attempt that match their hashes
+    are kept.
 
     Raises:
-        CheckpointError: it is not complete there.
+        CheckpointError: it is not complete.
     """
     from mltrack.checkpoints import directory
 
@@ -92,7 +92,7 @@ def _fetch_checkpoint(
             }
             fetching.fetch(store, model["artifact_location"], weights, target)
         wrong = directory.damaged(info, wrong)
-    for path in target.iterdir():  # no hash vouches for it, and what lies in a checkpoint is uploaded with it
+    for path in target.iterdir():  # without a hash, and all files in a checkpoint are uploaded with it
         if path.name != directory.METADATA and not any(Path(name).parts[0] == path.name for name in info.files):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     fetching.drop_parts(target)

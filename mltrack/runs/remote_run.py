@@ -1,9 +1,9 @@
-"""A run directory made again from what MLflow holds, so that a run goes on where only its tracking server is at hand.
+"""Rebuilds a run directory from MLflow, so that a run can continue on a machine that has only its tracking server.
 
-Invariant: what is fetched is complete and verified or is not there under its name; every point that MLflow holds stands
-in the new journal, marked as delivered, so that nothing is sent twice and the first value of a step stands. A fetch
-that was cut off goes on where it was: what had arrived stays in `.fetching-<run id>`, and is checked against the
-recorded hashes before it is used.
+Invariant: a fetched file is complete and verified or does not exist under its name. Every point in MLflow is in the new
+journal, marked as delivered, so nothing is sent twice and the first value of a step is kept. An interrupted fetch
+continues where it stopped: what had arrived stays in `.fetching-<run id>` and is checked against the recorded hashes
+before use.
 
     directory = fetch_run("0f3c...", tracking_uri=None, output_dir="mltrack-runs")
 """
@@ -63,10 +63,10 @@ class UnknownRunError(ConfigurationError):
 
 
 ASK_AGAIN_S = 5.0
-"""Between two looks at the heartbeat of a run in MLflow."""
+"""Between two reads of a run's heartbeat in MLflow."""
 
 _MADE = ("mltrack_version", "parent", "model_commit", "model_digest")
-"""What config.json holds beside the options."""
+"""Other names in config.json, besides the options."""
 
 
 def fetch_run(
@@ -78,15 +78,14 @@ def fetch_run(
     any_checkpoint: bool = True,
     notice: Notice = lambda line: None,
 ) -> RunDirectory:
-    """Make `<output_dir>/<run id>/` from MLflow: configuration, all checkpoints that are complete there, and every
-    point.
+    """Make `<output_dir>/<run id>/` from MLflow: configuration, all complete checkpoints, and every point.
 
     Args:
         run_id: of MLflow, or the local id of a run that was offline at first.
         tracking_uri: None means MLFLOW_TRACKING_URI, else mlflow.db in the working directory.
-        fork: a new run begins at its checkpoints; then it may still be training.
-        any_checkpoint: one whose checkpoints were not uploaded on purpose is refused.
-        notice: takes a line for the user.
+        fork: a new run will begin at its checkpoints, so it may still be training.
+        any_checkpoint: refuse a run whose checkpoints were not uploaded on purpose.
+        notice: called with a line for the user.
 
     Raises:
         UnknownRunError: there is no such run, or no such database.
@@ -111,7 +110,7 @@ def fetch_run(
                 return fetching.persistently(
                     lambda: _made(store, run, making, notice, any_checkpoint=any_checkpoint), making, notice
                 )
-            except ConfigurationError:  # it will be refused again
+            except ConfigurationError:  # would be refused again
                 shutil.rmtree(making, ignore_errors=True)
                 raise
     except OSError as error:
@@ -123,8 +122,7 @@ def fetch_run(
 def fetch_started_run(
     run_id: str, tracking_uri: str | None, output_dir: str | Path, *, notice: Notice = lambda line: None
 ) -> RunDirectory | None:
-    """The same for a run that may have been made just now: None where mltrack has recorded nothing in it, or nobody
-    answers.
+    """The same for a run that may be new: None if mltrack has recorded nothing in it, or MLflow does not answer.
 
     Raises:
         ConfigurationError: the run is being trained elsewhere.
@@ -140,13 +138,13 @@ def fetch_started_run(
 
 
 def set_aside_if_outdated(directory: RunDirectory, tracking_uri: str) -> bool:
-    """True where the run went on elsewhere after this directory was written: then it no longer counts as a run
-    directory, and nothing in it is deleted.
+    """If the run was resumed elsewhere after this directory was written, rename the directory so that it no longer
+    counts as a run directory, and return True; nothing in it is deleted.
 
     Args:
-        tracking_uri: where to ask, with credentials; default: where the run belongs.
+        tracking_uri: of the server to ask, with credentials.
 
-    A server that does not answer cannot tell; then the directory is taken as it is.
+    If the server does not answer, the directory is used unchanged.
     """
     info = directory.read_run()
     if info.run_id is None:
@@ -167,7 +165,7 @@ def set_aside_if_outdated(directory: RunDirectory, tracking_uri: str) -> bool:
 
 
 def look_up(run_id: str, tracking_uri: str | None) -> tuple[Store, runs.RunInfo]:
-    """A run by its MLflow id or by the local id that it was recorded under, and the store that holds it.
+    """A run by its MLflow id or the local id that it was recorded under, and the store that holds it.
 
     Raises:
         UnknownRunError: there is no such run, or no such database.
@@ -192,8 +190,7 @@ def look_up(run_id: str, tracking_uri: str | None) -> tuple[Store, runs.RunInfo]
 
 
 def _refuse_living(store: Store, run: runs.RunInfo, notice: Notice) -> None:
-    """A trainer on this machine is judged by its process; one elsewhere by its heartbeat, or, where mltrack 0.1 trains,
-    by what arrives.
+    """Check a trainer on this machine by its process, one elsewhere by its heartbeat or (mltrack 0.1) by new points.
 
     Raises:
         ConfigurationError: it is alive.
@@ -219,7 +216,7 @@ def _refuse_living(store: Store, run: runs.RunInfo, notice: Notice) -> None:
 
 @contextmanager
 def _locked(making: Path, run_id: str) -> Iterator[None]:
-    """Make the folder where it is missing, and keep other processes from fetching into it; the lock dies with its
+    """Create the folder if it is missing, and keep other processes from fetching into it; the lock ends with its
     holder.
     """
     making.mkdir(exist_ok=True)
@@ -229,7 +226,7 @@ def _locked(making: Path, run_id: str) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if not (
             lock.exists() and os.path.samestat(lock.stat(), os.fstat(descriptor))
-        ):  # another process ended its fetch just now
+        ):  # another process has just ended its fetch
             raise BlockingIOError
         yield
     except BlockingIOError:
@@ -260,7 +257,7 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
     trainer = {
         name: run.tags[name] for name in (HOST_TAG, BOOT_TAG, NAMESPACE_TAG, PID_TAG, STARTED_TAG) if name in run.tags
     }
-    directory.journal.unlink(missing_ok=True)  # of an earlier try
+    directory.journal.unlink(missing_ok=True)  # of an earlier attempt
     _write_journal(directory.journal, points, renamed, trainer)
     best = _best(fetched.values(), config)
     models = ready_models(store, run.run_id)
@@ -297,7 +294,7 @@ def _made(store: Store, run: runs.RunInfo, making: Path, notice: Notice, *, any_
     target = making.parent / name
     if target.exists():
         raise ConfigurationError(
-            f"output_dir: {target} exists and is no run directory; move it away, or use another output_dir"
+            f"output_dir: {target} exists and is not a run directory; move it away, or use another output_dir"
         )
     (making / ".lock").unlink()
     making.rename(target)
@@ -318,14 +315,14 @@ def _config(store: Store, run: runs.RunInfo) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="mltrack-") as folder:
         content = read_json(artifacts.download(store, run.run_id, "config.json", folder))
     if content is None:
-        raise ConfigurationError(f"cannot resume: {where} is no JSON object; resume a run of `mltrack train`")
+        raise ConfigurationError(f"cannot resume: {where} is not a JSON object; resume a run of `mltrack train`")
     made = {name: content[name] for name in _MADE if isinstance(content.get(name), str)}
     made |= {"class_names": True} if content.get("class_names") is True else {}
     return {**made, **checked_options(content, where)}
 
 
 def _number(text: str | None, kind: type[int] | type[float]) -> Any:
-    """The number in a tag; None where there is none."""
+    """The number in a tag; None if there is none."""
     try:
         return kind(text) if text is not None else None
     except ValueError:
@@ -335,9 +332,7 @@ def _number(text: str | None, kind: type[int] | type[float]) -> Any:
 def _write_journal(
     path: Path, points: Iterable[runs.Point], renamed: Mapping[str, str], tags: Mapping[str, str]
 ) -> None:
-    """All points as records in the order of their times; MLflow does not keep the epoch of a point that is counted in
-    steps.
-    """
+    """All points as records in order of time; MLflow does not keep the epoch of points that count steps."""
     by_moment: dict[tuple[int, int, int], dict[str, float]] = {}
     for key, value, time_ms, step in points:
         name, again = renamed.get(key, key), 0

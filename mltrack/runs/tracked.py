@@ -1,7 +1,7 @@
 """The MLflow run of a training from its first record to its end.
 
-Invariant: once there is a tracker the run gets its end, whatever happens. The outcome is recorded first, and every
-later step may fail alone.
+Invariant: once there is a tracker, the run gets its end, whatever happens. The outcome is recorded first, and any later
+step may fail alone.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from mltrack.tracking import TrainingMetricsTracker
 log = logging.getLogger("mltrack")
 
 AFTER_SIGNAL_S = 2.0
-"""A second signal, or SIGKILL, follows soon: the relay delivers the rest without this process."""
+"""The wait after a signal is short, since a second one or SIGKILL follows soon: the relay delivers the rest alone."""
 
 
 @dataclass(kw_only=True)
 class TrackedRun:
-    """A run that is recorded: `with tracked:` gives it its end and fills in the response."""
+    """A run that is recorded: `with tracked:` ends it and fills in the response."""
 
     prepared: Prepared
     frontend: Frontend
@@ -48,16 +48,16 @@ class TrackedRun:
     info: RunInfo
     tracker: TrainingMetricsTracker
     restarted: bool
-    """The same MLflow run was started before and has no checkpoint: what it has recorded stands."""
+    """The same MLflow run was started before and has no checkpoint: its recorded values are kept."""
     began_at: float = math.inf
-    """Bytes of the journal before what this trainer records of its training."""
+    """Bytes of the journal before this trainer's own records."""
     on_failure: list[tuple[str, Callable[[], Any]]] = field(default_factory=list)
-    """(what has gone wrong where it fails, what is done) after a failure was recorded."""
+    """(warning if the action fails, action) to run after a failure was recorded."""
     results: list[Callable[[TrainModelResponse], None]] = field(default_factory=list)
-    """What fills in the response."""
+    """Functions that fill in the response."""
 
     made_by: int = field(default_factory=os.getpid)
-    """The process that trains; one that is forked from it ends nothing."""
+    """The process that trains; a fork of it ends nothing."""
 
     def __enter__(self) -> TrackedRun:
         return self
@@ -66,7 +66,7 @@ class TrackedRun:
         if os.getpid() != self.made_by:
             return False
         warnings = self.response.warnings
-        if error is not None:  # whatever it is, the run must not be left without its end
+        if error is not None:  # any error: the run must still get its end
             with alone(warnings, "the failure was not handled to its end"):
                 self._fail(error)
         with alone(warnings, "the response is not complete"):
@@ -75,7 +75,7 @@ class TrackedRun:
         return True
 
     def stop_requested(self) -> int | None:
-        """The signal that asked for a stop, if any.
+        """The signal that requested a stop, if any.
 
         Raises:
             TrackingError: MLflow refuses the run itself.
@@ -90,7 +90,7 @@ class TrackedRun:
             warnings.append(described(error))
             return
         explain(error, response, self.frontend)
-        with suppress(BaseException):  # a run that says nothing has FAILED
+        with suppress(BaseException):  # a run without an outcome has FAILED
             tracker.settle(response.status, response.exit_code)
         with suppress(BaseException):
             tracker.set_tags({"mltrack.failure": response.errors[0]})
@@ -106,7 +106,7 @@ class TrackedRun:
             tracker.export_to_json("metrics.json")
 
     def _respond(self) -> None:
-        """Fill in the response, end the run and wait for MLflow to have it; each as far as it can be done."""
+        """Fill in the response, end the run and wait for its delivery; each as far as possible."""
         response, directory, tracker, warnings = self.response, self.directory, self.tracker, self.response.warnings
         with alone(warnings, "the results are not complete"):
             for fill_in in self.results:
@@ -126,13 +126,13 @@ class TrackedRun:
         if delivery.get("opened_for") == info.trainer_started:
             warnings += delivery.get("notices", [])
         if delivery.get("offset", 0) < self.began_at:
-            return  # it tells of an earlier trainer's models
+            return  # it names an earlier trainer's models
         best = delivery.get("best_model_id")
         response.model_uri = f"models:/{best}" if best else None
         response.registered_model = delivery.get("registered")
 
     def _delivered(self) -> str:
-        """Close the tracker and wait for MLflow; a signal ends the wait and nothing else.
+        """Close the tracker and wait for MLflow; a signal ends only the wait.
 
         Returns:
             "complete" or "pending".
@@ -162,7 +162,7 @@ def track(prepared: Prepared, frontend: Frontend, response: TrainModelResponse) 
 
     Raises:
         ConfigurationError: the run is being trained.
-        TrackingError: the journal cannot be written, or the run that is named cannot be used.
+        TrackingError: the journal cannot be written, or the named run cannot be used.
     """
     request, continued = prepared.request, prepared.continued
     lock = continued.lock if continued is not None else None
@@ -211,10 +211,10 @@ def track(prepared: Prepared, frontend: Frontend, response: TrainModelResponse) 
 
 
 def explain(error: BaseException, response: TrainModelResponse, frontend: Frontend) -> None:
-    """Say in the response how a training has ended that did not succeed."""
+    """Describe the end of a training that did not succeed in the response."""
     if isinstance(error, KeyboardInterrupt):
         error = Interrupted(signal.SIGINT)
-        with suppress(BaseException):  # the caller's own function
+        with suppress(BaseException):  # it is the caller's function
             error = Interrupted(frontend.stop_requested() or signal.SIGINT)
     error = shortage_of(error) or error
     response.status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
@@ -223,7 +223,7 @@ def explain(error: BaseException, response: TrainModelResponse, frontend: Fronte
 
 
 def show_traceback(error: BaseException, *, debug: bool) -> None:
-    """Log a traceback; with `debug` on stderr too."""
+    """Log a traceback; with `debug` also write it to stderr."""
     log.debug("%s", trace := redact("".join(traceback.format_exception(error))))
     if debug:
         sys.stderr.write(trace)

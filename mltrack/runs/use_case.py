@@ -1,6 +1,6 @@
-"""One training from the request to the response: the nine steps in three stages, each of which hands on a typed value.
+"""One training from the request to the response: nine steps in three stages, each of which returns a typed value.
 
-Invariant: `execute` never raises for bad input or a failed training; the MLflow run ends as the response says.
+Invariant: `execute` never raises for bad input or a failed training; the MLflow run ends with the response's outcome.
 
     response = TrainModelUseCase().execute(TrainModelRequest(task="text_classification", dataset_path="records.jsonl"))
 """
@@ -27,19 +27,19 @@ log = logging.getLogger("mltrack")
 
 
 class TrainModelUseCase:
-    """Trains a model as a request says and keeps the run in MLflow.
+    """Trains a model as requested and records the run in MLflow.
 
     Args:
-        callbacks: are told how the training goes; see `Callback`.
-        metrics: own metrics of an evaluation, by name: `function(predictions, labels)` gives a number.
-        notice: takes one line for the user at a time: steps, warnings.
-        progress: called with (what, done, total) while something long is prepared.
+        callbacks: follow the training; see `Callback`.
+        metrics: own metrics of an evaluation, by name: `function(predictions, labels)` returns a number.
+        notice: called with one line for the user at a time: steps, warnings.
+        progress: called with (what, done, total) during long preparations.
         on_delivery: called with delivery.json's content while the end waits for MLflow.
-        stop_requested: asked between steps and in what takes long; a signal number ends the training, in the loop with
+        stop_requested: called between steps and during long ones; a signal number ends the training, in the loop with
             a checkpoint.
-        datasets: makes the data sets of the training, instead of those that `dataset_path` names: called with the
-            model's tokenizer (None for a scratch model, which takes that of the training set) and the request.
-        at_once: inside it KeyboardInterrupt may be raised at any point: nothing is open that it would leave half done.
+        datasets: makes the data sets of the training, instead of `dataset_path`: called with the model's tokenizer
+            (None for a scratch model, which takes that of the training set) and the request.
+        at_once: a context in which KeyboardInterrupt may be raised at any point, since nothing is half done.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class TrainModelUseCase:
         """Run the nine steps.
 
         Returns:
-            With `success=False`, `errors` and `exit_code` (2 bad input, 1 failed, 128 + signal) where a step failed.
+            With `success=False`, `errors` and `exit_code` (2 bad input, 1 failed, 128 + signal) if a step failed.
         """
         response, frontend, process = TrainModelResponse(), self._frontend, os.getpid()
         try:
@@ -77,7 +77,7 @@ class TrainModelUseCase:
             with track(prepared, frontend, response) as tracked:
                 fit(open_run(tracked))
         except BaseException as error:
-            if os.getpid() != process:  # forked in a callback: it ends as it wants to, and is no training
+            if os.getpid() != process:  # forked in a callback: it is not the training
                 raise
             explain(error, response, frontend)
             with alone(response.warnings, "the traceback could not be shown"):

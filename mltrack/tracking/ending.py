@@ -24,8 +24,8 @@ PATIENCE_S = 10.0
 _PAUSE_S = 0.2
 
 _HANDLED = "_mltrack_handled"
-"""Attribute of an exception: the endings that were made while it was handled, as texts, which pickle copies. Holding the
-exception would keep its frames and their tensors alive, and its id may be reused."""
+"""Attribute of an exception: the endings that were made while it was handled, as texts, which pickle copies. A
+reference to it would keep its frames and their tensors alive, and its id may be reused."""
 
 Outcome = tuple[str, int]
 """status, exit code"""
