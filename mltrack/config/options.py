@@ -113,7 +113,7 @@ class Model:
 
 @dataclass(kw_only=True)
 class Duration:
-    """How often the data is seen; apart, since `TrainingConfig` calls it `num_epochs`."""
+    """Passes over the data; a class of its own, since `TrainingConfig` calls it `num_epochs`."""
 
     epochs: int = option(
         kind="int",

@@ -1,8 +1,8 @@
-"""Where the MLflow run of a run directory is kept now.
+"""The current tracking URI of a run directory's MLflow run.
 
-Invariant: what the user names on the command line wins. A recorded embedded database that is gone is looked for at the
-same place relative to the run directory, because a project folder that is moved takes both along; nothing is made at
-the place where it was."""
+Invariant: the user's choice on the command line wins. If a recorded embedded database is gone, it is looked for at the
+same place relative to the run directory, because a moved project folder takes both along; nothing is created at its
+old place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mltrack.store.database import database_uri
 
 
 def tracking_uri_of(directory: RunDirectory, given: str | None = None) -> str:
-    """`given`, else the recorded one, which is followed where it was moved together with the directory."""
+    """`given`, else the recorded one, or its new address if it was moved together with the directory."""
     info = directory.read_run()
     uri = default_tracking_uri(given or info.tracking_uri or None)
     file = database_file(uri)
@@ -27,6 +27,6 @@ def tracking_uri_of(directory: RunDirectory, given: str | None = None) -> str:
 
 
 def may_be_made(directory: RunDirectory, tracking_uri: str) -> bool:
-    """False for a database that holds the run already: where that is gone, an empty one is no help."""
+    """False for the database that already holds the run: if it is gone, an empty one does not help."""
     info = directory.read_run()
     return info.run_id is None or not is_same(tracking_uri, info.tracking_uri)

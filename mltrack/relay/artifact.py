@@ -1,7 +1,7 @@
-"""A file, or a folder with all that is in it, on its way to the artifacts of a run.
+"""Uploads a file, or a folder with all its content, to the artifacts of a run.
 
-Invariant: of a folder, what cannot be read or is refused is reported and costs nothing else; a store that is away costs
-nothing but time."""
+Invariant: a file of a folder that cannot be read or is refused is reported and left out; an unavailable store costs
+only time."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from mltrack.store import Store, StoreUnavailable, artifacts
 def upload(
     store: Store, run_id: str, directory: RunDirectory, name: str, artifact_path: str, report: Callable[[str], None]
 ) -> None:
-    """Store a file in the folder `artifact_path` of the run's artifacts (empty: the root), a folder under its own name
-    in there.
+    """Store a file in the folder `artifact_path` of the run's artifacts (empty: the root), or a folder under its own
+    name in there.
 
     Args:
-        directory: of the run; what leads out of it is refused.
+        directory: of the run; a path outside of it is refused.
         name: of the file or folder in it.
-        report: takes a line about each file of a folder that is left out.
+        report: called with a line for each file of a folder that is left out.
 
     Raises:
-        UnreadableFile, StoreRejected, StoreUnavailable: as `artifacts.put_file`.
-        TrackingError: it leads out of the directory.
+        UnreadableFile, StoreRejected, StoreUnavailable: like `artifacts.put_file`.
+        TrackingError: it is outside of the directory.
     """
     path = directory.inside(name)
     if not path.is_dir():
@@ -41,5 +41,5 @@ def upload(
                 artifacts.put_file(store, run_id, file, (below / Path(folder).relative_to(path).as_posix()).as_posix())
             except StoreUnavailable:
                 raise
-            except TrackingError as error:  # the file's own: unreadable, refused under its name, a link that leads out
+            except TrackingError as error:  # of this file: unreadable, a refused name, a link to the outside
                 report(f"artifact: {error}")

@@ -1,7 +1,6 @@
-"""Secrets that a run held before mltrack began: `mlflow run` logs its parameters, a tracking URI with a password among
-them.
+"""Secrets that a run held before mltrack began: `mlflow run` logs its parameters, even a tracking URI with a password.
 
-Invariant: the secret itself is in no line.
+Invariant: no line contains the secret itself.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What MLflow cannot hold of params, tags and names, whole: the artifact `full_values.json` of a run that has such.
+"""The full params, tags and names that MLflow cannot hold unchanged: the artifact `full_values.json`.
 
-Invariant: it is a pure function of the journal, so that writing it again changes nothing.
+Invariant: it is a pure function of the journal, so writing it again changes nothing.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from mltrack.store import params, runs
 
 
 def is_shortened(text: str, limit: int) -> bool:
-    """True where MLflow does not hold the text as it is."""
+    """True if MLflow cannot hold the text unchanged."""
     return bool(runs.legal_text(text, limit) != text)
 
 
 def full_values(journal: Path) -> dict[str, Any]:
-    """`params` and `tags` {name: whole text} of those that MLflow holds otherwise; `names` {name in MLflow: name as it
-    was logged}.
+    """`params` and `tags` {name: full text} of those that MLflow holds in another form; `names` {name in MLflow: logged
+    name}.
     """
     found: dict[str, Any] = {"params": {}, "tags": {}, "names": {}}
     limits = {"params": params.MAX_PARAM_LENGTH, "tags": runs.MAX_TAG_LENGTH}

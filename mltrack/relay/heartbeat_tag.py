@@ -1,8 +1,8 @@
-"""A sign of life in MLflow for machines that do not see the run directory: a tag that changes while the relay follows
-its trainer or delivers what it left.
+"""A heartbeat in MLflow for machines that cannot see the run directory: a tag that changes while the relay follows its
+trainer or delivers the rest.
 
-Invariant: a thread and a client of its own write it, so an upload of any length does not stop it. What goes wrong here
-is tried again at the next beat and reaches nothing else."""
+Invariant: it has its own thread and client, so an upload of any length does not stop it. A failure here affects nothing
+else and is retried at the next beat."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A batch of which the store may refuse a part: that part is found, and the rest goes through.
+"""Sends a batch of which the store may refuse a part: finds that part and delivers the rest.
 
-Invariant: nothing is given up that was not refused alone, and nothing while the store takes nothing at all: between two
+Invariant: an item is given up only if it was refused alone, and only if the store takes anything at all: between two
 attempts it must take a write that is known to be good."""
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import TypeVar
 from mltrack.store.refusal import StoreFailed, StoreRejected, StoreUnavailable
 
 ATTEMPTS = 3
-"""How often a batch, and at last a single item, is sent to a store that answers with a failure."""
+"""How often a batch, and finally a single item, is sent to a store that answers with a failure."""
 FAILED_ALONE = 4
-"""So many items that failed one by one, and nothing that went through before them: it is the store, not the items."""
+"""If this many single items failed and none was taken before, the store is at fault, not the items."""
 PAUSE_S = 0.5
 """After the first failure; doubled after the next."""
 
@@ -31,12 +31,12 @@ def send_isolated(
 
     Args:
         send: sends a part of the items in one request; safe to repeat.
-        probe: another write to the same place. False where there is none that is known to be good; then a failure of
-            all the items is the store's.
+        probe: another write to the same place. False if none is known to be good; then a failure of all items is the
+            store's.
 
     Raises:
-        StoreUnavailable: of `send`, where the store is away or takes nothing; of `probe`.
-        StoreRejected: of `probe`: the run takes nothing at all.
+        StoreUnavailable: by `send` or `probe`, if the store is unavailable or takes nothing.
+        StoreRejected: by `probe`, if the run takes nothing at all.
     """
     known_good, accepted, failed_alone = True, 0, 0
 
@@ -77,7 +77,7 @@ def _parts(
 def _failure(
     items: Sequence[Item], send: Callable[[Sequence[Item]], None], probe: Callable[[], None], *, attempts: int
 ) -> StoreRejected | StoreFailed | None:
-    """None where the store took the items; its answer where it refuses them together."""
+    """None if the store took the items; else its error."""
     for attempt in itertools.count(1):
         try:
             send(items)

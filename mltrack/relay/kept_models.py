@@ -1,8 +1,8 @@
-"""The checkpoints that stay, as logged models of the run; those that no longer stay are gone from the store.
+"""Publishes the kept checkpoints as logged models of the run, and deletes those that are no longer kept.
 
-Invariant: after `reconcile` the store holds what the journal says, and after `settle` nothing else of this run either,
-whatever a crash left there; a registered model is never deleted. Where the journal has a gap nothing is deleted until
-it names a whole set again. `index.json` follows within seconds, and at the end of the delivery."""
+Invariant: after `reconcile` the store holds the journal's set, and after `settle` nothing else of this run, whatever a
+crash left there; a registered model is never deleted. If the journal has a gap, nothing is deleted until its next whole
+set. `index.json` follows within seconds, and at the end of the delivery."""
 
 from __future__ import annotations
 
@@ -24,13 +24,11 @@ from mltrack.store.connection import ServersOwnFolder
 from mltrack.tasks import TaskType, task_named
 
 CHECKPOINTS = "checkpoints"
-"""Folder of the run's artifacts: `index.json`, and `<step>/state/` with what a logged model does not hold of that
-checkpoint.
-"""
+"""Folder of the run's artifacts: `index.json`, and `<step>/state/` with the checkpoint's files beside its model."""
 SAVED_TAG = "mltrack.saved_ms"
-"""On a logged model: when its checkpoint was saved, which tells it from another one of the same step."""
+"""On a logged model: when its checkpoint was saved, to distinguish checkpoints of the same step."""
 INDEX_PAUSE_S = 15.0
-"""Between two times that `index.json`, which names all of them, is stored; the last one is stored in any case."""
+"""Pause between two uploads of `index.json`, which lists all of them; the last one is always uploaded."""
 REQUIRED = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "numpy", "pandas")
 
 log = logging.getLogger("mltrack.relay")
@@ -44,10 +42,10 @@ class KeptModels:
     """The kept checkpoints of one run in one store.
 
     Args:
-        save: writes `progress` down; called after each acknowledged step.
-        check: raises where somebody else trains the run; called before anything is deleted.
-        report: takes a line about a checkpoint that cannot be published, whatever the store does.
-        upload: all; model: the training state beside it stays here; none: what is kept is only listed.
+        save: writes `progress`; called after each acknowledged step.
+        check: raises if another trainer has the run; called before anything is deleted.
+        report: called with a line for a checkpoint that can never be published.
+        upload: all; model: without the training state; none: kept checkpoints are only listed.
     """
 
     def __init__(
@@ -74,24 +72,24 @@ class KeptModels:
         self._staging = directory.path / ".relay"
         self._reader, self._set = JournalReader(directory.journal), KeptCheckpoints()
         self._in_doubt = True
-        """Whether the store may hold what a relay that was killed, or an attempt of this one that failed, has left."""
+        """Whether the store may hold leftovers of a killed relay or of a failed attempt of this one."""
         self._index, self._index_due_s = "", 0.0
 
     def reconcile(self, until: float) -> None:
-        """Publish what is new in the set that the journal names and prune what is not in it any more.
+        """Publish the new checkpoints of the journal's set and delete those that are no longer in it.
 
         Args:
-            until: byte of the journal behind the record that names it. A checkpoint's points are sent before its model,
+            until: byte of the journal after the record of the set. A checkpoint's points are sent before its model,
                 which takes its times from them.
         """
         if not self._read_set(until):
             return
         kept = {str(step): one for step, one in self._set.kept.items()}
         in_doubt, self._in_doubt = self._in_doubt, True
-        shutil.rmtree(self._staging, ignore_errors=True)  # of a relay that was killed
+        shutil.rmtree(self._staging, ignore_errors=True)  # of a killed relay
         for step, one in kept.items():
             if step in self._progress.models and self._progress.saved_ms.get(step) != one.get("created_ms"):
-                self._prune(step)  # the same step was saved again, with what was evaluated since
+                self._prune(step)  # the same step was saved again, with a later evaluation
             if step not in self._progress.models and self._upload != "none":
                 try:
                     in_doubt |= not self._publish(one)
@@ -109,8 +107,8 @@ class KeptModels:
         self.store_index(now=False)
 
     def store_index(self, *, now: bool) -> None:
-        """Write `index.json` where it is out of date: now, when all of the journal was applied, or not so soon after
-        the last time.
+        """Write `index.json` if it is out of date: at once if `now` (all of the journal is applied), else not too soon
+        after the last time.
         """
         is_due = now or time.monotonic() >= self._index_due_s
         if self._progress.index_is_stored or not is_due or not self._read_set(math.inf if now else 0):
@@ -122,8 +120,8 @@ class KeptModels:
         self._save()
 
     def forget_missing(self) -> bool:
-        """Take what the store no longer holds off the progress, so that the next `reconcile` publishes it again; True
-        where there was something.
+        """Remove models that the store has lost from the progress, so that the next `reconcile` publishes them again;
+        True if there were any.
         """
         ready = {
             row["model_id"]
@@ -139,7 +137,7 @@ class KeptModels:
 
     @property
     def has_leftovers(self) -> bool:
-        """True where `settle` has something to do."""
+        """True if `settle` has something to do."""
         return self._may_hold_more or (not self._progress.index_is_stored and time.monotonic() >= self._index_due_s)
 
     @property
@@ -147,9 +145,7 @@ class KeptModels:
         return self._in_doubt and self._set.whole_ms is not None and not self._set.has_gap
 
     def settle(self) -> None:
-        """Remove what was left half done of this run, by relays that were killed too: to be called when no newer record
-        is known.
-        """
+        """Remove half-done work of this run, including that of killed relays; call it when no newer record is known."""
         self.store_index(now=False)
         if not self._may_hold_more:
             return
@@ -164,7 +160,7 @@ class KeptModels:
         self._in_doubt = False
 
     def _read_set(self, until: float) -> bool:
-        """Read on to a byte of the journal; True where a set is named before it."""
+        """Read up to a byte of the journal; True if a set is recorded before it."""
         if self._reader.offset < until:
             for record in self._reader.read_new():
                 self._set = self._set.after(record)
@@ -183,7 +179,7 @@ class KeptModels:
         return json.dumps(index, indent=1)
 
     def _publish(self, one: Mapping[str, Any]) -> bool:
-        """Store one checkpoint; False where it was gone before all of it was stored."""
+        """Store one checkpoint; False if it was deleted before all of it was stored."""
         folder = self._directory.inside(one["path"])
         for path in folder.rglob("*"):
             self._directory.inside(path)
@@ -203,7 +199,7 @@ class KeptModels:
         except (FileNotFoundError, artifacts.UnreadableFile) as error:
             if folder.exists():
                 raise artifacts.UnreadableFile(str(error)) from error
-            return False  # demoted while it was uploaded; the record that says so comes next
+            return False  # dropped during its upload; the next record says so
         finally:
             self._progress.uploading = None
             shutil.rmtree(self._staging, ignore_errors=True)
@@ -213,8 +209,8 @@ class KeptModels:
         return True
 
     def _was_begun(self, step: int, one: Mapping[str, Any]) -> bool:
-        """True where what the store has of this step is of this very save; what is of another one is removed, and only
-        then False.
+        """True if the store's files of this step are from this save. If they are from another one, remove them and
+        return False.
         """
         held = logged_models.of_step(self._store, self._run_id, step)
         if held is not None and held["tags"].get(SAVED_TAG) == str(one.get("created_ms")):
@@ -227,9 +223,7 @@ class KeptModels:
 
     def _upload_model(self, folder: Path, step: int, one: Mapping[str, Any], goes_on: bool) -> str:
         staged = self._staging / f"step-{step}"
-        with translated(
-            self._store, f"preparing the model of step {step}"
-        ):  # a disk without room for it may have some later
+        with translated(self._store, f"preparing the model of step {step}"):  # a full disk may have room later
             try:
                 self._write_model(folder, staged, step)
             except (ValueError, TypeError, AttributeError, KeyError) as error:

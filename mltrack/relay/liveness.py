@@ -1,9 +1,8 @@
-"""Is the trainer of a run alive? By its process where that can be looked up from here, else by whether its heartbeat
-moves.
+"""Whether the trainer of a run is alive: by its process if that can be looked up from here, else by its heartbeat.
 
-Invariant: a trainer on another machine, or in another container, is never taken for dead because its process id means
-nothing here; one that stands still for `STANDS_STILL_S` of this process's own clock is dead, whatever two machines'
-clocks say."""
+Invariant: a trainer on another machine or in another container is never considered dead because of its process id; it
+is dead if its heartbeat does not change for `STANDS_STILL_S` of this process's own clock, whatever two machines' clocks
+say."""
 
 from __future__ import annotations
 
@@ -25,27 +24,27 @@ Notice = Callable[[str], None]
 
 
 class Life(Enum):
-    """What can be said of a trainer at once."""
+    """What is known about a trainer without waiting."""
 
     ALIVE = "alive"
     GONE = "gone"
     ELSEWHERE = "elsewhere"
-    """Its process cannot be looked up from here: only its heartbeat tells."""
+    """Its process cannot be looked up from here: only its heartbeat shows."""
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """The process that trains a run, as run.json or the tags of the MLflow run name it."""
+    """The process that trains a run, as recorded in run.json or the MLflow run's tags."""
 
     pid: int | None
     started: float | None
     """Creation time of the process, seconds since 1970."""
     machine: Machine | None
-    """None where no host is named, as in run directories of mltrack 0.1."""
+    """None if no host is recorded, as in run directories of mltrack 0.1."""
 
     @classmethod
     def of_run(cls, info: RunInfo) -> Trainer:
-        """As run.json names it."""
+        """The trainer in run.json."""
         machine = (
             Machine(info.trainer_host, info.trainer_boot_id, info.trainer_pid_namespace) if info.trainer_host else None
         )
@@ -53,7 +52,7 @@ class Trainer:
 
     @classmethod
     def of_tags(cls, tags: Mapping[str, str]) -> Trainer:
-        """As the tags name it; tags that hold no numbers name no process."""
+        """The trainer in the tags; without valid numbers it has no process."""
         host = tags.get(HOST_TAG)
         machine = Machine(host, tags.get(BOOT_TAG, ""), tags.get(NAMESPACE_TAG, "")) if host else None
         try:
@@ -63,7 +62,7 @@ class Trainer:
 
     @property
     def tags(self) -> dict[str, str]:
-        """Tags that name it."""
+        """Tags that record it."""
         assert self.machine is not None
         return {
             HOST_TAG: self.machine.host,
@@ -75,16 +74,16 @@ class Trainer:
 
     @property
     def place(self) -> str:
-        """For people: its process and host."""
+        """For messages: its process and host."""
         return f"process {self.pid}" + (f" on {self.machine.host}" if self.machine is not None else "")
 
     def process(self) -> WatchedProcess:
-        """Its process, if it can be looked up from here; else one that is gone."""
+        """Its process if it can be looked up from here; else one that is gone."""
         here = self.machine is None or Machine.here().sees(self.machine)
         return WatchedProcess(self.pid if here else None, self.started)
 
     def life(self) -> Life:
-        """What can be said at once."""
+        """Its state, without waiting."""
         here = Machine.here()
         if self.pid is None or (self.machine is not None and here.is_later_boot_of(self.machine)):
             return Life.GONE
@@ -94,11 +93,11 @@ class Trainer:
 
 
 class TrainedElsewhere(TrackingError):
-    """The heartbeat of a trainer that cannot be looked up from here moves.
+    """A trainer that cannot be looked up from here has a changing heartbeat.
 
     Args:
         name: of the run, or its directory.
-        trainer: who trains it.
+        trainer: of the run.
     """
 
     def __init__(self, name: object, trainer: Trainer):
@@ -106,9 +105,7 @@ class TrainedElsewhere(TrackingError):
 
 
 def trainer_of(directory: RunDirectory) -> Trainer:
-    """The trainer that run.json names at this moment; of mltrack 0.1, whose run.json names no host, the journal
-    does.
-    """
+    """The trainer that run.json names now; for mltrack 0.1, whose run.json has no host, the one in the journal."""
     trainer = Trainer.of_run(directory.read_run())
     if trainer.machine is None and trainer.pid is not None and directory.journal.exists():
         for record in JournalReader(directory.journal).read_new():
@@ -118,7 +115,7 @@ def trainer_of(directory: RunDirectory) -> Trainer:
 
 
 def has_ended(directory: RunDirectory) -> bool:
-    """True where the newest trainer of the journal has recorded how it ended."""
+    """True if the journal's newest trainer has recorded its end."""
     ended = False
     for record in JournalReader(directory.journal).read_new():
         if record["type"] == "end":
@@ -129,7 +126,7 @@ def has_ended(directory: RunDirectory) -> bool:
 
 
 def refuse_trained_elsewhere(directory: RunDirectory, notice: Notice = lambda line: None) -> None:
-    """Return when no trainer of another machine or container writes this directory; that may take `STANDS_STILL_S`.
+    """Check that no trainer of another machine or container writes this directory; may take `STANDS_STILL_S`.
 
     Raises:
         TrainedElsewhere: one does.
@@ -145,7 +142,7 @@ def refuse_trained_elsewhere(directory: RunDirectory, notice: Notice = lambda li
 
 
 def moves(signs: Callable[[], object], look_again_s: float = LOOK_AGAIN_S) -> bool:
-    """True as soon as `signs` gives something else than at first; False where it has not within `STANDS_STILL_S`."""
+    """True as soon as the result of `signs` changes; False if it does not within `STANDS_STILL_S`."""
     first, deadline = signs(), time.monotonic() + heartbeat.STANDS_STILL_S
     while time.monotonic() < deadline:
         time.sleep(min(look_again_s, max(0.0, deadline - time.monotonic())))

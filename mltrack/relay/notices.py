@@ -1,4 +1,4 @@
-"""What a user should know of the MLflow run that a training is recorded in, found when the relay opens it."""
+"""Notices about the MLflow run of a training, found when the relay opens it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from mltrack.store.connection import ServersOwnFolder
 
 
 def opening_notices(store: Store, run: RunInfo) -> list[str]:
-    """A line for a run of another tool that is adopted, and one for a folder of files that is gone, or is the server's
-    own.
-    """
+    """A line if another tool created the run, and one if its artifact folder is unavailable or the server's own."""
     lines = []
     is_empty_project_run = run.tags.get("mlflow.source.type") == "PROJECT" and not run.metrics
     if os.environ.get("MLFLOW_RUN_ID") == run.run_id and VERSION_TAG not in run.tags and not is_empty_project_run:

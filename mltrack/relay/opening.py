@@ -1,7 +1,7 @@
-"""The MLflow run of a run directory: found, or made.
+"""Finds or creates the MLflow run of a run directory.
 
-Invariant: a run that a directory names is looked for, never made again where it belongs; what MLflow has told is in
-run.json before anything is sent."""
+Invariant: a run that a directory names is looked for, never created again in its own store; the answers of MLflow are
+in run.json before anything is sent."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ log = logging.getLogger("mltrack.relay")
 
 
 def open_run(directory: RunDirectory, store: Store, info: RunInfo) -> str:
-    """The id of its MLflow run; `info`, as run.json had it, learns what was not known.
+    """The id of its MLflow run; fills in what is missing in `info`, the content of run.json.
 
     Raises:
-        StoreRejected: the run cannot be written; the message says who named it.
+        StoreRejected: the run cannot be written; the message says where its id came from.
     """
     if info.run_id is None or not _is_here(store, info, info.run_id):
         run = runs.create_run(
@@ -53,12 +53,12 @@ def open_run(directory: RunDirectory, store: Store, info: RunInfo) -> str:
 
 
 def look_at_run(store: Store, run_id: str, info: RunInfo, progress: Progress) -> None:
-    """Note what the user should know of the run: secrets that others wrote there, and what it is where this trainer is
-    the first to use it.
+    """Collect notices about the run: secrets that other tools wrote there and, if this trainer is new to it, what it
+    is.
     """
     run = runs.get_run(store, run_id)
     progress.exposed = exposed_secrets(run)
-    if runs.KIND_TAG not in run.tags:  # somebody else made it, or mltrack 0.1
+    if runs.KIND_TAG not in run.tags:  # created by another tool or mltrack 0.1
         runs.set_tags(store, run_id, {runs.KIND_TAG: info.kind})
     if progress.opened_for != info.trainer_started:
         progress.notices = opening_notices(store, run)
@@ -76,7 +76,7 @@ def _given_run(store: Store, run_id: str) -> runs.RunInfo:
 
 
 def _note(directory: RunDirectory, **known: Any) -> None:
-    """Note in run.json what MLflow has told; read anew, since somebody may have resumed the run meanwhile."""
+    """Record MLflow's answers in run.json, read anew, since the run may have been resumed meanwhile."""
     try:
         directory.write_run(replace(directory.read_run(), **known))
     except OSError as error:  # a full disk: another relay finds the run by its local id
@@ -84,7 +84,7 @@ def _note(directory: RunDirectory, **known: Any) -> None:
 
 
 def _is_here(store: Store, info: RunInfo, run_id: str) -> bool:
-    """False where this is another store than the run's own and does not hold it."""
+    """False if this is another store than the run's own and does not hold it."""
     if is_same(store.tracking_uri, info.tracking_uri):
         return True
     try:

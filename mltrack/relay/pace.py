@@ -1,43 +1,42 @@
-"""How much is asked of a server at once, how often, and how long its answer may take.
+"""The size and frequency of requests to a server, and how long its answer may take.
 
-Invariant: a server that is slow, but answers, gets everything: the wait grows first, then the requests become smaller;
-a quick answer makes them larger again. However many relays there are, each asks for no more than a small share of the
-time that the server takes to answer."""
+Invariant: a slow server that answers gets everything: first the wait grows, then the requests become smaller; a quick
+answer makes them larger again. However many relays there are, each waits for answers only a small share of its time."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 LARGEST_BATCH, SMALLEST_BATCH = 1000, 25
-"""Points a request."""
+"""Points per request."""
 SHORTEST_S, LONGEST_S = 5.0, 20.0
 SHORTEST_INTERVAL_S, LONGEST_INTERVAL_S = 0.5, 15.0
-"""Between two requests with what was recorded since."""
+"""Between two requests with new records."""
 ANSWERS_AN_INTERVAL = 20
-"""A relay is asking for a twentieth of the time at most: forty keep two of the server's workers busy, and no more waits
-in its queue.
+"""A relay waits for answers at most a twentieth of the time: forty keep two of the server's workers busy without a
+queue.
 """
 OLD_S = 3600.0
-"""A run of this age is looked at every LONGEST_INTERVAL_S."""
+"""A run of this age is delivered every LONGEST_INTERVAL_S."""
 
 
 @dataclass
 class Pace:
-    """What the next request may be."""
+    """The limits of the next request."""
 
     timeout_s: float = SHORTEST_S
     batch: int = LARGEST_BATCH
     answer_s: float = 0.0
-    """How long an answer takes: at once what the last one took where that was longer, shorter little by little."""
+    """How long an answer takes: rises at once with a slower answer, falls gradually."""
 
     @property
     def has_waited_longest(self) -> bool:
-        """True where the wait does not grow any more."""
+        """True if the wait no longer grows."""
         return self.timeout_s >= LONGEST_S
 
     @property
     def has_asked_for_little(self) -> bool:
-        """True where neither the longest wait nor much smaller requests have helped."""
+        """True if neither the longest wait nor much smaller requests have helped."""
         return self.has_waited_longest and self.batch <= LARGEST_BATCH // 4
 
     def timed_out(self) -> None:
@@ -49,7 +48,7 @@ class Pace:
             self.batch = max(SMALLEST_BATCH, self.batch // 2)
 
     def answered(self, seconds: float) -> None:
-        """The last request took so long."""
+        """The last request took this long."""
         self.answer_s = max(seconds, 0.8 * self.answer_s + 0.2 * seconds)
         if seconds < self.timeout_s / 4:
             self.batch = min(LARGEST_BATCH, 2 * self.batch)

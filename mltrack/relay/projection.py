@@ -1,9 +1,9 @@
-"""A journal projected onto an MLflow run.
+"""Projects a journal onto an MLflow run.
 
-Invariant: sending is at least once and in order; timestamps were fixed when the point was recorded, so that a point
-sent twice is stored once. What the server refuses, a file that cannot be read and a record that is none are reported
-and do not hold up the rest. Files that the artifact store does not take now are deferred and tried again; the delivery
-is not complete before they are there. Nothing is sent once the run went on elsewhere."""
+Invariant: sending is at least once and in order; timestamps were fixed when the point was recorded, so a point that is
+sent twice is stored once. Refused values, unreadable files and invalid records are reported and do not hold up the
+rest. Files that the artifact store does not take now are deferred and retried; the delivery is complete only when they
+are stored. Nothing is sent once the run was resumed elsewhere."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ from mltrack.store import Store, StoreUnavailable, artifacts, params, ping, runs
 from mltrack.store.connection import ServersOwnFolder
 
 WITH_FILES = ("artifact", "checkpoints", "checkpoints_changed", "model")
-"""Types of records that need the artifact store, and each the ones before it."""
+"""Types of records that need the artifact store, each after the ones before it."""
 TAKING_OVER = ("checkpoints", "checkpoints_changed", "model", "resumed")
-"""Types of records after which something of an earlier trainer's may be gone."""
+"""Types of records that may delete something of an earlier trainer."""
 DEFERRED_PAUSE_S, LONGEST_DEFERRED_PAUSE_S = 15.0, 300.0
-"""Before the second attempt to store what the artifact store did not take, and at most; doubled after each."""
+"""The first and the longest pause before deferred files are retried; doubled after each attempt."""
 log = logging.getLogger("mltrack.relay")
 Point = tuple[str, float, int, int]
 
@@ -46,10 +46,10 @@ class Projection:
         directory: its run.json names the run; an offline one gets its MLflow run here.
         store: the connected tracking server.
         on_progress: called after each acknowledged request.
-        pace: what the server is asked at once.
+        pace: the limits of requests to the server.
 
     Raises:
-        Settled: somebody has resumed the run into another directory, or deleted it; so does every method below.
+        Settled: the run was resumed into another directory, or deleted; all methods raise it.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Projection:
         self.directory, self.store = directory, store
         self._pace = pace or Pace()
         self._missing: StoreUnavailable | None = None
-        """What the artifact store said last, which is asked again when that is due."""
+        """The artifact store's last error; it is asked again when that is due."""
         self._deferred_due, self._deferred_pause_s = 0.0, DEFERRED_PAUSE_S
         self._listeners = [on_progress] if on_progress is not None else []
         self.info = directory.read_run()
@@ -71,7 +71,7 @@ class Projection:
         self._behind = self.progress.offset
         """Everything before this byte is applied or waits in `_points`."""
         self._applied = 0
-        """Byte behind the record that is being applied."""
+        """Byte after the record that is being applied."""
         self._points: list[Point] = []
         self.progress.connected_ms, self.progress.complete = records.now_ms(), False
         self._save(acknowledged=False)
@@ -93,12 +93,12 @@ class Projection:
         """Send what was recorded since the last call; returns the number of records.
 
         Args:
-            all_points: False leaves points for a later call, unless they fill a request. Whatever is no point is sent
-                at once, and all points before it.
+            all_points: False leaves points for a later call, unless they fill a request. Any other record is sent at
+                once, with all points before it.
 
         Raises:
-            StoreUnavailable: the server does not answer; nothing that it has not acknowledged is counted as delivered,
-                and the next call of a new Projection begins there.
+            StoreUnavailable: the server does not answer; only acknowledged records count as delivered, and a new
+                Projection begins after them.
         """
         count = 0
         for record in self._reader.read_new():
@@ -126,7 +126,7 @@ class Projection:
             yield self.progress.name_in_mlflow(name), value, record["time_ms"], record["step"]
 
     def _name_odd(self) -> None:
-        """Say what the reader has skipped, each once."""
+        """Report what the reader has skipped, each once."""
         if self._reader.unknown:
             types = ", ".join(sorted(self._reader.unknown))
             log.warning("records of types that a later mltrack has added are left out: %s", types)
@@ -137,14 +137,14 @@ class Projection:
             self._save()
 
     def finish(self) -> None:
-        """Give the MLflow run its final status and mark the delivery as complete.
+        """Set the MLflow run's final status and mark the delivery as complete.
 
-        Nothing is ended where run.json names another trainer than when this delivery began, nor where the trainer lives
-        and has recorded no end.
+        Does nothing if run.json names another trainer than when this delivery began, or if the trainer is alive and has
+        recorded no end.
 
         Raises:
-            StoreUnavailable: the server does not answer; or the artifact store does not take what was deferred, and
-                only that is missing.
+            StoreUnavailable: the server does not answer, or only deferred files are missing that the artifact store
+                does not take.
         """
         missing = self._apply_deferred() or self._stored({"type": "index"}) or self._stored({"type": "full_values"})
         recorded = self.progress.end
@@ -159,7 +159,7 @@ class Projection:
         tags |= closing_tags(self.progress, last.failure if ends else None, self._reader.damaged)
         self._claim.check()
         runs.set_tags(self.store, self._run_id, tags)
-        if ends and status == "FINISHED":  # whatever ended an earlier attempt
+        if ends and status == "FINISHED":  # of an earlier attempt
             runs.drop_tag(self.store, self._run_id, "mltrack.failure")
         if ends and (
             self.info.owns_status or (recorded is None and runs.get_run(self.store, self._run_id).status == "RUNNING")
@@ -196,14 +196,14 @@ class Projection:
         return self._takes_tags() and runs.log_a_point_again(self.store, self._run_id)
 
     def _takes_tags(self) -> bool:
-        """Raises where it is the run that takes nothing, deleted by somebody: then no value is to blame, and none is
-        given up.
+        """Raise if the run itself takes nothing because it was deleted: then no value is to blame, and none is given
+        up.
         """
         runs.set_tags(self.store, self._run_id, {"mltrack.delivery": "pending"})
         return True
 
     def _apply(self, record: records.Record, start: int) -> None:
-        """Do what a record says that begins at byte `start`, or defer it."""
+        """Apply the record that begins at byte `start`, or defer it."""
         self._applied = self._reader.offset
         if record["type"] in WITH_FILES and (self.progress.deferred or self._stored(record)):
             self.progress.deferred.append(start)
@@ -222,10 +222,10 @@ class Projection:
         except ServersOwnFolder as error:
             self._report(str(error))
         except (MltrackError, OSError) as error:
-            self._claim.check()  # a run that was deleted refuses everything, and nothing of it is given up
+            self._claim.check()  # a deleted run refuses everything, but nothing is given up
             self._report(f"{record['type']}: {error}")
         except Exception as error:
-            # what nobody thought of does not end the delivery of everything else, nor does the status hang on it
+            # an unforeseen error must not stop the delivery of everything else, the status included
             log.exception("%s", record["type"])
             line = f"{record['type']}: {described(error)}"
             if record["type"] in WITH_FILES:
@@ -233,8 +233,8 @@ class Projection:
             self._report(line)
 
     def _stored(self, record: records.Record) -> StoreUnavailable | None:
-        """None, or why not where the artifact store is away and the tracking server is not: the points need not wait
-        for it.
+        """None if stored; else the error, if only the artifact store is unavailable and not the tracking server: points
+        need not wait for it.
         """
         try:
             self._handle(record)
@@ -250,7 +250,7 @@ class Projection:
         return None
 
     def _apply_deferred(self) -> StoreUnavailable | None:
-        """Try again what was deferred, if that is due, in its order; None once all of it is stored."""
+        """Retry deferred records in order, if due; None once all are stored."""
         if self._missing is not None and time.monotonic() < self._deferred_due:
             return self._missing
         self._missing = None
@@ -271,15 +271,15 @@ class Projection:
         return failure
 
     def _apply_leftovers(self, _: Mapping[str, Any]) -> None:
-        """No record of the journal: what earlier relays left half done is taken away once nothing newer is known."""
+        """Not a record of the journal: remove half-done work of earlier relays once nothing newer is known."""
         self._kept.settle()
 
     def _apply_index(self, _: Mapping[str, Any]) -> None:
-        """No record either: the list of the kept checkpoints, as it is at the end."""
+        """Not a record either: the final list of the kept checkpoints."""
         self._kept.store_index(now=True)
 
     def _apply_full_values(self, _: Mapping[str, Any]) -> None:
-        """No record either: written once the run is over, for what MLflow holds in another form."""
+        """Not a record either: written at the end of the run, for values that MLflow holds in another form."""
         if self.progress.renamed or self.progress.shortened:
             artifacts.put_text(
                 self.store, self._run_id, json.dumps(full_values(self.directory.journal), indent=1), "full_values.json"
@@ -305,7 +305,7 @@ class Projection:
         )
         if STARTED_TAG in record["values"]:  # a trainer begins
             self._claim.confirm()
-            if self.info.owns_status:  # whatever became of an earlier one, the run is open
+            if self.info.owns_status:  # the run is open, however an earlier trainer ended
                 runs.reopen_run(self.store, self._run_id)
 
     def _send_values(
@@ -330,7 +330,7 @@ class Projection:
         upload(self.store, self._run_id, self.directory, record["path"], record["artifact_path"], self._report)
 
     def _apply_checkpoints(self, _: Mapping[str, Any]) -> None:
-        if self.progress.renamed:  # whoever goes on from this checkpoint without the journal needs them
+        if self.progress.renamed:  # needed to resume from this checkpoint without the journal
             runs.set_tags(self.store, self._run_id, {"mltrack.renamed": self.progress.renamed_json()})
         self._kept.reconcile(self._applied)
 
@@ -338,9 +338,9 @@ class Projection:
 
     def _apply_model(self, record: Mapping[str, Any]) -> None:
         later = JournalReader(self.directory.journal, self._applied).read_new()
-        if any(one["type"] == "model" for one in later):  # the training that was resumed ended with that one
+        if any(one["type"] == "model" for one in later):  # the resumed training ended with that one
             return
-        self.progress.registered = None  # what an earlier attempt has registered may be gone
+        self.progress.registered = None  # the version of an earlier attempt may be gone
         if self._kept.forget_missing() or str(record["step"]) not in self.progress.models:
             self._kept.reconcile(self._applied)
         model_id = self.progress.models.get(str(record["step"]))
@@ -356,8 +356,8 @@ class Projection:
 
     def _apply_resumed(self, record: Mapping[str, Any]) -> None:
         self.progress.outcome = self.progress.end = self.progress.registered = None
-        self._kept.forget_missing()  # somebody may have deleted it since
-        if self.info.owns_status:  # the relay of the trainer that is gone may have ended it meanwhile
+        self._kept.forget_missing()  # they may have been deleted since
+        if self.info.owns_status:  # the previous trainer's relay may have ended it meanwhile
             runs.reopen_run(self.store, self._run_id)
         for tag in ("mltrack.failure", "mltrack.warnings", "mltrack.superseded_steps"):
             runs.drop_tag(self.store, self._run_id, tag)
@@ -381,7 +381,7 @@ class Projection:
             self._report(line)
 
     def _report(self, line: str) -> None:
-        line = line.encode("utf-8", "backslashreplace").decode()  # a file name may be half a character
+        line = line.encode("utf-8", "backslashreplace").decode()  # a file name may hold half a character
         if line not in self.progress.failed:
             log.error("refused: %s", line)
             self.progress.failed.append(line)
@@ -391,7 +391,7 @@ class Projection:
         self._save()
 
     def _save_models(self) -> None:
-        """While something is being uploaded the server has not answered yet."""
+        """Save; during an upload the server has not answered yet."""
         self._save(acknowledged=self.progress.uploading is None)
 
     def _save(self, acknowledged: bool = True) -> None:

@@ -1,8 +1,8 @@
-"""Runs that MLflow calls RUNNING though nobody trains them any more.
+"""Ends runs that MLflow calls RUNNING although their trainers are dead.
 
-Invariant: only runs of mltrack are touched, and only where their trainer is known to be dead (by this machine's run
-directory, or by the host and process that the run's tags name) and nobody is delivering them. A run that went on
-elsewhere is not this directory's to judge."""
+Invariant: only runs of mltrack are changed, and only if their trainer is known to be dead (by this machine's run
+directory, or by the host and process in the run's tags) and no process is delivering them. If a run was resumed
+elsewhere, this directory does not decide its status."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from mltrack.relay.trainers import OwnTrainers, Settled
 from mltrack.store import Store, StoreUnavailable, runs
 
 ASK_AGAIN_S = 5.0
-"""Between two looks at the heartbeats of the runs."""
+"""Between two reads of the runs' heartbeats."""
 
 
 @dataclass(frozen=True)
 class Orphan:
-    """A run that MLflow calls RUNNING and that has no trainer, or none that can be looked up from here."""
+    """A run that MLflow calls RUNNING without a trainer, or with one that cannot be looked up from here."""
 
     run_id: str
     directory: RunDirectory | None
-    """None where it does not lie here."""
+    """None if it is not here."""
     trainer: Trainer
     is_certain: bool
-    """False where only the heartbeat can tell: the trainer is on another machine or in another container."""
+    """False if only the heartbeat can show: the trainer is on another machine or in another container."""
 
 
 def orphans(store: Store, output_dir: Path | str) -> list[Orphan]:
-    """The runs without a trainer, and those of which only their heartbeat can tell."""
+    """The runs without a trainer, and those that only their heartbeat can decide."""
     root = Path(output_dir).absolute()
     directories = {run.run_id: RunDirectory(root / run.name) for run in known_runs(root)}
     found = []
@@ -53,14 +53,14 @@ def orphans(store: Store, output_dir: Path | str) -> list[Orphan]:
         if life is Life.ALIVE or (directory is not None and delivering_process(directory) is not None):
             continue
         if directory is None and (trainer.pid is None or (life is Life.ELSEWHERE and HEARTBEAT_TAG not in run.tags)):
-            continue  # nothing tells
+            continue  # cannot be known
         found.append(Orphan(run.run_id, directory, trainer, life is Life.GONE))
     return found
 
 
 def stand_still(store: Store, found: Sequence[Orphan]) -> list[Orphan]:
-    """`found` without those whose heartbeat moves in MLflow, all watched together; `reap` watches run directories that
-    lie here.
+    """`found` without those whose heartbeat changes in MLflow, all watched together; `reap` watches the run directories
+    that are here.
     """
     uncertain = [one for one in found if not one.is_certain and one.directory is None]
     moved: set[str] = set()
@@ -80,14 +80,13 @@ def stand_still(store: Store, found: Sequence[Orphan]) -> list[Orphan]:
 
 
 def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
-    """Complete the delivery and give the run the status that its journal tells, FAILED without one. Returns that
-    status.
+    """Complete the delivery and set the run's status from its journal, FAILED without one. Returns that status.
 
     Raises:
         StoreUnavailable: the server does not answer.
-        DeliveredElsewhere: somebody has begun to deliver it; who does so sets the status.
+        DeliveredElsewhere: another process has begun to deliver it, and will set the status.
         TrainedElsewhere: another machine or container trains it.
-        Settled: somebody has begun to train it, or deleted it.
+        Settled: it was resumed elsewhere or deleted.
     """
     if directory is not None:
         try:
@@ -100,7 +99,7 @@ def reap(store: Store, run_id: str, directory: RunDirectory | None) -> str:
         except (StoreUnavailable, DeliveredElsewhere, TrainedElsewhere, Settled):
             raise
         except MltrackError:
-            pass  # the journal cannot be read: what is left is the truth about the status
+            pass  # the journal cannot be read: still set the status
     runs.set_tags(
         store, run_id, {"mltrack.status": "FAILED", "mltrack.failure": "the trainer ended without recording an end"}
     )

@@ -1,4 +1,4 @@
-"""A model of the journal registered, with what its run alone knows."""
+"""Registers a model of the journal, with tags that only its run has."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mltrack.store import Store, runs
 
 
 def registered(store: Store, run_id: str, model_id: str, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Name, version, aliases and decision of the version that the record asks for."""
+    """Register the record's model; returns name, version, aliases and decision."""
     commit = runs.get_run(store, run_id).tags.get("mlflow.source.git.commit")
     tags = {
         "mltrack.promote": record["promote"],

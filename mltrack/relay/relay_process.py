@@ -1,4 +1,4 @@
-"""Another process, by pid and creation time: is it alive, and wait for its end."""
+"""Watches another process, by pid and creation time: whether it is alive, and its end."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import time
 import psutil
 
 _SAME_START_S = 2.5
-"""Creation times of one process, read twice, differ by less: Linux tells the boot time in whole seconds, and a clock
-that is set moves it.
+"""Two readings of a process's creation time differ by less: Linux gives the boot time in whole seconds, and setting the
+clock moves it.
 """
 
 
 class WatchedProcess:
-    """A process that may end at any moment; told at once by a pidfd on Linux, by polling elsewhere.
+    """A process that may end at any moment; noticed at once by a pidfd on Linux, by polling elsewhere.
 
     Args:
-        pid: None for one that is gone already.
+        pid: None for one that is already gone.
         started: its creation time in seconds since 1970; a pid can be used again.
     """
 
@@ -37,11 +37,11 @@ class WatchedProcess:
             OSError,
             ValueError,
             OverflowError,
-        ):  # the last two: no process can have such a number
+        ):  # the last two: an impossible number
             self._process = None
 
     def is_alive(self) -> bool:
-        """False once the process has ended, also while its parent has not yet collected it."""
+        """False once the process has ended, even if its parent has not collected it yet."""
         if self._process is None:
             return False
         if self._pidfd is not None:

@@ -1,7 +1,7 @@
 """`mltrack sync`: complete the delivery of a run directory, now or while its trainer runs.
 
-Invariant: one delivery of a directory at a time, by a lock that dies with its holder; what the server has acknowledged
-is never asked of it again."""
+Invariant: one delivery of a directory at a time, by a lock that ends with its holder; acknowledged records are never
+sent again."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from mltrack.store import StoreDenied, StoreRejected, StoreUnavailable, connect
 from mltrack.store.refusal import StoreSlow
 
 NICENESS = 10
-"""The trainer has the cores first, also while this process imports mlflow."""
+"""The trainer has priority on the cores, even while this process imports mlflow."""
 LOOK_S = 0.5
-"""Between two looks at the journal; when points are sent, the pace says."""
+"""Between two reads of the journal; the pace decides when points are sent."""
 LONGEST_PAUSE_S = 5.0
 LONGEST_WAIT_S = 60.0
-"""The same where the server answers, and refuses the credentials, or its artifact store takes no files: that takes a
+"""The same if the server answers but refuses the credentials, or its artifact store takes no files: that needs a
 person, or time.
 """
 GIVE_UP_S = 600.0
@@ -60,16 +60,15 @@ def sync(
 
     Args:
         directory: of the run.
-        tracking_uri: where to; default: where the run belongs.
+        tracking_uri: the destination; default: that of the run.
         on_progress: called after each acknowledged request.
-        notice: takes a line for the user.
+        notice: called with a line for the user.
 
     Raises:
         TrainedElsewhere: another machine or container trains the run.
-        DeliveredElsewhere: somebody else is delivering this directory.
-        Settled: the run was resumed into another directory, or deleted, and something of this one had not arrived by
-            then.
-        StoreUnavailable: the server does not answer, or not in `LONGEST_S` though little is asked of it.
+        DeliveredElsewhere: another process is delivering this directory.
+        Settled: the run was resumed into another directory, or deleted, before all of this one had arrived.
+        StoreUnavailable: the server does not answer, or not within `LONGEST_S` even to small requests.
     """
     uri, pace = tracking_uri_of(directory, tracking_uri), Pace()
     refuse_trained_elsewhere(directory, notice)
@@ -95,7 +94,7 @@ def _sync_connected(
     )
     was_trained = (
         trainer_of(directory).life() is Life.ALIVE
-    )  # asked first: what a trainer records before it ends is delivered below
+    )  # checked first, so that a trainer's last records are delivered below
     projection.deliver()
     if not was_trained or projection.progress.end is not None:
         _describe(projection, Page(directory), verdict_on(projection.progress, directory).status)
@@ -114,10 +113,10 @@ def delivering_process(directory: RunDirectory) -> int | None:
 
 
 def run(directory: RunDirectory) -> None:
-    """Be the relay: `mltrack sync --follow`. Raises as `follow`, except for what a relay that is started again would
-    find again.
+    """Run the relay: `mltrack sync --follow`. Raises like `follow`, except for errors that a restarted relay would meet
+    again.
     """
-    for warning in (signal.SIGHUP, signal.SIGUSR1):  # meant for the trainer, whose end is still to be delivered
+    for warning in (signal.SIGHUP, signal.SIGUSR1):  # for the trainer, whose end must still be delivered
         signal.signal(warning, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
@@ -137,7 +136,7 @@ def follow(directory: RunDirectory) -> Progress:
     """Deliver until the trainer has ended and everything is acknowledged, through any outage of the server.
 
     Raises:
-        DeliveredElsewhere: somebody else is delivering this directory.
+        DeliveredElsewhere: another process is delivering this directory.
         StoreRejected: MLflow refuses the run itself: there is no such run or experiment, or it is deleted.
         Settled: the run was resumed into another directory, or deleted.
         StoreUnavailable: the server was silent for too long after the trainer's end.
@@ -167,7 +166,7 @@ def follow(directory: RunDirectory) -> Progress:
                 progress.waiting = str(error)
                 progress.write(
                     directory, acknowledged=False
-                )  # nothing is being uploaded now, so nobody need wait for it
+                )  # nothing is being uploaded now, so no process need wait for it
                 if progress.acknowledged_ms / 1000 > time.time() - LONGEST_PAUSE_S:
                     pauses, last_success = 0, time.monotonic()
                 if isinstance(error, StoreSlow):
@@ -225,8 +224,8 @@ def _pause_s(attempt: int, longest_s: float) -> float:
 
 @contextmanager
 def _lock(directory: RunDirectory, patience_s: float = 0.0) -> Iterator[None]:
-    """Hold the directory; somebody else may hold it for so long (an earlier relay that still delivers the run that is
-    resumed).
+    """Hold the directory; wait up to `patience_s` for another holder (an earlier relay that still delivers the resumed
+    run).
     """
     path = directory.path / "relay.lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -239,7 +238,7 @@ def _lock(directory: RunDirectory, patience_s: float = 0.0) -> Iterator[None]:
                     f"{directory.path}: is being delivered by process {holder}; wait for it, see {directory.relay_log}"
                 )
             time.sleep(0.2)
-        with suppress(OSError):  # a full disk: nobody is told who holds it
+        with suppress(OSError):  # a full disk: the holder's id is not recorded
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, str(os.getpid()).encode(), 0)
         yield

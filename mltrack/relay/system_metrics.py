@@ -1,11 +1,11 @@
-"""What the machine and the trainer's processes use, sampled by the relay while the trainer lives.
+"""Samples the resource use of the machine and the trainer's processes, in the relay, while the trainer lives.
 
-Invariant: these points never pass through the journal, whose only writer is the trainer, and no failure here reaches
-the delivery of what the journal holds: a sample that cannot be taken or sent is left out or sent with the next one.
+Invariant: these points never pass through the journal, whose only writer is the trainer, and no failure here affects
+the delivery of the journal: a sample that cannot be taken or sent is left out or sent with the next one.
 
     feed = SystemMetricsFeed(trainer_pid)
-    feed.sample_due()                    # now and then; samples when the interval is over
-    feed.send(store, run_id)             # with whatever else is sent
+    feed.sample_due()                    # call it often; samples when the interval is over
+    feed.send(store, run_id)             # together with other requests
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ PREFIX = "system/"
 TRAINER_MEMORY, TRAINER_CPU = "system/trainer_memory_megabytes", "system/trainer_cpu_percentage"
 INTERVAL_S = 5.0
 FIRST_S = 1.0
-"""The first sample comes this early, so that short runs have one too."""
+"""The first sample is this early, so that short runs have one too."""
 MAX_UNSENT = 1000
 """Points kept while the server is away: one request; older ones are dropped."""
 PSS_SHARE = 0.001
-"""Share of the time that the reading of proportional set sizes may take."""
+"""Share of the time that reading proportional set sizes may take."""
 FIRST_ALLOWANCE_S = 0.05
-"""What it may take at the first sample."""
+"""The time it may take at the first sample."""
 ASSUMED_SECONDS_PER_BYTE = 20e-12
-"""Seen on an idle machine, with small pages; a busy one is measured."""
+"""That of an idle machine with small pages; a busy one is measured."""
 LARGE_BYTES = 100_000_000
-"""Below it a reading tells nothing about the time per byte."""
+"""Smaller readings say nothing about the time per byte."""
 INTERVAL_VARIABLE, ENABLE_VARIABLE = "MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL", "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
-"""MLflow's own environment variables, with their meaning there; not set: sampled every `INTERVAL_S`."""
+"""MLflow's own environment variables, with the same meaning; not set: sampled every `INTERVAL_S`."""
 log = logging.getLogger("mltrack.relay")
 
 
@@ -45,23 +45,20 @@ class SystemMetrics:
     """Samples of this machine, under MLflow's own names, and of one process with its descendants, under ours.
 
     Args:
-        pid: the trainer's; None, or one that has ended: the machine alone. This process, the relay, is never counted
-            in.
-        machine_wide: False leaves MLflow's own names out, for a process in which MLflow samples them itself.
+        pid: the trainer's; None or an ended one: only the machine. This process, the relay, is never counted.
+        machine_wide: False leaves out MLflow's own names, for a process in which MLflow samples them itself.
     """
 
     def __init__(self, pid: int | None, *, machine_wide: bool = True):
         self._trainer = _process(pid)
         self._monitors = machine_metrics.machine_monitors() if machine_wide else []
-        psutil.cpu_percent()  # the share is that since the last call
+        psutil.cpu_percent()  # measures the share since the last call
         self._memory = _TreeMemory()
         self._cpu_seconds = {process: _cpu_seconds(process) or 0.0 for process in self._tree()}
         self._sampled = time.monotonic()
 
     def sample(self) -> dict[str, float]:
-        """{metric name: value}; shares and rates are those since the last sample, the network counts from the first
-        one.
-        """
+        """{metric name: value}; shares and rates are since the last sample, network counts since the first one."""
         values = {PREFIX + name: value for name, value in machine_metrics.measured(self._monitors).items()}
         return {**values, **self._trainer_tree()}
 
@@ -92,12 +89,12 @@ class SystemMetrics:
 
 
 class SystemMetricsFeed:
-    """Samples on time, numbers them and sends them; the number is the step, the first is 1, and a resumed run's go on.
+    """Samples on time, numbers the samples and sends them; the number is the step, from 1, continued in a resumed run.
 
     Args:
         pid: the trainer's.
-        own_run: False where the MLflow run is the user's own, in whose process MLflow may sample the machine too.
-        clock: tells seconds, from any beginning; when a sample is due is read from it.
+        own_run: False if the MLflow run is the user's own, in whose process MLflow may sample the machine too.
+        clock: gives seconds from any start; decides when a sample is due.
     """
 
     def __init__(self, pid: int | None, *, own_run: bool = True, clock: Callable[[], float] = time.monotonic):
@@ -112,11 +109,11 @@ class SystemMetricsFeed:
         self._due = clock() + min(FIRST_S, self._interval_s)
         self._samples = 0
         self._step: int | None = None
-        """Of the last sample of earlier relays, once it was asked for."""
+        """The last step of earlier relays, once read."""
         self._unsent: list[runs.Point] = []
 
     def sample_due(self) -> None:
-        """Sample, if the interval is over; raises nothing."""
+        """Sample if the interval is over; raises nothing."""
         if self._metrics is None or self._clock() < self._due:
             return
         self._due = self._clock() + self._interval_s
@@ -125,12 +122,12 @@ class SystemMetricsFeed:
             self._samples += 1
             self._unsent += [(name, value, time_ms, self._samples) for name, value in values.items()]
             del self._unsent[:-MAX_UNSENT]
-        except Exception as error:  # MLflow's monitors are not all careful
+        except Exception as error:  # MLflow's monitors may raise anything
             log.warning("system metrics: %s", error)
 
     def send(self, store: Store, run_id: str) -> None:
-        """Send the samples that wait. Raises nothing: what fails is logged, and sent with the next ones where it can
-        be.
+        """Send the waiting samples. Raises nothing: a failure is logged, and the samples go with the next ones if
+        possible.
         """
         if not self._unsent:
             return
@@ -154,19 +151,19 @@ class SystemMetricsFeed:
 
 
 class _TreeMemory:
-    """Proportional set sizes, where the system tells them (Linux), else resident ones.
+    """Proportional set sizes if the system gives them (Linux), else resident ones.
 
-    For a proportional size the kernel walks all pages of a process, which waits meanwhile where it asks for memory: 0.1
-    s for 5 GB. So they are read only as often as that takes `PSS_SHARE` of the time. In between the resident sizes are
-    scaled by what both were then; where other processes are there now, each counts with what it holds beyond its
-    parent, from which it may have been forked."""
+    For a proportional size the kernel walks all pages of a process, whose memory requests wait meanwhile. So they are
+    read only so often that it takes `PSS_SHARE` of the time. In between, the resident sizes are scaled by the last
+    ratio of both; if the set of processes has changed, each counts with what it holds beyond its parent, from which it
+    may have been forked."""
 
     def __init__(self) -> None:
         self._allowed_s, self._seconds_per_byte = FIRST_ALLOWANCE_S, ASSUMED_SECONDS_PER_BYTE
         self._asked = time.monotonic()
         self._read_of: set[psutil.Process] = set()
         self._share = 1.0
-        """Proportional by resident size of those that were read last."""
+        """Ratio of proportional to resident size at the last reading."""
 
     def of(self, tree: Sequence[psutil.Process]) -> float:
         """Bytes that these processes hold together."""

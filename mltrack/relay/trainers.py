@@ -1,13 +1,11 @@
-"""The trainers of a run, which name themselves in its tags: by them a run directory knows that its run went on
-elsewhere.
+"""The trainers of a run, which name themselves in its tags, so a run directory knows if its run was resumed elsewhere.
 
-Invariant: out of a directory that fell behind nothing is delivered. Somebody resumed the run from what MLflow held and
-has trained on since: what this journal says of models, status and steps is no longer true of the run. MLflow has no
-compare-and-set, so a directory that has just been asked may fall behind before its next request arrives; what deletes
-something asks right before.
+Invariant: nothing is delivered from an outdated directory. If the run was resumed from MLflow and trained further, this
+journal's models, status and steps are no longer those of the run. MLflow has no compare-and-set, so a directory may
+become outdated between a check and its next request; any deletion is checked right before.
 
-A run that was given by its id is the one training's that names itself there first. Of two that find it free at the same
-moment the later name stays, and each looks again before it sends anything else."""
+A run that was given by its id belongs to the training that names itself there first. If two find it free at the same
+moment, the later name is kept, and each checks again before it sends anything else."""
 
 from __future__ import annotations
 
@@ -27,19 +25,17 @@ from mltrack.store import Store, StoreRejected, runs
 from mltrack.store.refusal import is_missing
 
 VERSION_TAG = "mltrack.version"
-"""Beside them in the journal of every training."""
+"""Recorded with them in the journal of every training."""
 NOW_AND_THEN_S = 5.0
-"""How old an answer may be where nothing is deleted."""
+"""How old an answer may be if nothing is deleted."""
 BOTH_ARE_NAMED_S = 1.0
-"""After a trainer has named itself in a run that was given by its id, until another one that had found the run free at
-the same moment has done so too."""
+"""How long a trainer waits after it has named itself in a run that was given by its id, so that another one that found
+the run free at the same moment has done so too."""
 log = logging.getLogger("mltrack.relay")
 
 
 class Settled(TrackingError):
-    """Nothing more of a directory is delivered unless somebody asks for it by name; the message says why, and what can
-    be done.
-    """
+    """Nothing more of a directory is delivered unless the user names it; the message says why, and what to do."""
 
 
 class RunDeleted(Settled):
@@ -48,7 +44,7 @@ class RunDeleted(Settled):
     Args:
         directory: of the run.
         run_id: of MLflow.
-        restore: the command that brings it back; None where nothing does.
+        restore: the command that restores it; None if that is impossible.
     """
 
     def __init__(self, directory: RunDirectory, run_id: str, restore: str | None):
@@ -69,7 +65,7 @@ class StaleRunDirectory(Settled):
     """The run of a directory was resumed into another one.
 
     Args:
-        directory: the one that fell behind.
+        directory: the outdated one.
         run_id: of MLflow.
         host: of the newest trainer.
     """
@@ -84,11 +80,11 @@ class StaleRunDirectory(Settled):
 
 
 class OthersRun(StaleRunDirectory):
-    """The run that a training was given by its id is that of another training, and nothing of this one is in it.
+    """The run that a training was given by its id belongs to another training, and holds nothing of this one.
 
     Args:
-        directory: of the training that is refused.
-        run: whose tags name the other one.
+        directory: of the refused training.
+        run: its tags name the other one.
     """
 
     def __init__(self, directory: RunDirectory, run: runs.RunInfo):
@@ -108,26 +104,26 @@ def trainer_tags() -> dict[str, str]:
 
 
 class OwnTrainers:
-    """The trainers that one run directory has had, as its journal tells; what was read once is not read again."""
+    """The trainers that one run directory has had, from its journal, of which each part is read only once."""
 
     def __init__(self, directory: RunDirectory):
         self._directory = directory
         self._reader = JournalReader(directory.journal)
         self._first_end = 0
-        """Byte of the journal behind the first of them."""
+        """Byte of the journal after the first of them."""
         self._named: set[tuple[str | None, str | None]] = set()
-        """Start and process id of each: two that one shell begins start within one tick of the clock."""
+        """Start time and process id of each: two of one shell may start within one tick of the clock."""
 
     def fell_behind(self, run: runs.RunInfo, delivered: int) -> bool:
-        """True where the run's tags name a trainer that came after all of these, or whose run it is.
+        """True if the run's tags name a trainer that came after all of these, or to which the run belongs.
 
-        A directory of which nothing has arrived yet is the newest where its trainer started last, and the one before
-        is gone and has not finished: somebody began the run once more without knowing what MLflow held (`mlflow run`
-        under the same id while the server was away).
+        A directory of which nothing has arrived yet is the newest if its trainer started last and the one before is
+        gone without having finished: the run was started again without MLflow's data (`mlflow run` with the same id
+        while the server was unavailable).
 
         Args:
             run: of MLflow.
-            delivered: bytes of the journal that it has acknowledged.
+            delivered: acknowledged bytes of the journal.
         """
         if not self.are_others_in(run.tags):
             return False
@@ -137,15 +133,15 @@ class OwnTrainers:
         return not is_newest or is_held(run)
 
     def are_others_in(self, tags: Mapping[str, str]) -> bool:
-        """True where the run's tags name a trainer that is none of these."""
+        """True if the run's tags name a trainer that is none of these."""
         newest, info = _name_in(tags), self._directory.read_run()
         if newest[0] is None or newest == (str(info.trainer_started), str(info.trainer_pid)):
             return False
-        self._read_on()  # the journal of somebody's own loop names none
+        self._read_on()  # the journal of a user's own loop names none
         return bool(self._named) and newest not in self._named
 
     def are_new(self, delivered: int) -> bool:
-        """True where none of them has named itself in the run yet."""
+        """True if none of them has named itself in the run yet."""
         self._read_on()
         return delivered < self._first_end
 
@@ -157,11 +153,11 @@ class OwnTrainers:
 
 
 class Claim:
-    """The right of a run directory to speak for its MLflow run.
+    """The right of a run directory to write its MLflow run.
 
     Args:
-        progress: learns that the claim is lost.
-        save: writes it down.
+        progress: records that the claim is lost.
+        save: writes the progress.
     """
 
     def __init__(
@@ -177,11 +173,11 @@ class Claim:
         self._own = OwnTrainers(directory)
         self._asked_s = 0.0
         self._still: set[Trainer] = set()
-        """Those elsewhere that were seen to be gone."""
+        """Trainers elsewhere whose heartbeat did not change."""
 
     def confirm(self) -> None:
-        """Ask again after a trainer of this directory has named itself in the run, before more of it is sent: where the
-        run was given by its id somebody else may have done so in the same moment. Raises as `check`.
+        """Check again after a trainer of this directory has named itself in the run, before more is sent: another one
+        may have done so at the same moment if the run was given by its id. Raises like `check`.
         """
         run = runs.get_run(self._store, self._run_id)
         was_given = run.tags.get(runs.LOCAL_ID_TAG) != self._directory.read_run().local_id
@@ -190,12 +186,12 @@ class Claim:
             self.check()
 
     def check(self, within_s: float = 0.0) -> None:
-        """Ask MLflow who trains the run, unless that was asked within so many seconds by the clock on the wall: a
-        machine may have slept.
+        """Ask MLflow for the run's trainer, unless that was done within this many seconds of wall-clock time (a machine
+        may have slept).
 
         Raises:
-            StaleRunDirectory: somebody else does; OthersRun where nothing of this directory is in it yet.
-            RunDeleted: nobody does, it is deleted.
+            StaleRunDirectory: it is another one; OthersRun if nothing of this directory is in the run yet.
+            RunDeleted: the run is deleted.
             StoreUnavailable: the server does not answer.
         """
         now_s = time.time()
@@ -227,8 +223,8 @@ class Claim:
         return None
 
     def _is_seen_to_live(self, run: runs.RunInfo) -> bool:
-        """True where the trainer that the run names cannot be looked up from here, and its heartbeat moves; each is
-        watched once, before this directory's own relay writes the same tag.
+        """True if the run's trainer cannot be looked up from here and its heartbeat changes; each is watched once,
+        before this directory's own relay writes the same tag.
         """
         trainer = Trainer.of_tags(run.tags)
         if run.status != "RUNNING" or HEARTBEAT_TAG not in run.tags or trainer.life() is not Life.ELSEWHERE:
@@ -242,7 +238,7 @@ class Claim:
 
 
 def is_held(run: runs.RunInfo) -> bool:
-    """True where the trainer that the tags name has finished the run, or can be seen from here to train it."""
+    """True if the trainer in the tags has finished the run, or is known here to be alive."""
     if "FINISHED" in (run.status, run.tags.get("mltrack.status")):
         return True
     return run.status == "RUNNING" and Trainer.of_tags(run.tags).life() is Life.ALIVE
@@ -253,7 +249,7 @@ def _name_in(tags: Mapping[str, str]) -> tuple[str | None, str | None]:
 
 
 def _seconds(started: str | None) -> float:
-    """When a trainer started, as its tag says; long ago where it does not."""
+    """The start time in a trainer's tag; 0 if it has none."""
     try:
         return float(started or 0)
     except ValueError:

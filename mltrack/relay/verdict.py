@@ -1,7 +1,7 @@
-"""How a run ended, from what its trainer left.
+"""How a run ended, from its trainer's records.
 
-Invariant: FINISHED needs a word of the trainer: its `end`, an `outcome` before it was cut short, or the exit code 0 of
-its process."""
+Invariant: FINISHED needs evidence of the trainer: its `end`, an `outcome` before it was killed, or its process's exit
+code 0."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from mltrack.relay.delivery_state import Progress
 
 @dataclass(frozen=True)
 class Verdict:
-    """The status of a run whose trainer is over."""
+    """The status of a run whose trainer has ended."""
 
     status: str
     """FINISHED, FAILED or KILLED."""
     time_ms: int
     killed: bool = False
-    """Neither the trainer nor the exit of its process said that it was over."""
+    """Neither the trainer nor its process's exit code gave the end."""
     failure: str | None = None
-    """For the tag, where the trainer did not write one."""
+    """For the tag, if the trainer did not write one."""
 
     def shown(self, info: RunInfo) -> str:
-        """The status in MLflow. `mlflow run` and a user's own run judge by the end of the process; the former knows
-        FINISHED and FAILED alone.
+        """The status in MLflow. `mlflow run` and a user's own run go by the end of the process; the former only knows
+        FINISHED and FAILED.
         """
         others = info.under_mlflow_run or not info.owns_status
         return (
@@ -35,7 +35,7 @@ class Verdict:
 
 
 def verdict_on(progress: Progress, directory: RunDirectory) -> Verdict:
-    """How the run ended whose journal is delivered up to its end, or whose trainer is gone."""
+    """How the run ended, if its journal is delivered to its end or its trainer is gone."""
     if progress.end is not None:
         return Verdict(progress.end["status"], progress.end["time_ms"])
     exit_code = directory.read_exit_code()
@@ -47,16 +47,16 @@ def verdict_on(progress: Progress, directory: RunDirectory) -> Verdict:
         return Verdict(
             "FAILED",
             records.now_ms(),
-            failure=f"the process ended with exit code {exit_code}, and nothing had closed its tracker",
+            failure=f"the process ended with exit code {exit_code} without closing its tracker",
         )
     return Verdict("FINISHED", records.now_ms())
 
 
 def closing_tags(progress: Progress, failure: str | None, damaged: Sequence[tuple[int, int]]) -> dict[str, str]:
-    """What the run's tags say of its delivery once it is over.
+    """Tags about the delivery at the run's end.
 
     Args:
-        failure: of the verdict, where this delivery ends the run.
+        failure: of the verdict, if this delivery ends the run.
         damaged: (first, last) bytes of the journal that hold no records.
     """
     ranges = ", ".join(f"bytes {start}-{stop}" for start, stop in damaged)
