@@ -379,9 +379,7 @@ def test_weights_that_are_no_numbers_give_no_answer(decoder: Path, encoder: Path
     folder = shutil.copytree(decoder if task == "code_generation" else encoder, tmp_path / "model")
     weights(folder, lambda held: held.update({name: tensor * math.nan for name, tensor in held.items()}))
     for params in (None, {"temperature": 2.0} if task == "code_generation" else None):
-        with pytest.raises(
-            ConfigurationError, match=r"the model computes what is no number \(NaN\), .*; accepted: "
-        ) as caught:
+        with pytest.raises(ConfigurationError, match="the model computes NaN") as caught:
             registry.predict(str(folder), ["x"], params=params)
         assert "\n" not in str(caught.value)
 

@@ -103,6 +103,6 @@ def test_no_room_for_another_checkpoint(tmp_path: Path, choice: str, code: int) 
     assert best is not None
     assert best.step < response["best_step"]
     assert (
-        f"model: the weights are those of step {best.step}, the best checkpoint there is; the best evaluation was at"
-        " step" in ended.stderr
+        f"model: the weights are those of step {best.step}, the best available checkpoint; the best evaluation was"
+        " at step" in ended.stderr
     )

@@ -121,7 +121,7 @@ def test_a_folder_that_holds_the_run_directory_is_taken_without_it(
     assert named_of(tmp_path / "run") == [("", {"mine.txt"})]
     assert [line.split(tmp_path.name)[1] for line in caplog.messages] == [
         "/again: is a link to a folder that it lies in",
-        "/run: lies in the directory of this run",
+        "/run: is in the directory of this run",
     ]
 
 

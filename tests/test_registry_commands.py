@@ -247,7 +247,7 @@ def test_records_under_other_names_are_evaluated_as_train_reads_them(trained: Tr
         ),
         (
             ("promote", NAME, "--dataset-path", "one.jsonl", "--promote-margin", "-1"),
-            "promote_margin: seen -1.0; accepted: a number >= 0",
+            "promote_margin must be a number >= 0, not -1.0",
         ),
         (("promote", NAME, "--dataset-path", "nowhere.jsonl"), "nowhere.jsonl"),
         (
