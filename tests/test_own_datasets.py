@@ -238,7 +238,7 @@ def test_a_checkpoint_of_somebody_elses_loop_is_one_line(records_file: Callable[
     model = tiny.model(source, train)
     optimizer = torch.optim.AdamW(model.parameters())
     CheckpointManager(tmp_path / "out").save_checkpoint(model=model, optimizer=optimizer, epoch=0, step=1)
-    with pytest.raises(ConfigurationError, match="is no checkpoint of an AdvancedTrainer"):
+    with pytest.raises(ConfigurationError, match="is not a checkpoint of an AdvancedTrainer"):
         AdvancedTrainer(model, train, output_dir=tmp_path / "out", resume=True, **OPTIONS)
 
 

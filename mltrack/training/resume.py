@@ -136,7 +136,7 @@ def newest_checkpoint(manager: CheckpointManager, now: Mapping[str, Any], *, str
         )
     if not {"decisive", "training", "rng"} <= checkpoint["extra_state"].keys():
         raise ConfigurationError(
-            f"cannot resume: {checkpoint['metadata'].path} is no checkpoint of an AdvancedTrainer; load its parts"
+            f"cannot resume: {checkpoint['metadata'].path} is not a checkpoint of an AdvancedTrainer; load its parts"
             " yourself"
         )
     compare_fingerprints(checkpoint["extra_state"]["decisive"], now, strict=strict)
