@@ -1,4 +1,4 @@
-"""Each bad input has its line: what was seen, where, what would be accepted."""
+"""Each bad input has its line: what is wrong, where, and what to do."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from mltrack.records.readers import paths as sources
 from mltrack.records.readers import read_records
 
 FILES = sources.ACCEPTED
-LEVELS = "accepted: safe, low, medium, high, critical"
+LEVELS = "safe, low, medium, high, critical"
 GOOD = b'{"code": "a", "label": "safe"}\n'
 TEXT, SECURITY, GENERATION = "text_classification", "security_classification", "code_generation"
-ANOTHER = "; another column is named by columns"
+TOO_LARGE = ("10,000,000", "at most 8,388,608 bytes")
 LARGE = json.dumps({"code": "x" * 10_000_000, "label": "a"}).encode()
 
 
@@ -55,53 +55,47 @@ def two_of_a_name() -> bytes:
 
 
 NOT_UTF8 = pa.Array.from_buffers(pa.string(), 2, pa.array([b"good", b"\xff\xfe"]).buffers())
-LONG = "longer than 33,554,432 bytes; accepted: records up to that (is it one line end or bracket that is missing?)"
+LONG = "longer than 33,554,432 bytes"
 
-# name, bytes, task, message behind the path
+# name, bytes, task, (place behind the path, what the line must say of it); None: only that there is a line
 TABLE = [
     # the file
-    ("a.txt", b"x", TEXT, f": seen the extension '.txt'; accepted: {FILES}"),
-    ("a.txt.gz", b"x", TEXT, f": seen the extension '.txt.gz'; accepted: {FILES}"),
-    ("a", b"x", TEXT, f": seen no extension; accepted: {FILES}"),
-    ("a.json", b"", TEXT, ": holds no records; accepted: at least one"),
-    ("a.json", b"[]", TEXT, ": holds no records; accepted: at least one"),
-    ("a.jsonl", b"\n \n", TEXT, ": holds no records; accepted: at least one"),
-    ("a.csv", b"", TEXT, ": holds no records; accepted: at least one"),
-    ("a.csv", b"code,label\n", TEXT, ": holds no records; accepted: at least one"),
+    ("a.txt", b"x", TEXT, (": ", "'.txt'", FILES)),
+    ("a.txt.gz", b"x", TEXT, (": ", "'.txt.gz'", FILES)),
+    ("a", b"x", TEXT, (": ", "no extension", FILES)),
+    ("a.json", b"", TEXT, (": ", "no records")),
+    ("a.json", b"[]", TEXT, (": ", "no records")),
+    ("a.jsonl", b"\n \n", TEXT, (": ", "no records")),
+    ("a.csv", b"", TEXT, (": ", "no records")),
+    ("a.csv", b"code,label\n", TEXT, (": ", "no records")),
     (
         "a.jsonl.gz",
         b"plain",
         TEXT,
-        ": not a whole gzip file (Not a gzipped file (b'pl')); accepted: the output of gzip",
+        (": ", "gzip", "Not a gzipped file (b'pl')"),
     ),
     (
         "a.jsonl.gz",
         gzip.compress(GOOD * 99)[:-9],
         TEXT,
-        (
-            ": not a whole gzip file (Compressed file ended before the end-of-stream marker was reached); accepted: the"
-            " output of gzip"
-        ),
+        (": ", "gzip", "ended before the end-of-stream marker"),
     ),
     ("a.parquet", b"PAR1", TEXT, None),  # pyarrow's own words
-    ("a.jsonl", GOOD + b'{"code": "\xff"}', TEXT, ", record 2: not UTF-8 (byte 0xff at offset 10); accepted: UTF-8"),
-    ("a.json", GOOD.decode().encode("utf-16"), TEXT, ": not UTF-8 (byte 0xff at offset 0); accepted: UTF-8"),
-    ("a.csv", b"code,label\na,b\n\xe4,c\n", TEXT, ", record 2: not UTF-8 (byte 0xe4 at offset 0); accepted: UTF-8"),
+    ("a.jsonl", GOOD + b'{"code": "\xff"}', TEXT, (", record 2: ", "UTF-8", "0xff at offset 10")),
+    ("a.json", GOOD.decode().encode("utf-16"), TEXT, (": ", "UTF-8", "0xff at offset 0")),
+    ("a.csv", b"code,label\na,b\n\xe4,c\n", TEXT, (", record 2: ", "UTF-8", "0xe4 at offset 0")),
     # the syntax
     (
         "a.jsonl",
         GOOD + b"{'code'}\n",
         TEXT,
-        (
-            ", record 2: bad JSON at column 2 (Expecting property name enclosed in double quotes); accepted: one JSON"
-            " object a line"
-        ),
+        (", record 2: ", "column 2 (Expecting property name", "one JSON object"),
     ),
     (
         "a.jsonl",
         b"\0\0\0\n",
         TEXT,
-        ", record 1: bad JSON at column 1 (Expecting value); accepted: one JSON object a line",
+        (", record 1: ", "column 1 (Expecting value)", "one JSON object"),
     ),
     ("a.jsonl", b"[" * 200_000, TEXT, None),
     ("a.json", b"[" * 200_000, TEXT, None),
@@ -110,191 +104,185 @@ TABLE = [
         "a.json",
         b'{"code":\n"a"}',
         TEXT,
-        ": starts with an object; accepted: a JSON array of records (one record a line: name the file .jsonl)",
+        (": ", "an object", "JSON array", ".jsonl"),
     ),
     (
         "a.json",
         b'"x"',
         TEXT,
-        ": starts with text; accepted: a JSON array of records (one record a line: name the file .jsonl)",
+        (": ", "starts with text", "JSON array", ".jsonl"),
     ),
     (
         "a.json",
         b"\x00\x01",
         TEXT,
-        ": starts with '\\x00\\x01'; accepted: a JSON array of records (one record a line: name the file .jsonl)",
+        (": ", "'\\x00\\x01'", "JSON array", ".jsonl"),
     ),
     (
         "a.json",
         b"[" + GOOD + b",]",
         TEXT,
-        ", record 2: bad JSON at line 2, column 2 (Expecting value); accepted: a JSON array of records",
+        (", record 2: ", "line 2, column 2 (Expecting value)", "JSON array"),
     ),
     (
         "a.json",
         b"[\n" + GOOD + GOOD + b"]",
         TEXT,
-        ", record 1: bad JSON at line 3, column 1 (Expecting ',' or ']'); accepted: a JSON array of records",
+        (", record 1: ", "line 3, column 1 (Expecting ',' or ']')", "JSON array"),
     ),
     (
         "a.json",
         b"[" + GOOD,
         TEXT,
-        ", record 1: bad JSON at line 2, column 1 (Expecting ',' or ']'); accepted: a JSON array of records",
+        (", record 1: ", "line 2, column 1 (Expecting ',' or ']')", "JSON array"),
     ),
     (
         "a.json",
         b"[" + GOOD + b"] []",
         TEXT,
-        ": bad JSON at line 2, column 3 (Extra data after the array); accepted: a JSON array of records",
+        (": ", "line 2, column 3 (Extra data after the array)", "JSON array"),
     ),
     (
         "a.csv",
         b"code,label\na,b,c\n",
         TEXT,
-        (
-            ", record 1: seen 3 cells, the header has 2; accepted: as many cells as the header (cells with commas or"
-            " line ends quoted)"
-        ),
+        (", record 1: ", "3 cells", "header has 2"),
     ),
     (
         "a.csv",
         b'code,label\n"a,b\n',
         TEXT,
-        ', record 1: bad CSV (unexpected end of data); accepted: comma-separated cells, quoted with "',
+        (", record 1: ", "bad CSV (unexpected end of data)", "commas"),
     ),
-    ("a.csv", b"code,code\na,b\n", TEXT, ": the column 'code' stands twice in the header; accepted: each column once"),
+    ("a.csv", b"code,code\na,b\n", TEXT, (": ", "'code'", "twice")),
     # the record
     (
         "a.jsonl",
         b"[1, 2]\n",
         TEXT,
-        ", record 1: seen [1, 2] (a list); accepted: an object with the fields code and label",
+        (", record 1: ", "[1, 2] (a list)", "code and label"),
     ),
     (
         "a.jsonl",
         b"null\n",
         GENERATION,
-        ", record 1: seen null; accepted: an object with the fields description and code",
+        (", record 1: ", "null", "description and code"),
     ),
-    ("a.json", b"[1]", TEXT, ", record 1: seen 1 (a number); accepted: an object with the fields code and label"),
+    ("a.json", b"[1]", TEXT, (", record 1: ", "1 (a number)", "code and label")),
     (
         "a.jsonl",
         b"{}\n",
         TEXT,
-        ", record 1, field 'code': missing; seen the fields (none); accepted: text that is not blank",
+        (", record 1, field 'code': ", "missing", "(none)"),
     ),
     (
         "a.jsonl",
         b'{"code": "a", "lable": 1}\n',
         TEXT,
-        (
-            ", record 1, field 'label': missing; seen the fields code, lable; accepted: text, a whole number, true or"
-            " false; another column is named by columns=label=COLUMN"
-        ),
+        (", record 1, field 'label': ", "missing", "code, lable", "columns=label=COLUMN"),
     ),
     (
         "a.csv",
         b"code;label\na;b\n",
         TEXT,
-        ", record 1, field 'code': missing; seen the fields code;label; accepted: text that is not blank",
+        (", record 1, field 'code': ", "missing", "code;label"),
     ),
     (
         "a.jsonl",
         b'{"code": null, "label": "a"}\n',
         TEXT,
-        ", record 1, field 'code': seen null; accepted: text that is not blank",
+        (", record 1, field 'code': ", "null"),
     ),
     (
         "a.jsonl",
         b'{"code": " \\n", "label": "a"}\n',
         TEXT,
-        ", record 1, field 'code': seen ' \\n'; accepted: text that is not blank",
+        (", record 1, field 'code': ", "' \\n'", "blank"),
     ),
-    ("a.csv", b"code,label\na,\n", TEXT, ", record 1, field 'label': seen ''; accepted: text that is not blank"),
+    ("a.csv", b"code,label\na,\n", TEXT, (", record 1, field 'label': ", "''", "blank")),
     (
         "a.jsonl",
         b'{"code": ["a"], "label": "a"}\n',
         TEXT,
-        ", record 1, field 'code': seen ['a'] (a list); accepted: text",
+        (", record 1, field 'code': ", "['a'] (a list)", "text"),
     ),
     (
         "a.jsonl",
         b'{"code": 7, "description": "a"}\n',
         GENERATION,
-        ", record 1, field 'code': seen 7 (a number); accepted: text",
+        (", record 1, field 'code': ", "7 (a number)", "text"),
     ),
     (
         "a.jsonl",
         b'{"code": "a\\u0000", "label": "a"}\n',
         TEXT,
-        ", record 1, field 'code': seen a NUL character at offset 1; accepted: text without NUL",
+        (", record 1, field 'code': ", "NUL", "offset 1"),
     ),
     (
         "a.jsonl",
         b'{"code": "ab\\ud83d", "label": "a"}\n',
         TEXT,
-        ", record 1, field 'code': seen half a surrogate pair (\\ud83d) at offset 2; accepted: Unicode text",
+        (", record 1, field 'code': ", "\\ud83d", "offset 2", "Unicode"),
     ),
     (
         "a.jsonl",
         b'{"code": "a", "label": 1.5}\n',
         TEXT,
-        ", record 1, field 'label': seen 1.5 (a number); accepted: text, a whole number, true or false",
+        (", record 1, field 'label': ", "1.5 (a number)", "a whole number"),
     ),
     (
         "a.jsonl",
         b'{"code": "a", "label": ["x"]}\n',
         TEXT,
-        ", record 1, field 'label': seen ['x'] (a list); accepted: text, a whole number, true or false",
+        (", record 1, field 'label': ", "['x'] (a list)", "a whole number"),
     ),
     (
         "a.jsonl",
         b'{"code": "a"}\n',
         GENERATION,
-        ", record 1, field 'description': missing; seen the fields code; accepted: text that is not blank",
+        (", record 1, field 'description': ", "missing", "code"),
     ),
     # size and depth
     (
         "a.jsonl",
         LARGE,
         TEXT,
-        ", record 1, field 'code': seen 10,000,000 bytes of text; accepted: at most 8,388,608 bytes",
+        (", record 1, field 'code': ", *TOO_LARGE),
     ),
     (
         "a.json",
         b"[" + LARGE + b"]",
         TEXT,
-        ", record 1, field 'code': seen 10,000,000 bytes of text; accepted: at most 8,388,608 bytes",
+        (", record 1, field 'code': ", *TOO_LARGE),
     ),
     (
         "a.csv",
         b"code,label\n" + b"x" * 10_000_000 + b",a\n",
         TEXT,
-        ", record 1, field 'code': seen 10,000,000 bytes of text; accepted: at most 8,388,608 bytes",
+        (", record 1, field 'code': ", *TOO_LARGE),
     ),
     (
         "a.parquet",
         parquet([{"code": "x" * 10_000_000, "label": "a"}]),
         TEXT,
-        ", record 1, field 'code': seen 10,000,000 bytes of text; accepted: at most 8,388,608 bytes",
+        (", record 1, field 'code': ", *TOO_LARGE),
     ),
-    ("a.jsonl", GOOD + b'{"code": "' + b"x" * (40 << 20), TEXT, f", record 2: {LONG}"),
-    ("a.json", b'[{"code": "' + b"x" * (40 << 20), TEXT, f", record 1: {LONG}"),
-    ("a.csv", b"code,label\n" + b"x" * (40 << 20), TEXT, f", record 1: {LONG}"),
-    ("a.csv", b'code,label\n"' + b"x,\n" * (20 << 20), TEXT, f", record 1: {LONG}"),
+    ("a.jsonl", GOOD + b'{"code": "' + b"x" * (40 << 20), TEXT, (", record 2: ", LONG)),
+    ("a.json", b'[{"code": "' + b"x" * (40 << 20), TEXT, (", record 1: ", LONG)),
+    ("a.csv", b"code,label\n" + b"x" * (40 << 20), TEXT, (", record 1: ", LONG)),
+    ("a.csv", b'code,label\n"' + b"x,\n" * (20 << 20), TEXT, (", record 1: ", LONG)),
     ("a.jsonl", b'{"code": "a", "label": "b", "more": ' + b"[" * 5000 + b"]" * 5000 + b"}", TEXT, None),
     (
         "a.json",
         b'[{"code": "a", "label": "b"}, ' + b'{"a":' * 100_000,
         TEXT,
-        ", record 2: bad JSON (nested too deeply); accepted: a JSON array of records",
+        (", record 2: ", "nested too deeply", "JSON array"),
     ),
     (
         "a.jsonl",
         b'{"code": "a", "label": "%s"}' % (b"y" * 201),
         TEXT,
-        f", record 1, field 'label': seen 201 characters, '{'y' * 36}...; accepted: a class of at most 200 characters",
+        (", record 1, field 'label': ", "201", f"'{'y' * 36}...", "at most 200"),
     ),
     ("a.jsonl", b"".join(b'{"code": "a", "label": %d}\n' % n for n in range(100_000)), TEXT, None),  # see below
     # Parquet and compression
@@ -303,134 +291,130 @@ TABLE = [
         "a.parquet",
         parquet([{"code": "a", "label": "b"}, {"code": None, "label": "b"}]),
         TEXT,
-        ", record 2, field 'code': seen null; accepted: text that is not blank",
+        (", record 2, field 'code': ", "null"),
     ),
     (
         "a.parquet",
         parquet([{"code": b"a", "label": "b"}]),
         TEXT,
-        ", record 1, field 'code': seen b'a' (bytes); accepted: text",
+        (", record 1, field 'code': ", "b'a' (bytes)", "text"),
     ),
     (
         "a.parquet",
         parquet([{"code": "a", "label": 1.5}]),
         TEXT,
-        ", record 1, field 'label': seen 1.5 (a number); accepted: text, a whole number, true or false",
+        (", record 1, field 'label': ", "1.5 (a number)", "a whole number"),
     ),
     ("a.parquet", parquet([{"x": "a"}])[:0], TEXT, None),
     (
         "a.parquet.gz",
         gzip.compress(parquet([{"code": "a"}])),
         TEXT,
-        ", record 1, field 'label': missing; seen the fields code; accepted: text, a whole number, true or false",
+        (", record 1, field 'label': ", "missing", "fields code"),
     ),
     (
         "a.parquet.gz",
         parquet([{"code": "a"}]),
         TEXT,
-        ": not a whole gzip file (Not a gzipped file (b'PA')); accepted: the output of gzip",
+        (": ", "gzip", "Not a gzipped file (b'PA')"),
     ),
     (
         "a.jsonl.zst",
         GOOD,
         TEXT,
-        ": not a whole zstd file (ZSTD decompress failed: Unknown frame descriptor); accepted: the output of zstd",
+        (": ", "zstd", "Unknown frame descriptor"),
     ),
     (
         "a.jsonl.zst",
         zstandard.compress(GOOD * 99)[:-3],
         TEXT,
-        ": not a whole zstd file (Truncated compressed stream); accepted: the output of zstd",
+        (": ", "zstd", "Truncated compressed stream"),
     ),
     (
         "a.jsonl.zst",
         zstandard.compress(GOOD + b"1\n"),
         TEXT,
-        ", record 2: seen 1 (a number); accepted: an object with the fields code and label",
+        (", record 2: ", "1 (a number)", "code and label"),
     ),
     ("a.csv.zst", zstandard.compress(b"code,label\na\n"), TEXT, None),
     (
         "a.json.zst",
         zstandard.compress(b"[1,"),
         TEXT,
-        ", record 1: seen 1 (a number); accepted: an object with the fields code and label",
+        (", record 1: ", "1 (a number)", "code and label"),
     ),
     # line ends, quotes, other encodings
     ("a.csv", b"code,label\ra,b\rc,d\r", TEXT, None),
-    ("a.csv", "code,label\na,b\n".encode("utf-16"), TEXT, ": not UTF-8 (byte 0xff at offset 0); accepted: UTF-8"),
+    ("a.csv", "code,label\na,b\n".encode("utf-16"), TEXT, (": ", "UTF-8", "0xff at offset 0")),
     ("a.jsonl", '{"code": "a"}\n'.encode("utf-16-le"), TEXT, None),
     (
         "a.jsonl",
         '{"code": "\u00e4", "label": "b"}\n'.encode("latin-1"),
         TEXT,
-        ", record 1: not UTF-8 (byte 0xe4 at offset 10); accepted: UTF-8",
+        (", record 1: ", "UTF-8", "0xe4 at offset 10"),
     ),
     (
         "a.json",
         b'[{"code": "a", "label": "b"},\n{"code": "\xe4"}]',
         TEXT,
-        ", record 2: not UTF-8 (byte 0xe4 at offset 40); accepted: UTF-8",
+        (", record 2: ", "UTF-8", "0xe4 at offset 40"),
     ),
     (
         "a.csv",
         b'code,label\na,b\n"a"b,c\n',
         TEXT,
-        ", record 2: bad CSV (',' expected after '\"'); accepted: comma-separated cells, quoted with \"",
+        (", record 2: ", "bad CSV (',' expected after '\"')", "commas"),
     ),
     ("a.csv", b"code\tlabel\na\tb\n", TEXT, None),
     (
         "a.csv",
         b"code,label\na\0,b\n",
         TEXT,
-        ", record 1, field 'code': seen a NUL character at offset 1; accepted: text without NUL",
+        (", record 1, field 'code': ", "NUL", "offset 1"),
     ),
     (
         "a.jsonl",
         b'{"code": "a", "label": "\\udc80"}\n',
         TEXT,
-        ", record 1, field 'label': seen half a surrogate pair (\\udc80) at offset 0; accepted: Unicode text",
+        (", record 1, field 'label': ", "\\udc80", "offset 0", "Unicode"),
     ),
     (
         "a.jsonl",
         b'{"code": "a", "label": NaN}\n',
         TEXT,
-        ", record 1, field 'label': seen nan (a number); accepted: text, a whole number, true or false",
+        (", record 1, field 'label': ", "nan (a number)", "a whole number"),
     ),
     (
         "a.jsonl",
         b'{"code": "a", "label": {"x": 1}}\n',
         TEXT,
-        ", record 1, field 'label': seen {'x': 1} (an object); accepted: text, a whole number, true or false",
+        (", record 1, field 'label': ", "{'x': 1} (an object)", "a whole number"),
     ),
     (
         "a.jsonl",
         b"{" + b", ".join(b'"k%d": 1' % n for n in range(100_000)) + b"}\n",
         TEXT,
-        ", record 1, field 'code': missing; seen the fields k0, k1, k2, k3, k4, k5, k6, k7, k8, k9, ...; accepted: text"
-        " that is not blank" + ANOTHER + "=code=COLUMN",
+        (", record 1, field 'code': ", "missing", "k0, k1, k2, k3, k4, k5, k6, k7, k8, k9, ...", "columns=code=COLUMN"),
     ),
     # what nobody says which is meant, or what cannot be said
     (
         "a.jsonl",
         GOOD + b'{"code": "a", "label": "x", "label": "y"}\n',
         TEXT,
-        ", record 2, field 'label': stands twice in the record; accepted: one JSON object a line, each name once",
+        (", record 2, field 'label': ", "twice"),
     ),
     (
         "a.json",
         b"[" + GOOD + b', {"code": "a", "label": "x", "code": "b"}]',
         TEXT,
-        ", record 2, field 'code': stands twice in the record; accepted: a JSON array of records, each name once",
+        (", record 2, field 'code': ", "twice"),
     ),
-    ("a.parquet", two_of_a_name(), TEXT, ": the column 'code' stands twice in the header; accepted: each column once"),
+    ("a.parquet", two_of_a_name(), TEXT, (": ", "'code'", "twice")),
     (
         "a.parquet",
         table(code=NOT_UTF8, label=pa.array(["x", "y"])),
         TEXT,
-        (
-            ", record 2, field 'code': cannot be read ('utf-8' codec can't decode byte 0xff in position 0: invalid"
-            " start byte); accepted: a value that Python can hold"
-        ),
+        (", record 2, field 'code': ", "Python cannot hold", "byte 0xff in position 0"),
     ),
     (
         "a.parquet",
@@ -448,65 +432,58 @@ TABLE = [
         "a.parquet",
         parquet([{"code": "a", "label": "x", "more": "y" * (33 << 20)}]),
         TEXT,
-        (
-            ", record 1, field 'more': seen 34,603,012 of the record's 34,603,022 bytes; accepted: records of at most"
-            " 33,554,432 bytes"
-        ),
+        (", record 1, field 'more': ", "34,603,012", "34,603,022", "33,554,432"),
     ),
     (
         "a.jsonl",
         b'{"code": "a", "label": "x\\ny"}\n',
         TEXT,
-        ", record 1, field 'label': seen 'x\\ny'; accepted: a class name on one line, without control characters",
+        (", record 1, field 'label': ", "'x\\ny'", "one line"),
     ),
     (
         "a.jsonl",
         b'{"code": "a", "label": "\\u001b]0;title\\u0007"}\n',
         TEXT,
-        (
-            ", record 1, field 'label': seen '\\x1b]0;title\\x07'; accepted: a class name on one line, without control"
-            " characters"
-        ),
+        (", record 1, field 'label': ", "'\\x1b]0;title\\x07'", "control characters"),
     ),
     (
         "a.jsonl",
         b'{"\\u001b[31m": 1, "\\ud800": 2}\n',
         TEXT,
-        (
-            ", record 1, field 'code': missing; seen the fields \\x1b[31m, \\ud800; accepted: text that is not"
-            f" blank{ANOTHER}=code=COLUMN"
-        ),
+        (", record 1, field 'code': ", "missing", "\\x1b[31m, \\ud800", "columns=code=COLUMN"),
     ),
     # the five levels
     (
         "a.jsonl",
         GOOD + b'{"code": "a", "label": "hihg"}\n',
         SECURITY,
-        f", record 2, field 'label': seen 'hihg'; {LEVELS} (did you mean 'high'?)",
+        (", record 2, field 'label': ", "'hihg'", LEVELS, "did you mean 'high'?"),
     ),
     (
         "a.jsonl",
         b'{"code": "a", "label": "CRITICAL"}\n',
         SECURITY,
-        f", record 1, field 'label': seen 'CRITICAL'; {LEVELS} (did you mean 'critical'?)",
+        (", record 1, field 'label': ", "'CRITICAL'", LEVELS, "did you mean 'critical'?"),
     ),
-    ("a.jsonl", b'{"code": "a", "label": 3}\n', SECURITY, f", record 1, field 'label': seen '3'; {LEVELS}"),
+    ("a.jsonl", b'{"code": "a", "label": 3}\n', SECURITY, (", record 1, field 'label': ", "'3'", LEVELS)),
     (
         "a.jsonl",
         b'{"code": "a", "label": "%s"}\n' % (b"x" * 99),
         SECURITY,
-        f", record 1, field 'label': seen '{'x' * 36}...; {LEVELS}",
+        (", record 1, field 'label': ", f"'{'x' * 36}...", LEVELS),
     ),
 ]
 
 
 ROWS = pytest.mark.parametrize(
-    ("name", "data", "task", "message"), TABLE, ids=[f"{row[0]}-{n}" for n, row in enumerate(TABLE)]
+    ("name", "data", "task", "facts"), TABLE, ids=[f"{row[0]}-{n}" for n, row in enumerate(TABLE)]
 )
 
 
 @ROWS
-def test_a_bad_input_has_its_line(tmp_path: Path, name: str, data: bytes, task: str, message: str | None) -> None:
+def test_a_bad_input_has_its_line(
+    tmp_path: Path, name: str, data: bytes, task: str, facts: tuple[str, ...] | None
+) -> None:
     path = tmp_path / name
     path.write_bytes(data)
     with pytest.raises(DatasetError) as caught:
@@ -515,14 +492,15 @@ def test_a_bad_input_has_its_line(tmp_path: Path, name: str, data: bytes, task: 
     assert said.startswith(str(path))
     assert "\n" not in said
     assert len(said) < len(str(path)) + 500
-    assert "accepted: " in said
-    if message is not None:
-        assert said == f"{path}{message}"
+    if facts is not None:
+        place, *rest = facts
+        assert said.startswith(f"{path}{place}")
+        assert [fact for fact in rest if fact not in said.removeprefix(f"{path}{place}")] == [], said
 
 
 @ROWS
 def test_a_command_ends_in_that_line_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, data: bytes, task: str, message: str | None
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, data: bytes, task: str, facts: tuple[str, ...] | None
 ) -> None:
     path = tmp_path / name
     path.write_bytes(data)
@@ -540,14 +518,15 @@ def test_the_table_is_long_enough() -> None:
 def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_bytes(GOOD)
     (tmp_path / "none").mkdir()
-    for path, message in (
-        (tmp_path / "trian.jsonl", f"no such file (did you mean 'train.jsonl'?); accepted: {FILES}, or stdlib"),
-        (tmp_path / "nowhere" / "a.json", f"no such file; accepted: {FILES}, or stdlib"),
-        (tmp_path / "none", f"holds no files; accepted: {FILES}"),
+    for path, *facts in (
+        (tmp_path / "trian.jsonl", "no such file", "did you mean 'train.jsonl'?", FILES, "stdlib"),
+        (tmp_path / "nowhere" / "a.json", "no such file", FILES, "stdlib"),
+        (tmp_path / "none", "no files", FILES),
     ):
         with pytest.raises(DatasetError) as caught:
             read_records(path, TEXT)
-        assert str(caught.value) == f"{path}: {message}"
+        assert str(caught.value).startswith(f"{path}: ")
+        assert [fact for fact in facts if fact not in str(caught.value)] == []
 
 
 def test_unknown_words_name_the_known_ones(tmp_path: Path) -> None:
@@ -555,14 +534,17 @@ def test_unknown_words_name_the_known_ones(tmp_path: Path) -> None:
     path.write_bytes(GOOD)
     with pytest.raises(ConfigurationError) as caught:
         read_records(path, "text_clasification")
-    assert (
-        str(caught.value)
-        == "task: seen 'text_clasification'; accepted: text_classification, code_generation, security_classification"
-        " (did you mean 'text_classification'?)"
-    )
+    said = str(caught.value)
+    assert "'text_clasification'" in said
+    assert "text_classification, code_generation, security_classification" in said
+    assert "did you mean 'text_classification'?" in said
     with pytest.raises(ConfigurationError) as caught:
         read_records(path, TEXT, on_bad_record="skp")
-    assert str(caught.value) == "on_bad_record: seen 'skp'; accepted: stop, skip (did you mean 'skip'?)"
+    said = str(caught.value)
+    assert said.startswith("on_bad_record ")
+    assert "'skp'" in said
+    assert "stop, skip" in said
+    assert "did you mean 'skip'?" in said
 
 
 def test_many_labels_are_a_wrong_column(tmp_path: Path) -> None:
@@ -571,10 +553,10 @@ def test_many_labels_are_a_wrong_column(tmp_path: Path) -> None:
     loader = DatasetLoader(path, columns="code=func,label=target")
     with pytest.raises(DatasetError) as caught:
         _ = loader.records
-    assert (
-        str(caught.value) == f"{path}, field 'target': seen more than 1,000 classes by record 1,001, such as '1000'; "
-        "accepted: at most 1,000 (columns=label=COLUMN names another column, num_labels says that there are more)"
-    )
+    said = str(caught.value)
+    assert said.startswith(f"{path}, field 'target': ")
+    for fact in ("1,000 classes", "record 1,001", "'1000'", "columns=label=COLUMN", "num_labels"):
+        assert fact in said
     assert len(DatasetLoader(path, columns="code=func,label=target", num_labels=2000).records) == 2000
 
 
@@ -590,59 +572,40 @@ def test_errors_say_the_users_column(tmp_path: Path) -> None:
         on_bad_record="skip",
         on_skip=lambda e, raw: told.append(str(e)),
     )
-    assert told == [
-        f"{path}, record 2, field 'target': seen '7'; accepted: 0, 1, safe, unsafe",
-        f"{path}, record 3, field 'func': missing; seen the fields code, target; accepted: text that is not blank",
-    ]
+    assert len(told) == 2
+    assert told[0].startswith(f"{path}, record 2, field 'target': ")
+    assert "'7'" in told[0]
+    assert "0, 1, safe, unsafe" in told[0]
+    assert told[1].startswith(f"{path}, record 3, field 'func': ")
+    assert "missing" in told[1]
+    assert "code, target" in told[1]
 
 
 @pytest.mark.parametrize(
-    ("option", "value", "line"),
+    ("option", "value", "facts"),
     [
-        (
-            "columns",
-            "cod=func",
-            "columns: unknown field 'cod'; use one of code, label, description (did you mean 'code'?)",
-        ),
-        (
-            "columns",
-            "func",
-            "columns: seen 'func' (\"'func' has no '='\"); accepted: NAME=VALUE,NAME=VALUE, or a mapping",
-        ),
-        (
-            "labels",
-            "0=a,0=b",
-            "labels: seen '0=a,0=b' (\"'0' stands twice\"); accepted: NAME=VALUE,NAME=VALUE, or a mapping",
-        ),
-        ("labels", '{"0": ', None),
-        ("labels", '{"0": ' * 50_000, None),
-        (
-            "columns",
-            "code=func,label=func",
-            "columns: seen 'func' for both code and label; accepted: two columns, or the label stands in what is read",
-        ),
-        (
-            "columns",
-            "label=code",
-            "columns: seen 'code' for both code and label; accepted: two columns, or the label stands in what is read",
-        ),
-        ("labels", 5, None),
+        ("columns", "cod=func", ["'cod'", "code, label, description", "did you mean 'code'?"]),
+        ("columns", "func", ["'func'", "no '='", "NAME=VALUE"]),
+        ("labels", "0=a,0=b", ["'0=a,0=b'", "'0'", "twice", "NAME=VALUE"]),
+        ("labels", '{"0": ', []),
+        ("labels", '{"0": ' * 50_000, []),
+        ("columns", "code=func,label=func", ["'func'", "code and label", "two columns"]),
+        ("columns", "label=code", ["'code'", "code and label", "two columns"]),
+        ("labels", 5, ["5", "a mapping"]),
     ],
 )
-def test_pairs_that_are_none(tmp_path: Path, option: str, value: object, line: str | None) -> None:
-    with pytest.raises(ConfigurationError) as caught:
+def test_pairs_that_are_none(tmp_path: Path, option: str, value: object, facts: list[str]) -> None:
+    with pytest.raises(ConfigurationError, match=f"^{option}\\b") as caught:
         DatasetLoader(tmp_path / "a.jsonl", **{option: value})
-    assert str(caught.value).startswith(f"{option}: seen ")
-    assert line is None or str(caught.value).replace('("', "(").replace('")', ")") == line.replace('("', "(").replace(
-        '")', ")"
-    )
+    assert [fact for fact in facts if fact not in str(caught.value)] == []
 
 
 @pytest.mark.parametrize("path", ["", " "])
 def test_an_empty_path_is_not_the_folder_where_one_is(path: str) -> None:
     with pytest.raises(DatasetError) as caught:
         read_records(path, TEXT)
-    assert str(caught.value) == f"seen an empty path; accepted: {FILES}, or stdlib"
+    assert "path is empty" in str(caught.value)
+    assert FILES in str(caught.value)
 
 
 def test_one_bad_value_of_a_parquet_file_costs_its_record_alone(tmp_path: Path) -> None:
@@ -659,17 +622,17 @@ def test_one_bad_value_of_a_parquet_file_costs_its_record_alone(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("bad", "problem", "kept", "raw"),
     [
-        (b"y=\xff2,b\n", "not UTF-8 (byte 0xff at offset 2); accepted: UTF-8", [1, 3], "y=\\xff2,b\n"),
-        (b'"y\n\xff\n\xfe",b\n', "not UTF-8 (byte 0xff at offset 0); accepted: UTF-8", [1, 3], '"y\n\\xff\n\\xfe",b\n'),
+        (b"y=\xff2,b\n", "0xff at offset 2", [1, 3], "y=\\xff2,b\n"),
+        (b'"y\n\xff\n\xfe",b\n', "0xff at offset 0", [1, 3], '"y\n\\xff\n\\xfe",b\n'),
         (
             b'"y=1"z,a\n',
-            "bad CSV (',' expected after '\"'); accepted: comma-separated cells, quoted with \"",
+            "bad CSV (',' expected after '\"')",
             [1, 3],
             '"y=1"z,a\n',
         ),
         (
             b'"y,b\n',
-            'bad CSV (unexpected end of data); accepted: comma-separated cells, quoted with "',
+            "bad CSV (unexpected end of data)",
             [1, 3],
             '"y,b\n',
         ),
@@ -694,10 +657,13 @@ def test_one_wrong_row_of_a_csv_file_costs_its_record_alone(
     before = csv.field_size_limit()
     records = read_records(path, TEXT, on_bad_record="skip", on_skip=lambda error, raw: told.append((str(error), raw)))
     assert [(record.text, record.number) for record in records] == [("x=1", kept[0]), ("z=3", kept[1])]
-    assert told == [(f"{path}, record 2: {problem}", raw)]
+    ((said, raw_of_it),) = told
+    assert said.startswith(f"{path}, record 2: ")
+    assert problem in said
+    assert raw_of_it == raw
     with pytest.raises(DatasetError) as caught:
         read_records(path, TEXT)
-    assert str(caught.value) == f"{path}, record 2: {problem}"
+    assert str(caught.value) == said
     assert csv.field_size_limit() == before  # while the error, and with it the reader's frame, is still held
 
 
@@ -736,8 +702,8 @@ def test_one_bad_value_of_a_saved_data_set_costs_its_record_alone(saved: Path) -
 def test_a_bad_value_of_a_saved_data_set_has_its_line(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["data", "check", str(saved)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"mltrack: {saved}, record 2, field 'when': cannot be read (")
-    assert line.endswith("); accepted: a value that Python can hold")
+    assert line.startswith(f"mltrack: {saved}, record 2, field 'when': ")
+    assert "a value that Python cannot hold" in line
 
 
 def test_the_task_cannot_be_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -746,10 +712,9 @@ def test_the_task_cannot_be_guessed(tmp_path: Path, capsys: pytest.CaptureFixtur
     for words in (["data", "inspect", str(path)], ["data", "check", str(path)]):
         assert run_command(words) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert (
-            line == f"mltrack: {path}, record 2: seen the fields func, target, neither 'label' nor 'description'; "
-            "accepted: code and label, or description and code (--columns label=COLUMN names another column)"
-        )
+        assert line.startswith(f"mltrack: {path}, record 2: ")
+        for fact in ("func, target", "'label'", "'description'", "code and label", "--columns label=COLUMN"):
+            assert fact in line
 
 
 def test_a_folder_of_many_kinds(tmp_path: Path) -> None:
@@ -760,34 +725,40 @@ def test_a_folder_of_many_kinds(tmp_path: Path) -> None:
         (folder / name).write_text("x")
     with pytest.raises(DatasetError) as caught:
         read_records(folder, TEXT)
-    assert str(caught.value).startswith(
-        f"{folder}: holds README.md, notes.txt; accepted: nothing but .json, .jsonl, .csv or .parquet files"
-    )
-    with pytest.raises(DatasetError, match=r"\*\.csv: no file matches; accepted: a \.json"):
+    assert str(caught.value).startswith(f"{folder}: ")
+    for fact in ("README.md, notes.txt", ".json, .jsonl, .csv or .parquet files", str(folder / "*.jsonl")):
+        assert fact in str(caught.value)
+    with pytest.raises(DatasetError, match=r"\*\.csv: no file matches.* \.json"):
         read_records(folder / "*.csv", TEXT)
     (folder / "c.jsonl").symlink_to("nowhere")
     with pytest.raises(DatasetError) as caught:
         read_records(folder / "*.jsonl", TEXT)
-    assert str(caught.value) == f"{folder / 'c.jsonl'}: is no regular file; accepted: a readable file"
+    assert str(caught.value).startswith(f"{folder / 'c.jsonl'}: ")
+    assert "regular file" in str(caught.value)
     (folder / "c.jsonl").unlink()
     (folder / "b.jsonl").write_bytes(GOOD + b"{}\n")
     with pytest.raises(DatasetError) as caught:
         read_records(folder / "*.jsonl", TEXT)
-    assert str(caught.value).startswith(f"{folder / 'b.jsonl'}, record 2, field 'code': missing")
+    assert str(caught.value).startswith(f"{folder / 'b.jsonl'}, record 2, field 'code': is missing")
 
 
 def test_what_is_no_file(tmp_path: Path) -> None:
     pipe, loop = tmp_path / "pipe.jsonl", tmp_path / "loop.jsonl"
     os.mkfifo(pipe)
     loop.symlink_to(loop)
-    for path in (pipe, loop, tmp_path / ("x" * 300 + ".jsonl"), tmp_path / "a\0.jsonl"):
-        with pytest.raises(DatasetError, match="accepted: "):
+    for path, problem in (
+        (pipe, "regular file"),
+        (loop, "loop.jsonl: (no such file|cannot be read)"),
+        (tmp_path / ("x" * 300 + ".jsonl"), "cannot be read: File name too long"),
+        (tmp_path / "a\0.jsonl", "cannot be read: embedded null byte"),
+    ):
+        with pytest.raises(DatasetError, match=problem):
             read_records(path, TEXT)
 
 
 @pytest.mark.parametrize("name", ["hf:", "hf:name", "hf:a:b:c:d", "hf::train"])
 def test_a_hub_name_that_is_none(name: str) -> None:
-    with pytest.raises(DatasetError, match=f"^{name}: accepted: hf:name:split, or hf:name:configuration:split"):
+    with pytest.raises(DatasetError, match=f"^{name}: .*hf:name:split or hf:name:configuration:split"):
         read_records(name, TEXT)
 
 
@@ -797,10 +768,9 @@ def test_a_hub_name_without_the_network_is_one_line(tmp_path: Path) -> None:
     )
     assert (ended.returncode, ended.stdout) == (2, "")
     (line,) = ended.stderr.splitlines()
-    assert line.startswith(
-        "mltrack: hf:someone/some-code:train: not in the cache, and HF_HUB_OFFLINE forbids the network ("
-    )
-    assert line.endswith("accepted: a data set and split of the Hugging Face hub")
+    assert line.startswith("mltrack: hf:someone/some-code:train: ")
+    assert "cache" in line
+    assert "HF_HUB_OFFLINE" in line
 
 
 def test_the_bad_ones_are_written_with_reasons(tmp_path: Path) -> None:
@@ -823,13 +793,8 @@ def test_the_bad_ones_are_written_with_reasons(tmp_path: Path) -> None:
         [1],
         {"code": "\ud800", "label": "x"},
     ]
-    assert lines[1] | {"raw": None} == {
-        "file": str(path),
-        "record": 3,
-        "field": "code",
-        "problem": "seen ' '; accepted: text that is not blank",
-        "raw": None,
-    }
+    assert "blank" in lines[1].pop("problem")
+    assert lines[1] | {"raw": None} == {"file": str(path), "record": 3, "field": "code", "raw": None}
     without_path = DatasetLoader(path, on_bad_record="skip")
     _ = without_path.records
     assert without_path.bad_records.keep(later) == later
@@ -873,7 +838,7 @@ def test_any_json_is_records_or_a_line(tmp_path: Path, values: list[object], tas
     assert len(records) + len(told) == max(len(values), 1)
     for error in told:
         assert len(str(error).splitlines()) == 1
-        assert "accepted: " in str(error)
+        assert error.problem
     for record in records:
         json.dumps(record.extra)
         (record.text + (record.label or "") + (record.description or "")).encode()

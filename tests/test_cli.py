@@ -60,7 +60,7 @@ def test_a_flag_leaves_a_commands_arguments_alone(tmp_path):
         finished = commands.mltrack("models", *words, "--tracking-uri", f"sqlite:///{tmp_path}/none.db", cwd=tmp_path)
         assert "none.db" in finished.stderr, finished.stderr
     finished = commands.mltrack("sync", "--all", "nowhere", cwd=tmp_path)
-    assert "accepted: run directories or run ids, or --all true" in finished.stderr
+    assert re.search("sync .*run directories or run ids, or --all true", finished.stderr)
 
 
 def test_flags_reach_the_command(tmp_path, records_file):
@@ -124,13 +124,13 @@ def test_both_spellings_of_every_option():
         (("trian",), r"mltrack: No such command 'trian'\..*See 'mltrack --help'"),
         (
             ("train", "--dataset-path", "missing.jsonl"),
-            r"mltrack: dataset_path: missing\.jsonl: no such file; accepted: a \.json, .* or stdlib",
+            r"mltrack: dataset_path: missing\.jsonl: no such file.* \.json, .*stdlib",
         ),
         (("train", "--model-name", "scratch:huge"), r"mltrack: model_name: .*scratch:huge.*scratch:tiny"),
         (("train", "--resume", "latest"), r"mltrack: resume=latest.* no run in .* has a checkpoint"),
         (
             ("predict", "--model-uri", "models:/x@y"),
-            r"mltrack: predict: accepted: exactly one of --text and --input-path",
+            r"mltrack: predict .*--text or --input-path",
         ),
         (
             ("train", "--registered-model-name", "a/b"),
@@ -159,7 +159,7 @@ def test_both_spellings_of_every_option():
             ("predict", "--model-uri", "nowhere", "--text", "x"),
             r"mltrack: model_uri must be models:/name@alias.*, not 'nowhere'",
         ),
-        (("sync", "nowhere"), r"mltrack: sync: seen 'nowhere'; accepted: a run directory, or the id of a run in "),
+        (("sync", "nowhere"), r"mltrack: sync: 'nowhere' .*run directory .*id of a run in "),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, words, line):

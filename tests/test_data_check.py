@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import commands
@@ -58,11 +59,9 @@ def test_overlap_is_counted_and_named() -> None:
     report = check_data(train, valid)
     assert (report.exact_overlap, report.near_overlap) == (1, 2)
     lines = {finding.name: finding.line for finding in report.findings}
-    assert (
-        lines["exact_overlap"]
-        == "exact_overlap: 25.0% validation records that stand in training, too (accepted: up to 0.0%): valid.jsonl:"
-        " record 1 ~ train.jsonl: record 4"
-    )
+    assert lines["exact_overlap"].startswith("exact_overlap: 25.0% ")
+    assert " 0.0%" in lines["exact_overlap"]
+    assert lines["exact_overlap"].endswith(": valid.jsonl: record 1 ~ train.jsonl: record 4")
     assert (
         "valid.jsonl: record 2 ~ train.jsonl: record 5; valid.jsonl: record 3 ~ train.jsonl: record 6"
         in lines["near_overlap"]
@@ -76,7 +75,7 @@ def test_groups_that_are_on_both_sides() -> None:
     assert check_data(train, valid).group_overlap == 0
     report = check_data(train, valid, group="g")
     assert (report.group_overlap, [finding.name for finding in report.findings]) == (2, ["group_overlap"])
-    with pytest.raises(DatasetError, match=r"group: seen 'h', which no record has; accepted: g"):
+    with pytest.raises(DatasetError, match=r"group: .*'h'.* use g$"):
         check_data(train, group="h")
 
 
@@ -118,10 +117,9 @@ def test_copies_inside_a_set() -> None:
 def test_imbalance() -> None:
     train = records([function(n) for n in range(12)], "a" * 11 + "b")
     (finding,) = check_data(train, thresholds={"imbalance": 10}).findings
-    assert (
-        finding.line
-        == "imbalance: 'a' has 11.0 times the records of 'b' (accepted: up to 10); class_weights=balanced evens it out"
-    )
+    assert finding.line.startswith("imbalance: 'a' has 11.0 times the records of 'b' ")
+    assert " 10)" in finding.line
+    assert "class_weights=balanced" in finding.line
 
 
 @pytest.mark.parametrize(
@@ -235,9 +233,9 @@ def test_a_records_own_columns_say_its_language(extra: dict[str, object], code: 
 
 
 def test_unknown_threshold_and_no_records() -> None:
-    with pytest.raises(ConfigurationError, match="threshold 'near'; use one of exact_overlap, near_overlap,"):
+    with pytest.raises(ConfigurationError, match=r"threshold 'near'.*exact_overlap, near_overlap,"):
         check_data(clean(0, 2, "a"), thresholds={"near": 1})
-    with pytest.raises(DatasetError, match="seen no training records; accepted: at least one"):
+    with pytest.raises(DatasetError, match="no training records"):
         check_data([])
 
 
@@ -269,16 +267,13 @@ def test_what_is_left_out_is_told_and_written(tmp_path: Path) -> None:
     done = commands.mltrack("data", "check", train, valid, "--on-bad-record", "skip", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert ["left", "out", "30", "0"] in [line.split() for line in lines]
-    assert (
-        f"left out: {train}, record 21: bad JSON at column 1 (Expecting value); accepted: one JSON object a line"
-        in lines
-    )
-    assert f"left out: 10 further records of {train}" in lines
-    assert lines[-2:] == [
-        "nothing is above its threshold",
-        "left out of the training records: 30, written with their reasons to bad_records-training.jsonl",
-    ]
+    assert ["skipped", "30", "0"] in [line.split() for line in lines]
+    (first,) = [line for line in lines if f"{train}, record 21: " in line]
+    assert first.startswith("skipped: ")
+    assert "column 1 (Expecting value)" in first
+    assert [line for line in lines if "10 further records" in line and str(train) in line]
+    assert lines[-2] == "nothing is above its threshold"
+    assert re.search("skipped .*30 .*training.*bad_records-training.jsonl", lines[-1])
     bad = [
         json.loads(line) for line in (tmp_path / "bad_records-training.jsonl").read_text(encoding="utf-8").splitlines()
     ]
@@ -300,22 +295,16 @@ def test_what_is_left_out_cannot_be_written(
     (tmp_path / "bad_records-training.jsonl").mkdir()
     monkeypatch.chdir(tmp_path)
     assert run(["data", "check", str(train), "--on-bad-record", "skip"]) == 2
-    assert (
-        capsys.readouterr().err
-        == "mltrack: bad_records-training.jsonl: cannot be written: Is a directory; accepted: a file that can\n"
-    )
+    assert capsys.readouterr().err == "mltrack: bad_records-training.jsonl: cannot be written: Is a directory\n"
 
 
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (
-            ("--thresholds", "overlap=1"),
-            "mltrack: thresholds: unknown name 'overlap' in 'overlap=1'; use one of exact_overlap,",
-        ),
-        (("--thresholds", "near_overlap=x"), "mltrack: thresholds: near_overlap: seen 'x'; accepted: a number >= 0"),
-        (("--group", "commit"), "group: seen 'commit', which no record has; accepted:"),
-        (("--task", "code_generation"), "record 1, field 'description': missing"),
+        (("--thresholds", "overlap=1"), "mltrack: thresholds: .*'overlap' in 'overlap=1'.*exact_overlap,"),
+        (("--thresholds", "near_overlap=x"), "mltrack: thresholds: near_overlap must be .*>= 0, not 'x'"),
+        (("--group", "commit"), "group: .*'commit'"),
+        (("--task", "code_generation"), "record 1, field 'description': .*missing"),
     ],
 )
 def test_bad_options_of_the_command(
@@ -324,7 +313,7 @@ def test_bad_options_of_the_command(
     train = written(tmp_path / "train.jsonl", clean(0, 20, "t"))
     assert run(["data", "check", str(train), *words]) == 2
     said = capsys.readouterr().err
-    assert line in said
+    assert re.search(line, said)
     assert said.count("\n") == 1
 
 

@@ -80,7 +80,9 @@ def test_json_says_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     )
     assert found["digest"] == DatasetLoader(path, on_bad_record="skip").get_info()["digest"]
     assert sum(count for _, _, count in found["token_histogram"]) == 180
-    assert found["bad_records"] == [f"{path}, record 181, field 'code': seen ' '; accepted: text that is not blank"]
+    (bad,) = found["bad_records"]
+    assert bad.startswith(f"{path}, record 181, field 'code': ")
+    assert "blank" in bad
 
 
 def test_other_names_and_a_pair_are_told_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -107,19 +109,21 @@ def test_other_names_and_a_pair_are_told_apart(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "facts"),
     [
-        ["--task", "nothing"],
-        ["--columns", "x=y"],
-        ["--max-length", "3"],
-        ["--output", "xml"],
-        ["--model-name", "scratch:huge"],
+        (["--task", "nothing"], ["task", "'nothing'", "code_generation"]),
+        (["--columns", "x=y"], ["columns", "'x'", "label"]),
+        (["--max-length", "3"], ["max_length", ">= 8", "3"]),
+        (["--output", "xml"], ["output", "'xml'", "json"]),
+        (["--model-name", "scratch:huge"], ["model_name", "'scratch:huge'", "scratch:tiny"]),
     ],
 )
-def test_a_wrong_option_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]) -> None:
+def test_a_wrong_option_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], facts: list[str]
+) -> None:
     assert run(["data", "inspect", str(write(tmp_path / "a.jsonl", FUNCTIONS)), *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "accepted: " in line
+    assert [fact for fact in facts if fact not in line] == [], line
 
 
 def test_the_lengths_are_those_of_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

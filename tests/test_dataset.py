@@ -207,10 +207,7 @@ def test_what_is_too_long_can_be_left_out_and_is_counted() -> None:
     ), "what the digest is of"
     with pytest.raises(
         DatasetError,
-        match=(
-            r"a\.jsonl: none of the 1 records fits into max_length=8 tokens; accepted: a larger max_length, or"
-            r" truncation=head"
-        ),
+        match=r"^a\.jsonl: none of the 1 records .*max_length=8 .*truncation=head",
     ):
         CodeDataset(records[:1], tokenizer, "code_generation", max_length=8, truncation="drop")
 
@@ -344,16 +341,14 @@ def test_what_cannot_be_a_data_set() -> None:
     record = Record("a", "z", None, "a.jsonl", 3)
     with pytest.raises(DatasetError) as caught:
         CodeDataset([record], plain(), "text_classification", label_mapping={"x": 0, "y": 1})
-    assert str(caught.value) == "a.jsonl, record 3, field 'label': seen 'z'; accepted: x, y"
-    with pytest.raises(ConfigurationError, match="has no end token, so a completion could not end; accepted: one with"):
+    assert str(caught.value).startswith("a.jsonl, record 3, field 'label': ")
+    assert "x, y" in str(caught.value)
+    assert "'z'" in str(caught.value)
+    with pytest.raises(ConfigurationError, match=r"has no end token.* eos_token"):
         CodeDataset([pair("T", "x")], byte_tokenizer(), "code_generation")
-    with pytest.raises(ConfigurationError, match="max_length: seen 4; accepted: a whole number >= 8"):
+    with pytest.raises(ConfigurationError, match=r"max_length must be .*>= 8, not 4"):
         CodeDataset([record], plain(), "text_classification", max_length=4)
     letters = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE(vocab={"x": 0}, merges=[])))
     with pytest.raises(DatasetError) as caught:
         CodeDataset([record], letters, "text_classification")
-    assert (
-        str(caught.value)
-        == "a.jsonl, record 3, field 'code': the tokenizer makes no token of it; accepted: text in the tokenizer's"
-        " alphabet"
-    )
+    assert str(caught.value).startswith("a.jsonl, record 3, field 'code': the tokenizer makes no token ")

@@ -66,7 +66,7 @@ def test_a_number_with_a_fraction_is_no_class_unless_it_is_named(tmp_path: Path)
         if name == "csv":
             assert list(DatasetLoader(path).label_mapping) == ["0.5", "1.5"]
         else:
-            with pytest.raises(DatasetError, match=r"field 'label': seen 0\.5.*accepted: text, a whole number"):
+            with pytest.raises(DatasetError, match=r"field 'label': .*a whole number.* 0\.5"):
                 DatasetLoader(path).label_mapping  # noqa: B018
         assert list(DatasetLoader(path, labels="0.5=low,1.5=high").label_mapping) == ["high", "low"], name
 
@@ -146,7 +146,7 @@ def test_a_shard_without_class_names_has_those_of_the_others(tmp_path: Path) -> 
 
 def test_a_number_that_no_class_has_is_a_bad_record(tmp_path: Path) -> None:
     shard(tmp_path / "data.parquet", [0, 1, -1])
-    with pytest.raises(DatasetError, match="record 3, field 'label': seen null"):
+    with pytest.raises(DatasetError, match=r"record 3, field 'label': .* null"):
         _ = DatasetLoader(tmp_path / "data.parquet").records
 
 

@@ -159,7 +159,7 @@ def test_a_split_or_a_path_that_was_given_wins_over_the_validation_files(folder:
     (folder / "valid.jsonl").unlink()
     found = requested_records(request(folder))
     assert parts_seen(found.train) == parts_seen(found.evaluation) == {"train"}
-    with pytest.raises(DatasetError, match=f"{folder}: holds several parts; name one: {folder}:train, {folder}:test"):
+    with pytest.raises(DatasetError, match=f"{folder}: .*several parts.* {folder}:train, {folder}:test"):
         requested_records(request(folder / "train", validation_path=str(folder)))
 
 
@@ -173,9 +173,7 @@ def test_a_part_is_named(folder: Path) -> None:
         assert parts_seen(DatasetLoader(f"{folder}:{part}").records) == seen
     assert len(find_sources(f"{folder}/*.jsonl:all")) == 2
     (folder / "valid.jsonl").unlink()
-    with pytest.raises(
-        DatasetError, match=f"holds no validation files; accepted: {folder}:train, {folder}:test, {folder}:all"
-    ):
+    with pytest.raises(DatasetError, match=f"no validation files.*{folder}:train, {folder}:test, {folder}:all"):
         find_sources(f"{folder}:validation")
 
 

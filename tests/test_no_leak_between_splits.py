@@ -157,35 +157,21 @@ def test_a_column_of_whole_numbers_is_the_same_when_some_are_missing() -> None:
 @pytest.mark.parametrize(
     ("extra", "message"),
     [
-        (
-            {"commit": 1, "file": 2},
-            "a.jsonl: group: seen 'comit', which no record has; accepted: commit, file (did you mean 'commit'?)",
-        ),
-        (
-            {},
-            (
-                "a.jsonl: group: seen 'comit', which no record has; accepted: the name of a column beside those of the"
-                " task, but there is none"
-            ),
-        ),
-        ({"comit": [1]}, "a.jsonl, record 7, field 'comit': seen [1]; accepted: text or a number"),
+        ({"commit": 1, "file": 2}, r"^a\.jsonl: group: .*'comit'.*commit, file .did you mean 'commit'"),
+        ({}, r"^a\.jsonl: group: .*'comit'.* no columns"),
+        ({"comit": [1]}, r"^a\.jsonl, record 7, field 'comit': .*a number.*\[1\]"),
     ],
 )
 def test_a_group_that_is_none(extra: dict[str, object], message: str) -> None:
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DatasetError, match=message):
         split_indices([Record("code", "a", None, "a.jsonl", 7, extra)], 0.5, 0, stratify=True, group="comit")
-    assert str(caught.value) == message
 
 
 def test_one_group_alone_cannot_be_split() -> None:
     records = [Record(f"code {n}", "ab"[n % 2], None, "a.jsonl", n, {"g": 1}) for n in range(10)]
-    with pytest.raises(DatasetError) as caught:
+    counts = r"^a\.jsonl: too few .* 0\.2 .* 10 \(10 distinct, 1 .*, in 1 class\); .* 2 distinct records of one class"
+    with pytest.raises(DatasetError, match=counts):
         split_indices(records, 0.2, 0, stratify=True, group="g")
-    assert (
-        str(caught.value)
-        == "a.jsonl: seen 10 records (10 distinct, 1 that are no near-duplicates and of no common group in 1 class), "
-        "too few to hold out 0.2 of them; accepted: at least 2 distinct records of one class"
-    )
 
 
 def test_a_unit_larger_than_its_share_does_not_make_an_empty_side() -> None:

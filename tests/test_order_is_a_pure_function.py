@@ -110,16 +110,15 @@ def test_no_examples_no_batches() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size: seen 0; accepted: a whole number >= 1"),
-        ({"bucket_window": 0}, "bucket_window: seen 0; accepted: a whole number >= 1"),
-        ({"rank": 2, "world": 2}, "rank: seen 2; accepted: a whole number >= 0 and < 2"),
-        ({"seed": -1}, "seed: seen -1; accepted: a whole number >= 0"),
+        ({"batch_size": 0}, "^batch_size .*>= 1, not 0$"),
+        ({"bucket_window": 0}, "^bucket_window .*>= 1, not 0$"),
+        ({"rank": 2, "world": 2}, "^rank .*>= 0 and < 2, not 2$"),
+        ({"seed": -1}, "^seed .*>= 0, not -1$"),
     ],
 )
 def test_options_outside_of_what_is_accepted(options: dict, message: str) -> None:
-    with pytest.raises(ConfigurationError) as caught:
+    with pytest.raises(ConfigurationError, match=message):
         batches(**options)
-    assert str(caught.value) == message
 
 
 def test_another_process_takes_the_same_order() -> None:

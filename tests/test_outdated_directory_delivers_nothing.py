@@ -139,7 +139,7 @@ def test_nothing_arrives_and_one_line_says_what_can_be_done(
     assert one.directory.journal.read_bytes() == journal
     assert undelivered(tmp_path / "runs") == [], "nobody tries again by himself"
     listed = commands.mltrack("runs", "--output-dir", tmp_path / "runs", "--output", "json", cwd=tmp_path)
-    assert json.loads(listed.stdout)[0]["delivery"].startswith("went on elsewhere (")
+    assert json.loads(listed.stdout)[0]["delivery"].startswith("resumed elsewhere (")
     other = ready_store(tmp_path, "other.db")
     finished = commands.mltrack("sync", one.directory.path, "--tracking-uri", other, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
@@ -165,7 +165,7 @@ def test_what_had_arrived_as_a_whole_is_complete_and_the_status_is_the_other_one
     finished = commands.mltrack("sync", one.directory.path, cwd=tmp_path)
     assert finished.returncode == 0, finished.stderr
     assert (
-        f"one: complete, 0 points sent, 1 already there, 0 failed, run {two.run_id}, which went on elsewhere since"
+        f"one: complete, 0 points sent, 1 already there, 0 failed, run {two.run_id}, which was resumed elsewhere"
         in finished.stdout
     )
     assert held(there, two.run_id) == before

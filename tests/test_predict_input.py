@@ -21,44 +21,44 @@ BAD: dict[str, tuple[str, bytes, str]] = {
     "bytes that are no UTF-8": (
         "in.txt",
         b"x\n\xff\xfe\n",
-        r", record 2: not UTF-8 \(byte 0xff at offset 0\); accepted: UTF-8",
+        r", record 2: .*UTF-8.*0xff at offset 0.*",
     ),
     "JSON Lines that are no UTF-8": (
         "in.jsonl",
         b'{"code": "x"}\n{"code": "\xff"}\n',
-        r", record 2: not UTF-8 .*; accepted: UTF-8",
+        r", record 2: .*UTF-8.*0xff.*",
     ),
-    "JSON that is no UTF-8": ("in.json", b'["x", "\xff"]', r", record 2: not UTF-8 .*; accepted: UTF-8"),
+    "JSON that is no UTF-8": ("in.json", b'["x", "\xff"]', r", record 2: .*UTF-8.*0xff.*"),
     "JSON Lines nested deeply": (
         "in.jsonl",
         b'"x"\n' + b"[" * 100_000,
-        r", record 2: bad JSON \(nested too deeply\); accepted: one JSON object a line",
+        r", record 2: bad JSON \(nested too deeply\).*",
     ),
     "JSON nested deeply": (
         "in.json",
         b"[" * 100_000,
-        r", record 1: bad JSON \(nested too deeply\); accepted: a JSON array of records",
+        r", record 1: bad JSON \(nested too deeply\).*JSON array.*",
     ),
     "half a surrogate pair in JSON Lines": (
         "in.jsonl",
         b'{"code": "x"}\n{"code": "a\\ud800"}\n',
-        r", record 2, field 'code': seen half a surrogate pair \(\\ud800\) at offset 1; accepted: Unicode text",
+        r", record 2, field 'code': .*\\ud800.* offset 1.*",
     ),
     "half a surrogate pair in JSON": (
         "in.json",
         b'["x", "\\udc00"]',
-        r", record 2: seen half a surrogate pair \(\\udc00\) at offset 0; accepted: Unicode text",
+        r", record 2: .*\\udc00.* offset 0.*",
     ),
-    "no JSON": ("in.jsonl", b"{", r", record 1: bad JSON at column 2 .*; accepted: one JSON object a line"),
+    "no JSON": ("in.jsonl", b"{", r", record 1: bad JSON at column 2 .*"),
     "an object, not an array": (
         "in.json",
         b'{\n"code": "x"\n}',
-        r": starts with an object; accepted: a JSON array of records.*",
+        r": starts with an object; .*JSON array.*\.jsonl.*",
     ),
     "a record without a text": (
         "in.jsonl",
         b'{"id": 7}\n',
-        r", record 1: accepted: text, or an object with one of description, code, text",
+        r", record 1: must be .*description, code, text",
     ),
 }
 
@@ -75,8 +75,8 @@ def test_a_text_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_a_text_of_the_command_line_and_of_standard_input_too(tmp_path: Path) -> None:
     for words, given, said in (
-        (("--text", b"a\xff"), b"", "--text: seen half"),
-        (("--input-path", "-"), b"\xff", "standard input: not UTF-8"),
+        (("--text", b"a\xff"), b"", "--text: "),
+        (("--input-path", "-"), b"\xff", "standard input: is not UTF-8"),
     ):
         command = [sys.executable, "-m", "mltrack", "predict", "--model-uri", "nowhere", *words]
         ended = subprocess.run(

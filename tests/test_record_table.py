@@ -308,11 +308,11 @@ def test_a_disk_without_room_is_a_line_with_the_remedy(spills: Path, tmp_path: P
         check=False,
         timeout=60,
     )
-    said = (
-        f"{tmp_path / 'cache'}: the records cannot be kept there: File too large; accepted: room in it, or another"
-        " folder in MLTRACK_CACHE_DIR\n"
-    )
-    assert (ended.stdout, ended.returncode) == (said, 0), ended.stderr
+    assert ended.returncode == 0, ended.stderr
+    (said,) = ended.stdout.splitlines()
+    assert said.startswith(f"{tmp_path / 'cache'}: ")
+    assert "File too large" in said
+    assert "MLTRACK_CACHE_DIR" in said
     assert kept(tmp_path) == []
 
 

@@ -223,7 +223,8 @@ def test_records_under_other_names_are_evaluated_as_train_reads_them(trained: Tr
     assert code == 0, errors
     assert json.loads(out) == json.loads(trained.run(*model, *plain))
     assert "renamed.jsonl, record 4, field 'target'" in errors
-    assert "left out of the evaluation records: 2, written with their reasons to bad_records-evaluation.jsonl" in errors
+    assert "skipped 2 of the evaluation records" in errors
+    assert "bad_records-evaluation.jsonl" in errors
     assert len((trained.folder / "bad_records-evaluation.jsonl").read_text().splitlines()) == 2
     assert "field 'target'" in trained.refused(*model, "--dataset-path", "renamed.jsonl", *reading[:4])
     by_version = [trained.run("evaluate", "--model-uri", f"models:/{NAME}/{version}", *plain) for version in (1, 2)]
@@ -233,17 +234,17 @@ def test_records_under_other_names_are_evaluated_as_train_reads_them(trained: Tr
     assert [duel["champion_value"], duel["challenger_value"]] == pytest.approx(losses, rel=1e-6)
     for option, word in zip(reading[::2], reading[1::2], strict=True):
         line = trained.refused("models", "promote", NAME, "--version", "2", option, word)
-        assert f"{option[2:].replace('-', '_')}: seen '{word}' without --dataset-path" in line
+        assert f"{option[2:].replace('-', '_')}='{word}' needs --dataset-path" in line
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("promote", NAME), r"promote: accepted: --version N, or --dataset-path FILE"),
+        (("promote", NAME), "promote needs --version N, or --dataset-path FILE"),
         (("promote", NAME, "--version", "9"), "has no version '9'; it has 1, 2"),
         (
             ("promote", NAME, "--version", "1", "--promote-margin", "0.1"),
-            "promote_margin: accepted: beside --dataset-path",
+            "promote_margin works only with --dataset-path",
         ),
         (
             ("promote", NAME, "--dataset-path", "one.jsonl", "--promote-margin", "-1"),
@@ -252,7 +253,7 @@ def test_records_under_other_names_are_evaluated_as_train_reads_them(trained: Tr
         (("promote", NAME, "--dataset-path", "nowhere.jsonl"), "nowhere.jsonl"),
         (
             ("promote", NAME, "--dataset-path", "one.jsonl", "--alias", "best"),
-            "alias: seen 'best' beside --dataset-path; accepted: champion",
+            "alias must be champion with --dataset-path, not 'best'",
         ),
         (("rollback", "nowhere"), "no nowhere in sqlite"),
         (("delete", NAME), "would be deleted, and what loads by it would fail; use --force true"),

@@ -123,45 +123,23 @@ def test_test_gets_at_least_one_record() -> None:
 @pytest.mark.parametrize(
     ("records", "stratify", "message"),
     [
-        (
-            made("a"),
-            False,
-            (
-                "a.jsonl: seen 1 record (1 distinct), too few to hold out 0.2 of them; accepted: at least 2 distinct"
-                " records"
-            ),
-        ),
-        (
-            made("a") * 5,
-            False,
-            (
-                "a.jsonl: seen 5 records (1 distinct), too few to hold out 0.2 of them; accepted: at least 2 distinct"
-                " records"
-            ),
-        ),
+        (made("a"), False, r"^a\.jsonl: too few .* 0\.2 .* 1 \(1 distinct\); .* 2 distinct records are"),
+        (made("a") * 5, False, r"^a\.jsonl: too few .* 0\.2 .* 5 \(1 distinct\); .* 2 distinct records are"),
         (
             made("abc"),
             True,
-            (
-                "a.jsonl: seen 3 records (3 distinct in 3 classes), too few to hold out 0.2 of them; accepted: at least"
-                " 2 distinct records of one class"
-            ),
+            r"^a\.jsonl: too few .* 3 \(3 distinct, in 3 classes\); .* 2 distinct records of one class",
         ),
-        (
-            [],
-            False,
-            "seen 0 records (0 distinct), too few to hold out 0.2 of them; accepted: at least 2 distinct records",
-        ),
+        ([], False, r"^too few .* 0\.2 .* 0 \(0 distinct\); .* 2 distinct records are"),
     ],
 )
 def test_too_few_records(records: list[Record], stratify: bool, message: str) -> None:
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(DatasetError, match=message):
         split_records(records, 0.2, 0, stratify=stratify)
-    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("test_size", [0, 1, 1.5, -0.1, True, "0.2"])
 def test_share_outside_of_what_is_accepted(test_size: object) -> None:
     with pytest.raises(ConfigurationError) as caught:
         split_records(made("aabb"), test_size, 0, stratify=True)  # type: ignore[arg-type]
-    assert str(caught.value) == f"test_size: seen {test_size!r}; accepted: a number > 0 and < 1"
+    assert str(caught.value) == f"test_size must be a number > 0 and < 1, not {test_size!r}"

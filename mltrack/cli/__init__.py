@@ -1,4 +1,4 @@
-"""The command line: words to a request, a response to an exit code. Nothing heavy is imported before a command runs.
+"""The command line: arguments to a request, a response to an exit code. Heavy imports wait until a command runs.
 
 Exit codes: 0 done, 1 failed, 2 bad input or configuration, 128 + signal interrupted (130 SIGINT, 143 SIGTERM).
 """
@@ -32,7 +32,7 @@ def run(arguments: list[str]) -> int:
     """
     os.environ.setdefault(
         "PYDANTIC_DISABLE_PLUGINS", "__all__"
-    )  # typer parses options with it; looking through all that is installed takes 0.1 s
+    )  # typer uses pydantic, which would search all installed packages for plugins
     import typer
 
     from mltrack.cli.app import app
@@ -69,9 +69,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _shown(error: UnicodeError) -> tuple[str | bytes, int]:
-    """What stdout cannot encode: a byte of a path that is not UTF-8 as the file system has it, any other character
-    escaped.
-    """
+    """Replacement for what stdout cannot encode: the original byte of a path that is not UTF-8, else an escape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     code = ord(error.object[error.start])

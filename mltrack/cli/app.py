@@ -1,4 +1,4 @@
-"""The commands by name; what each does lies in the module of its name."""
+"""The commands; each is implemented in the module of its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = typer.Typer(
     help="Fine-tune code models and keep every run in MLflow.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # what draws boxes around the help takes longer to import than all the rest
+    rich_markup_mode=None,  # rich takes longer to import than all the rest
     context_settings={"max_content_width": 100},
 )
 models = typer.Typer(name="models", help="The model registry.", no_args_is_help=True)
@@ -24,9 +24,7 @@ data = typer.Typer(name="data", help="What is trained on.", no_args_is_help=True
 app.add_typer(data)
 config = typer.Typer(name="config", help="Options of a training.", no_args_is_help=True)
 app.add_typer(config)
-cache = typer.Typer(
-    name="cache", help="What is kept in the cache folder: fetched models, token ids, records.", no_args_is_help=True
-)
+cache = typer.Typer(name="cache", help="The cache folder: fetched models, token ids, records.", no_args_is_help=True)
 app.add_typer(cache)
 
 URI = typer.Option(
@@ -59,12 +57,12 @@ def _train(words: dict[str, str]) -> None:
 
 
 class _TrainCommand(Command):
-    """Takes the options of an installed package's task beside its own."""
+    """Also takes the options of a task from an installed package."""
 
     action = staticmethod(_train)
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words of a command line."""
+        """Parse the arguments."""
         if further := task_options(args):
             made = typer.Typer(add_completion=False)
             made.command()(takes_options(train_options() | further, self.action))
@@ -178,12 +176,12 @@ def _sync(
 def _runs(
     output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
     output: str | None = _option("output", "text or json.", "text"),
-    reap: str | None = _flag("reap", "Set MLflow runs right that say RUNNING though their trainer is gone."),
+    reap: str | None = _flag("reap", "Correct MLflow runs that say RUNNING although their trainer has ended."),
     limit: str | None = _option("limit", "How many of the newest runs are listed; 0: all.", "50"),
     kind: str | None = _option("kind", "Only runs of this kind, such as train. Not set: all."),
     tracking_uri: str | None = URI,
 ) -> None:
-    """List the local runs: state, steps, delivery; and runs in MLflow that nobody trains any more."""
+    """List the local runs (state, steps, delivery), and the MLflow runs that say RUNNING without a trainer."""
     from mltrack.cli.runs_and_sync import list_runs
 
     list_runs(
@@ -224,7 +222,7 @@ def _models_show(
 @models.command("promote", cls=Command)
 def _models_promote(
     name: str = typer.Argument(..., help="A registered model."),
-    version: str | None = _option("version", "Its version; beside --dataset-path not set: the challenger."),
+    version: str | None = _option("version", "Its version; default with --dataset-path: the challenger."),
     alias: str | None = _option("alias", "The alias that moves.", "champion"),
     dataset_path: str | None = _option(
         "dataset_path", "Records, or stdlib: evaluate the version and the champion on them; the better one is champion."
@@ -232,9 +230,7 @@ def _models_promote(
     columns: str | None = COLUMNS,
     labels: str | None = LABELS,
     on_bad_record: str | None = ON_BAD_RECORD,
-    promote_margin: str | None = _option(
-        "promote_margin", "By how much it must be better; not set: as its run was told."
-    ),
+    promote_margin: str | None = _option("promote_margin", "By how much it must be better; not set: that of its run."),
     batch_size: str | None = _option("batch_size", "Examples per batch; the result does not depend on it.", "16"),
     output: str | None = _option("output", "text or json.", "text"),
     tracking_uri: str | None = URI,
@@ -270,7 +266,7 @@ def _models_rollback(
 def _models_delete(
     name: str = typer.Argument(..., help="A registered model."),
     version: str | None = _option("version", "Its version; not set: the whole model."),
-    force: str | None = _flag("force", "Also a champion, or what has another alias of yours."),
+    force: str | None = _flag("force", "Also delete a champion, or a version with another alias of yours."),
     keep_files: str | None = _flag("keep_files", "Only the registry's entry. The files stay with the run."),
     tracking_uri: str | None = URI,
 ) -> None:
@@ -285,15 +281,15 @@ KIND = typer.Option("all", "--kind", help="all, model, tokens, records or rows (
 
 @cache.command("list", cls=Command)
 def _cache_list(kind: str = KIND, output: str | None = _option("output", "text or json.", "text")) -> None:
-    """What is there: kind, size, when it was used last."""
+    """List the cache: kind, size, time of last use."""
     from mltrack.cli.cache_commands import list_cache
 
     list_cache(kind, output or "text")
 
 
-@cache.command("clear", cls=Command, short_help="Remove what no process uses.")
+@cache.command("clear", cls=Command, short_help="Delete what no process uses.")
 def _cache_clear(kind: str = KIND, output: str | None = _option("output", "text or json.", "text")) -> None:
-    """Remove what no process uses; it is fetched or made again when it is needed."""
+    """Delete what no process uses; it is fetched or made again when needed."""
     from mltrack.cli.cache_commands import clear_cache
 
     clear_cache(kind, output or "text")
@@ -302,7 +298,7 @@ def _cache_clear(kind: str = KIND, output: str | None = _option("output", "text 
 @data.command("inspect", cls=Command)
 def _data_inspect(
     path: str = typer.Argument(..., help="Records, as --dataset-path of train takes them, or stdlib."),
-    task: str | None = _option("task", "The task; not set: told by the fields of the first record."),
+    task: str | None = _option("task", "The task; not set: by the fields of the first record."),
     model_name: str | None = _option("model_name", "Whose tokenizer counts, as for train.", None),
     model_revision: str | None = _option("model_revision", "Branch, tag or commit of a hub model."),
     max_length: str | None = _option("max_length", "Tokens from which a record is cut; not set: by task."),
@@ -324,7 +320,7 @@ def _data_inspect(
 def _data_check(
     train: str = typer.Argument(..., help="Training records, as --dataset-path of train takes them, or stdlib."),
     valid: str | None = typer.Argument(None, help="Validation records.", show_default=False),
-    task: str | None = _option("task", "The task; not set: told by the fields of the first record."),
+    task: str | None = _option("task", "The task; not set: by the fields of the first record."),
     columns: str | None = _option("columns", "Which columns of the data hold what: code=func,label=target."),
     labels: str | None = _option("labels", "Which class each label of the data means: 0=safe,1=unsafe."),
     group: str | None = _option("group", "A column whose equal values should be on one side."),
@@ -332,13 +328,11 @@ def _data_check(
         "on_bad_record", "stop at the first bad record, or skip: leave them out, count and write them."
     ),
     thresholds: str | None = _option(
-        "thresholds", "What is still accepted, by name: near_overlap=0.01,imbalance=20; the output names them all."
+        "thresholds", "Thresholds by name: near_overlap=0.01,imbalance=20; the output names them all."
     ),
     output: str | None = _option("output", "text or json."),
 ) -> None:
-    """Leaks, copies, contradictions, imbalance, lengths, broken code; exit code 1 where something is above its
-    threshold.
-    """
+    """Leaks, copies, contradictions, imbalance, lengths, broken code; exit code 1 if a value is above its threshold."""
     from mltrack.cli.data_check import check
 
     given = {
@@ -366,7 +360,7 @@ def _data_show(
 
 
 def _data_split(words: dict[str, str]) -> None:
-    """The training and evaluation records that a training with these options has, counted or written."""
+    """Count or write the training and evaluation records of a training with these options."""
     from mltrack.cli.data_lineage import split
 
     split(words)

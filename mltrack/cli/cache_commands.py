@@ -15,7 +15,7 @@ KIND = Option(name="kind", kind="text", choices=("all", "model", "tokens", "reco
 
 
 def list_cache(kind: str, output: str) -> None:
-    """One line for each thing in the cache folder, the sum at the end."""
+    """Print one line for each item in the cache folder, and the sum."""
     OPTIONS["output"].check(output)
     found = _found(kind)
     if output == "json":
@@ -31,7 +31,7 @@ def list_cache(kind: str, output: str) -> None:
 
 
 def clear_cache(kind: str, output: str) -> None:
-    """Remove what no process uses, and say how much that was."""
+    """Delete what no process uses, and print how much it was."""
     OPTIONS["output"].check(output)
     removed: list[Cached] = []
     kept: list[Cached] = []
@@ -40,7 +40,7 @@ def clear_cache(kind: str, output: str) -> None:
     if output == "json":
         print(json.dumps({"removed": [asdict(one) for one in removed], "kept": [asdict(one) for one in kept]}))
         return
-    print(f"removed {len(removed)} from {cache_folder()}, {_megabytes(removed)}")
+    print(f"deleted {len(removed)} from {cache_folder()}, {_megabytes(removed)}")
     for one in kept:
         print(f"kept {one.kind} {one.name}: a process uses it")
 

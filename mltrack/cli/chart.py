@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " ..::||##"
 
@@ -53,7 +54,7 @@ def _means(values: Sequence[float], width: int) -> list[float]:
     finite = [value for value in values if math.isfinite(value)]
     count = min(max(1, width), len(finite))
     cuts = [len(finite) * part // count for part in range(count + 1)] if count else []
-    return [math.fsum(finite[start:end]) / (end - start) for start, end in zip(cuts, cuts[1:], strict=False)]
+    return [math.fsum(finite[start:end]) / (end - start) for start, end in pairwise(cuts)]
 
 
 def _shares(means: Sequence[float]) -> list[float]:

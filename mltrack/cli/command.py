@@ -21,12 +21,12 @@ _FURTHER = re.compile(r", --[\w-]+")
 
 
 def as_values(words: list[str], flags: set[str], *, takes_arguments: bool = False) -> list[str]:
-    """The words of a command line in which each of the flags has a value.
+    """The arguments, with a value after each flag.
 
-    A flag at the end or in front of another option means true, `--no-` in front of it means false.
+    A flag at the end or before another option means true; with the prefix `--no-` it means false.
 
     Args:
-        takes_arguments: the command has arguments, so a word behind a flag is its value only where it is true or false.
+        takes_arguments: the command has arguments, so a word after a flag is its value only if it is true or false.
     """
     made: list[str] = []
     for position, word in enumerate(words):
@@ -48,13 +48,13 @@ class Command(TyperCommand):
     """`--help` shows the options under the headings of their `rich_help_panel`, in the order of their declaration."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words of a command line."""
+        """Parse the arguments."""
         flags = {spelling for one in self.params if one.metavar == BOOL for spelling in one.opts}
         takes_arguments = any(one.param_type_name == "argument" for one in self.params)
         return super().parse_args(ctx, as_values(args, flags, takes_arguments=takes_arguments))
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write arguments and options under their headings; of several spellings of an option the first."""
+        """Write arguments and options under their headings, with the first spelling of each option."""
         shown: dict[str, list[tuple[str, str]]] = {}
         for one in self.get_params(ctx):
             if (record := one.get_help_record(ctx)) is not None:
@@ -75,7 +75,7 @@ def _values_of(option: str, args: list[str]) -> list[str]:
 
 
 def task_options(args: list[str]) -> dict[str, Option]:
-    """Options of the installed package's task that a command line names; for its help those of every installed one."""
+    """Options of the named task, if it is from an installed package; with --help, those of every such task."""
     if "--help" in args:
         names = task_names()
     else:
@@ -85,5 +85,5 @@ def task_options(args: list[str]) -> dict[str, Option]:
                 names += [word.word for name, word in ConfigFile.read(path).words.items() if name == "task"]
     try:
         return {option.name: option for name in names for option in own_options(name).values()}
-    except ConfigurationError:  # there is no such task, which is said where the options are checked
+    except ConfigurationError:  # no such task, which the check of the options reports
         return {}

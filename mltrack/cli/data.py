@@ -1,4 +1,4 @@
-"""`mltrack data inspect`: what is in a data set, before anything is trained on it."""
+"""`mltrack data inspect`: an overview of a data set before training."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ if TYPE_CHECKING:
     from mltrack.data.overview import Inspection
 
 _TRAINED_ON = 2000
-"""Records that a scratch model's tokenizer is trained on here; a training takes all of its training split."""
+"""Records for the tokenizer of a scratch model here; a training uses its whole training split."""
 _GUESSED_FROM = 100
-"""Records of each file that are looked at for what they are for."""
+"""Records of each file that are examined to guess the task."""
 _BAR = 40
 _EXAMPLE_LINES = 8
 
 
 def inspect(path: str, words: Mapping[str, str | None]) -> None:
-    """Print what is in a data set.
+    """Print an overview of a data set.
 
     Args:
-        path: what `--dataset-path` of a training may be.
-        words: options of `mltrack train` that say how it is read and tokenized, and `output`; None where one was not
-            given.
+        path: as for `--dataset-path` of a training.
+        words: options of `mltrack train` for reading and tokenizing, and `output`; None for each one not given.
     """
     values = {
         name: OPTIONS[name].default if word is None else OPTIONS[name].parse(word) for name, word in words.items()
@@ -48,7 +47,7 @@ def inspect(path: str, words: Mapping[str, str | None]) -> None:
         max_length=max_length,
         **{option: values[option] for option in ("columns", "labels", "on_bad_record")},
     )
-    records = loader.records  # what is wrong with them is said before a model is looked up
+    records = loader.records  # invalid data is reported before the model is resolved
     from mltrack.models import resolve_model
 
     source = resolve_model(name, task, revision=values["model_revision"])
@@ -70,10 +69,10 @@ def inspect(path: str, words: Mapping[str, str | None]) -> None:
 
 
 def guessed_task(path: str, columns: str | None) -> Task:
-    """The first task whose fields the first record has; the default one for the built-in source.
+    """The first task whose fields the first record has; the default task for the built-in source.
 
     Raises:
-        DatasetError: the first records have the fields of none.
+        DatasetError: the first records have the fields of no task.
     """
     from mltrack.config.pairs import parse_pairs
     from mltrack.records.builtin.stdlib_source import STDLIB
@@ -95,10 +94,13 @@ def guessed_task(path: str, columns: str | None) -> Task:
                     return task
             if first is None:
                 shown = [f"'{names.get(field, field)}'" for field in dict.fromkeys(telling)]
-                seen = f"seen the fields {listed(raw.value)}, neither {' nor '.join(shown)}"
                 wanted = ", or ".join(dict.fromkeys(" and ".join(task.fields) for task in tasks))
-                accepted = f"accepted: {wanted} (--columns label=COLUMN names another column)"
-                first = DatasetError(f"{seen}; {accepted}", path=source.name, record=raw.number)
+                first = DatasetError(
+                    f"has the fields {listed(raw.value)}, neither {' nor '.join(shown)}; a record needs {wanted}"
+                    " (--columns label=COLUMN names another column)",
+                    path=source.name,
+                    record=raw.number,
+                )
     if first is not None:
         raise first
     return default
@@ -124,7 +126,7 @@ def _print(found: Inspection, loader: DatasetLoader, tokenizer: str, *, told_tas
             + (f", {duplicates:,} of them copies of another" if duplicates else ", no two alike"),
         ),
         *(
-            [("left out", f"{numbers['skipped']:,} of {numbers['read']:,} records that were read")]
+            [("skipped", f"{numbers['skipped']:,} of {numbers['read']:,} records that were read")]
             if numbers["skipped"]
             else []
         ),
@@ -135,7 +137,7 @@ def _print(found: Inspection, loader: DatasetLoader, tokenizer: str, *, told_tas
     for name, value in lines:
         console.print(Text(f"{name:<12}{value}"))
     for line in loader.skipped:
-        console.print(Text(f"left out: {line}"))
+        console.print(Text(f"skipped: {line}"))
     if numbers["classes"]:
         console.print(
             _bars(
@@ -160,7 +162,7 @@ def _print(found: Inspection, loader: DatasetLoader, tokenizer: str, *, told_tas
 
 
 def _bars(name: str, counts: list[tuple[str, int]], whole: int, table_class: Any, text_class: Any) -> Any:
-    """A table of counts with a bar each; the longest bar is the largest count's."""
+    """A table of counts with a bar each, scaled to the largest count."""
     table = table_class(box=None, pad_edge=False)
     for header, side in (
         (name, "right" if name == "tokens" else "left"),
@@ -186,7 +188,7 @@ def _percentile_line(found: Mapping[str, int]) -> str:
 
 
 def _beginning(text: str) -> str:
-    """The first lines of a text, without what a terminal would obey."""
+    """The first lines of a text, without control characters."""
     lines = text.strip("\n").splitlines()
     shown = [
         "".join(c if c.isprintable() or c == "\t" else "?" for c in line[:140]) + ("..." if len(line) > 140 else "")

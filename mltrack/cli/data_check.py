@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 def check(train: str, valid: str | None, words: Mapping[str, str | None], thresholds: str | None = None) -> int:
-    """Print the report of these records; 1 where something is above its threshold, else 0.
+    """Print the report of these records; returns 1 if a value is above its threshold, else 0.
 
-    What `on_bad_record=skip` leaves out is counted, told, and written with its reasons into the working directory.
+    Records that `on_bad_record=skip` skips are counted, printed, and written with reasons into the working directory.
 
     Args:
-        train: what `--dataset-path` of a training may be.
-        valid: what its `--validation-path` may be, or None.
-        words: options of `mltrack train` that say how the records are read, and `output`; None where one was not given.
-        thresholds: `name=number,name=number`, instead of the defaults of these names.
+        train: as for `--dataset-path` of a training.
+        valid: as for its `--validation-path`, or None.
+        words: options of `mltrack train` for reading the records, and `output`; None for each one not given.
+        thresholds: `name=number,name=number`, which override the defaults.
     """
     from mltrack.cli.data import guessed_task
     from mltrack.data.loader import DatasetLoader
@@ -69,10 +69,7 @@ def check(train: str, valid: str | None, words: Mapping[str, str | None], thresh
         _print(report, list(loaders.values()), {**THRESHOLDS, **limits})
         for side, path in kept.items():
             if path is not None:
-                print(
-                    f"left out of the {side} records: {loaders[side].num_skipped:,}, written with their reasons to"
-                    f" {path}"
-                )
+                print(f"skipped {loaders[side].num_skipped:,} of the {side} records; their reasons are in {path}")
     return 1 if report.findings else 0
 
 
@@ -107,7 +104,7 @@ def _print(report: DataReport, loaders: Sequence[DatasetLoader], limits: Mapping
     ):
         table.add_row(title, *(f"{getattr(one, name):,}" for one in sides))
     if any(loader.num_skipped for loader in loaders):
-        table.add_row("left out", *(f"{loader.num_skipped:,}" for loader in loaders))
+        table.add_row("skipped", *(f"{loader.num_skipped:,}" for loader in loaders))
     table.add_row(
         "characters p5 / p50 / p95 / max",
         *(" / ".join(f"{one.characters[name]:,}" for name in ("p5", "p50", "p95", "max")) for one in sides),

@@ -1,4 +1,4 @@
-"""`mltrack data show` and `mltrack data split`: what a run was trained on, and the same records again."""
+"""`mltrack data show` and `mltrack data split`: the data sets of a run, and how to make them again."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from mltrack.errors import ConfigurationError, printable
 from mltrack.tasks.contract import Task
 
 _DIGITS = 8
-"""Fewest of a digest that say which data set is meant."""
+"""Fewest digits of a digest that identify a data set."""
 
 
 def split(words: Mapping[str, str]) -> None:
-    """Print, and with `output_dir` write, the training and evaluation records that a training with these options has.
+    """Print, and with `output_dir` write, the training and evaluation records of a training with these options.
 
     Raises:
-        ConfigurationError: they are not those that `digests` names; nothing is written.
+        ConfigurationError: their digests differ from `digests`; nothing is written.
     """
     from mltrack.data.requested import requested_records
     from mltrack.records.table import digest_of
@@ -51,16 +51,15 @@ def split(words: Mapping[str, str]) -> None:
 
 
 def show(run_id: str, output_dir: str, output: str, tracking_uri: str | None) -> None:
-    """Print the data sets of a run, here or in MLflow, and the command that makes them again."""
+    """Print the data sets of a local or MLflow run, and the command that makes them again."""
     from mltrack.data.requested import WORKING_DIRECTORY, rebuild_command
 
     OPTIONS["output"].check(output)
-    recorded, options, tags = redacted(_recorded(run_id, output_dir, tracking_uri))  # of other tools too
+    recorded, options, tags = redacted(_recorded(run_id, output_dir, tracking_uri))  # other tools may have written them
     data_sets = [{**one, "profile": _profile(one.get("profile"))} for one in recorded]
     if not data_sets:
         raise ConfigurationError(
-            f"data show: run {run_id} names no data sets; accepted: a run of `mltrack train` that has got as far as its"
-            " data"
+            f"data show: run {run_id} has no data sets; use a run of `mltrack train` that has read its data"
         )
     sides = {one["context"]: (one.get("profile") or {}).get("digest") or one["digest"] for one in data_sets}
     digests = (
@@ -81,8 +80,8 @@ def show(run_id: str, output_dir: str, output: str, tracking_uri: str | None) ->
 def _recorded(
     run_id: str, output_dir: str, tracking_uri: str | None
 ) -> tuple[list[dict[str, Any]], Mapping[str, Any], Mapping[str, str]]:
-    """The run's data sets, options and tags: from MLflow where a URI is given and holds it, else from its run
-    directory, else from MLflow.
+    """The run's data sets, options and tags: from MLflow if a given URI has the run, else from its run directory, else
+    from MLflow.
     """
     from mltrack.journal import JournalReader, find_run_directory, read_json
     from mltrack.runs.remote_run import UnknownRunError, look_up
@@ -111,24 +110,23 @@ def _recorded(
 
 
 def _compare(made: Sequence[str], wanted: str) -> None:
-    """Digests against the first digits of others."""
+    """Compare digests with the first digits of the wanted ones."""
     beginnings = [one.strip() for one in wanted.split(",")]
     if len(beginnings) != len(made) or not all(len(one) >= _DIGITS for one in beginnings):
-        accepted = (
-            f"accepted: the digests of the training and of the evaluation records, at least {_DIGITS} digits each:"
-            " TRAINING,EVALUATION"
+        raise ConfigurationError(
+            f"digests must be TRAINING,EVALUATION, the digests of both sets of records, at least {_DIGITS} digits"
+            f" each, not '{wanted}'"
         )
-        raise ConfigurationError(f"digests: seen '{wanted}'; {accepted}")
     for name, digest, beginning in zip(("training", "evaluation"), made, beginnings, strict=True):
         if not digest.startswith(beginning):
             raise ConfigurationError(
-                f"digests: the {name} records have {digest[: len(beginning)]}; accepted: {beginning}. The files, or the"
+                f"digests: the {name} records have {digest[: len(beginning)]}, not {beginning}; the files, or the"
                 " library, have changed"
             )
 
 
 def _profile(given: Any) -> dict[str, Any]:
-    """What is shown of a data set's profile, which anybody may have written."""
+    """The valid, known parts of a data set's profile; other tools may have written it."""
     profile = given if isinstance(given, dict) else {}
     classes = profile.get("classes")
     counts = {"records": profile.get("records"), "num_rows": profile.get("num_rows")}
@@ -169,7 +167,5 @@ def _written(records: Sequence[Any], folder: Path, name: str, task: Task) -> Pat
             for record in records:
                 file.write(json.dumps({**record.extra, **task.columns(record)}) + "\n")
     except OSError as error:
-        raise ConfigurationError(
-            f"output_dir: {path} cannot be written ({error.strerror}); accepted: a folder that can"
-        ) from None
+        raise ConfigurationError(f"output_dir: {path} cannot be written ({error.strerror})") from None
     return path

@@ -1,4 +1,4 @@
-"""`mltrack doctor`: can this machine train and track? One line each, with the remedy where the answer is no."""
+"""`mltrack doctor`: can this machine train and track? One line per check, with a remedy if it fails."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ PACKAGES = ("torch", "transformers", "mlflow", "tokenizers", "safetensors", "sci
 ENOUGH_BYTES = 5 << 30
 
 Finding = tuple[bool, str, str]
-"""(all is well, what was looked at, what was seen and the remedy)."""
+"""(success, what was checked, the result and the remedy)."""
 
 
 def doctor(tracking_uri: str | None) -> int:
-    """Print the findings; returns 0 where all is well, else 1."""
+    """Print the findings; returns 0 if all checks succeed, else 1."""
     well = True
     for fine, what, seen in _findings(tracking_uri):
         well = well and fine

@@ -19,7 +19,7 @@ _MARGIN = OPTIONS["promote_margin"]
 
 
 def list_models(tracking_uri: str | None, output: str) -> None:
-    """One line a registered model."""
+    """Print one line per registered model."""
     OPTIONS["output"].check(output)
     connected = registry.connect_existing(tracking_uri, "registered models")
     rows = redacted(store.list_models(connected))
@@ -41,9 +41,7 @@ def list_models(tracking_uri: str | None, output: str) -> None:
 
 
 def show_model(name: str, tracking_uri: str | None, output: str) -> None:
-    """One line a version, the newest first, with what it comes from and what was decided; the champions in turn; the
-    newest one's card.
-    """
+    """Print each version, the newest first, with origin and decision; the champions in order; the newest card."""
     OPTIONS["output"].check(output)
     connected = registry.connect_existing(tracking_uri, name)
     rows = redacted(store.list_versions(connected, name))
@@ -103,7 +101,7 @@ def promote_model(
     tracking_uri: str | None,
     words: Mapping[str, str | None],
 ) -> None:
-    """Move the alias and say from where; with a data set, only where the version is better than the champion on it."""
+    """Move the alias and print from where; with a data set, only if the version beats the champion on it."""
     OPTIONS["output"].check(output)
     size = _BATCH_SIZE.parse(batch_size)
     least = None if margin is None else _MARGIN.parse(margin)
@@ -111,16 +109,16 @@ def promote_model(
     if dataset_path is None:
         if version is None:
             raise ConfigurationError(
-                f"promote: accepted: --version N, or --dataset-path FILE to evaluate {name}@challenger and"
+                f"promote needs --version N, or --dataset-path FILE to evaluate {name}@challenger and"
                 f" {name}@champion on it"
             )
         if least is not None:
             raise ConfigurationError(
-                "promote_margin: accepted: beside --dataset-path; by hand there is nothing to compare"
+                "promote_margin works only with --dataset-path; by hand there is nothing to compare"
             )
         if given := [option for option, word in words.items() if word is not None]:
             raise ConfigurationError(
-                f"{given[0]}: seen '{words[given[0]]}' without --dataset-path; it says how the records of that are read"
+                f"{given[0]}='{words[given[0]]}' needs --dataset-path: it says how those records are read"
             )
         before = registry.promote(name, version, tracking_uri, alias=alias)
         _say(
@@ -130,7 +128,7 @@ def promote_model(
         )
         return
     if alias != "champion":
-        raise ConfigurationError(f"alias: seen '{alias}' beside --dataset-path; accepted: champion")
+        raise ConfigurationError(f"alias must be champion with --dataset-path, not '{alias}'")
     from mltrack.cli.predict import quiet, to_stderr
     from mltrack.registry.duel import promote_on
 
@@ -155,7 +153,7 @@ def rollback_model(name: str, tracking_uri: str | None) -> None:
 
 
 def delete_model(name: str, version: str | None, force: str, keep_files: str, tracking_uri: str | None) -> None:
-    """Delete a version or a whole model, and say what was done."""
+    """Delete a version or a whole model, and print what was deleted."""
     for line in registry.delete(name, version, tracking_uri, force=as_bool(force), keep_files=as_bool(keep_files)):
         print(line)
 

@@ -14,7 +14,7 @@ from mltrack.config import DATA_OPTIONS, GROUPS, OPTIONS, Option
 
 
 def described(option: Option) -> str:
-    """Help text of an option, with what is accepted where its kind does not say it, and the default."""
+    """Help text of an option, with the accepted values (unless its kind implies them) and the default."""
     says_more = option.choices or option.kind in ("int", "float", "interval", "pairs")
     default = "by task" if option.by_task else str(option.default).lower()
     facts = [option.accepted] * bool(says_more) + [f"default: {default}"] * (
@@ -29,7 +29,7 @@ def spellings(name: str) -> list[str]:
 
 
 def completion(option: Option) -> Callable[[str], list[str]] | None:
-    """What a shell offers for a value that has begun; None: what it offers itself, such as files."""
+    """The shell's completions of a value; None: the shell's own, such as files."""
     words = ("true", "false") if option.kind == "bool" else option.choices
     if option.kind == "pairs" or not words:
         return None
@@ -37,7 +37,7 @@ def completion(option: Option) -> Callable[[str], list[str]] | None:
 
 
 def takes_options(names: Mapping[str, Option], command: Callable[[dict[str, str]], None]) -> Callable[..., None]:
-    """A Typer command with one text option a name; `command` gets the words that were typed."""
+    """A Typer command with one text option per name; `command` gets the given ones."""
 
     def run(**words: str | None) -> None:
         command({name: word for name, word in words.items() if word is not None})
@@ -77,14 +77,14 @@ def train_options() -> dict[str, Option]:
 
 
 READING = ("columns", "labels", "on_bad_record")
-"""The options of `mltrack train` that say how the records of any data path are read."""
+"""The options of `mltrack train` for reading the records of any data path."""
 
 
 def reading_options(words: Mapping[str, str | None]) -> dict[str, Any]:
-    """Their values; the defaults of those that were not typed.
+    """The values of `READING`; defaults for those not given.
 
     Raises:
-        ConfigurationError: a word that is not accepted.
+        ConfigurationError: an invalid value.
     """
     return {
         name: OPTIONS[name].default if (word := words.get(name)) is None else OPTIONS[name].parse(word)
@@ -93,9 +93,7 @@ def reading_options(words: Mapping[str, str | None]) -> dict[str, Any]:
 
 
 def split_options() -> dict[str, Option]:
-    """The options of `mltrack data split`: those of `train` that decide which records are on which side, and where they
-    go.
-    """
+    """The options of `mltrack data split`: those of `train` that decide the two sides, and the output."""
     folder = Option(
         name="output_dir",
         kind="path",
@@ -126,14 +124,12 @@ def markdown_table() -> str:
 
 
 def as_bool(word: Any) -> bool:
-    """A true/false word of a command that is not `train`."""
+    """A boolean option of a command other than `train`."""
     return bool(Option(name="flag", kind="bool", help="").parse(str(word)))
 
 
 def without_empty(command: Any, words: Sequence[str]) -> list[str]:
-    """The words of a command line without the options whose value is empty: `mlflow run -P name=` leaves them
-    not set.
-    """
+    """The arguments without options of empty value: `mlflow run -P name=` means that the option is not set."""
     kept: list[str] = []
     waiting = list(words)
     while waiting:

@@ -31,7 +31,7 @@ def predict(
     output: str,
     tracking_uri: str | None,
 ) -> None:
-    """Print one answer a text; with `json`, one JSON list."""
+    """Print one answer per text; with `json`, one JSON list."""
     OPTIONS["output"].check(output)
     texts = _texts(text, input_path)
     params: dict[str, Any] = {
@@ -53,7 +53,7 @@ def predict(
             print(f"{printable(answer['label'])}  {answer['score']:.4f}")
         elif not isinstance(answer, str):
             print(printable(json.dumps(answer)))
-        else:  # into a file or a pipe as it is
+        else:  # a file or a pipe gets it unchanged
             print(printable(answer, but="\n\t") if sys.stdout.isatty() else answer)
 
 
@@ -65,7 +65,7 @@ def evaluate(
     tracking_uri: str | None,
     words: Mapping[str, str | None],
 ) -> None:
-    """Print the metrics of a model on a data set; `words` say how it is read."""
+    """Print the metrics of a model on a data set; `words` are the reading options."""
     OPTIONS["output"].check(output)
     reading = reading_options(words)
     size = _NUMBERS["batch_size"].parse(batch_size)
@@ -85,19 +85,19 @@ def evaluate(
 
 
 def to_stderr(line: str) -> None:
-    """A line beside the result."""
+    """Print a line that is not part of the result."""
     print(printable(line), file=sys.stderr)
 
 
 def quiet() -> None:
-    """No progress bars and no reports of transformers between the lines of ours."""
+    """Turn off progress bars and reports of transformers."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _texts(text: str | None, input_path: str | None) -> list[str]:
     if (text is None) == (input_path is None):
-        raise ConfigurationError("predict: accepted: exactly one of --text and --input-path")
+        raise ConfigurationError("predict needs either --text or --input-path, not both")
     if text is not None:
         return [_checked(_typed(text), "--text")]
     assert input_path is not None
@@ -105,9 +105,7 @@ def _texts(text: str | None, input_path: str | None) -> list[str]:
         return [_decoded(sys.stdin.buffer.read(), "standard input").replace("\r\n", "\n").replace("\r", "\n")]
     path = Path(input_path)
     if not path.is_file():
-        raise ConfigurationError(
-            f"input_path: seen '{input_path}', which is no file; accepted: a file, or - for standard input"
-        )
+        raise ConfigurationError(f"input_path must be a file, or - for standard input, not '{input_path}'")
     try:
         with path.open("rb") as file:
             if path.suffix in (".jsonl", ".json"):
@@ -115,11 +113,11 @@ def _texts(text: str | None, input_path: str | None) -> list[str]:
             lines = enumerate(file.read().removeprefix(codecs.BOM_UTF8).splitlines(), start=1)
             return [_decoded(line, str(path), number) for number, line in lines if line.strip()]
     except OSError as error:
-        raise DatasetError(f"cannot be read: {error.strerror or error}; accepted: a readable file", path=path) from None
+        raise DatasetError(f"cannot be read: {error.strerror or error}", path=path) from None
 
 
 def _json_records(path: Path, file: BinaryIO) -> Iterator[tuple[int, Any]]:
-    """(number, value) of each; many .json files are JSON Lines."""
+    """(number, value) of each record; many .json files are JSON Lines."""
     from mltrack.records.readers import json_files
 
     head = file.read(1 << 16)
@@ -137,11 +135,11 @@ def _text_of(record: Any, number: int, name: str) -> str:
     for field in ("description", "code", "text"):
         if isinstance(record, dict) and isinstance(record.get(field), str):
             return _checked(record[field], name, number, field)
-    raise DatasetError("accepted: text, or an object with one of description, code, text", path=name, record=number)
+    raise DatasetError("must be text, or an object with one of description, code, text", path=name, record=number)
 
 
 def _typed(word: str) -> str:
-    """A word of the command line as UTF-8, where a locale without Unicode has left its bytes undecoded."""
+    """An argument as UTF-8, if a locale without Unicode left its bytes undecoded."""
     try:
         return os.fsencode(word).decode()
     except UnicodeError:

@@ -43,10 +43,7 @@ def show_run(run: str, output_dir: str, output: str) -> None:
         *_result(summary),
         *_facts(summary),
         f"delivery    {row['delivery']} in {row['tracking_uri'] or 'no store yet'}",
-        *(
-            f"{'checkpoint' if number == 0 else '':10}  step {one['step']:,}: {one['metric']}, {one['bytes'] / 1e6:,.1f} MB"
-            for number, one in enumerate(checkpoints)
-        ),
+        *(f"checkpoint  step {one['step']:,}: {one['metric']}, {one['bytes'] / 1e6:,.1f} MB" for one in checkpoints),
     ]
     width = min(WIDEST_CHART, shutil.get_terminal_size().columns - 12)
     blocks = can_draw_blocks(sys.stdout.encoding)

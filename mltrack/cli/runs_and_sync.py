@@ -27,7 +27,7 @@ from mltrack.journal.records import EPOCH_PREFIX
 from mltrack.store import StoreUnavailable
 
 _UNENDED = {relay.Life.ALIVE: "RUNNING", relay.Life.ELSEWHERE: "UNKNOWN"}
-"""State of a run whose journal names no end; UNKNOWN: its trainer is, or was, on another machine."""
+"""State of a run whose journal has no end; UNKNOWN: its trainer is, or was, on another machine."""
 _TAIL_BYTES = 8192
 _MOST_DIGITS = 18
 
@@ -35,11 +35,10 @@ _MOST_DIGITS = 18
 def list_runs(
     output_dir: str, output: str, reap: str, tracking_uri: str | None, limit: str = "50", kind: str | None = None
 ) -> None:
-    """Print the newest local runs, the oldest of them first, then the MLflow runs that say RUNNING without a
-    trainer.
+    """Print the newest local runs in ascending order, then the MLflow runs that say RUNNING without a trainer.
 
     Raises:
-        ConfigurationError: an output, limit or kind that is not accepted.
+        ConfigurationError: an invalid output, limit or kind.
     """
     if kind is not None and kind not in KINDS:
         raise ConfigurationError(f"kind must be {one_of(KINDS)}, not '{kind}'{did_you_mean(kind, KINDS)}")
@@ -53,20 +52,20 @@ def list_runs(
         try:
             _print_orphans(uri, output_dir, reaps, file=sys.stderr if output == "json" else sys.stdout)
         except StoreUnavailable as error:
-            print(printable(f"mltrack: which runs say RUNNING is not known there: {error}"), file=sys.stderr)
+            print(printable(f"mltrack: cannot list the RUNNING runs there: {error}"), file=sys.stderr)
 
 
 def _print_orphans(uri: str, output_dir: str, reap: bool, file: TextIO) -> None:
     connected = store.connect(uri)
     found = relay.orphans(connected, output_dir)
     for one in found if not reap else ():
-        seen = "no trainer is behind it" if one.is_certain else f"{one.trainer.place} cannot be looked up from here"
+        problem = "it has no trainer" if one.is_certain else f"{one.trainer.place} cannot be checked from here"
         remedy = (
-            "sets it right"
+            "corrects its status"
             if one.is_certain
-            else "watches its heartbeat for a minute, and sets it right if that stands still"
+            else "watches its heartbeat for a minute, and corrects its status if that stops"
         )
-        print(f"{one.run_id}: RUNNING in {connected.shown_uri}, but {seen}; --reap true {remedy}", file=file)
+        print(f"{one.run_id}: RUNNING in {connected.shown_uri}, but {problem}; --reap true {remedy}", file=file)
     for one in relay.stand_still(connected, found) if reap else ():
         try:
             print(
@@ -75,12 +74,12 @@ def _print_orphans(uri: str, output_dir: str, reap: bool, file: TextIO) -> None:
                 file=file,
             )
         except (relay.DeliveredElsewhere, relay.TrainedElsewhere, relay.Settled) as error:
-            print(f"{one.run_id}: left alone: {error}", file=file)
+            print(f"{one.run_id}: unchanged: {error}", file=file)
 
 
 def _tracking_uris(output_dir: str, given: str | None) -> list[str]:
-    """The servers to ask: the one that was given; else the default one and those of the local runs; no database in
-    which nothing says RUNNING.
+    """The servers to query: the given one, else the default and those of the local runs, without databases that have no
+    RUNNING run.
     """
     uris = [store.default_tracking_uri(given)]
     if given is None:
@@ -130,7 +129,7 @@ def _print_local(output_dir: str, output: str, most: int, kind: str | None) -> N
 def sync_runs(
     runs: list[str], follow: str | None, all_runs: str | None, output_dir: str, tracking_uri: str | None
 ) -> int:
-    """Deliver; returns the exit code."""
+    """Deliver runs; returns the exit code."""
     if follow is not None:
         relay.run(RunDirectory(Path(follow).absolute()))
         return 0
@@ -140,7 +139,7 @@ def sync_runs(
         else [one for run in runs for one in _named(run, output_dir)]
     )
     if not directories:
-        raise ConfigurationError("sync: accepted: run directories or run ids, or --all true")
+        raise ConfigurationError("sync needs run directories or run ids, or --all true")
     failed = 0
     for directory in directories:
         before = directory.read_delivery()
@@ -165,7 +164,7 @@ def sync_runs(
         print(
             f"{directory.name}: {state}, {progress.sent - there:,} points sent, {there:,} already there,"
             f" {len(progress.failed)} failed, run {progress.run_id}"
-            f"{', which went on elsewhere since' if progress.elsewhere else ''}"
+            f"{', which was resumed elsewhere' if progress.elsewhere else ''}"
             f"{f'; {progress.deleted}' if progress.deleted else ''}"
         )
         for line in progress.failed:
@@ -187,12 +186,12 @@ def _bar(directory: RunDirectory) -> Iterator[Callable[[relay.Progress], None]]:
 
 
 def _named(run: str, output_dir: str) -> list[RunDirectory]:
-    """The run directory that was named, behind the undelivered runs that lay in it before."""
+    """The named run directory, after the undelivered runs that it held before."""
     found = find_run_directory(output_dir, run)
     earlier = [one for one in (found or RunDirectory(Path(run).absolute())).earlier() if not one.has_arrived()]
     if found is None and not earlier:
         raise ConfigurationError(
-            f"sync: seen '{run}'; accepted: a run directory, or the id of a run in {Path(output_dir).absolute()}"
+            f"sync: '{run}' is neither a run directory nor the id of a run in {Path(output_dir).absolute()}"
         )
     named = [*earlier, *([found] if found is not None else [])]
     for one in named:
@@ -208,7 +207,7 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
     life = relay.Life.GONE if last.end is not None else relay.trainer_of(directory).life()
     undelivered = directory.journal.stat().st_size - delivery.get("offset", 0) if directory.journal.exists() else 0
     settled = next(
-        (word for field, word in (("elsewhere", "went on elsewhere"), ("deleted", "deleted")) if delivery.get(field)),
+        (word for field, word in (("elsewhere", "resumed elsewhere"), ("deleted", "deleted")) if delivery.get(field)),
         "pending",
     )
     state = "complete" if delivery.get("complete") and not undelivered else settled
@@ -224,9 +223,7 @@ def _row(directory: RunDirectory) -> dict[str, Any]:
 
 
 def _last_words(journal: Path) -> tuple[relay.Progress, int]:
-    """The outcome and the end that are recorded, and the optimizer steps; only as much of the journal is read as tells
-    the steps.
-    """
+    """The recorded outcome and end, and the optimizer steps; reads only as much of the journal as that needs."""
     num_bytes, size = _TAIL_BYTES, journal.stat().st_size if journal.exists() else 0
     while size:
         last, steps = relay.Progress(), []
@@ -245,5 +242,5 @@ def _last_words(journal: Path) -> tuple[relay.Progress, int]:
 
 def _number(limit: str) -> int:
     if not limit.isdecimal() or len(limit) > _MOST_DIGITS:
-        raise ConfigurationError(f"limit must be a whole number, 0 for all runs; got '{limit[:_MOST_DIGITS]}'")
+        raise ConfigurationError(f"limit must be a whole number, 0 for all runs, not '{limit[:_MOST_DIGITS]}'")
     return int(limit)

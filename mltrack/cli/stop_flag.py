@@ -1,6 +1,6 @@
 """The signals that end a training, and when they take effect.
 
-Invariant: the first signal never cuts off work on a run that is open; a second one ends the process at once.
+Invariant: the first signal never interrupts work on an open run; a second one ends the process at once.
 
     stop = StopFlag()
     stop.install()
@@ -19,11 +19,11 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 SAME_REQUEST_S = 5.0
-"""One request may come as two signals. `mlflow run` that gets Ctrl-C sends its program a SIGTERM, which has got the
-SIGINT of the terminal itself; a shell that loses its terminal sends a second SIGHUP after the kernel's."""
+"""One request may arrive as two signals. On Ctrl-C, `mlflow run` sends SIGTERM to its program, which also gets SIGINT
+from the terminal; a shell that loses its terminal sends a second SIGHUP after the kernel's."""
 WARNINGS = (signal.SIGHUP, signal.SIGUSR1)
-"""A closed terminal, and what Slurm sends ahead of a time limit. One that is ignored at the start, as under `nohup`,
-stays ignored."""
+"""A closed terminal, and Slurm's signal before a time limit. A signal ignored at the start, as under `nohup`, stays
+ignored."""
 
 
 class StopFlag:
@@ -50,7 +50,7 @@ class StopFlag:
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a signal raises KeyboardInterrupt where it arrives."""
+        """Inside, a signal raises KeyboardInterrupt at once."""
         self._raises = True
         try:
             if self.signal_number is not None:
@@ -60,7 +60,7 @@ class StopFlag:
             self._raises = False
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._pid:  # a forked process that has not begun its own work yet
+        if os.getpid() != self._pid:  # a forked process before its own work
             os._exit(128 + number)
         now = time.monotonic()
         if self.signal_number is not None:
@@ -78,7 +78,7 @@ class StopFlag:
         return (self.signal_number, number) in ((signal.SIGINT, signal.SIGTERM), (signal.SIGHUP, signal.SIGHUP))
 
     def _leave_closed_terminal(self) -> None:
-        """Each write to a terminal that was closed is an error: what was written there goes nowhere from now on."""
+        """Redirect streams of a closed terminal to the null device, since each write there is an error."""
         for stream in self._terminals:
             if not os.isatty(stream):
                 nowhere = os.open(os.devnull, os.O_RDWR)

@@ -1,4 +1,4 @@
-"""The end of `mltrack train`: what came out, where it lies, and the commands that go on from here."""
+"""The end of `mltrack train`: the result, its place, and the next commands."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLES_SHOWN = 3
 
 
 def print_summary(request: TrainModelRequest, response: TrainModelResponse, *, file: TextIO) -> None:
-    """Print the summary of a training that got as far as having a run directory."""
+    """Print the summary of a training, if it has a run directory."""
     directory = _directory(request, response)
     if directory is None:
         return
@@ -32,7 +32,7 @@ def print_summary(request: TrainModelRequest, response: TrainModelResponse, *, f
 
 
 def _effective(directory: RunDirectory, request: TrainModelRequest) -> TrainModelRequest:
-    """The options that the run had: those of a resumed run are not all on this command line."""
+    """The options of the run; a resumed run inherits some that are not on this command line."""
     saved = read_json(directory.path / "config.json")
     if saved is None:
         return request
@@ -72,7 +72,7 @@ def _result(request: TrainModelRequest, response: TrainModelResponse) -> list[st
 
 
 def _beside_baselines(response: TrainModelResponse) -> list[str]:
-    """The best model's figures with the baselines of the same metric: "eval_macro_f1 0.81 (majority 0.40, tfidf
+    """The best model's values with the baselines of the same metric: "eval_macro_f1 0.81 (majority 0.40, tfidf
     0.87)".
     """
     best: dict[str, float] = next(
@@ -162,7 +162,7 @@ def _commands(
 
 
 def _further(request: TrainModelRequest, response: TrainModelResponse) -> list[str]:
-    """What a finished training must be given to go on; one that was interrupted needs nothing."""
+    """The options that continue a finished training; an interrupted one needs none."""
     if not response.success:
         return []
     if request.max_steps is not None and response.steps_run >= request.max_steps:
@@ -174,5 +174,7 @@ def _command(*words: str) -> str:
     program = Path(sys.executable).parent / words[0]
     if program.exists() or words[0] != "mltrack":
         return shlex.join([str(program) if program.exists() else words[0], *words[1:]])
-    package_parent = Path(__file__).resolve().parents[2]  # not installed: run as it lies, as `mlflow run` does
+    package_parent = (
+        Path(__file__).resolve().parents[2]
+    )  # not installed: run from the source tree, as `mlflow run` does
     return shlex.join(["env", f"PYTHONPATH={package_parent}", sys.executable, "-m", *words])

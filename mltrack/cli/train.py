@@ -1,4 +1,4 @@
-"""`mltrack train`: words to a request, signals to a stop, the response to a summary and an exit code."""
+"""`mltrack train`: arguments to a request, signals to a stop, the response to a summary and an exit code."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mltrack.errors import ConfigurationError, described, printable
 
 
 def train(words: Mapping[str, str]) -> int:
-    """Run a training from the words of the command line; returns the exit code."""
+    """Run a training from command line arguments; returns the exit code."""
     request = _request(words)
     stop = StopFlag()
     stop.install()
@@ -42,7 +42,7 @@ def train(words: Mapping[str, str]) -> int:
         response = use_case.execute(request)
     finally:
         progress.close()
-    with suppress(OSError):  # a pipe or terminal that was closed does not change how the training ended
+    with suppress(OSError):  # a closed pipe or terminal does not change the outcome
         _tell(request, response)
     return response.exit_code
 
@@ -56,7 +56,7 @@ def _tell(request: TrainModelRequest, response: TrainModelResponse) -> None:
         print(printable(f"mltrack: {line}"), file=sys.stderr)
     try:
         print_summary(request, response, file=sys.stderr if request.output == "json" else sys.stdout)
-    except Exception as error:  # the training is over: what cannot be shown of it does not change how it ended
+    except Exception as error:  # the training is over: a failed summary does not change its outcome
         print(f"mltrack: the summary is not complete: {described(error)}", file=sys.stderr)
 
 
@@ -65,7 +65,7 @@ def _request(words: Mapping[str, str]) -> TrainModelRequest:
     typed, problems, options = dict(words), [], OPTIONS
     file = ConfigFile.read(path) if (path := typed.pop("config", None)) else None
     words = {name: value.word for name, value in file.words.items()} | typed if file is not None else typed
-    with suppress(ConfigurationError):  # said below with the other problems
+    with suppress(ConfigurationError):  # reported below with the other problems
         options = options_of(OPTIONS["task"].parse(words.get("task", "")))
     for name, word in words.items():
         try:
@@ -80,7 +80,7 @@ def _request(words: Mapping[str, str]) -> TrainModelRequest:
 
 
 def _quiet(debug: bool) -> None:
-    """Our own lines and errors; the libraries' chatter only with `--debug true`."""
+    """Hide log lines and warnings of libraries, except with `--debug true`."""
     logging.basicConfig(
         level=logging.INFO if debug else logging.ERROR, format="%(name)s: %(message)s", stream=sys.stderr
     )

@@ -1,7 +1,7 @@
 """Records, data sets, splits and batches.
 
-Invariant: importing this package loads neither torch nor bandit; a public name is imported when it is first used,
-so that the command line and the scanning workers start at once.
+Invariant: importing this package loads neither torch nor bandit; a public name is imported on first use, so
+the command line and the scanning workers start quickly.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Values made one ahead of their use.
 
-Invariant: they come in order, one at a time is being made, an error comes where the value would have, and a generator
-that is closed waits for what is being made."""
+Invariant: values keep their order and are made one at a time; an error is raised in place of its value; closing the
+generator waits for the value being made."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Value = TypeVar("Value")
 
 
 def ahead(values: Iterable[Value]) -> Generator[Value, None, None]:
-    """The same values (none is None); a thread makes the next one while the caller has the last one. Whoever stops
-    early closes it: the thread ends.
+    """The same values (none is None); a thread makes the next one while the caller uses the last one. A caller that
+    stops early must close the generator, which ends the thread.
     """
     made = iter(values)
     with ThreadPoolExecutor(1, thread_name_prefix="mltrack-ahead") as thread:

@@ -1,8 +1,7 @@
 """The micro-batches of an epoch, in an order that depends on the seed and the epoch alone.
 
-Invariant: a position is a number of examples; starting at it gives the examples that have not come before it, in an
-epoch that goes on unchanged in the very batches that would have come there anyway. Nothing here draws from a global
-random number generator."""
+Invariant: a position is a number of examples; starting there gives exactly the examples not taken before and, if the
+epoch is unchanged, the very batches that would have followed. Nothing here uses a global random number generator."""
 
 from __future__ import annotations
 
@@ -32,9 +31,9 @@ class MicroBatch:
     """One collated batch."""
 
     tensors: dict[str, torch.Tensor]
-    """What `mltrack.data.collate` or, for several examples a row, `mltrack.data.packing` makes; on the host."""
+    """Made by `mltrack.data.collate` or, with several examples per row, `mltrack.data.packing`; on the host."""
     records: list[int]
-    """Their numbers in the data set."""
+    """Record numbers in the data set."""
     targets: int
     """Target tokens, or examples."""
     tokens: int
@@ -42,17 +41,17 @@ class MicroBatch:
 
     @property
     def rows(self) -> int:
-        """Rows of the batch: its examples, or fewer where several are packed into one."""
+        """Rows of the batch: its examples, or fewer if they are packed."""
         return len(self.tensors["input_ids"])
 
     @property
     def width(self) -> int:
-        """Tokens of each row, padding included."""
+        """Tokens per row, padding included."""
         return self.tensors["input_ids"].shape[1]
 
     def to(self, device: torch.device) -> dict[str, torch.Tensor]:
-        """The tensors on the device; the copy of a pinned batch is asynchronous. A mask that hides nothing is left out:
-        attention is faster without.
+        """The tensors on the device; the copy of a pinned batch is asynchronous. A mask that hides nothing is left out,
+        since attention is faster without it.
         """
         full = self.tokens == self.tensors["input_ids"].numel()
         left_out = (*NOT_FOR_THE_MODEL, "attention_mask") if full else NOT_FOR_THE_MODEL
@@ -63,9 +62,7 @@ class MicroBatch:
         }
 
     def split(self, size: int | None) -> list[MicroBatch]:
-        """Parts of at most `size` rows, in order; None: itself. Their targets and tokens are those of their labels and
-        records.
-        """
+        """Parts of at most `size` rows, in order, with their own target and token counts; None: the batch itself."""
         if size is None or self.rows <= size:
             return [self]
         return [self._part(start, start + size) for start in range(0, self.rows, size)]
@@ -99,10 +96,10 @@ def load_batches(
     pin: bool = False,
     collate: Collate | None = None,
 ) -> Iterator[MicroBatch]:
-    """Collate the given lists of record numbers one after the other.
+    """Collate the given lists of record numbers in order.
 
     Raises:
-        TrainingError: there is no room for the worker processes, or one of them has failed.
+        TrainingError: the worker processes cannot be started, or one of them failed.
     """
     collate = collate or dataset.collate
     loader = DataLoader(
@@ -112,7 +109,7 @@ def load_batches(
         num_workers=num_workers,
         pin_memory=pin and not num_workers,
         worker_init_fn=leave_signals_to_the_trainer,
-        generator=torch.Generator(),  # else the iterator draws a seed from the global generator
+        generator=torch.Generator(),  # otherwise the iterator draws a seed from the global generator
     )
     for tensors in from_workers(loader, pin=pin) if num_workers else loader:
         records = tensors["index"].tolist()
@@ -122,21 +119,21 @@ def load_batches(
 
 
 BUCKET_WINDOW = 50
-"""Optimizer steps, or a quarter of an epoch's, whose examples are sorted by length before they are cut and shuffled:
-little padding, still a random order.
+"""Optimizer steps (at most a quarter of the epoch) whose examples are sorted by length, then cut and shuffled: little
+padding, but a random order.
 """
 
 
 class TrainingBatches:
-    """Groups of micro-batches, one group an optimizer step.
+    """Groups of micro-batches, one group per optimizer step.
 
     Args:
-        config: batch size, accumulation, token budget, packing, seed, workers, and which speed-ups are on.
-        rank, world: which of how many ranks.
-        pin: into memory that a GPU copies from by itself.
+        config: batch size, accumulation, token budget, packing, seed, workers and speed-ups.
+        rank, world: this rank and the number of ranks.
+        pin: use pinned memory, from which a GPU copies asynchronously.
 
     Raises:
-        ConfigurationError: a budget that the longest example does not fit into.
+        ConfigurationError: the longest example does not fit into the token budget.
     """
 
     def __init__(self, dataset: CodeDataset, config: TrainingConfig, *, rank: int, world: int, pin: bool):
@@ -146,26 +143,26 @@ class TrainingBatches:
             partial(pack, pad_token_id=dataset.pad_token_id, row_length=dataset.max_length) if config.packing else None
         )
         self._one_window = False
-        """With a budget of tokens: the order of a run that mltrack 0.1 began."""
+        """With a token budget: use the order of mltrack 0.1, whose run is continued."""
         self._left: tuple[int, np.ndarray] | None = None
         self._current: tuple[int, Sampler] | None = None
-        """The epoch whose groups are made."""
+        """The current epoch and its sampler."""
         check_budget(dataset, config)
 
     @cached_property
     def num_batches(self) -> int:
-        """Micro-batches an epoch."""
+        """Micro-batches per epoch."""
         return len(self._sampler(0))
 
     def num_steps(self, epoch: int, position: int) -> int:
-        """Optimizer steps that are left of an epoch."""
+        """Optimizer steps left in an epoch."""
         return -(-len(self._sampler(epoch, position)) // self.accumulation)
 
     def groups(self, epoch: int, position: int) -> Generator[list[MicroBatch], None, None]:
-        """The groups of an epoch from the given number of examples on; to be closed by who stops early."""
+        """The groups of an epoch from the given number of examples on; a caller that stops early must close it."""
         self._current = (epoch, self._sampler(epoch, position))
         groups = self._groups(self._current[1])
-        return groups if self._config.num_workers else ahead(groups)  # workers are ahead by themselves
+        return groups if self._config.num_workers else ahead(groups)  # workers already run ahead
 
     def _groups(self, order: Sampler) -> Generator[list[MicroBatch], None, None]:
         workers = self._config.num_workers
@@ -179,11 +176,11 @@ class TrainingBatches:
             yield group
 
     def state_dict(self, epoch: int, position: int) -> dict[str, Any]:
-        """What a checkpoint at that position needs, for an epoch that goes on in any other order: one bit an example.
+        """The checkpoint state at that position, from which the epoch can continue in any order: one bit per example.
 
         Returns:
-            "records"; "one_window"; within an epoch "taken", and "taken_before" where its order has changed in it:
-            uint8 tensors.
+            "records"; "one_window"; within an epoch "taken", and "taken_before" if the order has changed in it: uint8
+            tensors.
         """
         state: dict[str, Any] = {"records": len(self.dataset), "one_window": self._one_window}
         if not position:
@@ -198,7 +195,7 @@ class TrainingBatches:
         return {**state, "taken": _packed(taken)}
 
     def load_state_dict(self, state: Mapping[str, Any], epoch: int, position: int) -> None:
-        """Go on at that position of a training on the same records, as `state_dict` has left it."""
+        """Continue a training on the same records at that position, from what `state_dict` returned."""
         self._one_window, self._left, self._current = state["one_window"], None, None
         if not position:
             return
@@ -206,14 +203,14 @@ class TrainingBatches:
         if "taken_before" in state:
             self._left = (epoch, np.flatnonzero(~_unpacked(state["taken_before"], len(self.dataset))))
         if not torch.equal(self.state_dict(epoch, position)["taken"], state["taken"]):
-            self._left = (epoch, np.flatnonzero(~taken))  # the order of now would have taken others first
+            self._left = (epoch, np.flatnonzero(~taken))  # the present order would have taken other examples first
 
     def state_of_0_1(self, then: Mapping[str, Any], epoch: int, steps: int) -> tuple[dict[str, Any], int]:
-        """(what `state_dict` gives, position) of a training of mltrack 0.1, whose checkpoints count the optimizer steps
-        of the epoch.
+        """(state as of `state_dict`, position) for a training of mltrack 0.1, whose checkpoints count the optimizer
+        steps of the epoch.
 
         Args:
-            then: what its checkpoint says of what decides the result.
+            then: the settings in its checkpoint that decide the result.
         """
         order = then.get("sampler", order_of(self._config))
         budget = re.search(r"at most (\d+) tokens", order)
@@ -234,7 +231,7 @@ class TrainingBatches:
         return {"records": len(self.dataset), "one_window": True, "taken": _packed(taken)}, position
 
     def _left_in(self, epoch: int) -> np.ndarray | None:
-        """The examples that were left where the order of that epoch changed; None: it has not."""
+        """The examples left when the order of that epoch changed; None if it did not."""
         return self._left[1] if self._left is not None and self._left[0] == epoch else None
 
     def _sampler(self, epoch: int, position: int = 0) -> Sampler:
@@ -265,21 +262,21 @@ def _unpacked(packed: torch.Tensor, size: int) -> np.ndarray:
 
 
 def check_budget(dataset: CodeDataset, config: TrainingConfig) -> None:
-    """Refuse a budget of tokens that the longest example does not fit into.
+    """Refuse a token budget that is too small for the longest example.
 
     Raises:
-        ConfigurationError: with the least that is accepted.
+        ConfigurationError: with the smallest budget that fits.
     """
     longest = padded_width(int(dataset.lengths.max(initial=0)), dataset.max_length)
     if config.max_batch_tokens is not None and longest > config.max_batch_tokens:
         raise ConfigurationError(
-            f"max_batch_tokens: seen {config.max_batch_tokens}, but the longest example has {longest} tokens with its"
-            f" padding; accepted: a whole number >= {longest}, or a smaller max_length"
+            f"max_batch_tokens must be >= {longest}, the tokens of the longest example with its padding, not"
+            f" {config.max_batch_tokens}; raise it, or use a smaller max_length"
         )
 
 
 def order_of(config: TrainingConfig) -> str:
-    """How the records are put in order, in words: what a resume compares."""
+    """The order of the records in words, which a resume compares."""
     if config.max_batch_tokens is not None:
         return f"batches of at most {config.max_batch_tokens} tokens"
     return (

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 IGNORED = -100
-"""The label that a loss leaves out."""
+"""The label that the loss ignores."""
 PADDED_TO = 8
-"""Tokens to a multiple of which a batch is padded."""
+"""A batch is padded to a multiple of this many tokens."""
 
 
 def padded_width(longest: int, max_length: int | None = None, pad_to_multiple_of: int = PADDED_TO) -> int:
-    """Tokens a row of a batch whose longest example has `longest`: a multiple, but not beyond `max_length`."""
+    """Tokens per row if the longest example has `longest`: the next multiple, but at most `max_length`."""
     padded = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
     return padded if max_length is None else max(longest, min(padded, max_length))
 

@@ -1,7 +1,7 @@
-"""Records as token ids: what the trainer indexes.
+"""Records as token ids, as the trainer uses them.
 
 Invariant: an example is its record's row of token ids (see `mltrack.data.encoding`); a label is either the class index
-or, per token, the token's own id with -100 on the prompt. Token ids lie in one array, mapped from the cache where the
+or, per token, the token's own id with -100 on the prompt. Token ids lie in one array, mapped from the cache if the
 set is large.
 
     dataset = CodeDataset(records, tokenizer, "code_generation", max_length=256)
@@ -53,22 +53,21 @@ class CodeDataset(LabelledDataset):
     """Tokenized records of one task.
 
     Args:
-        records: what `read_records` or `DatasetLoader` returned.
-        tokenizer: a Hugging Face tokenizer. One without a pad token pads with its end token. It is switched to read
-            special tokens in a text (`</s>` in a program) as text, and is saved so.
+        records: from `read_records` or `DatasetLoader`.
+        tokenizer: a Hugging Face tokenizer. Without a pad token it pads with its end token. It is switched to read
+            special tokens in a text (`</s>` in a program) as text, and saved that way.
         task: a task or its name.
         max_length: tokens of the longest example.
-        label_mapping: class index per label, in any order; not given: made of the records.
-        truncation: what is kept of a text that is too long: head, tail, both; drop leaves the record out. Generation:
-            head or drop.
-        cache: keep the token ids of 2,000 records and more in the cache folder, and take them from there.
+        label_mapping: class index per label, in any order; default: made from the records.
+        truncation: the part of a long text to keep: head, tail, both; drop leaves the record out. Generation: head or
+            drop.
+        cache: keep the token ids of 2,000 or more records in the cache folder, and read them from there.
         progress: called with (done, total) while records are tokenized.
 
     Raises:
-        DatasetError: a label outside the mapping, a record of which the tokenizer makes no token, or no record that
-            `drop` leaves.
-        ConfigurationError: generation with a tokenizer that has no end token, `max_length` below 8, or a truncation
-            that the task does not have.
+        DatasetError: a label outside the mapping, a record without any token, or no record left by `drop`.
+        ConfigurationError: generation with a tokenizer without end token, `max_length` below 8, or a truncation that
+            the task does not support.
     """
 
     def __init__(
@@ -85,10 +84,10 @@ class CodeDataset(LabelledDataset):
     ):
         self.task = task_named(task)
         if isinstance(max_length, bool) or not isinstance(max_length, int) or max_length < 8:
-            raise ConfigurationError(f"max_length: seen {max_length!r}; accepted: a whole number >= 8")
+            raise ConfigurationError(f"max_length must be a whole number >= 8, not {max_length!r}")
         self._given = list(records) if isinstance(records, list) else records
         self.records: Sequence[Record] = self._given
-        """Record of each example; those that `drop` leaves out are not among them."""
+        """Record of each example, without those that `drop` leaves out."""
         self.tokenizer = tokenizer
         self.max_length, self.truncation = max_length, truncation
         self.label_mapping = in_index_order(
@@ -105,9 +104,9 @@ class CodeDataset(LabelledDataset):
         self.lengths: np.ndarray = self._rows.lengths
         """Tokens of each example, int32 [N]."""
         self.full_lengths: np.ndarray = self._rows.full_lengths
-        """Tokens that each example would have without `max_length`, int32 [N]."""
+        """Tokens of each example without the limit of `max_length`, int32 [N]."""
         self.target_counts: np.ndarray = self._targets.counts
-        """What each example adds to the count that its loss is divided by: target tokens, or 1; int32 [N]."""
+        """Contribution of each example to the divisor of the loss: target tokens, or 1; int32 [N]."""
 
     def __len__(self) -> int:
         return len(self.records)
@@ -125,42 +124,42 @@ class CodeDataset(LabelledDataset):
 
     @cached_property
     def record_counts(self) -> dict[str, int]:
-        """Records per class, in index order, those that `drop` leaves out too; empty for generation."""
+        """Records per class, in index order, including those that `drop` leaves out; empty for generation."""
         return self.task.class_counts(self._given, self.label_mapping) if self.dropped else self.class_counts
 
     @property
     def truncated(self) -> int:
-        """How many examples `max_length` has cut."""
+        """Number of examples cut by `max_length`."""
         return int((self.full_lengths > self.lengths).sum())
 
     @property
     def dropped(self) -> int:
-        """How many records `truncation="drop"` has left out."""
+        """Number of records left out by `truncation="drop"`."""
         return len(self._given) - len(self.records)
 
     @property
     def truncated_share(self) -> float:
-        """Share of the records that were longer than `max_length`, cut or left out."""
+        """Share of the records longer than `max_length`, cut or left out."""
         return (self.truncated + self.dropped) / max(1, len(self._given))
 
     @cached_property
     def digest(self) -> str:
-        """sha256 (hex) of the records' contents and labels, whatever their order and the tokenizer; those that `drop`
-        leaves out count too.
+        """sha256 (hex) of the records' contents and labels, independent of order and tokenizer; includes those that
+        `drop` leaves out.
         """
         return digest_of(self._given)
 
     @cached_property
     def source(self) -> str:
-        """The file or files that the records come from."""
+        """The file or files of the records."""
         return ", ".join(files_of(self._given))
 
     def location(self, index: int) -> str:
-        """Where an example's record stands: "file: record N"."""
+        """The place of an example's record: "file: record N"."""
         return self.records[index].location
 
     def collate(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        """A batch of examples, padded with this data set's padding id; see `mltrack.data.collate`."""
+        """A batch of examples, padded with this data set's pad token; see `mltrack.data.collate`."""
         return collate(examples, self.pad_token_id, max_length=self.max_length)
 
     def _drop(self) -> None:
@@ -169,7 +168,7 @@ class CodeDataset(LabelledDataset):
             return
         if not len(kept):
             raise DatasetError(
-                f"none of the {len(self.records):,} records fits into max_length={self.max_length} tokens; accepted: a"
+                f"none of the {len(self.records):,} records fits into max_length={self.max_length} tokens; use a"
                 " larger max_length, or truncation=head",
                 path=self.source,
             )

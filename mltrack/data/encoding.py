@@ -1,14 +1,14 @@
-"""Records into token ids: prompts, completions, special tokens, and what is cut where there are too many.
+"""Encodes records as token ids: prompts, completions, special tokens and truncation.
 
-Invariant: prompt and completion are tokenized apart, so their boundary is the same whatever the code is; special tokens
-are never cut away; what is cut depends on the record, the tokenizer, `max_length` and `truncation` alone.
+Invariant: prompt and completion are tokenized apart, so their boundary does not depend on the code; special tokens are
+never cut; the cut depends only on the record, the tokenizer, `max_length` and `truncation`.
 
-`truncation` says what of a text that is too long is kept: `head` its beginning, `tail` its end, `both` half of each;
-`drop` leaves the record out. A completion can only lose its tail, and with it the end token: one that began in the
-middle, or had a hole, would be learned as it is.
+`truncation` is the part of a long text to keep: `head` its beginning, `tail` its end, `both` half of each; `drop`
+leaves the record out. A completion can only lose its tail, and the end token with it: the model would learn one that
+begins in the middle, or has a hole.
 
-A part of the records is tokenized by all threads of a fast tokenizer, which hold no interpreter lock, while the part
-before it is cut and kept."""
+All threads of a fast tokenizer, which hold no interpreter lock, tokenize one part of the records while the previous
+part is cut and stored."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from mltrack.tasks.contract import Task
 from mltrack.tasks.names import task_named
 
 MOST_RECORDS_AT_ONCE = 1000  # enough for the tokenizer's threads
-MOST_CHARACTERS_AT_ONCE = 2_000_000  # a token in the making takes about a hundred bytes, and two parts are under way
+MOST_CHARACTERS_AT_ONCE = 2_000_000  # a token takes a hundred bytes during tokenization, and two parts are in work
 _NOT_OF_THE_TEXT = {"name_or_path", "model_max_length", "padding_side", "truncation_side", "verbose", KEPT}
 
 Progress = Callable[[int, int], None]
@@ -40,34 +40,32 @@ Progress = Callable[[int, int], None]
 
 
 class EncodedRows(NamedTuple):
-    """Some records as token ids, one after the other."""
+    """Some records as concatenated token ids."""
 
     ids: np.ndarray
     """uint32 [all tokens]."""
     lengths: np.ndarray
     """Tokens of each record, int32 [records]."""
     num_prompt: np.ndarray
-    """Leading tokens of each record that are no target, int32 [records]."""
+    """Leading tokens of each record that are not targets, int32 [records]."""
     full_lengths: np.ndarray
     """Tokens that each record had before `max_length`, int32 [records]."""
     marks: np.ndarray | None = None
-    """For each token the number of the word that it stands for, from 1; 0 for none: uint32 [all tokens]. None where the
-    task looks at no words.
-    """
+    """The word number of each token, from 1; 0 for none: uint32 [all tokens]. None if the task does not use words."""
 
 
 class Encoder:
-    """Makes token ids of records, with all threads that the tokenizer has.
+    """Makes token ids from records, with all threads of the tokenizer.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        task: says which tokens a record becomes, and what of them is cut.
+        task: decides the tokens of a record and what is cut.
         max_length: tokens of the longest row.
-        truncation: see the module; a record that `drop` leaves out is encoded as by `head`, and told by its
+        truncation: see the module; a record that `drop` leaves out is encoded as by `head`, and known by its
             `full_lengths`.
 
     Raises:
-        ConfigurationError: a tokenizer or a truncation that does not serve the task.
+        ConfigurationError: a tokenizer or a truncation that the task cannot use.
     """
 
     def __init__(self, tokenizer: Any, task: str | Task, max_length: int, truncation: str = "head"):
@@ -78,7 +76,7 @@ class Encoder:
         self._encoding = task.encoding(tokenizer, max_length, truncation)
 
     def facts(self) -> dict[str, Any]:
-        """Everything but the records that decides the ids, as JSON values."""
+        """Everything except the records that decides the ids, as JSON values."""
         return {
             "tokenizer": tokenizer_digest(self._tokenizer),
             "tokenizer_class": type(self._tokenizer).__name__,
@@ -96,7 +94,7 @@ class Encoder:
 
     @property
     def marks_words(self) -> bool:
-        """Its rows say which token stands for which word."""
+        """Whether its rows have word numbers."""
         return self._encoding.marks_words
 
     def largest_id(self) -> int:
@@ -104,7 +102,7 @@ class Encoder:
         return max(self._tokenizer.get_vocab().values(), default=0)
 
     def rows(self, records: Sequence[Record], progress: Progress | None = None) -> Iterator[EncodedRows]:
-        """The records' rows in their order, a bounded part of them at a time.
+        """The records' rows in order, in bounded parts.
 
         Raises:
             DatasetError: the tokenizer makes no token of a record.
@@ -122,7 +120,7 @@ class Encoder:
                 if not lengths.all():
                     at = part[int(np.argmin(lengths))]
                     raise DatasetError(
-                        "the tokenizer makes no token of it; accepted: text in the tokenizer's alphabet",
+                        "the tokenizer makes no token of it; use text in the tokenizer's alphabet",
                         path=at.file,
                         record=at.number,
                         field="code",
@@ -154,17 +152,17 @@ class TextEncoding:
         return (plain_ids(self._tokenizer, [record.text for record in records]),)
 
     def row(self, text: list[int]) -> tuple[list[int], int, int]:
-        """Beginning, end or half of each, between the special tokens."""
+        """The beginning, the end or half of each, between the special tokens."""
         room, before, behind = self._room, self._before, self._behind
         kept = text if len(text) <= room else text[: room - self._from_end] + text[len(text) - self._from_end :]
         return [*before, *kept, *behind], 0, len(before) + len(text) + len(behind)
 
 
 class PairEncoding:
-    """The prompt (the tokenizer's start token where it adds one, then the description in `PROMPT_TEMPLATE`), the code,
-    the end token.
+    """The prompt (the start token if the tokenizer adds one, then the description in `PROMPT_TEMPLATE`), the code, the
+    end token.
 
-    Where that is too long the prompt keeps its end: at least half of `max_length`, more where the code leaves room.
+    If that is too long, the prompt keeps its end: at least half of `max_length`, more if the code leaves room.
     """
 
     marks_words = False
@@ -178,7 +176,7 @@ class PairEncoding:
         return {"task": f"generation {PROMPT_TEMPLATE}"}
 
     def tokens(self, records: Sequence[Record]) -> tuple[list[list[int]], ...]:
-        """The prompts' ids and the codes'."""
+        """The ids of the prompts and of the codes."""
         prompts = [PROMPT_TEMPLATE.format(description=record.description or "") for record in records]
         both = plain_ids(self._tokenizer, prompts + [record.text for record in records])
         return both[: len(records)], both[len(records) :]
@@ -192,8 +190,8 @@ class PairEncoding:
 
 
 def kept_of_long_texts(settings: Mapping[str, Any]) -> str:
-    """The truncation for what a saved model is asked: that of its training, and head where that left long texts out: an
-    answer is wanted.
+    """The truncation for the inputs of a saved model: that of its training, but head instead of drop, since every input
+    needs an answer.
 
     Args:
         settings: the key "mltrack" of the model's config.json.
@@ -203,7 +201,7 @@ def kept_of_long_texts(settings: Mapping[str, Any]) -> str:
 
 
 def prompt_ids(tokenizer: Any, descriptions: Sequence[str]) -> list[list[int]]:
-    """Token ids of the prompts that ask for what the descriptions say, as in training: what generation starts from."""
+    """Token ids of the prompts for these descriptions, as in training; generation starts from them."""
     start = start_ids(tokenizer)
     return [
         [*start, *row]
@@ -212,7 +210,7 @@ def prompt_ids(tokenizer: Any, descriptions: Sequence[str]) -> list[list[int]]:
 
 
 def cut_prompt(tokenizer: Any, prompt: list[int], room: int) -> list[int]:
-    """The end of a prompt that is longer than `room` tokens, behind the start token where the tokenizer adds one."""
+    """The end of a prompt that is longer than `room` tokens, after the start token if the tokenizer adds one."""
     return _end_of_prompt(prompt, room, len(start_ids(tokenizer)))
 
 
@@ -228,14 +226,14 @@ def end_token_id(tokenizer: Any) -> int:
     """
     if tokenizer.eos_token_id is None:
         raise ConfigurationError(
-            f"the tokenizer {type(tokenizer).__name__} has no end token, so a completion could not end; accepted: one"
+            f"the tokenizer {type(tokenizer).__name__} has no end token, so a completion could not end; use one"
             " with an eos_token"
         )
     return int(tokenizer.eos_token_id)
 
 
 def pad_token_id(tokenizer: Any) -> int:
-    """The id to pad with: the tokenizer's own, else its end token, else 0 (the attention mask hides it in any case)."""
+    """The id to pad with: the tokenizer's own, else its end token, else 0 (the attention mask hides it anyway)."""
     for candidate in (tokenizer.pad_token_id, tokenizer.eos_token_id):
         if candidate is not None:
             return int(candidate)
@@ -243,7 +241,7 @@ def pad_token_id(tokenizer: Any) -> int:
 
 
 def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
-    """The special tokens that the tokenizer puts before and behind a text."""
+    """The special tokens that the tokenizer puts before and after a text."""
     plain = list(tokenizer("x", add_special_tokens=False, verbose=False)["input_ids"])
     whole = list(tokenizer("x", verbose=False)["input_ids"])
     for start in range(len(whole) - len(plain) + 1):
@@ -253,10 +251,10 @@ def special_tokens_around(tokenizer: Any) -> tuple[list[int], list[int]]:
 
 
 def tokenizer_digest(tokenizer: Any) -> str:
-    """sha256 (hex) of what a tokenizer does to a text: its definition where it is a fast one, else its class,
-    vocabulary, files and settings.
+    """sha256 (hex) of what a tokenizer does to a text: the definition of a fast one, else class, vocabulary, files and
+    settings.
 
-    How long texts are cut and padded is no part of it: it is a setting that calls of the tokenizer change.
+    Truncation and padding are not part of it, since calls of the tokenizer change these settings.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
@@ -265,14 +263,12 @@ def tokenizer_digest(tokenizer: Any) -> str:
         definition = backend.to_str()
         definition = definition[
             max(0, definition.find('"added_tokens"')) :
-        ]  # "truncation" and "padding" stand before it
+        ]  # "truncation" and "padding" come before it
     return hashlib.sha256(definition.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _written_in_python(tokenizer: Any) -> list[Any]:
-    """What a tokenizer without a backend depends on, as far as it can be seen: nothing of it says where its
-    files lie.
-    """
+    """The visible settings of a tokenizer without a backend, without the paths of its files."""
     settings = {
         name: value
         for name, value in vars(tokenizer).items()
@@ -297,7 +293,7 @@ def _written_in_python(tokenizer: Any) -> list[Any]:
 
 
 def start_ids(tokenizer: Any) -> list[int]:
-    """The start token, where the tokenizer puts it before a text; else nothing."""
+    """The start token if the tokenizer puts it before a text, else nothing."""
     if tokenizer.bos_token_id is None:
         return []
     row = tokenizer("x", verbose=False)["input_ids"]
@@ -305,15 +301,13 @@ def start_ids(tokenizer: Any) -> list[int]:
 
 
 def plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    """What `tokenizer(texts, add_special_tokens=False)` gives as ids, without the masks and offsets that nobody asks
-    for.
-    """
+    """The ids of `tokenizer(texts, add_special_tokens=False)`, without unused masks and offsets."""
     from transformers import PreTrainedTokenizerFast
 
     kind, plain = type(tokenizer), PreTrainedTokenizerFast
     if (
         getattr(kind, "_encode_plus", None) is not plain._encode_plus or kind.__call__ is not plain.__call__
-    ):  # it has a way of its own
+    ):  # it has its own implementation
         rows: list[list[int]] = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
         return rows
     backend = tokenizer.backend_tokenizer
@@ -324,7 +318,7 @@ def plain_ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
 
 
 def _parts(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """The records in runs that are bounded in number and in characters."""
+    """The records in parts of bounded count and characters."""
     part: list[Record] = []
     characters = 0
     for record in records:

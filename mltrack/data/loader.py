@@ -1,7 +1,6 @@
-"""What a data path names, or the built-in source, as tokenized data sets of one task.
+"""A data path, or the built-in source, as tokenized data sets of one task.
 
-Invariant: the label mapping is that of all records, so that both sides of a split share it, whichever classes they
-hold.
+Invariant: the label mapping is made from all records, so both sides of a split share it.
 
     loader = DatasetLoader("data.jsonl", tokenizer, task="text_classification")
     train, test = loader.get_train_test_split(test_size=0.2)
@@ -34,40 +33,37 @@ from mltrack.tasks.contract import Task
 from mltrack.tasks.names import TaskType, task_named
 
 _LABELS = 2
-"""Version of how labels are read: part of the name of a table that is kept."""
+"""Version of the reading of labels; part of the name of a cached table."""
 _LOG = logging.getLogger("mltrack.data")
 
 
 class DatasetLoader:
-    """Reads records once, when they are first needed.
+    """Reads records once, on first use.
 
     Args:
         data_path: a file, a folder, a glob or a Hugging Face data set, as `mltrack.records.readers.find_sources`
-            accepts it, or `stdlib`; of a folder with training files beside validation or test files (`train.jsonl`,
-            `test/...`) the training files, with a warning.
+            accepts it, or `stdlib`; in a folder with training files beside validation or test files (`train.jsonl`,
+            `test/...`), the training files, with a warning.
         tokenizer: a Hugging Face tokenizer; needed for data sets, not for records.
         task: a task or its name.
         max_length: tokens of the longest example.
-        columns: the columns of the fields that have another name: {"code": "func"}, or "code=func,label=target".
-        labels: the classes that the data's labels mean: {"0": "safe"}, or "0=safe,1=unsafe".
-        on_bad_record: "stop" raises at the first bad record, "skip" leaves it out: counted in `num_skipped`, the first
-            ones in `skipped`.
-        bad_records_path: JSON Lines file of the records that are left out; not given: `bad_records.keep(path)` writes
-            it later.
+        columns: the columns of fields with another name: {"code": "func"}, or "code=func,label=target".
+        labels: the classes of the data's labels: {"0": "safe"}, or "0=safe,1=unsafe".
+        on_bad_record: "stop" raises at the first bad record, "skip" skips it: all are counted in `num_skipped`, the
+            first ones are in `skipped`.
+        bad_records_path: JSON Lines file of the skipped records; default: `bad_records.keep(path)` writes it later.
         num_labels: number of classes that the data must have.
         seed: seeds the split.
         group: name of a column whose equal values stay on one side of the split.
         progress: called with (done, total) while the built-in source is scanned.
-        label_mapping: the classes of another file, usually the training file; a record of none of them is a bad record.
-        truncation: what is kept of a text that is too long; see `CodeDataset`.
-        spelled_like: classes of an earlier training; a label that means the value of one of them (1 and 1.0) is spelled
-            like it.
-        class_names: a class that a Parquet file names in its schema has that name; False: its number, as in mltrack
-            0.1.
+        label_mapping: the classes of another file, usually the training file; a record of another class is bad.
+        truncation: the part of a long text to keep; see `CodeDataset`.
+        spelled_like: classes of an earlier training; a label of equal value (1 and 1.0) takes their spelling.
+        class_names: use the class names of a Parquet file's schema; False: use the numbers, as in mltrack 0.1.
 
     Raises:
-        ConfigurationError: an option outside of what is accepted, at construction.
-        DatasetError: whatever is wrong with the data, when the records are first needed.
+        ConfigurationError: an invalid option, at construction.
+        DatasetError: invalid data, on first use of the records.
     """
 
     def __init__(
@@ -93,7 +89,7 @@ class DatasetLoader:
         self.task = task_named(task)
         if num_labels is not None and not self.task.has_classes:
             raise ConfigurationError(
-                f"num_labels: seen {num_labels}, but {self.task} has no classes; accepted: leave it out"
+                f"num_labels={num_labels} does not work with {self.task}, which has no classes; leave it out"
             )
         self.data_path = str(data_path)
         self.tokenizer = tokenizer
@@ -110,13 +106,13 @@ class DatasetLoader:
             )
         if "label" in self.task.fields and self._column("code") == self._column("label"):
             raise ConfigurationError(
-                f"columns: seen {self._column('code')!r} for both code and label; accepted: two columns, or the label"
-                " stands in what is read"
+                f"columns: code and label are both read from {self._column('code')!r}, so the code would hold its own"
+                " label; use two columns"
             )
         self.bad_records = BadRecords(bad_records_path)
-        """What was left out."""
+        """The skipped records."""
         self.num_read = 0
-        """Records that were read, bad ones included; 0 before they are."""
+        """Records read, including bad ones; 0 before reading."""
         self._on_bad_record = OPTIONS["on_bad_record"].check(on_bad_record)
         self._num_labels = num_labels
         self.class_names = class_names
@@ -126,17 +122,17 @@ class DatasetLoader:
 
     @property
     def num_skipped(self) -> int:
-        """Records that were left out."""
+        """Number of skipped records."""
         return self.bad_records.count
 
     @property
     def skipped(self) -> list[str]:
-        """One line for each of the first records that were left out."""
+        """One line for each of the first skipped records."""
         return self.bad_records.lines
 
     @cached_property
     def records(self) -> Sequence[Record]:
-        """All good records, in the order of the files: a list, or a `RecordTable` where they are many."""
+        """All good records, in the order of the files: a list, or a `RecordTable` if they are many."""
         records: Sequence[Record] = (
             self.task.builtin_records(self._progress) if self.data_path == STDLIB else self._read()
         )
@@ -162,9 +158,7 @@ class DatasetLoader:
         )
 
     def get_train_test_split(self, test_size: float = 0.2) -> tuple[CodeDataset, CodeDataset]:
-        """(train, test) data sets, stratified by label and seeded; duplicates, near-duplicates and groups stand on one
-        side.
-        """
+        """(train, test) data sets, stratified by label and seeded; copies, near-duplicates and groups stay together."""
         train, test = self.split_records(test_size)
         return self.dataset(train), self.dataset(test)
 
@@ -175,16 +169,16 @@ class DatasetLoader:
     def dataset(
         self, records: Sequence[Record], tokenizer: Any = None, *, progress: Callable[[int, int], None] | None = None
     ) -> CodeDataset:
-        """A data set of these records with this loader's classes; `progress` is called with (done, total) while they
-        are tokenized.
+        """A data set of these records with this loader's classes; `progress` is called with (done, total) during
+        tokenization.
 
         Raises:
-            ConfigurationError: there is no tokenizer, here or in the loader.
+            ConfigurationError: neither the call nor the loader has a tokenizer.
         """
         chosen = tokenizer if tokenizer is not None else self.tokenizer
         if chosen is None:
             raise ConfigurationError(
-                "tokenizer: seen None; accepted: a Hugging Face tokenizer, given to DatasetLoader or to dataset()"
+                "tokenizer is None; give a Hugging Face tokenizer to DatasetLoader or to dataset()"
             )
         options: dict[str, Any] = {
             "max_length": self.max_length,
@@ -194,9 +188,9 @@ class DatasetLoader:
         return CodeDataset(records, chosen, self.task, **options, progress=progress)
 
     def get_statistics(self) -> dict[str, Any]:
-        """Counts of records, classes and skipped ones; percentiles of characters and, with a tokenizer, of tokens.
+        """Counts of records, classes and skipped records; percentiles of characters and, with a tokenizer, of tokens.
 
-        `tokens` are counted before `max_length` cuts; `truncated` is the share of records that it cuts.
+        `tokens` are counted before truncation; `truncated` is the share of records longer than `max_length`.
         """
         characters = np.fromiter(
             (len(record.text) + len(record.description or "") for record in self.records), np.int64
@@ -217,7 +211,7 @@ class DatasetLoader:
         return statistics
 
     def get_info(self) -> dict[str, Any]:
-        """Where the records come from and what is done with them."""
+        """The source of the records and the options of this loader."""
         return {
             "source": self.data_path,
             "digest": digest_of(self.records),
@@ -229,9 +223,7 @@ class DatasetLoader:
         }
 
     def _read(self) -> Sequence[Record]:
-        """The records of files; many of them from the table that an earlier start has kept, where the files are what
-        they were.
-        """
+        """The records of files; many records come from the table of an earlier start, if the files are unchanged."""
         path, parts = self.data_path, find_parts(self.data_path)
         if parts is not None and parts.are_several:
             _LOG.warning(parts.line(path))

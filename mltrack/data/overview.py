@@ -1,6 +1,6 @@
-"""What is in some records, for a person: counts, lengths, examples.
+"""Overview of some records: counts, lengths, examples.
 
-Invariant: nothing is trained and nothing is kept; what is counted in a part of the records says how many they were.
+Invariant: nothing is trained or stored; a count over a part of the records says how many they were.
 
     found = inspect_records(loader, tokenizer)
     found.statistics["records"], found.histogram
@@ -20,7 +20,7 @@ from mltrack.records.record import Record
 from mltrack.records.table import digest_of, keys_of, labels_of, percentiles, select
 
 MOST_TOKENIZED = 20_000
-"""Records whose tokens are counted; of more, as many evenly spread ones."""
+"""Most records whose tokens are counted; of more, this many evenly spread ones."""
 
 _EXAMPLES = 3
 _BINS = 16
@@ -28,7 +28,7 @@ _BINS = 16
 
 @dataclass(frozen=True)
 class Bin:
-    """One bar of a histogram: how many lengths lie between two, both included."""
+    """One bar of a histogram: the count of lengths from `first` to `last`, both included."""
 
     first: int
     last: int
@@ -44,7 +44,7 @@ class Inspection:
     digest.
     """
     histogram: list[Bin]
-    """Of the tokens, before `max_length` cuts."""
+    """Of the tokens, before truncation."""
     examples: Sequence[Record]
     """One of each class, or evenly spread ones."""
 
@@ -52,15 +52,15 @@ class Inspection:
 def inspect_records(
     loader: DatasetLoader, tokenizer: Any, *, progress: Callable[[int, int], None] | None = None
 ) -> Inspection:
-    """Look through the records of a loader.
+    """Inspect the records of a loader.
 
     Args:
-        loader: its task and `max_length` say how tokens are counted.
+        loader: its task and `max_length` decide how tokens are counted.
         tokenizer: a Hugging Face tokenizer.
-        progress: called with (records tokenized, of how many).
+        progress: called with (tokenized records, total).
 
     Raises:
-        DatasetError: whatever is wrong with the data.
+        DatasetError: invalid data.
     """
     records = loader.records
     lengths = token_lengths(evenly(records, MOST_TOKENIZED), tokenizer, loader, progress)
@@ -92,13 +92,13 @@ def evenly(records: Sequence[Record], most: int) -> Sequence[Record]:
 def token_lengths(
     records: Sequence[Record], tokenizer: Any, loader: DatasetLoader, progress: Callable[[int, int], None] | None = None
 ) -> np.ndarray:
-    """Tokens of each record, prompt and special tokens included, before `max_length` cuts: int32 [N]."""
+    """Tokens of each record, prompt and special tokens included, before truncation: int32 [N]."""
     encoder = Encoder(tokenizer, loader.task, loader.max_length)
     return np.concatenate([rows.full_lengths for rows in encoder.rows(records, progress)])
 
 
 def histogram(lengths: np.ndarray, bins: int = _BINS) -> list[Bin]:
-    """Bars of equal width, a power of two; the last one holds all that is longer than 99 % of the records."""
+    """Bars of equal width, a power of two; a last one may hold the lengths beyond the 99th percentile."""
     longest, most = int(lengths.max()), int(np.percentile(lengths, 99, method="higher"))
     width = 1 << (-(-(most + 1) // bins) - 1).bit_length()
     edges = list(range(0, most + 1, width))

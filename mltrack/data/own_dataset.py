@@ -1,6 +1,6 @@
-"""A data set that is no `CodeDataset`, made complete for the trainer.
+"""Completes a data set that is not a `CodeDataset` for the trainer.
 
-Invariant: what the data set says itself is left as it is; it has no records, so nothing is told of them.
+Invariant: the data set's own values are unchanged; it has no records, so nothing is reported about them.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _NEEDED = ("task", "tokenizer", "max_length", "lengths", "target_counts", "diges
 
 
 def completed(dataset: TrainingDataset) -> CodeDataset:
-    """The data set with all that the trainer asks of a `CodeDataset`, which is itself complete.
+    """The data set with all that the trainer uses of a `CodeDataset`; a `CodeDataset` is unchanged.
 
     Raises:
-        ConfigurationError: something of `TrainingDataset` is missing or does not fit the number of examples.
+        ConfigurationError: an attribute of `TrainingDataset` is missing or does not match the number of examples.
     """
     if isinstance(dataset, CodeDataset | OwnDataset):
         return cast(CodeDataset, dataset)
@@ -81,7 +81,7 @@ class OwnDataset(LabelledDataset):
 
     @cached_property
     def class_counts(self) -> dict[str, int]:
-        """Examples per class, in index order, counted by looking at each; empty for generation."""
+        """Examples per class, in index order, counted one by one; empty for generation."""
         if not self.label_mapping:
             return {}
         labels = np.fromiter((int(self[number]["labels"]) for number in range(len(self))), dtype=np.int64)
@@ -90,7 +90,7 @@ class OwnDataset(LabelledDataset):
 
     @property
     def record_counts(self) -> dict[str, int]:
-        """`class_counts`: nothing is left out."""
+        """Same as `class_counts`: nothing is left out."""
         return self.class_counts
 
     def _whole_numbers(self, name: str) -> np.ndarray:
@@ -98,12 +98,12 @@ class OwnDataset(LabelledDataset):
         values = np.asarray(getattr(self._given, name))
         if values.shape != (len(self._given),) or not np.issubdtype(values.dtype, np.integer) or (values < 0).any():
             raise ConfigurationError(
-                f"data set {type(self._given).__name__}: {name} must be {len(self._given)} whole numbers >= 0, one an"
-                f" example; they are {values.dtype} {list(values.shape)}"
+                f"data set {type(self._given).__name__}: {name} must be {len(self._given)} whole numbers >= 0, one"
+                f" per example, not {values.dtype} {list(values.shape)}"
             )
         return values.astype(np.int32)
 
 
 def _sha256(digest: object) -> str:
-    """Of whatever the data set calls its digest: of a digest only the first characters are compared and shown."""
+    """sha256 (hex) of any digest, since only its first characters are compared and shown."""
     return hashlib.sha256(str(digest).encode("utf-8", "surrogatepass")).hexdigest()

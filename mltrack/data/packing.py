@@ -1,8 +1,8 @@
-"""Several examples in one row, for a causal model that keeps them apart by their positions.
+"""Several examples in one row, for a causal model that separates them by their positions.
 
-Invariant: every token has the position that it would have in a row of its own, and the first token of an example is no
-target: so the targets and their losses are those of the padded batch, in a model that `supports_packing`. No attention
-mask is made; padding is an example of its own at the row's end."""
+Invariant: every token has the position that it would have in its own row, and the first token of an example is not a
+target. So targets and losses equal those of the padded batch, in a model that `supports_packing`. There is no attention
+mask; padding is a separate example at the row's end."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Rows = list[list[Mapping[str, Any]]]
 
 
 def pack(examples: Sequence[Mapping[str, Any]], pad_token_id: int, row_length: int) -> dict[str, torch.Tensor]:
-    """One batch of rows that hold one or more examples each, the longest first, each in the first row with room for it;
-    where that takes more tokens than a row for each of them, a row for each.
+    """One batch of rows with one or more examples each: the longest first, each in the first row with room for it; or
+    one row per example, if that takes fewer tokens.
 
     Args:
         examples: `input_ids` and `labels` int64 [T] of at most `row_length` tokens, and `index`.
 
     Returns:
-        int64 tensors: "input_ids", "position_ids", "labels" [rows, T]; "index" and "row" [B]: which example lies in
-            which row.
+        int64 tensors: "input_ids", "position_ids", "labels" [rows, T]; "index" and "row" [B]: the row of each
+            example.
     """
     assert examples, "a batch has at least one example"
     longest_first = sorted(examples, key=lambda one: -len(one["input_ids"]))

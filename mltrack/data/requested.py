@@ -1,7 +1,7 @@
-"""The records that a request names: those to train on and those to evaluate on.
+"""The training and evaluation records of a request.
 
-Invariant: they are a pure function of the files' contents and of the request's `DATA_OPTIONS`; the model and its
-tokenizer have no say. So `rebuild_command` gives the command that makes the same records again.
+Invariant: they are a pure function of the files' contents and of the request's `DATA_OPTIONS`, independent of the model
+and its tokenizer. So `rebuild_command` gives the command that makes the same records again.
 
     found = requested_records(request)
     len(found.train), len(found.evaluation), found.lines
@@ -23,21 +23,21 @@ from mltrack.records.readers import Parts, absolute, find_parts, find_sources
 from mltrack.records.record import Record
 
 WORKING_DIRECTORY = "mltrack.working_directory"
-"""Tag of a run: what its relative paths are relative to."""
+"""Tag of a run: the folder of its relative paths."""
 _ALWAYS_SAID = ("dataset_path", "task", "validation_split", "seed")
 _PATHS = ("dataset_path", "validation_path")
 DIGEST_DIGITS = 16
-"""Of a digest in a command line."""
+"""Digits of a digest in a command line."""
 _OF_A_SPLIT = ("validation_split", "seed", "group")
 
 
 @dataclass(frozen=True)
 class EarlierLabels:
-    """How a run that is resumed has read its labels."""
+    """How a resumed run read its labels."""
 
     classes: Sequence[str]
     class_names: bool
-    """Whether a Parquet file's schema named them."""
+    """Whether it used the class names of a Parquet file's schema."""
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,29 @@ class RequestedRecords:
     """Both sides, and how they were read."""
 
     loader: DatasetLoader
-    """Of the training records; it makes data sets of both sides with one label mapping."""
+    """Loader of the training records; it makes data sets of both sides with one label mapping."""
     eval_loader: DatasetLoader | None
-    """Of `validation_path`."""
+    """Loader of `validation_path`."""
     train: Sequence[Record]
     evaluation: Sequence[Record]
     parts: Sequence[str] = ()
-    """A line for each folder whose files were told apart."""
+    """A line for each folder that was divided into parts."""
 
     @property
     def loaders(self) -> dict[str, DatasetLoader]:
-        """By what they read: training, evaluation."""
+        """By side: training, evaluation."""
         return {"training": self.loader} | ({} if self.eval_loader is None else {"evaluation": self.eval_loader})
 
     @property
     def lines(self) -> list[str]:
-        """Which files are for what, and what `on_bad_record=skip` left out: one line for each of the first records and
-        one for the rest.
-        """
+        """The use of the files, and the skipped records: one line for each of the first and one for the rest."""
         return [*self.parts] + [
             line for loader in self.loaders.values() for line in loader.bad_records.told(loader.data_path)
         ]
 
     @property
     def counts(self) -> dict[str, int]:
-        """records_read, and records_left_out of them."""
+        """records_read, and how many of them were skipped: records_left_out."""
         loaders = self.loaders.values()
         return {
             "records_read": sum(loader.num_read for loader in loaders),
@@ -77,9 +75,7 @@ class RequestedRecords:
         }
 
     def keep_bad_records(self, folder: Path) -> list[Path]:
-        """Write what was left out, with reasons, to `bad_records-<side>.jsonl` in the folder; the files that
-        there are.
-        """
+        """Write the skipped records, with reasons, to `bad_records-<side>.jsonl` in the folder; returns the files."""
         kept = [loader.bad_records.keep(folder / f"bad_records-{side}.jsonl") for side, loader in self.loaders.items()]
         return [path for path in kept if path is not None]
 
@@ -91,16 +87,16 @@ def requested_records(
     progress: Callable[[int, int], None] | None = None,
     earlier: EarlierLabels | None = None,
 ) -> RequestedRecords:
-    """Read and, where there is no `validation_path`, split.
+    """Read the records and, without `validation_path`, split them.
 
     Args:
-        request: `max_length` and `truncation` go to the loader, for the data sets that it makes.
+        request: its `max_length` and `truncation` are for the loader's data sets.
         tokenizer: for those data sets; the records do not need it.
         progress: called with (done, total) while the built-in source is scanned.
-        earlier: the labels of the run that is resumed.
+        earlier: the labels of the resumed run.
 
     Raises:
-        DatasetError: whatever is wrong with the data.
+        DatasetError: invalid data.
     """
     request, parts = with_parts(request)
     options: dict[str, Any] = {
@@ -121,14 +117,13 @@ def requested_records(
 
 
 def with_parts(request: TrainModelRequest) -> tuple[TrainModelRequest, list[str]]:
-    """The request with the part of a folder in its paths, where the folder holds training files beside others; and a
-    line for each such folder.
+    """The request with a part in each path to a folder of training and other files, and a line for each such folder.
 
-    The validation files are used where neither `validation_path` nor `validation_split` was given. Test files never
-    are.
+    The validation files are used if neither `validation_path` nor `validation_split` was given. Test files are never
+    used.
 
     Raises:
-        DatasetError: a path that names no data, or a folder of which it is not known what its files are for.
+        DatasetError: a path without data, or a folder whose files have unknown parts.
     """
     paths: dict[str, Any] = {}
     lines = []
@@ -155,10 +150,10 @@ def with_parts(request: TrainModelRequest) -> tuple[TrainModelRequest, list[str]
 
 
 def checked_paths(request: TrainModelRequest) -> tuple[TrainModelRequest, list[str]]:
-    """As `with_parts`, before any record is read.
+    """Same as `with_parts`, before any record is read.
 
     Raises:
-        ConfigurationError: with the option's name.
+        ConfigurationError: an invalid path, with the option's name.
     """
     for name in _PATHS:
         path = getattr(request, name)
@@ -172,10 +167,10 @@ def checked_paths(request: TrainModelRequest) -> tuple[TrainModelRequest, list[s
 
 
 def one_part(path: str) -> str:
-    """The path, where it does not hold training files beside others.
+    """The path, if it has no training files beside others.
 
     Raises:
-        DatasetError: it does, and records of which a model is judged are not to be guessed.
+        DatasetError: it has; the records that judge a model must not be guessed.
     """
     parts = find_parts(path)
     if parts is not None and parts.are_several:
@@ -184,18 +179,18 @@ def one_part(path: str) -> str:
 
 
 def several_parts(path: str, parts: Parts) -> DatasetError:
-    """The error for a folder of which one part is wanted."""
+    """The error for a folder with several parts where one is needed."""
     return DatasetError(
-        f"holds several parts; name one: {', '.join(f'{path}:{part}' for part in (*parts.names(), 'all'))}", path=path
+        f"has several parts; name one: {', '.join(f'{path}:{part}' for part in (*parts.names(), 'all'))}", path=path
     )
 
 
 def rebuild_command(options: Mapping[str, Any], *, working_directory: str = "", digests: Sequence[str] = ()) -> str:
-    """The command line that makes the same records again, and says so where they are others by now.
+    """The command line that makes the same records again, and fails if they have changed.
 
     Args:
-        options: a request's options, or the params of its run; others than `DATA_OPTIONS` are ignored.
-        working_directory: what relative paths are relative to.
+        options: a request's options, or the params of its run; only `DATA_OPTIONS` are used.
+        working_directory: the folder of relative paths.
         digests: of the training and the evaluation records.
     """
     words = ["mltrack", "data", "split"]

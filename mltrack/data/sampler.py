@@ -1,7 +1,6 @@
-"""The order in which examples are visited, as micro-batches of indices.
+"""The order of the examples, as micro-batches of indices.
 
-Invariant: a pure function of its arguments; it draws from no global generator, and its position is the number of
-examples taken.
+Invariant: a pure function of its arguments, without a global generator; its position is the number of examples taken.
 
     for indices in Sampler(dataset.lengths, seed=42, epoch=0, batch_size=8): ...
 """
@@ -17,38 +16,35 @@ import numpy as np
 from mltrack.errors import ConfigurationError
 
 MAX_WINDOW, MIN_WINDOWS = 50, 4
-"""Micro-batches of about `max_tokens` whose examples are sorted together at most, and parts that an epoch is sorted in
-at least.
-"""
+"""Most micro-batches of about `max_tokens` that are sorted together, and fewest sorted parts of an epoch."""
 
 
 class Sampler:
     """Micro-batches of one epoch for one rank.
 
-    All ranks cut one common order: micro-step k of the ranks together is the k-th run of `world * batch_size` examples,
-    so that `world` ranks see per optimizer step what one rank with `world` times the accumulation sees. Every rank has
-    the same number of batches; the last one may be ragged, and is empty on ranks for which nothing is left. The
-    examples of an optimizer step depend on `batch_size * accumulation * world` alone, not on how it is cut.
+    All ranks cut one common order: micro-step k of all ranks is the k-th run of `world * batch_size` examples, so an
+    optimizer step of `world` ranks has the examples of one rank with `world` times the accumulation. Every rank has the
+    same number of batches; the last one may be shorter, or empty if nothing is left for a rank. The examples of an
+    optimizer step depend only on the product `batch_size * accumulation * world`.
 
     Args:
         lengths: tokens of each example.
-        seed, epoch: seed the order; equal ones give the same order.
-        rank, world: which of how many ranks.
-        batch_size: examples of a micro-batch.
-        accumulation: micro-batches of an optimizer step.
-        shuffle: False gives the longest examples first (ties in data set order): evaluation pads little and meets its
-            largest batch at once.
-        bucket_window: optimizer steps (of all ranks) whose examples are sorted by length before they are cut, the steps
-            being shuffled afterwards; at most a quarter of the epoch's, so that the same examples do not meet in every
-            epoch. 1 is a plain shuffle.
+        seed, epoch: seed the order.
+        rank, world: this rank and the number of ranks.
+        batch_size: examples per micro-batch.
+        accumulation: micro-batches per optimizer step.
+        shuffle: False gives the longest examples first (ties in data set order), so evaluation pads little and begins
+            with its largest batch.
+        bucket_window: optimizer steps (of all ranks) whose examples are sorted by length before they are cut; the steps
+            are shuffled afterwards. At most a quarter of the epoch, so that batches differ between epochs. 1 is a plain
+            shuffle.
         max_tokens: most tokens of a micro-batch, padding included. The shuffled epoch is sorted by length in parts,
-            each is cut where `max_tokens` or `batch_size` is reached, and the micro-batches are shuffled. How many
-            there are does not depend on the epoch. An example that is longer is a micro-batch of its own.
+            each is cut where `max_tokens` or `batch_size` is reached, and the micro-batches are shuffled. Their number
+            does not depend on the epoch. A longer example is a separate micro-batch.
         padded_to: multiple to which a batch is padded.
-        among: the examples that are visited, ascending; default: all.
-        position: examples at the beginning of the order that are left out, because they have been taken.
-        one_window: with `max_tokens`, sort the epoch as a whole, as mltrack 0.1 did: the same examples meet in every
-            epoch.
+        among: the examples to visit, ascending; default: all.
+        position: number of examples at the beginning of the order to skip, since they have been taken.
+        one_window: with `max_tokens`, sort the whole epoch at once, as mltrack 0.1 did: batches repeat in every epoch.
     """
 
     def __init__(
@@ -79,9 +75,9 @@ class Sampler:
             ("position", position, 0),
         ):
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-                raise ConfigurationError(f"{name}: seen {value!r}; accepted: a whole number >= {least}")
+                raise ConfigurationError(f"{name} must be a whole number >= {least}, not {value!r}")
         if not 0 <= rank < world:
-            raise ConfigurationError(f"rank: seen {rank!r}; accepted: a whole number >= 0 and < {world}")
+            raise ConfigurationError(f"rank must be a whole number >= 0 and < {world}, not {rank!r}")
         self._lengths = np.asarray(lengths) if among is None else np.asarray(lengths)[among]
         self._among, self._position = among, position
         self._seed, self._epoch, self._rank, self._world = seed, epoch, rank, world
@@ -90,9 +86,7 @@ class Sampler:
         self._max_tokens, self._padded_to, self._one_window = max_tokens, padded_to, one_window or not shuffle
 
     def __len__(self) -> int:
-        """Batches of this rank from `position` on, the same for every rank; of a whole epoch the same for every
-        epoch.
-        """
+        """Batches of this rank from `position` on, equal for all ranks; for a whole epoch, equal for all epochs."""
         return -(-(len(self._bounds) - 1) // self._world)
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -102,7 +96,7 @@ class Sampler:
 
     @cached_property
     def order(self) -> np.ndarray:
-        """The examples of the whole epoch, in the order in which the ranks together take them."""
+        """The examples of the whole epoch, in the order in which all ranks together take them."""
         order = (
             self._by_examples()
             if self._max_tokens is None
@@ -111,12 +105,12 @@ class Sampler:
         return order if self._among is None else self._among[order]
 
     def taken_after(self, num_batches: int) -> int:
-        """The position at which the ranks together are after so many batches of each."""
+        """The position of all ranks after this many batches of each."""
         return int(self._bounds[min(num_batches * self._world, len(self._bounds) - 1)])
 
     @cached_property
     def _bounds(self) -> Sequence[int]:
-        """Where in `order` each micro-batch of the ranks together begins, and where the last one ends."""
+        """Start in `order` of each micro-batch of all ranks, and the end of the last one."""
         total = len(self._lengths)
         if self._max_tokens is None:
             return [*range(self._position, total, self._batch_size), total]
@@ -140,15 +134,13 @@ class Sampler:
         return [batches[place] for place in generator.permutation(len(batches))] if self._shuffle else batches
 
     def _drawn(self, epoch: int) -> tuple[np.ndarray, np.random.Generator]:
-        """Any order of an epoch, and what draws the rest."""
+        """The initial order of an epoch, and the generator for the rest."""
         generator = np.random.default_rng([self._seed, epoch])
         total = len(self._lengths)
         return generator.permutation(total) if self._shuffle else np.arange(total), generator
 
     def _cut(self, order: np.ndarray, num_windows: int) -> list[np.ndarray]:
-        """Micro-batches of like length: of each window the longest first; what does not fill one goes into the next
-        window.
-        """
+        """Micro-batches of similar length, the longest of a window first; an incomplete one joins the next window."""
         batches: list[np.ndarray] = [order[:0]]
         for window in np.array_split(order, num_windows):
             together = np.concatenate([batches.pop(), window])
@@ -157,7 +149,7 @@ class Sampler:
         return [batch for batch in batches if len(batch)]
 
     def _cuts(self, descending: np.ndarray) -> list[int]:
-        """Where each micro-batch begins in examples that are sorted by length."""
+        """Start of each micro-batch in examples sorted by length."""
         assert self._max_tokens is not None
         cuts, start = [], 0
         while start < len(descending):
@@ -167,7 +159,7 @@ class Sampler:
         return cuts
 
     def _by_examples(self) -> np.ndarray:
-        """The whole epoch where a micro-batch has a number of examples."""
+        """The whole epoch for micro-batches of a fixed number of examples."""
         if not self._shuffle:
             return np.argsort(-self._lengths, kind="stable")
         order, generator = self._drawn(self._epoch)
@@ -177,7 +169,7 @@ class Sampler:
         stride = self._batch_size * self._accumulation * self._world
         whole = len(order) // stride
         window = stride * min(self._bucket_window, max(1, whole // 4))
-        ragged = whole * stride  # those left over are any, and stay last: every step but the last of the epoch is whole
+        ragged = whole * stride  # the random rest stays last: every step but the last of the epoch is full
         cuts = [*range(0, ragged, window), ragged]
         by_length = [part[np.argsort(-self._lengths[part], kind="stable")] for part in np.split(order, cuts[1:])]
         order = np.concatenate(by_length)

@@ -1,8 +1,7 @@
-"""Special tokens that stand in a text, such as `</s>` in a program, are text: only what mltrack adds itself is a
-special token.
+"""Special tokens in a text, such as `</s>` in a program, are read as text; only mltrack adds special tokens.
 
-Invariant: the tokenizer itself is switched and saved so. Therefore training, evaluation, samples, the served model and
-MLflow's own flavor read a text alike, and a model of mltrack 0.1 keeps the encoding of its training.
+Invariant: the tokenizer itself is switched and saved that way. So training, evaluation, samples, the served model and
+MLflow's flavor read a text alike, and a model of mltrack 0.1 keeps the encoding of its training.
 
     read_as_text(tokenizer)
     tokenizer("x = '</s>'")          # no end token in the middle
@@ -17,16 +16,14 @@ from typing import Any
 from mltrack.journal import read_json
 
 KEPT = "mltrack_keeps_special_tokens"
-"""Attribute of a tokenizer whose model was trained with special tokens in texts read as tokens."""
+"""Attribute of a tokenizer whose model was trained with special tokens in texts as tokens."""
 
 _NEVER = -1e6
-"""Score of a piece that is not taken."""
+"""Score of a piece that is never used."""
 
 
 def read_as_text(tokenizer: Any) -> None:
-    """Let a tokenizer read special tokens in a text as text, in this process and wherever it is saved to;
-    `keep_as_tokens` wins.
-    """
+    """Make a tokenizer read special tokens in a text as text, also once saved; `keep_as_tokens` takes precedence."""
     if getattr(tokenizer, KEPT, False) or getattr(tokenizer, "split_special_tokens", None) is not False:
         return
     tokenizer.split_special_tokens = True
@@ -35,21 +32,19 @@ def read_as_text(tokenizer: Any) -> None:
 
 
 def keep_as_tokens(tokenizer: Any) -> None:
-    """Leave a tokenizer as it was saved: the texts of its model's training were read so."""
+    """Keep a tokenizer as it was saved, which is how the training of its model read texts."""
     setattr(tokenizer, KEPT, True)
 
 
 def was_read_as_text(checkpoints: Path) -> bool:
-    """Whether a run's checkpoints hold a tokenizer that reads special tokens as text; True where they hold none."""
+    """Whether a run's checkpoints hold a tokenizer that reads special tokens as text; True if they hold none."""
     saved = [read_json(file) for file in sorted(checkpoints.glob("step-*/tokenizer_config.json"))]
-    whole = [config for config in saved if config is not None]  # a damaged checkpoint is named when it is loaded
+    whole = [config for config in saved if config is not None]  # a damaged checkpoint is reported when it is loaded
     return not whole or bool(whole[-1].get("split_special_tokens"))
 
 
 def _leave_out_of_unigram(tokenizer: Any) -> None:
-    """A Unigram model holds its special tokens as pieces like any other, the best of all, and would put them together
-    again.
-    """
+    """A Unigram model has its special tokens as normal pieces with the best score, and would join them again."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or type(backend.model).__name__ != "Unigram":
         return

@@ -1,14 +1,13 @@
-"""Token ids of records, made once: kept in files that are mapped into memory, so that neither a start nor an epoch
-copies them.
+"""Cache of the token ids of records, in files mapped into memory, so neither a start nor an epoch copies them.
 
-Invariant: rows that come from the cache are those that the encoder would make now. A folder's name is a digest of all
-that decides its content (the records' contents in their order, the tokenizer, `max_length`, the task, the truncation,
-the format); it is written under another name and renamed; its checksums are compared before it is used, and a damaged
-one is made anew. Of several processes that need the same folder one makes it while the others wait; the lock dies with
-its holder. All folders together stay within `MOST_BYTES`: the ones that were used longest ago go first.
+Invariant: cached rows equal those that the encoder would make now. A folder's name is a digest of all that decides its
+content (the records' contents in order, the tokenizer, `max_length`, the task, the truncation, the format). It is
+written under another name and renamed; its checksums are verified before use, and a damaged one is rebuilt. If several
+processes need the same folder, one makes it while the others wait; the lock ends with its process. All folders together
+stay within `MOST_BYTES`; the least recently used ones are deleted first.
 
-Folder: ids.npy (uint16 or uint32), lengths.npy, num_prompt.npy, full_lengths.npy (int32), where the task marks words
-marks.npy (uint32), and checksums.json."""
+Folder: ids.npy (uint16 or uint32), lengths.npy, num_prompt.npy, full_lengths.npy (int32), marks.npy (uint32) if the
+task marks words, and checksums.json."""
 
 from __future__ import annotations
 
@@ -34,9 +33,9 @@ from mltrack.records.table import keys_of
 
 FORMAT_VERSION = 2
 FEWEST_RECORDS = 2000
-"""Smaller data sets are tokenized in a second; they get no files."""
+"""Smaller data sets are tokenized quickly and not cached."""
 MOST_BYTES = 4 * 2**30
-"""Of all token ids in the cache folder."""
+"""Limit of all token ids in the cache folder."""
 
 _COLUMNS = ("lengths", "num_prompt", "full_lengths")
 _CHECKSUMS = "checksums.json"
@@ -48,17 +47,17 @@ class TokenRows:
     """The token ids of some records."""
 
     ids: np.ndarray
-    """uint16 or uint32 [all tokens], read-only where they are mapped from a file."""
+    """uint16 or uint32 [all tokens], read-only if mapped from a file."""
     starts: np.ndarray
-    """Where each row begins in `ids`, int64 [rows]."""
+    """Start of each row in `ids`, int64 [rows]."""
     lengths: np.ndarray
     """int32 [rows]."""
     num_prompt: np.ndarray
-    """Leading tokens that are no target, int32 [rows]."""
+    """Leading tokens that are not targets, int32 [rows]."""
     full_lengths: np.ndarray
-    """Tokens before `max_length` was applied, int32 [rows]."""
+    """Tokens before truncation, int32 [rows]."""
     marks: np.ndarray | None = None
-    """For each token the number of its word, uint32 [all tokens]."""
+    """The word number of each token, uint32 [all tokens]."""
     path: Path | None = None
     """The folder that `ids` are mapped from."""
 
@@ -68,7 +67,7 @@ class TokenRows:
         return self.ids[start : start + int(self.lengths[index])].astype(np.int64)
 
     def marks_of(self, index: int) -> np.ndarray:
-        """For each token of a row the number of its word, from 1; 0 for none: int64 [its length]."""
+        """The word number of each token of a row, from 1; 0 for none: int64 [its length]."""
         if self.marks is None:
             raise ValueError("the task's encoding marks no words")
         start = int(self.starts[index])
@@ -94,11 +93,11 @@ class TokenRows:
 def token_rows(
     records: Sequence[Record], encoder: Encoder, *, cache: bool = True, progress: Progress | None = None
 ) -> TokenRows:
-    """The rows of these records, from the cache where they are there.
+    """The rows of these records, from the cache if possible.
 
     Args:
-        cache: False makes them and keeps no file.
-        progress: called while they are made, unless they are few.
+        cache: False neither reads nor writes files.
+        progress: called during tokenization, unless the records are few.
 
     Raises:
         DatasetError: the tokenizer makes no token of a record.
@@ -122,7 +121,7 @@ def token_rows(
 
 
 def _made(folder: Path, parts: Callable[[], Iterable[EncodedRows]], dtype: np.dtype[Any]) -> TokenRows:
-    for left in folder.parent.glob(f".{folder.name}.*"):  # of a builder that was killed: it would hold the lock
+    for left in folder.parent.glob(f".{folder.name}.*"):  # of a killed builder: a living one would hold the lock
         remove(left)
     try:
         unfinished = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
@@ -158,7 +157,7 @@ def _starts(lengths: np.ndarray) -> np.ndarray:
 
 
 def _ordered_digest(records: Sequence[Record]) -> str:
-    """sha256 (hex) of the contents in their order, 16 bytes a record."""
+    """sha256 (hex) of the contents in order, 16 bytes per record."""
     return hashlib.sha256(keys_of(records).tobytes()).hexdigest()
 
 
@@ -183,7 +182,7 @@ def _write(folder: Path, parts: Iterable[EncodedRows], dtype: np.dtype[Any]) -> 
 
 
 def _save(path: Path, dtype: np.dtype[Any], parts: Iterable[np.ndarray]) -> None:
-    """One array in NumPy's own format, without ever holding it; the length in the header is written last."""
+    """Write one array in NumPy's format without holding it; the length in the header is written last."""
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (0,)}
     with path.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
@@ -204,7 +203,7 @@ def _mapped(folder: Path, name: str) -> np.ndarray:
 
 
 def _read(folder: Path) -> TokenRows | None:
-    """The rows of a whole and undamaged folder; None where there is none."""
+    """The rows of a complete folder; None if it is missing or damaged."""
     if not folder.exists():
         return None
     try:
@@ -214,21 +213,21 @@ def _read(folder: Path) -> TokenRows | None:
         ids, lengths, num_prompt, full_lengths = (_mapped(folder, name) for name in ("ids", *_COLUMNS))
         marks = _mapped(folder, "marks") if (folder / "marks.npy").exists() else None
     except (OSError, ValueError):
-        log.warning("%s is damaged and is made anew", folder)
+        log.warning("%s is damaged and is rebuilt", folder)
         return None
     return TokenRows(ids, _starts(lengths), lengths, num_prompt, full_lengths, marks, folder)
 
 
 def _free_space(kept: Path) -> None:
-    """Remove what killed builders left, and the token ids that were used longest ago until all are within
-    `MOST_BYTES`; mapped ones stay readable.
+    """Delete leftovers of killed builders, and the least recently used token ids beyond `MOST_BYTES`; mapped ones stay
+    readable.
     """
     for left in kept.parent.glob(".tokens-*"):
         if not is_locked(kept.parent / f"{left.stem.removeprefix('.')}.lock"):
             remove(left)
     held = []
     for path in kept.parent.glob("tokens-*"):
-        with contextlib.suppress(OSError):  # another process frees space too
+        with contextlib.suppress(OSError):  # another process may free space too
             if path.suffix != ".lock":
                 held.append((path == kept, path.stat().st_mtime_ns, num_bytes(path), path))
     held.sort(reverse=True)  # the new one first, then the newest

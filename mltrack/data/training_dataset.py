@@ -1,6 +1,6 @@
-"""What a data set of somebody else's must have to be trained on.
+"""The attributes that any data set needs for training.
 
-Invariant: `CodeDataset` has all of it; nothing of it needs a file.
+Invariant: `CodeDataset` has all of them; none needs a file.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ class TrainingDataset(Protocol):
     """Examples of one task as token ids.
 
     It may also have `label_mapping` ({class: index}; a classification must), `collate(examples)` (else batches are
-    padded to the right), `location(index)` (where an example comes from, for messages) and `source` (the same of all).
+    padded to the right), `location(index)` (the origin of an example, for messages) and `source` (that of all).
     """
 
     @property
     def task(self) -> str | Task:
-        """A task or its name: it decides the loss and the metrics."""
+        """A task or its name; decides the loss and the metrics."""
 
     @property
     def tokenizer(self) -> Any:
-        """The Hugging Face tokenizer of the token ids; it is saved beside the model."""
+        """The Hugging Face tokenizer of the token ids; saved with the model."""
 
     @property
     def max_length(self) -> int:
-        """Tokens of the longest example that there could be."""
+        """Most tokens that an example may have."""
 
     @property
     def lengths(self) -> np.ndarray:
@@ -42,12 +42,12 @@ class TrainingDataset(Protocol):
 
     @property
     def digest(self) -> str:
-        """Names the content: a training is resumed only on data of the same digest, and models are compared on it."""
+        """Identifies the content: a training resumes only on data of the same digest, and models are compared on it."""
 
     def __len__(self) -> int:
         """N."""
 
     def __getitem__(self, index: int) -> Mapping[str, Any]:
-        """`input_ids`: whole numbers [T]; `labels`: the class index, or whole numbers [T] with -100 where no loss is
-        taken. The same each time that it is asked for.
+        """`input_ids`: whole numbers [T]; `labels`: the class index, or whole numbers [T] with -100 for tokens
+        without loss. Every call must return the same.
         """

@@ -1,7 +1,7 @@
-"""The processes that collate batches ahead of the training.
+"""Processes that collate batches ahead of the training.
 
-Invariant: a batch comes through a pipe as bytes, so it takes neither shared memory nor a file descriptor; signals are
-the trainer's alone, so a worker lives as long as it is needed; what a machine has no room for ends in one line."""
+Invariant: a batch is sent through a pipe as bytes, without shared memory or a file descriptor; only the trainer handles
+signals, so a worker lives as long as it is needed; a shortage of resources ends in one line."""
 
 from __future__ import annotations
 
@@ -23,9 +23,7 @@ Collate = Callable[..., dict[str, torch.Tensor]]
 
 
 class AsArrays:
-    """Collates into NumPy arrays, which pickle copies; tensors would be put into shared memory, each with a
-    descriptor.
-    """
+    """Collates into NumPy arrays, which pickle copies; tensors would use shared memory, each with a descriptor."""
 
     def __init__(self, collate: Collate):
         self._collate = collate
@@ -35,9 +33,7 @@ class AsArrays:
 
 
 def leave_signals_to_the_trainer(_: int) -> None:
-    """What a signal to the whole process group ends is the trainer's decision: a worker heeds the SIGTERM of the
-    trainer alone.
-    """
+    """Ignore signals to the whole process group, which the trainer handles, and SIGTERM from any other process."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
@@ -52,10 +48,10 @@ def _end_when_the_trainer_says_so() -> None:
 
 
 def from_workers(loader: DataLoader[Any], *, pin: bool) -> Iterator[dict[str, torch.Tensor]]:
-    """The batches of a loader with worker processes that uses `AsArrays`.
+    """The batches of a loader with worker processes and `AsArrays`.
 
     Raises:
-        TrainingError: the workers could not be started, or one of them has failed or was killed.
+        TrainingError: the workers could not be started, or one of them failed or was killed.
     """
     others = multiprocessing.active_children()
     try:
@@ -80,7 +76,7 @@ def from_workers(loader: DataLoader[Any], *, pin: bool) -> Iterator[dict[str, to
 
 
 def _forget_half_made(error: OSError) -> None:
-    """torch's iterator fails once more, with a traceback, where it is deleted before it was made to the end."""
+    """Prevent a second traceback from torch's iterator when it is deleted before its construction is complete."""
     trace = error.__traceback__
     while trace is not None:
         owner = trace.tb_frame.f_locals.get("self")

@@ -1,7 +1,7 @@
-"""The records that were left out: how many, why, and what stood there.
+"""The records that were skipped: how many, why, and their raw text.
 
-Invariant: each one is a line of the file (JSON: file, record, field, problem, raw), written as it is met; in memory
-there are only the first few."""
+Invariant: each one is a line of the file (JSON: file, record, field, problem, raw), written as soon as it is met; only
+the first few are kept in memory."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from typing import IO
 from mltrack.errors import DatasetError
 
 TOLD = 20
-"""How many are kept as lines for the user."""
+"""Number of records that are kept as lines for the user."""
 
 
 class BadRecords:
-    """Collects what is left out.
+    """Collects the records that are skipped.
 
     Args:
-        path: of the JSON Lines file; it is made with the first bad record. None: a temporary file, which `keep` can
-            copy.
+        path: the JSON Lines file, created with the first bad record. None: a temporary file, which `keep` can copy.
     """
 
     def __init__(self, path: str | Path | None = None):
         self.path = Path(path) if path is not None else None
         self.count = 0
         self.lines: list[str] = []
-        """One line each for the first `TOLD` of them."""
+        """One line for each of the first `TOLD` records."""
         self._file: IO[str] | None = None
 
     def add(self, error: DatasetError, raw: object) -> None:
-        """Take note of a record.
+        """Add a record.
 
         Raises:
             DatasetError: the file cannot be written.
@@ -53,20 +52,18 @@ class BadRecords:
             self._file.write(_as_json({**where, "raw": raw}, where) + "\n")
             self._file.flush()
         except OSError as problem:
-            raise DatasetError(
-                f"cannot be written: {problem.strerror}; accepted: a file that can",
-                path=self.path or tempfile.gettempdir(),
-            ) from None
+            place = self.path or tempfile.gettempdir()
+            raise DatasetError(f"cannot be written: {problem.strerror}", path=place) from None
 
     def told(self, source: str) -> list[str]:
-        """One line for each of the first records that were left out of `source`, and one for the rest."""
+        """One line for each of the first records skipped in `source`, and one for the rest."""
         rest = self.count - len(self.lines)
-        return [f"left out: {line}" for line in self.lines] + (
-            [f"left out: {rest:,} further records of {source}"] if rest else []
+        return [f"skipped: {line}" for line in self.lines] + (
+            [f"skipped: {rest:,} further records of {source}"] if rest else []
         )
 
     def report(self, source: str, side: str, notice: Callable[[str], None], folder: str | Path = ".") -> None:
-        """Write what was left out of `source` to bad_records-<side>.jsonl in the folder, and tell it.
+        """Write the records skipped in `source` to bad_records-<side>.jsonl in the folder, and report them.
 
         Raises:
             DatasetError: the file cannot be written.
@@ -74,10 +71,10 @@ class BadRecords:
         for line in self.told(source):
             notice(line)
         if (path := self.keep(Path(folder) / f"bad_records-{side}.jsonl")) is not None:
-            notice(f"left out of the {side} records: {self.count:,}, written with their reasons to {path}")
+            notice(f"skipped {self.count:,} of the {side} records; their reasons are in {path}")
 
     def keep(self, path: str | Path) -> Path | None:
-        """Copy the lines to a file; None where there is no bad record.
+        """Copy the lines to a file; None if there is no bad record.
 
         Raises:
             DatasetError: the file cannot be written.
@@ -93,9 +90,7 @@ class BadRecords:
             with target.open("w", encoding="utf-8") as copy:
                 shutil.copyfileobj(self._file, copy)
         except OSError as problem:
-            raise DatasetError(
-                f"cannot be written: {problem.strerror}; accepted: a file that can", path=target
-            ) from None
+            raise DatasetError(f"cannot be written: {problem.strerror}", path=target) from None
         return target
 
 

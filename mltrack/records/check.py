@@ -1,8 +1,7 @@
-"""What is wrong with data before anything is trained on it: leaks, copies, contradictions, imbalance, lengths, broken
-code.
+"""Problems of data, found before training: leaks, copies, contradictions, imbalance, lengths, broken code.
 
-Invariant: a report depends on the contents and groups alone and is plain JSON; what is found wrong is a `Finding` with
-the threshold that it is above, so that who reads it need not know what is too much.
+Invariant: a report depends on the contents and groups alone and is plain JSON; each problem is a `Finding` with the
+threshold that it exceeds, so the reader need not know the limits.
 
     report = check_data(train, valid)
     report.findings                  # [Finding(name="near_overlap", value=0.12, limit=0.0, line="...")]
@@ -35,16 +34,16 @@ THRESHOLDS: Mapping[str, float] = {
     "imbalance": 50.0,
     "unparsable": 0.1,
 }
-"""What is still accepted. Shares from 0 to 1: overlaps of the validation records; duplicates, conflicts and code that
-does not parse of the records (the larger of both sets). `imbalance`: records of the largest class per record of the
-smallest."""
+"""Largest values without a finding. Shares from 0 to 1: overlaps, of the validation records; duplicates, conflicts and
+code that does not parse, of all records (the larger of both sets). `imbalance`: records of the largest class per record
+of the smallest."""
 
 _SHOWN = 5  # places named per finding
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is above its threshold."""
+    """One value above its threshold."""
 
     name: str
     value: float
@@ -61,15 +60,13 @@ class SetReport:
     distinct: int
     """Different contents."""
     exact_duplicates: int
-    """Records whose content stands before them already."""
+    """Records with the content of an earlier one."""
     near_duplicates: int
-    """Further records that are near-duplicates of one before them."""
+    """Further records that are near-duplicates of an earlier one."""
     largest_group: int
     """Records of the largest group of near-duplicates."""
     label_conflicts: int
-    """Records whose code (but for layout, comments and the names that it gives) has another label elsewhere in
-    the set.
-    """
+    """Records whose code (ignoring layout, comments and names it defines) has another label elsewhere in the set."""
     classes: dict[str, int]
     """Records per class, the largest first; empty without labels."""
     imbalance: float | None
@@ -77,11 +74,11 @@ class SetReport:
     characters: dict[str, int]
     """Lengths of the code: min, percentiles, max."""
     python: int
-    """Records that read as Python, of the 5,000 (evenly spread) that are looked at."""
+    """Python records among the 5,000 (evenly spread) that are examined."""
     unparsable: int
-    """Of them, those that this interpreter cannot parse; `stdlib` is taken from it, so none is parsed there."""
+    """Those of them that this interpreter cannot parse; `stdlib` comes from it, so its records are not parsed."""
     examples: dict[str, list[str]] = field(default_factory=dict)
-    """Places by what was found there: conflicts, unparsable."""
+    """Places by problem: conflicts, unparsable."""
 
 
 @dataclass(slots=True)
@@ -91,15 +88,13 @@ class DataReport:
     train: SetReport
     valid: SetReport | None
     exact_overlap: int = 0
-    """Validation records whose content is in training, too."""
+    """Validation records whose content is also in training."""
     near_overlap: int = 0
     """Further validation records that are near-duplicates of one in training."""
     group_overlap: int = 0
     """Validation records of a group that has records in training."""
     conflicting_overlap: int = 0
-    """Validation records whose code (but for layout, comments and the names that it gives) has another label in
-    training.
-    """
+    """Validation records whose code (ignoring layout, comments and names it defines) has another label in training."""
     overlap_examples: dict[str, list[str]] = field(default_factory=dict)
     """"validation place ~ training place" by the kind of overlap."""
     findings: list[Finding] = field(default_factory=list)
@@ -136,17 +131,17 @@ def check_data(
     classes: bool = True,
     progress: Progress | None = None,
 ) -> DataReport:
-    """Look through training records and, where there are any, validation records.
+    """Check training records and, if given, validation records.
 
     Args:
         group: name of a column whose equal values should be on one side.
-        thresholds: instead of those of `THRESHOLDS`, by name.
-        classes: a label is one of a few classes, which are counted.
-        progress: called with (done, total) while near-duplicates are looked for; after a split of the same records they
-            are in the cache.
+        thresholds: override those of `THRESHOLDS`, by name.
+        classes: labels are classes, which are counted.
+        progress: called with (done, total) during the search for near-duplicates; after a split of the same records
+            they are cached.
 
     Raises:
-        ConfigurationError: a threshold of an unknown name.
+        ConfigurationError: a threshold has an unknown name.
         DatasetError: there is no record in training, or no record has the `group` column.
     """
     limits = {**THRESHOLDS, **(thresholds or {})}
@@ -156,7 +151,7 @@ def check_data(
             f"unknown threshold {unknown!r}; use {one_of(THRESHOLDS)}{did_you_mean(unknown, THRESHOLDS)}"
         )
     if not len(train):
-        raise DatasetError("seen no training records; accepted: at least one")
+        raise DatasetError("there are no training records; at least one is needed")
     both = _Pooled(train, valid if valid is not None else ())
     keys = np.concatenate([keys_of(side) for side in (train, valid) if side is not None and len(side)])
     content = distinct_keys(keys)[2]
@@ -232,7 +227,7 @@ def _set_report(
 
 
 def _conflicts(same: np.ndarray, labels: np.ndarray) -> list[int]:
-    """Records whose code has several labels, those of one code together."""
+    """Records whose code has several labels, grouped by code."""
     words: dict[int, set[Any]] = {}
     for number, label in zip(same.tolist(), labels, strict=True):
         words.setdefault(number, set()).add(label)
@@ -243,7 +238,7 @@ def _conflicts(same: np.ndarray, labels: np.ndarray) -> list[int]:
 
 
 def _conflicts_across(same: np.ndarray, labels: np.ndarray, cut: int) -> np.ndarray:
-    """Which records from `cut` on have the code, and not the label, of one before it: bool [N - cut]."""
+    """Whether each record from `cut` on has the code, but not the label, of one before `cut`: bool [N - cut]."""
     words: dict[int, set[Any]] = {}
     for number, label in zip(same[:cut].tolist(), labels[:cut], strict=True):
         words.setdefault(number, set()).add(label)
@@ -264,21 +259,21 @@ def _overlap_examples(both: Sequence[Record], cut: int, numbers: np.ndarray, ove
 def _finding(name: str, value: float, limit: float, report: DataReport) -> Finding:
     sets = [one for one in (report.train, report.valid) if one is not None]
     said = {
-        "exact_overlap": "validation records that stand in training, too",
+        "exact_overlap": "validation records that are also in training",
         "near_overlap": "validation records with a near-duplicate in training",
-        "group_overlap": "validation records of a group that is in training, too",
+        "group_overlap": "validation records of a group that is also in training",
         "exact_duplicates": "exact duplicates within a set",
         "near_duplicates": "near-duplicates within a set",
         "label_conflicts": "records whose code has another label elsewhere",
-        "unparsable": "records of Python that do not parse",
+        "unparsable": "Python records that do not parse",
     }
     if name == "imbalance":
         largest, smallest = next(iter(report.train.classes)), next(reversed(report.train.classes))
         line = (
-            f"imbalance: '{largest}' has {value:.1f} times the records of '{smallest}' (accepted: up to {limit:g});"
+            f"imbalance: '{largest}' has {value:.1f} times the records of '{smallest}' (threshold: {limit:g});"
             " class_weights=balanced evens it out"
         )
         return Finding(name, value, limit, line)
     places = report.overlap_examples.get(name, []) or [place for one in sets for place in one.examples.get(name, [])]
     shown = f": {'; '.join(places[:2])}" if places else ""
-    return Finding(name, value, limit, f"{name}: {value:.1%} {said[name]} (accepted: up to {limit:.1%}){shown}")
+    return Finding(name, value, limit, f"{name}: {value:.1%} {said[name]} (threshold: {limit:.1%}){shown}")

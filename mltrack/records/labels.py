@@ -1,4 +1,4 @@
-"""Which label is which class index.
+"""The class index of each label.
 
 Invariant: the mapping is a pure function of the set of labels: sorted, numbers as numbers."""
 
@@ -14,7 +14,7 @@ from mltrack.records.record import Record, label_value
 from mltrack.records.table import labels_of
 
 MAX_CLASSES = 1000
-"""More labels than that are taken for a mistake, unless `num_labels` says that there are so many."""
+"""More labels than this are an error, unless `num_labels` allows them."""
 
 
 def make_label_mapping(records: Sequence[Record]) -> dict[str, int]:
@@ -24,7 +24,7 @@ def make_label_mapping(records: Sequence[Record]) -> dict[str, int]:
 
 
 def in_index_order(label_mapping: Mapping[str, int]) -> dict[str, int]:
-    """The same mapping, by class index: a config.json holds it by the labels' text, "10" before "2"."""
+    """The same mapping in index order; config.json sorts it by the labels' text, "10" before "2"."""
     return dict(sorted(label_mapping.items(), key=lambda item: item[1]))
 
 
@@ -35,8 +35,8 @@ def count_labels(records: Sequence[Record], label_mapping: Mapping[str, int]) ->
 
 
 def one_spelling(records: Iterable[Record], known: Iterable[str] = ()) -> Iterator[Record]:
-    """The same records; a label that means the value of a known class, or of a label before it (true and True), is
-    spelled like that one.
+    """The same records; a label with the value of a known class or of an earlier label (true and True) takes its
+    spelling.
     """
     spelled: dict[str, str] = {}
     by_value: dict[str, str] = {}
@@ -50,8 +50,7 @@ def one_spelling(records: Iterable[Record], known: Iterable[str] = ()) -> Iterat
 
 
 def few_labels(records: Iterable[Record], most: int, source: str, column: str = "label") -> Iterator[Record]:
-    """The same records, as long as they have no more labels than `most`: a wrong column is found before it fills the
-    memory.
+    """The same records, if they have at most `most` labels; so a wrong column is found before it fills the memory.
 
     Raises:
         DatasetError: at the first record with one label too many.
@@ -61,30 +60,28 @@ def few_labels(records: Iterable[Record], most: int, source: str, column: str = 
         if record.label not in seen:
             seen.add(record.label)
             if len(seen) > most:
-                problem = (
-                    f"seen more than {most:,} classes by record {record.number:,}, such as {str(record.label)[:40]!r}"
+                raise DatasetError(
+                    f"has more than {most:,} classes by record {record.number:,}, such as {str(record.label)[:40]!r};"
+                    " name another column with columns=label=COLUMN, or set num_labels if there are so many",
+                    path=source,
+                    field=column,
                 )
-                remedy = (
-                    f"accepted: at most {most:,} (columns=label=COLUMN names another column, num_labels says that there"
-                    " are more)"
-                )
-                raise DatasetError(f"{problem}; {remedy}", path=source, field=column)
         yield record
 
 
 def check_classes(
     records: Sequence[Record], label_mapping: Mapping[str, int], num_labels: int | None, source: str
 ) -> None:
-    """Refuse a training set that has one class only, or another number of classes than the user said.
+    """Refuse a training set with a single class, or with another number of classes than `num_labels`.
 
     Raises:
-        DatasetError: the message says both numbers.
+        DatasetError: with both numbers.
     """
     counts = {label: count for label, count in count_labels(records, label_mapping).items() if count}
     if len(counts) < 2:
-        seen = ", ".join(f"'{label}'" for label in counts)
+        only = ", ".join(f"'{label}'" for label in counts)
         raise DatasetError(
-            f"one class only: {seen} in all {len(records)} records; accepted: two or more classes",
+            f"has one class only, {only} in all {len(records)} records; two or more are needed",
             path=source,
             field="label",
         )
@@ -92,7 +89,7 @@ def check_classes(
         names = ", ".join(list(label_mapping)[:10]) + (", ..." if len(label_mapping) > 10 else "")
         raise DatasetError(
             f"num_labels is {num_labels}, but there are {len(label_mapping)} classes: {names}; leave num_labels out or"
-            f" say {len(label_mapping)}",
+            f" set it to {len(label_mapping)}",
             path=source,
             field="label",
         )

@@ -1,7 +1,6 @@
-"""One record: what a line of a data file means for a task.
+"""One record: the meaning of one line of a data file for a task.
 
-Invariant: a `Record` that exists is good: its text is not blank and can be encoded, its label (or its description) is
-there.
+Invariant: every `Record` is valid: its text is not blank and can be encoded, and its label (or description) exists.
 
     record = check_record({"code": "eval(x)", "label": "high"}, task, "data.jsonl", 1)
     record.location        # "data.jsonl: record 1"
@@ -21,21 +20,21 @@ from typing import Any, Protocol
 from mltrack.errors import DatasetError, did_you_mean, one_of
 
 SECURITY_LEVELS = ("safe", "low", "medium", "high", "critical")
-"""How dangerous code is, the least first."""
+"""Levels of danger, in ascending order."""
 
 PROMPT_TEMPLATE = '"""{description}"""\n'
-"""What stands before a completion."""
+"""The text before a completion."""
 
 MAX_TEXT_BYTES = 8 << 20
-"""Of a code or a description in UTF-8: a record is a function or a file; what is longer is a mistake, and would not fit
-into memory as tokens.
+"""Limit of a code or a description in UTF-8. A record is a function or a file; anything longer is a mistake, and its
+tokens would not fit into memory.
 """
 
 MAX_LABEL_CHARACTERS = 200
-"""Longer ones are no class names."""
+"""Limit of a class name."""
 
 _FLOAT = re.compile(r"-?[0-9]+(?:\.[0-9]*(?:[eE][-+]?[0-9]+)?|[eE][-+]?[0-9]+)")
-"""A number as pandas writes one of a column of floats: also whole ones, where another is missing."""
+"""A number as pandas writes it in a float column; whole numbers too, if another value is missing."""
 
 _SHOWN = 40
 _PLAIN = (str, int, float, bool, type(None))
@@ -43,14 +42,14 @@ _PLAIN = (str, int, float, bool, type(None))
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One example, as its file has it."""
+    """One example of a file."""
 
     text: str
-    """The code: what is classified, or the completion that is learned."""
+    """The code: the text to classify, or the completion to learn."""
     label: str | None
-    """The class, or what else is to be predicted, as text; None where it is the code."""
+    """The class or other target as text; None if the code is the target."""
     description: str | None
-    """What the code does; None where the task has no use for it."""
+    """What the code does; None if the task does not use it."""
     file: str
     """The file as the user named it, or `stdlib`."""
     number: int
@@ -60,17 +59,17 @@ class Record:
 
     @property
     def location(self) -> str:
-        """Where the record stands, for messages: "file: record N"."""
+        """The record's place, for messages: "file: record N"."""
         return f"{self.file}: record {self.number}"
 
     @property
     def content_key(self) -> str:
-        """sha256 (hex) of description and text: two records with the same key are duplicates."""
+        """sha256 (hex) of description and text: records with the same key are duplicates."""
         return hashlib.sha256(f"{self.description or ''}\0{self.text}".encode()).hexdigest()
 
 
 def content_digest(records: Iterable[Record]) -> str:
-    """sha256 (hex) of the contents and labels of all records, whatever their order."""
+    """sha256 (hex) of the contents and labels of all records, in any order."""
     parts = sorted(f"{record.content_key}\0{record.label or ''}" for record in records)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -87,12 +86,12 @@ class Parser(Protocol):
 
 
 class RawRecord:
-    """One object of a data file whose fields are there; a task takes them out of it, checked.
+    """One object of a data file that has all fields; a task reads them through checks.
 
     Args:
         values: column names to values.
         names: the column of each field.
-        labels: the class that a label means. Where it is given, a label must be one of its keys or of its classes.
+        labels: the class of each label. If given, a label must be one of its keys or classes.
     """
 
     def __init__(
@@ -101,11 +100,11 @@ class RawRecord:
         self._values, self._names, self._labels, self._file, self._number = values, names, labels, file, number
 
     def value(self, field: str) -> Any:
-        """A field as the file has it."""
+        """The field's value in the file."""
         return self._values[self._names[field]]
 
     def text(self, field: str) -> str:
-        """A field that is text and not blank.
+        """A field that must be text and not blank.
 
         Raises:
             DatasetError: it is not.
@@ -116,10 +115,10 @@ class RawRecord:
         """A field that names a class: text, a whole number, true or false.
 
         Args:
-            classes: those that there are; none: any.
+            classes: the allowed ones; empty: any.
 
         Raises:
-            DatasetError: it names none.
+            DatasetError: it is not a class.
         """
         name = self._names[field]
         label = _checked_label(self.value(field), name, classes, self._file, self._number, self._labels)
@@ -128,11 +127,11 @@ class RawRecord:
         return label
 
     def refused(self, field: str, problem: str) -> DatasetError:
-        """The error for a field that cannot be used; `problem` says what was seen and what would be accepted."""
+        """The error for a field that cannot be used; `problem` says what it must be and what it is."""
         return DatasetError(problem, path=self._file, record=self._number, field=self._names[field])
 
     def record(self, text: str, *, label: str | None = None, description: str | None = None) -> Record:
-        """The record, with the columns that are no fields of the task as its `extra`."""
+        """The record, with all other columns as its `extra`."""
         used = set(self._names.values())
         extra = {
             str(key): _kept(value, str(key), self._file, self._number)
@@ -151,48 +150,48 @@ def check_record(
     columns: Mapping[str, str] | None = None,
     labels: Mapping[str, str] | None = None,
 ) -> Record:
-    """The record that one object of a data file means.
+    """The record of one object of a data file.
 
     Args:
         raw: a mapping of column names to values.
-        task: says which fields are read, and what they mean.
+        task: names the fields and parses them.
         file: the file's name, for messages.
         number: the record's number in it; the first is 1.
-        columns: the column that holds a field, where it has another name; messages say the column's.
-        labels: the class that a label means.
+        columns: the columns of fields with another name; messages name the column.
+        labels: the class of each label.
 
     Raises:
-        DatasetError: a field is missing, blank, too long or of a wrong type, or the label is none of the task's.
+        DatasetError: a field is missing, blank, too long or of a wrong type, or the label is not one of the task's.
     """
     names = {field: (columns or {}).get(field, field) for field in task.fields}
     if not isinstance(raw, Mapping):
         raise DatasetError(
-            f"seen {_shown(raw)}; accepted: an object with the fields {' and '.join(names.values())}",
+            f"must be an object with the fields {' and '.join(names.values())}, not {_shown(raw)}",
             path=file,
             record=number,
         )
     for wanted_field, name in names.items():
         if raw.get(name) is None:
-            seen = "seen null" if name in raw else f"missing; seen the fields {listed(raw)}"
-            accepted = "text, a whole number, true or false" if wanted_field == "label" else "text that is not blank"
-            renamed = (
-                f"; another column is named by columns={wanted_field}=COLUMN"
-                if name not in raw and len(raw) > 1 and name == wanted_field
-                else ""
-            )
-            raise DatasetError(f"{seen}; accepted: {accepted}{renamed}", path=file, record=number, field=name)
+            kind = "text, a whole number, true or false" if wanted_field == "label" else "text that is not blank"
+            if name in raw:
+                problem = f"must be {kind}, not null"
+            else:
+                problem = f"is missing and must be {kind}; the record has the fields {listed(raw)}"
+                if len(raw) > 1 and name == wanted_field:
+                    problem += f"; name another column with columns={wanted_field}=COLUMN"
+            raise DatasetError(problem, path=file, record=number, field=name)
     return task.parse(RawRecord(raw, names, labels or {}, file, number))
 
 
 def _kept(value: object, name: str, file: str, number: int) -> Any:
-    """A further column's value as JSON has it, so that it is the same wherever the record is kept."""
+    """Another column's value as JSON has it, so that it is the same in a list and in a table."""
     if type(value) in _PLAIN:
         return value
     try:
         return json.loads(json.dumps(value, default=str))
     except (ValueError, TypeError, RecursionError):
         raise DatasetError(
-            f"seen {_shown(value)}, nested too deeply or in a circle; accepted: what JSON can hold",
+            f"must be a value that JSON can hold, not {_shown(value)}, which is too deeply nested or contains itself",
             path=file,
             record=number,
             field=name,
@@ -206,31 +205,31 @@ def listed(raw: Mapping[Any, Any]) -> str:
 
 
 def label_value(label: str) -> str:
-    """Equal of two labels that mean one value: true and TRUE, 1 and 1.0."""
+    """The same text for labels of equal value: true and TRUE, 1 and 1.0."""
     return label.lower() if label.lower() in ("true", "false") else _as_whole(label)
 
 
 def _as_whole(label: str) -> str:
-    """Read as a float, as JSON Lines and Parquet hold it, so that a class is the same in every format."""
+    """Whole floats as whole numbers, as in JSON Lines and Parquet, so that a class is the same in every format."""
     return str(int(float(label))) if _FLOAT.fullmatch(label) and float(label).is_integer() else label
 
 
 def label_outside(record: Record, accepted: Iterable[str], column: str = "label") -> DatasetError:
-    """The error for a record whose label is none of the accepted ones."""
+    """The error for a record whose label is not one of the accepted ones."""
     return _label_refused(str(record.label), accepted, record.file, record.number, column)
 
 
 def num_bytes(text: str, file: str, number: int | None = None, name: str | None = None) -> int:
-    """Of a text in UTF-8.
+    """Length of a text in UTF-8.
 
     Raises:
-        DatasetError: it has none, and a tokenizer would take none of it.
+        DatasetError: it cannot be encoded, so no tokenizer could read it.
     """
     try:
         return len(text.encode())
     except UnicodeEncodeError as error:
         code = f"\\u{ord(text[error.start]):04x}"
-        problem = f"seen half a surrogate pair ({code}) at offset {error.start}; accepted: Unicode text"
+        problem = f"must be Unicode text, but has half a surrogate pair ({code}) at offset {error.start}"
         raise DatasetError(problem, path=file, record=number, field=name) from None
 
 
@@ -245,14 +244,12 @@ def _label_refused(label: str, accepted: Iterable[str], file: str, number: int, 
 
 def _checked_text(value: object, name: str, file: str, number: int) -> str:
     if not isinstance(value, str):
-        raise DatasetError(f"seen {_shown(value)}; accepted: text", path=file, record=number, field=name)
+        raise DatasetError(f"must be text, not {_shown(value)}", path=file, record=number, field=name)
     if not value.strip():
-        raise DatasetError(
-            f"seen {_shown(value)}; accepted: text that is not blank", path=file, record=number, field=name
-        )
+        raise DatasetError(f"must not be blank, but is {_shown(value)}", path=file, record=number, field=name)
     if "\0" in value:
         raise DatasetError(
-            f"seen a NUL character at offset {value.index(chr(0))}; accepted: text without NUL",
+            f"must be text without NUL characters, but has one at offset {value.index(chr(0))}",
             path=file,
             record=number,
             field=name,
@@ -260,7 +257,7 @@ def _checked_text(value: object, name: str, file: str, number: int) -> str:
     length = num_bytes(value, file, number, name)
     if length > MAX_TEXT_BYTES:
         raise DatasetError(
-            f"seen {length:,} bytes of text; accepted: at most {MAX_TEXT_BYTES:,} bytes",
+            f"must be text of at most {MAX_TEXT_BYTES:,} bytes, not {length:,}",
             path=file,
             record=number,
             field=name,
@@ -273,27 +270,26 @@ def _checked_label(
 ) -> str:
     if (
         isinstance(value, (float, Decimal)) and value == value // 1
-    ):  # a column of whole numbers in which one is missing is read as one of floats
+    ):  # a column of whole numbers with a missing value is read as floats
         value = int(value)
     if isinstance(value, (float, Decimal)) and labels and str(value) in labels:
         value = str(value)
     if not isinstance(value, (str, int)):
         raise DatasetError(
-            f"seen {_shown(value)}; accepted: text, a whole number, true or false", path=file, record=number, field=name
+            f"must be text, a whole number, true or false, not {_shown(value)}", path=file, record=number, field=name
         )
     written = _checked_text(str(value), name, file, number).strip()
     label = _as_whole(written)
     if not label.isprintable():
         raise DatasetError(
-            f"seen {_shown(label)}; accepted: a class name on one line, without control characters",
+            f"must be a class name on one line, without control characters, not {_shown(label)}",
             path=file,
             record=number,
             field=name,
         )
     if len(label) > MAX_LABEL_CHARACTERS:
         problem = (
-            f"seen {len(label):,} characters, {_shown(label)}; accepted: a class of at most {MAX_LABEL_CHARACTERS}"
-            " characters"
+            f"must be a class name of at most {MAX_LABEL_CHARACTERS} characters, not {len(label):,}: {_shown(label)}"
         )
         raise DatasetError(problem, path=file, record=number, field=name)
     if labels:
@@ -326,7 +322,7 @@ _NAMES = {
     bytes: "bytes",
 }
 _SHORT = reprlib.Repr()
-"""Bounded in depth and length, whatever the value is."""
+"""Bounded in depth and length."""
 _SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxdict, _SHORT.maxstring = 3, 12, 8, _SHOWN
 
 

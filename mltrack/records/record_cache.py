@@ -1,8 +1,7 @@
-"""Records on their way from a reader: a list while they are few, else a table in the cache folder.
+"""Records from a reader: a list if they are few, else a table in the cache folder.
 
-Invariant: memory stays below `LIST_BYTES` of text. A table that is kept under a name was written whole, without a
-record left out, from the very state of the files that its name says; a file that has changed since has another name.
-One that cannot be opened is made anew."""
+Invariant: memory stays below `LIST_BYTES` of text. A named table is complete, without skipped records, and holds
+the very state of the files in its name; changed files have another name. A table that cannot be opened is rebuilt."""
 
 from __future__ import annotations
 
@@ -22,19 +21,17 @@ from mltrack.records.row_cache import remove
 from mltrack.records.table import FORMAT_VERSION, RecordTable, write_table
 
 LIST_BYTES = 32 << 20
-"""Records of so much text, as Python counts it, are a list."""
+"""Records with at most this much text are kept in a list."""
 
 RECORD_BYTES = 500
-"""What a record costs in a list beside its text."""
+"""Memory of a record in a list besides its text."""
 
 ABANDONED_S = 3600.0
-"""A half-written file that nobody has written to for so long belongs to a process that is gone."""
+"""A half-written file that has not changed for this long belongs to a dead process."""
 
 
 def table_name(what: str, state: str) -> str:
-    """A file name for the table of `what` (paths and how they are read) in a `state`: tables of the same `what` have
-    the same beginning.
-    """
+    """File name for the table of `what` (paths, reading options) in a `state`; the prefix depends on `what`."""
     return f"records-{_hashed(what)}-{_hashed(state)}-f{FORMAT_VERSION}.arrow"
 
 
@@ -52,12 +49,12 @@ def kept_table(name: str) -> RecordTable | None:
 def gather(
     records: Iterable[Record], name: str | None, *, whole: Callable[[], bool] = lambda: True
 ) -> list[Record] | RecordTable:
-    """All records: a list, or a table where they are many.
+    """All records: a list, or a table if they are many.
 
     Args:
-        records: are taken one by one.
-        name: what to keep a table under; None: it is gone with the process.
-        whole: asked at the end, whether a table may be kept.
+        records: are read one by one.
+        name: the table's name; None: it ends with the process.
+        whole: called at the end; whether the table may be kept.
 
     Raises:
         DatasetError: the table cannot be written.
@@ -84,7 +81,7 @@ def _spilled(
     try:
         table = write_table(path, chain(held, arriving))
         if name is None or not whole():
-            return table  # what is mapped stays readable when its name is gone
+            return table  # a mapped file stays readable after its name is deleted
         kept = folder / name
         for old in folder.glob(f"{name.rpartition('-f')[0].rpartition('-')[0]}-*"):  # of another state of the files
             remove(old)
@@ -93,9 +90,10 @@ def _spilled(
         table.path = kept
         return table
     except OSError as error:
-        remedy = "accepted: room in it, or another folder in MLTRACK_CACHE_DIR"
         raise DatasetError(
-            f"the records cannot be kept there: {error.strerror or error}; {remedy}", path=folder
+            f"the records cannot be written there: {error.strerror or error}; free some space, or set"
+            " MLTRACK_CACHE_DIR to another folder",
+            path=folder,
         ) from None
     finally:
         remove(path)
@@ -103,7 +101,7 @@ def _spilled(
 
 
 def _folder() -> Path:
-    """The cache folder, or the system's for temporary files; what killed processes left there is removed."""
+    """The cache folder, or the system's temporary folder; leftovers of killed processes are deleted."""
     folder = cache_folder()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,8 +1,8 @@
-"""What took long to make, kept in the user's cache folder.
+"""Results of slow work, kept in the user's cache folder.
 
-Invariant: a reader sees a whole file or none: it is written under a temporary name and renamed; of several processes
-that need the same file one makes it while the others wait, and a damaged or half-written one is made anew. Where the
-folder cannot be written the work is done each time, with a warning."""
+Invariant: a reader sees a whole file or none, because it is written under a temporary name and renamed. If several
+processes need the same file, one makes it while the others wait; a damaged file is rebuilt. If the folder cannot be
+written, the work is done each time, with a warning."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ import xxhash
 from mltrack.cache import Cached, cache_folder, is_locked, locked
 
 FORMAT_VERSION = 1
-"""Part of every file's name: another version never reads it. Whatever changes the rows that are made raises it."""
+"""Part of every file's name, so no other version reads it. Raise it with any change of the rows."""
 _PATTERNS = {"tokens": "tokens-*", "records": "records-*.arrow", "rows": "*-f[0-9]*.jsonl.gz"}
-"""{kind: names} of what is kept of data sets."""
+"""{kind: names} of cached data sets."""
 
 
 def cached_rows(name: str, build: Callable[[], list[Any]]) -> list[Any]:
-    """The JSON rows kept under `name`; where there are none yet, those that `build` returns, which are kept.
+    """The JSON rows cached under `name`, or else those that `build` returns, which are then cached.
 
     Args:
-        name: says all that the rows depend on, such as versions; letters that a file name may have.
+        name: a valid file name that contains all that the rows depend on, such as versions.
         build: makes the rows; called at most once, and by one process at a time.
     """
     path = cache_folder() / f"{name}-f{FORMAT_VERSION}.jsonl.gz"
@@ -57,7 +57,7 @@ def cached_rows(name: str, build: Callable[[], list[Any]]) -> list[Any]:
 
 @contextlib.contextmanager
 def only_builder(path: Path) -> Iterator[None]:
-    """Wait until no other process makes `path`, and let others wait; where the folder cannot be written, do nothing."""
+    """Wait until no other process makes `path`, and lock it; does nothing if the folder cannot be written."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def _read(path: Path) -> list[Any] | None:
             header, *rows = [json.loads(line) for line in stream]
         return rows if header == {"rows": len(rows)} else None
     except (OSError, EOFError, ValueError, zlib.error):
-        return None  # not there, or damaged: gzip checks its own sum
+        return None  # missing, or damaged: gzip has a checksum
 
 
 def _write(path: Path, rows: list[Any]) -> None:
@@ -87,25 +87,25 @@ def _write(path: Path, rows: list[Any]) -> None:
 
 
 def checksum(path: Path) -> str:
-    """XXH3 (hex) of a file, which is read: mapped pages would count as this process's memory."""
+    """XXH3 (hex) of a file; it is read, since mapped pages would count as this process's memory."""
     with path.open("rb", buffering=0) as stream:
         return hashlib.file_digest(stream, xxhash.xxh3_128).hexdigest()
 
 
 def num_bytes(path: Path) -> int:
-    """Of a file, or of the files in a folder."""
+    """Size of a file, or of the files in a folder."""
     return sum(file.stat().st_size for file in (path.iterdir() if path.is_dir() else [path]))
 
 
 def remove(path: Path) -> None:
-    """Delete a file or folder, or what of it can be deleted; a process that has mapped it still reads it."""
+    """Delete a file or folder as far as possible; a process that has mapped it can still read it."""
     shutil.rmtree(path, ignore_errors=True)
     with contextlib.suppress(OSError):
         path.unlink()
 
 
 def kept_files() -> list[Cached]:
-    """What is kept of data sets; other files of the folder are somebody else's."""
+    """The cached data sets; other files in the folder are ignored."""
     return [
         Cached(
             kind=kind,
@@ -121,7 +121,7 @@ def kept_files() -> list[Cached]:
 
 
 def remove_file(name: str) -> None:
-    """Remove one of `kept_files`, with its lock and its seal."""
+    """Delete one of `kept_files`, with its lock and its seal."""
     path = cache_folder() / name
     for one in (path, path.with_suffix(".lock"), path.with_name(f"{name}.json")):
         remove(one)

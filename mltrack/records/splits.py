@@ -1,8 +1,8 @@
-"""Records into two sides, train and test, between which nothing leaks.
+"""Splits records into train and test without leaks.
 
-Invariant: the split is a pure function of the records' contents (and groups), the share and the seed, whatever the
-order of the file; exact duplicates, near-duplicates and the records of one group are on one side; every class keeps a
-record in train.
+Invariant: the split is a pure function of the records' contents (and groups), the share and the seed, in any order of
+the file; exact duplicates, near-duplicates and the records of one group are on one side; every class keeps a record in
+train.
 
     train, test = split_indices(records, 0.1, seed=42, stratify=True, group="commit")
 """
@@ -32,9 +32,7 @@ def split_records(
     near: bool = True,
     progress: Progress | None = None,
 ) -> tuple[Sequence[Record], Sequence[Record]]:
-    """(train, test) records, both ordered by content: of a table selections of it, of a list lists; see
-    `split_indices`.
-    """
+    """(train, test) records, ordered by content: selections of a table, or lists; see `split_indices`."""
     train, test = split_indices(records, test_size, seed, stratify=stratify, group=group, near=near, progress=progress)
     return select(records, train), select(records, test)
 
@@ -51,18 +49,18 @@ def split_indices(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Positions of the records in (train, test), int64 each, ordered by content.
 
-    What must not be parted is a unit. A unit counts for the label that most of its distinct records have, where two are
-    level for the one that is rarer in all records. Each class gives its share of distinct records to test, rounded so
-    that the whole comes out (largest remainders), in units drawn at random that still fit into it. A unit with the only
-    records of a class stays in train, whichever label it counts for.
+    Records that must stay together form a unit. A unit belongs to the most frequent label of its distinct records; of
+    equally frequent ones, to the one that is rarer in all records. Each class gives its share of distinct records to
+    test, rounded by largest remainders so that the total is right, in random units that still fit into the share. A
+    unit with the only records of a class always stays in train.
 
     Args:
         test_size: share of the distinct records that goes to test, between 0 and 1; at least one unit does.
         seed: seeds the choice.
         stratify: keep the classes' shares; else all records are one class.
-        group: name of a column; records with the same value in it are one unit, those without a value stand alone.
-        near: near-duplicates are one unit; else only exact duplicates.
-        progress: called with (done, total) while near-duplicates are looked for.
+        group: name of a column; records with the same value are one unit, those without a value are single.
+        near: near-duplicates are one unit; False: only exact duplicates.
+        progress: called with (done, total) during the search for near-duplicates.
 
     Raises:
         ConfigurationError: `test_size` is not between 0 and 1.
@@ -70,7 +68,7 @@ def split_indices(
             the `group` column.
     """
     if isinstance(test_size, bool) or not isinstance(test_size, (int, float)) or not 0 < test_size < 1:
-        raise ConfigurationError(f"test_size: seen {test_size!r}; accepted: a number > 0 and < 1")
+        raise ConfigurationError(f"test_size must be a number > 0 and < 1, not {test_size!r}")
     _, _, content = distinct_keys(keys_of(records))
     groupings = [content]
     if near and len(records):
@@ -99,7 +97,7 @@ def split_indices(
         chosen = _fitting(order, weights[label], quotas[label], held[label], in_train)
         for position, unit in enumerate(found):
             (test if position in chosen else train).append(unit)
-    if not test:  # every unit is larger than its class's share: the smallest one, of the class that has most to give
+    if not test:  # every unit exceeds its class's share: take the smallest one of the class with most to give
         free = [
             (label, n)
             for label, found in held.items()
@@ -123,10 +121,9 @@ def split_indices(
 
 
 def group_numbers(records: Sequence[Record], column: str) -> np.ndarray:
-    """A number per value of a column, -1 where a record has none (no such field, null, blank, or not a number): int64
-    [N].
+    """A number per value of a column, -1 without one (no such field, null, blank, or NaN): int64 [N].
 
-    7, 7.0 and "7" are one value: a column of whole numbers in which some are missing is one of floats in many files.
+    7, 7.0 and "7" are one value: in many files a column of whole numbers with gaps is a column of floats.
 
     Raises:
         DatasetError: no record has the column, or a value is neither text nor a number.
@@ -145,7 +142,7 @@ def group_numbers(records: Sequence[Record], column: str) -> np.ndarray:
             continue
         if not isinstance(value, (str, int, float)):
             raise DatasetError(
-                f"seen {str(value)[:40]}; accepted: text or a number",
+                f"must be text or a number, not {str(value)[:40]}",
                 path=record.file,
                 record=record.number,
                 field=column,
@@ -153,17 +150,17 @@ def group_numbers(records: Sequence[Record], column: str) -> np.ndarray:
         word = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
         found[index] = numbers.setdefault(word, len(numbers))
     if not numbers and len(records):
-        accepted = (
+        remedy = (
             f"use {one_of(sorted(columns))}{did_you_mean(column, columns)}"
             if columns
-            else "accepted: the name of a column beside those of the task, but there is none"
+            else "the records have no columns besides the task's"
         )
-        raise DatasetError(f"group: seen '{column}', which no record has; {accepted}", path=records[0].file)
+        raise DatasetError(f"group: no record has the column '{column}'; {remedy}", path=records[0].file)
     return found
 
 
 def _units_by_class(units: np.ndarray, content: np.ndarray, labels: Sequence[str]) -> dict[str, list[np.ndarray]]:
-    """The positions of each unit's records, per class, both in an order that the file's order does not change."""
+    """The positions of each unit's records, per class, both in an order independent of the file's."""
     members: dict[int, list[int]] = {}
     for index in np.lexsort((np.arange(len(units)), content)).tolist():
         members.setdefault(int(units[index]), []).append(index)
@@ -177,9 +174,7 @@ def _units_by_class(units: np.ndarray, content: np.ndarray, labels: Sequence[str
 
 
 def _quotas(sizes: dict[str, int], most: dict[str, int], test_size: float) -> dict[str, int]:
-    """How many distinct records of each class go to test: floors of the shares, then largest remainders until the whole
-    is right.
-    """
+    """Distinct records per class for test: floors of the shares, then largest remainders until the total is right."""
     total = min(max(1, round(sum(sizes.values()) * test_size)), sum(most.values()))
     shares = {label: size * test_size for label, size in sizes.items()}
     quotas = {label: min(int(shares[label]), most[label]) for label in sizes}
@@ -192,7 +187,7 @@ def _quotas(sizes: dict[str, int], most: dict[str, int], test_size: float) -> di
 def _fitting(
     order: np.ndarray, weights: np.ndarray, quota: int, held: Sequence[frozenset[str]], in_train: Counter[str]
 ) -> set[int]:
-    """Units in this order, each where it still fits into the quota and each of its classes is in another unit of train.
+    """Units, in this order, that still fit into the quota and whose classes all have another unit in train.
 
     Args:
         held: the classes of each unit's records.
@@ -222,11 +217,11 @@ def _too_few(
     num_distinct = len(set(content.tolist()))
     num_units = sum(map(len, classes.values()))
     several = stratify and num_distinct > 1
-    seen = f"seen {len(records)} record{'s' * (len(records) != 1)} ({num_distinct} distinct"
-    seen += f", {num_units} that are no near-duplicates and of no common group" if num_units < num_distinct else ""
-    seen += f" in {len(classes)} class{'es' * (len(classes) != 1)})" if several else ")"
+    counts = f"{len(records)} ({num_distinct} distinct"
+    counts += f", {num_units} once near-duplicates and groups are kept together" if num_units < num_distinct else ""
+    counts += f", in {len(classes)} class{'es' * (len(classes) != 1)})" if several else ")"
     needed = "2 distinct records" + (" of one class" if several else "")
     return DatasetError(
-        f"{seen}, too few to hold out {test_size:g} of them; accepted: at least {needed}",
+        f"too few records to hold out {test_size:g} of them: {counts}; at least {needed} are needed",
         path=records[0].file if records else None,
     )

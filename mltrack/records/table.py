@@ -1,12 +1,12 @@
-"""Records in a memory-mapped Arrow file: as many as the disk holds, at the memory of one.
+"""Records in a memory-mapped Arrow file: as many as the disk holds, with one in memory.
 
-Invariant: a table that can be opened is, byte for byte, what was written: its checksum stands in the file beside it,
-written last. The file is an Arrow stream, as `datasets.Dataset.from_file` reads it.
+Invariant: a table that can be opened is, byte for byte, the one written: its checksum is in the file beside it, which
+is written last. The file is an Arrow stream, as `datasets.Dataset.from_file` reads it.
 
     table = write_table(path, records)
     table[3].text, len(table.select(np.array([5, 2]))), table.digest
 
-What takes records takes a plain list of them too; `select`, `labels_of`, `files_of`, `keys_of` and `digest_of` serve
+Functions that take records also take a plain list; `select`, `labels_of`, `files_of`, `keys_of` and `digest_of` serve
 both."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mltrack.records.record import Record
 from mltrack.records.row_cache import checksum
 
 FORMAT_VERSION = 2
-"""Of the file; another one is not opened."""
+"""Version of the file; other versions are not opened."""
 
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 8 << 20
@@ -34,10 +34,10 @@ _PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 
 
 class RecordTable(Sequence[Record]):
-    """Records that lie in a file; one is made each time it is asked for.
+    """Records in a file, each created on access.
 
-    Made by `write_table` and `open`; pickled as the path and the selection, so worker processes map the same file (as a
-    list of records where the file has no name any more)."""
+    Created by `write_table` and `open`; pickled as the path and the selection, so worker processes map the same file
+    (or as a list of records, if the file has been deleted)."""
 
     def __init__(self, path: Path, rows: Any, selection: np.ndarray | None = None, digest: str | None = None):
         self.path = path
@@ -51,20 +51,18 @@ class RecordTable(Sequence[Record]):
         """The table that `write_table` wrote there.
 
         Raises:
-            DatasetError: there is none, it is not whole, or it is of another format version.
+            DatasetError: it is missing or incomplete, or has another format version.
         """
         path = Path(path)
         try:
             seal = json.loads(_seal_of(path).read_text(encoding="utf-8"))
-            # before Arrow looks at it: a wrong length in its own headers would be a read beyond the end of the file
+            # before Arrow reads it: a wrong length in its headers would read beyond the end of the file
             if (seal["format_version"], seal["checksum"]) != (FORMAT_VERSION, checksum(path)):
                 raise ValueError("it is not as it was written")
             return cls(path, _mapped(path), digest=seal["digest"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             problem = " ".join(str(error).split())[:120]
-            raise DatasetError(
-                f"no whole table of records ({problem}); accepted: one that mltrack wrote", path=path
-            ) from None
+            raise DatasetError(f"is not a whole table of records that mltrack wrote ({problem})", path=path) from None
 
     def __len__(self) -> int:
         return int(self._rows.num_rows) if self._selection is None else len(self._selection)
@@ -105,7 +103,7 @@ class RecordTable(Sequence[Record]):
 
     @cached_property
     def digest(self) -> str:
-        """What `content_digest` gives for these records; kept beside the file for the whole table."""
+        """The `content_digest` of these records; for the whole table it is kept beside the file."""
         return self._sealed_digest or _digest(self._keys(), self.labels)
 
     def _keys(self) -> np.ndarray:
@@ -114,7 +112,7 @@ class RecordTable(Sequence[Record]):
         return self._selected(np.concatenate([np.zeros(0, np.uint8), *chunks]).reshape(-1, _KEY_BYTES))
 
     def _words(self, name: str) -> np.ndarray:
-        """A column of texts of which many are equal: objects [N]."""
+        """A column with many equal texts: objects [N]."""
         words: dict[str | None, str | None] = {}
         chunks = self._rows.column(name).chunks
         return self._selected(
@@ -131,7 +129,7 @@ class RecordTable(Sequence[Record]):
 
 
 def write_table(path: Path, records: Iterable[Record]) -> RecordTable:
-    """Write the records, which are taken one by one, into a new file."""
+    """Write the records one by one into a new file."""
     import pyarrow as pa
 
     names = ("text", "label", "description", "file", "number", "extra", "key")
@@ -148,7 +146,7 @@ def write_table(path: Path, records: Iterable[Record]) -> RecordTable:
 
 
 def _batches(records: Iterable[Record]) -> Iterator[list[tuple[Any, ...]]]:
-    """Rows of the file, some thousand at once."""
+    """Rows of the file, some thousand at a time."""
     rows: list[tuple[Any, ...]] = []
     size = 0
     for record in records:
@@ -185,7 +183,7 @@ def _digest(keys: np.ndarray, labels: np.ndarray) -> str:
     words = np.array([label or "" for label in labels], dtype=object)
     first = np.ascontiguousarray(keys[:, :8]).view(">u8")[:, 0].astype(np.uint64)
     order = np.argsort(first, kind="stable")
-    # keys that begin alike are copies almost always: only those need the rest of the key, and the label
+    # keys with the same beginning are nearly always copies: only those need the rest of the key, and the label
     same = first[order][1:] == first[order][:-1]
     tied = (
         np.flatnonzero(np.concatenate([same, [False]]) | np.concatenate([[False], same]))
@@ -201,7 +199,7 @@ def _digest(keys: np.ndarray, labels: np.ndarray) -> str:
 
 
 def select(records: Sequence[Record], indices: np.ndarray | Sequence[int]) -> Sequence[Record]:
-    """The records at these positions: of a table a table, of a list a list."""
+    """The records at these positions: a table from a table, a list from a list."""
     return records.select(indices) if isinstance(records, RecordTable) else [records[int(index)] for index in indices]
 
 
@@ -229,7 +227,7 @@ def keys_of(records: Sequence[Record]) -> np.ndarray:
 
 
 def digest_of(records: Sequence[Record]) -> str:
-    """What `content_digest` gives, without a copy of the records' keys as text."""
+    """The `content_digest`, without a copy of the records' keys as text."""
     return records.digest if isinstance(records, RecordTable) else _digest(_listed_keys(records), labels_of(records))
 
 

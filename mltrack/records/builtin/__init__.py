@@ -1,1 +1,1 @@
-"""The records of this interpreter's own library."""
+"""Records from this interpreter's standard library."""

@@ -2,9 +2,9 @@
 
 The level is the cell of the OWASP Risk Rating Methodology's matrix (step 4, "Determining the Severity of the Risk"):
 impact is Bandit's severity, likelihood its confidence. The matrix calls its lowest cell "note"; here it is low, since
-a finding is not safe. Bandit gives opinions, not truth: a label says what Bandit would say.
+a finding is not safe. Labels are Bandit's opinions, not the truth.
 
-Invariant: the findings depend on the files and on Bandit's version, not on the number of cores or who finished first.
+Invariant: the findings depend on the files and on Bandit's version, not on the number of cores or the order of work.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mltrack.hardware.cpu import usable_cores
 from mltrack.records.builtin import bandit_scan
 
 _SHARES_OF_A_CORE = 8
-"""A process starts in 0.3 s; the more of them, the more often progress is reported."""
+"""More processes report progress more often; each takes a moment to start."""
 
 _RANKS = {"LOW": 0, "MEDIUM": 1, "HIGH": 2}
 _MATRIX = (  # rows: impact low, medium, high; columns: likelihood low, medium, high
@@ -52,10 +52,10 @@ class Finding(NamedTuple):
 def scan(files: Sequence[Path], progress: Callable[[int], None]) -> dict[Path, list[Finding]]:
     """Bandit's findings per file.
 
-    Each share of the files is scanned by a process of its own, which needs neither fork nor an importable __main__.
+    Each share of the files is scanned by its own process, which needs neither fork nor an importable __main__.
 
     Args:
-        files: Python files; about 20 ms of CPU each.
+        files: Python files.
         progress: called with the number of files done, in the caller's thread.
 
     Raises:
@@ -75,12 +75,12 @@ def scan(files: Sequence[Path], progress: Callable[[int], None]) -> dict[Path, l
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             for process in processes:
-                process.kill()  # after an error or a signal; one that has ended is left alone
+                process.kill()  # after an error or a signal; no effect on ended ones
     return {path: found[path] for path in files}
 
 
 def _scanned(files: Sequence[Path], processes: list[subprocess.Popen[str]]) -> dict[Path, list[Finding]]:
-    """The findings in some files; the process that looks for them is added to `processes`."""
+    """The findings in some files; adds the scanning process to `processes`."""
     command, pipe = [sys.executable, "-P", bandit_scan.__file__], subprocess.PIPE
     process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace")
     processes.append(process)

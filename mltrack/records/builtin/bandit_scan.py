@@ -1,9 +1,9 @@
-"""Bandit's findings in a list of files, as a program of its own.
+"""Bandit's findings in a list of files, as a separate program.
 
     python -P bandit_scan.py < list_of_files > findings
 
 Invariant: standard input is one JSON array of paths; standard output is one JSON object {path: [[line, severity,
-confidence, test id], ...]}. It imports Bandit and the standard library only, never mltrack, so it starts in a moment.
+confidence, test id], ...]}. It imports Bandit and the standard library only, never mltrack, so it starts quickly.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import warnings
 
 SKIPPED_TESTS = ("B101",)
-"""assert is no vulnerability of library code."""
+"""assert is not a vulnerability in library code."""
 
 
 def findings(paths: list[str]) -> dict[str, list[tuple[int, str, str, str]]]:

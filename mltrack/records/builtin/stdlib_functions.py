@@ -24,7 +24,7 @@ _TEST_FOLDERS = frozenset({"test", "tests", "idle_test", "site-packages", "dist-
 
 @dataclass(frozen=True, slots=True)
 class SourceFunction:
-    """A function or method that stands in no other function."""
+    """A function or method that is not inside another function."""
 
     module: str
     """Path below the folder that was read, such as json/decoder.py."""
@@ -34,9 +34,9 @@ class SourceFunction:
     """Line of its first decorator or its `def`; the first of a file is 1."""
     last_line: int
     code: str
-    """The function without its docstring, dedented, ending in no white space."""
+    """The function without its docstring, dedented, without white space at its end."""
     summary: str
-    """First paragraph of the docstring on one line; empty where there is none."""
+    """First paragraph of the docstring on one line; empty if there is none."""
 
 
 def library_folder() -> Path:
@@ -63,15 +63,14 @@ def library_files() -> list[Path]:
             files.append(path)
     if not files:
         raise DatasetError(
-            "this Python has no source files of its standard library; accepted: an interpreter that has, or a data"
-            " file",
+            "this Python has no source files of its standard library; use another interpreter, or a data file",
             path=folder,
         )
     return sorted(files, key=lambda path: path.relative_to(folder).parts)
 
 
 def functions_of(path: Path, folder: Path) -> Iterator[SourceFunction]:
-    """The functions of one file below `folder`, in the order of their lines; none where the file does not parse."""
+    """The functions of one file below `folder`, in line order; none if the file does not parse."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # old escapes in old modules
         try:
@@ -81,7 +80,7 @@ def functions_of(path: Path, folder: Path) -> Iterator[SourceFunction]:
             tree = ast.parse(text)
         except (OSError, SyntaxError, ValueError):
             return
-        # the lines as ast counts them: form feeds and the like end none
+        # the lines as ast counts them: form feeds and the like do not end a line
         lines = text.split("\n")
         module = path.relative_to(folder).as_posix()
         for node, name in _outermost(tree, ""):
@@ -115,7 +114,7 @@ def _summary(node: _Function) -> str:
 
 
 def _without_docstring(node: _Function, lines: list[str]) -> str | None:
-    """The dedented text; None where nothing but placeholders is left, or where the text cannot stand alone."""
+    """The dedented text; None if only placeholders are left or the text does not parse alone."""
     body = node.body[1:] if ast.get_docstring(node, clean=False) is not None else node.body
     if not body or all(_is_placeholder(statement) for statement in body):
         return None

@@ -1,7 +1,7 @@
 """The built-in source `stdlib`: records from the running interpreter's own standard library.
 
 Invariant: for one interpreter and one Bandit the records, their order and their numbers are always the same; no two
-have the same code. The labels are Bandit's opinions: a model that learns them learns to imitate Bandit.
+have the same code. The labels are Bandit's opinions: a model that learns them imitates Bandit.
 
     described_functions()[0].description
     rated_functions()[0].label                  # safe, low, medium, high or critical
@@ -24,7 +24,7 @@ STDLIB = "stdlib"
 """The data path that names this source."""
 
 SAFE_PER_FINDING = 2
-"""Safe functions kept per function with a finding; all of them would be about 55 to 1."""
+"""Safe functions kept per function with a finding; most functions have none."""
 
 MIN_DESCRIPTION_WORDS = 3
 """Shorter first paragraphs ("See above.") describe nothing."""
@@ -36,10 +36,10 @@ Progress = Callable[[int, int], None]
 def described_functions(progress: Progress | None = None) -> list[Record]:
     """Functions without their docstring, each with its docstring's first paragraph as the description.
 
-    The first call for an interpreter reads its library, which takes seconds, and keeps the outcome in the cache folder.
+    The first call for an interpreter reads its library, which takes seconds, and caches the result.
 
     Args:
-        progress: called while there is nothing in the cache.
+        progress: called if the result is not cached.
 
     Raises:
         DatasetError: the interpreter has no source files.
@@ -55,11 +55,11 @@ def rated_functions(progress: Progress | None = None, *, unsafe: str | None = No
     """Functions with or without docstring, each labelled with the highest level of Bandit's findings in its lines, or
     safe.
 
-    The first call for an interpreter takes half a minute of CPU on all cores.
+    The first call for an interpreter scans its library on all cores, and caches the result.
 
     Args:
-        progress: called while there is nothing in the cache.
-        unsafe: the one label of all levels but safe.
+        progress: called if the result is not cached.
+        unsafe: one label for all levels but safe.
 
     Raises:
         DatasetError: the interpreter has no source files, or Bandit fails.
@@ -81,7 +81,7 @@ def rated_functions(progress: Progress | None = None, *, unsafe: str | None = No
 
 
 def _silent(done: int, total: int) -> None:
-    """Nobody is told."""
+    """No progress is reported."""
 
 
 def _pairs(report: Progress) -> list[Any]:
@@ -118,7 +118,7 @@ def _leveled(report: Progress) -> list[Any]:
         ]
         level = max((finding.level for finding in inside), key=SECURITY_LEVELS.index, default="safe")
         row = [level, function.code, function.module, function.name, sorted({finding.test_id for finding in inside})]
-        # the same code in two places: the worse opinion holds
+        # the same code in two places: the worse level counts
         before = rows.get(function.code)
         if before is None or SECURITY_LEVELS.index(before[0]) < SECURITY_LEVELS.index(level):
             rows[function.code] = row
@@ -131,6 +131,6 @@ def _leveled(report: Progress) -> list[Any]:
 
 
 def _interpreter() -> str:
-    """Name, version and, since distributors leave out modules, place of the library."""
+    """Name and version of the interpreter and, since distributions omit modules, the library's path."""
     place = hashlib.sha256(str(library_folder()).encode()).hexdigest()[:8]
     return f"{sys.implementation.name}-{platform.python_version()}-{place}"

@@ -1,8 +1,7 @@
-"""What people have - JSON, JSON Lines, CSV, Parquet, folders and globs of them, Hugging Face data sets - as records.
+"""Reads JSON, JSON Lines, CSV, Parquet, folders and globs of them, and Hugging Face data sets as records.
 
-Invariant: whatever the bytes are, the outcome is good records or one `DatasetError` that names the file and, where one
-record is at fault, its number and field. One record at a time is held in its raw form, and never more than
-`MAX_RECORD_BYTES` of it.
+Invariant: any bytes give valid records or one `DatasetError` that names the file and, if a record is at fault, its
+number and field. Only one record is held in its raw form, and at most `MAX_RECORD_BYTES` of it.
 
     read_records("data.jsonl", "text_classification", on_bad_record="skip", on_skip=print)
     for record in iterate_records("shards/*.parquet", "code_generation", columns={"code": "func"}):

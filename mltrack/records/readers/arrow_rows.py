@@ -1,7 +1,7 @@
 """Rows of Arrow batches as plain values.
 
-Invariant: a value that Python cannot hold costs its row alone, whatever the batch is of; no more than `SLICE_BYTES` of
-rows, or one row of at most `MAX_RECORD_BYTES`, are Python objects at once."""
+Invariant: a value that Python cannot hold costs only its row; at most `SLICE_BYTES` of rows, or one row of at most
+`MAX_RECORD_BYTES`, are Python objects at once."""
 
 from __future__ import annotations
 
@@ -13,23 +13,21 @@ from mltrack.errors import DatasetError
 from mltrack.records.readers.raw import MAX_RECORD_BYTES, SHOWN_BYTES, Raw, one_line
 
 SLICE_BYTES = 8 << 20
-"""Of Arrow's memory that becomes Python objects at once."""
+"""Arrow memory that becomes Python objects at once."""
 
 MOST_ROWS, FEWEST_ROWS = 256, 64
-"""Rows that are asked for at once, where all that there is fits into a slice several times over or does not; wide ones
-are fewer still.
-"""
+"""Rows to request at once: the first if all data fits into a few slices, else at most the second, fewer if wide."""
 
 
 def rows_at_once(rows: int, size: int) -> int:
-    """How many of so many rows, of so many bytes in all, to ask for at once."""
+    """How many of `rows` rows, with `size` bytes in total, to request at once."""
     if size <= 4 * SLICE_BYTES:
         return MOST_ROWS
     return max(1, min(FEWEST_ROWS, SLICE_BYTES * rows // size))
 
 
 def batch_rows(name: str, batch: Any, before: int) -> Iterator[Raw]:
-    """The rows of a RecordBatch behind `before` others."""
+    """The rows of a RecordBatch that follows `before` others."""
     size = _size(batch)
     if size > SLICE_BYTES and batch.num_rows > 1:
         half = batch.num_rows // 2
@@ -40,16 +38,14 @@ def batch_rows(name: str, batch: Any, before: int) -> Iterator[Raw]:
     else:
         try:
             values = batch.to_pylist()
-        except Exception:  # each type has its own errors: text that is no UTF-8, a year 10000, a time zone that is none
+        except Exception:  # each type has its own errors: text that is not UTF-8, the year 10000, an unknown time zone
             yield from (_row(name, batch.slice(row, 1), before + row + 1) for row in range(batch.num_rows))
         else:
             yield from (Raw(number, value) for number, value in enumerate(values, before + 1))
 
 
 def _size(batch: Any) -> int:
-    """Bytes of the values; one that is kept once and stands in several rows counts in each, and as much as the longest
-    could be.
-    """
+    """Bytes of the values; a value shared by several rows counts in each, as much as the longest could be."""
     import pyarrow as pa
 
     size = int(batch.nbytes)
@@ -70,7 +66,7 @@ def _row(name: str, row: Any, number: int) -> Raw:
             value[column] = row.column(column)[0].as_py()
         except Exception as error:
             problem = DatasetError(
-                f"cannot be read ({one_line(error)}); accepted: a value that Python can hold",
+                f"has a value that Python cannot hold ({one_line(error)})",
                 path=name,
                 record=number,
                 field=column,
@@ -82,9 +78,12 @@ def _row(name: str, row: Any, number: int) -> Raw:
 def _too_long(name: str, row: Any, number: int) -> Raw:
     sizes = {column: int(row.column(column).nbytes) for column in row.schema.names}
     widest = max(sizes, key=lambda column: sizes[column])
-    seen = f"seen {sizes[widest]:,} of the record's {sum(sizes.values()):,} bytes"
     problem = DatasetError(
-        f"{seen}; accepted: records of at most {MAX_RECORD_BYTES:,} bytes", path=name, record=number, field=widest
+        f"has {sizes[widest]:,} of the record's {sum(sizes.values()):,} bytes; a record must have at most"
+        f" {MAX_RECORD_BYTES:,}",
+        path=name,
+        record=number,
+        field=widest,
     )
     rest = _row(
         name, row.select([column for column, size in sizes.items() if size <= SHOWN_BYTES // len(sizes)]), number

@@ -1,8 +1,7 @@
-"""Class names that stand in a file's schema, as the library `datasets` writes those of a ClassLabel column into
-Parquet.
+"""Class names in a file's schema, as the library `datasets` writes those of a ClassLabel column into Parquet.
 
-Invariant: a class has one name in all files of a data path: a Parquet file without names has those of the files beside
-it."""
+Invariant: a class has one name in all files of a data path: a Parquet file without names takes those of the other
+files."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ Names = dict[str, list[str]]
 
 
 def names_of(metadata: Mapping[bytes, bytes] | None) -> Names:
-    """The class names in the metadata of an Arrow schema; empty where there are none, or none that can be read."""
+    """The class names in the metadata of an Arrow schema; empty if there are none or they cannot be read."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         described = {
@@ -36,13 +35,13 @@ def names_of(metadata: Mapping[bytes, bytes] | None) -> Names:
 
 
 def shared_names(found: Mapping[str, tuple[Names, list[str]]]) -> Names:
-    """The names for the files that have none.
+    """The names for files without any.
 
     Args:
-        found: by file its names and its columns.
+        found: names and columns by file.
 
     Raises:
-        DatasetError: files name the classes differently, and one does not name them.
+        DatasetError: files have different class names, and one has none.
     """
     shared: Names = {}
     for column in dict.fromkeys(column for names, _ in found.values() for column in names):
@@ -60,7 +59,7 @@ def shared_names(found: Mapping[str, tuple[Names, list[str]]]) -> Names:
 
 
 def named(raw: Raw, names: Names) -> Raw:
-    """A row with the names of its classes; a number that is none of theirs is null."""
+    """A row with class names instead of numbers; an unknown number becomes null."""
     row: Any = raw.value
     if isinstance(row, dict):
         for column, of_column in names.items():

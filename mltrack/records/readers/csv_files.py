@@ -1,7 +1,7 @@
 """CSV files.
 
-Invariant: one row is held at a time, so memory follows the widest record, not the file. A row that cannot be read is
-bad by itself; the next one begins on the next line."""
+Invariant: one row is held at a time, so memory follows the widest record, not the file. A row that cannot be read
+costs only itself; the next one begins on the next line."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from mltrack.records.readers.raw import MAX_RECORD_BYTES, Raw, check_once, not_u
 
 
 def csv_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
-    """A record a row, with the names of the header; every value is text.
+    """One record per row, with the names of the header; every value is text.
 
-    Where the quotes of a row are wrong, nobody can say where it ends: the next row begins on the line after the wrong
-    quote or, behind a quote that is never closed, on the line after the one that it stands on."""
+    If the quotes of a row are wrong, its end is unknown: the next row begins on the line after the wrong quote, or
+    after the line of a quote that is never closed."""
     lines = _Lines(stream)
     held = lines.row
     header: list[str] | None = None
     number = 0
-    # a cell may be a whole program; the module's limit of 131,072 characters is global, so it is put back
+    # a cell may be a whole program; the module's limit of 131,072 characters is global, so it is restored
     limit = csv.field_size_limit(MAX_RECORD_BYTES)
     try:
         while not lines.ended:
@@ -47,7 +47,7 @@ def csv_rows(name: str, stream: BinaryIO) -> Iterator[Raw]:
                     held.clear()
             except csv.Error as error:
                 problem, endless = (
-                    f'bad CSV ({one_line(error)}); accepted: comma-separated cells, quoted with "',
+                    f'bad CSV ({one_line(error)}); separate cells with commas, and quote them with "',
                     lines.ended,
                 )
             except _TooLongError:
@@ -70,37 +70,32 @@ def _header(name: str, row: list[str], wrong: UnicodeDecodeError | None) -> list
 
 
 def _cells(row: list[str], header: list[str]) -> str:
-    return (
-        f"seen {len(row)} cells, the header has {len(header)}; accepted: as many cells as the header (cells with commas"
-        " or line ends quoted)"
-    )
+    return f"has {len(row)} cells, but the header has {len(header)}; quote cells that have commas or line ends"
 
 
 class _TooLongError(Exception):
-    """The row at hand is longer than `MAX_RECORD_BYTES`."""
+    """The current row is longer than `MAX_RECORD_BYTES`."""
 
 
 class _Lines:
-    """The lines of a CSV file as text, and the bytes of those that the row at hand consists of; they are read twice at
-    most.
-    """
+    """The lines of a CSV file as text, and the bytes of the current row's lines, which are read at most twice."""
 
     def __init__(self, stream: BinaryIO):
         self.row = bytearray()
         self.wrong: UnicodeDecodeError | None = None
-        """Met in the row at hand."""
+        """The first decoding error in the current row."""
         self.ended = False
         self._stream = stream
         self._before = io.BytesIO(stream.readline(MAX_RECORD_BYTES + 1).removeprefix(BOM))
-        """Lines that come before those that the file still has."""
+        """Lines to read before the rest of the file."""
         self._read_again = False
-        """Whether the row at hand began in lines that were read before."""
+        """Whether the current row began in lines that were read before."""
 
     def texts(self) -> Iterator[str]:
-        """The lines from here on; wrong bytes as half surrogate pairs.
+        """The remaining lines; wrong bytes as half surrogate pairs.
 
         Raises:
-            _TooLongError: the row at hand is; of a line that alone is, the rest is passed over.
+            _TooLongError: the current row is too long; the rest of a single line that is too long is skipped.
         """
         row = self.row
         for stream in (self._before, self._stream):
@@ -120,8 +115,8 @@ class _Lines:
         self.ended = True
 
     def given_up(self, *, endless: bool) -> bytes:
-        """The bytes of the row at hand, which is none. Where it has no end: its first line; the others are read again,
-        unless they were already.
+        """The bytes of the current, invalid row. If it has no end: only its first line; the others are read again, but
+        only once.
         """
         given_up = bytes(self.row)
         first, end, further = given_up.partition(b"\n")
@@ -133,9 +128,7 @@ class _Lines:
         return given_up
 
     def _pass_over(self, line: bytes) -> None:
-        """The rest of a line that is too long alone; of the row there remains what came before it, or the beginning of
-        the line.
-        """
+        """Skip the rest of a line that alone is too long; the row keeps the lines before it, or its beginning."""
         if len(line) > MAX_RECORD_BYTES:
             del self.row[len(self.row) - len(line) or 1000 :]
             while line and not line.endswith(b"\n"):

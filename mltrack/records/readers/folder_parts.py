@@ -1,7 +1,7 @@
-"""Which of a folder's files are its training, validation and test part, by their names.
+"""Finds the training, validation and test files of a folder by their names.
 
 A part is named by a file (`train-00000-of-00002.parquet`, `my_test.jsonl`) or by a folder (`train/part1.jsonl`), in
-capital or small letters. Invariant: where one file names its part, each file is of one part, or the path is refused.
+upper or lower case. Invariant: if one file names its part, each file has one part, or the path is refused.
 
     parts = parts_of("data", ["train.jsonl", "test.jsonl"])
     parts.are_several, parts.train, parts.test         # True, ["train.jsonl"], ["test.jsonl"]
@@ -17,7 +17,7 @@ from pathlib import PurePath
 from mltrack.errors import DatasetError
 
 ALL = "all"
-"""`FOLDER:all` is every file, whatever its part."""
+"""`FOLDER:all` is every file of any part."""
 
 PARTS = ("train", "validation", "test")
 
@@ -54,11 +54,11 @@ class Parts:
         return bool(self.train and (self.validation or self.test))
 
     def names(self) -> list[str]:
-        """The parts that there are."""
+        """The parts that have files."""
         return [part for part in PARTS if getattr(self, part)]
 
     def line(self, path: str, used: Sequence[str] = ("train",)) -> str:
-        """Which parts are used and which are left out, for the user."""
+        """One line for the user: the parts that are used and left out."""
         said = [f"{_listed(getattr(self, part))} for {_PURPOSE[part]}" for part in used]
         left_out = [_listed(getattr(self, part)) for part in self.names() if part not in used]
         return (
@@ -69,15 +69,15 @@ class Parts:
 
 
 def parts_of(path: str, files: Sequence[str], *, named: bool = False) -> Parts:
-    """The parts of the files that a folder or glob holds; a file whose name tells none is in none.
+    """The parts of the files in a folder or glob; a file whose name has no part is in none.
 
     Args:
         path: the folder or glob, for messages.
         files: relative to the folder, in their order.
-        named: the user has said which part is wanted, so files of no part are not asked about.
+        named: the user named the part, so files without a part are ignored.
 
     Raises:
-        DatasetError: there are files of a part, and what the others are for is not known.
+        DatasetError: some files have a part, and that of the others is unknown.
     """
     words = {**_PART_OF, **_glued(files)}
     found = {file: _part_of_file(file, words) for file in files}
@@ -90,11 +90,11 @@ def parts_of(path: str, files: Sequence[str], *, named: bool = False) -> Parts:
         unclear = [file for file, part in parts.items() if part in ("", "?")]
         if unclear or "train" not in kinds:
             held = {part: [file for file, one in parts.items() if one == part] for part in PARTS}
-            seen = "; ".join(f"{_listed(held[part])} for {_PURPOSE[part]}" for part in PARTS if held[part])
+            known = "; ".join(f"{_listed(held[part])} for {_PURPOSE[part]}" for part in PARTS if held[part])
             problem = f"the part of {_listed(unclear)} is not known" if unclear else "no training files"
             only = f"{path}:train for {_listed(held['train'])} alone, " if held["train"] else ""
             raise DatasetError(
-                f"holds {seen or 'no training files'}, and {problem}; name one file, or use {only}{path}:{ALL} for all"
+                f"holds {known or 'no training files'}, and {problem}; name one file, or use {only}{path}:{ALL} for all"
                 " of them",
                 path=path,
             )
@@ -108,7 +108,7 @@ def _words(name: str) -> list[str]:
 
 
 def _glued(files: Sequence[str]) -> dict[str, str]:
-    """The part that a word tells only beside another file's: of codetrain and codetest, but not of contest."""
+    """Parts of words that count only together: of codetrain and codetest, but not of contest."""
     words = {word for file in files for name in PurePath(file).parts for word in _words(name)}
     found: dict[str, dict[str, str]] = {}
     for word in words.difference(_PART_OF):
@@ -126,8 +126,8 @@ def _glued(files: Sequence[str]) -> dict[str, str]:
 
 
 def _part_of_file(file: str, words: Mapping[str, str]) -> tuple[str, bool]:
-    """(part, whether a whole name says so): of a folder above the file, else of the file; "?" where whole names
-    disagree, "" where none tells.
+    """(part, whether it is a whole name): of a folder above the file, else of the file; "?" if whole names disagree, ""
+    if there is none.
     """
     said = [_part_of_name(one, words) for one in PurePath(file).parts]
     for sure in (True, False):
@@ -140,8 +140,8 @@ def _part_of_file(file: str, words: Mapping[str, str]) -> tuple[str, bool]:
 
 
 def _part_of_name(name: str, words: Mapping[str, str]) -> tuple[str, bool]:
-    """(part, True) of `train`, `Train_02`, `testSet`; (part, False) of a name in which such a word is one of several;
-    else ("", False).
+    """(part, True) of `train`, `Train_02`, `testSet`; (part, False) if such a word is one of several; else
+    ("", False).
     """
     seen = _words(name)
     parts = {words[word] for word in seen if word in words} or {_WEAK[word] for word in seen if word in _WEAK}

@@ -1,7 +1,6 @@
-"""Hugging Face data sets: a folder of `save_to_disk`, or a name of the hub.
+"""Hugging Face data sets: a folder of `save_to_disk`, or a name on the hub.
 
-Invariant: no error of the library reaches the user as more than one line; the rows stay in the library's memory-mapped
-files."""
+Invariant: an error of the library reaches the user as one line; the rows stay in the library's memory-mapped files."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ from mltrack.records.readers.class_names import named
 from mltrack.records.readers.raw import Raw, one_line
 
 HUB = "hf:"
-"""What a name of the hub begins with: `hf:name:split`, or `hf:name:configuration:split`."""
+"""Prefix of a name on the hub: `hf:name:split`, or `hf:name:configuration:split`."""
 
 
 def is_saved(folder: Path) -> bool:
@@ -30,27 +29,25 @@ def saved_rows(name: str, folder: Path, split: str | None) -> Iterator[Raw]:
     """The rows of a saved data set.
 
     Raises:
-        DatasetError: it cannot be read, or holds several splits of which none was named.
+        DatasetError: it cannot be read, or has several splits and none was named.
     """
     datasets = _library(name)
     try:
         held = datasets.load_from_disk(str(folder))
     except Exception as error:
-        raise DatasetError(
-            f"not a readable data set ({one_line(error)}); accepted: a folder of save_to_disk", path=name
-        ) from None
+        raise DatasetError(f"is not a readable folder of save_to_disk ({one_line(error)})", path=name) from None
     if isinstance(held, datasets.DatasetDict):
         held = _chosen(name, held, split)
     elif split is not None:
-        raise DatasetError(f"seen the split {split!r}, but it holds one data set; accepted: {folder}", path=name)
+        raise DatasetError(f"has no split {split!r}, since it is one data set; use {folder}", path=name)
     return _rows(name, held)
 
 
 def hub_rows(name: str) -> Iterator[Raw]:
-    """The rows of a data set of the hub, downloaded into the library's own cache or found there.
+    """The rows of a data set on the hub, from the library's cache or downloaded into it.
 
     Raises:
-        DatasetError: it cannot be had; without the network, whatever is not in the cache.
+        DatasetError: it cannot be loaded, or is not in the cache and there is no network.
     """
     repository, configuration, split = hub_parts(name)
     datasets = _library(name)
@@ -58,12 +55,12 @@ def hub_rows(name: str) -> Iterator[Raw]:
         held = datasets.load_dataset(repository, configuration, split=split)
     except Exception as error:
         offline = os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on")
-        where = "not in the cache, and HF_HUB_OFFLINE forbids the network" if offline else "cannot be had"
-        raise DatasetError(
-            f"{where} ({type(error).__name__}: {one_line(error)}); accepted: a data set and split of the Hugging"
-            " Face hub",
-            path=name,
-        ) from None
+        problem = (
+            "is not in the cache, and HF_HUB_OFFLINE forbids the network"
+            if offline
+            else "cannot be loaded as a data set and split of the Hugging Face hub"
+        )
+        raise DatasetError(f"{problem} ({type(error).__name__}: {one_line(error)})", path=name) from None
     return _rows(name, held)
 
 
@@ -76,7 +73,7 @@ def hub_parts(name: str) -> tuple[str, str | None, str]:
     parts = name.removeprefix(HUB).split(":")
     if len(parts) not in (2, 3) or not all(parts):
         raise DatasetError(
-            "accepted: hf:name:split, or hf:name:configuration:split, such as hf:code_x_glue_cc_defect_detection:train",
+            "must be hf:name:split or hf:name:configuration:split, such as hf:code_x_glue_cc_defect_detection:train",
             path=name,
         )
     return parts[0], parts[1] if len(parts) == 3 else None, parts[-1]
@@ -101,10 +98,10 @@ def _chosen(name: str, held: Any, split: str | None) -> Any:
 
 
 def _rows(name: str, dataset: Any) -> Iterator[Raw]:
-    """Rows as plain values; a class of a ClassLabel column by its name.
+    """Rows as plain values; classes of a ClassLabel column by name.
 
     Raises:
-        DatasetError: what lies in the files cannot be read.
+        DatasetError: the files cannot be read.
     """
     classes = {
         column: feature.names for column, feature in dataset.features.items() if type(feature).__name__ == "ClassLabel"
@@ -118,9 +115,7 @@ def _rows(name: str, dataset: Any) -> Iterator[Raw]:
                 yield from (named(raw, classes) for raw in raws) if classes else raws
                 number += batch.num_rows
     except Exception as error:
-        raise DatasetError(
-            f"not a readable data set ({one_line(error)}); accepted: a data set that is whole", path=name
-        ) from None
+        raise DatasetError(f"is not a readable data set ({one_line(error)})", path=name) from None
 
 
 def _library(name: str) -> Any:
@@ -128,7 +123,7 @@ def _library(name: str) -> Any:
         import datasets
     except ImportError as error:
         raise DatasetError(
-            f"needs the package datasets ({one_line(error)}); accepted: pip install datasets", path=name
+            f"needs the package datasets ({one_line(error)}); run pip install datasets", path=name
         ) from None
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity_error()

@@ -1,7 +1,7 @@
 """JSON Lines, and JSON arrays of records.
 
-Invariant: an array is read through a window that is as wide as its widest record; the file is never in memory as a
-whole. An object in which a name stands twice is no record: JSON does not say which value counts."""
+Invariant: an array is read through a window as wide as its widest record; the whole file is never in memory. An object
+with a repeated name is not a record: JSON does not define which value counts."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from mltrack.records.readers.raw import MAX_RECORD_BYTES, Raw, not_utf8, one_lin
 BOM = b"\xef\xbb\xbf"
 _BLANK = re.compile(r"[ \t\n\r]*")
 _CHUNK_BYTES = 1 << 16
-_ARRAY = "accepted: a JSON array of records"
-_LINE = "accepted: one JSON object a line"
+_ARRAY = "the file must be a JSON array of records"
+_LINE = "each line must be one JSON object"
 
 
 def json_lines(name: str, stream: BinaryIO) -> Iterator[Raw]:
-    """A record a line; blank lines count but hold none."""
+    """One record per line; blank lines are counted but skipped."""
     number = 0
     while line := stream.readline(MAX_RECORD_BYTES):
         number += 1
-        line = line.removeprefix(BOM)  # of any line: files are put together as they are
+        line = line.removeprefix(BOM)  # on any line: concatenated files keep theirs
         if len(line) == MAX_RECORD_BYTES and not line.endswith(b"\n"):
             beginning = line[:1000]
             while line and not line.endswith(b"\n"):
@@ -37,7 +37,7 @@ def json_lines(name: str, stream: BinaryIO) -> Iterator[Raw]:
 
 def _parsed_line(name: str, number: int, line: bytes) -> Raw:
     try:
-        return _as_raw(name, number, _DECODER.decode(line.decode()), line, _LINE)
+        return _as_raw(name, number, _DECODER.decode(line.decode()), line)
     except UnicodeDecodeError as error:
         problem = not_utf8(error, name, number)
     except json.JSONDecodeError as error:
@@ -48,16 +48,14 @@ def _parsed_line(name: str, number: int, line: bytes) -> Raw:
 
 
 def json_array(name: str, stream: BinaryIO) -> Iterator[Raw]:
-    """The elements of one array; or the lines, where the file begins with a line that is a whole object (many .json
-    files are JSON Lines).
-    """
+    """The elements of one array."""
     window = _Window(name, stream)
     first = window.next_character()
     if not first:
         return
     if first != "[":
-        seen = {"{": "an object", '"': "text"}.get(first, repr(window.text[window.position : window.position + 10]))
-        raise DatasetError(f"starts with {seen}; {_ARRAY} (one record a line: name the file .jsonl)", path=name)
+        start = {"{": "an object", '"': "text"}.get(first, repr(window.text[window.position : window.position + 10]))
+        raise DatasetError(f"starts with {start}; {_ARRAY} (for one record a line, name it .jsonl)", path=name)
     window.position += 1
     number = 0
     while window.next_character() != "]" or number:
@@ -76,8 +74,8 @@ def json_array(name: str, stream: BinaryIO) -> Iterator[Raw]:
 
 
 def holds_lines(head: bytes) -> bool:
-    """Whether a file with this beginning (some thousand bytes) is JSON Lines: its first line is a whole object, and
-    another one follows or it ends.
+    """Whether a file with this beginning (some thousand bytes) is JSON Lines, as many .json files are: its first line
+    is a whole object, and another object or the end follows.
     """
     line, end, rest = head.removeprefix(BOM).lstrip().partition(b"\n")
     if not line.startswith(b"{"):
@@ -85,25 +83,25 @@ def holds_lines(head: bytes) -> bool:
     try:
         return isinstance(json.loads(line), dict) and (not rest.strip() or rest.lstrip().startswith(b"{"))
     except (ValueError, RecursionError):
-        return not end and len(head) >= _CHUNK_BYTES  # a first line longer than what was looked at
+        return not end and len(head) >= _CHUNK_BYTES  # the first line is longer than the beginning
 
 
 class _Window:
-    """The part of a text file around the place that is parsed: grows at the end, is cut at the front."""
+    """The part of a text file around the parser's position: grows at the end, is cut at the front."""
 
     def __init__(self, name: str, stream: BinaryIO):
         self.text, self.position = "", 0
         self._name, self._stream = name, stream
         self._bytes = b""
-        """Read, and not decoded yet: the beginning of a character, or what is no UTF-8."""
+        """Read but not decoded yet: the beginning of a character, or invalid UTF-8."""
         self._offset = 0
         """Bytes decoded so far."""
         self._lines, self._columns = 0, 0
-        """Of the text that was cut away: line ends, and characters behind the last one."""
+        """Of the text cut away: line ends, and characters after the last one."""
         self._ended = False
 
     def next_character(self, number: int | None = None) -> str:
-        """The next character that is not blank, moved to; "" at the end of the file."""
+        """Move to the next character that is not blank and return it; "" at the end of the file."""
         while True:
             found = _BLANK.match(self.text, self.position)
             self.position = found.end() if found else self.position
@@ -111,7 +109,7 @@ class _Window:
                 return self.text[self.position : self.position + 1]
 
     def record(self, number: int) -> Raw:
-        """The element that stands here, moved behind."""
+        """Return the element at this position, and move behind it."""
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, self.position)
@@ -121,15 +119,13 @@ class _Window:
                 raise self.bad(error.msg, number, error.pos) from None
             except (ValueError, RecursionError) as error:
                 raise DatasetError(f"bad JSON ({_told(error)}); {_ARRAY}", path=self._name, record=number) from None
-            if end == len(self.text) and self._grow(number):  # a number may go on
+            if end == len(self.text) and self._grow(number):  # a number may continue
                 continue
             start, self.position = self.position, end
-            return _as_raw(
-                self._name, number, value, self.text[start:end] if isinstance(value, _Doubled) else "", _ARRAY
-            )
+            return _as_raw(self._name, number, value, self.text[start:end] if isinstance(value, _Doubled) else "")
 
     def bad(self, problem: str, number: int | None, position: int | None = None) -> DatasetError:
-        """The error for a place of the text."""
+        """The error for a place in the text."""
         place = self.position if position is None else position
         line = self.text.count("\n", 0, place)
         column = place - self.text.rfind("\n", 0, place) + (0 if line else self._columns)
@@ -147,7 +143,7 @@ class _Window:
         self.text, self.position = self.text[self.position :], 0
 
     def _grow(self, number: int | None) -> bool:
-        """Cut what is done, append about as much as is left; False where the file had ended before."""
+        """Drop the parsed text and read about as much as is left; False if the file had ended before."""
         if self._ended:
             if self._bytes:
                 self._decoded(number, final=True)
@@ -165,7 +161,7 @@ class _Window:
         return True
 
     def _decoded(self, number: int | None, *, final: bool) -> str:
-        """What of the bytes can be decoded; wrong ones are met once the parser has come to them."""
+        """The decodable beginning of the bytes; wrong bytes are reported once the parser reaches them."""
         try:
             text, used = self._bytes.decode(), len(self._bytes)
         except UnicodeDecodeError as error:
@@ -178,7 +174,7 @@ class _Window:
 
 
 class _Doubled(dict[str, Any]):
-    """An object in which a name stands twice."""
+    """An object with a repeated name."""
 
     def __init__(self, pairs: list[tuple[str, Any]]):
         super().__init__()
@@ -196,17 +192,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
-def _as_raw(name: str, number: int, value: object, text: bytes | str, accepted: str) -> Raw:
-    """What was parsed; objects deeper in it are further columns, which may be what they are."""
+def _as_raw(name: str, number: int, value: object, text: bytes | str) -> Raw:
+    """The parsed record; nested objects may have repeated names."""
     if isinstance(value, _Doubled):
         return unparsed(
             number,
-            DatasetError(
-                f"stands twice in the record; {accepted}, each name once",
-                path=name,
-                record=number,
-                field=value.name[:40],
-            ),
+            DatasetError("appears twice in the record", path=name, record=number, field=value.name[:40]),
             text,
         )
     return Raw(number, value)

@@ -1,10 +1,10 @@
-"""A data path as the files behind it, in a fixed order, each with its reader.
+"""The files of a data path, in a fixed order, each with its reader.
 
-Accepted are a file, a folder, a glob, a Hugging Face data set's folder (`folder` or `folder:split`) and
-`hf:name:split`. Invariant: every file that a folder or a glob holds is read or named in the error; a folder that a glob
-matches is read as if it were given by itself. `folder:train`, `folder:validation` and `folder:test` are those whose
-names say so (`mltrack.records.readers.folder_parts`), `folder:all` is every one. Hidden files and folders (`.name`,
-`_name`) are passed over, unless the glob names them (`_*.jsonl`)."""
+A path is a file, a folder, a glob, a Hugging Face data set's folder (`folder` or `folder:split`) and
+`hf:name:split`. Invariant: every file of a folder or glob is read or named in the error; a folder that a glob matches
+is read as if given by itself. `folder:train`, `folder:validation` and `folder:test` are the files with such names
+(`mltrack.records.readers.folder_parts`), `folder:all` is every file. Hidden files and folders (`.name`, `_name`) are
+skipped, unless the glob names them (`_*.jsonl`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from mltrack.errors import DatasetError, did_you_mean
+from mltrack.errors import DatasetError, did_you_mean, one_of
 from mltrack.records.builtin.stdlib_source import STDLIB
 from mltrack.records.readers.class_names import Names
 from mltrack.records.readers.csv_files import csv_rows
@@ -48,9 +48,7 @@ ACCEPTED = (
 )
 
 SETTLED_S = 1.0
-"""A file that was changed more recently could change once more and look the same: clocks of file systems have a
-grain.
-"""
+"""A file changed within this time could change again and look the same, since file systems have coarse clocks."""
 
 _READERS: dict[str, Callable[[str, BinaryIO], Iterator[Raw]]] = {
     ".json": json_array,
@@ -76,8 +74,7 @@ class Source:
     """Of a saved DatasetDict."""
 
     def raw_records(self, names: Names | None = None) -> Generator[Raw, None, None]:
-        """What stands in it, in its order; `names` are the class names for a Parquet file without any, None: classes
-        stay numbers.
+        """Its records in order; `names` are the class names for a Parquet file without any, None keeps the numbers.
 
         Raises:
             DatasetError: it cannot be read.
@@ -90,7 +87,7 @@ class Source:
             yield from self._file_records(self.path, names)
 
     def class_names(self) -> tuple[Names, list[str]]:
-        """(class names, columns) that a Parquet file's schema says; of anything else nothing."""
+        """(class names, columns) of a Parquet file's schema; empty for other files."""
         if self.format != ".parquet" or self.path is None:
             return {}, []
         try:
@@ -108,17 +105,11 @@ class Source:
             with self._opened(path) as stream:
                 yield from reader(self.name, stream)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DatasetError(
-                f"not a whole gzip file ({one_line(error)}); accepted: the output of gzip", path=self.name
-            ) from None
+            raise DatasetError(f"is not a whole gzip file ({one_line(error)})", path=self.name) from None
         except OSError as error:
             if self.compression == ".zst" and not error.errno:
-                raise DatasetError(
-                    f"not a whole zstd file ({one_line(error)}); accepted: the output of zstd", path=self.name
-                ) from None
-            raise DatasetError(
-                f"cannot be read: {error.strerror or one_line(error)}; accepted: a readable file", path=self.name
-            ) from None
+                raise DatasetError(f"is not a whole zstd file ({one_line(error)})", path=self.name) from None
+            raise DatasetError(f"cannot be read: {error.strerror or one_line(error)}", path=self.name) from None
 
     @contextmanager
     def _opened(self, path: Path) -> Iterator[BinaryIO]:
@@ -140,14 +131,14 @@ class Source:
 
 
 def find_sources(path: str | Path) -> list[Source]:
-    """The files or data sets that a data path names, sorted by name; nothing of them is read.
+    """The files or data sets of a data path, sorted by name, without reading them.
 
     Raises:
-        DatasetError: there is none, or one that is of no accepted kind.
+        DatasetError: there is none, or one of an unknown kind.
     """
     name = _printable(path)
     if not name.strip():
-        raise DatasetError(f"seen an empty path; accepted: {ACCEPTED}, or stdlib")
+        raise DatasetError(f"the path is empty; use {ACCEPTED}, or stdlib")
     if name.startswith(HUB):
         hub_parts(name)
         return [Source(name, None, "hub")]
@@ -155,11 +146,11 @@ def find_sources(path: str | Path) -> list[Source]:
         return _found(name, Path(path))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         problem = (error.strerror if isinstance(error, OSError) else None) or one_line(error)
-        raise DatasetError(f"cannot be read: {problem}; accepted: {ACCEPTED}", path=name) from None
+        raise DatasetError(f"cannot be read: {problem}", path=name) from None
 
 
 def find_parts(path: str | Path) -> Parts | None:
-    """The training, validation and test files that a folder or a glob holds; None of anything else.
+    """The training, validation and test files of a folder or a glob; None for other paths.
 
     Raises:
         DatasetError: as `find_sources` and `parts_of`.
@@ -168,13 +159,13 @@ def find_parts(path: str | Path) -> Parts | None:
     try:
         if name.startswith(HUB) or name == STDLIB or _named_part(place) is not None or not _is_several(place):
             return None
-    except (OSError, ValueError):  # `find_sources` says what is wrong with it
+    except (OSError, ValueError):  # `find_sources` reports it
         return None
     return parts_of(name, [_below(source, place) for source in find_sources(path)])
 
 
 def every_file(path: str) -> str:
-    """The path that means all files of a folder or glob whose files would be told apart; any other path as it is."""
+    """The path with `:all` if it is a folder or glob with several parts; any other path unchanged."""
     try:
         parts = find_parts(path)
     except DatasetError:
@@ -199,12 +190,12 @@ def _found(name: str, path: Path) -> list[Source]:
 
 
 def _is_several(path: Path) -> bool:
-    """A folder of files, or a glob."""
+    """Whether it is a folder of files, or a glob."""
     return not is_saved(path) if path.is_dir() else not path.exists() and glob.has_magic(str(path))
 
 
 def _named_part(path: Path) -> tuple[Path, str] | None:
-    """The folder or glob and the part of it, of `folder:train`."""
+    """(folder or glob, part) of `folder:train`."""
     place, colon, part = str(path).rpartition(":")
     return (
         (Path(place), part)
@@ -217,7 +208,7 @@ def _of_part(name: str, path: Path, part: str) -> list[Source]:
     """The sources of a part of a folder or glob."""
     held = _held(path) if path.is_dir() else _chosen(path)
     if not held and not path.is_dir():
-        raise DatasetError(f"no file matches; accepted: {ACCEPTED}, or stdlib", path=name)
+        raise DatasetError(f"no file matches; use {ACCEPTED}, or stdlib", path=name)
     sources = _several(name, held, path if path.is_dir() else None)
     if part == ALL:
         return sources
@@ -225,15 +216,13 @@ def _of_part(name: str, path: Path, part: str) -> list[Source]:
     parts = parts_of(place, [_below(source, path) for source in sources], named=True)
     wanted = set(getattr(parts, part))
     if not wanted:
-        raise DatasetError(
-            f"holds no {part} files; accepted: {', '.join(f'{place}:{one}' for one in (*parts.names(), ALL))}",
-            path=name,
-        )
+        choices = one_of(f"{place}:{one}" for one in (*parts.names(), ALL))
+        raise DatasetError(f"has no {part} files; use {choices}", path=name)
     return [source for source in sources if _below(source, path) in wanted]
 
 
 def _below(source: Source, path: Path) -> str:
-    """A source's place below the folder, or below the folders that a glob names outright."""
+    """A source's path relative to the folder, or to the fixed beginning of the glob."""
     assert source.path is not None
     fixed = path if path.is_dir() else Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
     return _printable(source.path.relative_to(fixed))
@@ -253,8 +242,8 @@ def _held(folder: Path) -> list[Path]:
 
 
 def _chosen(pattern: Path) -> list[Path]:
-    """What a glob matches, and what the folders among it hold; each once, and of a saved data set none of the files
-    that it consists of.
+    """The files that a glob matches and those of the folders it matches, each once, without the files inside saved data
+    sets.
     """
     matched = [path for path in map(Path, glob.glob(str(pattern), recursive=True)) if _is_meant(path, pattern)]
     folders = {path for path in matched if path.is_dir()}
@@ -264,7 +253,7 @@ def _chosen(pattern: Path) -> list[Path]:
 
 
 def _is_meant(path: Path, pattern: Path) -> bool:
-    """Whether no part of a path is hidden, but for those that the pattern names: `_old/*`, `_*.jsonl`."""
+    """Whether no part of a path is hidden, except those that the pattern names: `_old/*`, `_*.jsonl`."""
     named = [part for part in pattern.parts if _hidden(part)]
     return all(any(fnmatch.fnmatchcase(part, one) for one in named) for part in path.parts if _hidden(part))
 
@@ -280,31 +269,30 @@ def _several(name: str, paths: list[Path], folder: Path | None) -> list[Source]:
             refused.append(_printable(path.relative_to(folder) if folder is not None else path))
     if refused:
         shown = ", ".join(refused[:5]) + (f" and {len(refused) - 5} more" if len(refused) > 5 else "")
-        glob_hint = f" (a glob chooses: {Path(name) / '*.jsonl'})" if folder is not None else ""
-        raise DatasetError(
-            f"holds {shown}; accepted: nothing but {ACCEPTED.removeprefix('a ').split(' (')[0]}s{glob_hint}", path=name
-        )
+        readable = f"{ACCEPTED.removeprefix('a ').split(' (')[0]}s"
+        glob_hint = f"; choose them with a glob, such as {Path(name) / '*.jsonl'}" if folder is not None else ""
+        raise DatasetError(f"has {shown}, but only {readable} can be read{glob_hint}", path=name)
     if not sources:
-        raise DatasetError(f"holds no files; accepted: {ACCEPTED}", path=name)
+        raise DatasetError(f"has no files; use {ACCEPTED}", path=name)
     return sources
 
 
 def _file(name: str, path: Path) -> Source:
     suffix, compression = _format(path)
     if suffix not in SUFFIXES:
-        seen = (
-            f"the extension '{''.join(path.suffixes[-2:]) if compression else path.suffix}'"
+        problem = (
+            f"has the extension '{''.join(path.suffixes[-2:]) if compression else path.suffix}'"
             if path.suffix
-            else "no extension"
+            else "has no extension"
         )
-        raise DatasetError(f"seen {seen}; accepted: {ACCEPTED}", path=name)
+        raise DatasetError(f"{problem}; use {ACCEPTED}", path=name)
     if not path.is_file():
-        raise DatasetError("is no regular file; accepted: a readable file", path=name)
+        raise DatasetError("is not a regular file", path=name)
     return Source(name, path, suffix, compression)
 
 
 def _format(path: Path) -> tuple[str, str]:
-    """(extension, that of the compression or nothing), in small letters."""
+    """(extension, extension of the compression or ""), in lower case."""
     compression = path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
     return (Path(path.stem) if compression else path).suffix.lower(), compression
 
@@ -314,12 +302,12 @@ def _hidden(name: str) -> bool:
 
 
 def _refuse(error: OSError) -> None:
-    """A folder that cannot be looked into is not passed over."""
+    """Do not skip a folder that cannot be read."""
     raise error
 
 
 def _printable(path: object) -> str:
-    """A name as text that can be stored: bytes of it that are no UTF-8 become question marks."""
+    """A name as text that can be stored: bytes that are not UTF-8 become replacement characters."""
     return (
         os.fsencode(str(path)).decode("utf-8", "replace")
         if not isinstance(path, bytes)
@@ -328,16 +316,12 @@ def _printable(path: object) -> str:
 
 
 def absolute(path: str, folder: str) -> str:
-    """A data path that is relative to `folder` as one that is the same from anywhere; a data set of the hub and the
-    built-in source have no place.
-    """
+    """A data path relative to `folder` as an absolute one; hub data sets and the built-in source stay as they are."""
     return path if path.startswith(HUB) or path == STDLIB else os.path.join(folder, path)
 
 
 def state_of(sources: list[Source]) -> str | None:
-    """What changes when a file does: places, sizes and times; None where that cannot be said (of the hub, or of what
-    has just been written).
-    """
+    """A text that changes with the files: paths, sizes and times; None if unknown (the hub, or a file just written)."""
     parts = []
     for source in sources:
         if source.path is None:

@@ -1,6 +1,6 @@
 """The records of a data path, checked one by one.
 
-Invariant: a record is either yielded or told to `on_skip`; none is lost without a word.
+Invariant: a record is either yielded or reported to `on_skip`; none is lost silently.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mltrack.tasks.contract import Task
 
 OnSkip = Callable[[DatasetError, object], None]
-"""Told of a record that is left out: why, and what stood there (the object, or the beginning of its text)."""
+"""Called for a skipped record with the error and the raw record (the object, or the beginning of its text)."""
 
 Pairs = Mapping[str, str] | str | None
 
@@ -37,7 +37,7 @@ def read_records(
     on_bad_record: str = "stop",
     on_skip: OnSkip | None = None,
 ) -> list[Record]:
-    """All records of a data path, in its order; see `iterate_records`."""
+    """All records of a data path, in order; see `iterate_records`."""
     return list(
         iterate_records(path, task, columns=columns, labels=labels, on_bad_record=on_bad_record, on_skip=on_skip)
     )
@@ -53,21 +53,21 @@ def iterate_records(
     on_skip: OnSkip | None = None,
     class_names: bool = True,
 ) -> Iterator[Record]:
-    """The records of a data path, in its order, each when it is asked for.
+    """The records of a data path, in order and lazily.
 
     Args:
-        path: what `find_sources` accepts; the extensions tell the formats.
+        path: as `find_sources` accepts it; the extensions give the formats.
         task: a task or its name.
-        columns: the columns of the fields that have another name, {"code": "func"} or "code=func".
-        labels: the classes that the data's labels mean, {"0": "safe"} or "0=safe"; see `check_record`.
-        on_bad_record: "stop" raises at the first bad record, "skip" leaves it out.
-        on_skip: called for each record that is left out.
-        class_names: a class that a Parquet file names in its schema has that name, unless `labels` means its number;
-            False: its number.
+        columns: the columns of fields with another name, {"code": "func"} or "code=func".
+        labels: the classes of the data's labels, {"0": "safe"} or "0=safe"; see `check_record`.
+        on_bad_record: "stop" raises at the first bad record, "skip" skips it.
+        on_skip: called for each skipped record.
+        class_names: use the class names of a Parquet file's schema, unless `labels` maps the numbers; False: use the
+            numbers.
 
     Raises:
-        DatasetError: a file cannot be read or parsed, holds no records, or holds a bad one.
-        ConfigurationError: an unknown task or `on_bad_record`, or pairs that are none.
+        DatasetError: a file cannot be read or parsed, has no records, or has a bad one.
+        ConfigurationError: an unknown task or `on_bad_record`, or invalid pairs.
     """
     kind = task_named(task)
     on_bad_record = OPTIONS["on_bad_record"].check(on_bad_record)
@@ -81,7 +81,7 @@ def iterate_records(
     for source in sources:
         with closing(
             source.raw_records(shared)
-        ) as raws:  # at once: a file is open, and the csv module's limit is another
+        ) as raws:  # close at once: a file is open, and the csv module's limit is changed
             for raw in raws:
                 try:
                     if isinstance(raw.value, DatasetError):
@@ -100,11 +100,11 @@ def iterate_records(
     if first_bad is not None and not num_good:
         raise DatasetError(f"none of the {num_bad} records is good; the first: {first_bad}", path=path)
     if not num_good:
-        raise DatasetError("holds no records; accepted: at least one", path=path)
+        raise DatasetError("has no records; at least one is needed", path=path)
 
 
 def _shared_names(sources: list[Source], column: str, labels: Mapping[str, str]) -> Names | None:
-    """The class names for the Parquet files without any; None where none is wanted."""
+    """The class names for Parquet files without any; None if no names are wanted."""
     found = {source.name: source.class_names() for source in sources if source.format == ".parquet"}
     of_label = {name for names, _ in found.values() for name in names.get(column, ())}
     if labels and of_label and of_label.isdisjoint((*labels, *labels.values())):
@@ -113,10 +113,10 @@ def _shared_names(sources: list[Source], column: str, labels: Mapping[str, str])
 
 
 def as_pairs(name: str, value: Pairs) -> dict[str, str]:
-    """The pairs of an option that may be given as text or as a mapping.
+    """The pairs of an option given as text or as a mapping.
 
     Raises:
-        ConfigurationError: the text is no list of pairs.
+        ConfigurationError: the text is not a list of pairs.
     """
     try:
         return (
@@ -126,7 +126,7 @@ def as_pairs(name: str, value: Pairs) -> dict[str, str]:
         )
     except (ValueError, AttributeError) as error:
         raise ConfigurationError(
-            f"{name}: seen {value!r} ({error}); accepted: NAME=VALUE,NAME=VALUE, or a mapping"
+            f"{name} must be NAME=VALUE,NAME=VALUE or a mapping, not {value!r} ({error})"
         ) from None
 
 

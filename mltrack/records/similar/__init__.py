@@ -1,1 +1,1 @@
-"""Which records are copies of each other, names and layout apart."""
+"""Finds records that are copies of each other except for names and layout."""

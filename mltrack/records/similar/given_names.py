@@ -1,11 +1,10 @@
-"""The names that code itself gives: parameters, variables, loop variables, captures, functions and classes; not what it
+"""The names that code defines: parameters, variables, loop variables, captures, functions and classes; not what it
 calls or reads.
 
-Every rule asks for a place that gives a name (an assignment, a list of parameters, a type before it): a word that is
-only read may be anybody's, and stays. What is missed costs a little similarity, what is too much makes different code
-look alike.
+Every rule needs a place that defines a name (an assignment, a list of parameters, a type before it); a word that is
+only read stays. A missed name costs a little similarity; a wrong one makes different code look alike.
 
-Invariant: repetitions are bounded or possessive, so that no text costs more than its length.
+Invariant: repetitions are bounded or possessive, so the time is linear in the text.
 
     names_in_braces("Map < String , Integer > counts = new HashMap < > ( ) ;")     # {"counts"}
 """
@@ -16,7 +15,7 @@ import re
 from keyword import kwlist
 
 WORD = r"\$?[^\W\d][\w$]*"
-"""A word as every language writes it; PHP's and the shell's variables begin with a dollar."""
+"""A word of any language; variables of PHP and the shell begin with a dollar."""
 
 PYTHON_KEYWORDS = frozenset(kwlist)
 _BRACES_WORDS = """
@@ -35,19 +34,19 @@ _USING_WORDS = """
     yield
 """
 _BEFORE_EXPRESSIONS = frozenset(_USING_WORDS.split())
-"""Words after which a name is used, not given."""
+"""Words after which a name is used, not defined."""
 
-# code is tokens joined by spaces, so a token begins where no other character stands before; an expression that begins
-# with a letter or sign of its own, and looks behind it then, takes a third of the time
+# code is tokens joined by spaces, so a token begins after a space; an expression that begins with a fixed letter or
+# sign and then looks behind is much faster
 _BEGIN = r"(?<!\S)"
 _END = r"(?!\S)"
 _INSIDE = r"(?:[^()]++|\((?:[^()]++|\([^()]*+\))*\))*"
 _LISTED = re.compile(rf"(?:^|[(,*&{{\[]|\.\.\.|{_BEGIN}mut) ?({WORD})(?= (?:[,:=?)}}\]]|$)|$)")
 _BLOCKS = re.compile(r"\|(?:(?<=[(,={] \|)|(?<=\bdo \|)|(?<=\bmove \|)) ([^|\n]{0,200}?) \|")
-"""What a block of Ruby and a closure of Rust take."""
+"""Parameters of a Ruby block and a Rust closure."""
 _DOLLARS = re.compile(rf"{_BEGIN}\$_?[a-z]\w*")
 
-# Python, and what reads like it: Ruby, the shell
+# Python and similar languages: Ruby, the shell
 _PYTHON_LISTS = re.compile(
     rf"{_BEGIN}(?:def [^(\n]{{1,80}}?(\( {_INSIDE}\))|lambda ([^:()\n]{{0,300}}):|for ([^\n;=]{{0,300}}?) in{_END}|as"
     r" (\( [^()]{0,300}\)))"
@@ -67,7 +66,7 @@ _GIVEN_BEFORE = re.compile(rf"{_BEGIN}({WORD}) (?::=|\( \) (?:\n )?\{{){_END}")
 _CASES = re.compile(r"(?:^|\n) ?case ([^\n]{1,300}) :(?: \n|$)")
 _CAPTURED = re.compile(rf"{_BEGIN}({WORD})(?= (?:[,)}}\]|]|as{_END})|$)")
 
-# C, Java, JavaScript, Go, Rust and their kin
+# C, Java, JavaScript, Go, Rust and similar languages
 _GIVING = rf"(?::?=|=>|->|[-+*/%&|^]=){_END}"
 _ASSIGNED = re.compile(rf"{_BEGIN}({WORD}) {_GIVING}|{_BEGIN}(?:let|val|var|mut) ({WORD})(?! \()")
 _SEVERAL_ASSIGNED = re.compile(rf"{_BEGIN}(?<!, )({WORD}(?: , {WORD})+) {_GIVING}")
@@ -83,7 +82,7 @@ _FUNCTIONS = re.compile(
     rf"{_BEGIN}(?:function|fn|func|fun)(?: (\( [^()]*+\)))?(?: ({WORD}))?[^()\n]{{0,200}}? (\( {_INSIDE}\))"
 )
 _BEFORE_TYPES = re.compile(rf"[(,] ({WORD})(?= [\w*\[.])")
-"""Go: the parameter stands before its type."""
+"""Go: the parameter precedes its type."""
 _ARROWS_AND_METHODS = re.compile(
     rf"(\((?<!if \()(?<!while \()(?<!switch \() [^()]*+\))(?: : [^()\n]{{0,100}}?)? (?:=>|->|\{{){_END}"
 )
@@ -97,8 +96,8 @@ _PART = re.compile(rf"{_BEGIN}({WORD})(?= [,}}\])=])")
 
 
 def names_in_python(code: str) -> set[str]:
-    """What Python code gives, and Ruby's and the shell's as far as they are alike; `code` is tokens joined by spaces,
-    without comments and strings.
+    """The names defined in Python code, or in similar Ruby and shell code; `code` is tokens joined by spaces, without
+    comments and strings.
     """
     given = _found(_PYTHON_NAMES, code) | _listed(code, _PYTHON_LISTS, _BLOCKS)
     for targets in _TARGETS.findall(code):
@@ -113,7 +112,7 @@ def names_in_python(code: str) -> set[str]:
 
 
 def names_in_braces(code: str) -> set[str]:
-    """The same for C, Java, JavaScript and their kin, where a name after a type or another word is declared there."""
+    """The same for C, Java, JavaScript and similar languages, where a name after a type or another word is declared."""
     given = (
         _found(_ASSIGNED, code)
         | _found(_GENERIC, code)
@@ -132,7 +131,7 @@ def names_in_braces(code: str) -> set[str]:
 
 
 def _found(expression: re.Pattern[str], code: str) -> set[str]:
-    """What any of the expression's groups matches."""
+    """The matches of all groups of the expression."""
     found = expression.findall(code)
     return {name for names in found for name in ((names,) if isinstance(names, str) else names) if name}
 
@@ -145,5 +144,5 @@ def _listed(code: str, *expressions: re.Pattern[str]) -> set[str]:
 
 
 def _with_dollar(code: str) -> set[str]:
-    """Variables of PHP and the shell; capitals are the language's own and the environment's."""
+    """Variables of PHP and the shell; upper case is for the language and the environment."""
     return set(_DOLLARS.findall(code)) if "$" in code else set()

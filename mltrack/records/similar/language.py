@@ -1,8 +1,7 @@
-"""Whether a record is Python: what it says itself, else what its code cannot be without being Python.
+"""Whether a record is Python: by its own columns, else by code that can only be Python.
 
 Invariant: the answer is a pure function of the record and of the interpreter's version. Code that does not parse is
-Python where a few changed lines make it parse, and where what is left is written in no other language; in doubt it is
-not Python."""
+Python if a few changed lines make it parse and no line is of another language; in doubt it is not Python."""
 
 from __future__ import annotations
 
@@ -61,9 +60,7 @@ _OTHER_LINE = re.compile(
 
 
 def said_language(record: Record) -> bool | None:
-    """Whether the record's own columns say that it is Python (a `language`, or a file's name); None where they say
-    nothing.
-    """
+    """Whether the record's columns (a `language`, or a file name) say that it is Python; None if they do not say."""
     columns = {
         name.lower(): value.strip() for name, value in record.extra.items() if isinstance(value, str) and value.strip()
     }
@@ -77,8 +74,8 @@ def said_language(record: Record) -> bool | None:
 
 
 def must_be_python(code: str) -> bool:
-    """Whether code that does not parse is Python all the same: it has a block of Python, no line of another language,
-    and parses once a few of its lines are mended.
+    """Whether code that does not parse is still Python: it has a Python block, no line of another language, and parses
+    after a few lines are repaired.
     """
     outside = without_comments_and_strings(code)
     if _PYTHON_LINE.search(outside) is None or _OTHER_LINE.search(outside) is not None:
@@ -114,7 +111,7 @@ _ONLY_PYTHON = (
     *(ast.FunctionDef, ast.AsyncFunctionDef, ast.ImportFrom, ast.ExceptHandler, ast.Pass, ast.Yield, ast.Assert),
     *(ast.comprehension, ast.Lambda, ast.Raise),
 )
-"""What other languages that write blocks with a colon hardly have."""
+"""Nodes that are rare in other languages with colon blocks."""
 
 
 def _parsed(lines: list[str]) -> ast.Module | SyntaxError | None:
@@ -127,7 +124,7 @@ def _parsed(lines: list[str]) -> ast.Module | SyntaxError | None:
 
 
 def _mended(lines: list[str], error: SyntaxError) -> list[str] | None:
-    """The lines with the colon, bracket or quotes that alone are missing."""
+    """The lines with the one missing colon, bracket or quote added; None if something else is wrong."""
     at = min(max(error.lineno or 1, 1), len(lines)) - 1
     line = lines[at]
     if error.msg == "expected ':'":
@@ -146,13 +143,13 @@ def _mended(lines: list[str], error: SyntaxError) -> list[str] | None:
 
 
 def _error_line(lines: list[str]) -> int:
-    """Of the first error; behind the last where there is none."""
+    """Line of the first error; after the last line if there is none."""
     found = _parsed(lines)
     return (found.lineno or 0) if isinstance(found, SyntaxError) else len(lines) + 1
 
 
 def _replaced(lines: list[str], error: SyntaxError) -> list[str]:
-    """The lines without the one that is wrong; what it begins stays a block."""
+    """The lines with the wrong one replaced; a block that it begins stays a block."""
     at = min(max(error.lineno or 1, 1), len(lines)) - 1
     if empty := re.search(r"^expected an indented block.* on line (\d+)$", error.msg):
         header = int(empty[1]) - 1

@@ -1,13 +1,11 @@
-"""Which records are the same code, and which nearly.
+"""Finds records with the same or nearly the same code.
 
-Two records are near-duplicates where their normalised tokens (`mltrack.records.similar.normalize`) are alike: the sets
-of their runs of 5 tokens have a Jaccard similarity of 0.8 or more. MinHash finds the candidates, the sets themselves
-decide. A group also holds what is similar through other records of it. Code of less than 16 different runs is too short
-to be told from other code by its shape: there literals count, and its names do by their place (for a completion its
-description, too).
+Two records are near-duplicates if the sets of their runs of 5 normalised tokens (`mltrack.records.similar.normalize`)
+have a Jaccard similarity of 0.8 or more. MinHash finds the candidates, the sets decide. A group also contains records
+that are similar through others. Code with fewer than 16 different runs is too short to compare by shape: there literals
+count, and names by their position (and a completion's description).
 
-Invariant: the groups are a pure function of the set of contents, whatever the records' order, the process and the
-machine.
+Invariant: the groups are a pure function of the set of contents, in any order, process and machine.
 
     groups = duplicate_groups(records)
     groups.near[3] == groups.near[7]        # one of them leaks the other
@@ -28,21 +26,21 @@ from mltrack.records.similar.normalize import normalize
 from mltrack.records.table import keys_of
 
 FORMAT_VERSION = 3
-"""Part of the cache's name; whatever changes the groups raises it."""
+"""Part of the cache's name; raise it with any change of the groups."""
 
 RUN = 5
-"""Tokens of a run."""
+"""Tokens per run."""
 SIMILARITY = 0.8
 """Jaccard similarity from which two records are near-duplicates."""
 FEWEST_RUNS = 16
-"""Different runs that code must have to be compared by similarity."""
+"""Different runs that code needs for a comparison by similarity."""
 MOST_COMPARED = 250_000
-"""Of more distinct records than this only those with equal normalised tokens are near-duplicates: similarity would take
+"""With more distinct records, only those with equal normalised tokens are near-duplicates: similarity would take
 minutes and gigabytes.
 """
 
 _BANDS, _ROWS = 25, 5  # at a similarity of 0.8 a pair is missed once in 20,000, at 0.9 never
-_NEIGHBOURS = 64  # compared within a bucket, next in order: a bucket of thousands would cost their square
+_NEIGHBOURS = 64  # compared with the next ones of a bucket: all pairs of a large bucket would be too many
 _CACHED_FROM = 1000
 _REPORT_EVERY = 200
 
@@ -51,22 +49,22 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class DuplicateGroups:
-    """A group's number per record; records of one group have the same number, numbers mean nothing else."""
+    """The group number of each record; the numbers have no other meaning."""
 
     near: np.ndarray
-    """Near-duplicates, and what is alike through others: int64 [N]."""
+    """Near-duplicates, also through other records: int64 [N]."""
     same: np.ndarray
-    """The same code but for layout, comments and the names that it gives: int64 [N]."""
+    """The same code, ignoring layout, comments and the names it defines: int64 [N]."""
 
 
 def duplicate_groups(
     records: Sequence[Record], *, keys: np.ndarray | None = None, progress: Progress | None = None
 ) -> DuplicateGroups:
-    """The groups of near-duplicates among these records; kept in the cache folder from 1,000 distinct records on.
+    """The groups of near-duplicates among these records; cached for 1,000 or more distinct records.
 
     Args:
-        keys: the records' content keys, V16 [N], where the caller has them already.
-        progress: called with (done, total) while there is nothing in the cache.
+        keys: the records' content keys, V16 [N], if the caller has them.
+        progress: called with (done, total) if the result is not cached.
     """
     distinct, order, back = distinct_keys(keys if keys is not None else keys_of(records))
     report: Progress = progress if progress is not None else lambda done, total: None
@@ -82,9 +80,7 @@ def duplicate_groups(
 
 
 def distinct_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(distinct keys in order V16 [M], position of each one's first record int64 [M], which of them each record has
-    int64 [N]).
-    """
+    """(sorted distinct keys V16 [M], position of each key's first record int64 [M], each record's key int64 [N])."""
     halves = np.ascontiguousarray(keys).view(">u8").reshape(-1, 2)
     order = np.lexsort((halves[:, 1], halves[:, 0]))
     ordered = halves[order]
@@ -96,10 +92,10 @@ def distinct_keys(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def joined(count: int, groupings: Sequence[np.ndarray]) -> np.ndarray:
-    """One numbering of `count` records in which records that share a number in any of the groupings share one: [count].
+    """Numbers for `count` records; records that share a number in any grouping share one: [count].
 
     Args:
-        groupings: int64 [count] each; a negative number is shared with no other record.
+        groupings: int64 [count] each; a negative number is not shared.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -116,9 +112,7 @@ def joined(count: int, groupings: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _grouped(records: Sequence[Record], order: np.ndarray, report: Progress) -> list[list[int]]:
-    """[near, same]: a group's number for each of the distinct records at these positions, which are in the order of
-    their keys.
-    """
+    """[near, same]: a group number for each of the distinct records at these positions, which are in key order."""
     from scipy.cluster.hierarchy import DisjointSet
 
     count = len(order)
@@ -130,8 +124,8 @@ def _grouped(records: Sequence[Record], order: np.ndarray, report: Progress) -> 
     by_similarity = count <= MOST_COMPARED
     if not by_similarity:
         warnings.warn(
-            f"{count:,} distinct records are more than {MOST_COMPARED:,}: kept together are those with the same"
-            " normalised tokens, not those with similar ones",
+            f"{count:,} distinct records are more than {MOST_COMPARED:,}: only those with the same normalised"
+            " tokens are kept together, not those with similar ones",
             stacklevel=4,
         )
     codes = _TokenCodes()

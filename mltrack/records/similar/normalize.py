@@ -1,11 +1,10 @@
-"""Code without what can be changed and leaves it the same code: layout, comments, the names that it gives, literals.
+"""Code without what does not change its meaning: layout, comments, the names it defines, literals.
 
-One lexer for all languages: it needs no parser, so a fragment, an indented method, Python 2 or half a file is read like
-the rest, and two versions of a function are always read the same way. A language matters for two things only: what
-begins a comment, and which names the code itself gives (`mltrack.records.similar.given_names`); the names of what it
-calls stay.
+One lexer for all languages, without a parser: fragments, indented methods, Python 2 and half files are read like the
+rest, and two versions of a function are always read the same way. The language matters only for the beginning of
+comments and for the names that the code defines (`mltrack.records.similar.given_names`); names that it calls stay.
 
-Invariant: `normalize` takes any text, never fails, and is a pure function of it; its time is linear in the text.
+Invariant: `normalize` takes any text, never fails, and is a pure function of it, in time linear in the text.
 
     normalize("def f(a):\\n    return open(a, 'r')  # read").tokens
     # def NAME ( NAME ) : return open ( NAME , TEXT )
@@ -21,21 +20,21 @@ from itertools import zip_longest
 from mltrack.records.similar.given_names import PYTHON_KEYWORDS, WORD, names_in_braces, names_in_python
 
 NAME, TEXT, NUMBER = "\x01name", "\x01text", "\x01number"
-"""What stands for a name that the code gives, for a string and for a number."""
+"""Tokens for a name that the code defines, a string and a number."""
 
 LONGEST_CHARACTERS = 200_000
-"""Of a longer text only the beginning is read as code; the rest counts for `same_code` as it stands."""
+"""Only this much of a text is read as code; the rest counts for `same_code` unchanged."""
 
 # Groups are not possessive, here and in `given_names`: before Python 3.11.5 `re` reads `(?:...)*+` wrongly (gh-106052).
-# Nothing would be gained: what an alternative has taken, no other way of reading takes.
+# They would gain nothing: the alternatives are never ambiguous.
 _QUOTES = "\"'`"
 _STRINGS = r"""
     (?:[rRbBuUfFtT]{0,2}|L)(?:\"{3}(?:[^"\\]++|\\.|"(?!""))*(?:\"{3}|\Z) | '{3}(?:[^'\\]++|\\.|'(?!''))*(?:'{3}|\Z)
         | "(?:[^"\\\n]++|\\.)*" | '(?:[^'\\\n]++|\\.)*')
     | `(?:[^`\\]++|\\.)*`
 """
-# A quote that nothing closes is looked behind once: what it is escaped from there is escaped from here, too, and begins
-# no other look.
+# A quote that is never closed is searched for its end once: escapes in that search are also escaped here, and start no
+# other search.
 _REST = rf"""
     | \\["'`\\]
     | \.\.[.=<]?
@@ -48,7 +47,7 @@ _REST = rf"""
 _CONTINUED = r"\\\r?\n"
 _DOCSTRING = r"""^[ \t]*[rRuU]?(?:\"{3}(?:[^"\\]++|\\.|"(?!""))*\"{3} | '{3}(?:[^'\\]++|\\.|'(?!''))*'{3})[ \t]*\r?$"""
 _FLAGS = re.VERBOSE | re.DOTALL | re.MULTILINE
-# what a comment, a docstring or a continued line matches leaves the group empty
+# the group is empty for a comment, a docstring or a continued line
 _HASH_COMMENTS = re.compile(rf"{_DOCSTRING} | \#[^\n]* | {_CONTINUED} | ( {_STRINGS} {_REST} )", _FLAGS)
 _SLASH_COMMENTS = re.compile(rf"//[^\n]* | /\*.*?(?:\*/|\Z) | {_CONTINUED} | ( {_STRINGS} {_REST} )", _FLAGS)
 _JOINED_LINES = re.compile(r"(?<=[(,\[]) (?:\n )+|(?<!\n)(?: \n)+ (?=[)\],])")
@@ -64,7 +63,7 @@ _SIGNS = re.compile(
     re.MULTILINE,
 )
 _SHELL = re.compile(r"^[ \t]*(?:fi|done|esac)[ \t]*\r?(?:$|[;|&<>)])", re.MULTILINE)
-# of a string its quote stays, of a comment its beginning
+# a string keeps its quote, a comment its beginning
 _SAID = re.compile(
     r"""(["'`\#/\\])(?:
         (?<=")(?:""(?:[^"\\]++|\\.|"(?!""))*(?:"{3}|\Z) | (?:[^"\\\n]++|\\.)*")
@@ -77,16 +76,16 @@ _SAID = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class NormalizedCode:
-    """What is left of a text."""
+    """A normalised text."""
 
     tokens: list[str]
-    """Tokens in order, with `NAME`, `TEXT` and `NUMBER` in place of the names that the code gives and of literals."""
+    """Tokens in order, with `NAME`, `TEXT` and `NUMBER` for the names that the code defines and for literals."""
     same_code: bytes
-    """16 bytes, equal for code that differs in layout, comments and the names that it gives alone; literals count."""
+    """16 bytes, equal for code that differs only in layout, comments and the names it defines; literals count."""
 
 
 def normalize(text: str) -> NormalizedCode:
-    """The code in a form that copying and renaming does not change."""
+    """The code in a form that renaming and reformatting do not change."""
     head, rest = text[:LONGEST_CHARACTERS], text[LONGEST_CHARACTERS:]
     python = looks_like_python(head)
     hashes = python or _looks_like_shell(head)
@@ -96,7 +95,7 @@ def normalize(text: str) -> NormalizedCode:
     tokens: list[str] = []
     exact: list[str] = []
     numbers: dict[str, str] = {}
-    calls: list[bool] = []  # of the open brackets, which are calls
+    calls: list[bool] = []  # for each open bracket, whether it is a call
     for token, following in zip_longest(kept, kept[1:], fillvalue=""):
         first = token[0]
         if first in "\n;\\":
@@ -128,9 +127,7 @@ def normalize(text: str) -> NormalizedCode:
 
 def looks_like_python(text: str) -> bool:
     """Whether a text is read as Python: a line that only Python has, a comment with a hash, or no sign of braces and
-    semicolons.
-
-    What comments and strings say does not count.
+    semicolons. Comments and strings do not count.
     """
     line = _ONLY_PYTHON.search(text)
     before = text[: line.end()] if line is not None else ""
@@ -148,25 +145,23 @@ def looks_like_python(text: str) -> bool:
 
 
 def _looks_like_shell(text: str) -> bool:
-    """Whether a text that is not Python ends its blocks as the shell does, and so begins its comments with a hash."""
+    """Whether a text that is not Python ends its blocks like the shell, whose comments begin with a hash."""
     return _SHELL.search(text) is not None and _SHELL.search(without_comments_and_strings(text)) is not None
 
 
 def without_comments_and_strings(text: str) -> str:
-    """The text without what its comments and strings say, whichever language it is."""
+    """The text without the contents of its comments and strings, in any language."""
     return _SAID.sub(r"\1\2\3\4", text)
 
 
 def _names_argument(tokens: list[str]) -> bool:
-    """Whether what stands behind these tokens of a call, before an equals sign, is an argument's name: not so a
-    lambda's parameter.
-    """
+    """Whether a name after these tokens of a call, before an equals sign, is an argument, not a lambda's parameter."""
     near = tokens[-20:]
     return "lambda" not in near or ":" in near[near.index("lambda") :]
 
 
 def _is_called(tokens: list[str]) -> bool:
-    """Whether a bracket behind these tokens opens a call, not a definition's parameters or an expression."""
+    """Whether a bracket after these tokens opens a call, not a definition's parameters or an expression."""
     if not tokens or (len(tokens) > 1 and tokens[-2] == "def"):
         return False
     before = tokens[-1]

@@ -1,7 +1,7 @@
-"""Which records are Python, and which of those this interpreter cannot parse. Other languages are not judged.
+"""Finds the Python records that this interpreter cannot parse. Other languages are ignored.
 
-Invariant: the answer is a pure function of the records looked at and of the interpreter's version; of many it is kept
-in the cache folder.
+Invariant: the answer is a pure function of the examined records and of the interpreter's version; for many records it
+is cached.
 
     python, unparsable = parsed(records, keys_of(records))        # 1_987, [(41, "line 3: invalid syntax")]
 """
@@ -25,23 +25,23 @@ from mltrack.records.similar.normalize import looks_like_python
 from mltrack.records.table import files_of
 
 FORMAT_VERSION = 3
-"""Part of the cache's name; whatever changes the answer raises it."""
+"""Part of the cache's name; raise it with any change of the answer."""
 
 MOST_PARSED = 5000
-"""Of more records than this, so many that are evenly spread: half a second."""
+"""Of more records, this many are examined, evenly spread."""
 
 _LONGEST = 100_000  # characters; longer code is not parsed
 _CACHED_FROM = 1000
 
 
 def parsed(records: Sequence[Record], keys: np.ndarray) -> tuple[int, list[tuple[int, str]]]:
-    """(records that are Python, those of them that do not parse: index and reason).
+    """(number of Python records, those that do not parse: index and reason).
 
     Args:
         keys: the records' content keys, V16 [N].
     """
     chosen = np.unique(np.linspace(0, len(records) - 1, min(len(records), MOST_PARSED)).astype(int))
-    parse = files_of(records) != [STDLIB]  # which is taken from this interpreter
+    parse = files_of(records) != [STDLIB]  # it comes from this interpreter
 
     def look() -> list[list[int | str]]:
         return _looked_at(records, chosen.tolist(), parse=parse)
@@ -59,11 +59,11 @@ def parsed(records: Sequence[Record], keys: np.ndarray) -> tuple[int, list[tuple
 
 
 def _looked_at(records: Sequence[Record], chosen: Sequence[int], *, parse: bool) -> list[list[int | str]]:
-    """[number that are Python], then [position among the chosen, reason] for each that does not parse."""
+    """[number of Python records], then [position among the chosen, reason] for each that does not parse."""
     python = 0
     unparsable: list[list[int | str]] = []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Python thinks of a literal is not the question
+        warnings.simplefilter("ignore")  # warnings about literals do not matter here
         for position, index in enumerate(chosen):
             record = records[index]
             said = said_language(record)
@@ -79,7 +79,7 @@ def _looked_at(records: Sequence[Record], chosen: Sequence[int], *, parse: bool)
 
 
 def _syntax_error(code: str) -> str | None:
-    """Why Python cannot parse it, or None; the indentation of a method alone is no fault."""
+    """Why Python cannot parse it, or None; an indented method is no error."""
     try:
         ast.parse(code if not code[:1].isspace() else textwrap.dedent(code.lstrip("\r\n")))
     except SyntaxError as error:
