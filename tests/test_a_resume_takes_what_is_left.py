@@ -22,7 +22,7 @@ from mltrack.config import TrainingConfig, TrainModelRequest
 from mltrack.data import CodeDataset, Sampler
 from mltrack.data.batches import MicroBatch, TrainingBatches
 from mltrack.errors import Interrupted
-from mltrack.journal.kept_checkpoints import KeptCheckpoints
+from mltrack.journal.retained_checkpoints import RetainedCheckpoints
 from mltrack.runs.use_case import TrainModelUseCase
 
 TASK = "code_generation"
@@ -359,7 +359,7 @@ def test_the_journal_names_every_kept_checkpoint_again_that_another_metric_judge
         one = {"epoch": 0, "metrics": {}, "path": "x", "created_ms": 5, "reasons": ["best"]}
         return [{**one, "step": step, "metric_name": name, "metric_value": step / 9} for step in range(1, 31)]
 
-    before = KeptCheckpoints()
+    before = RetainedCheckpoints()
     before = before.after(before.record_of(kept("eval_loss"), 1))
     after = before.after(before.record_of(kept("eval_f1"), 30))
     assert {one["metric_name"] for one in after.kept.values()} == {"eval_f1"}

@@ -11,9 +11,9 @@ import commands
 import pytest
 from artifact_stores import ArtifactStore, artifact_store
 from hf_folders import encoder_folder
-from kept_checkpoints import KeptRun
 from mlflow import MlflowClient
 from ready_store import ready_store
+from retained_checkpoints import RetainedRun
 
 from mltrack.errors import TrackingError
 from mltrack.relay import sync
@@ -24,12 +24,12 @@ from mltrack.runs.provenance import undelivered
 @pytest.fixture
 def run(tmp_path: Path):
     with artifact_store("local", tmp_path / "store") as there:
-        made = KeptRun(tmp_path / "runs" / "one", there, encoder_folder(tmp_path / "encoder" / "step-1"))
+        made = RetainedRun(tmp_path / "runs" / "one", there, encoder_folder(tmp_path / "encoder" / "step-1"))
         made.keep(1)
         yield made, there
 
 
-def test_a_complete_delivery_stays_complete(run: tuple[KeptRun, ArtifactStore], tmp_path: Path) -> None:
+def test_a_complete_delivery_stays_complete(run: tuple[RetainedRun, ArtifactStore], tmp_path: Path) -> None:
     one, there = run
     one.end()
     assert sync(one.directory).complete
@@ -43,7 +43,7 @@ def test_a_complete_delivery_stays_complete(run: tuple[KeptRun, ArtifactStore], 
 
 @pytest.mark.parametrize("whole_experiment", [False, True], ids=["run", "experiment"])
 def test_what_had_not_arrived_is_settled_and_arrives_once_it_is_restored(
-    whole_experiment, run: tuple[KeptRun, ArtifactStore], tmp_path: Path
+    whole_experiment, run: tuple[RetainedRun, ArtifactStore], tmp_path: Path
 ) -> None:
     one, there = run
     assert sync(one.directory).status == "FAILED"
@@ -73,7 +73,7 @@ def test_what_had_not_arrived_is_settled_and_arrives_once_it_is_restored(
     assert undelivered(tmp_path / "runs") == []
 
 
-def test_a_run_that_is_gone_for_good_is_settled_too(run: tuple[KeptRun, ArtifactStore], tmp_path: Path) -> None:
+def test_a_run_that_is_gone_for_good_is_settled_too(run: tuple[RetainedRun, ArtifactStore], tmp_path: Path) -> None:
     one, there = run
     run_id = sync(one.directory).run_id
     one.keep(1, 2)
@@ -97,7 +97,7 @@ def test_a_run_that_is_gone_for_good_is_settled_too(run: tuple[KeptRun, Artifact
     assert sync(one.directory, other).run_id != run_id
 
 
-def test_a_trainer_that_resumes_it_is_told(run: tuple[KeptRun, ArtifactStore]) -> None:
+def test_a_trainer_that_resumes_it_is_told(run: tuple[RetainedRun, ArtifactStore]) -> None:
     one, there = run
     sync(one.directory)
     MlflowClient(there.uri).delete_run(one.run_id)

@@ -143,7 +143,7 @@ def test_within_the_bound_the_ones_used_longest_ago_go_first_and_none_that_is_us
         folders[version] = resolve(store, f"models:/m/{version}").parent
         os.utime(folders[version] / "files.json", (used, used))
     let_go()
-    assert [one.name for one in model_cache.kept_models()] == [folders[version].name for version in (3, 2, 1)]
+    assert [one.name for one in model_cache.cached_models()] == [folders[version].name for version in (3, 2, 1)]
     one = sum(path.stat().st_size for path in folders[1].rglob("*") if path.is_file())
     monkeypatch.setenv(model_cache.LIMIT_VARIABLE, str(2.5 * one / 1e9))
     resolve(store, "models:/m/1")  # used now, and longest ago no more

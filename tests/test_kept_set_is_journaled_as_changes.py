@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from artifact_stores import ArtifactStore, artifact_store
 from hf_folders import encoder_folder
-from kept_checkpoints import KeptRun
+from retained_checkpoints import RetainedRun
 
 from mltrack import CheckpointManager
 from mltrack.errors import TrackingError
@@ -21,14 +21,14 @@ from mltrack.journal import (
     DiskFullError,
     JournalReader,
     JournalWriter,
-    KeptCheckpoints,
+    RetainedCheckpoints,
     RunDirectory,
-    kept_checkpoints,
     read_journal,
     records,
+    retained_checkpoints,
 )
 from mltrack.journal.frame import encode
-from mltrack.relay import Progress, kept_models, sync
+from mltrack.relay import Progress, retained_models, sync
 from mltrack.relay.projection import Projection
 from mltrack.store import artifacts, connect, models_of_run
 from mltrack.tracking import TrainingMetricsTracker
@@ -57,14 +57,14 @@ def milestones(last: int) -> list[dict[str, Any]]:
     ]
 
 
-def folded(journal: Sequence[records.Record]) -> KeptCheckpoints:
-    kept = KeptCheckpoints()
+def folded(journal: Sequence[records.Record]) -> RetainedCheckpoints:
+    kept = RetainedCheckpoints()
     for record in journal:
         kept = kept.after(record)
     return kept
 
 
-def said(kept: KeptCheckpoints) -> str:
+def said(kept: RetainedCheckpoints) -> str:
     return json.dumps([list(kept.kept.values()), kept.best_step])
 
 
@@ -82,7 +82,7 @@ def test_a_save_costs_the_same_with_twenty_and_with_many_kept(tmp_path: Path):
     whole = sum(
         len(record["kept"])
         for record in sets
-        if record["type"] == "checkpoints" and len(record["kept"]) > kept_checkpoints.SMALL
+        if record["type"] == "checkpoints" and len(record["kept"]) > retained_checkpoints.SMALL
     )
     assert whole < 2 * 150, "the whole sets together are no more than the checkpoints, twice"
     assert said(folded(sets)) == json.dumps([milestones(150), 150])
@@ -101,7 +101,7 @@ def test_a_manager_that_keeps_many_journals_the_new_one(tmp_path: Path):
     manager = CheckpointManager(
         tmp_path / "checkpoints", max_checkpoints=1, keep_every=1, on_change=tracker.log_checkpoints
     )
-    for step in range(1, kept_checkpoints.SMALL + 4):
+    for step in range(1, retained_checkpoints.SMALL + 4):
         manager.save_checkpoint(model=nn.Linear(1, 1), epoch=0, step=step, metric_value=1 / step)
     *_, last = read_journal(tmp_path / "journal")
     assert (last["type"], [one["step"] for one in last["kept"]], last["gone"], last["best_step"]) == (
@@ -122,9 +122,9 @@ def test_a_manager_that_keeps_many_journals_the_new_one(tmp_path: Path):
 def test_whichever_record_is_lost_the_next_whole_set_is_right_and_until_then_the_gap_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    monkeypatch.setattr(kept_checkpoints, "SMALL", 2)
+    monkeypatch.setattr(retained_checkpoints, "SMALL", 2)
     journal: list[records.Record] = []
-    kept = KeptCheckpoints()
+    kept = RetainedCheckpoints()
     for number, last in enumerate(
         (1, 2, 3, 4, 5, 6, 7, 8, 6, 9, 9), start=1
     ):  # a step less: something was set aside; at the end the same once more
@@ -153,7 +153,7 @@ def test_whichever_record_is_lost_the_next_whole_set_is_right_and_until_then_the
 def test_a_record_that_the_full_disk_did_not_take_is_made_up_for_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(kept_checkpoints, "SMALL", 0)
+    monkeypatch.setattr(retained_checkpoints, "SMALL", 0)
     tracker = TrainingMetricsTracker(tmp_path, on_disk_full="continue")
     tracker.log_checkpoints(milestones(5), best_step=5)
 
@@ -203,10 +203,10 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArtifactStore]:
         yield store
 
 
-class ChangingRun(KeptRun):
+class ChangingRun(RetainedRun):
     """Says what changed, as soon as that can be said."""
 
-    said = KeptCheckpoints()
+    said = RetainedCheckpoints()
 
     def record(self, *given: records.Record) -> None:
         for one in given:
@@ -230,7 +230,7 @@ class ChangingRun(KeptRun):
 
 @pytest.fixture
 def run(there: ArtifactStore, encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ChangingRun:
-    monkeypatch.setattr(kept_checkpoints, "SMALL", 0)
+    monkeypatch.setattr(retained_checkpoints, "SMALL", 0)
     return ChangingRun(tmp_path / "run", there, encoder)
 
 
@@ -271,7 +271,7 @@ def test_the_list_of_all_checkpoints_is_stored_once_in_a_while_and_at_the_end(
     stored = []
     put = artifacts.put_text
     monkeypatch.setattr(
-        kept_models.artifacts, "put_text", lambda *given: (stored.append(json.loads(given[2])), put(*given))
+        retained_models.artifacts, "put_text", lambda *given: (stored.append(json.loads(given[2])), put(*given))
     )
     run.keep(1)
     projection = Projection(run.directory, connect(run.there.uri))

@@ -22,9 +22,9 @@ import psutil
 import pytest
 from artifact_stores import ArtifactStore, artifact_store
 from hf_folders import encoder_folder
-from kept_checkpoints import KeptRun
 from mlflow import MlflowClient
 from ready_store import ready_store
+from retained_checkpoints import RetainedRun
 from tracked_runs import (
     held_points,
     is_running,
@@ -65,7 +65,7 @@ def beginning(host: str, started: float, *, resumed: int | None = None) -> list[
     return [tags] if resumed is None else [tags, records.resumed(resumed, 0)]
 
 
-def taken_along(run: KeptRun, folder: Path) -> KeptRun:
+def taken_along(run: RetainedRun, folder: Path) -> RetainedRun:
     """The same run in another directory that knows what MLflow holds."""
     shutil.copytree(run.directory.path, folder)
     other = copy.copy(run)
@@ -73,9 +73,9 @@ def taken_along(run: KeptRun, folder: Path) -> KeptRun:
     return other
 
 
-def resumed_elsewhere(tmp_path: Path, there: ArtifactStore, encoder: Path) -> tuple[KeptRun, KeptRun]:
+def resumed_elsewhere(tmp_path: Path, there: ArtifactStore, encoder: Path) -> tuple[RetainedRun, RetainedRun]:
     """A directory whose last checkpoint is not delivered, and another one in which its run has begun to go on."""
-    one = KeptRun(tmp_path / "runs" / "one", there, encoder)
+    one = RetainedRun(tmp_path / "runs" / "one", there, encoder)
     one.record(*beginning("first-machine", 100.0))
     one.keep(1)
     sync_alive(one)
@@ -85,7 +85,7 @@ def resumed_elsewhere(tmp_path: Path, there: ArtifactStore, encoder: Path) -> tu
     return one, two
 
 
-def behind(tmp_path: Path, there: ArtifactStore, encoder: Path) -> tuple[KeptRun, KeptRun]:
+def behind(tmp_path: Path, there: ArtifactStore, encoder: Path) -> tuple[RetainedRun, RetainedRun]:
     """A directory with something undelivered, and the one in which its run went on and ended."""
     one, two = resumed_elsewhere(tmp_path, there, encoder)
     one.keep(3)
@@ -96,7 +96,7 @@ def behind(tmp_path: Path, there: ArtifactStore, encoder: Path) -> tuple[KeptRun
     return one, two
 
 
-def sync_alive(run: KeptRun) -> None:
+def sync_alive(run: RetainedRun) -> None:
     """As the relay of a trainer that goes on: delivered, not ended."""
     info = run.directory.read_run()
     info.trainer_pid = os.getpid()
@@ -152,7 +152,7 @@ def test_nothing_arrives_and_one_line_says_what_can_be_done(
 def test_what_had_arrived_as_a_whole_is_complete_and_the_status_is_the_other_ones(
     there: ArtifactStore, encoder: Path, tmp_path: Path
 ) -> None:
-    one = KeptRun(tmp_path / "one", there, encoder)
+    one = RetainedRun(tmp_path / "one", there, encoder)
     one.record(*beginning("first-machine", 100.0))
     one.keep(1)
     assert sync(one.directory).status == "FAILED"
@@ -187,7 +187,7 @@ def test_a_running_run_is_not_judged_by_a_directory_that_fell_behind(
 def test_a_run_that_goes_on_in_its_own_directory_is_delivered_also_from_its_first_byte(
     there: ArtifactStore, encoder: Path, tmp_path: Path
 ) -> None:
-    run = KeptRun(tmp_path / "run", there, encoder)
+    run = RetainedRun(tmp_path / "run", there, encoder)
     run.record(*beginning("first-machine", 100.0))
     run.keep(1)
     assert sync(run.directory).complete
@@ -212,7 +212,7 @@ def test_of_two_that_do_not_know_of_each_other_the_later_one_is_the_run(
     """`mlflow run` began it once more under its id while the server was away; or the first one's delivery.json
     is gone.
     """
-    first, second = (KeptRun(tmp_path / name, there, encoder) for name in ("first", "second"))
+    first, second = (RetainedRun(tmp_path / name, there, encoder) for name in ("first", "second"))
     first.record(*beginning("first-machine", 100.0))
     first.keep(1)
     assert sync(first.directory).complete
@@ -232,9 +232,9 @@ def test_of_two_that_do_not_know_of_each_other_the_later_one_is_the_run(
 
 def begun(
     folder: Path, there: ArtifactStore, encoder: Path, run_id: str, trainer: Trainer
-) -> tuple[KeptRun, dict[str, Any]]:
+) -> tuple[RetainedRun, dict[str, Any]]:
     """A training that was given the run by its id, with all that it has recorded so far; and what MLflow held then."""
-    run = KeptRun(folder, there, encoder)
+    run = RetainedRun(folder, there, encoder)
     info = run.directory.read_run()
     info.run_id, info.trainer_pid, info.trainer_started = run_id, trainer.pid, trainer.started
     run.directory.write_run(info)

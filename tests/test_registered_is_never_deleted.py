@@ -1,4 +1,4 @@
-"""What a registered version points at stays, bytes and all, though its checkpoint is demoted; on every kind of artifact
+"""What a registered version points at stays, bytes and all, though its checkpoint is evicted; on every kind of artifact
 store.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from artifact_stores import KINDS, ArtifactStore, artifact_store
 from hf_folders import encoder_folder
-from kept_checkpoints import KeptRun
 from mlflow import MlflowClient
+from retained_checkpoints import RetainedRun
 
 from mltrack.relay import sync
 from mltrack.store import connect, models_of_run, prune, register, resolve
@@ -31,7 +31,7 @@ def there(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield store
 
 
-def _model_of(there: ArtifactStore, run: KeptRun, step: int) -> dict[str, Any]:
+def _model_of(there: ArtifactStore, run: RetainedRun, step: int) -> dict[str, Any]:
     (row,) = [row for row in models_of_run(connect(there.uri), run.run_id) if row["step"] == step]
     return row
 
@@ -43,7 +43,7 @@ def _files_of(there: ArtifactStore, model_id: str) -> dict[str, int]:
 def test_demoted_and_registered_it_stays_and_its_training_state_goes(
     there: ArtifactStore, encoder: Path, tmp_path: Path
 ) -> None:
-    run = KeptRun(tmp_path / "run", there, encoder)
+    run = RetainedRun(tmp_path / "run", there, encoder)
     run.keep(1)
     sync(run.directory)
     store = connect(there.uri)
@@ -66,13 +66,13 @@ def test_demoted_and_registered_it_stays_and_its_training_state_goes(
         for file in there.files()
         if f"{run.run_id}/artifacts/checkpoints/" in f"/{file}"
     }
-    assert steps == {"3", "index.json"}, "a training is not resumed from a demoted checkpoint"
+    assert steps == {"3", "index.json"}, "a training is not resumed from a evicted checkpoint"
 
 
 def test_a_relay_without_its_memory_and_a_leftover_sweep_leave_it_alone(
     there: ArtifactStore, encoder: Path, tmp_path: Path
 ) -> None:
-    run = KeptRun(tmp_path / "run", there, encoder)
+    run = RetainedRun(tmp_path / "run", there, encoder)
     run.keep(1)
     sync(run.directory)
     model_id = _model_of(there, run, 1)["model_id"]
@@ -92,7 +92,7 @@ def test_a_relay_without_its_memory_and_a_leftover_sweep_leave_it_alone(
 def test_registered_by_somebody_else_while_it_is_being_pruned(encoder: Path, tmp_path: Path) -> None:
     """After the first question and before the bytes: the pruner asks again."""
     with artifact_store("local", tmp_path / "store") as there:
-        run = KeptRun(tmp_path / "run", there, encoder)
+        run = RetainedRun(tmp_path / "run", there, encoder)
         run.keep(1)
         sync(run.directory)
         store, model_id = connect(there.uri), _model_of(there, run, 1)["model_id"]
@@ -119,7 +119,7 @@ def test_while_its_bytes_go_a_model_is_not_ready_and_not_registered(encoder: Pat
         pass
 
     with artifact_store("local", tmp_path / "store") as there:
-        run = KeptRun(tmp_path / "run", there, encoder)
+        run = RetainedRun(tmp_path / "run", there, encoder)
         run.keep(1)
         sync(run.directory)
         store, model_id = connect(there.uri), _model_of(there, run, 1)["model_id"]

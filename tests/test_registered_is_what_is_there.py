@@ -13,8 +13,8 @@ import pytest
 import tiny
 from artifact_stores import ArtifactStore, artifact_store
 from hf_folders import encoder_folder
-from kept_checkpoints import KeptRun
 from ready_store import ready_store
+from retained_checkpoints import RetainedRun
 
 from mltrack import registry
 from mltrack.journal import records
@@ -29,9 +29,9 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArtifactStore]:
 
 
 @pytest.fixture
-def finished(there: ArtifactStore, tmp_path: Path) -> KeptRun:
+def finished(there: ArtifactStore, tmp_path: Path) -> RetainedRun:
     """A run whose best, step 1, was registered, and then deleted by force."""
-    run = KeptRun(tmp_path / "run", there, encoder_folder(tmp_path / "encoder" / "step-1"))
+    run = RetainedRun(tmp_path / "run", there, encoder_folder(tmp_path / "encoder" / "step-1"))
     run.keep(1, 2)
     ends(run, tmp_path.name)
     registered = sync(run.directory).registered
@@ -41,7 +41,7 @@ def finished(there: ArtifactStore, tmp_path: Path) -> KeptRun:
     return run
 
 
-def ends(run: KeptRun, name: str, step: int = 1) -> None:
+def ends(run: RetainedRun, name: str, step: int = 1) -> None:
     fields = {"registered_name": name, "promote": "auto", "metrics": {}, "tags": {}, "description": ""}
     run.record(records.model(step=step, path=f"checkpoints/{run.folder(step).name}", **fields))
     run.end()
@@ -49,7 +49,7 @@ def ends(run: KeptRun, name: str, step: int = 1) -> None:
 
 @pytest.mark.parametrize("further", [(), (1, 3)], ids=["nothing-left", "went-on"])
 def test_what_was_deleted_is_published_and_registered_again(
-    further: tuple[int, ...], finished: KeptRun, there: ArtifactStore, tmp_path: Path
+    further: tuple[int, ...], finished: RetainedRun, there: ArtifactStore, tmp_path: Path
 ) -> None:
     run = finished
     run.record(records.resumed(2, 0))
@@ -67,7 +67,7 @@ def test_what_was_deleted_is_published_and_registered_again(
     assert progress.best_model_id == models_of_run(connect(there.uri), run.run_id)[0]["model_id"]
 
 
-def test_a_registration_that_failed_is_not_an_earlier_one(finished: KeptRun, tmp_path: Path) -> None:
+def test_a_registration_that_failed_is_not_an_earlier_one(finished: RetainedRun, tmp_path: Path) -> None:
     """Its bytes are not here either."""
     run = finished
     shutil.rmtree(run.folder(1))
@@ -78,7 +78,9 @@ def test_a_registration_that_failed_is_not_an_earlier_one(finished: KeptRun, tmp
     assert (progress.registered, progress.best_model_id) == (None, None)
 
 
-def test_in_a_new_place_only_the_model_that_the_run_ended_with_is_registered(finished: KeptRun, tmp_path: Path) -> None:
+def test_in_a_new_place_only_the_model_that_the_run_ended_with_is_registered(
+    finished: RetainedRun, tmp_path: Path
+) -> None:
     """The one of the training that was resumed is superseded, whether its checkpoint is still here or not."""
     run = finished
     run.record(records.resumed(2, 0))

@@ -14,8 +14,8 @@ import pytest
 from artifact_stores import ArtifactStore
 from conftest import _records
 from hf_folders import encoder_folder
-from kept_checkpoints import KeptRun
 from mlflow import MlflowClient
+from retained_checkpoints import RetainedRun
 from servers import mlflow_server
 
 from mltrack.journal import records
@@ -119,7 +119,7 @@ def test_a_model_that_belongs_to_somebody_else_keeps_the_registration_waiting_al
     sign_in("one").create_registered_model(MODEL)
     sign_in("two").create_experiment("of two")
     there = ArtifactStore("proxied", server, "of two", dict, lambda path: b"")
-    run = KeptRun(tmp_path / "run", there, encoder_folder(tmp_path / "encoder" / "step-1"))
+    run = RetainedRun(tmp_path / "run", there, encoder_folder(tmp_path / "encoder" / "step-1"))
     run.keep(1)
     run.record(
         records.model(

@@ -16,8 +16,8 @@ import cut_off
 import pytest
 from artifact_stores import KINDS, ArtifactStore, artifact_store
 from hf_folders import decoder_folder, encoder_folder, write_model_folder
-from kept_checkpoints import EVALUATION_SET, KeptRun
 from mlflow import MlflowClient
+from retained_checkpoints import EVALUATION_SET, RetainedRun
 
 from mltrack.relay import sync
 from mltrack.store import artifacts, connect, light_model, models_of_run, placement
@@ -38,7 +38,7 @@ def there(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 def test_the_demoted_ones_bytes_are_gone(there: ArtifactStore, encoder: Path, tmp_path: Path) -> None:
     """Steps 1, 10 and 11: on S3, MLflow before 3.17 deletes by the beginning of a name."""
-    run, other = KeptRun(tmp_path / "run", there, encoder), KeptRun(tmp_path / "other", there, encoder)
+    run, other = RetainedRun(tmp_path / "run", there, encoder), RetainedRun(tmp_path / "other", there, encoder)
     other.keep(1)
     other.end()
     sync(other.directory)
@@ -62,13 +62,13 @@ def test_the_demoted_ones_bytes_are_gone(there: ArtifactStore, encoder: Path, tm
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["local", "proxied"])
 def test_killed_between_any_two_steps_and_started_again(kind: str, encoder: Path, tmp_path: Path) -> None:
-    """Step 1 is there, 2 is to be published and 1 to go; every other time 2 is demoted as well before the relay comes
+    """Step 1 is there, 2 is to be published and 1 to go; every other time 2 is evicted as well before the relay comes
     back.
     """
     with artifact_store(kind, tmp_path / "store") as there, cut_off.relays() as relay:
 
-        def begun(name: str) -> KeptRun:
-            run = KeptRun(tmp_path / name, there, encoder)
+        def begun(name: str) -> RetainedRun:
+            run = RetainedRun(tmp_path / name, there, encoder)
             run.keep(1)
             relay(run.directory)
             run.keep(2)
@@ -100,7 +100,7 @@ def test_a_directory_without_its_delivery_file_loses_no_model(
     there: ArtifactStore, encoder: Path, tmp_path: Path
 ) -> None:
     """Delivered again from the first byte: what stands there now is not taken for what was left over from then."""
-    run = KeptRun(tmp_path / "run", there, encoder)
+    run = RetainedRun(tmp_path / "run", there, encoder)
     for kept in ((1,), (1, 2), (2, 3)):
         run.keep(*kept)
     run.end()
@@ -115,7 +115,7 @@ def test_a_directory_without_its_delivery_file_loses_no_model(
 def test_linked_and_never_written_through(tmp_path: Path) -> None:
     checkpoint = decoder_folder(tmp_path / "decoder", hidden_size=256)
     with artifact_store("local", tmp_path / "store") as there:
-        run = KeptRun(tmp_path / "run", there, checkpoint)
+        run = RetainedRun(tmp_path / "run", there, checkpoint)
         run.keep(1, 2)
         original = (run.folder(1) / "model.safetensors").read_bytes()
         sync(run.directory)
@@ -143,7 +143,7 @@ def test_copied_where_the_file_system_gives_no_link(tmp_path: Path) -> None:
     folder = memory / f"mltrack-test-{os.getpid()}"
     try:
         with artifact_store("local", tmp_path / "store") as there:
-            run = KeptRun(folder / "run", there, checkpoint)
+            run = RetainedRun(folder / "run", there, checkpoint)
             run.keep(1)
             sync(run.directory)
             run.assert_store_holds(1)
@@ -205,7 +205,7 @@ print(json.dumps(answers))
 @pytest.mark.long
 def test_seen_sorted_by_what_was_measured_on_which_data_and_loaded_directly(encoder: Path, tmp_path: Path) -> None:
     with artifact_store("local", tmp_path / "store") as there:
-        run = KeptRun(tmp_path / "run", there, encoder)
+        run = RetainedRun(tmp_path / "run", there, encoder)
         run.keep(3, 1, 2)
         run.end()
         sync(run.directory)

@@ -19,10 +19,10 @@ from artifact_stores import ArtifactStore, artifact_store
 from conftest import write_records
 from faulty_proxy import FaultyProxy, faulty_proxy
 from hf_folders import encoder_folder
-from kept_checkpoints import KeptRun
 from mlflow import MlflowClient
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_TIMEOUT
 from ready_store import ready_store
+from retained_checkpoints import RetainedRun
 
 from mltrack.journal import read_journal, records
 from mltrack.relay import sync
@@ -44,13 +44,13 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ArtifactStore]:
         yield store
 
 
-def names(there: ArtifactStore, run: KeptRun) -> set[str]:
+def names(there: ArtifactStore, run: RetainedRun) -> set[str]:
     """What the run's own artifacts are, below its root."""
     return {name.split(f"{run.run_id}/artifacts/")[1] for name in there.files() if f"{run.run_id}/artifacts/" in name}
 
 
 def test_a_model_alone_leaves_the_training_state_here(local: ArtifactStore, encoder: Path, tmp_path: Path) -> None:
-    run = KeptRun(tmp_path / "run", local, encoder, upload="model")
+    run = RetainedRun(tmp_path / "run", local, encoder, upload="model")
     for kept in ((1,), (1, 2), (2, 3)):
         run.keep(*kept)
         assert sync(run.directory).failed == []
@@ -65,7 +65,7 @@ def test_a_model_alone_leaves_the_training_state_here(local: ArtifactStore, enco
 def test_none_sends_no_byte_of_a_checkpoint_and_takes_away_what_an_earlier_attempt_sent(
     local: ArtifactStore, encoder: Path, tmp_path: Path
 ) -> None:
-    run = KeptRun(tmp_path / "run", local, encoder)
+    run = RetainedRun(tmp_path / "run", local, encoder)
     run.keep(1)
     sync(run.directory)
     run.directory.write_run(replace(run.directory.read_run(), upload="none"))
@@ -110,7 +110,7 @@ def large(encoder: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def interrupt(run: KeptRun, proxy: FaultyProxy, fault: str, at: str) -> None:
+def interrupt(run: RetainedRun, proxy: FaultyProxy, fault: str, at: str) -> None:
     """A delivery that ends at the first file of this name."""
     proxy.seen.clear()
     proxy.matching, proxy.fault = at, fault
@@ -126,7 +126,7 @@ def sent(proxy: FaultyProxy) -> list[str]:
     return [path.rsplit("/", 1)[-1] for _, path in proxy.seen if path.endswith("safetensors")]
 
 
-def held(there: ArtifactStore, run: KeptRun) -> dict[str, bytes]:
+def held(there: ArtifactStore, run: RetainedRun) -> dict[str, bytes]:
     """The large files of this run's only checkpoint, by name."""
     (row,) = models_of_run(connect(there.uri), run.run_id)
     return {
@@ -149,7 +149,7 @@ def test_an_upload_that_was_cut_off_goes_on_with_what_is_missing(
     proxied: tuple[ArtifactStore, FaultyProxy], large: Path, tmp_path: Path, fault: str, at: str, missing: list[str]
 ) -> None:
     there, proxy = proxied
-    run = KeptRun(tmp_path / "run", there, large)
+    run = RetainedRun(tmp_path / "run", there, large)
     run.keep(1)
     interrupt(run, proxy, fault, at)
     assert sync(run.directory).failed == []
@@ -164,7 +164,7 @@ def test_what_an_earlier_save_of_the_step_left_there_is_not_taken_for_this_one(
     proxied: tuple[ArtifactStore, FaultyProxy], large: Path, tmp_path: Path
 ) -> None:
     there, proxy = proxied
-    run = KeptRun(tmp_path / "run", there, large)
+    run = RetainedRun(tmp_path / "run", there, large)
     run.keep(1)
     interrupt(run, proxy, "lose_reply", "optimizer.safetensors")  # it is there, and its relay does not know
     for name in (*SHARDS, "optimizer.safetensors"):

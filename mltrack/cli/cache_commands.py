@@ -47,7 +47,7 @@ def clear_cache(kind: str, output: str) -> None:
 
 def _found(kind: str) -> list[Cached]:
     KIND.check(kind)
-    return [one for one in (*model_cache.kept_models(), *data_cache.kept_files()) if kind in ("all", one.kind)]
+    return [one for one in (*model_cache.cached_models(), *data_cache.kept_files()) if kind in ("all", one.kind)]
 
 
 def _removed(one: Cached) -> bool:

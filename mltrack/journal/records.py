@@ -43,7 +43,7 @@ COSTS = frozenset(
 Record = dict[str, Any]
 _FLOAT = frozenset((float,))
 
-_KEPT = {
+_RETAINED = {
     "step": int,
     "epoch": int,
     "metric_name": str,
@@ -62,9 +62,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     "tags": {"values": dict[str, str]},
     "inputs": {"datasets": [{"name": str, "digest": str}]},
     "artifact": {"path": str, "artifact_path": str},
-    "checkpoints": {"kept": [_KEPT], "best_step": int | None},
+    "checkpoints": {"kept": [_RETAINED], "best_step": int | None},
     "checkpoints_changed": {
-        "kept": [_KEPT],
+        "kept": [_RETAINED],
         "gone": list[int],
         "best_step": int | None,
         "whole_ms": int,

@@ -19,11 +19,11 @@ from mltrack.relay.artifact import upload
 from mltrack.relay.delivery_state import Progress
 from mltrack.relay.full_values import full_values, is_shortened
 from mltrack.relay.isolation import send_isolated
-from mltrack.relay.kept_models import KeptModels
 from mltrack.relay.liveness import STARTED_TAG, Life, trainer_of
 from mltrack.relay.opening import look_at_run, open_run
 from mltrack.relay.pace import Pace
 from mltrack.relay.registration import registered
+from mltrack.relay.retained_models import RetainedModels
 from mltrack.relay.trainers import NOW_AND_THEN_S, Claim, Settled
 from mltrack.relay.verdict import closing_tags, verdict_on
 from mltrack.store import Store, StoreUnavailable, artifacts, params, ping, runs
@@ -80,7 +80,7 @@ class Projection:
         self._claim.check()
         look_at_run(store, self._run_id, self.info, self.progress)
         told = (self._save_models, self._claim.check, self._report)
-        self._kept = KeptModels(store, self._run_id, directory, self.progress, *told, self.info.upload)
+        self._retained = RetainedModels(store, self._run_id, directory, self.progress, *told, self.info.upload)
         self.progress.opened_for = self.info.trainer_started
         self._save(acknowledged=False)
 
@@ -264,7 +264,7 @@ class Projection:
             del self.progress.deferred[0]
             self.progress.waiting, self._deferred_pause_s = None, DEFERRED_PAUSE_S
             self._save()
-        failure = self._stored({"type": "leftovers"}) if self._kept.has_leftovers else None
+        failure = self._stored({"type": "leftovers"}) if self._retained.has_leftovers else None
         if failure is None and self.progress.waiting is not None:
             self.progress.waiting = None
             self._save()
@@ -272,11 +272,11 @@ class Projection:
 
     def _apply_leftovers(self, _: Mapping[str, Any]) -> None:
         """Not a record of the journal: remove half-done work of earlier relays once nothing newer is known."""
-        self._kept.settle()
+        self._retained.settle()
 
     def _apply_index(self, _: Mapping[str, Any]) -> None:
         """Not a record either: the final list of the kept checkpoints."""
-        self._kept.store_index(now=True)
+        self._retained.store_index(now=True)
 
     def _apply_full_values(self, _: Mapping[str, Any]) -> None:
         """Not a record either: written at the end of the run, for values that MLflow holds in another form."""
@@ -332,7 +332,7 @@ class Projection:
     def _apply_checkpoints(self, _: Mapping[str, Any]) -> None:
         if self.progress.renamed:  # needed to resume from this checkpoint without the journal
             runs.set_tags(self.store, self._run_id, {"mltrack.renamed": self.progress.renamed_json()})
-        self._kept.reconcile(self._applied)
+        self._retained.reconcile(self._applied)
 
     _apply_checkpoints_changed = _apply_checkpoints
 
@@ -341,8 +341,8 @@ class Projection:
         if any(one["type"] == "model" for one in later):  # the resumed training ended with that one
             return
         self.progress.registered = None  # the version of an earlier attempt may be gone
-        if self._kept.forget_missing() or str(record["step"]) not in self.progress.models:
-            self._kept.reconcile(self._applied)
+        if self._retained.forget_missing() or str(record["step"]) not in self.progress.models:
+            self._retained.reconcile(self._applied)
         model_id = self.progress.models.get(str(record["step"]))
         if model_id is None:
             self._report(f"model of step {record['step']}: its checkpoint was not delivered")
@@ -356,7 +356,7 @@ class Projection:
 
     def _apply_resumed(self, record: Mapping[str, Any]) -> None:
         self.progress.outcome = self.progress.end = self.progress.registered = None
-        self._kept.forget_missing()  # they may have been deleted since
+        self._retained.forget_missing()  # they may have been deleted since
         if self.info.owns_status:  # the previous trainer's relay may have ended it meanwhile
             runs.reopen_run(self.store, self._run_id)
         for tag in ("mltrack.failure", "mltrack.warnings", "mltrack.superseded_steps"):

@@ -137,7 +137,7 @@ def _kept(folder: Path, source: str, fill: Callable[[], None]) -> Path:
     return found
 
 
-def kept_models() -> list[Cached]:
+def cached_models() -> list[Cached]:
     """The cached models, most recently used first; an interrupted fetch counts as a model."""
     found = []
     for folder in _entries():
@@ -159,7 +159,7 @@ def kept_models() -> list[Cached]:
 
 
 def remove_model(name: str) -> bool:
-    """Remove one of `kept_models`; False if a process uses it."""
+    """Remove one of `cached_models`; False if a process uses it."""
     folder = _folder() / name
     with _exclusive(folder) as free:
         if free:
@@ -174,7 +174,7 @@ def free_space(num_bytes: int, *, but: Path | None = None) -> None:
     """Remove the least recently used models until that many bytes fit within the limit."""
     for left in _folder().glob(f"{_DELETING}*"):
         shutil.rmtree(left, ignore_errors=True)
-    kept = [one for one in kept_models() if but is None or one.name not in (but.name, f"{_FETCHING}{but.name}")]
+    kept = [one for one in cached_models() if but is None or one.name not in (but.name, f"{_FETCHING}{but.name}")]
     limit = _limit()
     total = num_bytes + sum(one.num_bytes for one in kept)
     for one in reversed(kept):

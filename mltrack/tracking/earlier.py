@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 
 from mltrack.errors import TrackingError
-from mltrack.journal import JournalReader, JournalWriter, KeptCheckpoints, RunDirectory
+from mltrack.journal import JournalReader, JournalWriter, RetainedCheckpoints, RunDirectory
 from mltrack.journal.run_directory import COPIES, EARLIER
 from mltrack.store.copies import copy_each
 
@@ -92,7 +92,7 @@ def _undelivered_files(directory: RunDirectory) -> tuple[set[str], set[str]]:
     """The artifacts (files and folders) in the undelivered part of the journal, and the folders of the checkpoints kept
     at the end.
     """
-    delivery, kept, artifacts = directory.read_delivery(), KeptCheckpoints(), set()
+    delivery, kept, artifacts = directory.read_delivery(), RetainedCheckpoints(), set()
     begins = min([delivery.get("offset", 0), *delivery.get("deferred", [])])
     reader = JournalReader(directory.journal)
     with suppress(TrackingError):  # the journal of a newer mltrack, which will deliver it

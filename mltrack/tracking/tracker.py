@@ -28,7 +28,7 @@ from mltrack.journal import (
     JournalLock,
     JournalReader,
     JournalWriter,
-    KeptCheckpoints,
+    RetainedCheckpoints,
     RunDirectory,
     RunInfo,
     records,
@@ -113,7 +113,7 @@ class TrainingMetricsTracker:
         self._calls = 0
         self._recorded = Recorded()
         self._files = LoggedFiles(self.directory)
-        self._kept = KeptCheckpoints()
+        self._retained = RetainedCheckpoints()
         """From this tracker's own records: the first one is a whole set."""
         if not resume and lock is None:
             set_aside(self.directory)
@@ -224,20 +224,20 @@ class TrainingMetricsTracker:
         named = [checked_mapping("checkpoint", one) for one in checked_list("checkpoint", kept)]
         kept = [{**one, "path": self._files.relative(one.get("path"))} for one in named]
         checked(records.checkpoints(kept, best_step))
-        record, lost = self._kept.record_of(kept, best_step), self.lost_records
+        record, lost = self._retained.record_of(kept, best_step), self.lost_records
         self._append(record)
         if self.lost_records == lost:
-            self._kept = self._kept.after(record)
+            self._retained = self._retained.after(record)
         self._journal.sync()
 
     def repeat_checkpoints(self) -> None:
         """Record the whole set of kept checkpoints if changes were recorded since the last one, so that later damage to
         a change costs nothing.
         """
-        if self._kept.num_changes:
-            record = records.checkpoints(list(self._kept.kept.values()), self._kept.best_step)
+        if self._retained.num_changes:
+            record = records.checkpoints(list(self._retained.kept.values()), self._retained.best_step)
             self._append(record)
-            self._kept = self._kept.after(record)
+            self._retained = self._retained.after(record)
 
     def log_model(self, **fields: Any) -> None:
         """Record the model to be registered (see `mltrack.journal.records`). Raises DiskFullError like `settle`."""

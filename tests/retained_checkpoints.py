@@ -1,8 +1,8 @@
 """Run directories whose journals say which checkpoints stay, as a training writes them, without a training.
 
-run = KeptRun(tmp_path / "run", there, encoder)
+run = RetainedRun(tmp_path / "run", there, encoder)
 run.keep(1, 2)
-run.keep(2, 3)                # 1 is demoted: its folder goes, as the checkpoint manager lets it go
+run.keep(2, 3)                # 1 is evicted: its folder goes, as the checkpoint manager lets it go
 sync(run.directory)
 run.assert_store_holds(2, 3)
 """
@@ -28,7 +28,7 @@ EVALUATION_SET = {
 }
 
 
-class KeptRun:
+class RetainedRun:
     """One run directory.
 
     Args:

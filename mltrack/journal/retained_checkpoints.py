@@ -3,7 +3,7 @@
 Invariant: the records of one journal, applied in order, give the set that the trainer had. If one was damaged,
 `has_gap` is true until the next whole set, and a checkpoint that is missing from the set may still be kept.
 
-    kept = KeptCheckpoints()
+    kept = RetainedCheckpoints()
     record = kept.record_of(staying, best_step)       # its size does not grow with the number of checkpoints
     kept = kept.after(record)
 """
@@ -23,7 +23,7 @@ Checkpoint = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class KeptCheckpoints:
+class RetainedCheckpoints:
     """The set after some record."""
 
     kept: dict[int, Checkpoint] = field(default_factory=dict)
@@ -51,10 +51,10 @@ class KeptCheckpoints:
             changed, gone, best_step, whole_ms=self.whole_ms, number=self.num_changes + 1
         )
 
-    def after(self, record: records.Record) -> KeptCheckpoints:
+    def after(self, record: records.Record) -> RetainedCheckpoints:
         """The set after the next record of the journal, of any type."""
         if record["type"] == "checkpoints":
-            return KeptCheckpoints(
+            return RetainedCheckpoints(
                 _by_step(record["kept"]), record["best_step"], record["time_ms"], len(record["kept"])
             )
         if record["type"] != "checkpoints_changed":

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrack.errors import CheckpointError, ConfigurationError
-from mltrack.journal import JournalReader, KeptCheckpoints, RunDirectory
+from mltrack.journal import JournalReader, RetainedCheckpoints, RunDirectory
 from mltrack.relay.delivery_state import Progress
 from mltrack.store import Store, StoreRejected, StoreUnavailable, artifacts, light_model, logged_models, translated
 from mltrack.store.connection import ServersOwnFolder
@@ -38,7 +38,7 @@ Check = Callable[[], None]
 Report = Callable[[str], None]
 
 
-class KeptModels:
+class RetainedModels:
     """The kept checkpoints of one run in one store.
 
     Args:
@@ -70,7 +70,7 @@ class KeptModels:
         )
         self._report = report
         self._staging = directory.path / ".relay"
-        self._reader, self._set = JournalReader(directory.journal), KeptCheckpoints()
+        self._reader, self._set = JournalReader(directory.journal), RetainedCheckpoints()
         self._in_doubt = True
         """Whether the store may hold leftovers of a killed relay or of a failed attempt of this one."""
         self._index, self._index_due_s = "", 0.0
