@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 from functools import cache
 from pathlib import Path
@@ -139,9 +142,10 @@ def start(*words: object, cwd: Path, **extra: str) -> subprocess.Popen[str]:
     )
 
 
-def on_terminal(*words: object, cwd: Path, **extra: str) -> tuple[int, str]:
+def on_terminal(*words: object, cwd: Path, columns: int = 200, **extra: str) -> tuple[int, str]:
     """Run `mltrack ...` as in a terminal of its own; the exit code and all that it wrote there."""
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     process = subprocess.Popen(
         [sys.executable, "-m", "mltrack", *(str(word) for word in words)],
         cwd=cwd,

@@ -87,11 +87,9 @@ def test_a_training_and_every_command_that_it_prints(tmp_path: Path) -> None:
     trained = commands.mltrack(*words, cwd=folder)
     assert trained.returncode == 0, trained.stderr
     assert "pending" not in trained.stdout
-    printed = {name: trained.stdout.partition(f"\n{name}")[2].lstrip() for name in ("load", "resume", "open")}
-    load, resume = (_command(printed[name]) for name in ("load", "resume"))
-    assert (
-        subprocess.run(load, shell=True, cwd=tmp_path, env=commands.environment(), capture_output=True).returncode == 0
-    )
+    printed = {name: trained.stdout.partition(f"\n{name}")[2].lstrip() for name in ("load", "continue", "look")}
+    load, resume = (_command(printed[name]) for name in ("load", "continue"))
+    assert subprocess.run(load, shell=True, cwd=folder, env=commands.environment(), capture_output=True).returncode == 0
     resumed = subprocess.run(
         f"{resume} --output json", shell=True, cwd=folder, env=commands.environment(), capture_output=True, text=True
     )
@@ -102,7 +100,8 @@ def test_a_training_and_every_command_that_it_prints(tmp_path: Path) -> None:
         4,
         "2",
     )
-    uri = shlex.split(_command(printed["open"]))[-1]
+    assert shlex.split(_command(printed["look"]))[-1] == "ui", "the folder and the database are those of this place"
+    uri = json.loads(commands.mltrack("runs", "--output", "json", cwd=folder).stdout)[0]["tracking_uri"]
     assert len(MlflowClient(uri).get_metric_history(response["run_id"], "train_loss")) == 4
     assert sorted(path.name for path in tmp_path.iterdir()) == [folder.name]
     odd = tmp_path / NOT_UTF8

@@ -6,7 +6,7 @@ from typing import Any
 
 import typer
 
-from mltrack.cli.command import BOOL, Command, task_options
+from mltrack.cli.command import BOOL, Command, Group, task_options
 from mltrack.cli.parameters import completion, spellings, split_options, takes_options, train_options
 from mltrack.config import OPTIONS
 
@@ -22,6 +22,8 @@ models = typer.Typer(name="models", help="The model registry.", no_args_is_help=
 app.add_typer(models)
 data = typer.Typer(name="data", help="What is trained on.", no_args_is_help=True)
 app.add_typer(data)
+runs = typer.Typer(name="runs", help="List the local runs: state, steps, best, delivery; or show one.")
+app.add_typer(runs)
 config = typer.Typer(name="config", help="Options of a training.", no_args_is_help=True)
 app.add_typer(config)
 cache = typer.Typer(name="cache", help="The cache folder: fetched models, token ids, records.", no_args_is_help=True)
@@ -172,21 +174,73 @@ def _sync(
     raise typer.Exit(sync_runs(run or [], follow, all_runs, output_dir or "mltrack-runs", tracking_uri))
 
 
-@app.command("runs", cls=Command, short_help="List the local runs: state, steps, delivery.")
+@runs.callback(invoke_without_command=True, cls=Group)
 def _runs(
+    ctx: typer.Context,
     output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
     output: str | None = _option("output", "text or json.", "text"),
+    watch: str | None = _flag("watch", "Show the table anew every two seconds until Ctrl-C."),
     reap: str | None = _flag("reap", "Correct MLflow runs that say RUNNING although their trainer has ended."),
     limit: str | None = _option("limit", "How many of the newest runs are listed; 0: all.", "50"),
     kind: str | None = _option("kind", "Only runs of this kind, such as train. Not set: all."),
     tracking_uri: str | None = URI,
 ) -> None:
-    """List the local runs (state, steps, delivery), and the MLflow runs that say RUNNING without a trainer."""
+    """List the local runs, and the MLflow runs that say RUNNING without a trainer."""
+    if ctx.invoked_subcommand is not None:
+        return
+    from mltrack.cli.parameters import as_bool
     from mltrack.cli.runs_and_sync import list_runs
 
     list_runs(
-        output_dir or "mltrack-runs", output or "text", reap or "false", tracking_uri, limit or "50", kind or None
+        output_dir or "mltrack-runs",
+        output or "text",
+        reap or "false",
+        tracking_uri,
+        limit or "50",
+        kind or None,
+        watch=as_bool(watch or "false"),
     )
+
+
+@runs.command("show", cls=Command, short_help="One run: result, options, data, curves, checkpoints.")
+def _runs_show(
+    run: str = typer.Argument(..., help="A run id or the beginning of one, or a run directory."),
+    output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
+    output: str | None = _option("output", "text or json.", "text"),
+) -> None:
+    """Show one run: result beside its baselines, options that differ from the defaults, data, curves, checkpoints."""
+    from mltrack.cli.run_page import show_run
+
+    show_run(run, output_dir or "mltrack-runs", output or "text")
+
+
+@app.command("resume", cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def _resume(
+    ctx: typer.Context,
+    run: str = typer.Argument("latest", help="A run id or the beginning of one; latest: the newest with a checkpoint."),
+) -> None:
+    """Continue a run: `mltrack train --resume RUN`, with any of its options after the run."""
+    from mltrack.cli import run as run_words
+
+    raise typer.Exit(run_words(["train", "--resume", run, *ctx.args]))
+
+
+@app.command("ui", cls=Command, short_help="Open MLflow on the database of the trainings here.")
+def _ui(
+    run: str | None = typer.Argument(None, help="A run whose page is opened; not set: the newest.", show_default=False),
+    port: str | None = _option("port", "Port on 127.0.0.1; not set: a free one."),
+    open_browser: str | None = typer.Option(
+        "true", "--open", help="Open the page in a browser, if there is a desktop.", metavar=BOOL, show_default=False
+    ),
+    output_dir: str | None = _option("output_dir", "Folder of the run directories.", "mltrack-runs"),
+    tracking_uri: str | None = URI,
+) -> None:
+    """Open MLflow on the database of the trainings here, and print the address."""
+    from mltrack.cli.parameters import as_bool
+    from mltrack.cli.ui import ui
+
+    opens = as_bool(open_browser or "true")
+    raise typer.Exit(ui(run, tracking_uri, output_dir or "mltrack-runs", port, opens=opens))
 
 
 @app.command("doctor", cls=Command)

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
+WIDEST_COLUMN = 6
+"""Characters, where there are few values."""
 BLOCKS, ASCII_BLOCKS = " ▁▂▃▄▅▆▇█", " ..::||##"
 
 
@@ -40,7 +42,8 @@ def chart(values: Sequence[float], width: int, height: int, *, blocks: bool = Tr
     if not means:
         return []
     drawn = BLOCKS if blocks else ASCII_BLOCKS
-    levels = [1 + round((8 * height - 1) * share) for share in _shares(means)]
+    each = max(1, min(WIDEST_COLUMN, width // len(means)))
+    levels = [1 + round((8 * height - 1) * share) for share in _shares(means) for _ in range(each)]
     labels = ["" for _ in range(height)]
     labels[0], labels[-1] = f"{max(means):.4g}", f"{min(means):.4g}"
     return [

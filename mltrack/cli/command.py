@@ -7,7 +7,7 @@ from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 from mltrack.config import ConfigFile, Option
 from mltrack.config.option import TRUTHS
@@ -67,6 +67,20 @@ class Command(TyperCommand):
         for heading, records in shown.items():
             with formatter.section(heading.capitalize()):
                 formatter.write_dl(records)
+
+
+class Group(TyperGroup):
+    """A group of commands that does something by itself, with flags and headings as `Command` has them."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments."""
+        flags = {spelling for one in self.params if one.metavar == BOOL for spelling in one.opts}
+        return super().parse_args(ctx, as_values(args, flags, takes_arguments=True))
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options under their headings, then the commands."""
+        Command.format_options(self, ctx, formatter)  # type: ignore[arg-type]
+        self.format_commands(ctx, formatter)
 
 
 def _values_of(option: str, args: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mltrack.cli.chart import can_draw_blocks, chart
-from mltrack.cli.runs_and_sync import _row
+from mltrack.cli.run_table import age, run_row
 from mltrack.config import OPTIONS
 from mltrack.errors import ConfigurationError, printable
 from mltrack.journal import RunDirectory, find_run_directory, read_journal, read_json
@@ -32,14 +32,14 @@ def show_run(run: str, output_dir: str, output: str) -> None:
     directory = find_run_directory(output_dir, run)
     if directory is None:
         raise ConfigurationError(f"there is no run '{run}' in {Path(output_dir).absolute()}; `mltrack runs` lists them")
-    row, summary = _row(directory), read_json(directory.summary_file) or {}
+    row, summary = run_row(directory), read_json(directory.summary_file) or {}
     curves, checkpoints = _curves(directory, summary.get("metric")), _checkpoints(directory)
     if output == "json":
         print(json.dumps({**row, "summary": summary, "checkpoints": checkpoints}))
         return
     lines = [
         f"{row['task'] or row['kind']} {row['model'] or ''}".rstrip() + f"  {row['state']}, {row['steps']:,} steps",
-        f"run         {row['run']} in {directory.path}",
+        f"run         {row['run']} in {directory.path}, begun {age(row['created_ms']) or 'long'} ago",
         *_result(summary),
         *_facts(summary),
         f"delivery    {row['delivery']} in {row['tracking_uri'] or 'no store yet'}",

@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from mltrack import relay, store
 from mltrack.addresses import is_same, without_secrets
 from mltrack.cli.parameters import as_bool
+from mltrack.cli.run_table import print_runs, watch_runs
 from mltrack.config import OPTIONS
 from mltrack.errors import ConfigurationError, MltrackError, did_you_mean, one_of, printable
 from mltrack.journal import (
     KINDS,
     RunDirectory,
-    find_run_directories,
     find_run_directory,
     known_runs,
     own_run_directories,
-    read_tail,
 )
-from mltrack.journal.records import EPOCH_PREFIX
 from mltrack.store import StoreUnavailable
 
-_UNENDED = {relay.Life.ALIVE: "RUNNING", relay.Life.ELSEWHERE: "UNKNOWN"}
-"""State of a run whose journal has no end; UNKNOWN: its trainer is, or was, on another machine."""
-_TAIL_BYTES = 8192
 _MOST_DIGITS = 18
 
 
 def list_runs(
-    output_dir: str, output: str, reap: str, tracking_uri: str | None, limit: str = "50", kind: str | None = None
+    output_dir: str,
+    output: str,
+    reap: str,
+    tracking_uri: str | None,
+    limit: str = "50",
+    kind: str | None = None,
+    *,
+    watch: bool = False,
 ) -> None:
     """Print the newest local runs in ascending order, then the MLflow runs that say RUNNING without a trainer.
 
@@ -44,7 +45,10 @@ def list_runs(
         raise ConfigurationError(f"kind must be {one_of(KINDS)}, not '{kind}'{did_you_mean(kind, KINDS)}")
     OPTIONS["output"].check(output)
     reaps, most = as_bool(reap), _number(limit)
-    _print_local(output_dir, output, most, kind)
+    if watch:
+        watch_runs(output_dir, most, kind)
+        return
+    print_runs(output_dir, output, most, kind)
     sys.stdout.flush()
     if output == "json" and not reaps:
         return
@@ -93,37 +97,6 @@ def _tracking_uris(output_dir: str, given: str | None) -> list[str]:
         if (file := store.database_file(uri)) is None or (file.exists() and store.has_running_runs(file))
     ]
     return list({without_secrets(uri): uri for uri in reversed(there)}.values())[::-1]
-
-
-def _print_local(output_dir: str, output: str, most: int, kind: str | None) -> None:
-    directories = find_run_directories(output_dir, kind)
-    rows = [_row(directory) for directory in directories[-most:]]
-    left_out = (
-        f"the newest {len(rows):,} of {len(directories):,} runs; --limit 0 lists all"
-        if len(rows) < len(directories)
-        else ""
-    )
-    if output == "json":
-        print(json.dumps(rows), flush=True)
-        print(left_out, end="\n" if left_out else "", file=sys.stderr)
-        return
-    if not rows:
-        print(f"no runs{f' of the kind {kind}' if kind else ''} in {Path(output_dir).absolute()}")
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None)
-    for column in rows[0]:
-        table.add_column(column)
-    for row in rows:
-        table.add_row(*(Text(printable(str(value))) for value in row.values()))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 200
-    console.print(table)
-    console.print(left_out, end="\n" if left_out else "")
 
 
 def sync_runs(
@@ -197,47 +170,6 @@ def _named(run: str, output_dir: str) -> list[RunDirectory]:
     for one in named:
         one.refuse_foreign()
     return named
-
-
-def _row(directory: RunDirectory) -> dict[str, Any]:
-    info, delivery = directory.read_run(), directory.read_delivery()
-    last, step = _last_words(directory.journal)
-    if delivery.get("complete"):
-        last.end = last.end or delivery.get("end")
-    life = relay.Life.GONE if last.end is not None else relay.trainer_of(directory).life()
-    undelivered = directory.journal.stat().st_size - delivery.get("offset", 0) if directory.journal.exists() else 0
-    settled = next(
-        (word for field, word in (("elsewhere", "resumed elsewhere"), ("deleted", "deleted")) if delivery.get(field)),
-        "pending",
-    )
-    state = "complete" if delivery.get("complete") and not undelivered else settled
-    return {
-        "run": info.run_id if info.run_id and directory.path.name == info.local_id else directory.name,
-        "task": info.task,
-        "kind": info.kind,
-        "state": relay.verdict_on(last, directory).status if life is relay.Life.GONE else _UNENDED[life],
-        "steps": step,
-        "delivery": state if state == "complete" else f"{state} ({undelivered:,} bytes)",
-        "tracking_uri": info.address,
-    }
-
-
-def _last_words(journal: Path) -> tuple[relay.Progress, int]:
-    """The recorded outcome and end, and the optimizer steps; reads only as much of the journal as that needs."""
-    num_bytes, size = _TAIL_BYTES, journal.stat().st_size if journal.exists() else 0
-    while size:
-        last, steps = relay.Progress(), []
-        for record in read_tail(journal, num_bytes):
-            if record["type"] in ("outcome", "end"):
-                setattr(last, record["type"], record)
-            elif record["type"] == "resumed":
-                last = relay.Progress()
-            elif record["type"] == "metrics" and not all(name.startswith(EPOCH_PREFIX) for name in record["values"]):
-                steps.append(record["step"])
-        if steps or num_bytes >= size:
-            return last, max(steps, default=0)
-        num_bytes *= 8
-    return relay.Progress(), 0
 
 
 def _number(limit: str) -> int:

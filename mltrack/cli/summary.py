@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shlex
+import shutil
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import TextIO
 
+from mltrack.addresses import is_same
 from mltrack.config import OPTIONS, TrainModelRequest, TrainModelResponse
 from mltrack.errors import printable
+from mltrack.evaluation.beside_baselines import verdict
 from mltrack.journal import RunDirectory, RunInfo, read_json
 from mltrack.records.builtin.stdlib_source import STDLIB
+from mltrack.store import default_tracking_uri
 from mltrack.tasks import task_named
 
-SAMPLES_SHOWN = 3
+SAMPLES_SHOWN, SAMPLE_LINES, SAMPLE_WIDTH = 3, 8, 110
+DEFAULT_FOLDER = OPTIONS["output_dir"].default
+_REPEATED = re.compile(r"(.{1,40}?)\1{3,}")
+"""A piece of a line that stands there at least four times in a row."""
 
 
 def print_summary(request: TrainModelRequest, response: TrainModelResponse, *, file: TextIO) -> None:
@@ -51,45 +61,20 @@ def _result(request: TrainModelRequest, response: TrainModelResponse) -> list[st
     where = (
         f" (epoch {response.best_epoch + 1}, step {response.best_step:,})" if response.best_epoch is not None else ""
     )
-    beside = next(
-        (line.partition(" (")[2] for line in _beside_baselines(response) if line.startswith(f"{request.metric_name} ")),
-        "",
+    figures: dict[str, float] = next(
+        (one["metrics"] for one in response.checkpoints if one["step"] == response.best_step), {}
     )
-    lines = [f"best       {best}{' (' + beside if beside else ''}{where}"]
-    lines += [
-        f"           {line}" for line in _beside_baselines(response) if not line.startswith(f"{request.metric_name} ")
-    ]
+    lines = [f"best       {best}{where}"]
+    if judged := verdict(figures, response.baselines, request.metric_name):
+        lines.append(f"           {judged}")
     about = task_named(request.task).card.about_builtin
     if about and request.dataset_path == STDLIB:
         lines.append(f"           {about}")
     early = ", stopped early" if response.stopped_early else ""
     rate = f", {response.tokens_per_second:,.0f} tokens/s" if response.tokens_per_second else ""
-    lines.append(
-        f"trained    {response.steps_run:,} steps, {response.epochs_run} epochs in {response.training_time:.0f}"
-        f" s{rate}{early}"
-    )
+    epochs = f"{response.epochs_run} epoch{'s' if response.epochs_run != 1 else ''}"
+    lines.append(f"trained    {response.steps_run:,} steps, {epochs} in {response.training_time:.0f} s{rate}{early}")
     return lines
-
-
-def _beside_baselines(response: TrainModelResponse) -> list[str]:
-    """The best model's values with the baselines of the same metric: "eval_macro_f1 0.81 (majority 0.40, tfidf
-    0.87)".
-    """
-    best: dict[str, float] = next(
-        (one["metrics"] for one in response.checkpoints if one["step"] == response.best_step), {}
-    )
-    beside: dict[str, list[str]] = {}
-    for name, value in response.baselines.items():
-        who, _, metric = name.removeprefix("baseline_").partition("_")
-        beside.setdefault(metric, []).append(f"{who} {value:.4f}")
-    return [
-        (
-            f"eval_{metric} {best[f'eval_{metric}']:.4f} (baselines: {', '.join(others)})"
-            if f"eval_{metric}" in best
-            else f"{metric}: {', '.join(others)}"
-        )
-        for metric, others in beside.items()
-    ]
 
 
 def _samples(directory: RunDirectory) -> list[str]:
@@ -98,9 +83,24 @@ def _samples(directory: RunDirectory) -> list[str]:
         return []
     lines = ["", "samples (greedy):"]
     for sample in json.loads(path.read_text(encoding="utf-8"))[:SAMPLES_SHOWN]:
-        lines.append(f"  # {' '.join(sample['description'].split())[:120]}")
-        lines += [f"    {line}" for line in sample["completion"].splitlines()[:8] if line.strip()]
+        lines.append(f"  # {_cut(' '.join(sample['description'].split()))}")
+        lines += [f"    {line}" for line in shown_sample(sample["completion"])]
     return [*lines, ""]
+
+
+def shown_sample(text: str) -> list[str]:
+    """A completion in at most `SAMPLE_LINES` lines: what repeats itself is shown once, with how often."""
+    lines: list[str] = []
+    for line, same in groupby(line for line in text.splitlines() if line.strip()):
+        count = len(list(same))
+        short = _cut(_REPEATED.sub(lambda found: f"{found[1]} [x{len(found[0]) // len(found[1])}] ", line).rstrip())
+        lines.append(short + (f"  [x{count}]" if count > 1 else ""))
+    more = len(lines) - SAMPLE_LINES
+    return lines if more <= 0 else [*lines[: SAMPLE_LINES - 1], f"[{more + 1} more lines]"]
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= SAMPLE_WIDTH else line[: SAMPLE_WIDTH - 3] + "..."
 
 
 def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: RunInfo) -> list[str]:
@@ -134,30 +134,24 @@ def _whereabouts(response: TrainModelResponse, directory: RunDirectory, info: Ru
 def _commands(
     request: TrainModelRequest, response: TrainModelResponse, directory: RunDirectory, info: RunInfo
 ) -> list[str]:
+    """Look, load, continue: for the terminal in which the training ran, without what holds there anyway."""
+    here = "MLFLOW_RUN_ID" not in os.environ  # `mlflow run` may train in a folder of its own
+    folder = [] if here and directory.path.parent == Path(DEFAULT_FOLDER).absolute() else [str(directory.path.parent)]
+    in_folder = [word for path in folder for word in ("--output-dir", path)]
+    is_default = here and is_same(default_tracking_uri(None), info.address)
+    in_store = [] if is_default else ["--tracking-uri", info.address]
     lines = []
     if info.address.startswith("http") and info.run_id:
-        lines.append(f"open       {info.address.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}")
-    elif info.run_id and info.address.startswith("sqlite"):
-        lines.append(f"open       {_command('mlflow', 'ui', '--backend-store-uri', info.address)}")
+        lines.append(f"look       {info.address.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}")
+    elif info.run_id:
+        lines.append(f"look       {_command('mltrack', 'ui', *in_folder, *in_store)}")
     if response.registered_model:
         uri = f"models:/{response.registered_model['name']}/{response.registered_model['version']}"
         text = task_named(request.task).serving.example
-        lines.append(
-            "load      "
-            f" {_command('mltrack', 'predict', '--tracking-uri', info.address, '--model-uri', uri, '--text', text)}"
-        )
+        lines.append(f"load       {_command('mltrack', 'predict', '--model-uri', uri, '--text', text, *in_store)}")
     if response.checkpoints and not response.stopped_early:
-        words = [
-            "mltrack",
-            "train",
-            "--resume",
-            response.run_id or "latest",
-            "--output-dir",
-            str(directory.path.parent),
-        ]
-        words += ["--tracking-uri", info.address]
-        words += _further(request, response)
-        lines.append(f"resume     {_command(*words)}")
+        words = ["mltrack", "resume", response.run_id or "latest", *in_folder, *in_store, *_further(request, response)]
+        lines.append(f"continue   {_command(*words)}")
     return lines
 
 
@@ -172,9 +166,11 @@ def _further(request: TrainModelRequest, response: TrainModelResponse) -> list[s
 
 def _command(*words: str) -> str:
     program = Path(sys.executable).parent / words[0]
-    if program.exists() or words[0] != "mltrack":
-        return shlex.join([str(program) if program.exists() else words[0], *words[1:]])
-    package_parent = (
-        Path(__file__).resolve().parents[2]
-    )  # not installed: run from the source tree, as `mlflow run` does
+    found = shutil.which(words[0])
+    if found is not None and program.exists() and Path(found).samefile(program):
+        return shlex.join(words)
+    if program.exists():
+        return shlex.join([str(program), *words[1:]])
+    # not installed: from the source tree, as `mlflow run` does
+    package_parent = Path(__file__).resolve().parents[2]
     return shlex.join(["env", f"PYTHONPATH={package_parent}", sys.executable, "-m", *words])

@@ -196,7 +196,10 @@ class TrainingProgress(Callback):
         """What MLflow has; looked up now and then."""
         if time.monotonic() - self._delivery_read_at > DELIVERY_INTERVAL_S:
             self._delivery_read_at = time.monotonic()
-            delivery = trainer.tracker.directory.read_delivery()
+            directory = trainer.tracker.directory
+            delivery = directory.read_delivery()
+            if not delivery and directory.read_run().offline:
+                return ""
             waiting = f", waiting: {printable(str(delivery['waiting']))}" if delivery.get("waiting") else ""
             self._delivery = f"MLflow has {_points(delivery)}{waiting}" if delivery else "MLflow has nothing yet"
         return self._delivery

@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import TextIO
 
 from mltrack.addresses import is_same, without_secrets
+from mltrack.config import Option
 from mltrack.errors import ConfigurationError, TrackingError
 from mltrack.journal import find_run_directory, known_runs
 from mltrack.store import database_file, default_tracking_uri
@@ -22,7 +23,7 @@ from mltrack.store import database_file, default_tracking_uri
 STARTS_WITHIN_S = 120.0
 
 
-def ui(run: str | None, tracking_uri: str | None, output_dir: str, port: int | None, *, opens: bool) -> int:
+def ui(run: str | None, tracking_uri: str | None, output_dir: str, port: str | None, *, opens: bool) -> int:
     """Print the address of the newest run's page, or of the one that is named, and serve it until Ctrl-C if no server
     does.
 
@@ -46,18 +47,18 @@ def ui(run: str | None, tracking_uri: str | None, output_dir: str, port: int | N
         raise ConfigurationError(
             f"there is no {file}; train first, go to the folder of a training, or name the database with --tracking-uri"
         )
-    port = port or _free_port()
+    number = Option(name="port", kind="int", minimum=1, maximum=65535, help="").parse(port or "") or _free_port()
     environment = {
         **os.environ,
         "MLFLOW_BACKEND_STORE_URI": uri,  # not an argument: it may hold a password
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(number), "--workers", "1"]
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(words, env=environment, start_new_session=True, stdout=log, stderr=log)
         try:
-            _wait_for(server, port, log)
-            _tell(f"http://127.0.0.1:{port}/{page}", opens)
+            _wait_for(server, number, log)
+            _tell(f"http://127.0.0.1:{number}/{page}", opens)
             print("Ctrl-C ends it", flush=True)
             return server.wait()
         except KeyboardInterrupt:

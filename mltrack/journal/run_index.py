@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mltrack.errors import TrackingError
+from mltrack.errors import ConfigurationError, TrackingError
 from mltrack.journal.reader import JournalReader
 from mltrack.journal.run_directory import EARLIER, RunDirectory, read_json
 
@@ -28,6 +28,8 @@ YOUNG_S = 60.0
 """A directory that changed this recently is read anew: file systems have coarse clocks, and the relay of a trainer that
 has just begun has not written yet.
 """
+FEWEST_CHARACTERS = 4
+"""Of the beginning of an id that stands for the whole."""
 log = logging.getLogger("mltrack")
 
 
@@ -94,20 +96,24 @@ def only_own(found: Sequence[RunDirectory]) -> list[RunDirectory]:
 
 
 def find_run_directory(output_dir: Path | str, run_id: str) -> RunDirectory | None:
-    """The run directory with that MLflow or local id, or None."""
+    """The run directory with that MLflow or local id, or with the only id that begins so; None if there is none.
+
+    Raises:
+        ConfigurationError: several ids begin so.
+    """
     root = Path(output_dir).absolute()
     for place in (Path(run_id), root / run_id):
         if (place / "run.json").is_file():
             return RunDirectory(place.resolve() if place.is_symlink() else place.absolute())
-    newest_first = reversed(known_runs(root))  # an earlier run in a folder may have had the same MLflow run
-    return next(
-        (
-            RunDirectory(root / run.name)
-            for run in newest_first
-            if run_id in (run.run_id, run.local_id, RunDirectory(root / run.name).name)
-        ),
-        None,
-    )
+    ids = {run: (run.run_id or "", run.local_id, RunDirectory(root / run.name).name) for run in known_runs(root)}
+    # newest first: an earlier run in a folder may have had the same MLflow run
+    found = [run for run in reversed(ids) if run_id in ids[run]]
+    if not found and len(run_id) >= FEWEST_CHARACTERS:
+        found = [run for run in reversed(ids) if any(one.startswith(run_id) for one in ids[run])]
+        if len(found) > 1:
+            several = ", ".join(run.run_id or run.name for run in found[:5])
+            raise ConfigurationError(f"{len(found)} runs begin with '{run_id}': {several}; give more of the id")
+    return RunDirectory(root / found[0].name) if found else None
 
 
 def _runs(root: Path, cached: dict[str, KnownRun]) -> Iterator[KnownRun]:

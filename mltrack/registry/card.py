@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mltrack.config import TrainModelRequest
 from mltrack.data.encoding import tokenizer_digest
 from mltrack.errors import ConfigurationError
+from mltrack.evaluation.beside_baselines import by_metric, verdict
 from mltrack.records.builtin.stdlib_source import STDLIB
 from mltrack.records.readers import absolute
 from mltrack.registry import gate
@@ -83,13 +84,14 @@ def model_card(
     origin = f" That one was made by run `{parent.run_id}`." if parent is not None and parent.run_id else ""
     exactly = "".join(f" ({word.removeprefix('model_')} `{value}`)" for word, value in (base or {}).items())
     uri = f"models:/{name}/{{version}}"
+    judged = verdict(checkpoint.metrics, baselines, request.metric_name)
     return (
         f"# {name}\n\n"
         f"Task `{request.task}`, trained from `{parent.uri if parent is not None else request.model_name}`{exactly} on"
         f" {len(train_dataset):,} records of "
         f"`{request.dataset_path}` (digest `{train_dataset.digest[:12]}`).{origin}{about}{named_classes}\n\n"
         f"Evaluated on {len(eval_dataset):,} records (digest `{eval_dataset.digest[:12]}`); the best of the run by"
-        f" `{request.metric_name}`.\n\n"
+        f" `{request.metric_name}`{f'; {judged}' if judged else ''}.\n\n"
         f"{_figures(checkpoint.metrics, baselines)}\n\n"
         f"Learning rate {request.learning_rate}, {request.batch_size} x {request.gradient_accumulation_steps} examples"
         f" a step, at most {request.epochs} epochs"
@@ -136,16 +138,14 @@ def listed_classes(classes: Sequence[str]) -> str:
 
 def _figures(metrics: Mapping[str, float], baselines: Mapping[str, float]) -> str:
     """A table with a row per metric, a column for the model and one for each baseline."""
-    columns: dict[str, dict[str, float]] = {}
-    for key, value in baselines.items():
-        who, _, metric = key.removeprefix("baseline_").partition("_")
-        columns.setdefault(who, {})[f"eval_{metric}"] = value
+    beside = by_metric(baselines)
+    columns = list(dict.fromkeys(who for held in beside.values() for who in held))
     names = [key for key in metrics if not key.startswith("eval_f1_")]
-    names += [key for held in columns.values() for key in held if key not in names]
+    names += [key for key in beside if key not in names]
     head = ["figure", "this model", *(f"baseline_{who}" for who in columns)]
     rows = [head, ["---"] * len(head)]
     for key in dict.fromkeys(names):
-        rows.append([key, _number(metrics.get(key)), *(_number(held.get(key)) for held in columns.values())])
+        rows.append([key, _number(metrics.get(key)), *(_number(beside.get(key, {}).get(who)) for who in columns)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
