@@ -124,7 +124,7 @@ def test_what_is_wrong_is_said_in_one_line(project: tuple[Path, dict[str, str]])
     for words, expected in (
         ((*task, "--offline"), "bad.jsonl, record 1, field 'tags': has 1 tags for 2 words"),
         (("--task", "token_classification", "--offline"), "the built-in source 'stdlib' has no records for"),
-        (("--task", "token_clasification", "--offline"), "task 'token_clasification'"),
+        (("--task", "token_clasification", "--offline"), "not 'token_clasification'"),
         ((*task, "--offline", "--packing"), "bad.jsonl, record 1"),
         (("--task", "text_classification", "--lowercase", "true"), "No such option: --lowercase"),
     ):
@@ -139,6 +139,6 @@ def test_where_the_package_is_not_installed_that_is_said(project: tuple[Path, di
     done = commands.mltrack("train", "--task", "token_classification", "--dataset-path", "records.jsonl", cwd=folder)
     assert done.returncode == 2
     assert (
-        "'token_classification'; use one of text_classification, code_generation, security_classification"
+        "one of text_classification, code_generation, security_classification, not 'token_classification'"
         in done.stderr
     )

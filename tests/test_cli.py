@@ -115,7 +115,7 @@ def test_both_spellings_of_every_option():
     [
         (
             ("train", "--task", "code_gen"),
-            r"mltrack: .*task 'code_gen'.* \(did you mean 'code_generation'\?\)",
+            r"mltrack: task must be .*, not 'code_gen' \(did you mean 'code_generation'\?\)",
         ),
         (("train", "--epochs", "0"), r"mltrack: epochs must be a whole number >= 1, not 0"),
         (("train", "--learning-rate", "fast"), r"mltrack: learning_rate must be a number > 0.*, not 'fast'"),
@@ -253,7 +253,7 @@ def test_request_and_options_agree():
 def test_all_problems_of_a_request_at_once():
     problems = TrainModelRequest(task="x", epochs=-1, batch_size="many", use_mixed_precision="fp8").validate()
     assert len(problems) == 4
-    for name, value in (("task", "'x'"), ("epochs", "-1"), ("batch_size", "'many'"), ("mixed_precision", "'fp8'")):
+    for name, value in (("task", "'x'"), ("epochs", "-1"), ("batch_size", "'many'"), ("precision", "'fp8'")):
         assert [name in one for one in problems if value in one] == [True], problems
 
 

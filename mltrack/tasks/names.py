@@ -51,7 +51,8 @@ def task_named(task: str | Task) -> Task:
         found: Task = getattr(import_module(f"mltrack.tasks.{module}"), name)
         return found
     if task not in _installed():
-        raise ConfigurationError(f"unknown task {task!r}; use {one_of(task_names())}{did_you_mean(task, task_names())}")
+        names = task_names()  # in the words of the option `task`, which refuses the same names
+        raise ConfigurationError(f"task must be {one_of(names)}, not {task!r}{did_you_mean(task, names)}")
     return _loaded(task)
 
 
