@@ -211,7 +211,7 @@ def test_no_control_characters_when_piped(tmp_path, records_file):
     assert not re.search(r"[\x00-\x08\x0b-\x1f\x7f]", finished.stdout + finished.stderr)
     for part in (
         "best       eval_loss",
-        "(baselines: majority 0.",
+        "(majority 0.",
         "run        ",
         "delivery   pending: ",
         "model      ",
