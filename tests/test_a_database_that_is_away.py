@@ -70,6 +70,8 @@ def test_a_time_out_that_the_user_has_given_stays(silent: str) -> None:
 
 
 def test_a_driver_that_is_not_installed_is_said_at_once() -> None:
+    with pytest.raises(StoreRejected, match=r"write postgresql\+psycopg2:// and pip install 'mltrack\[postgres\]'$"):
+        connect("postgresql+psycopg://mlflow@127.0.0.1:1/tracking")
     with pytest.raises(StoreRejected, match="install the package"):
         connect("mysql+pymysql://mlflow@127.0.0.1:1/tracking")
 

@@ -11,6 +11,7 @@ import commands
 import pytest
 import tiny
 
+import mltrack
 from mltrack.cli.command import as_values
 from mltrack.config import GROUPS, OPTIONS, TrainingConfig, TrainModelRequest
 from mltrack.errors import ConfigurationError
@@ -26,6 +27,14 @@ def test_help_loads_nothing_heavy(tmp_path):
     assert finished.returncode == 0, finished.stderr
     for option in OPTIONS.values():
         assert option.flag in finished.stdout, option.name
+
+
+@pytest.mark.parametrize("words", [("--version",), ("--version", "train")])
+def test_the_version_is_told_at_once(tmp_path, words):
+    script = f"import sys\nfrom mltrack.cli import run\nassert run({list(words)}) == 0\nprint('torch' in sys.modules)"
+    finished = commands.run(sys.executable, "-c", script, cwd=tmp_path)
+    assert finished.stdout == f"mltrack {mltrack.__version__}\nFalse\n", finished.stderr
+    assert commands.cold_mltrack(*words, cwd=tmp_path).stdout == f"mltrack {mltrack.__version__}\n"
 
 
 def test_the_help_of_train_can_be_scanned(tmp_path):

@@ -12,13 +12,13 @@ import hf_folders
 import pytest
 import torch
 
-from mltrack import TrainModelRequest, TrainModelUseCase
+from mltrack import TrainModelRequest, TrainModelUseCase, extras
 from mltrack.cache import cache_folder
 from mltrack.cli import run
 from mltrack.errors import MltrackError
 from mltrack.models import gguf_file, resolve_model
 
-pytest.importorskip("gguf", reason="gguf is not installed: pip install gguf")
+pytest.importorskip("gguf", reason="gguf is not installed: pip install 'mltrack[gguf]'")
 
 
 @pytest.fixture(autouse=True)
@@ -190,9 +190,9 @@ def test_a_file_that_cannot_be_used_is_one_line_and_leaves_nothing(
 
 @pytest.mark.parametrize("package", ["gguf", "accelerate"])
 def test_a_missing_package_is_named(quantized: Path, monkeypatch: pytest.MonkeyPatch, package: str) -> None:
-    found = gguf_file.find_spec
-    monkeypatch.setattr(gguf_file, "find_spec", lambda name: None if name == package else found(name))
-    with pytest.raises(MltrackError, match=f"and {package} is not installed: pip install {package}$"):
+    found = extras.find_spec
+    monkeypatch.setattr(extras, "find_spec", lambda name: None if name == package else found(name))
+    with pytest.raises(MltrackError, match=rf"and {package} is not installed: pip install 'mltrack\[gguf\]'$"):
         resolve_model(str(quantized), "code_generation")
 
 

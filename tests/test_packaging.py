@@ -118,10 +118,31 @@ def test_the_package_ships_what_it_needs() -> None:
     assert list((ROOT / "mltrack" / "tasks" / "shipped").glob("*.py"))
 
 
+def test_the_demo_of_the_command_is_that_of_make() -> None:
+    from mltrack.cli.app import DEMO
+    from mltrack.config import OPTIONS
+
+    words = "".join(f" -P {name}={value}" for name, value in ({"task": OPTIONS["task"].default} | DEMO).items())
+    assert f"--env-manager local{words}\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_the_extras_that_a_message_names_bring_what_is_missing() -> None:
+    from packaging.requirements import Requirement
+
+    from mltrack.extras import EXTRAS
+
+    optional = PROJECT["project"]["optional-dependencies"]
+    imported = {"psycopg2-binary": "psycopg2"}
+    for extra, packages in EXTRAS.items():
+        brought = {imported.get(name, name) for name in (Requirement(text).name for text in optional[extra])}
+        assert brought & set(packages), extra
+
+
 def test_versions_agree() -> None:
     import mltrack
 
-    assert mltrack.__version__ == PROJECT["project"]["version"]
+    assert "version" not in PROJECT["project"]
+    assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "mltrack.__version__"}
     assert f"## [{mltrack.__version__}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 

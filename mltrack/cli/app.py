@@ -6,13 +6,13 @@ from typing import Any
 
 import typer
 
+from mltrack import __version__
 from mltrack.cli.command import BOOL, Command, Group, task_options
 from mltrack.cli.parameters import completion, spellings, split_options, takes_options, train_options
 from mltrack.config import OPTIONS
 
 app = typer.Typer(
     name="mltrack",
-    help="Fine-tune code models and keep every run in MLflow.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # rich takes longer to import than all the rest
@@ -20,6 +20,21 @@ app = typer.Typer(
 )
 models = typer.Typer(name="models", help="The model registry.", no_args_is_help=True)
 app.add_typer(models)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"mltrack {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _mltrack(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Fine-tune code models and keep every run in MLflow."""
+
+
 data = typer.Typer(name="data", help="What is trained on.", no_args_is_help=True)
 app.add_typer(data)
 runs = typer.Typer(name="runs", help="List the local runs: state, steps, best, delivery; or show one.")
@@ -74,6 +89,22 @@ class _TrainCommand(Command):
 
 
 app.command("train", cls=_TrainCommand, short_help="Train a model.")(takes_options(train_options(), _train))
+
+
+DEMO = {"epochs": "1", "eval_every": "100"}
+"""What `make demo` trains beside the defaults, which are code generation on the standard library."""
+
+
+def _demo(words: dict[str, str]) -> None:
+    """Train the demo: code generation on Python's own standard library, one epoch, nothing to download. Takes the
+    options of `mltrack train`.
+    """
+    _train(DEMO | words)
+
+
+app.command("demo", cls=Command, short_help="Train the demo; takes the options of train.")(
+    takes_options(train_options(), _demo)
+)
 
 
 @app.command("init", cls=Command)

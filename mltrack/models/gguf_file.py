@@ -13,17 +13,16 @@ import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stderr
 from importlib.metadata import version
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from mltrack.errors import ConfigurationError
+from mltrack.extras import missing
 from mltrack.models.foreign_errors import one_line
 from mltrack.models.size import check_size
 
 _MAGIC = b"GGUF"
-_PACKAGES = ("gguf", "accelerate")
 _PART = re.compile(r"-\d{5}-of-\d{5}$")
 _MOST_NUMBERS_A_BYTE = 8
 """Of quantized weights: every GGUF format has at least one bit per weight."""
@@ -81,11 +80,8 @@ def _check(where: str, path: Path) -> None:
         raise ConfigurationError(
             f"{where} is one part of a GGUF model; merge the parts first (llama.cpp: llama-gguf-split --merge)"
         )
-    missing = [package for package in _PACKAGES if find_spec(package) is None]
-    if missing:
-        raise ConfigurationError(
-            f"{where} is a GGUF file, and {' and '.join(missing)} is not installed: pip install {' '.join(missing)}"
-        )
+    if absent := missing("gguf"):
+        raise ConfigurationError(f"{where} is a GGUF file, and {absent}")
 
 
 def _write(where: str, path: Path, into: Path, reserve: Callable[[int], None]) -> None:
@@ -114,9 +110,9 @@ def _write(where: str, path: Path, into: Path, reserve: Callable[[int], None]) -
             alone, dtype=torch.float32, output_loading_info=True, **dequantize, **given
         )
         model, info = loaded
-        if missing := sorted(info["missing_keys"]):
+        if not_held := sorted(info["missing_keys"]):
             raise ConfigurationError(
-                f"{where} does not hold {len(missing)} weights of a {type(model).__name__}, such as {missing[0]};"
+                f"{where} does not hold {len(not_held)} weights of a {type(model).__name__}, such as {not_held[0]};"
                 " use a file of a whole model"
             )
         _detach_quantizer(model)

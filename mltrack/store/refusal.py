@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from mltrack.addresses import redact, without_secrets
 from mltrack.errors import MltrackError, TrackingError, printable
+from mltrack.extras import remedy
 from mltrack.store.settings import SHORTEST_TIMEOUT_S, own_settings
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _judged(error: Exception) -> tuple[type[TrackingError] | None, str]:
     if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
         return StoreUnavailable, reason
     if isinstance(error, ModuleNotFoundError):
-        return StoreRejected, f"{reason}; install the package that this kind of store needs"
+        return StoreRejected, f"{reason}; {remedy(error.name) or 'install the package that this kind of store needs'}"
     if isinstance(error, UnicodeError | OverflowError) or (
         isinstance(error, ValueError) and "out of range" in reason
     ):  # a value that no request can carry
