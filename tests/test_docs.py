@@ -54,6 +54,8 @@ def options_of(words: list[str]) -> set[str]:
     from mltrack.cli.app import app
 
     command: Any = typer.main.get_command(app)
+    if words[0] == "resume":  # it takes the options of train
+        words = ["train"]
     for word in words:
         if word not in getattr(command, "commands", {}):
             break
@@ -66,7 +68,8 @@ def shell_lines(page: Path) -> list[str]:
     lines = [
         line.split(" #")[0].strip() for block in fenced(page.read_text(encoding="utf-8")) for line in block.splitlines()
     ]
-    return [line for line in lines if re.match(r"(\w+=\S+ )?(mltrack|mlflow) ", line)]
+    parts = [part.strip() for line in lines for part in line.split("&&")]
+    return [part for part in parts if re.match(r"(\w+=\S+ )?(mltrack|mlflow) ", part)]
 
 
 COMMANDS = [(page, line) for page in PAGES for line in shell_lines(page)]
@@ -99,7 +102,7 @@ def test_every_option_of_a_command_exists(page: Path, line: str) -> None:
     words = line.split()
     assert len(words) > 1, page
     for name in re.findall(r"-P (\w+)=", line):
-        assert name in OPTIONS or name in ("model_uri", "text", "input_path", "output"), name
+        assert name in OPTIONS or name in ("model_uri", "text", "input_path", "output", "config"), name
     if "mltrack" in words:
         after = words[words.index("mltrack") + 1 :]
         assert {word for word in after if word.startswith("--")} <= options_of(after)
@@ -113,6 +116,7 @@ def test_every_train_command_is_a_valid_request(line: str) -> None:
     given = {
         flag.removeprefix("--").replace("-", "_"): value for flag, value in zip(words[::2], words[1::2], strict=True)
     }
+    given.pop("config", None)
     assert TrainModelRequest.from_words(given).validate() == []
 
 

@@ -118,7 +118,8 @@ def test_an_empty_value_reaches_no_command(
 def test_a_limit_that_is_no_whole_number_is_one_line(limit: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["runs", "--limit", limit]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("mltrack: limit must be a whole number, 0 for all runs; got '")
+    assert line.startswith("mltrack: limit must be a whole number")
+    assert limit[:10] in line
     assert len(line) < 100
 
 
