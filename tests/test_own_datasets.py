@@ -84,7 +84,9 @@ def test_it_reaches_through_the_use_case(records_file: Callable[..., Path], here
 
     def make(tokenizer: Any, request: TrainModelRequest) -> tuple[Own, Own]:
         seen.append((type(tokenizer).__name__, request.task))
-        return Own(train), Own(evaluation)
+        held_out = Own(evaluation)
+        held_out.source = "held out"
+        return Own(train), held_out
 
     use_case = TrainModelUseCase(datasets=make)
     common: dict[str, Any] = {"task": task, "batch_size": 4, "offline": True, "device": "cpu"}
@@ -98,7 +100,7 @@ def test_it_reaches_through_the_use_case(records_file: Callable[..., Path], here
     inputs = [one for one in read_journal(directory / "journal") if one["type"] == "inputs"]
     assert [(one["name"], one["source"]) for one in inputs[0]["datasets"]] == [
         ("Own-train", "Own"),
-        ("Own-eval", "Own"),
+        ("held out-eval", "held out"),
     ]
     resumed = use_case.execute(
         TrainModelRequest(resume=str(response.run_id), max_steps=5, **{**common, "task": "code_generation"})

@@ -30,7 +30,7 @@ from mltrack.records.record_cache import gather, kept_table, table_name
 from mltrack.records.splits import split_records
 from mltrack.records.table import digest_of, keys_of, percentiles, select
 from mltrack.tasks.contract import Task
-from mltrack.tasks.names import TaskType, task_named
+from mltrack.tasks.names import TaskType, package_of, task_named
 
 _LABELS = 2
 """Version of the reading of labels; part of the name of a cached table."""
@@ -238,6 +238,7 @@ class DatasetLoader:
                 os.path.abspath(self.data_path),
                 self.data_path,
                 self.task.name,
+                package_of(self.task.name),
                 self.columns,
                 self.labels,
                 most,

@@ -17,6 +17,7 @@ import mltrack
 from mltrack.addresses import is_same, without_secrets
 from mltrack.config import TrainModelRequest, options_of
 from mltrack.data import CodeDataset
+from mltrack.data.own_dataset import OwnDataset
 from mltrack.data.requested import WORKING_DIRECTORY
 from mltrack.journal import RunDirectory, RunInfo, records
 from mltrack.records.builtin.stdlib_source import STDLIB
@@ -134,8 +135,14 @@ def inputs_of(
     a tokenizer."""
     return [
         _described(train_dataset, request.dataset_path, "training", "train"),
-        _described(eval_dataset, request.validation_path or request.dataset_path, "evaluation", "eval"),
+        _described(eval_dataset, _evaluation_path(request, eval_dataset), "evaluation", "eval"),
     ]
+
+
+def _evaluation_path(request: TrainModelRequest, dataset: CodeDataset) -> str:
+    """The records' path; a data set of the caller's own has a source of its own."""
+    own = dataset.source if isinstance(dataset, OwnDataset) else None
+    return own or request.validation_path or request.dataset_path
 
 
 def _described(dataset: CodeDataset, path: str, context: str, split: str) -> Mapping[str, Any]:

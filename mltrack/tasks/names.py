@@ -82,6 +82,12 @@ def _installed() -> dict[str, metadata.EntryPoint]:
     return {one.name: one for one in metadata.entry_points(group=GROUP) if one.name not in _HOME}
 
 
+def package_of(name: str) -> str:
+    """Package and version that a task comes from; empty for mltrack's own."""
+    entry = _installed().get(name)
+    return f"{entry.dist.name} {entry.dist.version}" if entry is not None and entry.dist is not None else ""
+
+
 @cache
 def _loaded(name: str) -> Task:
     entry = _installed()[name]

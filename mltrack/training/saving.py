@@ -60,8 +60,8 @@ class Saving:
         self._manager, self._tracker, self._whole_state = manager, tracker, whole_state
         self._metric_name, self._goes_on = metric_name, on_disk_full == "continue"
 
-    def save(self, epoch: int, metrics: Mapping[str, float], *, required: bool = True) -> float:
-        """Save the current state, or leave it out if the manager would; returns the seconds that the training waited.
+    def save(self, epoch: int, metrics: Mapping[str, float], *, required: bool = True) -> float | None:
+        """Save the current state; returns the seconds that the training waited, or None if the save is left out.
 
         Args:
             epoch: 0-based, in which the last step was taken.
@@ -73,7 +73,7 @@ class Saving:
         """
         started = time.perf_counter()
         if self._manager.leaves_out(required=required):
-            return 0.0
+            return None
         if self._goes_on:
             self.finish()  # else the previous save's error would cost this one too
         state = self._whole_state()

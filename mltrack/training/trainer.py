@@ -324,9 +324,11 @@ class AdvancedTrainer:
         improved = state.best_step != best_before
         must_stay = last or improved or state.stopped_early
         if must_stay or self.save_every.due(state.step, epoch_over):
-            self._last_settled += self.saving.save(taken_in, metrics, required=must_stay)
-            for callback in self.callbacks:
-                callback.on_save(self)
+            seconds = self.saving.save(taken_in, metrics, required=must_stay)
+            if seconds is not None:
+                self._last_settled += seconds
+                for callback in self.callbacks:
+                    callback.on_save(self)
 
     def evaluated(self, dataset: TrainingDataset, on_batch: OnBatch | None = None) -> tuple[dict[str, float], Any]:
         """`mltrack.evaluation.evaluate` of the current model with this training's device, precision and limits."""
