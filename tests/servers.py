@@ -32,17 +32,21 @@ def mlflow_server(
     backend: str | None = None,
     destination: str | None = None,
     options: Sequence[str] = (),
+    python: str = sys.executable,
     **variables: str,
 ) -> Iterator[str]:
     """The URI of an `mlflow server` that keeps its database and its proxied artifacts in `folder`, or where `backend`
     and `destination` say.
+
+    Args:
+        python: the interpreter whose MLflow it is.
     """
     port = port or free_port()
     uri = f"http://127.0.0.1:{port}"
     folder.mkdir(parents=True, exist_ok=True)
     backend = backend or ready_store(folder, "server.db", artifacts="mlflow-artifacts:/0")
     command = [
-        sys.executable,
+        python,
         "-m",
         "mlflow",
         "server",

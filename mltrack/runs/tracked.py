@@ -128,7 +128,7 @@ class TrackedRun:
         if delivery.get("offset", 0) < self.began_at:
             return  # it names an earlier trainer's models
         best = delivery.get("best_model_id")
-        response.model_uri = f"models:/{best}" if best else None
+        response.model_uri = (best if best.startswith("runs:/") else f"models:/{best}") if best else None
         response.registered_model = delivery.get("registered")
 
     def _delivered(self) -> str:

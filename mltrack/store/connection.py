@@ -72,6 +72,8 @@ class Store:
     request_timeout_s: float = SHORTEST_TIMEOUT_S
     artifact_roots: dict[str, str] = field(default_factory=dict)
     """run id -> artifact URI, which never changes"""
+    server_version: str | None = None
+    """Of a server that was asked (`store.server_version`); empty where it did not say."""
 
     @property
     def is_local(self) -> bool:

@@ -161,12 +161,14 @@ def files_beside_model(checkpoint_dir: str | Path) -> list[str]:
     return sorted(names, key=lambda name: (name == "metadata.json", name))
 
 
-def identified(ml_model: str, *, model_id: str, run_id: str) -> str:
-    """The text of an MLmodel file with the logged model and the run that it belongs to."""
+def identified(ml_model: str, *, run_id: str, model_id: str | None = None, path: str | None = None) -> str:
+    """The text of an MLmodel file with its run, and its logged model or its place among the run's artifacts."""
     import yaml
 
-    model = {**yaml.safe_load(ml_model), "model_id": model_id, "run_id": run_id, "artifact_path": f"models:/{model_id}"}
-    return yaml.safe_dump(model, default_flow_style=False)
+    known = (
+        {"artifact_path": path} if model_id is None else {"model_id": model_id, "artifact_path": f"models:/{model_id}"}
+    )
+    return yaml.safe_dump({**yaml.safe_load(ml_model), "run_id": run_id, **known}, default_flow_style=False)
 
 
 def _model_files(source: Path) -> list[Path]:

@@ -16,13 +16,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mltrack.store import placement
+from mltrack.store import placement, run_models
 from mltrack.store.artifacts import delete_tree, send_tree, writable_root
 from mltrack.store.connection import Store, all_pages, local_path
 from mltrack.store.light_model import identified
 from mltrack.store.refusal import StoreRejected, is_missing, translated
 from mltrack.store.registered import is_registered
 from mltrack.store.runs import CUT_MARK, MAX_DIGEST_LENGTH, cut, legal_name
+from mltrack.store.server_version import holds_models
 
 RUN_TAG = "mltrack.run_id"
 STEP_TAG = "mltrack.step"
@@ -61,12 +62,14 @@ def publish(
 
     Returns:
         The model id, "m-..."; the model is READY. The tag mltrack.metrics_rejected names metrics that the store
-        rejected.
+        rejected. On a server without logged models the id is that of `run_models`.
     """
     folder = Path(model_folder)
+    if not (folder / "MLmodel").is_file():
+        raise StoreRejected(f"{folder}: no MLmodel file; use a folder that write_model_folder wrote")
+    if not holds_models(store):
+        return run_models.publish(store, run_id, folder, step=step, tags=tags, metrics=metrics, goes_on=goes_on)
     with translated(store, f"publishing the model of step {step}"):
-        if not (folder / "MLmodel").is_file():
-            raise StoreRejected(f"{folder}: no MLmodel file; use a folder that write_model_folder wrote")
         run = store.client.get_run(run_id)
         local_path(store, run.info.artifact_uri)  # raises before there is an entry for a model that cannot be stored
         model = _find(store, run.info.experiment_id, run_id, step)
@@ -106,6 +109,8 @@ def prune(store: Store, model_id: str) -> str:
         "pruned"; "registered" if it was left alone; "gone" if there was nothing to do; "foreign" if the folder that it
         names is not its own, and then nothing was touched.
     """
+    if run_models.is_run_model(model_id):
+        return run_models.prune(store, model_id, lambda: is_registered(store, model_id))
     with translated(store, f"pruning {model_id}"):
         if is_registered(store, model_id):
             return "registered"
@@ -139,6 +144,8 @@ def models_of_run(store: Store, run_id: str) -> list[dict[str, Any]]:
     """The run's logged models by step: model_id, step, status (PENDING, READY, FAILED), tags, name, artifact_location,
     metrics.
     """
+    if not holds_models(store):
+        return run_models.models_of_run(store, run_id)
     with translated(store, f"listing the models of run {run_id}"):
         experiment_id = store.client.get_run(run_id).info.experiment_id
         found = _search(store, experiment_id, f"tags.`{RUN_TAG}` = '{run_id}'")
@@ -148,6 +155,8 @@ def models_of_run(store: Store, run_id: str) -> list[dict[str, Any]]:
 
 def of_step(store: Store, run_id: str, step: int) -> dict[str, Any] | None:
     """The run's logged model of this step, as `models_of_run` returns it; None if there is none."""
+    if not holds_models(store):
+        return run_models.of_step(store, run_id, step)
     with translated(store, f"looking for the model of step {step}"):
         model = _find(store, store.client.get_run(run_id).info.experiment_id, run_id, step)
     return None if model is None else _row(model)

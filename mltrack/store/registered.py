@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from mltrack.store import run_models
 from mltrack.store.connection import Store
 from mltrack.store.refusal import is_denied, is_missing, translated
 from mltrack.store.registry import MODEL_ID, VERSIONS_TAG, pages
@@ -25,6 +26,8 @@ def is_registered(store: Store, model_id: str) -> bool:
     """True if a registered version loads the bytes of this logged model: one made from it or its folder, or a copy of
     such a version.
     """
+    if run_models.is_run_model(model_id):
+        return _loads(store, *run_models.place_of(store, model_id))
     with translated(store, f"asking who uses {model_id}"):
         if store.client.search_model_versions(f"source_path LIKE '%{model_id}%'", max_results=1):
             return True
@@ -36,6 +39,16 @@ def is_registered(store: Store, model_id: str) -> bool:
             if model_id in _model_ids_in(_source(store, copy)):
                 return True
         return _is_registered_unseen(store, model_id)
+
+
+def _loads(store: Store, run_id: str, source: str) -> bool:
+    """True where a version loads a folder of a run: one made from it, or a copy of such a version."""
+    with translated(store, f"asking who uses {source}"):
+        below = source.rsplit("/", 2)
+        if store.client.search_model_versions(f"source_path LIKE '%{run_id}%/{below[1]}/{below[2]}%'", max_results=1):
+            return True
+        copies = pages(store, f"source_path LIKE '{_COPIES}'", "creation_timestamp DESC")
+        return any(_source(store, copy).rstrip("/") == source for copy in copies)
 
 
 def _made_ms(store: Store, model_id: str) -> int:

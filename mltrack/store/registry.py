@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mltrack.errors import TrackingError
-from mltrack.store import fetching, model_cache
+from mltrack.store import fetching, model_cache, run_models
 from mltrack.store.artifacts import writable_root
 from mltrack.store.connection import Store, all_pages, as_default, local_path
 from mltrack.store.refusal import StoreRejected, already_exists, is_missing, translated
@@ -62,20 +62,18 @@ def register(
     """The version of `name` made from this logged model, as "1", "2", ...; it and the registered model are created if
     missing.
     """
+    of_run = run_models.is_run_model(model_id)
     with translated(store, f"registering {model_id} as {name}"):
-        held = [
-            version for version in search_versions(store, f"source_path='models:/{model_id}'") if version.name == name
-        ]
+        run_id, source = run_models.place_of(store, model_id) if of_run else (None, f"models:/{model_id}")
+        held = [version for version in search_versions(store, f"source_path='{source}'") if version.name == name]
         if held:
             number = str(min(held, key=lambda version: int(version.version)).version)
             _link_back(store, model_id, name, number)
             return number
-        model = store.client.get_logged_model(model_id)
-        if str(model.status) != "READY":
-            raise StoreRejected(
-                f"{store.shown_uri}: {model_id} is {model.status}, so its files are not complete; only a READY model"
-                " can be registered"
-            )
+        if of_run:
+            run_models.check_ready(store, model_id)
+        else:
+            run_id = _run_of_ready(store, model_id)
         try:
             store.client.create_registered_model(name)
         except Exception as error:
@@ -86,15 +84,24 @@ def register(
         with as_default(store):  # with a database file MLflow looks the logged model up with a client of its own
             version = store.client.create_model_version(
                 name,
-                source=f"models:/{model_id}",
-                run_id=model.source_run_id or None,
+                source=source,
+                run_id=run_id,
                 tags={legal_name(key): cut(str(value), _MAX_TAG_LENGTH) for key, value in (tags or {}).items()},
                 description=None if description is None else cut(description, MAX_DESCRIPTION_LENGTH),
                 await_creation_for=0,
-                model_id=model_id,
+                model_id=None if of_run else model_id,
             )
         _link_back(store, model_id, name, str(version.version))
         return str(version.version)
+
+
+def _run_of_ready(store: Store, model_id: str) -> str | None:
+    model = store.client.get_logged_model(model_id)
+    if str(model.status) != "READY":
+        raise StoreRejected(
+            f"{store.shown_uri}: {model_id} is {model.status}, its files are not complete; a READY model is accepted"
+        )
+    return model.source_run_id or None
 
 
 def _refuse_prompt(store: Store, name: str) -> None:
@@ -110,6 +117,8 @@ def _link_back(store: Store, model_id: str, name: str, number: str) -> None:
     """Write the version into the tag by which MLflow's pages link a logged model to its versions: a server writes it,
     MLflow with a database file does not.
     """
+    if run_models.is_run_model(model_id):
+        return
     try:
         known = parsed(store.client.get_logged_model(model_id).tags.get(VERSIONS_TAG, "[]"), list)
     except Exception as error:
@@ -282,7 +291,7 @@ def _location(store: Store, wanted: ModelUri) -> tuple[str, str | None]:
         )
     version = store.client.get_model_version(wanted.name, number)
     model_id = model_id_of(version)
-    if model_id:
+    if model_id and not run_models.is_run_model(model_id):
         return str(store.client.get_logged_model(model_id).artifact_location), (
             model_id if MODEL_ID.fullmatch(model_id) else None
         )
@@ -321,14 +330,18 @@ def pages(store: Store, where: str, order: str) -> Iterator[Any]:
 
 
 def model_id_of(version: Any) -> str | None:
-    """The logged model that a version was made from."""
+    """The logged model that a version was made from, or the model of a run (`run_models`)."""
     match = _SOURCE.match(version.source or "")
-    return match[1] if match else getattr(version, "model_id", None)
+    if match:
+        return match[1]
+    return run_models.id_of_source(version.run_id, version.source or "") or getattr(version, "model_id", None)
 
 
 def _metrics(store: Store, model_id: str | None) -> dict[str, float]:
     if model_id is None:
         return {}
+    if run_models.is_run_model(model_id):
+        return run_models.metrics_of(store, model_id)
     try:
         return {metric.key: metric.value for metric in store.client.get_logged_model(model_id).metrics or []}
     except Exception as error:
