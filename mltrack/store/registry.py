@@ -99,7 +99,8 @@ def _run_of_ready(store: Store, model_id: str) -> str | None:
     model = store.client.get_logged_model(model_id)
     if str(model.status) != "READY":
         raise StoreRejected(
-            f"{store.shown_uri}: {model_id} is {model.status}, its files are not complete; a READY model is accepted"
+            f"{store.shown_uri}: {model_id} is {model.status}, so its files are not complete; only a READY model can be"
+            " registered"
         )
     return model.source_run_id or None
 
