@@ -133,7 +133,7 @@ def test_runs_lists_the_newest_and_opens_no_other_journal(
     printed = capsys.readouterr()
     assert len(json.loads(printed.out)) == NUM_RUNS
     assert printed.err == ""
-    with pytest.raises(ConfigurationError, match="limit must be a whole number, 0 for all runs; got 'many'"):
+    with pytest.raises(ConfigurationError, match=r"limit must be .*'many'"):
         list_runs(str(root), "json", "false", None, "many")
 
 

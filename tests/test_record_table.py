@@ -128,11 +128,11 @@ def test_a_damaged_file_is_not_read(tmp_path: Path) -> None:
     for place in [*range(0, len(whole), 97), len(whole) - 1]:
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 16]) + whole[place + 1 :])
         path.with_name("a.arrow.json").write_bytes(seal)
-        with pytest.raises(DatasetError, match="no whole table of records \\(it is not as it was written\\)"):
+        with pytest.raises(DatasetError, match=r"a\.arrow.*it is not as it was written"):
             RecordTable.open(path)
     for cut in (0, 10, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:cut])
-        with pytest.raises(DatasetError, match="no whole table of records"):
+        with pytest.raises(DatasetError, match="not a whole table of records"):
             RecordTable.open(path)
 
 
@@ -202,7 +202,7 @@ def test_another_state_is_another_table(spills: Path, tmp_path: Path, change: st
             {"x": "good", "y": "bad"}[str(r.label)] for r in before
         ]
     else:
-        with pytest.raises(DatasetError, match="field 'description': missing"):
+        with pytest.raises(DatasetError, match=r"field 'description': .*missing"):
             _ = DatasetLoader(spills, task="code_generation").records
 
 

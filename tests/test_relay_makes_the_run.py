@@ -49,7 +49,7 @@ def test_a_run_is_found_by_the_id_that_mlflow_gave_it_and_listed_once(tmp_path: 
     assert find_run_directory(tmp_path, str(tmp_path / "mltrack-runs" / response["run_id"])) == directory
     assert assert_complete(directory, uri, status="FINISHED") == response["run_id"]
     listed = commands.mltrack("runs", cwd=tmp_path).stdout
-    assert listed.count(response["run_id"]) == 1
+    assert listed.count(response["run_id"][:8]) == 1
     assert info.local_id not in listed
 
 

@@ -231,7 +231,9 @@ def journal_points(directory: RunDirectory, names: Callable[[str], str] = str) -
 def held_points(uri: str, run_id: str) -> dict[str, list[Key]]:
     """{metric name: its points as MLflow's history gives them}, without what the relay measures itself."""
     api = client(uri)
-    names = [name for name in api.get_run(run_id).data.metrics if not name.startswith(RELAYS_OWN)]
+    names = [
+        name for name in api.get_run(run_id).data.metrics if not name.startswith(RELAYS_OWN) or name in records.COSTS
+    ]
     return {
         name: [
             (_comparable(point.value), point.timestamp, point.step) for point in api.get_metric_history(run_id, name)
