@@ -14,7 +14,7 @@ from typing import TextIO
 
 from mltrack.addresses import is_same
 from mltrack.config import OPTIONS, TrainModelRequest, TrainModelResponse
-from mltrack.errors import printable
+from mltrack.errors import MltrackError, printable
 from mltrack.evaluation.beside_baselines import verdict
 from mltrack.journal import RunDirectory, RunInfo, read_json
 from mltrack.records.builtin.stdlib_source import STDLIB
@@ -138,8 +138,7 @@ def _commands(
     here = "MLFLOW_RUN_ID" not in os.environ  # `mlflow run` may train in a folder of its own
     folder = [] if here and directory.path.parent == Path(DEFAULT_FOLDER).absolute() else [str(directory.path.parent)]
     in_folder = [word for path in folder for word in ("--output-dir", path)]
-    is_default = here and is_same(default_tracking_uri(None), info.address)
-    in_store = [] if is_default else ["--tracking-uri", info.address]
+    in_store = [] if here and _is_default(info.address) else ["--tracking-uri", info.address]
     lines = []
     if info.address.startswith("http") and info.run_id:
         lines.append(f"look       {info.address.rstrip('/')}/#/experiments/{info.experiment_id}/runs/{info.run_id}")
@@ -153,6 +152,14 @@ def _commands(
         words = ["mltrack", "resume", response.run_id or "latest", *in_folder, *in_store, *_further(request, response)]
         lines.append(f"continue   {_command(*words)}")
     return lines
+
+
+def _is_default(address: str) -> bool:
+    """True if commands in this folder use that store anyway."""
+    try:
+        return is_same(default_tracking_uri(None), address)
+    except MltrackError:  # this folder cannot have one
+        return False
 
 
 def _further(request: TrainModelRequest, response: TrainModelResponse) -> list[str]:

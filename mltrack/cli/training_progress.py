@@ -43,7 +43,9 @@ class TrainingProgress(Callback):
         self._line = ""
         self._rate = 0.0
         self._losses: deque[float] = deque(maxlen=LOSSES_SHOWN)
-        self._warning = ""
+        self._step: Mapping[str, float] = {}
+        """Metrics of the step that is shown."""
+        self._warning = self._evaluating = ""
         self._delivery, self._delivery_read_at = "", 0.0
 
     def notice(self, line: str) -> None:
@@ -77,16 +79,20 @@ class TrainingProgress(Callback):
         if time.monotonic() - self._shown_at < (LIVE_INTERVAL_S if self.is_terminal else PLAIN_INTERVAL_S):
             return
         if self.is_terminal:
-            self._show_live(trainer, metrics)
+            self._step = metrics
+            self._show_live(trainer)
         else:
             self._show(self._step_line(trainer.state, metrics))
 
     def on_evaluation_batch(self, trainer: AdvancedTrainer, done: int, total: int) -> None:
-        if self.is_terminal and self._live is None:
-            self._show(f"evaluating: batch {done + 1:,} of {total:,}")
+        self._evaluating = f"evaluating: batch {done + 1:,} of {total:,}"
+        if self._live is None and self.is_terminal:
+            self._show(self._evaluating)
+        elif self.is_terminal and time.monotonic() - self._shown_at >= LIVE_INTERVAL_S:
+            self._show_live(trainer)
 
     def on_evaluation(self, trainer: AdvancedTrainer, metrics: Mapping[str, float]) -> None:
-        state = trainer.state
+        state, self._evaluating = trainer.state, ""
         shown = [(name, value) for name, value in metrics.items() if not name.startswith("eval_f1_")]
         figures = ", ".join(f"{name} {_short(value)}" for name, value in shown)
         star = " (best)" if state.best_step == state.step else ""
@@ -146,7 +152,7 @@ class TrainingProgress(Callback):
             print("\r\x1b[2K", end="", file=sys.stderr, flush=True)
             self._line = ""
 
-    def _show_live(self, trainer: AdvancedTrainer, metrics: Mapping[str, float]) -> None:
+    def _show_live(self, trainer: AdvancedTrainer) -> None:
         self._shown_at = time.monotonic()
         with suppress(OSError):
             if self._live is None:
@@ -157,9 +163,9 @@ class TrainingProgress(Callback):
                 console = Console(stderr=True, highlight=False)
                 self._live = Live(console=console, transient=True, auto_refresh=False, redirect_stdout=False)
                 self._live.start()
-            self._live.update(self._view(trainer, metrics), refresh=True)
+            self._live.update(self._view(trainer), refresh=True)
 
-    def _view(self, trainer: AdvancedTrainer, metrics: Mapping[str, float]) -> Group:
+    def _view(self, trainer: AdvancedTrainer) -> Group:
         """Position and time left; loss, learning rate and speed; the best so far and what MLflow has; a warning."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
@@ -175,12 +181,12 @@ class TrainingProgress(Callback):
         first.add_column(no_wrap=True, overflow="ellipsis")
         left = Text(f"{position}  ETA {_duration(self._seconds_left(state))}")
         first.add_row(ProgressBar(total=total, completed=state.step), left)
-        loss = f"loss {_short(metrics.get('train_loss', math.nan))} "
+        loss = f"loss {_short(self._step.get('train_loss', math.nan))} "
         if columns >= NARROW:
             blocks = can_draw_blocks(self._live.console.encoding)
             loss += sparkline(list(self._losses), min(40, columns - 50), blocks=blocks) + "  "
-        second = f"{loss}lr {metrics['learning_rate']:.2e}  {self._rate:,.0f} tokens/s"
-        lines = [second]
+        second = f"{loss}lr {self._step['learning_rate']:.2e}  {self._rate:,.0f} tokens/s"
+        lines = [self._evaluating or second]
         if columns >= NARROW:
             lines.append("  ".join(part for part in (self._best(trainer), self._delivered(trainer)) if part))
         lines += [self._warning] if self._warning else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mltrack.config import TrainModelResponse, options_of
@@ -16,6 +16,7 @@ from mltrack.evaluation.beside_baselines import verdict
 from mltrack.journal import write_json
 from mltrack.training import AdvancedTrainer
 from mltrack.training.callback import Callback
+from mltrack.training.resume import Metric
 
 if TYPE_CHECKING:
     from mltrack.runs.tracked import TrackedRun
@@ -36,12 +37,15 @@ class RunSummary(Callback):
     def __init__(self, tracked: TrackedRun):
         self._tracked = tracked
         self._trainer: AdvancedTrainer | None = None
+        self._best: list[dict[str, Any]] = []
+        """Evaluations, the best first; kept here, so that each one costs the same however many there were."""
 
     def on_train_begin(self, trainer: AdvancedTrainer) -> None:
-        self._trainer = trainer
+        self._trainer, self._best = trainer, _best_of(trainer.state.history, trainer.metric)
         self.write()
 
     def on_evaluation(self, trainer: AdvancedTrainer, metrics: Mapping[str, float]) -> None:
+        self._best = _best_of([*self._best, trainer.state.history[-1]], trainer.metric)
         self.write()
 
     def finish(self, response: TrainModelResponse) -> None:
@@ -59,7 +63,7 @@ class RunSummary(Callback):
     def _content(self, trainer: AdvancedTrainer) -> dict[str, Any]:
         prepared, response = self._tracked.prepared, self._tracked.response
         request, state, task = prepared.request, trainer.state, prepared.train_dataset.task
-        best = next((one for one in state.history if one["step"] == state.best_step), {})
+        best = next((one for one in self._best if one["step"] == state.best_step), {})
         return {
             "task": request.task,
             "model": request.model_name,
@@ -73,7 +77,7 @@ class RunSummary(Callback):
             "total_steps": trainer.plan.total_steps,
             "best_step": state.best_step,
             "verdict": verdict(best, response.baselines, request.metric_name),
-            "evaluations": self._best_evaluations(trainer),
+            "evaluations": self._best,
             "registered_name": request.registry_name if request.register == "best" else None,
             "example": task.serving.example,
             "warnings": response.warnings,
@@ -91,11 +95,13 @@ class RunSummary(Callback):
             and value != by_task.get(name, options[name].default)
         }
 
-    def _best_evaluations(self, trainer: AdvancedTrainer) -> list[dict[str, Any]]:
-        name, sign = trainer.metric.name, -1 if trainer.metric.mode == "min" else 1
 
-        def rank(one: Mapping[str, Any]) -> float:
-            value = float(one.get(name, math.nan))
-            return -math.inf if math.isnan(value) else sign * value
+def _best_of(evaluations: Sequence[dict[str, Any]], metric: Metric) -> list[dict[str, Any]]:
+    """The best evaluations, the best first; of equal ones the earlier."""
+    sign = 1 if metric.mode == "min" else -1
 
-        return sorted(trainer.state.history, key=rank, reverse=True)[:EVALUATIONS_SHOWN]
+    def rank(one: Mapping[str, Any]) -> float:
+        value = float(one.get(metric.name, math.nan))
+        return math.inf if math.isnan(value) else sign * value
+
+    return sorted(evaluations, key=rank)[:EVALUATIONS_SHOWN]
