@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,9 @@ def test_it_goes_the_whole_way(project: tuple[Path, dict[str, str]]) -> None:
     params = MlflowClient(uri).get_run(run_id).data.params
     assert (params["task"], params["lowercase"]) == ("token_classification", "true")
 
+    rebuild = json.loads(mltrack("data", "show", run_id, "--output", "json"))["rebuild"]
+    assert "--lowercase true" in rebuild
+    assert "records" in mltrack(*shlex.split(rebuild)[1:])
     resumed = tiny.last_json_line(mltrack("train", "--resume", run_id, "--max-steps", 60, "--output", "json"))
     assert (resumed["run_id"], resumed["steps_run"]) == (run_id, 60)
     assert json.loads((folder / "mltrack-runs" / run_id / "config.json").read_text())["lowercase"] is True

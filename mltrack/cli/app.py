@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import typer
 
 from mltrack import __version__
 from mltrack.cli.arguments import COLUMNS, LABELS, ON_BAD_RECORD, URI, flag, option
-from mltrack.cli.command import BOOL, Command, Group, task_options
+from mltrack.cli.command import BOOL, Command, Group, TaskCommand
 from mltrack.cli.data_group import cache, data
 from mltrack.cli.model_group import models
 from mltrack.cli.parameters import spellings, takes_options, train_options
@@ -50,19 +48,11 @@ def _train(words: dict[str, str]) -> None:
     raise typer.Exit(train(words))
 
 
-class _TrainCommand(Command):
-    """Also takes the options of a task from an installed package."""
+class _TrainCommand(TaskCommand):
+    """Takes the options of `train`."""
 
+    declared = staticmethod(train_options)
     action = staticmethod(_train)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the arguments."""
-        if further := task_options(args):
-            made = typer.Typer(add_completion=False)
-            made.command()(takes_options(train_options() | further, self.action))
-            whole = typer.main.get_command(made)
-            self.params, self.callback = whole.params, whole.callback
-        return super().parse_args(ctx, args)
 
 
 app.command("train", cls=_TrainCommand, short_help="Train a model.")(takes_options(train_options(), _train))

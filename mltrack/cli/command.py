@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
+import typer
 from typer.core import TyperCommand, TyperGroup
 
+from mltrack.cli.parameters import takes_options
 from mltrack.config import ConfigFile, Option
 from mltrack.config.option import TRUTHS
 from mltrack.config.task_options import own_options
@@ -67,6 +70,24 @@ class Command(TyperCommand):
         for heading, records in shown.items():
             with formatter.section(heading.capitalize()):
                 formatter.write_dl(records)
+
+
+class TaskCommand(Command):
+    """Also takes the options of a task from an installed package."""
+
+    declared: Callable[[], dict[str, Option]]
+    """The options that it always takes."""
+    action: Callable[[dict[str, str]], None]
+    """Gets the words that were typed."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments."""
+        if further := task_options(args):
+            made = typer.Typer(add_completion=False)
+            made.command()(takes_options(self.declared() | further, self.action))
+            whole = typer.main.get_command(made)
+            self.params, self.callback = whole.params, whole.callback
+        return super().parse_args(ctx, args)
 
 
 class Group(TyperGroup):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from mltrack.cli.arguments import URI, option
-from mltrack.cli.command import Command
+from mltrack.cli.command import Command, TaskCommand
 from mltrack.cli.parameters import split_options, takes_options
 
 data = typer.Typer(name="data", help="What is trained on.", no_args_is_help=True)
@@ -101,6 +101,13 @@ def _data_split(words: dict[str, str]) -> None:
     split(words)
 
 
-data.command("split", cls=Command, short_help="The records of both sides, counted or written.")(
+class _SplitCommand(TaskCommand):
+    """Takes what decides the records of a training."""
+
+    declared = staticmethod(split_options)
+    action = staticmethod(_data_split)
+
+
+data.command("split", cls=_SplitCommand, short_help="The records of both sides, counted or written.")(
     takes_options(split_options(), _data_split)
 )

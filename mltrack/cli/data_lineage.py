@@ -10,6 +10,7 @@ from typing import Any
 from mltrack.addresses import redacted
 from mltrack.cli.parameters import split_options
 from mltrack.config import OPTIONS, TrainModelRequest
+from mltrack.config.task_options import own_options
 from mltrack.errors import ConfigurationError, printable
 from mltrack.tasks.contract import Task
 
@@ -26,10 +27,10 @@ def split(words: Mapping[str, str]) -> None:
     from mltrack.data.requested import requested_records
     from mltrack.records.table import digest_of
 
-    options = split_options()
+    options = split_options() | own_options(words.get("task", OPTIONS["task"].default))
     values = {name: options[name].parse(word) for name, word in words.items()}
     folder, output, digests = values.pop("output_dir", None), values.pop("output", "text"), values.pop("digests", None)
-    found = requested_records(TrainModelRequest(**values))
+    found = requested_records(TrainModelRequest.of(values))
     rows: list[dict[str, Any]] = []
     for name, records in (("train", found.train), ("evaluation", found.evaluation)):
         rows.append({"set": name, "records": len(records), "digest": digest_of(records)})

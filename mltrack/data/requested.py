@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mltrack.config import DATA_OPTIONS, OPTIONS, TrainModelRequest
+from mltrack.config.task_options import own_options
 from mltrack.data.loader import DatasetLoader
 from mltrack.errors import ConfigurationError, DatasetError
 from mltrack.records.builtin.stdlib_source import STDLIB
@@ -189,7 +191,8 @@ def rebuild_command(options: Mapping[str, Any], *, working_directory: str = "", 
     """The command line that makes the same records again, and fails if they have changed.
 
     Args:
-        options: a request's options, or the params of its run; only `DATA_OPTIONS` are used.
+        options: a request's options, or the params of its run; only `DATA_OPTIONS` and the options of an installed
+            package's task are used.
         working_directory: the folder of relative paths.
         digests: of the training and the evaluation records.
     """
@@ -203,6 +206,11 @@ def rebuild_command(options: Mapping[str, Any], *, working_directory: str = "", 
             value = absolute(str(value), working_directory)
         if name in _ALWAYS_SAID or str(value) != str(option.default):
             words += [option.flag, str(value)]
+    with suppress(ConfigurationError):  # the task's package is not installed here
+        for name, option in own_options(str(options.get("task"))).items():
+            value = options.get(name)
+            if value is not None and str(value).lower() != str(option.default).lower():
+                words += [option.flag, str(value).lower() if isinstance(value, bool) else str(value)]
     if digests:
         words += ["--digests", ",".join(digest[:DIGEST_DIGITS] for digest in digests)]
     return shlex.join(words)
