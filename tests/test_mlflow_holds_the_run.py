@@ -104,7 +104,14 @@ def test_loss_and_evaluation_come_first_in_the_charts(trained):
     _, response, client, _ = trained
     run = client.get_run(response["run_id"])
     sections = {name.rpartition("/")[0] for name in run.data.metrics}
-    assert sections == {"", "epoch", "system"}
+    assert sorted(sections) == ["", "Loss", "epoch", "system"], "the nameless one stands behind those with a name"
+    losses = {
+        name: [(point.step, point.value) for point in client.get_metric_history(response["run_id"], f"{name}eval_loss")]
+        for name in ("", "Loss/")
+    }
+    assert losses["Loss/"] == losses[""] != []
+    assert client.get_metric_history(response["run_id"], "Loss/train_loss")
+    assert not [name for name in run.data.metrics if name.startswith("epoch/eval_f1_")]
     shown = {name for name in run.data.metrics if "/" not in name and not name.startswith("eval_")}
     assert shown == {"grad_norm", "learning_rate", "tokens_per_second", "train_loss"}
     assert float(run.data.params["baseline_majority_accuracy"]) == pytest.approx(

@@ -47,6 +47,11 @@ def without_many_classes(metrics: Mapping[str, float], *keep: str) -> dict[str, 
     return {name: value for name, value in metrics.items() if name not in left_out}
 
 
+def without_classes(metrics: Mapping[str, float], *keep: str) -> dict[str, float]:
+    """The metrics of an evaluation without those of single classes; `keep` stays."""
+    return {name: value for name, value in metrics.items() if name in keep or not name.startswith(_OF_A_CLASS)}
+
+
 def classification_metrics(
     labels: Sequence[int], predictions: Sequence[int], label_names: Sequence[str]
 ) -> dict[str, float]:

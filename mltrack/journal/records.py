@@ -34,6 +34,10 @@ FORMAT_VERSION = 2
 
 EPOCH_PREFIX = "epoch/"
 """Prefix of metrics whose steps are finished epochs; all others count optimizer steps."""
+LOSS_PREFIX = "Loss/"
+"""Prefix of the two losses at each evaluation, side by side: the mean of the epoch so far, and the evaluation's.
+MLflow's UI sorts sections by their prefix, capitals first: they are the first charts of a run.
+"""
 COSTS = frozenset(
     f"system/{name}"
     for name in ("data_wait_ms", "eval_seconds", "checkpoint_stall_ms", "checkpoint_write_ms", "checkpoint_bytes")

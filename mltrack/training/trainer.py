@@ -33,7 +33,7 @@ from mltrack.data.batches import MicroBatch, TrainingBatches, check_budget
 from mltrack.data.own_dataset import completed
 from mltrack.errors import DatasetError, Interrupted
 from mltrack.evaluation.evaluate import Metrics, OnBatch, check_metric_name, evaluate
-from mltrack.evaluation.metrics import metric_mode
+from mltrack.evaluation.metrics import metric_mode, without_classes
 from mltrack.hardware import choose_device, choose_precision
 from mltrack.hardware.precision import Precision, steps_on_condition
 from mltrack.shortage import shortages_named
@@ -312,7 +312,7 @@ class AdvancedTrainer:
             metrics = self._evaluate(self.eval_dataset)
         taken_in = state.epoch
         if epoch_over:
-            of_epoch = {**state.epoch_aggregates(), **metrics}
+            of_epoch = {**state.epoch_aggregates(), **without_classes(metrics, self.metric.name)}
             self.tracker.log_epoch_metrics(of_epoch, epoch=state.epoch)
             for callback in self.callbacks:
                 callback.on_epoch(self, of_epoch)
