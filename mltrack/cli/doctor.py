@@ -36,7 +36,7 @@ def _findings(tracking_uri: str | None) -> Iterator[Finding]:
         try:
             yield True, name, metadata.version(name)
         except metadata.PackageNotFoundError:
-            yield False, name, "not installed; run `make install`"
+            yield False, name, "not installed; install mltrack again (`pip install` of the wheel, or `make install`)"
     from mltrack import hardware
 
     for what, seen in hardware.describe().items():
