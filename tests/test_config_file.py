@@ -97,6 +97,14 @@ def test_the_effective_options_and_where_each_comes_from(file: Path, capsys: pyt
     assert "default of code_generation" in capsys.readouterr().out
 
 
+def test_mlflow_runs_own_default_task_does_not_win_unseen(file, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("MLFLOW_RUN_ID", "0123456789abcdef")
+    assert run(["train", "--task", "code_generation", "--config", "mltrack.yaml"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("mltrack: mltrack.yaml, line 2: task is text_classification")
+    assert "-P task=text_classification" in said
+
+
 def test_init_writes_a_file_that_explains_every_option_and_means_the_defaults(
     file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

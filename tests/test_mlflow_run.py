@@ -110,6 +110,19 @@ def test_each_task_by_the_top_level_project(trained, task):
     assert "mltrack.param_differences" not in made.run.data.tags
     assert made.steps == [1, 2, 3, 4]
     assert made.champion == made.run.info.run_id
+    assert made.run.info.run_name == f"{task} scratch:tiny", "MLflow's made-up name says nothing"
+    assert made.run.data.tags["mlflow.note.content"].startswith("**Finished**, 4 of 4 steps")
+
+
+def test_a_file_of_options_and_a_name_of_ones_own(tmp_path, records_file):
+    options = {"dataset_path": records_file("text_classification", 40), "task": "text_classification", **LITTLE}
+    (tmp_path / "my.yaml").write_text("".join(f"{name}: {value}\n" for name, value in options.items()))
+    words = ("--run-name", "mine", *given(config=tmp_path / "my.yaml", task="text_classification"))
+    finished, client = mlflow_run(commands.ROOT, *words, folder=tmp_path)
+    assert finished.returncode == 0, finished.stderr
+    run = only_run(client)
+    assert (run.info.run_name, run.data.params["max_steps"]) == ("mine", "4")
+    assert "mltrack.yaml" in {file.path for file in client.list_artifacts(run.info.run_id)}
 
 
 @pytest.mark.parametrize("task", TASKS)

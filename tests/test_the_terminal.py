@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import pty
 import re
 import signal
 import subprocess
@@ -47,6 +49,28 @@ def test_the_table_of_runs(trained, capsys: pytest.CaptureFixture[str], monkeypa
     assert re.search(r"eval_loss 0\.\d{4}", line)
     assert row["model"] == "scratch:tiny"
     assert row["best"] in line
+
+
+def test_watching_without_a_terminal_shows_the_table_once(trained, capsys, monkeypatch) -> None:
+    folder, row, _ = trained
+    monkeypatch.chdir(folder)
+    assert run(["runs", "--watch"]) == 0
+    assert capsys.readouterr().out.count(row["run"][:8]) == 1
+
+
+@pytest.mark.long
+def test_watching_in_a_terminal_goes_on_until_ctrl_c(trained) -> None:
+    folder, row, _ = trained
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-m", "mltrack", "runs", "--watch"]
+    process = subprocess.Popen(words, cwd=folder, env=commands.environment(TERM="xterm"), stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while shown.count(row["run"][:8].encode()) < 2:
+        shown += os.read(ours, 65536)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    os.close(ours)
 
 
 def test_one_run_by_the_beginning_of_its_id(trained, capsys, monkeypatch) -> None:

@@ -64,6 +64,8 @@ def _request(words: Mapping[str, str]) -> TrainModelRequest:
     """Of the command line, and of the file that `--config` names where the command line says nothing."""
     typed, problems, options = dict(words), [], OPTIONS
     file = ConfigFile.read(path) if (path := typed.pop("config", None)) else None
+    if file is not None:
+        _refuse_two_tasks(file, typed.get("task"))
     words = {name: value.word for name, value in file.words.items()} | typed if file is not None else typed
     with suppress(ConfigurationError):  # reported below with the other problems
         options = options_of(OPTIONS["task"].parse(words.get("task", "")))
@@ -77,6 +79,20 @@ def _request(words: Mapping[str, str]) -> TrainModelRequest:
     request = TrainModelRequest.from_words(words)
     request.config_text = file.text if file is not None else None
     return request
+
+
+def _refuse_two_tasks(file: ConfigFile, task: str | None) -> None:
+    """`mlflow run` always gives a task, its default one if the user named none: that one must not win unseen.
+
+    Raises:
+        ConfigurationError: under `mlflow run` the file names another task.
+    """
+    named = file.words.get("task")
+    if "MLFLOW_RUN_ID" in os.environ and named is not None and task not in (None, named.word):
+        raise ConfigurationError(
+            f"{file.path}, line {named.line}: task is {named.word}, but mlflow run says {task}; add"
+            f" -P task={named.word}"
+        )
 
 
 def _quiet(debug: bool) -> None:

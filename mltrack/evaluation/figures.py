@@ -87,7 +87,7 @@ def learning_curves_figure(history: Mapping[str, Sequence[tuple[int, float]]], p
     names = sorted(panels, key=lambda name: (name != "loss", name))[:6]
     columns = min(2, max(1, len(names)))
     rows = max(1, -(-len(names) // columns))
-    figure, grid = _figure(5.6 * columns, 3.4 * rows, rows, columns)
+    figure, grid = _figure(4.4 * columns, 2.9 * rows, rows, columns)
     spots = list(grid.flat) if hasattr(grid, "flat") else [grid]
     for axes, name in zip(spots, names, strict=False):
         for colour, metric in zip(_LINES, panels[name], strict=False):
