@@ -74,7 +74,7 @@ def steps(uri: str, run_id: str) -> list[int]:
 def test_a_resume_follows_the_database_and_names_no_registration_that_it_did_not_make(moved: tuple[Path, Path]) -> None:
     old, new = moved
     uri = f"sqlite:///{new}/mlflow.db"
-    response, said = train(new, "train", "--resume", "latest", "--max-steps", 6, "--exit-wait", 8, "--output", "json")
+    response, said = train(new, "train", "--resume", "latest", "--max-steps", 6, "--exit-wait", 30, "--output", "json")
     run_id = response["run_id"]
     assert f"its database is {uri} now" in said
     assert f"{old} is gone" in said
@@ -139,7 +139,7 @@ def test_a_new_run_of_the_moved_project_says_so_and_a_new_experiment_keeps_its_f
 ) -> None:
     old, new = moved
     uri = f"sqlite:///{new}/mlflow.db"
-    response, said = train(new, *TRAIN, "--max-steps", 2, "--exit-wait", 8)
+    response, said = train(new, *TRAIN, "--max-steps", 2, "--exit-wait", 30)
     assert (response["success"], response["delivery"], response["registered_model"]) == (True, "pending", None)
     lines = [line for line in said.splitlines() if f"{old} is gone" in line]
     assert lines
@@ -156,7 +156,7 @@ def test_where_the_database_is_gone_the_training_goes_on_and_makes_no_other(move
     old.mkdir()
     try:
         response, said = train(
-            new, "train", "--resume", "latest", "--max-steps", 6, "--exit-wait", 8, "--output", "json"
+            new, "train", "--resume", "latest", "--max-steps", 6, "--exit-wait", 30, "--output", "json"
         )
         assert (response["success"], response["delivery"], response["registered_model"], response["model_uri"]) == (
             True,

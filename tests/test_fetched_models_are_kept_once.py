@@ -245,7 +245,7 @@ def test_over_a_bad_line_it_goes_on_where_it_was(cache: Path, tmp_path: Path, mo
         store = connect(proxy.uri)
         proxy.next_faults.append("half_reply")
         proxy.fault = "unavailable"
-        with pytest.raises(StoreUnavailable, match="the same command goes on from there"):
+        with pytest.raises(StoreUnavailable, match="the same command continues from there"):
             resolve(store, "models:/m/1")
         proxy.fault = "none"
         before = proxy.replied_bytes.copy()

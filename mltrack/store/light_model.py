@@ -81,7 +81,7 @@ def write_model_folder(
 
     Raises:
         CheckpointError: no weights or no config.json in `checkpoint_dir`, or `out_dir` is not empty.
-        FileNotFoundError: `checkpoint_dir` is gone, as a evicted checkpoint is.
+        FileNotFoundError: `checkpoint_dir` is gone, as an evicted checkpoint is.
     """
     import yaml
 
@@ -149,7 +149,7 @@ def files_beside_model(checkpoint_dir: str | Path) -> list[str]:
     Together with a READY model they are the whole checkpoint; without config.json, and so without a model, all files.
 
     Raises:
-        FileNotFoundError: `checkpoint_dir` is gone, as a evicted checkpoint is.
+        FileNotFoundError: `checkpoint_dir` is gone, as an evicted checkpoint is.
     """
     source = Path(checkpoint_dir)
     if not source.is_dir():
