@@ -18,6 +18,7 @@ help:
 install: $(VENV)/installed
 
 $(VENV)/installed: requirements.lock pyproject.toml
+	@echo "installing into $(VENV): 450 MB of download, about two minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --disable-pip-version-check -q -r requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .

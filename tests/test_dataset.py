@@ -17,7 +17,7 @@ from mltrack.config import TrainingConfig
 from mltrack.data import CodeDataset, DatasetLoader, Record
 from mltrack.data.collate import collate
 from mltrack.errors import ConfigurationError, DatasetError
-from mltrack.runs.description import data_summary, long_text_warnings
+from mltrack.runs.description import data_summary, long_text_warnings, one_class_warning
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 VOCABULARY = {
@@ -238,6 +238,19 @@ def test_many_long_records_are_told() -> None:
     summary = data_summary(quiet, dropping, {}, None)
     assert (summary["training"]["truncated_share"], summary["evaluation"]["truncated_share"]) == (0.2, 0.3)
     assert (summary["evaluation"]["records"], summary["evaluation"]["dropped_records"]) == (10, 3)
+
+
+def test_an_evaluation_set_of_one_class_is_told() -> None:
+    tokenizer = plain()
+    both = CodeDataset(
+        [Record("a", "safe", None, "a", 0), Record("b", "unsafe", None, "a", 1)], tokenizer, "text_classification"
+    )
+    one = CodeDataset(
+        [Record("a", "safe", None, "a", 0)], tokenizer, "text_classification", label_mapping=both.label_mapping
+    )
+    assert one_class_warning(both, both) == []
+    (line,) = one_class_warning(both, one)
+    assert line.startswith("all 1 evaluation records are 'safe'")
 
 
 def test_the_five_levels_keep_their_order_when_some_are_absent() -> None:

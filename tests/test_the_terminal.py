@@ -18,6 +18,7 @@ import commands
 import pytest
 from conftest import write_records
 from ready_store import ready_store
+from tracked_runs import until
 
 from mltrack.cli import run
 from mltrack.cli.chart import can_draw_blocks, chart, sparkline
@@ -194,7 +195,8 @@ def test_output_piped_into_head_ends_well(trained) -> None:
 
 
 @pytest.mark.long
-def test_ui_serves_the_run_until_ctrl_c(trained) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ui_serves_the_run_until_it_is_ended(trained, number: signal.Signals) -> None:
     folder, row, _ = trained
     process = subprocess.Popen(
         [sys.executable, "-m", "mltrack", "ui", "--no-open"],
@@ -211,8 +213,23 @@ def test_ui_serves_the_run_until_ctrl_c(trained) -> None:
         with urllib.request.urlopen(f"{base}/ajax-api/2.0/mlflow/runs/get?run_id={row['run']}", timeout=30) as answer:
             assert json.load(answer)["run"]["info"]["status"] == "FINISHED"
     finally:
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
     assert process.wait(timeout=60) == 0
+    until(lambda: not is_served(base), "the end of MLflow's server")
+
+
+def is_served(address: str) -> bool:
+    try:
+        return bool(urllib.request.urlopen(f"{address}/health", timeout=5).status)
+    except OSError:
+        return False
+
+
+def test_resume_takes_options_without_a_run(tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for words in (["--max-steps", "60"], ["--max-steps=60"], ["latest", "--max-steps", "60"], []):
+        assert run(["resume", *words]) == 2
+        assert "resume=latest: no run in" in capsys.readouterr().err
 
 
 def test_ui_without_a_database_says_so(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 
 from mltrack import __version__
@@ -212,7 +214,16 @@ def _runs_show(
     show_run(run, output_dir or "mltrack-runs", output or "text")
 
 
-@app.command("resume", cls=Command, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+class _ResumeCommand(Command):
+    """The run may be left out in front of options of `train`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments."""
+        is_left_out = bool(args) and args[0].startswith("-") and args[0] != "--help"
+        return super().parse_args(ctx, ["latest", *args] if is_left_out else args)
+
+
+@app.command("resume", cls=_ResumeCommand, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def _resume(
     ctx: typer.Context,
     run: str = typer.Argument("latest", help="A run id or the beginning of one; latest: the newest with a checkpoint."),

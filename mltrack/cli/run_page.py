@@ -15,6 +15,7 @@ from mltrack.cli.run_table import age, run_row
 from mltrack.config import OPTIONS
 from mltrack.errors import ConfigurationError, printable
 from mltrack.journal import RunDirectory, find_run_directory, read_journal, read_json
+from mltrack.journal.run_index import FEWEST_CHARACTERS
 
 CHART_HEIGHT, WIDEST_CHART = 6, 100
 
@@ -31,7 +32,9 @@ def show_run(run: str, output_dir: str, output: str) -> None:
     OPTIONS["output"].check(output)
     directory = find_run_directory(output_dir, run)
     if directory is None:
-        raise ConfigurationError(f"there is no run '{run}' in {Path(output_dir).absolute()}; `mltrack runs` lists them")
+        short = "; the beginning of an id needs 4 characters" if len(run) < FEWEST_CHARACTERS else ""
+        where = Path(output_dir).absolute()
+        raise ConfigurationError(f"there is no run '{run}' in {where}{short}; `mltrack runs` lists them")
     row, summary = run_row(directory), read_json(directory.summary_file) or {}
     curves, checkpoints = _curves(directory, summary.get("metric")), _checkpoints(directory)
     if output == "json":
@@ -49,6 +52,8 @@ def show_run(run: str, output_dir: str, output: str) -> None:
     blocks = can_draw_blocks(sys.stdout.encoding)
     for name, points in curves.items():
         steps = f"steps {points[0][0]:,} to {points[-1][0]:,}"
+        if len(points) > width:
+            steps += f", a column is the mean of {len(points) / width:.0f} or so"
         drawn = chart([value for _, value in points], width, CHART_HEIGHT, blocks=blocks)
         lines += ["", f"{name}, {steps}, last {points[-1][1]:.4f}", *drawn]
     lines += [f"warning     {line}" for line in [*summary.get("findings", []), *summary.get("warnings", [])]]

@@ -207,6 +207,17 @@ def long_text_warnings(train_dataset: CodeDataset, eval_dataset: CodeDataset) ->
     return lines
 
 
+def one_class_warning(train_dataset: CodeDataset, eval_dataset: CodeDataset) -> list[str]:
+    """A line for the user if all evaluation records have one class and the training records several."""
+    there = [[name for name, count in one.record_counts.items() if count] for one in (train_dataset, eval_dataset)]
+    if len(there[0]) < 2 or len(there[1]) != 1:
+        return []
+    return [
+        f"all {len(eval_dataset):,} evaluation records are '{there[1][0]}', so their figures say little; give"
+        " --validation-path, or a larger --validation-split"
+    ]
+
+
 def _written(value: Any) -> str:
     """A value as a user would type it."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -26,7 +26,7 @@ from mltrack.journal import JournalLock, RunDirectory, make_output_dir
 from mltrack.models import ModelSource, resolve_model
 from mltrack.records.check import DataReport, check_data
 from mltrack.relay import tracking_uri_of
-from mltrack.runs.description import data_summary, long_text_warnings
+from mltrack.runs.description import data_summary, long_text_warnings, one_class_warning
 from mltrack.runs.frontend import Frontend
 from mltrack.runs.own_data import made_datasets
 from mltrack.runs.provenance import earlier_labels, find_resumed, pinned_revision, reads_as_tokens, saved_options
@@ -112,7 +112,10 @@ def prepare(request: TrainModelRequest, frontend: Frontend) -> Prepared:
         if directory is not None:
             checkpoint, damaged = _checkpoint(request, directory, model, train_dataset)
             resumed = Resumed(directory=directory, lock=lock, checkpoint=checkpoint, damaged=damaged)
-        for line in long_text_warnings(train_dataset, eval_dataset):
+        for line in [
+            *long_text_warnings(train_dataset, eval_dataset),
+            *one_class_warning(train_dataset, eval_dataset),
+        ]:
             frontend.notice(line)
         frontend.notice(
             f"data: {len(train_dataset):,} training and {len(eval_dataset):,} evaluation records from"

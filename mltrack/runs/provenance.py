@@ -113,8 +113,8 @@ def find_resumed(request: TrainModelRequest, notice: Callable[[str], None] = lam
         newest = next((one for one in newest_first if has_checkpoint(one)), None)
         if newest is None:
             raise ConfigurationError(
-                f"resume=latest: no run in {Path(request.output_dir).absolute()} has a checkpoint; use resume=never or"
-                " a run id"
+                f"resume=latest: no run in {Path(request.output_dir).absolute()} has a checkpoint; train first,"
+                " name the folder with --output-dir, or give a run id"
             )
         return _taken_over(newest, request, notice)
     found = find_run_directory(request.output_dir, wanted)
