@@ -24,7 +24,7 @@ from mltrack.tasks import task_named
 SAMPLES_SHOWN, SAMPLE_LINES, SAMPLE_WIDTH = 3, 8, 110
 DEFAULT_FOLDER = OPTIONS["output_dir"].default
 _REPEATED = re.compile(r"(.{1,40}?)\1{3,}")
-"""A piece of a line that stands there at least four times in a row."""
+"""A piece of a line that is repeated at least four times in a row."""
 
 
 def print_summary(request: TrainModelRequest, response: TrainModelResponse, *, file: TextIO) -> None:

@@ -29,7 +29,7 @@ YOUNG_S = 60.0
 has just begun has not written yet.
 """
 FEWEST_CHARACTERS = 4
-"""Of the beginning of an id that stands for the whole."""
+"""Fewest characters of a shortened id."""
 log = logging.getLogger("mltrack")
 
 

@@ -24,7 +24,7 @@ def marked(text: str) -> str:
 
 
 def is_replaceable(note: str) -> bool:
-    """True for an empty description, and for one made here that nobody has changed."""
+    """True for an empty description, and for one made here that is unchanged."""
     text, mark, end = note.rpartition(_MARK)
     return not note.strip() or (bool(mark) and end == f"{_digest(text)} -->")
 

@@ -1,6 +1,6 @@
 """What a person reads of a run in MLflow, kept current by the relay: the description of the run and of its experiment.
 
-Invariant: nothing hangs on it. Whatever goes wrong is logged, and tried again when there is something new to say.
+Invariant: no training depends on it. Whatever goes wrong is logged, and tried again when there is something new to say.
 """
 
 from __future__ import annotations

@@ -9,6 +9,6 @@ FORMER_TAGS = {f"mltrack.{name}": f"mltrack.trainer_{name}" for name in ("boot_i
 
 
 def with_present_names(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags under their present names; what stands under a present name wins over a former one."""
+    """The tags under their present names; a present name wins over a former one."""
     renamed = {FORMER_TAGS[name]: value for name, value in tags.items() if name in FORMER_TAGS}
     return renamed | {name: value for name, value in tags.items() if name not in FORMER_TAGS}

@@ -19,7 +19,7 @@ def server_version(store: Store) -> str | None:
     """What `GET <uri>/version` says; None where the store is no server, or says something else.
 
     Raises:
-        StoreUnavailable: nobody answers.
+        StoreUnavailable: the server does not answer.
     """
     if store.server_version is None:
         store.server_version = _asked(store) or ""
