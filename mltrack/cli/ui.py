@@ -56,8 +56,8 @@ def ui(run: str | None, tracking_uri: str | None, output_dir: str, port: str | N
     words = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(number), "--workers", "1"]
     with tempfile.TemporaryFile("w+") as log:
         server = subprocess.Popen(words, env=environment, start_new_session=True, stdout=log, stderr=log)
-        for number in (signal.SIGTERM, signal.SIGHUP):  # the server ends with this process, however that is ended
-            signal.signal(number, signal.default_int_handler)
+        for ending in (signal.SIGTERM, signal.SIGHUP):  # the server ends with this process, however that is ended
+            signal.signal(ending, signal.default_int_handler)
         try:
             _wait_for(server, number, log)
             _tell(f"http://127.0.0.1:{number}/{page}", opens)
